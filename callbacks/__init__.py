@@ -1,0 +1,13 @@
+"""What a run shows, saves and measures. Without these callbacks the mathematics of a stage is the same, but for the freezing."""
+
+from callbacks.checkpoint import Checkpoint
+from callbacks.evaluation import Evaluation
+from callbacks.freezing import Freezing
+from callbacks.handoff import HandOff
+from callbacks.history import HistoryLogger
+from callbacks.progress import Progress
+from callbacks.report import Report
+from callbacks.samples import Samples
+from callbacks.throughput import Throughput
+
+__all__ = ["Checkpoint", "Evaluation", "Freezing", "HandOff", "HistoryLogger", "Progress", "Report", "Samples", "Throughput"]

@@ -1,0 +1,36 @@
+"""Measures the stage on held-out data when it has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import lightning as L
+
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.files import read_json, write_json
+from lightning_internvl.stages import Stage
+
+
+class Evaluation(L.Callback):
+    """Runs the stage's tasks and writes their metrics to `metrics.json`.
+
+    Args:
+        tasks: tasks by name (see `lightning_internvl.evaluation.tasks`).
+        bench: the model with its collators and held-out data; None measures nothing.
+    """
+
+    def __init__(self, *, tasks: Mapping[str, Callable[[Bench], dict[str, float]]], bench: Bench | None = None) -> None:
+        self.tasks, self.bench = dict(tasks), bench
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
+        if self.bench is None or not trainer.is_global_zero:
+            return
+        begun, found = time.monotonic(), {}
+        with self.bench.evaluating() as bench:
+            for task in self.tasks.values():
+                found |= task(bench)
+        metrics, timing = (read_json(pl_module.run_dir / name, {}) for name in ("metrics.json", "timing.json"))
+        write_json(pl_module.run_dir / "metrics.json", metrics | {pl_module.name: found})
+        timing.setdefault(pl_module.name, {})["eval_seconds"] = round(time.monotonic() - begun, 2)
+        write_json(pl_module.run_dir / "timing.json", timing)

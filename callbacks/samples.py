@@ -1,0 +1,48 @@
+"""Keeps what the model makes of a few fixed pictures at several times of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.samples import sample
+from lightning_internvl.files import write_json
+from lightning_internvl.stages import Stage
+
+
+class Samples(L.Callback):
+    """Writes `stages/<stage>/samples/step-*.json`.
+
+    Args:
+        bench: the model with its collators and held-out data; None keeps nothing.
+        at: moments, as shares of the stage; the start (0) and the end (1) among them if wanted.
+        images: how many pictures.
+        mode, writer: see `lightning_internvl.evaluation.samples.sample`.
+    """
+
+    def __init__(
+        self, *, at: Sequence[float], images: int, mode: str = "c", writer: str | None = None, bench: Bench | None = None
+    ) -> None:
+        self.bench, self.at, self.images, self.mode, self.writer = bench, tuple(at), images, mode, writer
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Stage) -> None:
+        self.steps = {round(share * pl_module.max_steps) for share in self.at}
+        if trainer.global_step == 0 and 0 in self.steps:
+            self._keep(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
+        last_of_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if last_of_step and trainer.global_step in self.steps:
+            self._keep(trainer, pl_module)
+
+    def _keep(self, trainer: L.Trainer, stage: Stage) -> None:
+        if self.bench is None or not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        last = step == stage.max_steps
+        with self.bench.evaluating() as bench:
+            found = sample(bench, stage=stage.name, step=step, mode=self.mode, writer=self.writer, images=self.images, last=last)
+        write_json(stage.folder / "samples" / f"step-{step:06d}.json", found)

@@ -1,0 +1,1 @@
+"""Data: generated scenes, image files, text, templates, collators and the step sampler."""

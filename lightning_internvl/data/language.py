@@ -1,0 +1,157 @@
+"""What is said about a scene: captions in English and Chinese, questions with answers, and prompts for one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_internvl.data.scenes import Scene
+from lightning_internvl.data.things import COLOURS, THINGS, Colour, Thing
+
+LANGUAGES = ("en", "zh")
+COUNTS = {"en": ("no", "one", "two", "three", "four"), "zh": ("零", "一", "两", "三", "四")}
+CELLS = ("top left", "top right", "bottom left", "bottom right")
+CAPTIONS = {
+    "en": ("{things} on {article} {colour} background", "{article} {colour} background with {things}"),
+    "zh": ("{colour}背景上有{things}", "{things}在{colour}背景上"),
+}
+CAPTION_REQUEST = "describe the picture."
+QUESTION_KINDS = ("what", "count", "colour", "exists", "where")
+EMPTY_CELL_SHARE = 0.15  # of "what" questions, where a cell is empty
+BOX_STEP = 50  # box numbers are multiples of this, in 0..1000
+MAX_QUESTIONS = 24
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer. `box` (x0, y0, x1, y1 in 0..1) is the unrounded truth of a "where" question."""
+
+    question: str
+    answer: str
+    kind: str
+    box: Box | None = None
+
+
+def article(word: str) -> str:
+    """The indefinite article of a word of this closed world."""
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def noun_phrase(thing: Thing, count: int, language: str = "en") -> str:
+    """ "a cat", "two cats", "两只猫"."""
+    if language == "zh":
+        return f"{COUNTS['zh'][count]}{thing.measure}{thing.zh}"
+    return f"{article(thing.name)} {thing.name}" if count == 1 else f"{COUNTS['en'][count]} {thing.plural}"
+
+
+def _join(phrases: list[str], language: str) -> str:
+    comma, last = {"en": (", ", " and "), "zh": ("、", "和")}[language]
+    return comma.join(phrases[:-1]) + last + phrases[-1] if len(phrases) > 1 else phrases[0]
+
+
+def _phrase(pattern: str, things: str, colour: Colour, language: str) -> str:
+    name = colour.zh if language == "zh" else colour.name
+    return pattern.format(things=things, colour=name, article=article(name))
+
+
+def references(scene: Scene, language: str = "en") -> list[str]:
+    """Every caption that `caption` may give in this language. Raises ValueError for an unknown language."""
+    if language not in LANGUAGES:
+        raise ValueError(f"unknown language {language!r}; choose from {list(LANGUAGES)}")
+    phrases = [noun_phrase(THINGS[thing], count, language) for thing, count in scene.counts.items()]
+    things, colour = _join(phrases, language), COLOURS[scene.background]
+    return [_phrase(pattern, things, colour, language) for pattern in CAPTIONS[language]]
+
+
+def caption(scene: Scene, rng: np.random.Generator, language: str = "en") -> str:
+    """One caption: all kinds of things, in the order of the table, with counts, and the background colour."""
+    choices = references(scene, language)
+    return choices[int(rng.integers(len(choices)))]
+
+
+def class_prompts(thing: Thing) -> list[str]:
+    """Captions of pictures with just this thing, one of each phrasing and colour, after the bare name."""
+    name = noun_phrase(thing, 1)
+    return [name] + [_phrase(pattern, name, colour, "en") for pattern in CAPTIONS["en"] for colour in COLOURS]
+
+
+def box_text(box: Box) -> str:
+    """A box in 0..1 as "<box>(x0,y0),(x1,y1)</box>" with integers in 0..1000, multiples of BOX_STEP."""
+    x0, y0, x1, y1 = (round(value * 1000 / BOX_STEP) * BOX_STEP for value in box)
+    return f"<box>({x0},{y0}),({x1},{y1})</box>"
+
+
+def questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Turn]:
+    """n different questions about a scene; kinds are equally likely, what the picture does not allow is left out.
+
+    Raises ValueError when n is over MAX_QUESTIONS.
+    """
+    if not 0 <= n <= MAX_QUESTIONS:
+        raise ValueError(f"a scene gives 0 to {MAX_QUESTIONS} questions, got n={n}")
+    makers = {"what": _what, "count": _count, "colour": _colour, "exists": _exists, "where": _where}
+    turns: dict[str, Turn] = {}
+    while len(turns) < n:
+        turn = makers[QUESTION_KINDS[int(rng.integers(len(QUESTION_KINDS)))]](scene, rng)
+        if turn is not None:
+            turns.setdefault(turn.question, turn)
+    return list(turns.values())
+
+
+def _pick(items: list[int], rng: np.random.Generator) -> int:
+    return items[int(rng.integers(len(items)))]
+
+
+def _what(scene: Scene, rng: np.random.Generator) -> Turn:
+    held = {placed.cell: THINGS[placed.thing].name for placed in scene.objects}
+    empty = [cell for cell in range(len(CELLS)) if cell not in held]
+    ask_empty = bool(empty) and rng.random() < EMPTY_CELL_SHARE
+    cell = _pick(empty if ask_empty else list(held), rng)
+    return Turn(f"what is in the {CELLS[cell]}?", held.get(cell, "nothing"), "what")
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> Turn:
+    thing = _pick(list(scene.counts), rng)
+    return Turn(f"how many {THINGS[thing].plural} are there?", COUNTS["en"][scene.counts[thing]], "count")
+
+
+def _colour(scene: Scene, rng: np.random.Generator) -> Turn:
+    return Turn("what colour is the background?", COLOURS[scene.background].name, "colour")
+
+
+def _exists(scene: Scene, rng: np.random.Generator) -> Turn:
+    shown = rng.random() < 0.5
+    thing = _pick([i for i in range(len(THINGS)) if (i in scene.counts) == shown], rng)
+    return Turn(f"is there {noun_phrase(THINGS[thing], 1)}?", "yes" if shown else "no", "exists")
+
+
+def _where(scene: Scene, rng: np.random.Generator) -> Turn | None:
+    single = [placed for placed in scene.objects if scene.counts[placed.thing] == 1]
+    if not single:
+        return None
+    placed = single[int(rng.integers(len(single)))]
+    return Turn(f"where is the {THINGS[placed.thing].name}?", box_text(placed.box), "where", placed.box)
+
+
+def vocabulary_texts() -> Iterator[str]:
+    """Short texts that together hold every word of this module in every position where it can stand."""
+    for thing in THINGS:
+        yield from (thing.name, f"how many {thing.plural} are there?", f"where is the {thing.name}?")
+        for language in LANGUAGES:
+            for count in range(1, 4):
+                phrase = noun_phrase(thing, count, language)
+                yield from (phrase, _join([phrase] * 3, language))
+        yield f"is there {noun_phrase(thing, 1)}?"
+    for colour in COLOURS:
+        yield from (colour.name, colour.zh)
+        for language in LANGUAGES:
+            for pattern in CAPTIONS[language]:
+                yield _phrase(pattern, noun_phrase(THINGS[0], 1, language), colour, language)
+    for words in (CELLS, COUNTS["en"], COUNTS["zh"], ("nothing", "yes", "no", CAPTION_REQUEST)):
+        yield from words
+    yield from (f"what is in the {cell}?" for cell in CELLS)
+    yield "what colour is the background?"
+    yield from (box_text((value / 1000,) * 4) for value in range(0, 1001, BOX_STEP))

@@ -1,0 +1,91 @@
+"""What a chat format is: text around the messages, and which of it the model has to learn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypedDict
+
+IMAGE = "<image>"
+ROLES = ("system", "user", "assistant")
+
+
+class Message(TypedDict):
+    """One message; `role` is system, user or assistant, and "<image>" in `content` marks a picture."""
+
+    role: str
+    content: str
+
+
+class Segment(NamedTuple):
+    """A piece of the text, tokenised on its own; `is_answer` marks what is learnt."""
+
+    text: str
+    is_answer: bool
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat format. "{}" stands for the message.
+
+    `answer_end` closes an answer and is learnt with it; None means the end token of the tokenizer. `after_answer` is
+    not learnt. Without `keep_user_text` only the image markers of user messages stay.
+    """
+
+    name: str
+    user: str
+    assistant: str
+    answer_start: str = ""
+    answer_end: str | None = None
+    after_answer: str = ""
+    system_format: str = "{}"
+    system: str = ""
+    begins_with_bos: bool = True
+    keep_user_text: bool = True
+
+    def with_system(self, system: str) -> ChatTemplate:
+        """The same format with another default system message; "" leaves the system turn out."""
+        return dataclasses.replace(self, system=system)
+
+    def end(self, eos_token: str) -> str:
+        """The text that ends an answer: generation stops there."""
+        return eos_token if self.answer_end is None else self.answer_end
+
+    def rounds(self, conversation: Sequence[Message], eos_token: str = "</s>") -> list[list[Segment]]:
+        """Segments of each user-assistant pair; the system message belongs to the first one.
+
+        A last user message without an answer leaves the assistant's turn open, for generation.
+        Raises ValueError unless users and assistants alternate, starting with a user, after an optional system message.
+        """
+        system, messages = self.system, list(conversation)
+        if messages and messages[0]["role"] == "system":
+            system = messages.pop(0)["content"]
+        self._check_roles(messages)
+        rounds: list[list[Segment]] = []
+        for position in range(0, len(messages), 2):
+            before = self.system_format.format(system) if system and position == 0 else ""
+            asked = messages[position]["content"]
+            if not self.keep_user_text:
+                asked = IMAGE * asked.count(IMAGE)
+            segments = [Segment(before + self.user.replace("{}", asked) + self.assistant, False)]
+            if position + 1 < len(messages):
+                answer = self.answer_start + messages[position + 1]["content"] + self.end(eos_token)
+                segments += [Segment(answer, True), Segment(self.after_answer, False)]
+            rounds.append([segment for segment in segments if segment.text])
+        return rounds
+
+    def segments(self, conversation: Sequence[Message], eos_token: str = "</s>") -> list[Segment]:
+        """All segments of a conversation, in order; see `rounds`."""
+        return [segment for one in self.rounds(conversation, eos_token) for segment in one]
+
+    def _check_roles(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            raise ValueError("the conversation is empty")
+        for position, message in enumerate(messages):
+            wanted = ROLES[1 + position % 2]
+            if message["role"] != wanted:
+                raise ValueError(
+                    f"message {position} has role {message['role']!r}, expected {wanted!r}: a conversation is an "
+                    "optional system message, then user and assistant in turn"
+                )

@@ -1,0 +1,73 @@
+"""The tokenizer of the built-in data: one token a word, made from its texts in a moment, without a download."""
+
+from __future__ import annotations
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lightning_internvl.data.language import vocabulary_texts
+
+SPECIAL_TOKENS = (
+    "<pad>", "<s>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>",
+    "<box>", "</box>", "<ref>", "</ref>", "<|im_start|>", "<|im_end|>",
+)  # fmt: skip
+IMAGE_AND_BOX_TOKENS = SPECIAL_TOKENS[3:10]
+# Part of what a model says, so decoding without special tokens keeps them.
+KEPT_TOKENS = ("<box>", "</box>", "<ref>", "</ref>")
+# Words that prompts and templates add to the texts about scenes.
+TEMPLATE_TEXTS = (
+    "summarize: English caption: Chinese caption: caption:",
+    "English caption", "Chinese caption", "system user assistant", "user", "assistant", "USER: ASSISTANT:",
+    " USER: ASSISTANT:",
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+)  # fmt: skip
+# A Chinese character; a word with the space before it; a number; the middle of a box; any other single character.
+PIECE = r"\p{Han}| ?[A-Za-z]+|[0-9]+|\),\(|\s|."
+
+
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level tokenizer with byte fallback: any text round-trips, and the built-in texts take one token a word.
+
+    `<pad>`, `<s>` and `</s>` are 0, 1 and 2; none is added by itself. The result depends on the texts alone.
+    """
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECE), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    texts = [*vocabulary_texts(), *TEMPLATE_TEXTS]
+    words = {piece for text in texts for part in _without_special(text) for piece, _ in split.pre_tokenize_str(part)}
+    words |= {f"Ġ{word}" for word in words if word.isascii() and word.isalpha()}
+    tokens = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *sorted(words)]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken(t, special=t not in KEPT_TOKENS, normalized=False) for t in SPECIAL_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _without_special(text: str) -> list[str]:
+    for token in SPECIAL_TOKENS:
+        text = text.replace(token, "\x00")
+    return [part for part in text.split("\x00") if part]
+
+
+def hf_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or a local folder, with the placeholders of pictures and boxes added where it lacks them."""
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    lacking = [token for token in IMAGE_AND_BOX_TOKENS if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
+    tokenizer.add_special_tokens({"additional_special_tokens": lacking})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

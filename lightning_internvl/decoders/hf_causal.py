@@ -1,0 +1,57 @@
+"""Any Hugging Face causal language model as the decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+
+class HFCausalLM(nn.Module):
+    """A language model that writes the answer; its parameters keep their Hugging Face names below `lm.`.
+
+    Args:
+        pretrained: a hub id or a local folder; its weights are loaded. None builds from `config` with random weights.
+        config: fields of the model's configuration, `model_type` among them (toy models and overrides).
+        vocab_size: rows of the embedding table (completed from the tokenizer); a pretrained table is grown to it.
+    """
+
+    def __init__(
+        self, *, pretrained: str | None = None, config: dict[str, Any] | None = None, vocab_size: int | None = None
+    ) -> None:
+        super().__init__()
+        if pretrained is None and not config:
+            raise ValueError("the decoder needs either `pretrained` (a hub id or a folder) or `config` (with model_type)")
+        if pretrained is not None:
+            self.lm = AutoModelForCausalLM.from_pretrained(pretrained, **(config or {}))
+            if vocab_size and vocab_size > self.lm.get_input_embeddings().num_embeddings:
+                self.lm.resize_token_embeddings(vocab_size, mean_resizing=True)
+        else:
+            fields = {k: v for k, v in config.items() if k != "model_type"}
+            fields = fields if vocab_size is None else fields | {"vocab_size": vocab_size}
+            self.lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields))
+        self.dim: int = self.lm.get_input_embeddings().embedding_dim
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Modules that FSDP shards one by one: the blocks of the longest module list."""
+        lists = [m for m in self.lm.modules() if isinstance(m, nn.ModuleList)]
+        return list(max(lists, key=len)) if lists else [self.lm]
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """(B, L) -> (B, L, H)"""
+        return self.lm.get_input_embeddings()(ids_BL)
+
+    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
+        """States after the final norm: (B, L, H) -> (B, L, H)."""
+        return self.lm.base_model(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, use_cache=False)[0]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of any states: (..., H) -> (..., V), float32."""
+        return self.lm.get_output_embeddings()(hidden).float()
+
+    @torch.no_grad()
+    def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
+        """New ids (B, <= max_new_tokens) after left-padded prompts given as embeddings; options as in transformers."""
+        return self.lm.generate(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, **options)

@@ -1,0 +1,169 @@
+"""InternViT, the vision tower of InternVL (Chen et al. 2023, section 3.2; official `modeling_intern_vit.py`).
+
+Module names are those of the official checkpoint, below `vision_model.`; the 6B and the toy tower differ in numbers only.
+Letters: N images, P tokens (CLS first), D width, S side of the image in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_internvl.attention import attend
+from lightning_internvl.layers import DropPath, RMSNorm, init_normal, merge_heads, resize_positions, split_heads
+
+
+class InternViT(nn.Module):
+    """Pixels to visual tokens.
+
+    Args:
+        image_size: side in pixels of the stored position table; other sizes that are multiples of `patch_size` are
+            accepted at run time and resize the table.
+        dim, depth, heads, mlp_dim, patch_size: the size of the tower (6B: 3200, 48, 25, 12800, 14).
+        qk_norm: RMSNorm over the full width of queries and of keys, before the heads are split.
+        qkv_bias: 6B has none.
+        norm: "rms_norm" (6B) or "layer_norm" (300M).
+        layer_scale: initial value of the residual scales.
+        drop_path: rate of the last block; earlier blocks grow linearly from 0.
+        init_std: deviation of the initial weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        qk_norm: bool = True,
+        qkv_bias: bool = False,
+        norm: str = "rms_norm",
+        norm_eps: float = 1e-6,
+        layer_scale: float = 0.1,
+        drop_path: float = 0.0,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if norm not in _NORMS:
+            raise ValueError(f"encoder norm={norm!r} is not known; valid choices: {', '.join(_NORMS)}")
+        if dim % heads or image_size % patch_size:
+            raise ValueError(f"{dim=} must divide by {heads=} and {image_size=} by {patch_size=}")
+        self.dim, self.depth, self.image_size, self.patch_size = dim, depth, image_size, patch_size
+        self.embeddings = _Embeddings(image_size, patch_size, dim)
+        # Plain Python floats: `torch.linspace(...).item()` would fail on the meta device.
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(
+            _Block(dim, heads, mlp_dim, qk_norm, qkv_bias, norm, norm_eps, layer_scale, rate) for rate in rates
+        )
+        init_normal(self, init_std)
+        nn.init.normal_(self.embeddings.class_embedding, std=init_std)
+        nn.init.normal_(self.embeddings.position_embedding, std=init_std)
+
+    def num_tokens(self, image_size: int | None = None) -> int:
+        """Visual tokens of one image, CLS included."""
+        return 1 + ((image_size or self.image_size) // self.patch_size) ** 2
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Modules that FSDP shards one by one."""
+        return list(self.encoder.layers)
+
+    def forward(self, pixels_N3SS: Tensor, *, layers: Sequence[int] = (-1,), keep: float = 1.0) -> list[Tensor]:
+        """Encode images.
+
+        Args:
+            layers: which hidden states to return, as in Hugging Face: 0 is the embedding output, -1 the last block.
+            keep: share of patch tokens kept, drawn per image (FLIP-like masking of stage 1); 1.0 keeps all.
+
+        Returns:
+            One (N, P, D) tensor for each entry of `layers`. There is no final norm.
+        """
+        if unknown := [i for i in layers if not -self.depth - 1 <= i <= self.depth]:
+            raise ValueError(f"layers {unknown} do not exist; with {self.depth} blocks they run from 0 to {self.depth}, or -1 backwards")
+        x = self.embeddings(pixels_N3SS)
+        if keep < 1.0:
+            x = _keep_random(x, keep)
+        wanted = [i % (self.depth + 1) for i in layers]
+        states = {0: x}
+        for index, block in enumerate(self.encoder.layers[: max(wanted)], start=1):
+            x = block(x)
+            if index in wanted:
+                states[index] = x
+        return [states[i] for i in wanted]
+
+
+_NORMS = {"rms_norm": RMSNorm, "layer_norm": nn.LayerNorm}
+
+
+def _keep_random(x_NPD: Tensor, keep: float) -> Tensor:
+    n, tokens, dim = x_NPD.shape
+    kept = max(1, round((tokens - 1) * keep))
+    order = torch.rand(n, tokens - 1, device=x_NPD.device).argsort(dim=1)[:, :kept] + 1
+    patches = x_NPD.gather(1, order[..., None].expand(-1, -1, dim))
+    return torch.cat([x_NPD[:, :1], patches], dim=1)
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, image_size: int, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.class_embedding = nn.Parameter(torch.zeros(1, 1, dim))
+        self.patch_embedding = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.position_embedding = nn.Parameter(torch.zeros(1, 1 + (image_size // patch_size) ** 2, dim))
+
+    def forward(self, pixels_N3SS: Tensor) -> Tensor:
+        size = pixels_N3SS.shape[-1]
+        if pixels_N3SS.shape[-2] != size or size % self.patch_size:
+            raise ValueError(
+                f"images of {tuple(pixels_N3SS.shape[-2:])} pixels: the side must be square and divide by {self.patch_size}"
+            )
+        # A convolution whose stride is its kernel is one matrix product over flat patches, which is faster on every device.
+        patches = F.unfold(pixels_N3SS, self.patch_size, stride=self.patch_size).transpose(1, 2)
+        patches = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+        cls = self.class_embedding.expand(len(patches), -1, -1).to(patches.dtype)
+        positions = resize_positions(self.position_embedding, size // self.patch_size)
+        return torch.cat([cls, patches], dim=1) + positions.to(patches.dtype)
+
+
+class _Block(nn.Module):
+    def __init__(
+        self, dim: int, heads: int, mlp_dim: int, qk_norm: bool, qkv_bias: bool, norm: str, eps: float, scale: float, drop: float
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = _NORMS[norm](dim, eps=eps), _NORMS[norm](dim, eps=eps)
+        self.attn = _Attention(dim, heads, qk_norm, qkv_bias, eps)
+        self.mlp = _MLP(dim, mlp_dim)
+        self.ls1, self.ls2 = nn.Parameter(scale * torch.ones(dim)), nn.Parameter(scale * torch.ones(dim))
+        self.drop_path = DropPath(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)) * self.ls1)
+        return x + self.drop_path(self.mlp(self.norm2(x)) * self.ls2)
+
+
+class _Attention(nn.Module):
+    def __init__(self, dim: int, heads: int, qk_norm: bool, qkv_bias: bool, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm, self.k_norm = (RMSNorm(dim, eps), RMSNorm(dim, eps)) if qk_norm else (nn.Identity(), nn.Identity())
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (split_heads(t, self.heads) for t in (self.q_norm(q), self.k_norm(k), v))
+        return self.proj(merge_heads(attend(q, k, v)))
+
+
+class _MLP(nn.Module):
+    def __init__(self, dim: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, mlp_dim), nn.Linear(mlp_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))

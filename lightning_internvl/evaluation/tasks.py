@@ -1,0 +1,153 @@
+"""The measures of held-out data, each beside its chance level.
+
+A task is called with a `Bench` and returns plain numbers by name; `<name>_chance` stands beside `<name>` where chance has a value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_accuracy, multiclass_accuracy
+
+from lightning_internvl.data.language import CAPTION_REQUEST, Box, Turn
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.cider import cider
+
+Metrics = dict[str, float]
+
+
+class ZeroShot:
+    """Naming a picture by the nearest class, each class the mean of its prompts (CLIP section 3.1.4)."""
+
+    def __init__(self, *, mode: str = "c", top_k: Sequence[int] = (1, 5)) -> None:
+        self.mode, self.top_k = mode, tuple(top_k)
+
+    def __call__(self, bench: Bench) -> Metrics:
+        data = bench.held_out.labelled()
+        classes = torch.stack([bench.embed_texts(prompts).mean(dim=0) for prompts in data.prompts])
+        scores = bench.embed_images(data.images, self.mode) @ torch.nn.functional.normalize(classes, dim=-1).T
+        labels = torch.tensor(data.labels, device=scores.device)
+        return _top_k("zero_shot_top", scores, labels, self.top_k)
+
+
+class Retrieval:
+    """Recall at k over pictures and captions that fit one to one, in both directions.
+
+    Args:
+        mode: "c" or "g", the image embedding.
+        split, language: which held-out captions.
+        name: prefix of the metrics.
+    """
+
+    def __init__(
+        self, *, mode: str, name: str, split: str = "scenes", language: str = "en", top_k: Sequence[int] = (1, 5, 10)
+    ) -> None:
+        self.mode, self.name, self.split, self.language, self.top_k = mode, name, split, language, tuple(top_k)
+
+    def __call__(self, bench: Bench) -> Metrics:
+        data = bench.held_out.captioned(self.split, self.language)
+        scores = bench.embed_images(data.images, self.mode) @ bench.embed_texts(data.captions).T
+        own = torch.arange(len(scores), device=scores.device)
+        to_text = _top_k(f"{self.name}_image_to_text_r", scores, own, self.top_k)
+        return to_text | _top_k(f"{self.name}_text_to_image_r", scores.T, own, self.top_k)
+
+
+class Matching:
+    """ITM accuracy: for every picture its own caption, and of all others the one that the model itself finds nearest."""
+
+    def __call__(self, bench: Bench) -> Metrics:
+        data = bench.held_out.captioned()
+        scores = bench.embed_images(data.images, "g") @ bench.embed_texts(data.captions).T
+        hardest = scores.fill_diagonal_(-torch.inf).argmax(dim=1).tolist()
+        matched = bench.match(data.images, data.captions)
+        wrong = bench.match(data.images, [data.captions[i] for i in hardest])
+        labels = torch.cat([torch.ones_like(matched), torch.zeros_like(wrong)]).long()
+        accuracy = binary_accuracy(torch.cat([matched, wrong]), labels)
+        return {"itm_hard_accuracy": accuracy.item(), "itm_hard_accuracy_chance": 0.5}
+
+
+class Captioning:
+    """CIDEr and exact match of written captions.
+
+    Args:
+        writer: "middleware" (QLLaMA continues its caption prompt) or "decoder" (it is asked to describe the picture).
+    """
+
+    def __init__(self, *, writer: str, split: str = "scenes", images: int = 250) -> None:
+        if writer not in ("middleware", "decoder"):
+            raise ValueError(f"{writer=} is not known; valid choices: middleware, decoder")
+        self.writer, self.split, self.images = writer, split, images
+
+    def __call__(self, bench: Bench) -> Metrics:
+        data = bench.held_out.captioned(self.split)
+        images, references = data.images[: self.images], data.references[: self.images]
+        written = write_captions(bench, images, self.writer)
+        exact = sum(text in accepted for text, accepted in zip(written, references, strict=True)) / len(written)
+        return {"caption_cider": cider(written, references)[0], "caption_exact_match": exact}
+
+
+class Answering:
+    """Share of right answers, overall and by kind of question, beside the share that the commonest answer of each kind gets.
+
+    An answer that is a box counts as right from an overlap (IoU) of `iou` with the true box on.
+    """
+
+    def __init__(self, *, split: str = "scenes", iou: float = 0.5) -> None:
+        self.split, self.iou = split, iou
+
+    def __call__(self, bench: Bench) -> Metrics:
+        data = bench.held_out.questioned(self.split)
+        answers = bench.answer(data.images, [turn.question for turn in data.turns])
+        right = [is_right(turn, answer, self.iou) for turn, answer in zip(data.turns, answers, strict=True)]
+        kinds = sorted({turn.kind for turn in data.turns})
+        share = {kind: [r for r, t in zip(right, data.turns, strict=True) if t.kind == kind] for kind in kinds}
+        commonest = {kind: self._commonest([t for t in data.turns if t.kind == kind]) for kind in kinds}
+        weighted = sum(commonest[kind] * len(share[kind]) for kind in kinds) / len(right)
+        metrics = {"answers_accuracy": sum(right) / len(right), "answers_accuracy_chance": weighted}
+        for kind in kinds:
+            metrics |= {f"answers_{kind}": sum(share[kind]) / len(share[kind]), f"answers_{kind}_chance": commonest[kind]}
+        return metrics
+
+    def _commonest(self, turns: list[Turn]) -> float:
+        """The majority-answer baseline of one kind."""
+        best, _ = Counter(turn.answer for turn in turns).most_common(1)[0]
+        return sum(is_right(turn, best, self.iou) for turn in turns) / len(turns)
+
+
+def write_captions(bench: Bench, images: Any, writer: str) -> list[str]:
+    """Captions by the middleware or by the decoder."""
+    if writer == "middleware":
+        return bench.caption(images)
+    return bench.answer(images, [CAPTION_REQUEST] * len(images), max_new_tokens=24)
+
+
+def is_right(turn: Turn, answer: str, iou: float = 0.5) -> bool:
+    """Whether an answer is the true one, or a box that overlaps the true box enough."""
+    if turn.box is None:
+        return answer == turn.answer
+    numbers = re.fullmatch(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>", answer)
+    if numbers is None:
+        return False
+    return overlap(tuple(int(n) / 1000 for n in numbers.groups()), turn.box) >= iou
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes x0, y0, x1, y1; an empty box overlaps nothing."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0.0, width) * max(0.0, height)
+    total = sum(max(0.0, x1 - x0) * max(0.0, y1 - y0) for x0, y0, x1, y1 in (a, b)) - shared
+    return shared / total if total > 0 else 0.0
+
+
+def _top_k(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequence[int]) -> Metrics:
+    """Share of rows whose true column is among the best k, and its chance level."""
+    classes, metrics = scores_NC.shape[1], {}
+    for k in top_k:
+        accuracy = multiclass_accuracy(scores_NC, labels_N, num_classes=classes, average="micro", top_k=k)
+        metrics |= {f"{name}{k}": accuracy.item(), f"{name}{k}_chance": k / classes}
+    return metrics

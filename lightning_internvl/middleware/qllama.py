@@ -1,0 +1,214 @@
+"""QLLaMA, the language middleware of InternVL 1.0 (Chen et al. 2023, section 3.2; official `internvl_stage2` code).
+
+A LLaMA with learnable queries. It encodes captions (contrastive stage), reads images through its queries (generative stage), and hands
+both its queries and the tower's patches to a decoder (supervised stage). Parameter names are those of InternVL-14B.
+
+Letters: B images, P visual tokens (CLS first), D encoder width, Q queries, L text length, M width, E contrastive width, H decoder width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_internvl.layers import AttentionPooling, init_normal, rotary_table
+from lightning_internvl.middleware.connector import projection
+from lightning_internvl.middleware.qllama_lm import QLlamaLM
+
+Task = Literal["itm", "itc", "itg"]
+Mode = Literal["c", "g"]
+
+
+class Stream(NamedTuple):
+    """One text for every image, read under the mask of one task."""
+
+    task: Task
+    ids: Tensor  # (B, L)
+    mask: Tensor  # (B, L), 1 on text, 0 on padding
+
+
+class QLLaMA(nn.Module):
+    """Visual tokens and text to embeddings, captions, matching scores and decoder tokens.
+
+    Args:
+        encoder_dim: width of the visual tokens (completed from the encoder).
+        decoder_dim: width of the decoder's embeddings (completed from the decoder); None in stages without a decoder,
+            which then have no `mlp1` and `mlp2`.
+        vocab_size: rows of the embedding table (completed from the tokenizer).
+        dim, depth, heads, mlp_dim: the LLaMA (8B: 4096, 32, 32, 11008).
+        num_queries: learnable queries (8B: 96).
+        cross_every: cross-attention in layers 0, k, 2k, ... (8B: 2).
+        embed_dim, pool_heads: the contrastive space and the heads of the two poolings (14B: 768, 16).
+        patches: hand the tower's patches to the decoder beside the queries ("chat with QLLaMA", two MLPs).
+        patch_layer: the encoder layer whose patches the decoder reads (InternVL-Chat 1.0: -4).
+        init_std: deviation of the initial weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder_dim: int,
+        vocab_size: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        num_queries: int,
+        embed_dim: int,
+        pool_heads: int,
+        cross_every: int = 2,
+        decoder_dim: int | None = None,
+        patches: bool = True,
+        patch_layer: int = -4,
+        rope_theta: float = 10000.0,
+        norm_eps: float = 1e-6,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"middleware {dim=} must divide by {heads=}")
+        self.dim, self.embed_dim, self.num_queries = dim, embed_dim, num_queries
+        self.head_dim, self.rope_theta = dim // heads, rope_theta
+        self.patches = patches and decoder_dim is not None
+        self.layers = (-1, patch_layer) if self.patches else (-1,)
+        self.qllama = QLlamaLM(
+            vocab_size=vocab_size, dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim, visual_dim=encoder_dim,
+            cross_every=cross_every, eps=norm_eps,
+        )  # fmt: skip
+        self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, dim))
+        self.text_projection = nn.Parameter(torch.zeros(dim, embed_dim))
+        self.clip_projector = AttentionPooling(encoder_dim, pool_heads, embed_dim)
+        self.clip_projector2 = AttentionPooling(dim, pool_heads, embed_dim)
+        self.mlp1 = projection(encoder_dim, decoder_dim) if self.patches else None
+        self.mlp2 = projection(dim, decoder_dim) if decoder_dim is not None else None
+        init_normal(self, init_std)
+        # Equal queries would stay equal for ever: noise, not the zeros of the official constructor, starts them apart.
+        nn.init.normal_(self.query_tokens, std=init_std)
+        nn.init.normal_(self.text_projection, std=dim**-0.5)
+
+    def tokens_out(self, tokens_in: int) -> int:
+        """Decoder tokens for one image of `tokens_in` visual tokens, CLS included."""
+        return self.num_queries + (tokens_in - 1 if self.patches else 0)
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Modules that FSDP shards one by one."""
+        return list(self.qllama.model.layers)
+
+    # --- text -------------------------------------------------------------------------------------------------------
+
+    def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Captions as a causal LLaMA reads them: the state of the last token, projected. (B, L) -> (B, E), not normalised."""
+        hidden, _ = self.qllama(self.qllama.model.embed_tokens(ids_BL), self._rotary(0, ids_BL.shape[1], ids_BL.device))
+        return self.project_text(hidden, mask_BL)
+
+    def project_text(self, hidden_BLM: Tensor, mask_BL: Tensor) -> Tensor:
+        """State of the last token of each text, in the contrastive space: (B, E)."""
+        last = mask_BL.sum(dim=1) - 1
+        return hidden_BLM[torch.arange(len(last), device=last.device), last] @ self.text_projection
+
+    # --- images -----------------------------------------------------------------------------------------------------
+
+    def embed_image(self, feats: list[Tensor], mode: Mode = "c") -> Tensor:
+        """Images in the contrastive space, as the original returns them: (B, E).
+
+        Mode "c" pools the tower and is not normalised. Mode "g" is the sum of both normalised poolings, not normalised again.
+        """
+        backbone = self.clip_projector(feats[0])
+        if mode == "c":
+            return backbone
+        queried = self.clip_projector2(self.query(feats[0]))
+        return F.normalize(backbone, dim=-1) + F.normalize(queried, dim=-1)
+
+    def query(self, visual_BPD: Tensor) -> Tensor:
+        """What the queries say of each image, no text in sight: (B, P, D) -> (B, Q, M), after the final norm."""
+        queries = self.query_tokens.expand(len(visual_BPD), -1, -1)
+        seen = torch.ones(1, 1, self.num_queries, self.num_queries, dtype=torch.bool, device=visual_BPD.device)
+        rotary = self._rotary(0, self.num_queries, visual_BPD.device)
+        return self.qllama(queries, rotary, mask=seen, visual_BPD=visual_BPD, queries=self.num_queries)[0]
+
+    def read(self, visual_BPD: Tensor, streams: list[Stream]) -> list[tuple[Tensor, Tensor]]:
+        """Read each image beside a text, all streams in one forward of `len(streams) * B` rows [queries | text].
+
+        Returns:
+            for each stream the states of the queries (B, Q, M) and of the text (B, L, M), after the final norm
+        """
+        queries, length = self.num_queries, max(s.ids.shape[1] for s in streams)
+        ids = torch.cat([F.pad(s.ids, (0, length - s.ids.shape[1])) for s in streams])
+        mask = torch.cat([task_mask(s.task, queries, F.pad(s.mask, (0, length - s.mask.shape[1]))) for s in streams])
+        embeds = torch.cat([self.query_tokens.expand(len(ids), -1, -1), self.qllama.model.embed_tokens(ids)], dim=1)
+        rotary = self._rotary(0, queries + length, ids.device)
+        hidden, _ = self.qllama(embeds, rotary, mask=mask, visual_BPD=visual_BPD, queries=queries)
+        rows = hidden.split(len(visual_BPD))
+        return [(h[:, :queries], h[:, queries : queries + s.ids.shape[1]]) for h, s in zip(rows, streams, strict=True)]
+
+    def forward(self, feats: list[Tensor]) -> Tensor:
+        """What the decoder reads, queries first: list of (N, P, D) -> (N, Q [+ P - 1], H)."""
+        if self.mlp2 is None:
+            raise ValueError("this QLLaMA was built without a decoder and has no tokens for one")
+        tokens = self.mlp2(self.query(feats[0]))
+        return torch.cat([tokens, self.mlp1(feats[1][:, 1:])], dim=1) if self.patches else tokens
+
+    # --- captions ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self, visual_BPD: Tensor, prompt_BL: Tensor, *, max_new_tokens: int, eos_id: int, min_new_tokens: int = 0, pad_id: int = 0
+    ) -> Tensor:
+        """Greedy captions after a bidirectional prefix of queries, with a key-value cache.
+
+        Args:
+            prompt_BL: (B, L), the same length in every row (no padding).
+            min_new_tokens: the end token is not chosen before this many tokens.
+
+        Returns:
+            (B, <= max_new_tokens) new ids; rows that ended are filled with `pad_id`
+        """
+        embeds = torch.cat([self.query_tokens.expand(len(prompt_BL), -1, -1), self.qllama.model.embed_tokens(prompt_BL)], dim=1)
+        mask = task_mask("itg", self.num_queries, torch.ones_like(prompt_BL))
+        position = embeds.shape[1]
+        rotary = self._rotary(0, position, embeds.device)
+        hidden, cache = self.qllama(embeds, rotary, mask=mask, visual_BPD=visual_BPD, queries=self.num_queries)
+        ended = torch.zeros(len(prompt_BL), dtype=torch.bool, device=prompt_BL.device)
+        tokens: list[Tensor] = []
+        for step in range(max_new_tokens):
+            logits = self.qllama.lm_head(hidden[:, -1]).float()
+            if step < min_new_tokens:
+                logits[:, eos_id] = -torch.inf
+            token = logits.argmax(dim=-1).masked_fill(ended, pad_id)
+            tokens.append(token)
+            ended |= token == eos_id
+            if bool(ended.all()) or step + 1 == max_new_tokens:
+                break
+            rotary = self._rotary(position + step, 1, embeds.device)
+            hidden, cache = self.qllama(self.qllama.model.embed_tokens(token[:, None]), rotary, cache=cache)
+        return torch.stack(tokens, dim=1)
+
+    def _rotary(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rotary table for rows `start ..`; the position of a token is its row, queries included."""
+        return rotary_table(torch.arange(start, start + length, device=device), self.head_dim, self.rope_theta)
+
+
+def task_mask(task: Task, queries: int, text_mask_BL: Tensor) -> Tensor:
+    """Who may look at whom among [queries | text] (BLIP-2 figure 2, InternVL stage 2): bool (B, 1, Q + L, Q + L).
+
+    ====  ========  =======  ========  ==============================
+    task  Q -> Q    Q -> T   T -> Q    T -> T
+    ====  ========  =======  ========  ==============================
+    itm   yes       yes      yes       both ways, padding unseen
+    itc   yes       no       no        causal
+    itg   yes       no       yes       causal
+    ====  ========  =======  ========  ==============================
+    """
+    batch, length = text_mask_BL.shape
+    total = queries + length
+    allowed = torch.ones(total, total, dtype=torch.bool, device=text_mask_BL.device)
+    if task != "itm":
+        allowed = allowed.tril()
+        allowed[:queries, :queries] = True
+    if task == "itc":
+        allowed[queries:, :queries] = False
+    seen = F.pad(text_mask_BL.bool(), (queries, 0), value=True)
+    return (allowed & seen[:, None, :])[:, None].expand(batch, 1, total, total)

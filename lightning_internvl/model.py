@@ -1,0 +1,132 @@
+"""Encoder, middleware and decoder, composed.
+
+Letters: B rows, L text length, N images of the batch, S side in pixels, T decoder tokens of an image, H decoder width, E contrastive width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_internvl.objectives import NextToken
+from lightning_internvl.protocols import Decoder, Encoder, Middleware
+
+PARTS = ("encoder", "middleware", "decoder", "objectives")
+
+
+class Output(NamedTuple):
+    """What a forward pass returns; fields that the call did not ask for are None."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+
+
+class VLM(nn.Module):
+    """Holds the parts under the names of the checkpoint files; the losses live in stages, their parameters in `objectives`.
+
+    Args:
+        decoder: None in stages that need none.
+        objectives: losses by name; those with parameters (logit scale, matching head) are saved with the model.
+        image_token_id: the placeholder that visual tokens replace in the decoder's input.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        middleware: Middleware,
+        decoder: Decoder | None = None,
+        *,
+        objectives: dict[str, nn.Module] | None = None,
+        image_token_id: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.middleware, self.decoder = encoder, middleware, decoder
+        self.objectives = nn.ModuleDict(objectives or {})
+        self.image_token_id = image_token_id
+        self.config: dict[str, Any] | None = None  # of the official checkpoint it was loaded from
+
+    # --- contrastive ------------------------------------------------------------------------------------------------
+
+    def encode_image(self, pixel_values: Tensor, mode: str = "c") -> Tensor:
+        """(N, 3, S, S) -> (N, E), as the original returns it; mode "c" or "g" where the system has both."""
+        return self.middleware.embed_image(self.encoder(pixel_values), mode)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L) -> (B, E), as the original returns it."""
+        return self.middleware.embed_text(input_ids, attention_mask)
+
+    # --- decoder ----------------------------------------------------------------------------------------------------
+
+    def visual_tokens(self, pixel_values: Tensor) -> Tensor:
+        """Images as the decoder reads them: (N, 3, S, S) -> (N, T, H)."""
+        return self.middleware(self.encoder(pixel_values, layers=self.middleware.layers))
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
+        """Text embeddings with the visual tokens in place of the placeholders: (B, L, H).
+
+        Raises:
+            ValueError: if placeholders and visual tokens differ in number.
+        """
+        embeds = self.decoder.embed(input_ids)
+        if pixel_values is None:
+            return embeds
+        places = input_ids == self.image_token_id
+        if len(pixel_values) == 0:
+            _check_places(places, 0, 0)
+            # A batch without images still runs the visual parts, so that every rank has the same parameters in its graph.
+            blank = pixel_values.new_zeros(1, *pixel_values.shape[1:])
+            return embeds + 0.0 * self.visual_tokens(blank).sum().to(embeds.dtype)
+        visual = self.visual_tokens(pixel_values).flatten(0, 1).to(embeds.dtype)
+        _check_places(places, len(visual), len(pixel_values))
+        return embeds.masked_scatter(places[..., None], visual)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        mode: str = "c",
+    ) -> Output:
+        """With a decoder: logits (B, L, V) and, given labels, the loss. Without one: scaled cosine similarities of all pairs."""
+        if self.decoder is None:
+            image = F.normalize(self.encode_image(pixel_values, mode), dim=-1)
+            text = F.normalize(self.encode_text(input_ids, attention_mask), dim=-1)
+            logits = self.objectives["itc"].scale * image @ text.T
+            return Output(logits_per_image=logits, logits_per_text=logits.T)
+        hidden = self.decoder.hidden(self.embed(input_ids, pixel_values), attention_mask)
+        loss = None if labels is None else NextToken()(hidden, labels, self.decoder.head)
+        return Output(loss=loss, logits=self.decoder.head(hidden))
+
+    @torch.no_grad()
+    def generate(
+        self, pixel_values: Tensor | None = None, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """New ids only. With a decoder `options` are those of transformers and prompts are padded on the left; without one the
+        middleware writes a caption after the prompt `input_ids` (see `QLLaMA.generate`)."""
+        if self.decoder is None:
+            return self.middleware.generate(self.encoder(pixel_values)[0], input_ids, **options)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.decoder.generate(self.embed(input_ids, pixel_values), mask, **options)
+
+    def save_pretrained(self, path: str) -> None:
+        """Write the layout that the original library loads (see `lightning_internvl.checkpoints`)."""
+        from lightning_internvl.checkpoints.pretrained import save_pretrained
+
+        save_pretrained(self, path)
+
+
+def _check_places(places_BL: Tensor, tokens: int, images: int) -> None:
+    message = (
+        f"{images} image(s) give {tokens} visual tokens, but the text holds another number of placeholders; "
+        "the encoder's image size, the middleware or max_length differ from what the text was prepared for"
+    )
+    if places_BL.is_cuda:
+        torch._assert_async(places_BL.sum() == tokens, message)  # an error without a host-device sync
+    elif int(places_BL.sum()) != tokens:
+        raise ValueError(f"{message} ({int(places_BL.sum())} placeholders)")

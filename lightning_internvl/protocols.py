@@ -1,0 +1,78 @@
+"""What a part must offer. Three protocols, no registry: a part is one Python file and one YAML that names its class.
+
+Letters: N images, S side in pixels, P visual tokens, D encoder width, T decoder tokens of an image, H decoder width, L text length,
+E contrastive width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Pixels to visual tokens."""
+
+    dim: int
+    image_size: int
+
+    def num_tokens(self, image_size: int | None = None) -> int:
+        """Visual tokens of one image."""
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Modules that FSDP shards one by one."""
+
+    def __call__(self, pixels_N3SS: Tensor, *, layers: Sequence[int] = (-1,), keep: float = 1.0) -> list[Tensor]:
+        """Hidden states (N, P, D) of the layers asked for."""
+
+
+@runtime_checkable
+class Middleware(Protocol):
+    """Visual tokens to what the decoder reads. `layers` names the hidden states it wants from the encoder."""
+
+    layers: tuple[int, ...]
+
+    def tokens_out(self, tokens_in: int) -> int:
+        """Decoder tokens of one image."""
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Modules that FSDP shards one by one."""
+
+    def __call__(self, feats: list[Tensor]) -> Tensor:
+        """One (N, P, D) a layer -> (N, T, H)."""
+
+
+@runtime_checkable
+class TextMiddleware(Middleware, Protocol):
+    """A middleware that also reads text, as contrastive and generative stages need."""
+
+    def embed_image(self, feats: list[Tensor], mode: str = "c") -> Tensor:
+        """(N, E)"""
+
+    def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """(B, E)"""
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """The language model that writes the answer."""
+
+    dim: int
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Modules that FSDP shards one by one."""
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """(B, L, H)"""
+
+    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
+        """(B, L, H), after the final norm"""
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., H) -> (..., V)"""
+
+    def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
+        """(B, new tokens)"""

@@ -1,0 +1,102 @@
+"""What the sections share, and the header with the key numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from html import escape
+
+from lightning_internvl.evaluation.tables import format_number, times_chance, with_chance
+from lightning_internvl.report.charts import bar
+from lightning_internvl.report.read import Run, Stage
+
+# Kinds of metric that tell most in one number; of each kind a stage shows one before it shows a second.
+KEY_METRICS = [re.compile(kind) for kind in (r"(r|recall)[@_]?1$", r"top[@_]?1$", r"acc", r"cider", r"exact")]
+TILES_PER_STAGE = 4
+
+
+def section(name: str, title: str, lead: str, body: str) -> str:
+    """One section of the page; empty where `body` is."""
+    return f'<section id="{name}"><h2>{title}</h2><p class="lead">{lead}</p>{body}</section>' if body else ""
+
+
+def count(number: float) -> str:
+    """812345 as "812 k"."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def words(name: str) -> str:
+    """A logged name as text that can break into lines: "train/grad_norm" as "grad norm"."""
+    return name.removeprefix("train/").replace("_", " ").replace("/", ", ")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+
+
+def tops(run: Run) -> dict[str, float]:
+    """Where the bar of each metric ends: at 1, or at its largest value or chance level of all stages."""
+    largest: dict[str, float] = {}
+    for stage in run.stages:
+        for name, value, chance in with_chance(stage.metrics):
+            finite = [number for number in (value, chance) if number is not None and math.isfinite(number)]
+            largest[name] = max([largest.get(name, 1.0), *finite])
+    return largest
+
+
+def header(run: Run) -> str:
+    """Title, and the pipeline as a diagram with each stage's key metrics."""
+    seconds = sum(stage.seconds for stage in run.stages)
+    total = f"{run.total_steps:,} steps · {_minutes(seconds)}" if run.total_steps else "nothing trained yet"
+    damaged = "".join(f"<li><code>{escape(name)}</code></li>" for name in run.damaged)
+    note = f'<div class="note">These files could not be read:<ul>{damaged}</ul></div>' if damaged else ""
+    ends = tops(run)
+    steps = "".join(_pipeline_step(stage, ends) for stage in run.stages)
+    return (
+        f'<header><h1>Alignment report</h1><p class="recipe"><b>{escape(run.recipe)}</b> · {total}</p>{note}'
+        + (f'<ol class="pipeline">{steps}</ol>' if steps else "")
+        + "</header>"
+    )
+
+
+def _pipeline_step(stage: Stage, ends: dict[str, float]) -> str:
+    trained = [str(row.get("group")) for row in stage.last_rows if row.get("trained")]
+    state, text = "done", f"{stage.steps:,} steps · {_minutes(stage.seconds)}"
+    if not stage.finished:
+        state = "stopped" if stage.steps else "planned"
+        text = f"unfinished, step {stage.steps:,} · {_minutes(stage.seconds)}" if stage.steps else "not started"
+    trains = f"<small>trains {escape(', '.join(trained))}</small>" if trained else ""
+    return (
+        f'<li class="{state}"><b>{escape(stage.name)}</b><span>{text}</span>{trains}{"".join(_tiles(stage, ends))}</li>'
+    )
+
+
+def _tiles(stage: Stage, ends: dict[str, float]) -> Iterator[str]:
+    for name, value, chance in _key_rows(stage)[:TILES_PER_STAGE]:
+        known = chance is not None
+        beside = (
+            f"<span>chance {format_number(chance)}</span><span>{times_chance(value, chance)}</span>" if known else ""
+        )
+        yield (
+            f'<div class="tile"><span>{escape(words(name))}</span><strong>{format_number(value)}</strong>'
+            f"{bar(value, chance, ends[name]) if known else ''}<em>{beside}</em></div>"
+        )
+
+
+def _key_rows(stage: Stage) -> list[tuple[str, float, float | None]]:
+    """Metrics of the known kinds by turns, then others whose chance level is known; the rest is left to the table."""
+    seen: dict[int, int] = {}
+    ranked = []
+    for row in with_chance(stage.metrics):
+        kind = next((index for index, kind in enumerate(KEY_METRICS) if kind.search(row[0].lower())), None)
+        if kind is not None:
+            ranked.append((False, seen.setdefault(kind, 0), row))
+            seen[kind] += 1
+        elif row[2] is not None:
+            ranked.append((True, 0, row))
+    ranked.sort(key=lambda entry: entry[:2])
+    return [row for _, _, row in ranked]

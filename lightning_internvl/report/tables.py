@@ -1,0 +1,86 @@
+"""The tables at the end of the page: metrics, time, freezing, and the resolved configuration."""
+
+from __future__ import annotations
+
+from html import escape
+
+from lightning_internvl.evaluation.tables import format_number, times_chance, with_chance
+from lightning_internvl.report.charts import bar
+from lightning_internvl.report.read import Run
+from lightning_internvl.report.sections import section, tops
+
+TIMING = {
+    "train_seconds": ("training, minutes", 1 / 60, ".2f"),
+    "eval_seconds": ("evaluation, minutes", 1 / 60, ".2f"),
+    "steps": ("optimizer steps", 1, ",.0f"),
+    "samples_per_s": ("samples per second", 1, ",.1f"),
+    "tokens_per_s": ("tokens per second", 1, ",.0f"),
+    "padding_share": ("padding, % of tokens", 100, ".1f"),
+    "peak_memory_gib": ("peak memory, GiB", 1, ".2f"),
+}
+
+
+def tables(run: Run) -> str:
+    """Metrics, timing and freezing in full, and the resolved configuration."""
+    config = f"<details><summary>Resolved configuration</summary><pre>{escape(run.config_text)}</pre></details>"
+    return (
+        section("metrics", "All metrics", "The notch in a bar is the chance level.", _metrics(run))
+        + section("timing", "Time", "Measured on the machine of this run.", _timing(run))
+        + section(
+            "freezing", "Freezing", "Parameters that each stage trained, and why the others rest.", _freezing(run)
+        )
+        + (section("config", "Configuration", "Everything that defines this run.", config) if run.config_text else "")
+    )
+
+
+def _table(head: list[str], bodies: list[str]) -> str:
+    cells = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>{"".join(bodies)}</table></div>'
+
+
+def _breakable(name: str) -> str:
+    """A name as it is written in files, that a narrow screen may break after "_" and "/"."""
+    return escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
+
+
+def _metrics(run: Run) -> str:
+    ends = tops(run)
+    bodies = []
+    for stage in run.stages:
+        rows = "".join(
+            f'<tr><th scope="row">{_breakable(name)}</th><td>{format_number(value)}</td>'
+            f"<td>{'' if chance is None else format_number(chance)}</td><td>{times_chance(value, chance)}</td>"
+            f'<td class="wide">{bar(value, chance, ends[name])}</td></tr>'
+            for name, value, chance in with_chance(stage.metrics)
+        )
+        if rows:
+            group = f'<tr><th colspan="5" scope="rowgroup">{escape(stage.name)}</th></tr>'
+            bodies.append(f'<tbody class="group">{group}{rows}</tbody>')
+    return _table(["metric", "value", "chance", "× chance", ""], bodies) if bodies else ""
+
+
+def _timing(run: Run) -> str:
+    timed = [stage for stage in run.stages if stage.timing]
+    keys = dict.fromkeys([*TIMING, *(key for stage in timed for key in stage.timing)])
+    rows = []
+    for key in keys:
+        title, factor, decimals = TIMING.get(key, (key, 1, ".4g"))
+        values = [stage.timing.get(key) for stage in timed]
+        if any(value is not None for value in values):
+            cells = "".join(f"<td>{'' if v is None else format(v * factor, decimals)}</td>" for v in values)
+            rows.append(f'<tr><th scope="row">{escape(title)}</th>{cells}</tr>')
+    return _table(["", *(stage.name for stage in timed)], [f"<tbody>{''.join(rows)}</tbody>"]) if rows else ""
+
+
+def _freezing(run: Run) -> str:
+    bodies = []
+    for stage in run.stages:
+        for entry in stage.freezing:
+            rows = "".join(
+                f'<tr><th scope="row">{escape(str(row.get("group")))}</th><td>{row.get("trained") or 0:,}</td>'
+                f'<td>{row.get("frozen") or 0:,}</td><td class="why">{escape(str(row.get("why") or ""))}</td></tr>'
+                for row in entry["rows"]
+            )
+            group = f"{escape(stage.name)}, from step {entry['step']:,}"
+            bodies.append(f'<tbody class="group"><tr><th colspan="4" scope="rowgroup">{group}</th></tr>{rows}</tbody>')
+    return _table(["group", "trained", "frozen", "why"], bodies) if bodies else ""

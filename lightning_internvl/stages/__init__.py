@@ -1,0 +1,8 @@
+"""The alignment stages, one LightningModule each."""
+
+from lightning_internvl.stages.base import Stage
+from lightning_internvl.stages.contrastive import ContrastiveStage
+from lightning_internvl.stages.generative import GenerativeStage
+from lightning_internvl.stages.supervised import SupervisedStage
+
+__all__ = ["ContrastiveStage", "GenerativeStage", "Stage", "SupervisedStage"]

@@ -1,0 +1,92 @@
+"""Stage 2: the middleware learns to contrast, match and write (InternVL section 3.3; BLIP-2 section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_internvl.middleware.qllama import Stream
+from lightning_internvl.model import VLM
+from lightning_internvl.objectives import mined_negatives, random_negatives
+from lightning_internvl.stages.base import Batch, Stage
+
+NEGATIVES = ("mined", "random")
+
+
+class GenerativeStage(Stage):
+    """ITC + ITM + ITG over the same images, one forward of the middleware for all texts that are known.
+
+    Args:
+        negatives: how the wrong captions of ITM are chosen. "random" needs one forward for all three losses; "mined" draws
+            captions in proportion to their similarity, so ITM is read after ITC, at the same total cost.
+        backbone_itc: also contrast the pooled tower, as the official retrieval fine-tune does. Where the language model trains, this
+            keeps mode "c" aligned with it.
+    """
+
+    objectives = ("itc", "itm", "itg")
+
+    def __init__(self, model: VLM, *, negatives: str = "mined", backbone_itc: bool = False, **stage: Any) -> None:
+        super().__init__(model, **stage)
+        if negatives not in NEGATIVES:
+            raise ValueError(f"{negatives=} is not known; valid choices: {', '.join(NEGATIVES)}")
+        self.negatives, self.backbone_itc = negatives, backbone_itc
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        visual = self.model.encoder(batch["pixel_values"])[0]
+        itc, itg = Stream("itc", batch["itc_ids"], batch["itc_mask"]), Stream("itg", batch["itg_ids"], batch["itg_mask"])
+        if self.negatives == "random":
+            itm, match = half_matched(batch, random_negatives(len(visual), visual.device))
+            reads = self.model.middleware.read(visual, [itm, itc, itg])
+        else:
+            reads = self.model.middleware.read(visual, [itc, itg])
+            itm, match = half_matched(batch, mined_negatives(similarity(self.model, *itc_features(self.model, reads[0], itc))))
+            reads = self.model.middleware.read(visual, [itm]) + reads
+        losses = three_losses(self.model, reads, itc, match, batch["itg_labels"])
+        if self.backbone_itc:
+            text = self.model.middleware.project_text(reads[1][1], itc.mask)
+            losses["itc"] = losses["itc"] + self.model.objectives["itc"](self.model.middleware.clip_projector(visual), text)
+        return losses
+
+
+def half_matched(batch: Batch, negatives_B: Tensor) -> tuple[Stream, Tensor]:
+    """The ITM texts: the first half of the batch reads a wrong caption (label 0), the second half its own (label 1)."""
+    rows = torch.arange(len(negatives_B), device=negatives_B.device)
+    matched = rows >= len(rows) - len(rows) // 2
+    chosen = torch.where(matched, rows, negatives_B)
+    return Stream("itm", batch["itm_ids"][chosen], batch["itm_mask"][chosen]), matched.long()
+
+
+def itc_features(model: VLM, read: tuple[Tensor, Tensor], itc: Stream) -> tuple[Tensor, Tensor]:
+    """Image and text features (B, E) of the ITC stream."""
+    queries, text = read
+    return model.middleware.clip_projector2(queries), model.middleware.project_text(text, itc.mask)
+
+
+@torch.no_grad()
+def similarity(model: VLM, image_BE: Tensor, text_BE: Tensor) -> Tensor:
+    """Scaled cosine similarities (B, B)."""
+    return model.objectives["itc"].scale * F.normalize(image_BE, dim=-1) @ F.normalize(text_BE, dim=-1).T
+
+
+def three_losses(
+    model: VLM,
+    reads: list[tuple[Tensor, Tensor]],
+    itc: Stream,
+    match_B: Tensor,
+    itg_labels_BL: Tensor,
+    itc_ignored_B: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The losses of the three streams, in the order ITM, ITC, ITG of the official forward.
+
+    The official code leaves out pairs without a caption: such rows have -100 in `match_B` and True in `itc_ignored_B`.
+    """
+    read_itm, read_itc, read_itg = reads
+    head = model.middleware.qllama.lm_head
+    return {
+        "itm": model.objectives["itm"](read_itm[0], match_B),
+        "itc": model.objectives["itc"](*itc_features(model, read_itc, itc), itc_ignored_B),
+        "itg": model.objectives["itg"](read_itg[1], itg_labels_BL, head),
+    }

@@ -1,0 +1,18 @@
+"""Stage 3: the decoder answers questions about images (InternVL section 3.3, supervised fine-tuning)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_internvl.stages.base import Batch, Stage
+
+
+class SupervisedStage(Stage):
+    """Next-token prediction on answers; visual tokens stand at the placeholders of the conversation."""
+
+    objectives = ("next_token",)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        embeds = self.model.embed(batch["input_ids"], batch["pixel_values"])
+        hidden = self.model.decoder.hidden(embeds, batch["attention_mask"])
+        return {"next_token": self.model.objectives["next_token"](hidden, batch["labels"], self.model.decoder.head)}

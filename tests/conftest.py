@@ -1,0 +1,32 @@
+"""Tiny parts with fixed random weights, shared by the tests of all packages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_internvl.encoders.intern_vit import InternViT
+from lightning_internvl.middleware.qllama import QLLaMA
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def encoder() -> InternViT:
+    """17 tokens of width 24 from images of 16 pixels, 3 blocks; weights large enough for every path to matter."""
+    return InternViT(image_size=16, patch_size=4, dim=24, depth=3, heads=3, mlp_dim=32, layer_scale=1.0, init_std=0.2).eval()
+
+
+@pytest.fixture
+def qllama() -> QLLaMA:
+    """4 queries, width 16, 4 layers, vocabulary 31; made for the tower above, without a decoder."""
+    return QLLaMA(
+        encoder_dim=24, vocab_size=31, dim=16, depth=4, heads=2, mlp_dim=24, num_queries=4, embed_dim=8, pool_heads=2, init_std=0.2
+    ).eval()

@@ -1,0 +1,182 @@
+"""Templates, labels and collators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_internvl.data.collate import ChatCollator, PairCollator, pad_rows, to_pixels
+from lightning_internvl.data.encode import IGNORE, ImageTokens, encode_conversation, encode_prompt
+from lightning_internvl.data.scene_datasets import SceneChats, ScenePairs
+from lightning_internvl.data.templates import Message, load_template, template_names
+from lightning_internvl.data.tokenizer import toy_tokenizer
+
+TOKENIZER = toy_tokenizer()
+CHATS = SceneChats(0, "train", caption_share=0.5)
+CONTEXT = TOKENIZER.convert_tokens_to_ids("<IMG_CONTEXT>")
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+TWO_TURNS = [user("<image>\nis there a cat?"), assistant("yes"), user("where?"), assistant("top left")]
+
+
+def answers_in(labels: list[int]) -> list[str]:
+    """The runs of labels that are not ignored, decoded."""
+    runs: list[list[int]] = [[]]
+    for label in labels:
+        if label == IGNORE:
+            runs.append([])
+        else:
+            runs[-1].append(label)
+    return [TOKENIZER.decode(run) for run in runs if run]
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_labels_are_the_answers(name: str) -> None:
+    template = load_template(name)
+    end = template.end(TOKENIZER.eos_token)
+    for number in range(50):
+        conversation = CHATS[number]["conversation"]
+        ids, labels = encode_conversation(conversation, template, TOKENIZER, 4, 400, "s")
+        assert len(ids) == len(labels)
+        assert all(label in (IGNORE, i) for i, label in zip(ids, labels, strict=True))
+        answers = [template.answer_start + m["content"] + end for m in conversation if m["role"] == "assistant"]
+        assert "".join(answers_in(labels)) == "".join(answers)
+        if name != "plain":
+            assert answers_in(labels) == answers
+            prompt = encode_prompt(conversation[:3], template, TOKENIZER, 4, 400, "s")
+            assert prompt == ids[: len(prompt)]
+            assert labels[len(prompt)] == ids[len(prompt)]
+            assert labels[len(prompt) - 1] == IGNORE
+
+
+def test_exact_text_of_each_format() -> None:
+    def text(name: str, system: str | None = None) -> str:
+        ids, _ = encode_conversation(TWO_TURNS, load_template(name, system), TOKENIZER, 2, 200, "s")
+        return TOKENIZER.decode(ids)
+
+    run = "<img><IMG_CONTEXT><IMG_CONTEXT></img>"
+    assert text("vicuna", "Be kind.") == (
+        f"<s>Be kind. USER: {run}\nis there a cat? ASSISTANT: yes</s>USER: where? ASSISTANT: top left</s>"
+    )
+    assert text("vicuna").startswith("<s>A chat between a curious user and an artificial intelligence assistant. The ")
+    turns = (
+        f"<|im_start|>user\n{run}\nis there a cat?<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+        "<|im_start|>user\nwhere?<|im_end|>\n<|im_start|>assistant\ntop left<|im_end|>\n"
+    )
+    assert text("chatml") == turns
+    assert text("chatml", "Be kind.") == "<|im_start|>system\nBe kind.<|im_end|>\n" + turns
+    assert text("plain") == f"<s>{run}yes\ntop left\n"
+
+
+def test_template_errors() -> None:
+    with pytest.raises(ValueError, match=r"'alpaca'.*\['chatml', 'plain', 'vicuna'\]"):
+        load_template("alpaca")
+    chatml = load_template("chatml")
+    with pytest.raises(ValueError, match="message 1 has role 'user'"):
+        chatml.segments([user("a"), user("b")])
+    for conversation in ([], [user("a")], [user("a"), assistant(" ")], [user("a"), assistant("<image>")]):
+        with pytest.raises(ValueError, match="sample s/7"):
+            encode_conversation(conversation, chatml, TOKENIZER, 4, 100, "s/7")
+    with pytest.raises(ValueError, match=r"s/7.*<IMG_CONTEXT>"):
+        encode_conversation([user("<IMG_CONTEXT>"), assistant("b")], chatml, TOKENIZER, 4, 100, "s/7")
+    with pytest.raises(ValueError, match="no token '<picture>'"):
+        encode_conversation(TWO_TURNS, chatml, TOKENIZER, 4, 100, "s/7", ImageTokens(context="<picture>"))
+
+
+def test_whole_turns_are_dropped_and_pictures_never_cut() -> None:
+    chatml = load_template("chatml")
+    full, _ = encode_conversation(TWO_TURNS, chatml, TOKENIZER, 4, 200, "s")
+    first, _ = encode_conversation(TWO_TURNS[:2], chatml, TOKENIZER, 4, 200, "s")
+    second_picture = [*TWO_TURNS[:2], user("<image> and here?"), assistant("no")]
+    for max_length in range(1, len(full) + 1):
+        if max_length < len(first):
+            with pytest.raises(ValueError, match=rf"s/7.*max_length={max_length} .*visual_tokens=4"):
+                encode_conversation(TWO_TURNS, chatml, TOKENIZER, 4, max_length, "s/7")
+        else:
+            ids, _ = encode_conversation(TWO_TURNS, chatml, TOKENIZER, 4, max_length, "s/7")
+            assert ids == (full if max_length == len(full) else first)
+    with pytest.raises(ValueError, match=r"s/7.*cut off.*max_length.*visual_tokens"):
+        encode_conversation(second_picture, chatml, TOKENIZER, 4, len(first) + 3, "s/7")
+    with pytest.raises(ValueError, match=r"s/7.*max_length=9 .*visual_tokens=4"):
+        encode_prompt(TWO_TURNS[:1], chatml, TOKENIZER, 4, 9, "s/7")
+
+
+def test_image_tokens_without_start_and_end() -> None:
+    tokens = ImageTokens(start=None, end=None)
+    ids, _ = encode_conversation(TWO_TURNS, load_template("plain"), TOKENIZER, 3, 50, "s", tokens)
+    assert TOKENIZER.decode(ids) == "<s>" + "<IMG_CONTEXT>" * 3 + "yes\ntop left\n"
+
+
+def test_masks_come_from_lengths() -> None:
+    ids, mask = pad_rows([[0, 0, 5], [7]], 0)
+    assert ids.tolist() == [[0, 0, 5], [7, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_pair_collator() -> None:
+    pairs = ScenePairs(0, "train")
+    samples = [pairs[i] for i in range(16)]
+    batch = PairCollator(TOKENIZER)(samples)
+    assert batch["keys"] == [f"train/{i}" for i in range(16)]
+    assert batch["pixel_values"].shape == (16, 3, 64, 64)
+    prompts = {"en": "English caption:", "zh": "Chinese caption:"}
+    for row, sample in enumerate(samples):
+        caption, prompt = sample["caption"], prompts[sample["language"]]
+        for task, text in (("itc", f"summarize: {caption}"), ("itm", caption), ("itg", f"{prompt} {caption}")):
+            ids, mask = batch[f"{task}_ids"][row], batch[f"{task}_mask"][row]
+            assert ids.dtype == mask.dtype == torch.int64
+            assert TOKENIZER.decode(ids[mask.bool()]) == f"<s>{text}</s>"
+            assert (ids[~mask.bool()] == TOKENIZER.pad_token_id).all()
+        labels = batch["itg_labels"][row]
+        assert TOKENIZER.decode(labels[labels != IGNORE]) == f": {caption}</s>"
+        assert labels[0] == IGNORE
+
+
+def test_pair_collator_tasks_and_errors() -> None:
+    sample = ScenePairs(0, "train")[0]
+    batch = PairCollator(TOKENIZER, tasks=("itc",))([sample])
+    assert set(batch) == {"keys", "pixel_values", "itc_ids", "itc_mask"}
+    short = PairCollator(TOKENIZER, max_length=6, tasks=("itc",))([sample])["itc_ids"][0]
+    assert len(short) == 6
+    assert short[-1] == TOKENIZER.eos_token_id
+    with pytest.raises(ValueError, match=r"train/0.*empty"):
+        PairCollator(TOKENIZER)([{**sample, "caption": " "}])
+    with pytest.raises(ValueError, match=r"train/0.*'fr'.*en"):
+        PairCollator(TOKENIZER)([{**sample, "language": "fr"}])
+    with pytest.raises(ValueError, match=r"\['vqa'\].*itc"):
+        PairCollator(TOKENIZER, tasks=("vqa",))
+    with pytest.raises(ValueError, match=r"other.*differs"):
+        PairCollator(TOKENIZER)([sample, {**sample, "key": "other", "image": sample["image"][:32]}])
+
+
+def test_chat_collator() -> None:
+    collate = ChatCollator(TOKENIZER, load_template("chatml"), visual_tokens=4, max_length=200)
+    text_only = {"images": [], "conversation": [user("what colour?"), assistant("blue")], "key": "text/0"}
+    batch = collate([CHATS[0], text_only, CHATS[1]])
+    assert batch["image_counts"].tolist() == [1, 0, 1]
+    assert batch["keys"] == ["train/0", "text/0", "train/1"]
+    assert torch.equal(batch["pixel_values"], to_pixels(np.stack([CHATS[0]["images"][0], CHATS[1]["images"][0]])))
+    assert (batch["input_ids"] == CONTEXT).sum(1).tolist() == [4, 0, 4]
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE).all()
+    assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
+    assert collate([text_only])["pixel_values"].shape == (0, 3, 64, 64)
+    with pytest.raises(ValueError, match="text/0: 1 pictures but 0"):
+        collate([{**text_only, "images": CHATS[0]["images"]}])
+
+
+def test_to_pixels() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
+    pixels = to_pixels(images)
+    expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert pixels.dtype == torch.float32
+    assert pixels.is_contiguous()
+    assert np.abs(pixels.numpy() - expected.transpose(0, 3, 1, 2)).max() < 1e-5

@@ -1,0 +1,57 @@
+"""Image-text contrast against a slow, obvious version."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_internvl.objectives import ITC
+
+
+def slow(image: Tensor, text: Tensor, scale: float, smoothing: float = 0.0, judged: list[int] | None = None) -> float:
+    """Pair by pair, from the definition."""
+    rows = range(len(image)) if judged is None else judged
+    cosine = [[float(i @ t / (i.norm() * t.norm())) for t in text] for i in image]
+    losses = []
+    for direction in (cosine, [list(column) for column in zip(*cosine, strict=True)]):
+        for row in rows:
+            odds = [math.exp(scale * c) for c in direction[row]]
+            logs = [math.log(odd / sum(odds)) for odd in odds]
+            losses.append(-(1 - smoothing) * logs[row] - smoothing * sum(logs) / len(logs))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize(("scale", "smoothing"), [(1 / 0.07, 0.0), (3.0, 0.0), (3.0, 0.1)])
+def test_loss_is_the_definition(scale: float, smoothing: float) -> None:
+    image, text = torch.randn(2, 5, 6)
+    assert ITC(init_scale=scale, label_smoothing=smoothing)(image, text).item() == pytest.approx(slow(image, text, scale, smoothing), rel=1e-4)
+
+
+def test_lengths_of_the_vectors_do_not_matter() -> None:
+    image, text = torch.randn(2, 5, 6)
+    torch.testing.assert_close(ITC()(image, text), ITC()(image * 7, text * torch.rand(5, 1)))
+
+
+def test_ignored_pairs_are_compared_with_but_not_judged() -> None:
+    image, text = torch.randn(2, 5, 6)
+    ignored = torch.tensor([False, True, False, False, True])
+    loss = ITC(init_scale=3.0, label_smoothing=0.1)(image, text, ignored)
+    assert loss.item() == pytest.approx(slow(image, text, 3.0, 0.1, judged=[0, 2, 3]), rel=1e-4)
+    nobody = ITC(init_scale=3.0, label_smoothing=0.1)(image, text, torch.zeros(5, dtype=torch.bool))
+    assert nobody.item() == pytest.approx(slow(image, text, 3.0, 0.1), rel=1e-4)
+
+
+def test_the_scale_is_bounded_and_can_be_sharded() -> None:
+    itc = ITC(init_scale=20.0, max_scale=50.0)
+    assert itc.logit_scale.shape == (1,)
+    assert itc.scale.item() == pytest.approx(20.0, rel=1e-5)
+    with torch.no_grad():
+        itc.logit_scale += 5
+    assert itc.scale.item() == pytest.approx(50.0, rel=1e-5)
+    free = ITC(max_scale=math.inf)
+    with torch.no_grad():
+        free.logit_scale.fill_(math.log(300.0))
+    assert free.scale.item() == pytest.approx(300.0, rel=1e-5)

@@ -1,0 +1,44 @@
+"""Next-token prediction equals the plain cross-entropy over all logits, at the cost of the labelled ones."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_internvl.objectives import NextToken
+
+
+def example() -> tuple[Tensor, Tensor, nn.Linear]:
+    labels = torch.randint(0, 9, (3, 7))
+    labels[0, :4] = labels[1, 5:] = labels[2, 0] = -100
+    return torch.randn(3, 7, 5, requires_grad=True), labels, nn.Linear(5, 9)
+
+
+def test_loss_and_gradients_equal_those_of_full_logits() -> None:
+    hidden, labels, head = example()
+    ours = NextToken()(hidden, labels, head)
+    full = F.cross_entropy(head(hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    torch.testing.assert_close(ours, full)
+    tensors = [hidden, head.weight, head.bias]
+    for ours_grad, full_grad in zip(torch.autograd.grad(ours, tensors), torch.autograd.grad(full, tensors), strict=True):
+        torch.testing.assert_close(ours_grad, full_grad)
+
+
+def test_logits_are_computed_for_labelled_tokens_only() -> None:
+    hidden, labels, head = example()
+    rows = []
+    NextToken()(hidden, labels, lambda states: rows.append(len(states)) or head(states))
+    assert rows == [int((labels[:, 1:] != -100).sum())]
+
+
+def test_a_batch_without_labels_gives_zero_and_a_zero_gradient() -> None:
+    hidden, labels, head = example()
+    loss = NextToken()(hidden, torch.full_like(labels, -100), head)
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, [hidden, head.weight])[1].eq(0).all()
+
+
+def test_half_precision_states_are_judged_in_float32() -> None:
+    hidden, labels, head = example()
+    assert NextToken()(hidden.bfloat16(), labels, head.bfloat16()).dtype == torch.float32

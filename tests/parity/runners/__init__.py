@@ -1,0 +1,39 @@
+"""One module per family of systems; each says which fixtures it knows and computes their outputs with this project."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from golden import Fixture
+from torch import Tensor
+
+from . import internvl_g
+
+
+class Runner(Protocol):
+    """What a module of this folder offers."""
+
+    SYSTEM: str
+    ECHOES: frozenset[str]  # outputs that repeat an input
+
+    def knows(self, fixture: Fixture) -> bool:
+        """Whether the fixture is of this family."""
+
+    def run(self, fixture: Fixture) -> dict[str, Tensor]:
+        """Our value of every output."""
+
+
+RUNNERS: tuple[Runner, ...] = (internvl_g,)
+
+
+def runner_for(fixture: Fixture) -> Runner:
+    """The runner that knows a fixture.
+
+    Raises:
+        LookupError: if none does.
+    """
+    for runner in RUNNERS:
+        if runner.knows(fixture):
+            return runner
+    known = "; ".join(runner.SYSTEM for runner in RUNNERS)
+    raise LookupError(f"no runner knows the system {fixture.system!r} in {fixture.folder}; known systems: {known}")
