@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+KEYS = (
+    "name", "seed", "pipeline", "init_from", "resume", "attention", "encoder", "middleware", "decoder", "stages", "data",
+    "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
+)  # fmt: skip
+PARTS = ("encoder", "middleware", "decoder")
 STAGE_KEYS = (
     "module", "parts", "objectives", "max_steps", "batch_size", "new", "dropped", "data", "collate", "evaluation", "samples",
     "encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer",
@@ -33,36 +39,46 @@ def check_config(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: with all faults, each naming the setting, its value and what is valid.
     """
-    faults = [*_pipeline_faults(config), *_start_faults(config)]
-    for name in config["pipeline"]:
-        if name in config["stages"]:
-            faults += [f"stages.{name}: {fault}" for fault in _stage_faults(config, config["stages"][name])]
+    faults = [*_common_faults(config), *_pipeline_faults(config)]
+    for name in [] if faults else config["pipeline"]:
+        faults += [f"stages.{name}: {fault}" for fault in _stage_faults(config, config["stages"][name])]
     if faults:
         raise ConfigError(faults)
 
 
+def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
+    for key in config:
+        if key not in KEYS:
+            yield f"there is no setting {key!r}; {suggestion(key, KEYS)}"
+    name, start = config["name"], config["init_from"]
+    if not isinstance(name, str) or not name or "/" in name:
+        yield f"name={name!r} must be a word; it names the run's folder"
+    yield from _negative("seed", config["seed"], whole=True)
+    yield from _negative("data.num_workers", config["data"].get("num_workers", 0), whole=True)
+    yield from _schedule_faults(config["optimizer"], config["scheduler"])
+    if not (config["callbacks"] or {}).get("handoff"):
+        yield "callbacks.handoff is missing; without it no stage hands its weights over (see conf/callbacks/default.yaml)"
+    if start and not Path(start).exists() and not _may_be_hub_id(str(start)):
+        yield f"init_from={start}: there is no such folder; give a run, a hand-off folder, an official checkpoint or a hub id"
+
+
+def _may_be_hub_id(text: str) -> bool:
+    """Whether it reads OWNER/NAME and does not begin with a folder that is here."""
+    owner, _, name = text.partition("/")
+    return bool(re.fullmatch(r"[\w.-]+", name)) and bool(re.fullmatch(r"\w[\w.-]*", owner)) and not Path(owner).exists()
+
+
 def _pipeline_faults(config: Mapping[str, Any]) -> Iterable[str]:
     pipeline, stages = config["pipeline"], config["stages"]
-    if not pipeline:
-        yield f"pipeline is empty; {suggestion('', stages)}"
+    if not isinstance(pipeline, list) or not pipeline:
+        example = f"pipeline=[{next(iter(stages), '')}]"
+        yield f"pipeline={pipeline!r} must be a list of stages, as in {example}; {suggestion(pipeline, stages)}"
+        return
     for name in pipeline:
         if name not in stages:
             yield f"pipeline: there is no stage {name!r}; {suggestion(name, stages)}"
-    for name in {n for n in pipeline if list(pipeline).count(n) > 1}:
+    for name in {n for n in pipeline if pipeline.count(n) > 1}:
         yield f"pipeline: stage {name!r} is listed twice; give the second one a name of its own under stages"
-
-
-def _start_faults(config: Mapping[str, Any]) -> Iterable[str]:
-    if not isinstance(config["seed"], int) or config["seed"] < 0:
-        yield f"seed={config['seed']!r} must be a whole number from 0 on"
-    start = config.get("init_from")
-    if start and config.get("resume"):
-        yield (
-            f"init_from={start} and resume={config['resume']} exclude each other: init_from starts a new run from weights, "
-            "resume goes on with an old run as it was"
-        )
-    elif start and ("/" in str(start) or str(start).startswith(".")) and not Path(start).exists():
-        yield f"init_from={start}: there is no such file or folder (a run, a hand-off folder, or a checkpoint is expected)"
 
 
 def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterable[str]:
@@ -74,18 +90,27 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
     if not stage.get("module", {}).get("train"):
         yield "module.train is empty: the stage would train nothing; name parts, e.g. [encoder, middleware]"
     for part in stage["parts"]:
-        if part not in ("encoder", "middleware", "decoder"):
-            yield f"parts: {part!r} is no part; {suggestion(part, ('encoder', 'middleware', 'decoder'))}"
-    optimizer = {**config["optimizer"], **(stage.get("optimizer") or {})}
+        if part not in PARTS:
+            yield f"parts: {part!r} is no part; {suggestion(part, PARTS)}"
+    if missing := [part for part in ("encoder", "middleware") if part not in stage["parts"]]:
+        yield f"parts={stage['parts']} lacks {' and '.join(missing)}; only the decoder may be left out"
+    yield from _schedule_faults(
+        {**config["optimizer"], **(stage.get("optimizer") or {})}, {**config["scheduler"], **(stage.get("scheduler") or {})}
+    )
+
+
+def _schedule_faults(optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterable[str]:
     yield from _not_positive("optimizer.lr", optimizer.get("lr"))
     for pattern, rate in (optimizer.get("part_lr") or {}).items():
-        yield from _not_positive(f"optimizer.part_lr[{pattern}]", rate)
-    decay = optimizer.get("weight_decay", 0.0)
-    if not isinstance(decay, int | float) or decay < 0:
-        yield f"optimizer.weight_decay={decay!r} must be a number from 0 on"
-    warmup = {**config["scheduler"], **(stage.get("scheduler") or {})}.get("warmup_steps", 0)
-    if not isinstance(warmup, int) or warmup < 0:
-        yield f"scheduler.warmup_steps={warmup!r} must be a whole number from 0 on"
+        yield from _not_positive(f"optimizer.part_lr.{pattern}", rate)
+    yield from _negative("optimizer.weight_decay", optimizer.get("weight_decay", 0.0))
+    yield from _negative("scheduler.warmup_steps", scheduler.get("warmup_steps", 0), whole=True)
+
+
+def _negative(name: str, value: Any, whole: bool = False) -> Iterable[str]:
+    kind = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kind) or value < 0:
+        yield f"{name}={value!r} must be a {'whole ' if whole else ''}number from 0 on"
 
 
 def _not_positive(name: str, value: Any, whole: bool = False) -> Iterable[str]:

@@ -7,42 +7,86 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_internvl.checks import ConfigError, check_config, suggestion
-from lightning_internvl.files import write_text
+from lightning_internvl.files import RUN_CONFIG, write_text
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-RUN_CONFIG = "config.yaml"
+FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the user's input, told without a traceback
+SCREEN = 20  # lines of an error that are shown
+
+OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
+
+
+def build(node: Mapping[str, Any], **extra: Any) -> Any:
+    """The object of a configuration node. Runtime objects are passed past Hydra, which would copy them.
+
+    Raises:
+        ValueError: if the class does not take its settings.
+    """
+    from lightning_internvl.targets import check_arguments
+
+    check_arguments(node)
+    maker = hydra.utils.instantiate(node, _partial_=True, _convert_="all")
+    if node.get("_partial_") and not extra:
+        return maker
+    try:
+        return maker(**extra)
+    except ValueError:
+        raise
+    except Exception as error:  # of any kind, by parts and libraries that do not check what they are given
+        raise ConfigError([f"{node['_target_']} cannot be built from its settings: {error}"]) from error
+
+
+@contextmanager
+def run_folder(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The resolved configuration of a new run, which is written to its folder, or of the run that is resumed.
+
+    A new run that a fault stops before there is anything to go on from leaves no run behind.
+
+    Raises:
+        ConfigError: for any fault of the configuration.
+    """
+    try:
+        plain = load_run(config) if config.resume else start_run(config, run_dir)
+    except FAULTS:
+        _remove_if_empty(run_dir)
+        raise
+    ours, before = not (config.resume or _is_helper()), set(run_dir.iterdir())
+    if ours:
+        write_text(run_dir / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
+    try:
+        yield plain
+    except FAULTS:
+        if ours and not any(run_dir.glob("checkpoints/*/last.ckpt")) and not any(run_dir.glob("handoff/*")):
+            for path in set(run_dir.iterdir()) - before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _remove_if_empty(run_dir)
+        raise
 
 
 def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
-    """Check a composed configuration and open its run folder.
-
-    Returns:
-        the resolved configuration as plain containers, as written to `config.yaml`
+    """The configuration of a new run as plain containers, resolved and checked.
 
     Raises:
-        ConfigError: for any fault of the configuration; an empty run folder is removed again.
+        ConfigError: for any fault of the configuration, and if the folder holds a run already.
     """
-    try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        check_config(plain)
-        if (run_dir / RUN_CONFIG).exists():
-            raise ConfigError([f"{run_dir} already holds a run; go on with resume={run_dir}, or choose another paths.run"])
-    except Exception:
-        if run_dir.is_dir() and not any(run_dir.iterdir()):
-            run_dir.rmdir()
-        raise
-    write_text(run_dir / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check_config(plain)
+    if (run_dir / RUN_CONFIG).exists() and not _is_helper():
+        raise ConfigError([f"{run_dir} already holds a run; go on with resume={run_dir}, or choose another paths.run"])
     return plain
 
 
@@ -53,18 +97,34 @@ def load_run(config: DictConfig) -> dict[str, Any]:
         ConfigError: if there is no such run, or if other settings are given beside `resume`.
     """
     run_dir = Path(config.resume)
-    others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
     if config.init_from:
-        check_config(OmegaConf.to_container(config, resolve=True))
-    if others:
-        raise ConfigError([f"resume goes on with a run exactly as it was; leave out {' '.join(others)}, or start anew with init_from={run_dir}"])
+        raise ConfigError(
+            [
+                f"init_from={config.init_from} and resume={run_dir} exclude each other: init_from starts a new run from weights, "
+                "resume goes on with an old run as it was; leave one out"
+            ]
+        )
+    if others := [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]:
+        raise ConfigError(
+            [f"resume goes on with a run exactly as it was; leave out {' '.join(others)}, or start anew with init_from={run_dir}"]
+        )
     path = run_dir / RUN_CONFIG
     if not path.is_file():
         runs = sorted(str(p.parent) for p in Path("outputs").glob(f"*/*/{RUN_CONFIG}"))
         raise ConfigError([f"resume={run_dir}: there is no run ({path} is missing); runs here: {', '.join(runs[-5:]) or 'none'}"])
     plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    check_config(plain)
+    check_config({**plain, "init_from": None})  # the weights it started from may be gone by now
     return plain
+
+
+def _is_helper() -> bool:
+    """Whether this is a further process of a run that another process has started."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def command(main: Callable[[], None]) -> None:
@@ -73,37 +133,59 @@ def command(main: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on to us
     try:
         main()
-    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+    except FAULTS as error:
         if verbose:
             raise
-        print(f"\nerror: {explain(error)}\n(HYDRA_FULL_ERROR=1 shows where it was raised)", file=sys.stderr)
+        print(f"\nerror: {_on_a_screen(explain(error))}\n(HYDRA_FULL_ERROR=1 shows where it was raised)", file=sys.stderr)
         sys.exit(2)
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = "1" if verbose else "0"
 
 
 def explain(error: Exception) -> str:
-    """An error as a user can act on it: an unknown setting comes with the valid ones."""
-    text = str(error)
-    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.filename):
-        return f"cannot write or read {error.filename}: {error.strerror}; choose another folder with paths.run=FOLDER"
-    unknown = re.search(r"Could not override '([^']+)'|Could not append to config\. An item is already at '([^']+)'", text)
-    if unknown and unknown.group(1):
-        return f"there is no setting {unknown.group(1)!r}; {_valid_keys(unknown.group(1))}"
-    return text.strip()
+    """An error as a user can act on it: a wrong word comes with the valid ones."""
+    text = str(error).strip().split("\n\nConfig search path")[0]
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot read or write {error.filename}: {error.strerror}; paths.run=FOLDER chooses another folder for the run"
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"there is no {option!r} in the group {group}; {suggestion(option, error.options)}"
+    if isinstance(error, OverrideParseException):
+        reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
+        return f"{error.override!r} is not understood ({reason}); write SETTING=VALUE, with quotes around special characters"
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return f"{error.full_key} has no value; give {error.full_key}=VALUE"
+    unknown = re.search(r"Could not (?:override|delete from config\.) '([^'@]+)'", text)
+    if unknown:
+        return _unknown_setting(unknown[1])
+    if text.startswith("Caught ") and "Original Traceback" in text:  # in a process that prepares data
+        return re.split(r"\n\w*Error: ", text)[-1].strip()
+    return text or type(error).__name__
 
 
-def _valid_keys(key: str) -> str:
-    """The settings beside an unknown one, read from the default configuration."""
+def _on_a_screen(text: str) -> str:
+    lines = [line if len(line) <= 1000 else f"{line[:1000]} ..." for line in text.splitlines()]
+    rest = [f"... and {len(lines) - SCREEN} more lines"] if len(lines) > SCREEN else []
+    return "\n".join([*lines[:SCREEN], *rest])
+
+
+def _unknown_setting(key: str) -> str:
+    """What stands beside an unknown setting in the configuration with the files that the command line chooses."""
     from hydra import compose, initialize_config_dir
 
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    chosen = [word for word in sys.argv[1:] if re.fullmatch(rf"\+?({'|'.join(groups)})(@[\w.]+)?=\w+", word)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        node: Any = compose("config")
-    *parents, last = re.sub(r"^[+~]*", "", key).split(".")
-    for depth, parent in enumerate(parents):
-        if not isinstance(node, DictConfig) or parent not in node:
-            parents, last = parents[:depth], parent
+        node: Any = compose("config", overrides=chosen)
+    parents: list[str] = []
+    for word in key.split("."):
+        if not isinstance(node, DictConfig):
+            return f"there is no setting {key!r}; {'.'.join(parents)} has no settings below it"
+        if word not in node:
             break
-        node = node._get_node(parent)
-    if not isinstance(node, DictConfig):
-        return f"{'.'.join(parents)} has no settings below it"
-    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir()) if not parents else []
-    return f"{'in ' + '.'.join(parents) + ': ' if parents else ''}{suggestion(last, sorted({*map(str, node), *groups} - {'hydra'}))}"
+        parents, node = [*parents, word], node._get_node(word)
+    else:
+        return f"{key} has no such setting below it; add one with +{key}.NAME=VALUE"
+    choices = sorted({*map(str, node), *([] if parents else groups)} - {"hydra", "_target_", "_partial_"})
+    part = f"; a part of one stage is swapped with {word}@{key}=OPTION" if parents and word in groups else ""
+    return f"there is no setting {key!r}; {'in ' + '.'.join(parents) + ': ' if parents else ''}{suggestion(word, choices)}{part}"

@@ -5,7 +5,6 @@ A configuration is a plain dict with the class under `_target_`; `build` makes t
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,31 +12,51 @@ from typing import Any
 from torch import nn
 
 from lightning_internvl.model import VLM
+from lightning_internvl.targets import check_arguments, locate, parameters_of
 
 Config = dict[str, Any]
 Build = Callable[..., Any]
 TRUSTED = "lightning_internvl."
-
-
-def locate(target: str) -> Any:
-    """The class or function behind a dotted path.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    module, _, name = target.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"_target_: {target!r} cannot be found ({error})") from error
+TOKENIZERS = "lightning_internvl.data.tokenizer"
+FETCHING = {"pretrained", "trust_remote_code", "auto_map"}
 
 
 def trusted_build(config: Mapping[str, Any], **extra: Any) -> Any:
-    """Build a part of this package, and nothing else: for configurations that come with a checkpoint."""
-    target = str(config.get("_target_"))
-    if not target.startswith(TRUSTED):
-        raise ValueError(f"_target_: {target!r} comes with the checkpoint and lies outside {TRUSTED[:-1]}; it is not run")
-    return locate(target)(**{k: v for k, v in config.items() if not k.startswith("_")}, **extra)
+    """Build a part or a tokenizer of this package, and nothing else: for configurations that come with a checkpoint."""
+    check_trusted(config)
+    return locate(config["_target_"])(**{k: v for k, v in config.items() if not k.startswith("_")}, **extra)
+
+
+def check_trusted(config: Any) -> None:
+    """Refuse a configuration that comes with a checkpoint if it names anything but our parts and tokenizers, at any depth.
+
+    Raises:
+        ValueError: for another class or function (not even its module is imported), and for settings that would fetch
+            weights, code or kernels from elsewhere.
+    """
+    if isinstance(config, list | tuple):
+        for value in config:
+            check_trusted(value)
+    if not isinstance(config, Mapping):
+        return
+    if "_target_" in config and not _is_ours(str(config["_target_"])):
+        raise ValueError(
+            f"_target_: {config['_target_']!r} comes with the checkpoint and is no part of {TRUSTED[:-1]}; it is not run"
+        )
+    for key, value in config.items():
+        kernels = key.endswith("_implementation") and "/" in str(value)  # of the hub; names without a slash are built in
+        if value and (key in FETCHING or kernels or (key.startswith("_") and key != "_target_")):
+            raise ValueError(
+                f"{key}: {value!r} comes with the checkpoint and could fetch weights or code from elsewhere; it is not followed. "
+                "Start a run with these parts and init_from instead"
+            )
+        check_trusted(value)
+
+
+def _is_ours(target: str) -> bool:
+    found = locate(target) if target.startswith(TRUSTED) else None
+    part = inspect.isclass(found) and issubclass(found, nn.Module) and found.__module__.startswith(TRUSTED)
+    return part or (inspect.isfunction(found) and found.__module__ == TOKENIZERS)
 
 
 def completed(build: Build, config: Mapping[str, Any], **known: Any) -> Any:
@@ -47,15 +66,14 @@ def completed(build: Build, config: Mapping[str, Any], **known: Any) -> Any:
         ValueError: if the part needs a value that nobody has, or is given one that it does not know.
     """
     config = {k: v for k, v in config.items() if k != "tokenizer"}
-    parameters = inspect.signature(locate(config["_target_"])).parameters
+    check_arguments(config)
+    parameters, _ = parameters_of(config["_target_"])
     extra = {k: v for k, v in known.items() if k in parameters and config.get(k) is None and v is not None}
-    given = {k for k in config if not k.startswith("_")}
-    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if not free and (unknown := given - set(parameters)):
-        raise ValueError(f"{config['_target_']} does not know {sorted(unknown)}; valid names: {', '.join(parameters)}")
     needed = {k for k, p in parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY}
-    if missing := needed - given - set(extra):
-        raise ValueError(f"{config['_target_']} needs {sorted(missing)}, which neither the configuration nor its neighbours give")
+    if missing := sorted(needed - set(config) - set(extra)):
+        raise ValueError(
+            f"{config['_target_']} needs {', '.join(missing)}, which neither the configuration nor its neighbours give"
+        )
     return build({k: v for k, v in config.items() if k not in extra}, **extra)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,19 +22,33 @@ def rank() -> int:
 def gather_with_grad(x_BE: Tensor) -> Tensor:
     """Rows of all ranks in rank order, (B, E) -> (W * B, E).
 
-    The backward pass sums over ranks, so that after the usual averaging of gradients the result is exact for any number of processes.
+    The backward pass sums over ranks, so that after the usual averaging of gradients the result is exact for any number
+    of processes.
     """
-    if world_size() == 1:
-        return x_BE
-    from torch.distributed.nn.functional import all_gather
+    return x_BE if world_size() == 1 else _Gather.apply(x_BE)
 
-    return torch.cat(all_gather(x_BE.contiguous()))
+
+class _Gather(torch.autograd.Function):
+    """All-gather forward; backward, every rank takes the sum of what all ranks found for its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BE: Tensor) -> Tensor:
+        rows = [torch.empty_like(x_BE, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(rows, x_BE.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)  # autograd may still need the one it was given
+        dist.all_reduce(grad)
+        return grad.chunk(world_size())[rank()]
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
     """A sum over local items as this rank's share of the mean over the items of all ranks.
 
-    Gradients are averaged over ranks afterwards, hence the factor W: mean over ranks (W * local sum / global count) is the global mean.
+    Gradients are averaged over ranks afterwards, hence the factor W: the mean over ranks of (W * local sum / global count)
+    is the global mean.
     """
     if world_size() > 1:
         count = count.clone()

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+RUN_CONFIG = "config.yaml"  # the resolved configuration of a run; a folder that holds it is a run
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file beside its place, then move it there in one step."""

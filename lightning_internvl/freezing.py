@@ -1,6 +1,7 @@
 """Which parameters train, as a pure function of (stage, step).
 
-Rules are read from the stage's YAML, in order; the first that matches a parameter's name speaks for it, and what no rule names is frozen:
+Rules are read from the stage's YAML, in order; the first that matches a parameter's name speaks for it, and what no rule
+names is frozen:
 
     train:
       - middleware.query_tokens                                  # always
@@ -23,6 +24,14 @@ from torch import nn
 def matches(name: str, pattern: str) -> bool:
     """Whether a dotted name is the pattern, or lies below it."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def check_matches(pattern: str, names: Iterable[str], setting: str) -> None:
+    """Refuse a pattern of a setting that matches none of the names."""
+    names = list(names)
+    if not any(matches(name, pattern) for name in names):
+        beginnings = sorted({".".join(name.split(".")[:2]) for name in names})
+        raise ValueError(f"{setting}: {pattern!r} matches no parameter; names here begin with {', '.join(beginnings)}")
 
 
 @dataclass(frozen=True)
@@ -73,9 +82,7 @@ class FreezePlan:
         """Refuse rules that match nothing, which are most often typing errors."""
         names = [name for name, _ in model.named_parameters()]
         for rule in self.rules:
-            if not any(matches(name, rule.name) for name in names):
-                parts = sorted({".".join(name.split(".")[:2]) for name in names})
-                raise ValueError(f"train: {rule.name!r} matches no parameter; names here begin with {', '.join(parts)}")
+            check_matches(rule.name, names, "train")
 
     def apply(self, model: nn.Module, step: int) -> None:
         """Set `requires_grad`, and put parts in which nothing trains into evaluation mode (no dropout, no drop path)."""
@@ -94,7 +101,10 @@ class FreezePlan:
             row["trained" if self.trains(name, step) else "frozen"] += parameter.numel()
             reason = str(self.rule(name) or "not listed under train")
             row["rules"] += [reason] if reason not in row["rules"] else []
-        return [{"group": g, "trained": r["trained"], "frozen": r["frozen"], "why": "; ".join(r["rules"])} for g, r in rows.items()]
+        return [
+            {"group": group, "trained": row["trained"], "frozen": row["frozen"], "why": "; ".join(row["rules"])}
+            for group, row in rows.items()
+        ]
 
 
 def _parse(rule: str | Mapping[str, Any]) -> Rule:

@@ -1,6 +1,7 @@
 """Encoder, middleware and decoder, composed.
 
-Letters: B rows, L text length, N images of the batch, S side in pixels, T decoder tokens of an image, H decoder width, E contrastive width.
+Letters: B rows, L text length, N images of the batch, S side in pixels, T decoder tokens of an image, H decoder width,
+E contrastive width.
 """
 
 from __future__ import annotations
@@ -105,7 +106,11 @@ class VLM(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, pixel_values: Tensor | None = None, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **options: Any
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """New ids only. With a decoder `options` are those of transformers and prompts are padded on the left; without one the
         middleware writes a caption after the prompt `input_ids` (see `QLLaMA.generate`)."""

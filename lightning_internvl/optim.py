@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_internvl.freezing import FreezePlan, matches
+from lightning_internvl.freezing import FreezePlan, check_matches, matches
 
 # Tables, scales and tokens are no matrices that multiply activations; decaying them only pulls them to zero.
 NO_DECAY = ("*query_tokens", "*class_embedding", "*position_embedding", "*logit_scale", "*embed_tokens*")
@@ -26,7 +26,13 @@ def parameter_groups(
 
     Args:
         part_lr: learning rates of their own, by name pattern; the first match wins, all others use `lr`.
+
+    Raises:
+        ValueError: for a pattern that matches no parameter, which is most often a typing error.
     """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in part_lr or {}:
+        check_matches(pattern, names, "optimizer.part_lr")
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not plan.ever_trains(name):

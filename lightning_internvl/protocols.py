@@ -1,7 +1,7 @@
 """What a part must offer. Three protocols, no registry: a part is one Python file and one YAML that names its class.
 
-Letters: N images, S side in pixels, P visual tokens, D encoder width, T decoder tokens of an image, H decoder width, L text length,
-E contrastive width, V vocabulary.
+Letters: N images, S side in pixels, P visual tokens, D encoder width, T decoder tokens of an image, H decoder width,
+L text length, E contrastive width, V vocabulary.
 """
 
 from __future__ import annotations

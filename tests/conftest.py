@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported: tests run side by side, and sums then have one order
+
 import pytest
 import torch
 
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
 @pytest.fixture(autouse=True)
@@ -28,5 +28,14 @@ def encoder() -> InternViT:
 def qllama() -> QLLaMA:
     """4 queries, width 16, 4 layers, vocabulary 31; made for the tower above, without a decoder."""
     return QLLaMA(
-        encoder_dim=24, vocab_size=31, dim=16, depth=4, heads=2, mlp_dim=24, num_queries=4, embed_dim=8, pool_heads=2, init_std=0.2
+        encoder_dim=24,
+        vocab_size=31,
+        dim=16,
+        depth=4,
+        heads=2,
+        mlp_dim=24,
+        num_queries=4,
+        embed_dim=8,
+        pool_heads=2,
+        init_std=0.2,
     ).eval()

@@ -80,14 +80,18 @@ def test_choice_and_reason() -> None:
         (False, True, ("sdpa", "xformers is not installed")),
     ],
 )
-def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch, installed: bool, cuda: bool, expected: tuple[str, str]) -> None:
+def test_auto_takes_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, cuda: bool, expected: tuple[str, str]
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     assert choose_backend("auto") == expected
 
 
 @pytest.mark.parametrize(("installed", "reason"), [(True, "no CPU kernel"), (False, "not installed")])
-def test_xformers_that_cannot_run_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch, installed: bool, reason: str) -> None:
+def test_xformers_that_cannot_run_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, reason: str
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match=f"{reason}.*use attention=auto, sdpa or math"):

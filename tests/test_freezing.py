@@ -93,7 +93,9 @@ def test_a_part_in_which_nothing_trains_is_in_evaluation_mode_and_forgets_gradie
 
 
 def test_a_rule_that_matches_nothing_is_an_error_that_shows_the_names() -> None:
-    with pytest.raises(ValueError, match=r"'encodr' matches no parameter; names here begin with encoder\.0, encoder\.2, middleware\.lm"):
+    with pytest.raises(
+        ValueError, match=r"'encodr' matches no parameter; names here begin with encoder\.0, encoder\.2, middleware\.lm"
+    ):
         FreezePlan(["middleware", "encodr"]).check(Toy())
     FreezePlan(["middleware", "encoder"]).check(Toy())
 

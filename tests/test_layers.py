@@ -92,7 +92,10 @@ def test_attention_pooling_is_one_query_per_head() -> None:
     attn = pool.cross_attn
     for row in range(3):
         q = attn.q.weight @ pool.norm1_q(x[row].mean(dim=0)) + attn.q_bias
-        k, v = (norm(x[row]) @ p.weight.T + b for norm, p, b in ((pool.norm1_k, attn.k, attn.k_bias), (pool.norm1_v, attn.v, attn.v_bias)))
+        k, v = (
+            norm(x[row]) @ p.weight.T + b
+            for norm, p, b in ((pool.norm1_k, attn.k, attn.k_bias), (pool.norm1_v, attn.v, attn.v_bias))
+        )
         heads = [((k[:, s] @ q[s]) / 4**0.5).softmax(dim=0) @ v[:, s] for s in (slice(0, 4), slice(4, 8))]
         torch.testing.assert_close(pool(x)[row], attn.proj(torch.cat(heads)), rtol=1e-4, atol=1e-5)
 

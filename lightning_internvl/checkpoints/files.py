@@ -61,7 +61,8 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / single]
     if pickles := sorted(folder.glob("*.pth")):
         return pickles
-    raise ValueError(f"{folder} holds no weights: expected {INDEX}, {SINGLE}, pytorch_model.bin.index.json, pytorch_model.bin or *.pth")
+    expected = f"{INDEX}, {SINGLE}, pytorch_model.bin.index.json, pytorch_model.bin or *.pth"
+    raise ValueError(f"{folder} holds no weights: expected {expected}")
 
 
 def _indexed(index: Path) -> list[Path]:
@@ -85,8 +86,9 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise ValueError(f"{file} is refused: it holds more than tensors, or is no PyTorch file ({error})") from error
-    odd = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)] if isinstance(loaded, dict) else ["the file itself"]
-    if odd:
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{file} should map names to tensors, but holds a {type(loaded).__name__}")
+    if odd := [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{file} should map names to tensors; no tensor: {listed(odd)}")
     return loaded
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_internvl.compose import compose_model, trusted_build
+from lightning_internvl.checkpoints.files import write_folder
+from lightning_internvl.compose import check_trusted, compose_model, trusted_build
 from lightning_internvl.freezing import FreezePlan, matches
 from lightning_internvl.model import PARTS, VLM
 
@@ -29,32 +30,34 @@ MANIFEST = "manifest.json"
 
 
 def save(model: VLM, folder: Path, *, stage: str, step: int, config: Mapping[str, Any], plan: FreezePlan) -> None:
-    """Write the hand-off folder of a finished stage, all or nothing."""
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    parts: dict[str, Any] = {}
-    for part in PARTS:
-        tensors = {n: t.detach().cpu().contiguous() for n, t in own_tensors(model).items() if n.startswith(f"{part}.")}
-        if not tensors:
-            continue
-        save_file(tensors, draft / f"{part}.safetensors", metadata={"format": "pt"})
-        parts[part] = {
-            "parameters": sum(t.numel() for t in tensors.values()),
-            "sha256": _hash(draft / f"{part}.safetensors"),
-            "origin": "trained" if any(plan.ever_trains(n) for n in tensors) else "inherited",
-        }
-    manifest = {"format": FORMAT, "stage": stage, "step": step, "parts": parts, "config": config}
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    """Write the hand-off folder of a finished stage, all or nothing; an older one is replaced."""
+    for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a process that was killed
+        shutil.rmtree(left)
+
+    def write(draft: Path) -> None:
+        parts: dict[str, Any] = {}
+        for part in PARTS:
+            tensors = {n: t.detach().cpu().contiguous() for n, t in own_tensors(model).items() if n.startswith(f"{part}.")}
+            if tensors:
+                save_file(tensors, draft / f"{part}.safetensors", metadata={"format": "pt"})
+                parts[part] = {
+                    "parameters": sum(t.numel() for t in tensors.values()),
+                    "sha256": _hash(draft / f"{part}.safetensors"),
+                    "origin": "trained" if any(plan.ever_trains(n) for n in tensors) else "inherited",
+                }
+        manifest = {"format": FORMAT, "stage": stage, "step": step, "parts": parts, "config": config}
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    if folder.exists():
+        shutil.rmtree(folder)
+    write_folder(folder, write)
 
 
 def own_tensors(model: VLM) -> dict[str, Tensor]:
-    """The model's tensors by name; those that share memory (tied embeddings) once, under their first name."""
+    """The model's tensors by name; one that stands in several places (tied embeddings) once, under its first name."""
     first: dict[int, str] = {}
-    state = model.state_dict()
-    return {n: t for n, t in state.items() if t.numel() == 0 or first.setdefault(t.data_ptr(), n) == n}
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -63,18 +66,11 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: if the manifest or a file is missing, damaged, or not the one that the manifest describes.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} is no hand-off folder: it holds no {MANIFEST}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / MANIFEST} is damaged: {error}") from error
-    if manifest.get("format") != FORMAT:
-        raise ValueError(f"{folder / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}")
+    manifest = _read_manifest(folder / MANIFEST)
     tensors: dict[str, Tensor] = {}
     for part, entry in manifest["parts"].items():
         file = folder / f"{part}.safetensors"
-        if not file.exists():
+        if not file.is_file():
             raise ValueError(f"{file} is missing, although {MANIFEST} names it")
         if _hash(file) != entry["sha256"]:
             raise ValueError(f"{file} is damaged: its contents are not those that {MANIFEST} describes; take another hand-off")
@@ -85,9 +81,30 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, manifest
 
 
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.parent} is no hand-off folder: it holds no {MANIFEST}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path} is no manifest of format {FORMAT}, which this version reads")
+    parts, config = manifest.get("parts"), manifest.get("config")
+    entries = parts.values() if isinstance(parts, dict) and set(parts) <= set(PARTS) else [None]
+    if not isinstance(config, dict) or not all(isinstance(entry, dict) and "sha256" in entry for entry in entries):
+        raise ValueError(f"{path} is damaged: it needs `config`, and `parts` with a sha256 for some of {', '.join(PARTS)}")
+    return manifest
+
+
 def load_model(folder: str | Path) -> VLM:
-    """The model of a hand-off folder, built from the configuration in its manifest (parts of this package only)."""
+    """The model of a hand-off folder, built from the configuration in its manifest (parts of this package only).
+
+    Raises:
+        ValueError: as `read`; if the configuration names other code or weights elsewhere; if tensors do not fit the model.
+    """
     tensors, manifest = read(Path(folder))
+    check_trusted(manifest["config"])
     model, _ = compose_model(manifest["config"], trusted_build)
     LoadReport.of(model, tensors, source=str(folder), new=(), dropped=()).load(model, tensors)
     return model.eval()
@@ -103,29 +120,31 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, model: VLM, tensors: Mapping[str, Tensor], *, source: str, new: Iterable[str], dropped: Iterable[str]) -> LoadReport:
-        """Compare a source with a model.
+    def of(
+        cls, model: VLM, tensors: Mapping[str, Tensor], *, source: str, new: Iterable[str], dropped: Iterable[str]
+    ) -> LoadReport:
+        """Compare a source with a model; both may be on the meta device.
+
+        Args:
+            source: what the tensors are called in messages.
+            new, dropped: patterns of names that may be missing in the source, and of those that may be left over.
 
         Raises:
-            ValueError: for a tensor of another shape, or a name that is missing or left over and not declared so by the stage.
+            ValueError: for a tensor of another shape, or a name that is missing or left over and not declared so.
         """
         wanted, new, dropped = own_tensors(model), list(new), list(dropped)
-        shapes = [
-            f"{n}: {tuple(tensors[n].shape)} in the source, {tuple(t.shape)} in the model"
-            for n, t in wanted.items()
-            if n in tensors and tensors[n].shape != t.shape
+        loaded = [name for name in wanted if name in tensors]
+        wrong = [
+            f"{n}: {tuple(tensors[n].shape)}, {tuple(wanted[n].shape)}" for n in loaded if tensors[n].shape != wanted[n].shape
         ]
-        if shapes:
-            raise ValueError(f"{source} has tensors of another shape:\n" + _some(shapes))
-        report = cls(
-            source, [n for n in wanted if n in tensors], [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted]
-        )
-        missing = [n for n in report.new if not any(matches(n, p) for p in new)]
-        if missing:
-            raise ValueError(f"{source} lacks names that the stage does not list under `new`:\n{_some(missing)}")
-        left = [n for n in report.dropped if not any(matches(n, p) for p in dropped)]
-        if left:
-            raise ValueError(f"{source} holds names that the model lacks and the stage does not list under `dropped`:\n{_some(left)}")
+        if wrong:
+            more = f"\n  ... and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+            raise ValueError(f"{source} has tensors of another shape (there, in this model):{_some(wrong[:8])}{more}")
+        report = cls(source, loaded, [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted])
+        if missing := [n for n in report.new if not any(matches(n, p) for p in new)]:
+            raise ValueError(f"{source} lacks names that the stage does not list under `new`:{_some(missing)}")
+        if left := [n for n in report.dropped if not any(matches(n, p) for p in dropped)]:
+            raise ValueError(f"{source} has names that the model lacks and the stage does not list under `dropped`:{_some(left)}")
         return report
 
     def load(self, model: VLM, tensors: Mapping[str, Tensor]) -> None:
@@ -137,17 +156,22 @@ class LoadReport:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Tensors loaded, new and dropped by group (a part and the module right below it)."""
-        groups: dict[str, dict[str, int]] = {}
-        for kind in ("loaded", "new", "dropped"):
-            for name in getattr(self, kind):
-                row = groups.setdefault(".".join(name.split(".")[:2]), {"loaded": 0, "new": 0, "dropped": 0})
-                row[kind] += 1
-        return groups
+        kinds = {kind: Counter(map(_group, getattr(self, kind))) for kind in ("loaded", "new", "dropped")}
+        groups = dict.fromkeys(_group(name) for name in [*self.loaded, *self.new, *self.dropped])
+        return {group: {kind: count[group] for kind, count in kinds.items()} for group in groups}
 
 
-def _some(lines: list[str], limit: int = 20) -> str:
-    rest = f"\n  ... and {len(lines) - limit} more" if len(lines) > limit else ""
-    return "\n".join(f"  {line}" for line in lines[:limit]) + rest
+def _some(names: list[str], limit: int = 8) -> str:
+    """Names one a line; of many, how many lie in each group."""
+    if len(names) > limit:
+        groups = Counter(_group(name) for name in names)
+        names = [f"{group} ({count} {'name' if count == 1 else 'names'})" for group, count in groups.items()]
+    return "".join(f"\n  {name}" for name in names)
+
+
+def _group(name: str) -> str:
+    """A part and the module right below it."""
+    return ".".join(name.split(".")[:2])
 
 
 def _hash(file: Path) -> str:

@@ -19,15 +19,15 @@ MAX_SHARD_BYTES = 5 * 10**9
 def load_pretrained(path: str | Path, *, dtype: torch.dtype | None = None) -> VLM:
     """A model in evaluation mode, from a folder in an official layout, a hand-off folder, or a hub id.
 
-    No code from the checkpoint is run. Tensors are assigned one by one, so that peak memory is the model and one tensor.
+    No code from the checkpoint is run. Tensors are assigned one by one: peak memory is the model and one tensor.
 
     Args:
         path: an existing folder, else an id of the Hugging Face hub.
         dtype: type of all floating-point parameters; None keeps the types of the file.
 
     Raises:
-        ValueError: if `path` is neither, if no layout is known for its config, or if tensors are missing, unexpected or of
-            another shape.
+        ValueError: if `path` is neither, if no layout is known for its config, or if tensors are missing, unexpected or
+            of another shape.
     """
     folder = Path(path) if Path(path).is_dir() else _downloaded(str(path))
     if (folder / "manifest.json").is_file():

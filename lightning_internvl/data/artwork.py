@@ -59,7 +59,7 @@ def _rasterise(path: Path) -> bytes:
 
 
 class Artwork:
-    """Sprites by (thing, style, size, flip), cached per process up to a fixed number of bytes.
+    """Sprites by (thing, style, size), cached per process up to a fixed number of bytes.
 
     A pickled copy (for a data worker) starts with an empty cache.
     """
@@ -69,25 +69,25 @@ class Artwork:
             artwork_file(THINGS[0].codepoint, style)
         self.styles = tuple(styles)
         self._originals: dict[tuple[int, str], Image.Image] = {}
-        self._layers: dict[tuple[int, str, int, bool], tuple[np.ndarray, np.ndarray]] = {}
+        self._layers: dict[tuple[int, str, int], tuple[np.ndarray, np.ndarray]] = {}
         self._bytes = 0
 
     def __reduce__(self) -> tuple[type[Artwork], tuple[tuple[str, ...]]]:
         return Artwork, (self.styles,)
 
-    def sprite(self, thing: int, style: str, size_px: int, flip: bool = False) -> np.ndarray:
+    def sprite(self, thing: int, style: str, size_px: int) -> np.ndarray:
         """The sprite as (size_px, size_px, 4) uint8 RGBA with straight alpha."""
-        return np.asarray(self._resized(thing, style, size_px, flip).convert("RGBA"))
+        return np.asarray(self._resized(thing, style, size_px).convert("RGBA"))
 
-    def layers(self, thing: int, style: str, size_px: int, flip: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def layers(self, thing: int, style: str, size_px: int) -> tuple[np.ndarray, np.ndarray]:
         """What blending needs: colour x alpha, and 1 - alpha; two (size_px, size_px, 3) float32 arrays.
 
         A pixel over background b becomes b * (1 - alpha) + colour x alpha, in 0..255.
         """
-        key = (thing, style, size_px, flip)
+        key = (thing, style, size_px)
         found = self._layers.get(key)
         if found is None:
-            pixels = np.asarray(self._resized(thing, style, size_px, flip), dtype=np.float32)
+            pixels = np.asarray(self._resized(thing, style, size_px), dtype=np.float32)
             keep = np.repeat(1 - pixels[..., 3:] / 255, 3, axis=2)
             found = (np.ascontiguousarray(pixels[..., :3]), keep)
             if self._bytes < CACHE_BYTES:  # keys are drawn at random, so keeping the first ones is as good as the last
@@ -95,10 +95,9 @@ class Artwork:
                 self._bytes += 2 * keep.nbytes
         return found
 
-    def _resized(self, thing: int, style: str, size_px: int, flip: bool) -> Image.Image:
+    def _resized(self, thing: int, style: str, size_px: int) -> Image.Image:
         original = self._originals.get((thing, style))
         if original is None:
             original = self._originals[thing, style] = load_artwork(THINGS[thing].codepoint, style)
         # A filter without overshoot: colour must never exceed alpha, or blending would wrap around 255.
-        image = original.resize((size_px, size_px), Image.Resampling.HAMMING)
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+        return original.resize((size_px, size_px), Image.Resampling.HAMMING)

@@ -20,9 +20,7 @@ PAIR_TASKS = ("itc", "itm", "itg")
 Sample = Mapping[str, Any]
 
 
-def to_pixels(
-    images: np.ndarray | Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
-) -> Tensor:
+def to_pixels(images: np.ndarray | Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
     """Normalise (B, H, W, 3) uint8 to (B, 3, H, W) float32: (value / 255 - mean) / std per channel."""
     images = torch.as_tensor(images)
     means, stds = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
@@ -105,8 +103,7 @@ class PairCollator:
         language = sample.get("language", "en")
         if language not in self.caption_prompts:
             raise ValueError(
-                f"sample {sample['key']}: no caption prompt for language {language!r}; "
-                f"choose from {sorted(self.caption_prompts)}"
+                f"sample {sample['key']}: no caption prompt for language {language!r}; choose from {sorted(self.caption_prompts)}"
             )
         return self.prompt_ids(self.caption_prompts[language])
 

@@ -60,6 +60,10 @@ class HeldOutScenes:
         questions: int = 500,
         single: int = 288,
     ) -> None:
+        if scenes < 10 or min(questions, single) < 1:
+            raise ValueError(
+                f"held-out data needs 10 scenes (for recall at 10), a question and a single: {scenes=}, {questions=}, {single=}"
+            )
         self.seed, self.image_size, self.styles = seed, image_size, tuple(styles)
         self.scenes, self.asked, self.single = scenes, questions, single
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -134,6 +135,13 @@ def _where(scene: Scene, rng: np.random.Generator) -> Turn | None:
         return None
     placed = single[int(rng.integers(len(single)))]
     return Turn(f"where is the {THINGS[placed.thing].name}?", box_text(placed.box), "where", placed.box)
+
+
+def chinese_words() -> set[str]:
+    """The words of the Chinese captions, of two characters and more."""
+    counted = {f"{count}{thing.measure}" for count in COUNTS["zh"][1:] for thing in THINGS}
+    frames = {piece for pattern in CAPTIONS["zh"] for piece in re.split(r"\{\w+\}", pattern)}
+    return {word for word in {t.zh for t in THINGS} | {c.zh for c in COLOURS} | counted | frames if len(word) > 1}
 
 
 def vocabulary_texts() -> Iterator[str]:

@@ -14,10 +14,11 @@ from lightning_internvl.data.things import COLOURS, THINGS
 
 SPLITS = ("train", "scenes", "combinations", "single")
 HELD_OUT_SHARE = 0.1
-THREE_KINDS_SHARE = 0.25
+ONE_KIND_SHARE, THREE_KINDS_SHARE = 0.15, 0.2
+ONE_KIND_COUNTS = ((2,), (3,))
 TWO_KIND_COUNTS = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (1, 3))
 THREE_KIND_COUNTS = ((1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2))
-SIZE_RANGE = (0.70, 0.95)  # of a cell
+SIZE_RANGE = (0.80, 0.95)  # of a cell
 COLOUR_JITTER = 10  # +- in 0..255
 
 Key = tuple[int, tuple[tuple[int, int], ...]]
@@ -31,7 +32,6 @@ class Placed:
     style: str
     cell: int
     box: tuple[float, float, float, float]
-    flip: bool
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Scenes:
         rgb = (red, green, blue)
         if self.split == "single":
             style = self.styles[index // len(THINGS) % len(self.styles)]
-            return Scene(background, rgb, (self._place(draws, index % len(THINGS), style, None),))
+            return Scene(background, rgb, (self._place(draws, index % len(THINGS), style, draws.below(4)),))
         things = self._things(draws)
         cells = sorted(range(4), key=[draws.uniform() for _ in range(4)].__getitem__)[: len(things)]
         placed = [
@@ -129,7 +129,7 @@ class Scenes:
         return Scene(background, rgb, tuple(sorted(placed, key=lambda one: one.cell)))
 
     def _things(self, draws: _Draws) -> list[int]:
-        """The thing of every object: two or three kinds, each repeated by its count."""
+        """The thing of every object: one to three kinds, each repeated by its count; two objects at least."""
         counts = TWO_KIND_COUNTS
         if self.split == "combinations":
             pairs = _held_out_list()
@@ -138,26 +138,24 @@ class Scenes:
             partners = seen_partners()
             first = draws.below(len(THINGS))
             second = partners[first][draws.below(len(partners[first]))]
-            kinds = (first, second)
-            if draws.uniform() < THREE_KINDS_SHARE:
+            kinds, draw = (first, second), draws.uniform()
+            if draw < ONE_KIND_SHARE:
+                kinds, counts = (first,), ONE_KIND_COUNTS
+            elif draw < ONE_KIND_SHARE + THREE_KINDS_SHARE:
                 both = [thing for thing in partners[first] if thing in partners[second]]
                 kinds, counts = (first, second, both[draws.below(len(both))]), THREE_KIND_COUNTS
         chosen = counts[draws.below(len(counts))]
         return [kind for kind, count in zip(kinds, chosen, strict=True) for _ in range(count)]
 
-    def _place(self, draws: _Draws, thing: int, style: str, cell: int | None) -> Placed:
-        """Put a thing into a cell, or anywhere when `cell` is None, at a random size and position (whole pixels)."""
+    def _place(self, draws: _Draws, thing: int, style: str, cell: int) -> Placed:
+        """Put a thing into a cell at a random size and position (whole pixels)."""
         half = self.image_size // 2
         low, high = SIZE_RANGE
         size = round(half * (low + (high - low) * draws.uniform()))
-        room = (self.image_size if cell is None else half) - size + 1
-        x, y = draws.below(room), draws.below(room)
-        if cell is None:
-            cell = 2 * (y + size // 2 >= half) + (x + size // 2 >= half)
-        else:
-            x, y = x + half * (cell % 2), y + half * (cell // 2)
-        x0, y0, x1, y1 = (value / self.image_size for value in (x, y, x + size, y + size))
-        return Placed(thing, style, cell, (x0, y0, x1, y1), draws.uniform() < 0.5)
+        room = half - size + 1
+        x, y = half * (cell % 2) + draws.below(room), half * (cell // 2) + draws.below(room)
+        scale = 1 / self.image_size
+        return Placed(thing, style, cell, (x * scale, y * scale, (x + size) * scale, (y + size) * scale))
 
     def render(self, scene: Scene) -> np.ndarray:
         """Draw a scene: (image_size, image_size, 3) uint8 RGB."""
@@ -166,7 +164,7 @@ class Scenes:
         canvas[:] = scene.rgb
         for placed in scene.objects:
             x0, y0, x1, y1 = (round(value * side) for value in placed.box)
-            colour, keep = self.artwork.layers(placed.thing, placed.style, x1 - x0, placed.flip)
+            colour, keep = self.artwork.layers(placed.thing, placed.style, x1 - x0)
             patch = canvas[y0:y1, x0:x1]
             patch *= keep
             patch += colour

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lightning_internvl.data.language import vocabulary_texts
+from lightning_internvl.data.language import chinese_words, vocabulary_texts
 
 SPECIAL_TOKENS = (
     "<pad>", "<s>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>",
@@ -22,8 +22,9 @@ TEMPLATE_TEXTS = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions.",
 )  # fmt: skip
-# A Chinese character; a word with the space before it; a number; the middle of a box; any other single character.
-PIECE = r"\p{Han}| ?[A-Za-z]+|[0-9]+|\),\(|\s|."
+# A Chinese word of the built-in texts or any other Chinese character; a word with the space before it; a number; the middle
+# of a box; any other single character.
+PIECE = "|".join([*sorted(chinese_words(), key=lambda word: (-len(word), word)), r"\p{Han}| ?[A-Za-z]+|[0-9]+|\),\(|\s|."])
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
@@ -66,7 +67,9 @@ def _without_special(text: str) -> list[str]:
 def hf_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or a local folder, with the placeholders of pictures and boxes added where it lacks them."""
     tokenizer = AutoTokenizer.from_pretrained(pretrained)
-    lacking = [token for token in IMAGE_AND_BOX_TOKENS if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
+    lacking = [
+        token for token in IMAGE_AND_BOX_TOKENS if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)
+    ]
     tokenizer.add_special_tokens({"additional_special_tokens": lacking})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -16,22 +16,35 @@ class HFCausalLM(nn.Module):
         pretrained: a hub id or a local folder; its weights are loaded. None builds from `config` with random weights.
         config: fields of the model's configuration, `model_type` among them (toy models and overrides).
         vocab_size: rows of the embedding table (completed from the tokenizer); a pretrained table is grown to it.
+        embed_std: deviation of the initial token embeddings of a model built from `config`; None: that of `config`.
+
+    On the meta device no weights are loaded.
     """
 
     def __init__(
-        self, *, pretrained: str | None = None, config: dict[str, Any] | None = None, vocab_size: int | None = None
+        self,
+        *,
+        pretrained: str | None = None,
+        config: dict[str, Any] | None = None,
+        vocab_size: int | None = None,
+        embed_std: float | None = None,
     ) -> None:
         super().__init__()
         if pretrained is None and not config:
             raise ValueError("the decoder needs either `pretrained` (a hub id or a folder) or `config` (with model_type)")
-        if pretrained is not None:
-            self.lm = AutoModelForCausalLM.from_pretrained(pretrained, **(config or {}))
-            if vocab_size and vocab_size > self.lm.get_input_embeddings().num_embeddings:
-                self.lm.resize_token_embeddings(vocab_size, mean_resizing=True)
-        else:
+        shapes_only = torch.get_default_device().type == "meta"
+        if pretrained is None:
             fields = {k: v for k, v in config.items() if k != "model_type"}
             fields = fields if vocab_size is None else fields | {"vocab_size": vocab_size}
             self.lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields))
+            if embed_std is not None:
+                nn.init.normal_(self.lm.get_input_embeddings().weight, std=embed_std)
+        elif shapes_only:
+            self.lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(pretrained, **(config or {})))
+        else:
+            self.lm = AutoModelForCausalLM.from_pretrained(pretrained, **(config or {}))
+        if pretrained is not None and vocab_size and vocab_size > self.lm.get_input_embeddings().num_embeddings:
+            self.lm.resize_token_embeddings(vocab_size, mean_resizing=not shapes_only)
         self.dim: int = self.lm.get_input_embeddings().embedding_dim
 
     def sharding_units(self) -> list[nn.Module]:

@@ -29,6 +29,7 @@ class InternViT(nn.Module):
         layer_scale: initial value of the residual scales.
         drop_path: rate of the last block; earlier blocks grow linearly from 0.
         init_std: deviation of the initial weights.
+        embed_std: deviation of the initial CLS token and positions; None: as `init_std`.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class InternViT(nn.Module):
         layer_scale: float = 0.1,
         drop_path: float = 0.0,
         init_std: float = 0.02,
+        embed_std: float | None = None,
     ) -> None:
         super().__init__()
         if norm not in _NORMS:
@@ -62,8 +64,10 @@ class InternViT(nn.Module):
             _Block(dim, heads, mlp_dim, qk_norm, qkv_bias, norm, norm_eps, layer_scale, rate) for rate in rates
         )
         init_normal(self, init_std)
-        nn.init.normal_(self.embeddings.class_embedding, std=init_std)
-        nn.init.normal_(self.embeddings.position_embedding, std=init_std)
+        # Patches enter at about unit size whatever their number of pixels, so that positions and blocks are heard beside them.
+        nn.init.normal_(self.embeddings.patch_embedding.weight, std=(3 * patch_size**2) ** -0.5)
+        nn.init.normal_(self.embeddings.class_embedding, std=embed_std or init_std)
+        nn.init.normal_(self.embeddings.position_embedding, std=embed_std or init_std)
 
     def num_tokens(self, image_size: int | None = None) -> int:
         """Visual tokens of one image, CLS included."""
@@ -84,7 +88,9 @@ class InternViT(nn.Module):
             One (N, P, D) tensor for each entry of `layers`. There is no final norm.
         """
         if unknown := [i for i in layers if not -self.depth - 1 <= i <= self.depth]:
-            raise ValueError(f"layers {unknown} do not exist; with {self.depth} blocks they run from 0 to {self.depth}, or -1 backwards")
+            raise ValueError(
+                f"layers {unknown} do not exist; with {self.depth} blocks they run from 0 to {self.depth}, or -1 backwards"
+            )
         x = self.embeddings(pixels_N3SS)
         if keep < 1.0:
             x = _keep_random(x, keep)

@@ -40,7 +40,11 @@ class Bench:
         batch_size: int = 125,
     ) -> None:
         self.model, self.held_out, self.pairs, self.chats, self.batch_size = model, held_out, pairs, chats, batch_size
-        self.device = next(model.parameters()).device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is now; a trainer moves it."""
+        return next(self.model.parameters()).device
 
     @contextmanager
     def evaluating(self) -> Iterator[Bench]:
@@ -98,7 +102,12 @@ class Bench:
             prompts = [self._prompt(question) for question in part]
             # Padding goes to the left, so that all rows end where the answer begins.
             ids, mask = (t.flip(1).to(self.device) for t in pad_rows([row[::-1] for row in prompts], tokenizer.pad_token_id))
-            options = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}
+            options = {
+                "max_new_tokens": max_new_tokens,
+                "do_sample": False,
+                "eos_token_id": end,
+                "pad_token_id": tokenizer.pad_token_id,
+            }
             new = self.model.generate(pixel_values=pixels, input_ids=ids, attention_mask=mask, **options)
             texts += tokenizer.batch_decode(new, skip_special_tokens=True)
         return [text.strip() for text in texts]

@@ -14,7 +14,9 @@ from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.evaluation.tasks import is_right, write_captions
 
 
-def sample(bench: Bench, *, stage: str, step: int, mode: str, writer: str | None, images: int = 10, last: bool = False) -> dict[str, Any]:
+def sample(
+    bench: Bench, *, stage: str, step: int, mode: str, writer: str | None, images: int = 10, last: bool = False
+) -> dict[str, Any]:
     """Similarities, captions and answers for the probe pictures; at the end of a stage also what texts retrieve.
 
     Args:

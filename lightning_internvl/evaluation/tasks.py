@@ -1,6 +1,7 @@
 """The measures of held-out data, each beside its chance level.
 
-A task is called with a `Bench` and returns plain numbers by name; `<name>_chance` stands beside `<name>` where chance has a value.
+A task is called with a `Bench` and returns plain numbers by name; `<name>_chance` stands beside `<name>` where chance has a
+value.
 """
 
 from __future__ import annotations

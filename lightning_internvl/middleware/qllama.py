@@ -1,9 +1,10 @@
 """QLLaMA, the language middleware of InternVL 1.0 (Chen et al. 2023, section 3.2; official `internvl_stage2` code).
 
-A LLaMA with learnable queries. It encodes captions (contrastive stage), reads images through its queries (generative stage), and hands
-both its queries and the tower's patches to a decoder (supervised stage). Parameter names are those of InternVL-14B.
+A LLaMA with learnable queries. It encodes captions (contrastive stage), reads images through its queries (generative stage),
+and hands both its queries and the tower's patches to a decoder (supervised stage). Parameter names are those of InternVL-14B.
 
-Letters: B images, P visual tokens (CLS first), D encoder width, Q queries, L text length, M width, E contrastive width, H decoder width.
+Letters: B images, P visual tokens (CLS first), D encoder width, Q queries, L text length, M width, E contrastive width,
+H decoder width.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class QLLaMA(nn.Module):
         patches: hand the tower's patches to the decoder beside the queries ("chat with QLLaMA", two MLPs).
         patch_layer: the encoder layer whose patches the decoder reads (InternVL-Chat 1.0: -4).
         init_std: deviation of the initial weights.
+        embed_std: deviation of the initial queries and token embeddings; None: as `init_std`.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class QLLaMA(nn.Module):
         rope_theta: float = 10000.0,
         norm_eps: float = 1e-6,
         init_std: float = 0.02,
+        embed_std: float | None = None,
     ) -> None:
         super().__init__()
         if dim % heads:
@@ -86,7 +89,8 @@ class QLLaMA(nn.Module):
         self.mlp2 = projection(dim, decoder_dim) if decoder_dim is not None else None
         init_normal(self, init_std)
         # Equal queries would stay equal for ever: noise, not the zeros of the official constructor, starts them apart.
-        nn.init.normal_(self.query_tokens, std=init_std)
+        nn.init.normal_(self.query_tokens, std=embed_std or init_std)
+        nn.init.normal_(self.qllama.model.embed_tokens.weight, std=embed_std or init_std)
         nn.init.normal_(self.text_projection, std=dim**-0.5)
 
     def tokens_out(self, tokens_in: int) -> int:

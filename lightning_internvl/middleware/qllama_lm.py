@@ -1,6 +1,7 @@
 """The language model inside QLLaMA: LLaMA whose query rows also read visual tokens (official `modeling_qllama.py`).
 
-Letters: R rows (streams x B), B images, T tokens of a row (Q queries, then L text), M width, P visual tokens, D encoder width, V vocabulary.
+Letters: R rows (streams x B), B images, T tokens of a row (Q queries, then L text), M width, P visual tokens, D encoder width,
+V vocabulary.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Image-text contrast: symmetric cross-entropy over cosine similarities with a learnable scale (CLIP; InternVL stages 1 and 2)."""
+"""Image-text contrast: symmetric cross-entropy of cosine similarities with a learnable scale (CLIP; InternVL stages 1 and 2)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ITC(nn.Module):
     @property
     def scale(self) -> Tensor:
         """The factor on cosine similarities, shape (1,)."""
-        return self.logit_scale.clamp(max=self.max_log_scale).exp()
+        return self.logit_scale.exp()
 
     def forward(self, image_BE: Tensor, text_BE: Tensor, ignored_B: Tensor | None = None) -> Tensor:
         """Mean over rows of both directions for matching rows (B, E), which need not be normalised.

@@ -25,7 +25,7 @@ class ITM(nn.Module):
 
 @torch.no_grad()
 def mined_negatives(similarity_BB: Tensor) -> Tensor:
-    """A wrong text for every image, drawn in proportion to the softmax of the (scaled) similarities (BLIP-2 section 3.1): (B,)."""
+    """A wrong text for every image, drawn in proportion to the softmax of the scaled similarities (BLIP-2 section 3.1): (B,)."""
     return similarity_BB.float().softmax(dim=1).clamp(min=1e-6).fill_diagonal_(0).multinomial(1).squeeze(1)
 
 

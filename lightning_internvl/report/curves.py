@@ -29,9 +29,7 @@ def curves(run: Run) -> str:
     axis = Axis(run.total_steps, [(stage.name, stage.start, stage.start + stage.steps) for stage in trained])
     charts = _charts(trained)
     large = "".join(
-        _panel(title, charts.pop(title), axis, height)
-        for title, height in ((LOSSES, 230), (SHARES, 180))
-        if title in charts
+        _panel(title, charts.pop(title), axis, height) for title, height in ((LOSSES, 230), (SHARES, 180)) if title in charts
     )
     small = "".join(_panel(title, series, axis, height=90) for title, series in charts.items())
     parts = large + _bands(trained, axis) + (f'<div class="small">{small}</div>' if small else "")
@@ -87,9 +85,7 @@ def _charts(stages: list[Stage]) -> dict[str, list[Series]]:
         charts.setdefault(title, []).append(Series(label, colour, lines, dotted=split == "val"))
     order = [*OBJECTIVES, None, TOTAL]
     for series in charts.values():
-        series.sort(
-            key=lambda one: order.index(next((name for name in order if name and one.label.startswith(name)), None))
-        )
+        series.sort(key=lambda one: order.index(next((name for name in order if name and one.label.startswith(name)), None)))
     return charts
 
 
@@ -150,8 +146,7 @@ def _spans(stage: Stage, group: str) -> list[tuple[int, Span]]:
             trained, frozen = row.get("trained") or 0, row.get("frozen") or 0
             total = trained + frozen
             why = (
-                f"{stage.name}, steps {first:,} to {last:,}: {trained:,} of {total:,} parameters trained. "
-                f"{row.get('why') or ''}"
+                f"{stage.name}, steps {first:,} to {last:,}: {trained:,} of {total:,} parameters trained. {row.get('why') or ''}"
             )
             found.append((total, (stage.start + first, stage.start + last, trained / max(1, total), why)))
     return found

@@ -29,9 +29,7 @@ class Pictures:
             self._ids[encoded] = self._add(encoded)
         name = self._ids[encoded]
         start = f'<svg {placed} viewBox="0 0 100 100" role="img" aria-label="{escape(label)}">'
-        return start + (
-            f'<use href="#{name}"/></svg>' if name else '<rect class="missing" width="100" height="100"/></svg>'
-        )
+        return start + (f'<use href="#{name}"/></svg>' if name else '<rect class="missing" width="100" height="100"/></svg>')
 
     def _add(self, encoded: str) -> str | None:
         try:

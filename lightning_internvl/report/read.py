@@ -129,11 +129,7 @@ def numbers(values: Any) -> dict[str, float]:
     """The numeric entries of a mapping; none of anything else."""
     if not isinstance(values, dict):
         return {}
-    return {
-        str(key): value
-        for key, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    return {str(key): value for key, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)}
 
 
 def _is_freezing(entry: Any) -> bool:

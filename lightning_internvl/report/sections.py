@@ -70,17 +70,13 @@ def _pipeline_step(stage: Stage, ends: dict[str, float]) -> str:
         state = "stopped" if stage.steps else "planned"
         text = f"unfinished, step {stage.steps:,} · {_minutes(stage.seconds)}" if stage.steps else "not started"
     trains = f"<small>trains {escape(', '.join(trained))}</small>" if trained else ""
-    return (
-        f'<li class="{state}"><b>{escape(stage.name)}</b><span>{text}</span>{trains}{"".join(_tiles(stage, ends))}</li>'
-    )
+    return f'<li class="{state}"><b>{escape(stage.name)}</b><span>{text}</span>{trains}{"".join(_tiles(stage, ends))}</li>'
 
 
 def _tiles(stage: Stage, ends: dict[str, float]) -> Iterator[str]:
     for name, value, chance in _key_rows(stage)[:TILES_PER_STAGE]:
         known = chance is not None
-        beside = (
-            f"<span>chance {format_number(chance)}</span><span>{times_chance(value, chance)}</span>" if known else ""
-        )
+        beside = f"<span>chance {format_number(chance)}</span><span>{times_chance(value, chance)}</span>" if known else ""
         yield (
             f'<div class="tile"><span>{escape(words(name))}</span><strong>{format_number(value)}</strong>'
             f"{bar(value, chance, ends[name]) if known else ''}<em>{beside}</em></div>"

@@ -26,9 +26,7 @@ def tables(run: Run) -> str:
     return (
         section("metrics", "All metrics", "The notch in a bar is the chance level.", _metrics(run))
         + section("timing", "Time", "Measured on the machine of this run.", _timing(run))
-        + section(
-            "freezing", "Freezing", "Parameters that each stage trained, and why the others rest.", _freezing(run)
-        )
+        + section("freezing", "Freezing", "Parameters that each stage trained, and why the others rest.", _freezing(run))
         + (section("config", "Configuration", "Everything that defines this run.", config) if run.config_text else "")
     )
 

@@ -28,8 +28,7 @@ def over_time(run: Run, pictures: Pictures) -> str:
         cards.append(f'<article class="card">{"".join(frames)}</article>')
     now = f'<p id="time" role="status">{escape(_time_text(*times[-1]))}</p>'
     lead = (
-        "The same pictures, asked again and again while the model learns. "
-        "Words that the true caption does not hold are marked."
+        "The same pictures, asked again and again while the model learns. Words that the true caption does not hold are marked."
     )
     body = f'<div class="scrub">{_scrub(times)}{now}</div><div class="cards">{"".join(cards)}</div>'
     return section("over-time", "Captions and answers over time", lead, body)

@@ -47,12 +47,16 @@ def assert_same_weights(ours: VLM, other: VLM) -> None:
     assert all(left[name].equal(right[name]) for name in left)
 
 
-def test_round_trip_gives_back_the_official_names_shapes_values_and_config(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+def test_round_trip_gives_back_the_official_names_shapes_values_and_config(
+    tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
     load_pretrained(OFFICIAL).save_pretrained(tmp_path / "new" / "saved")
     saved = load_file(tmp_path / "new" / "saved" / "model.safetensors")
     assert {n: t.shape for n, t in saved.items()} == {n: t.shape for n, t in weights.items()}
     assert all(saved[name].equal(weights[name]) for name in weights)
-    assert json.loads((tmp_path / "new" / "saved" / "config.json").read_text()) == json.loads((OFFICIAL / "config.json").read_text())
+    assert json.loads((tmp_path / "new" / "saved" / "config.json").read_text()) == json.loads(
+        (OFFICIAL / "config.json").read_text()
+    )
     with safe_open(tmp_path / "new" / "saved" / "model.safetensors", "pt") as opened:
         assert opened.metadata() == {"format": "pt"}
     assert_same_weights(load_pretrained(tmp_path / "new" / "saved"), load_pretrained(OFFICIAL))
@@ -75,7 +79,9 @@ def test_loaded_tensors_do_not_hang_on_the_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
-def test_the_scale_may_be_a_scalar_or_a_vector_of_one(folder: Path, weights: dict[str, torch.Tensor], shape: tuple[int, ...]) -> None:
+def test_the_scale_may_be_a_scalar_or_a_vector_of_one(
+    folder: Path, weights: dict[str, torch.Tensor], shape: tuple[int, ...]
+) -> None:
     save_file(weights | {"logit_scale": torch.full(shape, 2.25)}, folder / "model.safetensors")
     scale = load_pretrained(folder).objectives["itc"].logit_scale
     assert scale.tolist() == [2.25]
@@ -208,8 +214,11 @@ def test_rotary_buffers_of_old_files_are_ignored(folder: Path, weights: dict[str
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_qllama_lora": 8}, "merge them first"),
-        ({"vision_config": {"hidden_act": "relu"}}, r"vision_config\.hidden_act='relu' is not supported"),
+        ({"use_qllama_lora": 8}, "LoRA weights, which must be merged"),
+        (
+            {"vision_config": {"hidden_act": "relu"}},
+            r"vision_config\.hidden_act='relu' is not supported; it must be 'gelu'",
+        ),
         ({"vision_config": {"norm_type": "batch_norm"}}, "rms_norm, layer_norm"),
         ({"qllama_config": {"tie_word_embeddings": True}}, "tie_word_embeddings=True is not supported"),
         ({"model_type": "llama"}, r"model_type='llama'; known layouts: .*InternVL-14B"),
@@ -228,7 +237,7 @@ def test_absent_fields_take_the_official_values() -> None:
     with torch.device("meta"):
         model = internvl_14b.build({"model_type": "internvl", "qllama_config": {"vocab_size": 49954}}, set())
     count = sum(p.numel() for p in model.parameters())
-    # Published: vision tower 5903 M; the language side is LLaMA-7B with 16 cross-attentions, 96 queries and two poolings.
+    # Published: a tower of 5903 M; LLaMA-7B with 16 cross-attentions, 96 queries and two poolings beside it.
     assert round(sum(p.numel() for p in model.encoder.parameters()) / 1e6) == 5903
     assert 13.7e9 < count < 14.0e9
     assert model.encoder.encoder.layers[0].norm1.eps == model.middleware.qllama.model.norm.eps == 1e-6
@@ -243,8 +252,27 @@ def test_names_go_both_ways(weights: dict[str, torch.Tensor]) -> None:
 
 
 def small_model(**qllama: Any) -> VLM:
-    encoder = InternViT(image_size=8, patch_size=4, dim=12, depth=2, heads=2, mlp_dim=16, qkv_bias=True, norm="layer_norm", norm_eps=1e-5)
-    settings = {"vocab_size": 11, "dim": 8, "depth": 4, "heads": 2, "mlp_dim": 12, "num_queries": 3, "embed_dim": 6, "pool_heads": 2}
+    encoder = InternViT(
+        image_size=8,
+        patch_size=4,
+        dim=12,
+        depth=2,
+        heads=2,
+        mlp_dim=16,
+        qkv_bias=True,
+        norm="layer_norm",
+        norm_eps=1e-5,
+    )
+    settings = {
+        "vocab_size": 11,
+        "dim": 8,
+        "depth": 4,
+        "heads": 2,
+        "mlp_dim": 12,
+        "num_queries": 3,
+        "embed_dim": 6,
+        "pool_heads": 2,
+    }
     middleware = QLLaMA(encoder_dim=12, **settings | qllama)
     return VLM(encoder, middleware, objectives={"itc": ITC(label_smoothing=0.1), "itm": ITM(dim=8)})
 
@@ -265,7 +293,10 @@ def test_a_model_without_an_official_layout_is_refused(tmp_path: Path) -> None:
     encoder = InternViT(image_size=8, patch_size=4, dim=12, depth=2, heads=2, mlp_dim=16)
     connector = VLM(encoder, MLPConnector(encoder_dim=12, decoder_dim=8))
     for model in (connector, small_model(rope_theta=5e5)):
-        with pytest.raises(ValueError, match="no official layout is known for a model of encoder InternViT.*known layouts: .*InternVL-14B"):
+        with pytest.raises(
+            ValueError,
+            match=r"no official layout is known for a model of encoder InternViT.*known layouts: .*InternVL-14B",
+        ):
             model.save_pretrained(tmp_path / "no")
     model = small_model(decoder_dim=8)
     with pytest.raises(ValueError, match=r"no place for: middleware\.mlp1"):
@@ -301,7 +332,9 @@ def test_what_stands_at_the_target_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_neither_folder_nor_hub_id_names_both() -> None:
-    with pytest.raises(ValueError, match=r"'no/such/folder/here' is neither an existing folder nor an id that the Hugging Face hub"):
+    with pytest.raises(
+        ValueError, match=r"'no/such/folder/here' is neither an existing folder nor an id that the Hugging Face hub"
+    ):
         load_pretrained("no/such/folder/here")
 
 
@@ -317,7 +350,10 @@ def test_a_hub_id_is_fetched_without_its_code(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [("someone/something", ["*.json", "*.safetensors"])]
 
 
-@pytest.mark.parametrize(("present", "message"), [((), "neither config.json"), (("config.json",), "holds no weights: expected model.safetensors")])
+@pytest.mark.parametrize(
+    ("present", "message"),
+    [((), "neither config.json"), (("config.json",), "holds no weights: expected model.safetensors")],
+)
 def test_an_incomplete_folder_says_what_it_lacks(tmp_path: Path, present: tuple[str, ...], message: str) -> None:
     for name in present:
         shutil.copy(OFFICIAL / name, tmp_path)
@@ -337,5 +373,5 @@ def test_every_adapter_says_its_name_and_knows_nothing_of_strangers() -> None:
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
-    code = "import sys, lightning_internvl; assert 'torch' not in sys.modules; assert 'load_pretrained' in lightning_internvl.__all__"
+    code = "import sys, lightning_internvl as l; assert 'torch' not in sys.modules; assert 'load_pretrained' in l.__all__"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

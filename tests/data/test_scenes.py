@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import time
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -85,10 +86,10 @@ def test_splits_and_seeds_are_different_streams() -> None:
 
 def test_objects_lie_in_their_cells() -> None:
     scenes = Scenes(0, "train")
-    two_kinds = 0
+    kinds = Counter()
     for index in range(1000):
         scene = scenes.scene(index)
-        two_kinds += len(scene.counts) == 2
+        kinds[len(scene.counts)] += 1
         assert 2 <= len(scene.objects) <= 4
         assert len({placed.cell for placed in scene.objects}) == len(scene.objects)
         for placed in scene.objects:
@@ -97,7 +98,8 @@ def test_objects_lie_in_their_cells() -> None:
             assert left <= x0 < x1 <= left + 0.5
             assert top <= y0 < y1 <= top + 0.5
             assert SIZE_RANGE[0] - 0.03 < 2 * (x1 - x0) < SIZE_RANGE[1] + 0.03
-    assert 700 < two_kinds < 800
+    assert set(kinds) == {1, 2, 3}
+    assert 600 < kinds[2] < 700
 
 
 def test_single_shows_every_thing_in_both_styles() -> None:
@@ -154,7 +156,6 @@ def test_blending_equals_the_sprite_over_the_background() -> None:
         colour, keep = art.layers(3, style, 28)
         alpha = sprite[..., 3:] / 255
         assert np.abs(sprite[..., :3] * alpha + 200 * (1 - alpha) - (colour + 200 * keep)).max() < 1.5
-        assert (art.sprite(3, style, 28, flip=True) == art.sprite(3, style, 28)[:, ::-1]).all()
         assert (colour + 255 * keep).max() < 255.5
 
 

@@ -11,8 +11,8 @@ from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.protocols import Decoder
 
 LLAMA = {
-    "model_type": "llama", "vocab_size": 23, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.5,
+    "model_type": "llama", "vocab_size": 23, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.5,
 }  # fmt: skip
 
 
@@ -41,8 +41,10 @@ def test_generation_returns_new_tokens_and_ignores_padding_on_the_left(decoder: 
         logits[:, 2] = -torch.inf
         grown = torch.cat([grown, logits.argmax(dim=-1, keepdim=True)], dim=1)
     assert alone.equal(grown[:, 3:])
-    padded, mask = torch.tensor([[0, 0, 5, 9, 4], [7, 8, 5, 9, 4]]), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    assert decoder.generate(decoder.embed(padded), mask, **options)[0].equal(alone[0])
+    padded = torch.tensor([[pad, pad, 5, 9, 4] for pad in range(3, 23)])  # what stands in the padding must not matter
+    mask = torch.tensor([[0, 0, 1, 1, 1]]).expand(20, -1)
+    assert decoder.generate(decoder.embed(padded), mask, **options).equal(alone.expand(20, -1))
+    assert not decoder.generate(decoder.embed(padded), torch.ones_like(mask), **options).equal(alone.expand(20, -1))
 
 
 def test_sharding_units_are_the_blocks(decoder: HFCausalLM) -> None:

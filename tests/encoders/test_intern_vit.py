@@ -1,4 +1,4 @@
-"""InternViT: shapes, hidden states, token masking, sizes, drop path. Its numbers are compared with the original in tests/parity."""
+"""InternViT: shapes, hidden states, token masking, sizes, drop path. tests/parity compares its numbers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def test_patches_are_embedded_as_by_the_convolution(encoder: InternViT) -> None:
     patches = encoder.embeddings.patch_embedding(x).flatten(2).transpose(1, 2)
     positions = encoder.embeddings.position_embedding
     torch.testing.assert_close(encoder.embeddings(x)[:, 1:], patches + positions[:, 1:])
-    torch.testing.assert_close(encoder.embeddings(x)[:, 0], (encoder.embeddings.class_embedding + positions[:, :1])[0].expand(2, -1))
+    torch.testing.assert_close(
+        encoder.embeddings(x)[:, 0], (encoder.embeddings.class_embedding + positions[:, :1])[0].expand(2, -1)
+    )
 
 
 def test_token_masking_keeps_cls_and_a_share_of_the_patches_of_each_image(encoder: InternViT) -> None:
@@ -88,6 +90,13 @@ def test_drop_path_grows_over_the_blocks_and_is_off_in_evaluation() -> None:
     assert encoder.eval()(x)[0].equal(plain.train()(x)[0])
 
 
+def test_drop_path_drops_both_branches_of_a_block(encoder: InternViT) -> None:
+    block, x = encoder.encoder.layers[1].train(), torch.randn(2, 17, 24)
+    assert not block(x).equal(x)
+    block.drop_path.rate = 1 - 1e-12
+    assert block(x).equal(x)
+
+
 def test_query_and_key_norms_span_all_heads_and_use_the_eps_of_the_blocks() -> None:
     encoder = InternViT(**SIZES, norm_eps=1e-3)
     attn = encoder.encoder.layers[0].attn
@@ -103,7 +112,11 @@ def test_the_300m_variant_has_other_norms_and_biases() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"norm": "group"}, "norm='group' is not known; valid choices: rms_norm, layer_norm"), ({"heads": 5}, "must divide"), ({"patch_size": 5}, "must divide")],
+    [
+        ({"norm": "group"}, "norm='group' is not known; valid choices: rms_norm, layer_norm"),
+        ({"heads": 5}, "must divide"),
+        ({"patch_size": 5}, "must divide"),
+    ],
 )
 def test_settings_that_do_not_fit_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

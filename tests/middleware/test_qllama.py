@@ -1,4 +1,4 @@
-"""QLLaMA: who sees whom, padding, captions with a cache, tokens for a decoder. Its numbers are compared with the original in tests/parity."""
+"""QLLaMA: who sees whom, padding, captions with a cache, tokens for a decoder. tests/parity compares its numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from lightning_internvl.middleware.qllama import QLLaMA, Stream, Task, task_mask
 from lightning_internvl.protocols import TextMiddleware
 
 TASKS: tuple[Task, ...] = ("itm", "itc", "itg")
-SIZES = {"encoder_dim": 24, "vocab_size": 31, "dim": 16, "depth": 4, "heads": 2, "mlp_dim": 24, "num_queries": 4, "embed_dim": 8, "pool_heads": 2}
+SIZES = {
+    "encoder_dim": 24,
+    "vocab_size": 31,
+    "dim": 16,
+    "depth": 4,
+    "heads": 2,
+    "mlp_dim": 24,
+    "num_queries": 4,
+    "embed_dim": 8,
+    "pool_heads": 2,
+}
 
 
 @pytest.fixture
@@ -62,7 +72,11 @@ def test_cross_attention_stands_in_every_kth_layer(every: int, crossing: list[in
 
 
 def test_streams_read_together_equal_streams_read_alone(qllama: QLLaMA, visual: Tensor) -> None:
-    streams = [Stream("itm", *texts(4, 2, 5, width=5)), Stream("itc", *texts(7, 3, 1)), Stream("itg", *texts(2, 6, 3, width=6))]
+    streams = [
+        Stream("itm", *texts(4, 2, 5, width=5)),
+        Stream("itc", *texts(7, 3, 1)),
+        Stream("itg", *texts(2, 6, 3, width=6)),
+    ]
     for stream, together in zip(streams, qllama.read(visual, streams), strict=True):
         (alone,) = qllama.read(visual, [stream])
         seen = stream.mask.bool()
@@ -74,13 +88,19 @@ def test_streams_read_together_equal_streams_read_alone(qllama: QLLaMA, visual: 
 def test_more_padding_and_what_stands_in_it_change_nothing(qllama: QLLaMA, visual: Tensor, task: Task) -> None:
     ids, mask = texts(4, 7, 2)
     padded, padded_mask = F.pad(ids, (0, 5), value=9), F.pad(mask, (0, 5))
-    (short,), (long,) = qllama.read(visual, [Stream(task, ids, mask)]), qllama.read(visual, [Stream(task, padded, padded_mask)])
+    (short,), (long,) = (
+        qllama.read(visual, [Stream(task, ids, mask)]),
+        qllama.read(visual, [Stream(task, padded, padded_mask)]),
+    )
     torch.testing.assert_close(short[0], long[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(short[1][mask.bool()], long[1][:, :7][mask.bool()], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(qllama.embed_text(ids, mask), qllama.embed_text(padded, padded_mask), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("task", "text_moves_queries", "image_moves_text"), [("itm", True, True), ("itc", False, False), ("itg", False, True)])
+@pytest.mark.parametrize(
+    ("task", "text_moves_queries", "image_moves_text"),
+    [("itm", True, True), ("itc", False, False), ("itg", False, True)],
+)
 def test_what_flows_between_image_and_text(
     qllama: QLLaMA, visual: Tensor, task: Task, text_moves_queries: bool, image_moves_text: bool
 ) -> None:
@@ -144,16 +164,26 @@ def test_captions_with_a_cache_equal_captions_without(qllama: QLLaMA, visual: Te
     assert captions.unique().numel() > 4
 
 
-def test_captions_end_at_the_end_token_and_not_too_early(qllama: QLLaMA, visual: Tensor) -> None:
+def test_captions_end_at_the_end_token_while_others_go_on(qllama: QLLaMA, visual: Tensor) -> None:
     prompt, _ = texts(3, 3, 3, width=3)
-    free = qllama.generate(visual, prompt, max_new_tokens=12, eos_id=99)
-    eos = int(free[0, 2])
-    ended = qllama.generate(visual, prompt, max_new_tokens=12, eos_id=eos, pad_id=30)
-    stop = free[0].tolist().index(eos)
-    assert ended[0].tolist()[: stop + 1] == free[0].tolist()[: stop + 1]
-    assert set(ended[0].tolist()[stop + 1 :]) <= {30}
-    later = qllama.generate(visual, prompt, max_new_tokens=12, min_new_tokens=5, eos_id=eos)
-    assert eos not in later[:, :5]
+    free = qllama.generate(visual, prompt, max_new_tokens=12, eos_id=99).tolist()
+    eos = next(token for token in free[1][:9] if token not in free[0])  # ends one row early and another one never
+    ended = qllama.generate(visual, prompt, max_new_tokens=12, eos_id=eos, pad_id=30).tolist()
+    stop = free[1].index(eos) + 1
+    assert ended[1] == free[1][:stop] + [30] * (12 - stop)
+    assert ended[0] == free[0]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_captions_do_not_end_before_the_shortest_length(qllama: QLLaMA, visual: Tensor, early: bool) -> None:
+    prompt, _ = texts(3, width=3)
+    free = qllama.generate(visual[:1], prompt, max_new_tokens=12, eos_id=99)[0].tolist()
+    eos = free[4]
+    before = free.index(eos)
+    options = {"max_new_tokens": 12, "eos_id": eos, "min_new_tokens": before + early}
+    captions = qllama.generate(visual[:1], prompt, **options)[0].tolist()
+    assert (captions == free[: before + 1]) is not early
+    assert eos not in captions[: before + early]
 
 
 def test_captions_stop_when_all_rows_have_ended(qllama: QLLaMA, visual: Tensor) -> None:

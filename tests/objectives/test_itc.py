@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_internvl.objectives import ITC
@@ -27,7 +28,18 @@ def slow(image: Tensor, text: Tensor, scale: float, smoothing: float = 0.0, judg
 @pytest.mark.parametrize(("scale", "smoothing"), [(1 / 0.07, 0.0), (3.0, 0.0), (3.0, 0.1)])
 def test_loss_is_the_definition(scale: float, smoothing: float) -> None:
     image, text = torch.randn(2, 5, 6)
-    assert ITC(init_scale=scale, label_smoothing=smoothing)(image, text).item() == pytest.approx(slow(image, text, scale, smoothing), rel=1e-4)
+    assert ITC(init_scale=scale, label_smoothing=smoothing)(image, text).item() == pytest.approx(
+        slow(image, text, scale, smoothing), rel=1e-4
+    )
+
+
+def test_gradients_flow_to_both_sides_of_every_comparison() -> None:
+    itc = ITC(init_scale=3.0)
+    tensors = [*torch.randn(2, 5, 6).requires_grad_().unbind(), itc.logit_scale]
+    logits = itc.logit_scale.exp() * torch.cosine_similarity(tensors[0][:, None], tensors[1], dim=-1)
+    plain = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
+    for ours, expected in zip(*(torch.autograd.grad(x, tensors) for x in (itc(*tensors[:2]), plain)), strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_lengths_of_the_vectors_do_not_matter() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from lightning_internvl.objectives.itc import ITC
 from lightning_internvl.objectives.next_token import NextToken
 
 WORLDS = (1, 2, 4)
+WAIT = timedelta(seconds=30)  # a process that waits for a collective which another one never reaches fails
 PAIRS, WIDTH = 8, 6
 IGNORED = torch.tensor([False, True, True, True, False, False, True, False])
 
@@ -51,7 +53,8 @@ def work(rank: int, folder: str) -> None:
     for world in WORLDS:
         if rank >= world:
             continue
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
+        meeting = f"file://{folder}/meet-{world}"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=WAIT)
         share = PAIRS // world
         found = {}
         for name in ("itc", "itc_ignored", "next_token"):

@@ -1,4 +1,4 @@
-"""Golden tensors of the original implementations: where they lie, how they are read, how ours are compared with them."""
+"""Golden tensors of the original implementations: where they lie, how they are read, how ours are compared."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def relative_error(reference: Tensor, ours: Tensor) -> float:
 
 
 def differences(reference: dict[str, Tensor], ours: dict[str, Tensor], echoes: frozenset[str] = frozenset()) -> dict[str, str]:
-    """What is wrong with each tensor; empty if all agree. Integers agree exactly, others to 1e-4 of the largest reference.
+    """What is wrong with each tensor; empty if all agree, integers exactly, others to 1e-4 of the largest reference.
 
     Args:
         echoes: inputs that the reference file repeats and that nobody computes.

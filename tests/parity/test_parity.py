@@ -45,7 +45,9 @@ def test_a_planted_bug_is_seen_where_it_acts_and_nowhere_else(tmp_path: Path) ->
 
 def test_empty_texts_are_compared_with_but_not_judged() -> None:
     fixture = Fixture(STAGE_2)
-    fixture.inputs["summarize_mask"] = torch.tensor([9, 5, 8, 7])[:, None] > torch.arange(14)  # row 1 has the length of an empty text
+    fixture.inputs["summarize_mask"] = torch.tensor([9, 5, 8, 7])[:, None] > torch.arange(
+        14
+    )  # row 1 has the length of an empty text
     fixture.inputs["positive_mask"] = torch.tensor([7, 7, 2, 6])[:, None] > torch.arange(14)  # and so has row 2 of the matches
     ours = runner_for(fixture).run(fixture)
 

@@ -231,9 +231,7 @@ def test_policy_allows_only_the_pages_own_script(tmp_path: Path) -> None:
     page, _ = read(fake_run(tmp_path))
     script = next(text for kind, text in page.scripts if kind is None)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = next(
-        attrs["content"] for attrs in page.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy"
-    )
+    policy = next(attrs["content"] for attrs in page.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy")
     assert f"script-src 'sha256-{digest}'" in (policy or "")
     assert "default-src 'none'" in (policy or "")
 

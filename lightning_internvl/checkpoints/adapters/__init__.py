@@ -71,7 +71,7 @@ def layout_of(model: VLM) -> tuple[Adapter, Config]:
 
 
 def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
-    """`name` with the first fitting old part replaced; an old part that ends in a dot is a prefix, any other the whole name."""
+    """`name` with the first fitting old part replaced: a prefix if it ends in a dot, else the whole name."""
     for old, new in pairs:
         if name == old or (old.endswith(".") and name.startswith(old)):
             return new + name[len(old) :]

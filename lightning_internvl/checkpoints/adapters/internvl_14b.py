@@ -1,4 +1,4 @@
-"""InternVL-14B-224px and its fine-tunes: InternViT, QLLaMA and the heads of stages 1 and 2 (official `internvl_stage2` code)."""
+"""InternVL-14B-224px and its fine-tunes: InternViT, QLLaMA and the heads of stages 1 and 2 (`internvl_stage2`)."""
 
 from __future__ import annotations
 
@@ -30,25 +30,28 @@ NAMES = (
     ("itm_head.", "objectives.itm.itm_head."),
 )
 
-# What a config may leave out. Fields of which we know one value only are listed in `_ONLY`.
+# What a config may leave out, and the fields of which the parts know one value only.
 _TOP = {
-    "clip_embed_dim": 768, "attn_pool_num_heads": 16, "num_query_token": 96, "label_smoothing": 0.0, "cross_attention_frequency": 2,
-    "use_backbone_lora": 0, "use_qllama_lora": 0, "force_image_size": None,
+    "clip_embed_dim": 768, "attn_pool_num_heads": 16, "num_query_token": 96, "label_smoothing": 0.0,
+    "cross_attention_frequency": 2, "use_backbone_lora": 0, "use_qllama_lora": 0, "force_image_size": None,
 }  # fmt: skip
 _VISION = {
-    "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25, "intermediate_size": 12800, "image_size": 224,
-    "patch_size": 14, "qk_normalization": True, "qkv_bias": False, "norm_type": "rms_norm", "layer_norm_eps": 1e-6,
-    "drop_path_rate": 0.0, "initializer_factor": 0.1, "hidden_act": "gelu", "dropout": 0.0, "attention_dropout": 0.0,
+    "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25, "intermediate_size": 12800,
+    "image_size": 224, "patch_size": 14, "qk_normalization": True, "qkv_bias": False, "norm_type": "rms_norm",
+    "layer_norm_eps": 1e-6, "drop_path_rate": 0.0, "initializer_factor": 0.1,
 }  # fmt: skip
 _QLLAMA = {
-    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008, "vocab_size": 32000,
-    "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False,
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
+    "vocab_size": 32000, "rms_norm_eps": 1e-6,
 }  # fmt: skip
-_ONLY = {"hidden_act": ("gelu", "silu"), "dropout": (0,), "attention_dropout": (0,), "tie_word_embeddings": (False,)}
+_ONLY = {
+    "vision_config": {"hidden_act": "gelu", "dropout": 0.0, "attention_dropout": 0.0},
+    "qllama_config": {"hidden_act": "silu", "tie_word_embeddings": False},
+}
 
 
 def recognises(config: Config) -> bool:
-    """Whether a `config.json` is of this layout; Transformers uses the same model_type for later models without QLLaMA."""
+    """Whether a `config.json` is of this layout; Transformers gives that model_type to later models too."""
     return config.get("model_type") == "internvl" and "qllama_config" in config
 
 
@@ -70,11 +73,11 @@ def build(config: Config, names: set[str]) -> VLM:
     """
     top, vision, qllama = _TOP | config, _VISION | config.get("vision_config", {}), _QLLAMA | config["qllama_config"]
     if top["use_backbone_lora"] or top["use_qllama_lora"] or any(".lora_" in name for name in names):
-        raise ValueError("this InternVL checkpoint holds LoRA weights; merge them first (use_backbone_lora and use_qllama_lora must be 0)")
-    for section, fields in (("vision_config", vision), ("qllama_config", qllama)):
-        for field, valid in _ONLY.items():
-            if fields.get(field, valid[0]) not in valid:
-                raise ValueError(f"{section}.{field}={fields[field]!r} is not supported; valid choices: {valid}")
+        raise ValueError("this InternVL checkpoint holds LoRA weights, which must be merged and use_*_lora set to 0 first")
+    for section, fields in _ONLY.items():
+        for field, known in fields.items():
+            if (value := config.get(section, {}).get(field, known)) != known:
+                raise ValueError(f"{section}.{field}={value!r} is not supported; it must be {known!r}")
     objectives = {
         # The original does not bound the scale.
         "itc": ITC(max_scale=math.inf, label_smoothing=top["label_smoothing"]),
@@ -119,7 +122,7 @@ def _middleware(top: Config, vision: Config, qllama: Config) -> QLLaMA:
 
 
 def config_of(model: VLM) -> Config | None:
-    """The config that the model was loaded with, else one made from its parts; None if the layout cannot hold the model."""
+    """The config that the model was loaded with, else one made from its parts; None if the layout cannot hold it."""
     encoder, middleware = model.encoder, model.middleware
     if not (isinstance(encoder, InternViT) and isinstance(middleware, QLLaMA)) or model.decoder is not None:
         return None

@@ -1,0 +1,168 @@
+"""One stage put together from its configuration: model, data, callbacks and trainer, everything but the weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+
+from lightning_internvl.compose import Build, completed, compose_model
+from lightning_internvl.data.collate import ChatCollator, PairCollator
+from lightning_internvl.data.module import StageData
+from lightning_internvl.data.templates import load_template
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.model import VLM
+from lightning_internvl.stages import Stage
+
+Config = dict[str, Any]
+
+
+class Assembly(NamedTuple):
+    """What `trainer.fit(stage, data)` needs."""
+
+    settings: Config
+    stage: Stage
+    data: StageData
+    trainer: L.Trainer
+
+
+def assemble(name: str, config: Config, run_dir: Path, build: Build, start_step: int = 0) -> Assembly:
+    """Build one stage with fresh weights. Writes nothing.
+
+    Args:
+        start_step: the optimizer step from which the stage goes on; 0 starts it.
+
+    Raises:
+        ValueError: for settings that do not fit together.
+    """
+    settings = stage_settings(config, name)
+    model, tokenizers = compose_model(settings["parts"], build)
+    stage = build(
+        settings["module"],
+        model=model,
+        name=name,
+        run_dir=run_dir,
+        parts=settings["parts"],
+        max_steps=settings["max_steps"],
+        optimizer=build(settings["optimizer"]),
+        scheduler=build(settings["scheduler"]),
+        seed=config["seed"],
+        start_step=start_step,
+    )
+    view = make_view(settings, model, tokenizers)
+    trainer = build(
+        settings["trainer"],
+        max_steps=settings["max_steps"],
+        strategy=build(config["strategy"]) if "_target_" in config["strategy"] else config["strategy"]["name"],
+        callbacks=build_callbacks(settings, view, build),
+        logger=[build(logger) for logger in stage_loggers(config, name, run_dir, start_step)],
+    )
+    return Assembly(settings, stage, build_data(settings, start_step, view, build), trainer)
+
+
+def stage_settings(config: Mapping[str, Any], name: str) -> Config:
+    """One stage's settings, complete: its own over the common ones.
+
+    A stage may carry a change to any common group (`optimizer: {lr: 1e-4}`); one with a `_target_` replaces the group.
+    """
+    stage = copy.deepcopy(dict(config["stages"][name]))
+    for group in ("encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer"):
+        own, common = stage.get(group) or {}, copy.deepcopy(config[group])
+        stage[group] = own if "_target_" in own else _merged(common, own)
+    parts = {part: stage.pop(part) if part in stage["parts"] else None for part in ("encoder", "middleware", "decoder")}
+    parts |= {"objectives": stage.pop("objectives"), "image_token": config["data"]["image_token"]}
+    return stage | {"parts": parts, "data_group": config["data"], "callbacks": config["callbacks"], "seed": config["seed"]}
+
+
+def _merged(common: Config, own: Mapping[str, Any]) -> Config:
+    for key, value in own.items():
+        both = isinstance(value, Mapping) and isinstance(common.get(key), Mapping)
+        common[key] = _merged(common[key], value) if both else value
+    return common
+
+
+class View(NamedTuple):
+    """How a stage sees data: its collators, and which of them makes the training batches."""
+
+    pairs: PairCollator | None
+    chats: ChatCollator | None
+    training: Any
+    model: VLM
+
+
+def make_view(settings: Config, model: VLM, tokenizers: Mapping[str, Any]) -> View:
+    """The collators that the stage's parts can use: pairs for a middleware that reads text, chats for a decoder."""
+    data, collate = settings["data_group"], settings.get("collate") or {}
+    pairs = chats = None
+    if "middleware" in tokenizers:
+        options = dict(data["pairs_collate"]) | (collate if settings["data"] == "pairs" else {})
+        pairs = PairCollator(tokenizers["middleware"], **options)
+    if "decoder" in tokenizers:
+        visual_tokens = model.middleware.tokens_out(model.encoder.num_tokens(data["image_size"]))
+        options = dict(data["chats_collate"]) | (collate if settings["data"] == "chats" else {})
+        template = load_template(options.pop("template"), options.pop("system", None))
+        max_length = options.pop("max_text_tokens") + visual_tokens
+        chats = ChatCollator(tokenizers["decoder"], template, visual_tokens, max_length, image_size=data["image_size"], **options)
+    training = {"pairs": pairs, "chats": chats}.get(settings["data"])
+    if training is None:
+        raise ValueError(
+            f"data: {settings['data']!r} does not fit the stage's parts; "
+            "valid choices: pairs (with a middleware that reads text), chats (with a decoder)"
+        )
+    return View(pairs, chats, training, model)
+
+
+def build_callbacks(settings: Config, view: View, build: Build) -> list[Any]:
+    """The callbacks of the configuration, in its order; those that look at held-out data get a bench."""
+    held_out = settings["data_group"].get("held_out")
+    bench = Bench(view.model, build(held_out), pairs=view.pairs, chats=view.chats) if held_out else None
+    known = {
+        "bench": bench,
+        "tasks": {name: build(task) for name, task in (settings.get("evaluation") or {}).items()},
+        **(settings.get("samples") or {"mode": "c", "writer": None}),
+    }
+    return [completed(build, callback, **known) for callback in settings["callbacks"].values() if callback]
+
+
+def stage_loggers(config: Config, name: str, run_dir: Path, start_step: int) -> list[Config]:
+    """Logger configurations with the stage's places filled in."""
+    places = {"{run_dir}": str(run_dir), "{stage}": name}
+    loggers = []
+    for logger in (config["logger"] or {}).values():
+        if logger is None:
+            continue
+        logger = {k: _fill(v, places) for k, v in logger.items()}
+        if "start_step" in logger:
+            logger["start_step"] = start_step
+        loggers.append(logger)
+    return loggers
+
+
+def _fill(value: Any, places: Mapping[str, str]) -> Any:
+    for place, text in places.items():
+        value = value.replace(place, text) if isinstance(value, str) else value
+    return value
+
+
+def build_data(settings: Config, start_step: int, view: View, build: Build) -> StageData:
+    """The stage's training data, from the next sample on."""
+    data = settings["data_group"]
+    if not data.get(settings["data"]):
+        offers = [kind for kind in ("pairs", "chats") if data.get(kind)]
+        raise ValueError(
+            f"this data group has no {settings['data']!r}; it offers {', '.join(offers)}; choose another with data=GROUP"
+        )
+    accumulate = settings["trainer"].get("accumulate_grad_batches") or 1
+    return StageData(
+        build(data[settings["data"]]),
+        view.training,
+        batch_size=settings["batch_size"],
+        batches=settings["max_steps"] * accumulate,
+        start_batch=start_step * accumulate,
+        seed=settings["seed"],
+        endless=data["endless"],
+        num_workers=data["num_workers"],
+    )

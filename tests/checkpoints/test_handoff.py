@@ -1,0 +1,275 @@
+"""Hand-off folders: whole or not there, strict when read, and never a way to run what a stranger put into one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lightning_internvl.checkpoints import handoff
+from lightning_internvl.checkpoints.handoff import LoadReport, own_tensors
+from lightning_internvl.compose import compose_model, trusted_build
+from lightning_internvl.freezing import FreezePlan
+from lightning_internvl.model import VLM
+from lightning_internvl.pipeline import read_weights
+
+TOKENIZER = {"_target_": "lightning_internvl.data.tokenizer.toy_tokenizer"}
+CONFIG: dict[str, Any] = {
+    "encoder": {
+        "_target_": "lightning_internvl.encoders.intern_vit.InternViT",
+        "image_size": 16, "patch_size": 8, "dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8,
+    },
+    "middleware": {"_target_": "lightning_internvl.middleware.connector.MLPConnector"},
+    "decoder": {
+        "_target_": "lightning_internvl.decoders.hf_causal.HFCausalLM",
+        "tokenizer": TOKENIZER,
+        "config": {
+            "model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        },
+    },
+    "objectives": {"itc": {"_target_": "lightning_internvl.objectives.ITC"}},
+    "image_token": "<IMG_CONTEXT>",
+}  # fmt: skip
+
+
+def composed() -> VLM:
+    return compose_model(CONFIG, trusted_build)[0]
+
+
+def save(model: VLM, folder: Path, config: dict[str, Any] = CONFIG, step: int = 7) -> Path:
+    handoff.save(
+        model, folder, stage="supervised", step=step, config=config, plan=FreezePlan(["middleware", "decoder.lm.model.norm"])
+    )
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save(composed(), tmp_path / "handoff" / "supervised")
+
+
+def edit(folder: Path, **changes: Any) -> Path:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    return folder
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    model = composed()
+    folder = save(model, tmp_path / "one")
+    tensors, manifest = handoff.read(folder)
+    assert tensors.keys() == own_tensors(model).keys()
+    assert all(tensor.equal(tensors[name]) for name, tensor in own_tensors(model).items())
+    assert (manifest["stage"], manifest["step"], manifest["config"]) == ("supervised", 7, CONFIG)
+    assert {part: entry["origin"] for part, entry in manifest["parts"].items()} == {
+        "encoder": "inherited", "middleware": "trained", "decoder": "trained", "objectives": "inherited"
+    }  # fmt: skip
+    again = handoff.load_model(folder)
+    assert not again.training
+    assert all(tensor.equal(own_tensors(model)[name]) for name, tensor in own_tensors(again).items())
+    assert again.image_token_id == model.image_token_id
+
+
+def test_tied_weights_are_saved_once_and_stay_tied(folder: Path) -> None:
+    names = set(load_file(folder / "decoder.safetensors"))
+    assert "decoder.lm.model.embed_tokens.weight" in names
+    assert "decoder.lm.lm_head.weight" not in names
+    lm = handoff.load_model(folder).decoder.lm
+    assert lm.lm_head.weight is lm.model.embed_tokens.weight
+
+
+def test_names_are_told_apart_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = composed()
+    assert own_tensors(model).keys() == own_tensors(composed()).keys()
+
+
+def test_a_failure_in_the_middle_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, save_file = [], handoff.save_file
+
+    def failing(tensors: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
+        if written:
+            raise OSError("no space left")
+        written.append(path)
+        save_file(tensors, path, **options)
+
+    monkeypatch.setattr(handoff, "save_file", failing)
+    with pytest.raises(OSError, match="no space left"):
+        save(composed(), tmp_path / "handoff" / "supervised")
+    assert written
+    assert not any((tmp_path / "handoff").iterdir())
+
+
+def test_what_a_kill_left_behind_is_not_read_and_goes_away(folder: Path) -> None:
+    run = folder.parent.parent
+    (run / "config.yaml").write_text("pipeline: [contrastive, supervised]")
+    draft = folder.rename(folder.with_name(".supervised.1234abcd.partial"))
+    with pytest.raises(ValueError, match="no stage of this run has finished"):
+        read_weights(run)
+    save(composed(), folder)
+    assert not draft.exists()
+    assert read_weights(run).keys() == own_tensors(composed()).keys()
+
+
+def test_an_older_hand_off_is_replaced(folder: Path) -> None:
+    (folder / "left.safetensors").touch()
+    save(composed(), folder, step=9)
+    assert handoff.read(folder)[1]["step"] == 9
+    assert not (folder / "left.safetensors").exists()
+
+
+def test_the_last_stage_of_the_pipeline_counts_and_not_the_newest_file(folder: Path) -> None:
+    run = folder.parent.parent
+    (run / "config.yaml").write_text("pipeline: [contrastive, supervised]")
+    model = composed()
+    torch.nn.init.zeros_(model.encoder.embeddings.class_embedding)
+    save(model, run / "handoff" / "contrastive")
+    assert read_weights(run)["encoder.embeddings.class_embedding"].any()
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+def test_another_content_than_the_manifest_describes(folder: Path) -> None:
+    path = folder / "middleware.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"middleware\.safetensors is damaged"):
+        handoff.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("{", "is damaged"),
+        ("[]", "no manifest of format 1"),
+        ('{"format": 2}', "no manifest of format 1"),
+        ('{"format": 1}', "is damaged: it needs `config`, and `parts`"),
+        ('{"format": 1, "config": {}, "parts": {"../encoder": {"sha256": ""}}}', "is damaged: it needs"),
+        ('{"format": 1, "config": {}, "parts": {"encoder": {}}}', "is damaged: it needs"),
+        ('{"format": 1, "config": {}, "parts": {"encoder": {"sha256": "0"}}}', r"encoder\.safetensors is damaged"),
+    ],
+)
+def test_manifests_that_are_none(manifest: str, message: str, folder: Path) -> None:
+    (folder / "manifest.json").write_text(manifest)
+    with pytest.raises(ValueError, match=message):
+        handoff.read(folder)
+
+
+def test_a_file_or_the_manifest_is_missing(folder: Path) -> None:
+    (folder / "encoder.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"encoder\.safetensors is missing"):
+        handoff.read(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"is no hand-off folder: it holds no manifest\.json"):
+        handoff.read(folder)
+
+
+# --- strictness -----------------------------------------------------------------------------------------------------
+
+
+def compared(model: VLM, tensors: dict[str, torch.Tensor], new: Sequence[str] = (), dropped: Sequence[str] = ()) -> LoadReport:
+    return LoadReport.of(model, tensors, source="it", new=new, dropped=dropped)
+
+
+def test_a_missing_name_must_be_declared_new() -> None:
+    model = composed()
+    tensors = {n: t for n, t in own_tensors(model).items() if not n.startswith(("middleware.", "objectives."))}
+    with pytest.raises(ValueError, match=r"it lacks names .*`new`:\n  objectives\.itc\.logit_scale$"):
+        compared(model, tensors, new=["middleware"])
+    report = compared(model, tensors, new=["middleware", "*.logit_scale"])
+    assert report.counts()["objectives.itc"] == {"loaded": 0, "new": 1, "dropped": 0}
+    assert sorted(report.loaded) == sorted(tensors)
+
+
+def test_a_name_left_over_must_be_declared_dropped() -> None:
+    model = composed()
+    tensors = own_tensors(model) | {"middleware.queries": torch.zeros(1), "extra.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"it has names that the model lacks .*`dropped`:\n  extra\.weight$"):
+        compared(model, tensors, dropped=["middleware"])
+    assert compared(model, tensors, dropped=["middleware.queries", "extra"]).dropped == ["middleware.queries", "extra.weight"]
+
+
+def test_many_names_are_counted_by_group() -> None:
+    with pytest.raises(ValueError, match=r"`new`:\n  encoder\.embeddings \(4 names\)\n  encoder\.encoder \(\d+ names\)\n"):
+        compared(composed(), {})
+
+
+def test_another_shape_is_never_declared_away() -> None:
+    model = composed()
+    tensors = own_tensors(model) | {"objectives.itc.logit_scale": torch.zeros(2)}
+    with pytest.raises(ValueError, match=r"another shape .*:\n  objectives\.itc\.logit_scale: \(2,\), \(1,\)$"):
+        compared(model, tensors, new=["objectives"], dropped=["objectives"])
+
+
+# --- strangers' manifests -------------------------------------------------------------------------------------------
+
+
+def with_setting(path: str, value: Any) -> dict[str, Any]:
+    config = copy.deepcopy(CONFIG)
+    *parents, last = path.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("encoder._target_", "os.system"),
+        ("encoder._target_", "planted.Encoder"),
+        ("encoder._target_", "lightning_internvl.files.write_text"),
+        ("encoder._target_", "lightning_internvl.checkpoints.pretrained.load_pretrained"),
+        ("encoder._target_", "lightning_internvl.decoders.hf_causal.AutoModelForCausalLM"),
+        ("encoder._target_", "lightning_internvl.model.nn"),
+        ("encoder._target_", "lightning_internvl.nothing.Here"),
+        ("middleware.norm", {"_target_": "planted.Encoder"}),
+        ("decoder.tokenizer._target_", "planted.Encoder"),
+        ("decoder.config.layers", [{"_target_": "planted.Encoder"}]),
+        ("objectives.itc._target_", "planted.Encoder"),
+    ],
+)
+def test_only_our_parts_are_built(path: str, value: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"_target_: '.*' (comes with the checkpoint and is no part of|cannot be found)"):
+        handoff.load_model(edit(folder, config=with_setting(path, value)))
+    assert not (tmp_path / "ran").exists()
+    assert "planted" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("decoder.pretrained", "owner/model"),
+        ("decoder.tokenizer", {"_target_": "lightning_internvl.data.tokenizer.hf_tokenizer", "pretrained": "owner/model"}),
+        ("decoder.config.trust_remote_code", True),
+        ("decoder.config.auto_map", {"AutoModelForCausalLM": "owner/model--code.Model"}),
+        ("decoder.config.attn_implementation", "owner/kernels"),
+        ("decoder.config._attn_implementation", "owner/kernels"),
+        ("decoder.config._name_or_path", "owner/model"),
+    ],
+)
+def test_nothing_is_fetched_for_a_manifest(path: str, value: Any, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"comes with the checkpoint and could fetch weights or code from elsewhere"):
+        handoff.load_model(edit(folder, config=with_setting(path, value)))
+
+
+def test_settings_that_fetch_nothing_are_kept(folder: Path) -> None:
+    config = with_setting("decoder.pretrained", None)
+    config["decoder"]["config"]["attn_implementation"] = "eager"
+    assert handoff.load_model(edit(folder, config=config)).decoder.lm.config._attn_implementation == "eager"

@@ -1,0 +1,108 @@
+"""Every YAML of `conf/` composes, and what it names exists and takes the settings that it is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_internvl.checks import KEYS, check_config
+from lightning_internvl.targets import check_arguments, locate, parameters_of
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FILES = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml"))
+GROUPS = (
+    "callbacks", "data", "debug", "decoder", "encoder", "experiment", "logger", "middleware", "optimizer", "paths", "scheduler",
+    "stage", "strategy", "trainer",
+)  # fmt: skip
+COMPLETED_LATER = {"tokenizer"}  # read by the composition of the model, not by the part
+NEEDED = {"data/pairs_file": ["data.path=pairs.jsonl"], "decoder/hf": ["decoder.pretrained=folder"]}
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def overrides_of(file: str) -> list[str]:
+    """The words on the command line that choose a file of `conf/`."""
+    group, _, option = file.rpartition("/")
+    chosen = {"": [], "stage": [f"stage@stages.{option}={option}"], "middleware": []}.get(group, [f"{group}={option}"])
+    if group == "middleware":  # both for all stages, and for one alone
+        chosen = [f"middleware={option}", f"middleware@stages.supervised.middleware={option}"]
+    if group == "logger":
+        chosen = [f"logger=[{option}]"]
+    return chosen + NEEDED.get(file, [])
+
+
+def nodes(value: Any) -> Iterator[dict[str, Any]]:
+    """All mappings with a `_target_`, at any depth."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield value
+        for child in value.values():
+            yield from nodes(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from nodes(child)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_it_composes_and_is_valid(file: str) -> None:
+    plain = OmegaConf.to_container(composed(*overrides_of(file)), resolve=True, throw_on_missing=True)
+    check_config(plain)
+    assert set(plain) == set(KEYS)
+    found = list(nodes(plain))
+    assert len(found) > 20
+    for node in found:
+        check_arguments({key: value for key, value in node.items() if key not in COMPLETED_LATER})
+
+
+def test_every_file_is_part_of_what_was_composed() -> None:
+    """A file that no override of `overrides_of` reaches would leave no trace in the composed configuration."""
+    assert {file.rpartition("/")[0] for file in FILES} == {"", *GROUPS}
+    assert not [path for path in CONF.rglob("*") if path.is_file() and path.suffix != ".yaml"]
+    targets = {file: {node["_target_"] for node in nodes(yaml.safe_load((CONF / f"{file}.yaml").read_text()))} for file in FILES}
+    for file, named in targets.items():
+        composed_targets = {node["_target_"] for node in nodes(OmegaConf.to_container(composed(*overrides_of(file))))}
+        assert named <= composed_targets, f"{file} was not composed"
+
+
+@pytest.mark.parametrize("experiment", [file for file in FILES if file.startswith("experiment/")])
+def test_recipes_carry_their_own_name(experiment: str) -> None:
+    assert composed(*overrides_of(experiment)).name == experiment.removeprefix("experiment/")
+
+
+def documented_commands() -> list[str]:
+    """Overrides of every `python train.py ...` in the README, the comments of `conf/` and the script; of a sweep, of one job."""
+    files = [CONF.parent / "README.md", CONF.parent / "train.py", *CONF.rglob("*.yaml")]
+    found = {match for file in files for match in re.findall(r"python train\.py([^#|`\n]*)", file.read_text())}
+    words = [[word if "[" in word else word.partition(",")[0] for word in match.split() if "=" in word] for match in found]
+    return sorted({" ".join(overrides) for overrides in words})
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_documented_commands_compose(command: str) -> None:
+    plain = OmegaConf.to_container(composed(*command.split()), resolve=True)
+    check_config({**plain, "init_from": None, "resume": None})
+
+
+def test_the_signature_check_sees_a_wrong_word() -> None:
+    stage = {"_target_": "lightning_internvl.stages.GenerativeStage", "train": ["*"], "negativs": "mined"}
+    with pytest.raises(ValueError, match=r"does not know negativs; valid choices: .*negatives.*seed"):
+        check_arguments(stage)
+    with pytest.raises(ValueError, match=r"'lightning_internvl\.nothing\.Here' cannot be found"):
+        locate("lightning_internvl.nothing.Here")
+
+
+def test_settings_that_a_class_passes_on_to_its_base_class_are_known() -> None:
+    parameters, anything = parameters_of("lightning_internvl.stages.ContrastiveStage")
+    assert {"keep_tokens", "train", "max_steps"} <= set(parameters)
+    assert not anything
+    assert parameters_of("lightning.pytorch.strategies.DDPStrategy")[1]

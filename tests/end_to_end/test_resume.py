@@ -1,0 +1,161 @@
+"""Resume is exact: whatever moment a run is stopped at, its weights and measures are those of a run that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import ROOT, STAGES, TINY, losses, read_json, same_weights, tiny_run, train
+from torch import Tensor
+
+import callbacks
+from lightning_internvl.stages import ContrastiveStage
+
+# Long enough for a kill to fall into every stage, with a checkpoint every few steps.
+LONGER = ("callbacks.checkpoint.every_n_steps=3", *(f"stages.{stage}.max_steps=25" for stage in STAGES))
+SCHEDULE = "stages.contrastive.module.train=[middleware,objectives,{name: encoder, from_step: 2}]"
+CHANGES = ("pipeline=[contrastive]", "callbacks.checkpoint.every_n_steps=1", SCHEDULE)
+
+
+class Crash(RuntimeError):
+    """Stands for anything that ends a process."""
+
+
+def killed(run: Path, stage: str, delay: float, *arguments: str) -> None:
+    """Start a process, kill it `delay` seconds after the stage has written its first checkpoint."""
+    command = [sys.executable, "train.py", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ) as process:
+        while not (run / "checkpoints" / stage / "last.ckpt").exists():
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"{stage} was over before the kill"
+
+
+def test_killed_in_every_stage_and_resumed_equals_never_killed(tmp_path: Path) -> None:
+    whole, run = tiny_run(tmp_path / "whole", *LONGER), tmp_path / "run"
+    delays = {stage: random.uniform(0.0, 0.2) for stage in STAGES}
+    for stage in STAGES:
+        start = [f"resume={run}"] if run.exists() else [*TINY, *LONGER, f"paths.run={run}"]
+        killed(run, stage, delays[stage], *start)
+    outcome = train(f"resume={run}")
+    assert outcome.code == 0, (delays, outcome.err)
+    assert outcome.out.count("finished earlier") >= 2
+    for stage in STAGES:
+        assert same_weights(whole, run, stage), (stage, delays)
+        rows, all_rows = losses(run, stage), losses(whole, stage)
+        assert rows == [row for row in all_rows if row in rows], (stage, delays)
+        assert len(rows) >= len(all_rows) - 1, (stage, delays)  # a kill between a checkpoint and its log line loses the line
+    assert (whole / "metrics.json").read_bytes() == (run / "metrics.json").read_bytes(), delays
+    assert (run / "report.html").exists()
+    assert not list(run.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("callback", ["Evaluation", "Report", "HandOff"])
+def test_stopped_after_the_last_step_and_resumed(callback: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: Any) -> None:
+        raise Crash
+
+    run, whole = tmp_path / "run", tiny_run(tmp_path / "whole", "pipeline=[contrastive]")
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(callbacks, callback), "on_fit_end", crash)
+        with pytest.raises(Crash):
+            tiny_run(run, "pipeline=[contrastive]")
+    assert not (run / "handoff" / "contrastive").exists()
+    assert train(f"resume={run}").code == 0
+    assert same_weights(whole, run, "contrastive")
+    assert losses(whole, "contrastive") == losses(run, "contrastive")
+    assert (whole / "metrics.json").read_bytes() == (run / "metrics.json").read_bytes()
+    assert (run / "report.html").exists()
+
+
+# --- a change of what trains, within a stage ------------------------------------------------------------------------
+
+
+def checkpoint(run: Path, step: int | None = None) -> dict[str, Any]:
+    name = "last.ckpt" if step is None else f"step-{step}.ckpt"
+    return torch.load(run / "checkpoints" / "contrastive" / name, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run in which the encoder joins at step 2; all its checkpoints are kept."""
+    save = callbacks.Checkpoint.save
+
+    def save_and_keep(trainer: Any, path: Path) -> None:
+        save(trainer, path)
+        shutil.copy(path, path.with_name(f"step-{trainer.global_step}.ckpt"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks.Checkpoint, "save", staticmethod(save_and_keep))
+        return tiny_run(tmp_path_factory.mktemp("change") / "whole", *CHANGES)
+
+
+def encoder(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state["state_dict"].items() if name.startswith("model.encoder.")}
+
+
+def test_the_encoder_joins_at_its_step_and_the_optimizer_has_held_it_from_the_start(whole: Path) -> None:
+    states = [checkpoint(whole, step) for step in (1, 2, 3, 4)]
+    before, still, joined, last = map(encoder, states)
+    assert all(tensor.equal(still[name]) for name, tensor in before.items())
+    assert any(not tensor.equal(joined[name]) for name, tensor in before.items())
+    assert any(not tensor.equal(last[name]) for name, tensor in joined.items())
+    adam = [state["optimizer_states"][0] for state in states]
+    held = [sum(len(group["params"]) for group in state["param_groups"]) for state in adam]
+    assert len(set(held)) == 1
+    # Moments begin with a parameter's first step; those of the encoder are two steps younger.
+    counts = [sorted(int(moments["step"]) for moments in state["state"].values()) for state in adam]
+    assert [set(ages) for ages in counts] == [{1}, {2}, {1, 3}, {2, 4}]
+    assert len(counts[1]) < len(counts[2]) == len(counts[3]) <= held[0]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3], ids=["before", "at", "after"])
+def test_stopped_around_the_change_and_resumed(step: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ContrastiveStage.training_step
+
+    def crashing(self: ContrastiveStage, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_step == step:
+            raise Crash
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ContrastiveStage, "training_step", crashing)
+        with pytest.raises(Crash):
+            tiny_run(tmp_path / "run", *CHANGES)
+    outcome = train(f"resume={tmp_path}/run")
+    assert outcome.code == 0
+    assert f"contrastive: goes on from step {step}" in outcome.out
+    assert same_weights(whole, tmp_path / "run", "contrastive")
+    assert losses(whole, "contrastive") == losses(tmp_path / "run", "contrastive")
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert_same(checkpoint(whole)[key], checkpoint(tmp_path / "run")[key], key)
+    tables = [read_json(run / "stages" / "contrastive" / "freezing.json") for run in (whole, tmp_path / "run")]
+    assert [entry["step"] for entry in tables[0]] == [0, 2]
+    assert [entry for entry in tables[1] if entry["step"] in (0, 2)] == tables[0]
+
+
+def assert_same(one: Any, two: Any, where: str) -> None:
+    """Equal to the last bit, at any depth."""
+    if isinstance(one, Tensor):
+        assert one.equal(two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_same(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for i, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_same(a, b, f"{where}[{i}]")
+    else:
+        assert one == two, where

@@ -1,0 +1,81 @@
+"""`train.py` called in this process, on models and data so small that a whole run takes a second or two."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("contrastive", "generative", "supervised")
+TINY = (
+    "debug=fast",
+    "encoder.image_size=48", "encoder.patch_size=24", "encoder.dim=16", "encoder.depth=1", "encoder.heads=2",
+    "encoder.mlp_dim=16",
+    "middleware.dim=16", "middleware.depth=2", "middleware.heads=2", "middleware.mlp_dim=16", "middleware.num_queries=2",
+    "middleware.embed_dim=8", "middleware.pool_heads=2",
+    "decoder.config.hidden_size=16", "decoder.config.intermediate_size=16", "decoder.config.num_hidden_layers=1",
+    "decoder.config.num_attention_heads=2", "decoder.config.num_key_value_heads=2",
+    *(f"stages.{stage}.batch_size=4" for stage in STAGES),
+    "data.held_out.scenes=12", "data.held_out.questions=8", "callbacks.samples.images=2",
+)  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def train(*arguments: str) -> Outcome:
+    """`python train.py ARGUMENTS`."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with patch.object(sys, "argv", ["train.py", *arguments]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            torch.use_deterministic_algorithms(False)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def tiny_run(folder: Path, *overrides: str) -> Path:
+    """A finished tiny run in `folder`."""
+    outcome = train(*TINY, f"paths.run={folder}", *overrides)
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def weights(run: Path, stage: str) -> dict[str, Tensor]:
+    """The tensors that a stage handed over."""
+    files = sorted((run / "handoff" / stage).glob("*.safetensors"))
+    assert files, f"{stage} of {run} has handed over nothing"
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def same_weights(one: Path, two: Path, stage: str) -> bool:
+    """Whether a stage of two runs has handed over the same bits."""
+    a, b = weights(one, stage), weights(two, stage)
+    return a.keys() == b.keys() and all(tensor.equal(b[name]) for name, tensor in a.items())
+
+
+def losses(run: Path, stage: str) -> list[dict[str, float]]:
+    """The losses of a stage by step, as logged."""
+    rows = [json.loads(line) for line in (run / "stages" / stage / "history.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k == "step" or k.startswith("train/")} for row in rows if "train/loss" in row]
