@@ -1,7 +1,7 @@
 """Freezes and unfreezes parameters between stages and within one.
 
-The state is a pure function of (stage, step), so it needs no state of its own: it is applied before the optimizer is built and before a
-checkpoint is restored, at the start of training, and at every step where the schedule changes.
+The state is a pure function of (stage, step), so it needs no state of its own: it is applied before the optimizer is built and
+before a checkpoint is restored, at the start of training, and at every step where the schedule changes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,12 @@ def freezing_table(stage: str, step: int, rows: list[dict[str, Any]]) -> Table:
     table.add_column("frozen", justify="right", style="cyan")
     table.add_column("why")
     for row in rows:
-        table.add_row(row["group"], f"{row['trained']:,}" if row["trained"] else "", f"{row['frozen']:,}" if row["frozen"] else "", row["why"])
+        table.add_row(
+            row["group"],
+            f"{row['trained']:,}" if row["trained"] else "",
+            f"{row['frozen']:,}" if row["frozen"] else "",
+            row["why"],
+        )
     totals = [f"{sum(row[kind] for row in rows):,}" for kind in ("trained", "frozen")]
     table.add_row("all", *totals, "", style="bold")
     return table

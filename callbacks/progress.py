@@ -38,7 +38,9 @@ class Progress(L.Callback):
         step = trainer.global_step
         if not trainer.is_global_zero or (step % self.every_n_steps and step != pl_module.max_steps):
             return
-        note = "  ".join(f"{k.removeprefix('train/')} {float(v):.3f}" for k, v in trainer.callback_metrics.items() if k.startswith("train/"))
+        note = "  ".join(
+            f"{k.removeprefix('train/')} {float(v):.3f}" for k, v in trainer.callback_metrics.items() if k.startswith("train/")
+        )
         if self.bar is not None:
             self.bar.update(self.task, completed=step, note=note)
         elif time.monotonic() - self.printed >= self.seconds or step == pl_module.max_steps:

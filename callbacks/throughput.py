@@ -20,8 +20,8 @@ GIB = 2**30
 class Throughput(L.Callback):
     """Samples/s, text tokens/s, padding share and peak memory, logged every `every_n_steps` and summed up in `timing.json`.
 
-    Tokens are counted on the device and read once a report, so that no step waits for the device. The first `skip_steps` steps, in which
-    kernels and caches warm up, do not count.
+    Tokens are counted on the device and read once a report, so that no step waits for the device. The first `skip_steps` steps,
+    in which kernels and caches warm up, do not count.
     """
 
     def __init__(self, *, every_n_steps: int = 20, skip_steps: int = 5) -> None:

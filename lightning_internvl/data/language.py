@@ -19,7 +19,8 @@ CAPTIONS = {
     "zh": ("{colour}背景上有{things}", "{things}在{colour}背景上"),
 }
 CAPTION_REQUEST = "describe the picture."
-QUESTION_KINDS = ("what", "count", "colour", "exists", "where")
+# Kinds of questions and how often each is asked. A box takes ten times the tokens of a word, so few of them already weigh much.
+QUESTION_SHARES = {"what": 0.35, "exists": 0.25, "count": 0.2, "colour": 0.15, "where": 0.05}
 EMPTY_CELL_SHARE = 0.15  # of "what" questions, where a cell is empty
 BOX_STEP = 50  # box numbers are multiples of this, in 0..1000
 MAX_QUESTIONS = 24
@@ -96,10 +97,18 @@ def questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Turn]:
     makers = {"what": _what, "count": _count, "colour": _colour, "exists": _exists, "where": _where}
     turns: dict[str, Turn] = {}
     while len(turns) < n:
-        turn = makers[QUESTION_KINDS[int(rng.integers(len(QUESTION_KINDS)))]](scene, rng)
+        turn = makers[_draw_kind(rng)](scene, rng)
         if turn is not None:
             turns.setdefault(turn.question, turn)
     return list(turns.values())
+
+
+def _draw_kind(rng: np.random.Generator) -> str:
+    draw = rng.random()
+    for kind, share in QUESTION_SHARES.items():
+        if (draw := draw - share) < 0:
+            return kind
+    return next(iter(QUESTION_SHARES))
 
 
 def _pick(items: list[int], rng: np.random.Generator) -> int:

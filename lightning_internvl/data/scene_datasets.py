@@ -21,9 +21,7 @@ class _SceneDataset(Dataset[dict[str, Any]]):
 
     stream: int
 
-    def __init__(
-        self, seed: int, split: str, image_size: int, styles: tuple[str, ...], length: int | None, unique: bool
-    ) -> None:
+    def __init__(self, seed: int, split: str, image_size: int, styles: tuple[str, ...], length: int | None, unique: bool) -> None:
         if unique and length is None:
             raise ValueError("unique scenes need a length")
         self.scenes = Scenes(seed, split, image_size, tuple(styles))

@@ -56,9 +56,7 @@ class Scene:
 @functools.cache
 def held_out_pairs() -> frozenset[tuple[int, int]]:
     """Pairs (i, j), i < j, that share a scene only in the split "combinations". Depends on nothing but the names."""
-    return frozenset(
-        (i, j) for i in range(len(THINGS)) for j in range(i + 1, len(THINGS)) if _pair_hash(i, j) < HELD_OUT_SHARE
-    )
+    return frozenset((i, j) for i in range(len(THINGS)) for j in range(i + 1, len(THINGS)) if _pair_hash(i, j) < HELD_OUT_SHARE)
 
 
 def _pair_hash(i: int, j: int) -> float:
@@ -100,9 +98,7 @@ class Scenes:
     Raises ValueError for an unknown split or a canvas under 16 px.
     """
 
-    def __init__(
-        self, seed: int, split: str, image_size: int = 64, styles: tuple[str, ...] = ("twemoji", "openmoji")
-    ) -> None:
+    def __init__(self, seed: int, split: str, image_size: int = 64, styles: tuple[str, ...] = ("twemoji", "openmoji")) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; choose from {list(SPLITS)}")
         if image_size < 16 or image_size % 2:

@@ -90,7 +90,8 @@ class QLLaMA(nn.Module):
         init_normal(self, init_std)
         # Equal queries would stay equal for ever: noise, not the zeros of the official constructor, starts them apart.
         nn.init.normal_(self.query_tokens, std=embed_std or init_std)
-        nn.init.normal_(self.qllama.model.embed_tokens.weight, std=embed_std or init_std)
+        if embed_std is not None:
+            nn.init.normal_(self.qllama.model.embed_tokens.weight, std=embed_std)
         nn.init.normal_(self.text_projection, std=dim**-0.5)
 
     def tokens_out(self, tokens_in: int) -> int:

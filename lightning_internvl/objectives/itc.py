@@ -40,6 +40,9 @@ class ITC(nn.Module):
         Args:
             ignored_B: True for pairs that others are compared with but that are not judged themselves (empty captions).
         """
+        if self.training:
+            # Held in place, as CLIP does: a clamp inside the graph has no gradient above the limit and traps the scale there.
+            self.logit_scale.data.clamp_(max=self.max_log_scale)
         image, text = F.normalize(image_BE, dim=-1), F.normalize(text_BE, dim=-1)
         labels = torch.arange(len(image), device=image.device) + rank() * len(image)
         to_text = self.scale * image @ gather_with_grad(text).T

@@ -22,8 +22,8 @@ class GenerativeStage(Stage):
     Args:
         negatives: how the wrong captions of ITM are chosen. "random" needs one forward for all three losses; "mined" draws
             captions in proportion to their similarity, so ITM is read after ITC, at the same total cost.
-        backbone_itc: also contrast the pooled tower, as the official retrieval fine-tune does. Where the language model trains, this
-            keeps mode "c" aligned with it.
+        backbone_itc: also contrast the pooled tower, as the official retrieval fine-tune does. Where the language model trains,
+            this keeps mode "c" aligned with it.
     """
 
     objectives = ("itc", "itm", "itg")

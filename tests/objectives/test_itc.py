@@ -62,7 +62,9 @@ def test_the_scale_is_bounded_and_can_be_sharded() -> None:
     assert itc.scale.item() == pytest.approx(20.0, rel=1e-5)
     with torch.no_grad():
         itc.logit_scale += 5
+    itc(*torch.randn(2, 4, 6)).backward()
     assert itc.scale.item() == pytest.approx(50.0, rel=1e-5)
+    assert itc.logit_scale.grad.abs() > 0  # at the limit it can still come down
     free = ITC(max_scale=math.inf)
     with torch.no_grad():
         free.logit_scale.fill_(math.log(300.0))
