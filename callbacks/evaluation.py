@@ -26,6 +26,7 @@ class Evaluation(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
         if self.bench is None or not trainer.is_global_zero:
             return
+        pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         begun, found = time.monotonic(), {}
         with self.bench.evaluating() as bench:
             for task in self.tasks.values():

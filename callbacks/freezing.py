@@ -39,7 +39,8 @@ class Freezing(L.Callback):
         console.print(freezing_table(stage.name, step, rows))
         path = stage.folder / "freezing.json"
         earlier = [entry for entry in read_json(path, []) if entry["step"] < step]
-        write_json(path, [*earlier, {"step": step, "rows": rows}])
+        if not earlier or earlier[-1]["rows"] != rows:  # a resumed run repeats the state it left
+            write_json(path, [*earlier, {"step": step, "rows": rows}])
 
 
 def freezing_table(stage: str, step: int, rows: list[dict[str, Any]]) -> Table:

@@ -36,7 +36,8 @@ class HistoryLogger(Logger):
         """The file, ready to be appended to."""
         if not self.begun:
             self.begun = time.monotonic()
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            # What follows the last line end is a line that a kill tore apart.
+            lines = self.path.read_text().split("\n")[:-1] if self.path.exists() else []
             kept = [line for line in lines if json.loads(line)["step"] < self.start_step]
             self.earlier_seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
             write_text(self.path, "".join(f"{line}\n" for line in kept))
