@@ -41,6 +41,7 @@ class StageData(L.LightningDataModule):
         self.batches, self.start_batch, self.seed, self.endless = batches, start_batch, seed, endless
 
     def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this rank, from `start_batch` on."""
         sampler = StepBatchSampler(
             self.batch_size,
             self.batches,

@@ -105,6 +105,7 @@ class _Reader:
         return text, config if isinstance(config, dict) else {}
 
     def stage(self, name: str, start: int, metrics: dict[str, Any], timing: dict[str, Any]) -> Stage:
+        """What is on file of one stage; `start` is its first step on the axis of the whole run."""
         folder = self.run_dir / "stages" / name
         history = self.history(folder / "history.jsonl")
         freezing = [entry for entry in self.json(folder / "freezing.json", list) if _is_freezing(entry)]

@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -137,16 +136,6 @@ def test_render(image_size: int) -> None:
     assert (picture[~inside] == scene.rgb).all()
     assert (scenes.render(scene) == picture).all()
     assert (pickle.loads(pickle.dumps(scenes)).render(scene) == picture).all()
-
-
-def test_render_speed() -> None:
-    scenes = Scenes(0, "train")
-    drawn = [scenes.scene(index) for index in range(1000)]
-    for _ in range(2):
-        start = time.perf_counter()
-        for scene in drawn:
-            scenes.render(scene)
-    print(f"{1e3 * (time.perf_counter() - start):.0f} microseconds a picture")
 
 
 def test_blending_equals_the_sprite_over_the_background() -> None:
