@@ -82,6 +82,8 @@ class HeldOutScenes:
 
     def questioned(self, split: str = "scenes") -> AskedImages:
         """One question for each picture."""
-        chats = SceneChats(self.seed, split, self.image_size, 1, 0.0, self.styles, self.asked, unique=True)
+        chats = SceneChats(
+            self.seed, split, self.image_size, turns=1, caption_share=0.0, styles=self.styles, length=self.asked, unique=True
+        )
         images = np.stack([chats.scenes.render(chats.scene(i)) for i in range(self.asked)])
         return AskedImages(images, [chats.questions(i)[0] for i in range(self.asked)])

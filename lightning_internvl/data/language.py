@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,13 @@ from lightning_internvl.data.things import COLOURS, THINGS, Colour, Thing
 
 LANGUAGES = ("en", "zh")
 COUNTS = {"en": ("no", "one", "two", "three", "four"), "zh": ("零", "一", "两", "三", "四")}
-CELLS = ("top left", "top right", "bottom left", "bottom right")
+CELLS = ("top-left", "top-right", "bottom-left", "bottom-right")
 CAPTIONS = {
     "en": ("{things} on {article} {colour} background", "{article} {colour} background with {things}"),
     "zh": ("{colour}背景上有{things}", "{things}在{colour}背景上"),
 }
 CAPTION_REQUEST = "describe the picture."
+LAYOUT_REQUEST = "what is where?"
 # Kinds of questions and how often each is asked. A box takes ten times the tokens of a word, so few of them already weigh much.
 QUESTION_SHARES = {"what": 0.35, "exists": 0.25, "count": 0.2, "colour": 0.15, "where": 0.05}
 EMPTY_CELL_SHARE = 0.15  # of "what" questions, where a cell is empty
@@ -75,6 +76,17 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "en") -> str
     return choices[int(rng.integers(len(choices)))]
 
 
+def layout(scene: Scene) -> str:
+    """What each cell holds: "top-left cat, top-right nothing, bottom-left dog, bottom-right cat"."""
+    held = _held(scene)
+    return ", ".join(f"{name} {held.get(cell, 'nothing')}" for cell, name in enumerate(CELLS))
+
+
+def _held(scene: Scene) -> dict[int, str]:
+    """The name of the thing in every cell that holds one."""
+    return {placed.cell: THINGS[placed.thing].name for placed in scene.objects}
+
+
 def class_prompts(thing: Thing) -> list[str]:
     """Captions of pictures with just this thing, one of each phrasing and colour, after the bare name."""
     name = noun_phrase(thing, 1)
@@ -88,7 +100,7 @@ def box_text(box: Box) -> str:
 
 
 def questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Turn]:
-    """n different questions about a scene; kinds are equally likely, what the picture does not allow is left out.
+    """n different questions about a scene, of kinds as in `QUESTION_SHARES`; what the picture does not allow is left out.
 
     Raises ValueError when n is over MAX_QUESTIONS.
     """
@@ -97,18 +109,19 @@ def questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Turn]:
     makers = {"what": _what, "count": _count, "colour": _colour, "exists": _exists, "where": _where}
     turns: dict[str, Turn] = {}
     while len(turns) < n:
-        turn = makers[_draw_kind(rng)](scene, rng)
+        turn = makers[draw(QUESTION_SHARES, rng)](scene, rng)
         if turn is not None:
             turns.setdefault(turn.question, turn)
     return list(turns.values())
 
 
-def _draw_kind(rng: np.random.Generator) -> str:
-    draw = rng.random()
-    for kind, share in QUESTION_SHARES.items():
-        if (draw := draw - share) < 0:
-            return kind
-    return next(iter(QUESTION_SHARES))
+def draw(shares: Mapping[str, float], rng: np.random.Generator) -> str:
+    """A name, drawn in proportion to its share."""
+    left = rng.random() * sum(shares.values())
+    for name, share in shares.items():
+        if (left := left - share) < 0:
+            return name
+    return next(reversed(shares))  # what rounding leaves
 
 
 def _pick(items: list[int], rng: np.random.Generator) -> int:
@@ -116,7 +129,7 @@ def _pick(items: list[int], rng: np.random.Generator) -> int:
 
 
 def _what(scene: Scene, rng: np.random.Generator) -> Turn:
-    held = {placed.cell: THINGS[placed.thing].name for placed in scene.objects}
+    held = _held(scene)
     empty = [cell for cell in range(len(CELLS)) if cell not in held]
     ask_empty = bool(empty) and rng.random() < EMPTY_CELL_SHARE
     cell = _pick(empty if ask_empty else list(held), rng)
@@ -167,8 +180,9 @@ def vocabulary_texts() -> Iterator[str]:
         for language in LANGUAGES:
             for pattern in CAPTIONS[language]:
                 yield _phrase(pattern, noun_phrase(THINGS[0], 1, language), colour, language)
-    for words in (CELLS, COUNTS["en"], COUNTS["zh"], ("nothing", "yes", "no", CAPTION_REQUEST)):
+    for words in (CELLS, COUNTS["en"], COUNTS["zh"], ("nothing", "yes", "no", CAPTION_REQUEST, LAYOUT_REQUEST)):
         yield from words
     yield from (f"what is in the {cell}?" for cell in CELLS)
+    yield from (f"{cell} {THINGS[0].name}, {cell} nothing" for cell in CELLS)
     yield "what colour is the background?"
     yield from (box_text((value / 1000,) * 4) for value in range(0, 1001, BOX_STEP))

@@ -70,13 +70,11 @@ class ScenePairs(_SceneDataset):
         shares = dict(languages or {"en": 0.75, "zh": 0.25})
         if not set(shares) <= set(say.LANGUAGES) or min(shares.values()) < 0 or sum(shares.values()) <= 0:
             raise ValueError(f"languages must give shares of {list(say.LANGUAGES)}, got {shares}")
-        self.languages = list(shares)
-        self.steps = (np.cumsum(list(shares.values())) / sum(shares.values())).tolist()
+        self.languages = shares
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         scene, rng = self.scene(position), self.rng(position)
-        draw = rng.random()
-        language = next(name for name, step in zip(self.languages, self.steps, strict=True) if draw < step)
+        language = say.draw(self.languages, rng)
         return {
             "image": self.scenes.render(scene),
             "caption": say.caption(scene, rng, language),
@@ -88,7 +86,8 @@ class ScenePairs(_SceneDataset):
 class SceneChats(_SceneDataset):
     """{"images": [(S, S, 3) uint8], "conversation": [messages], "key"}: `turns` questions about one scene.
 
-    In a share `caption_share` of the conversations the first question asks for a caption.
+    In a share `caption_share` of the conversations the last question asks for a caption, in a share `layout_share` for what each
+    cell holds. Last, because an earlier description would answer the questions after it, and the picture need not be looked at.
     """
 
     stream = CHATS_STREAM
@@ -100,6 +99,7 @@ class SceneChats(_SceneDataset):
         image_size: int = 64,
         turns: int = 4,
         caption_share: float = 0.2,
+        layout_share: float = 0.0,
         styles: tuple[str, ...] = ("twemoji", "openmoji"),
         length: int | None = None,
         unique: bool = False,
@@ -107,7 +107,9 @@ class SceneChats(_SceneDataset):
         if not 1 <= turns <= say.MAX_QUESTIONS:
             raise ValueError(f"turns must be in 1..{say.MAX_QUESTIONS}, got {turns}")
         super().__init__(seed, split, image_size, styles, length, unique)
-        self.turns, self.caption_share = turns, caption_share
+        if min(caption_share, layout_share) < 0 or caption_share + layout_share > 1:
+            raise ValueError(f"shares must be 0 or more and at most 1 together: {caption_share=}, {layout_share=}")
+        self.turns, self.caption_share, self.layout_share = turns, caption_share, layout_share
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         scene = self.scene(position)
@@ -119,9 +121,12 @@ class SceneChats(_SceneDataset):
         return {"images": [self.scenes.render(scene)], "conversation": conversation, "key": self.key(position)}
 
     def questions(self, position: int) -> list[say.Turn]:
-        """The turns of a conversation with their kinds and boxes; the kind of a caption request is "caption"."""
+        """The turns of a conversation with their kinds and boxes; those that describe are of the kinds "caption" and "layout"."""
         scene, rng = self.scene(position), self.rng(position)
         turns = say.questions(scene, rng, self.turns)
-        if rng.random() < self.caption_share:
-            turns[0] = say.Turn(say.CAPTION_REQUEST, say.caption(scene, rng), "caption")
+        draw = rng.random()
+        if draw < self.caption_share:
+            turns[-1] = say.Turn(say.CAPTION_REQUEST, say.caption(scene, rng), "caption")
+        elif draw < self.caption_share + self.layout_share:
+            turns[-1] = say.Turn(say.LAYOUT_REQUEST, say.layout(scene), "layout")
         return turns

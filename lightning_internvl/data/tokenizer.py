@@ -24,7 +24,9 @@ TEMPLATE_TEXTS = (
 )  # fmt: skip
 # A Chinese word of the built-in texts or any other Chinese character; a word with the space before it; a number; the middle
 # of a box; any other single character.
-PIECE = "|".join([*sorted(chinese_words(), key=lambda word: (-len(word), word)), r"\p{Han}| ?[A-Za-z]+|[0-9]+|\),\(|\s|."])
+PIECE = "|".join(
+    [*sorted(chinese_words(), key=lambda word: (-len(word), word)), r"\p{Han}| ?[A-Za-z]+(?:-[A-Za-z]+)*|[0-9]+|\),\(|\s|."]
+)
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
@@ -40,7 +42,7 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     )
     texts = [*vocabulary_texts(), *TEMPLATE_TEXTS]
     words = {piece for text in texts for part in _without_special(text) for piece, _ in split.pre_tokenize_str(part)}
-    words |= {f"Ġ{word}" for word in words if word.isascii() and word.isalpha()}
+    words |= {f"Ġ{word}" for word in words if word.isascii() and word[0].isalpha()}
     tokens = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *sorted(words)]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
 

@@ -22,27 +22,45 @@ class GenerativeStage(Stage):
     Args:
         negatives: how the wrong captions of ITM are chosen. "random" needs one forward for all three losses; "mined" draws
             captions in proportion to their similarity, so ITM is read after ITC, at the same total cost.
+        mined_from_step: before this step "mined" draws at random too. A matching head that starts from nothing learns little
+            from captions that are almost right.
+        matched_share: share of the pictures that ITM shows with their own caption (InternVL: 0.5; BLIP-2: 1/3).
         backbone_itc: also contrast the pooled tower, as the official retrieval fine-tune does. Where the language model trains,
             this keeps mode "c" aligned with it.
     """
 
     objectives = ("itc", "itm", "itg")
 
-    def __init__(self, model: VLM, *, negatives: str = "mined", backbone_itc: bool = False, **stage: Any) -> None:
+    def __init__(
+        self,
+        model: VLM,
+        *,
+        negatives: str = "mined",
+        mined_from_step: int = 0,
+        matched_share: float = 0.5,
+        backbone_itc: bool = False,
+        **stage: Any,
+    ) -> None:
         super().__init__(model, **stage)
         if negatives not in NEGATIVES:
             raise ValueError(f"{negatives=} is not known; valid choices: {', '.join(NEGATIVES)}")
-        self.negatives, self.backbone_itc = negatives, backbone_itc
+        if mined_from_step < 0:
+            raise ValueError(f"{mined_from_step=} must be a step, 0 or later")
+        if not 0.0 < matched_share < 1.0:
+            raise ValueError(f"{matched_share=} must lie between 0 and 1")
+        self.negatives, self.mined_from_step = negatives, mined_from_step
+        self.matched_share, self.backbone_itc = matched_share, backbone_itc
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         visual = self.model.encoder(batch["pixel_values"])[0]
         itc, itg = Stream("itc", batch["itc_ids"], batch["itc_mask"]), Stream("itg", batch["itg_ids"], batch["itg_mask"])
-        if self.negatives == "random":
-            itm, match = half_matched(batch, random_negatives(len(visual), visual.device))
+        if self.negatives == "random" or self.global_step < self.mined_from_step:
+            itm, match = match_texts(batch, random_negatives(len(visual), visual.device), self.matched_share)
             reads = self.model.middleware.read(visual, [itm, itc, itg])
         else:
             reads = self.model.middleware.read(visual, [itc, itg])
-            itm, match = half_matched(batch, mined_negatives(similarity(self.model, *itc_features(self.model, reads[0], itc))))
+            negatives = mined_negatives(similarity(self.model, *itc_features(self.model, reads[0], itc)))
+            itm, match = match_texts(batch, negatives, self.matched_share)
             reads = self.model.middleware.read(visual, [itm]) + reads
         losses = three_losses(self.model, reads, itc, match, batch["itg_labels"])
         if self.backbone_itc:
@@ -51,10 +69,11 @@ class GenerativeStage(Stage):
         return losses
 
 
-def half_matched(batch: Batch, negatives_B: Tensor) -> tuple[Stream, Tensor]:
-    """The ITM texts: the first half of the batch reads a wrong caption (label 0), the second half its own (label 1)."""
+def match_texts(batch: Batch, negatives_B: Tensor, matched_share: float = 0.5) -> tuple[Stream, Tensor]:
+    """The ITM texts: the last rows of the batch, `matched_share` of them, read their own caption (label 1), the others a wrong
+    one (label 0)."""
     rows = torch.arange(len(negatives_B), device=negatives_B.device)
-    matched = rows >= len(rows) - len(rows) // 2
+    matched = rows >= len(rows) - int(len(rows) * matched_share)
     chosen = torch.where(matched, rows, negatives_B)
     return Stream("itm", batch["itm_ids"][chosen], batch["itm_mask"][chosen]), matched.long()
 

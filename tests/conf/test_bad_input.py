@@ -77,6 +77,9 @@ BEFORE_ANY_MODEL = {
 BEFORE_ANY_TRAINING = {
     "attention=foo": r"attention='foo' is not known; valid choices: auto, xformers, sdpa, math",
     "stages.generative.module.negatives=foo": r"stages\.generative: negatives='foo' is not known; valid choices: mined, random",
+    "stages.generative.module.mined_from_step=-1": r"stages\.generative: mined_from_step=-1 must be a step, 0 or later",
+    "stages.generative.module.matched_share=1": r"stages\.generative: matched_share=1 must lie between 0 and 1",
+    "data.chats.layout_share=0.95": r"at most 1 together: caption_share=.*, layout_share=0\.95",
     "stages.supervised.module.train=[decodr]": r"stages\.supervised: train: 'decodr' matches no parameter; .*decoder\.lm",
     "+optimizer.part_lr.encodr=0.1": r"stages\.contrastive: optimizer\.part_lr: 'encodr' matches no parameter; .*encoder\.",
     "+encoder.foo=3": r"InternViT does not know foo; valid choices: .*depth, heads",

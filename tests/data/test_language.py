@@ -82,6 +82,31 @@ def test_answers_are_true() -> None:
     assert 0 < answers["nothing"] < 0.15 * kinds["what"]
 
 
+def test_descriptions_come_last_and_are_true() -> None:
+    chats = SceneChats(0, "train", turns=3, caption_share=0.3, layout_share=0.5)
+    kinds = Counter()
+    for position in range(500):
+        scene, turns = chats.scene(position), chats.questions(position)
+        assert len(turns) == 3
+        assert not {"caption", "layout"} & {turn.kind for turn in turns[:-1]}
+        kinds[turns[-1].kind] += 1
+        if turns[-1].kind == "layout":
+            named = dict(part.split(" ", 1) for part in turns[-1].answer.split(", "))
+            held = {say.CELLS[placed.cell]: THINGS[placed.thing].name for placed in scene.objects}
+            assert named == {cell: held.get(cell, "nothing") for cell in say.CELLS}
+    assert 110 <= kinds["caption"] <= 190
+    assert 200 <= kinds["layout"] <= 300
+    with pytest.raises(ValueError, match=r"at most 1 together: caption_share=0\.6, layout_share=0\.5"):
+        SceneChats(0, "train", caption_share=0.6, layout_share=0.5)
+
+
+def test_draws_follow_the_shares() -> None:
+    rng = np.random.default_rng(0)
+    counts = Counter(say.draw({"a": 3.0, "b": 1.0, "never": 0.0}, rng) for _ in range(2000))
+    assert set(counts) == {"a", "b"}
+    assert 1400 <= counts["a"] <= 1600
+
+
 def test_special_tokens() -> None:
     assert TOKENIZER.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(12))
     assert (TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, TOKENIZER.eos_token_id) == (0, 1, 2)
@@ -96,6 +121,7 @@ def test_one_token_a_word() -> None:
         return [TOKENIZER.decode([i]) for i in TOKENIZER.encode(text)]
 
     assert pieces("two cats and a dog") == ["two", " cats", " and", " a", " dog"]
+    assert pieces("top-left cat, bottom-right nothing") == ["top-left", " cat", ",", " bottom-right", " nothing"]
     assert pieces("两只猫") == ["两只", "猫"]
     box = ["<box>", "(", "0", ",", "50", "),(", "950", ",", "1000", ")", "</box>"]
     assert pieces("".join(box)) == box
