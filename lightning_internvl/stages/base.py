@@ -85,7 +85,8 @@ class Stage(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(batch)
         loss = sum(self.weights.get(name, 1.0) * value for name, value in losses.items())
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # what no logger would take is not collected
+        every = self.trainer.log_every_n_steps
+        if every and (self.global_step + 1) % every == 0:  # what no logger would take is not collected
             self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()})
         return loss
 
