@@ -26,6 +26,7 @@ class ContrastiveStage(Stage):
         self.keep_tokens, self.full_from_step = keep_tokens, full_from_step
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """ITC of one batch, a scalar."""
         full = self.full_from_step is not None and self.global_step >= self.full_from_step
         feats = self.model.encoder(batch["pixel_values"], keep=1.0 if full else self.keep_tokens)
         image = self.model.middleware.embed_image(feats, "c")

@@ -52,6 +52,7 @@ class GenerativeStage(Stage):
         self.matched_share, self.backbone_itc = matched_share, backbone_itc
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """ITC, ITM and ITG of one batch, each a scalar."""
         visual = self.model.encoder(batch["pixel_values"])[0]
         itc, itg = Stream("itc", batch["itc_ids"], batch["itc_mask"]), Stream("itg", batch["itg_ids"], batch["itg_mask"])
         if self.negatives == "random" or self.global_step < self.mined_from_step:
