@@ -6,6 +6,7 @@ E contrastive width.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.objectives import NextToken
+from lightning_internvl.placeholders import EMPTY, Expanded, ImagePlaceholders
 from lightning_internvl.protocols import Decoder, Encoder, Middleware
 
 PARTS = ("encoder", "middleware", "decoder", "objectives")
@@ -31,24 +33,28 @@ class VLM(nn.Module):
     """Holds the parts under the names of the checkpoint files; the losses live in stages, their parameters in `objectives`.
 
     Args:
+        middleware: None for a tower alone, as a checkpoint may hold it.
         decoder: None in stages that need none.
         objectives: losses by name; those with parameters (logit scale, matching head) are saved with the model.
-        image_token_id: the placeholder that visual tokens replace in the decoder's input.
+        image_token_id: the placeholder that visual tokens replace in the decoder's input, one for each of them.
+        image_placeholders: where one placeholder stands for a whole picture instead, how rows are expanded.
     """
 
     def __init__(
         self,
         encoder: Encoder,
-        middleware: Middleware,
+        middleware: Middleware | None = None,
         decoder: Decoder | None = None,
         *,
         objectives: dict[str, nn.Module] | None = None,
         image_token_id: int | None = None,
+        image_placeholders: ImagePlaceholders | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.middleware, self.decoder = encoder, middleware, decoder
         self.objectives = nn.ModuleDict(objectives or {})
-        self.image_token_id = image_token_id
+        self.image_placeholders = image_placeholders
+        self.image_token_id = image_placeholders.id if image_placeholders else image_token_id
         self.config: dict[str, Any] | None = None  # of the official checkpoint it was loaded from
 
     # --- contrastive ------------------------------------------------------------------------------------------------
@@ -73,7 +79,7 @@ class VLM(nn.Module):
         Raises:
             ValueError: if placeholders and visual tokens differ in number.
         """
-        embeds = self.decoder.embed(input_ids)
+        embeds = self._words(input_ids)
         if pixel_values is None:
             return embeds
         places = input_ids == self.image_token_id
@@ -85,6 +91,23 @@ class VLM(nn.Module):
         visual = self.visual_tokens(pixel_values).flatten(0, 1).to(embeds.dtype)
         _check_places(places, len(visual), len(pixel_values))
         return embeds.masked_scatter(places[..., None], visual)
+
+    def _words(self, input_ids: Tensor) -> Tensor:
+        if self.image_placeholders is None:
+            return self.decoder.embed(input_ids)
+        words = self.decoder.embed(input_ids.clamp(min=0))
+        return words.masked_fill((input_ids == EMPTY)[..., None], 0.0)
+
+    def expand(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, pixel_values: Tensor | None = None
+    ) -> Expanded:
+        """Rows in which every visual token has a placeholder of its own; the rows themselves where that is so already."""
+        if self.image_placeholders is None:
+            return Expanded(input_ids, attention_mask, labels, pixel_values)
+        tokens = 0
+        if pixel_values is not None:
+            tokens = self.middleware.tokens_out(self.encoder.num_tokens(pixel_values.shape[-1]))
+        return self.image_placeholders.expand(input_ids, attention_mask, labels, pixel_values, tokens)
 
     def forward(
         self,
@@ -100,6 +123,7 @@ class VLM(nn.Module):
             text = F.normalize(self.encode_text(input_ids, attention_mask), dim=-1)
             logits = self.objectives["itc"].scale * image @ text.T
             return Output(logits_per_image=logits, logits_per_text=logits.T)
+        input_ids, attention_mask, labels, pixel_values = self.expand(input_ids, attention_mask, labels, pixel_values)
         hidden = self.decoder.hidden(self.embed(input_ids, pixel_values), attention_mask)
         loss = None if labels is None else NextToken()(hidden, labels, self.decoder.head)
         return Output(loss=loss, logits=self.decoder.head(hidden))
@@ -117,16 +141,19 @@ class VLM(nn.Module):
         if self.decoder is None:
             return self.middleware.generate(self.encoder(pixel_values)[0], input_ids, **options)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        input_ids, mask, _, pixel_values = self.expand(input_ids, mask, None, pixel_values)
         return self.decoder.generate(self.embed(input_ids, pixel_values), mask, **options)
 
-    def save_pretrained(self, path: str) -> None:
-        """Write the layout that the original library loads (see `lightning_internvl.checkpoints`)."""
+    def save_pretrained(self, path: str | Path, layout: str | None = None) -> None:
+        """Write the layout that the original library loads (see `lightning_internvl.checkpoints.pretrained`)."""
         from lightning_internvl.checkpoints.pretrained import save_pretrained
 
-        save_pretrained(self, path)
+        save_pretrained(self, path, layout=layout)
 
 
 def _check_places(places_BL: Tensor, tokens: int, images: int) -> None:
+    if places_BL.is_meta:  # shapes only, nothing to count
+        return
     message = (
         f"{images} image(s) give {tokens} visual tokens, but the text holds another number of placeholders; "
         "the encoder's image size, the middleware or max_length differ from what the text was prepared for"

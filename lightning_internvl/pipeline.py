@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_internvl.assembly import Config, assemble
 from lightning_internvl.attention import choose_backend
 from lightning_internvl.checkpoints import handoff
+from lightning_internvl.checkpoints.files import own_tensors
 from lightning_internvl.compose import Build
 from lightning_internvl.console import console
 from lightning_internvl.evaluation.tables import metrics_table
@@ -82,7 +83,7 @@ def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, f
                 handoff.LoadReport.of(stage.model, tensors, source=title, new=settings["new"], dropped=settings["dropped"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"stages.{name}: {error}") from error
-        before = f"stage {name}", handoff.own_tensors(stage.model)
+        before = f"stage {name}", own_tensors(stage.model)
 
 
 def run_stage(name: str, config: Config, run_dir: Path, build: Build, source: str | Path | None) -> None:
@@ -141,6 +142,8 @@ def take_over(model: VLM, source: str | Path, new: list[str], dropped: list[str]
     for group, row in report.counts().items():
         table.add_row(group, *(str(row[kind] or "") for kind in ("loaded", "new", "dropped")))
     console.print(table)
+    for name in report.resized:
+        console.print(f"resized: {name} to {tuple(model.get_parameter(name).shape)}", soft_wrap=True)
 
 
 def read_weights(source: str | Path) -> Mapping[str, Tensor]:
@@ -160,4 +163,4 @@ def read_weights(source: str | Path) -> Mapping[str, Tensor]:
         return handoff.read(folder / "handoff" / finished[-1])[0]
     from lightning_internvl.checkpoints.pretrained import load_pretrained
 
-    return handoff.own_tensors(load_pretrained(source))
+    return own_tensors(load_pretrained(source))

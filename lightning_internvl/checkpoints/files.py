@@ -12,45 +12,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
 Shape = tuple[int, ...]
 
 
+WRAPPERS = ("module", "model", "state_dict")  # keys under which trainers have put a whole state dict
+
+
 class WeightFiles:
-    """The tensors of a folder. Safetensors are preferred; pickles are read with `weights_only=True`.
+    """The tensors of a folder or of one file. Safetensors are preferred; pickles are read with `weights_only=True`.
 
     Attributes:
         shapes: every tensor's name and shape.
 
     Raises:
-        ValueError: for a folder without weights, a shard that is not there, or a name that two shards hold.
+        ValueError: for a folder without weights, a shard that is not there or is damaged, or a name that two shards hold.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files = _weight_files(folder)
+    def __init__(self, place: Path) -> None:
+        self.files = [place] if place.is_file() else _weight_files(place)
         self.shapes: dict[str, Shape] = {}
         for file in self.files:
             shapes = _shapes(file)
             if twice := sorted(shapes.keys() & self.shapes.keys()):
-                raise ValueError(f"{file.name} repeats tensors of another file in {folder}: {listed(twice)}")
+                raise ValueError(f"{file.name} repeats tensors of another file beside it: {listed(twice)}")
             self.shapes |= shapes
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, one after another; each owns its memory, so the file may go away afterwards."""
+    def tensors(self, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor, one after another, on `device`; each owns its memory, so the file may go away afterwards."""
         for file in self.files:
             if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as opened:
+                with safe_open(file, framework="pt", device=str(device)) as opened:
                     for name in opened.keys():  # noqa: SIM118 - not a dict
                         yield name, opened.get_tensor(name).clone()
             else:
                 for name, tensor in _unpickled(file).items():
-                    yield name, tensor.clone()
+                    yield name, tensor.to(device, copy=True)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -65,8 +67,35 @@ def _weight_files(folder: Path) -> list[Path]:
     raise ValueError(f"{folder} holds no weights: expected {expected}")
 
 
+def read_config(place: Path) -> dict[str, Any]:
+    """`config.json` of a folder, or beside a file; empty for a bare file.
+
+    Raises:
+        ValueError: if a folder has none, or it is no JSON object.
+    """
+    path = (place if place.is_dir() else place.parent) / "config.json"
+    if not path.is_file():
+        if place.is_file() or any(place.glob("*.pth")):
+            return {}
+        raise ValueError(f"{place} holds neither config.json (an official layout) nor manifest.json (a hand-off)")
+    return _json_object(path)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} should hold a JSON object, but holds a {type(found).__name__}")
+    return found
+
+
 def _indexed(index: Path) -> list[Path]:
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    weight_map = _json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} is damaged: it maps no tensors to files")
+    names = sorted(set(weight_map.values()))
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing:
         raise ValueError(f"{index} names files that are not beside it: {listed(missing)}")
@@ -76,8 +105,11 @@ def _indexed(index: Path) -> list[Path]:
 def _shapes(file: Path) -> dict[str, Shape]:
     if file.suffix != ".safetensors":
         return {name: tuple(tensor.shape) for name, tensor in _unpickled(file).items()}
-    with safe_open(file, framework="pt") as opened:
-        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or cut off: {error}") from error
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
@@ -86,11 +118,23 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise ValueError(f"{file} is refused: it holds more than tensors, or is no PyTorch file ({error})") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{file} is damaged or cut off: {error}") from error
+    if isinstance(loaded, dict):
+        wrapped = [loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)]
+        loaded = wrapped[0] if wrapped else loaded
     if not isinstance(loaded, dict):
         raise ValueError(f"{file} should map names to tensors, but holds a {type(loaded).__name__}")
     if odd := [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{file} should map names to tensors; no tensor: {listed(odd)}")
     return loaded
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors by name; one that stands in several places (tied embeddings) once, under its first name."""
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
 
 
 def listed(items: Iterable[str], limit: int = 20) -> str:
@@ -119,6 +163,23 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one .pth file, complete or not at all.
+
+    Raises:
+        ValueError: if something stands at `path`.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists; nothing was written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, partial)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:

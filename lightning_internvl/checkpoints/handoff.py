@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_internvl.checkpoints.files import write_folder
+from lightning_internvl.checkpoints.files import own_tensors, write_folder
 from lightning_internvl.compose import check_trusted, compose_model, trusted_build
 from lightning_internvl.freezing import FreezePlan, matches
+from lightning_internvl.layers import resize_positions
 from lightning_internvl.model import PARTS, VLM
 
 FORMAT = 1
@@ -51,13 +52,6 @@ def save(model: VLM, folder: Path, *, stage: str, step: int, config: Mapping[str
     if folder.exists():
         shutil.rmtree(folder)
     write_folder(folder, write)
-
-
-def own_tensors(model: VLM) -> dict[str, Tensor]:
-    """The model's tensors by name; one that stands in several places (tied embeddings) once, under its first name."""
-    first: dict[int, str] = {}
-    state = model.state_dict(keep_vars=True)
-    return {name: tensor.detach() for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -112,12 +106,16 @@ def load_model(folder: str | Path) -> VLM:
 
 @dataclass
 class LoadReport:
-    """What a stage takes over: names loaded, new (fresh weights) and dropped (in the source, not in this model)."""
+    """What a stage takes over: names loaded, new (fresh weights) and dropped (in the source, not in this model).
+
+    Position tables of another size are loaded resized, which is how a stage changes the resolution.
+    """
 
     source: str
     loaded: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -134,13 +132,14 @@ class LoadReport:
         """
         wanted, new, dropped = own_tensors(model), list(new), list(dropped)
         loaded = [name for name in wanted if name in tensors]
-        wrong = [
-            f"{n}: {tuple(tensors[n].shape)}, {tuple(wanted[n].shape)}" for n in loaded if tensors[n].shape != wanted[n].shape
-        ]
+        misfits = [name for name in loaded if tensors[name].shape != wanted[name].shape]
+        resized = [name for name in misfits if _is_table(name, tensors[name], wanted[name])]
+        wrong = [f"{n}: {tuple(tensors[n].shape)}, {tuple(wanted[n].shape)}" for n in misfits if n not in resized]
         if wrong:
             more = f"\n  ... and {len(wrong) - 8} more" if len(wrong) > 8 else ""
             raise ValueError(f"{source} has tensors of another shape (there, in this model):{_some(wrong[:8])}{more}")
-        report = cls(source, loaded, [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted])
+        new_names, left_names = [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted]
+        report = cls(source, loaded, new_names, left_names, resized)
         if missing := [n for n in report.new if not any(matches(n, p) for p in new)]:
             raise ValueError(f"{source} lacks names that the stage does not list under `new`:{_some(missing)}")
         if left := [n for n in report.dropped if not any(matches(n, p) for p in dropped)]:
@@ -152,13 +151,26 @@ class LoadReport:
         own = own_tensors(model)
         with torch.no_grad():
             for name in self.loaded:
-                own[name].copy_(tensors[name])
+                tensor = tensors[name]
+                if name in self.resized:
+                    tensor = resize_positions(tensor, round((own[name].shape[1] - 1) ** 0.5))
+                own[name].copy_(tensor)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Tensors loaded, new and dropped by group (a part and the module right below it)."""
         kinds = {kind: Counter(map(_group, getattr(self, kind))) for kind in ("loaded", "new", "dropped")}
         groups = dict.fromkeys(_group(name) for name in [*self.loaded, *self.new, *self.dropped])
         return {group: {kind: count[group] for kind, count in kinds.items()} for group in groups}
+
+
+def _is_table(name: str, there: Tensor, here: Tensor) -> bool:
+    """Whether a tensor is a learned position table (1, 1 + grid * grid, D) that can be resized to another grid."""
+    tables = there.ndim == here.ndim == 3 and there.shape[::2] == here.shape[::2]
+    return (
+        name.endswith("position_embedding")
+        and tables
+        and all(round((t.shape[1] - 1) ** 0.5) ** 2 == t.shape[1] - 1 for t in (there, here))
+    )
 
 
 def _some(names: list[str], limit: int = 8) -> str:

@@ -3,70 +3,90 @@
 from __future__ import annotations
 
 import json
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from accelerate import init_empty_weights
+from torch import Tensor, nn
 
-from lightning_internvl.checkpoints.adapters import Adapter, adapter_for, layout_of
-from lightning_internvl.checkpoints.files import Shape, WeightFiles, listed, write_folder, write_weights
+from lightning_internvl.checkpoints.adapters import Adapter, adapter_for, layout_of, official
+from lightning_internvl.checkpoints.files import (
+    Shape,
+    WeightFiles,
+    listed,
+    own_tensors,
+    read_config,
+    write_folder,
+    write_pickle,
+    write_weights,
+)
+from lightning_internvl.checkpoints.mapping import Group, grouped
+from lightning_internvl.files import read_json
 from lightning_internvl.model import VLM
 
 MAX_SHARD_BYTES = 5 * 10**9
 
 
-def load_pretrained(path: str | Path, *, dtype: torch.dtype | None = None) -> VLM:
-    """A model in evaluation mode, from a folder in an official layout, a hand-off folder, or a hub id.
+def load_pretrained(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    image_size: int | None = None,
+) -> VLM:
+    """A model in evaluation mode, from a folder in an official layout, a bare .pth file, a hand-off folder, or a hub id.
 
-    No code from the checkpoint is run. Tensors are assigned one by one: peak memory is the model and one tensor.
+    No code from the checkpoint is run. Tensors are read one by one, each straight to `device` and `dtype`: peak memory is the
+    model and the file that is being read.
 
     Args:
-        path: an existing folder, else an id of the Hugging Face hub.
+        path: an existing folder or .pth file, else an id of the Hugging Face hub.
         dtype: type of all floating-point parameters; None keeps the types of the file.
+        image_size: side in pixels to which the encoder's position table is resized; None keeps it.
 
     Raises:
-        ValueError: if `path` is neither, if no layout is known for its config, or if tensors are missing, unexpected or
-            of another shape.
+        ValueError: if `path` is none of these, if no layout is known for it, or if tensors are missing, unexpected or of another
+            shape. Nothing is returned half loaded.
     """
-    folder = Path(path) if Path(path).is_dir() else _downloaded(str(path))
-    if (folder / "manifest.json").is_file():
+    place = Path(path) if Path(path).exists() else _downloaded(str(path))
+    if (place / "manifest.json").is_file():
         from lightning_internvl.checkpoints.handoff import load_model
 
-        model = load_model(folder)
-        return (model if dtype is None else model.to(dtype)).eval()
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds neither config.json (an official layout) nor manifest.json (a hand-off)")
-    config = json.loads((folder / "config.json").read_text())
-    adapter, files = adapter_for(config), WeightFiles(folder)
-    with torch.device("meta"):
-        model = adapter.build(config, set(files.shapes))
-    names = _matched(model, adapter, files)
-    for official, tensor in files.tensors():
-        if official in names:
-            _assign(model, names[official], tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
-    model.config = config
+        model = load_model(place)
+        model = (model if dtype is None else model.to(dtype)).to(device)
+    else:
+        model = _official_model(place, dtype, torch.device(device))
+    if image_size is not None:
+        model.encoder.resize(image_size)
     return model.eval()
 
 
-def save_pretrained(model: VLM, path: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Write `config.json` and safetensors under the official names, complete or not at all.
+def save_pretrained(model: VLM, path: str | Path, *, layout: str | None = None, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write a model for the original library, complete or not at all.
+
+    A folder gets `config.json` and safetensors; a path that ends in .pth becomes one file in the layout of the first releases.
+
+    Args:
+        layout: a module of `checkpoints.adapters`; None takes the one that transformers loads, where there is one, else that from
+            which the model came.
 
     Raises:
         ValueError: if no official layout can hold the model, or if `path` exists and is not an empty folder.
     """
-    adapter, config = layout_of(model)
-    official = {name: adapter.to_official(name) for name in model.state_dict()}
-    if homeless := [name for name, to in official.items() if to is None]:
-        raise ValueError(f"the layout {adapter.NAME} has no place for: {listed(homeless)}")
-    tensors = {official[name]: tensor for name, tensor in model.state_dict().items()}
-    tensors |= {name: tensors[name].reshape(()) for name in adapter.SCALARS}
+    path = Path(path)
+    adapter, config = layout_of(model, layout, single_file=path.suffix == ".pth")
+    tensors = official(adapter, config, own_tensors(model))
+    if path.suffix == ".pth":
+        write_pickle(path, tensors)
+        return
 
     def write(folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         write_weights(folder, tensors, max_shard_bytes)
 
-    write_folder(Path(path), write)
+    write_folder(path, write)
 
 
 def _downloaded(hub_id: str) -> Path:
@@ -82,36 +102,76 @@ def _downloaded(hub_id: str) -> Path:
     return folder
 
 
-def _matched(model: VLM, adapter: Adapter, files: WeightFiles) -> dict[str, str]:
-    """Official name to ours for every tensor to read, checked against the model before any of them is."""
-    wanted: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    names: dict[str, str] = {}
-    unexpected, misshaped = [], []
-    for official, shape in files.shapes.items():
-        ours = adapter.to_ours(official)
-        if any(fnmatchcase(official, pattern) for pattern in adapter.IGNORED):
+def _official_model(place: Path, dtype: torch.dtype | None, device: torch.device) -> VLM:
+    config, files = read_config(place), WeightFiles(place)
+    adapter = adapter_for(config, files.shapes)
+    names = {name: adapter.canonical(name) for name in files.shapes}
+    shapes = {name: files.shapes[there] for there, name in names.items() if name is not None}
+    with init_empty_weights(include_buffers=False):
+        model = adapter.build(config, shapes)
+    _tie(model)
+    groups = _checked(model, adapter, config, shapes, place)
+    waiting: dict[int, dict[str, Tensor]] = {}
+    for there, tensor in files.tensors(device):
+        name = names[there]
+        if name not in groups:
             continue
-        if ours not in wanted:
-            unexpected.append(f"{official} {shape}")
-            continue
-        names[official] = ours
-        shape = shape or (1,) if official in adapter.SCALARS else shape
-        if shape != wanted[ours]:
-            misshaped.append(f"{official} is {shape}, the config says {wanted[ours]}")
-    missing = [f"{adapter.to_official(ours) or ours} {wanted[ours]}" for ours in wanted.keys() - set(names.values())]
-    problems = {"missing": sorted(missing), "unexpected": unexpected, "of another shape": misshaped}
+        group = groups[name]
+        parts = waiting.setdefault(id(group), {})
+        parts[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        if len(parts) == len(group.official):
+            _assign(model, group.read(waiting.pop(id(group))))
+    _tie(model)
+    if model.decoder is not None and model.image_token_id is None:
+        model.image_token_id = image_token_id(place)
+    model.config = config
+    return model.to(device)  # buffers, which no file holds
+
+
+def image_token_id(folder: Path, token: str = "<IMG_CONTEXT>") -> int | None:
+    """Id of the placeholder in the tokenizer files of a folder, for layouts whose config does not tell it; None without them."""
+    added = read_json(folder / "added_tokens.json", {})
+    if token in added:
+        return added[token]
+    entries = read_json(folder / "tokenizer_config.json", {}).get("added_tokens_decoder", {})
+    found = {entry["content"]: int(number) for number, entry in entries.items()}
+    found |= {entry["content"]: entry["id"] for entry in read_json(folder / "tokenizer.json", {}).get("added_tokens", [])}
+    return found.get(token)
+
+
+def _checked(model: VLM, adapter: Adapter, config: dict[str, Any], shapes: Mapping[str, Shape], place: Path) -> dict[str, Group]:
+    """The group of every official tensor, after all names and shapes have been found right."""
+    wanted = {name: tensor.to("meta") for name, tensor in own_tensors(model).items()}
+    groups, homeless = grouped(adapter.rules(config), wanted)
+    if homeless:
+        raise ValueError(f"the layout {adapter.NAME} has no place for: {listed(homeless)}")
+    expected = {name: tuple(t.shape) for group in groups for name, t in group.write(wanted).items()}
+    problems = {
+        "missing": sorted(f"{name} {shape}" for name, shape in expected.items() if name not in shapes),
+        "unexpected": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
+        "of another shape": [
+            f"{name} is {shapes[name]}, the config says {shape}"
+            for name, shape in expected.items()
+            if name in shapes and (shapes[name] or (1,)) != (shape or (1,))
+        ],
+    }
     if any(problems.values()):
         lines = [f"  {len(found)} {what}: {listed(found)}" for what, found in problems.items() if found]
-        raise ValueError("\n".join([f"the weights in {files.folder} do not fit {adapter.NAME}:", *lines]))
-    return names
+        raise ValueError("\n".join([f"the weights in {place} do not fit {adapter.NAME}:", *lines]))
+    return {name: group for group in groups for name in group.official}
 
 
-def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Put a tensor in the place of a parameter or buffer of the meta device."""
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    placed = getattr(module, leaf)
-    tensor = tensor.reshape(placed.shape)
-    if isinstance(placed, nn.Parameter):
-        tensor = nn.Parameter(tensor, requires_grad=placed.requires_grad)
-    setattr(module, leaf, tensor)
+def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors in the place of parameters and buffers of the meta device."""
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        placed = getattr(model.get_submodule(owner), leaf)
+        if isinstance(placed, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=placed.requires_grad)
+        setattr(model.get_submodule(owner), leaf, tensor)
+
+
+def _tie(model: VLM) -> None:
+    """Let tensors that stand in several places be one again after one of the places was filled."""
+    if model.decoder is not None:
+        model.decoder.tie()

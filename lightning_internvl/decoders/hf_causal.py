@@ -52,12 +52,30 @@ class HFCausalLM(nn.Module):
         lists = [m for m in self.lm.modules() if isinstance(m, nn.ModuleList)]
         return list(max(lists, key=len)) if lists else [self.lm]
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table."""
+        return self.lm.get_input_embeddings().num_embeddings
+
+    @property
+    def tied(self) -> bool:
+        """Whether output and input embeddings are one tensor."""
+        return bool(self.lm.config.tie_word_embeddings)
+
+    def tie(self) -> None:
+        """Let tied embeddings share one tensor again after one of them was replaced."""
+        if self.tied:
+            self.lm.get_output_embeddings().weight = self.lm.get_input_embeddings().weight
+
     def embed(self, ids_BL: Tensor) -> Tensor:
         """(B, L) -> (B, L, H)"""
         return self.lm.get_input_embeddings()(ids_BL)
 
     def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """States after the final norm: (B, L, H) -> (B, L, H)."""
+        if embeds_BLH.is_meta:  # transformers would look into a mask of two dimensions; one of four it takes as it is
+            length = attention_mask_BL.shape[1]
+            attention_mask_BL = attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)
         return self.lm.base_model(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, use_cache=False)[0]
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -26,8 +26,10 @@ class InternViT(nn.Module):
         qk_norm: RMSNorm over the full width of queries and of keys, before the heads are split.
         qkv_bias: 6B has none.
         norm: "rms_norm" (6B) or "layer_norm" (300M).
+        norm_eps, qk_norm_eps: added to the variance; None for queries and keys: as `norm_eps`.
+        final_norm: a LayerNorm after the last block; no released tower has one.
         layer_scale: initial value of the residual scales.
-        drop_path: rate of the last block; earlier blocks grow linearly from 0.
+        drop_path: rate of the last block; earlier blocks grow linearly from 0, or have the same rate with `drop_path_uniform`.
         init_std: deviation of the initial weights.
         embed_std: deviation of the initial CLS token and positions; None: as `init_std`.
     """
@@ -45,8 +47,11 @@ class InternViT(nn.Module):
         qkv_bias: bool = False,
         norm: str = "rms_norm",
         norm_eps: float = 1e-6,
+        qk_norm_eps: float | None = None,
+        final_norm: bool = False,
         layer_scale: float = 0.1,
         drop_path: float = 0.0,
+        drop_path_uniform: bool = False,
         init_std: float = 0.02,
         embed_std: float | None = None,
     ) -> None:
@@ -56,13 +61,16 @@ class InternViT(nn.Module):
         if dim % heads or image_size % patch_size:
             raise ValueError(f"{dim=} must divide by {heads=} and {image_size=} by {patch_size=}")
         self.dim, self.depth, self.image_size, self.patch_size = dim, depth, image_size, patch_size
+        self.has_final_norm = final_norm
         self.embeddings = _Embeddings(image_size, patch_size, dim)
         # Plain Python floats: `torch.linspace(...).item()` would fail on the meta device.
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        rates = [drop_path * (1 if drop_path_uniform else i / max(depth - 1, 1)) for i in range(depth)]
         self.encoder = nn.Module()
         self.encoder.layers = nn.ModuleList(
-            _Block(dim, heads, mlp_dim, qk_norm, qkv_bias, norm, norm_eps, layer_scale, rate) for rate in rates
+            _Block(_Attention(dim, heads, qk_norm, qkv_bias, qk_norm_eps or norm_eps), mlp_dim, norm, norm_eps, layer_scale, rate)
+            for rate in rates
         )
+        self.layernorm = nn.LayerNorm(dim, eps=norm_eps) if final_norm else nn.Identity()
         init_normal(self, init_std)
         # Patches enter at about unit size whatever their number of pixels, so that positions and blocks are heard beside them.
         nn.init.normal_(self.embeddings.patch_embedding.weight, std=(3 * patch_size**2) ** -0.5)
@@ -72,6 +80,12 @@ class InternViT(nn.Module):
     def num_tokens(self, image_size: int | None = None) -> int:
         """Visual tokens of one image, CLS included."""
         return 1 + ((image_size or self.image_size) // self.patch_size) ** 2
+
+    def resize(self, image_size: int) -> None:
+        """Fit the stored position table to images of `image_size` pixels."""
+        table = resize_positions(self.embeddings.position_embedding.detach(), image_size // self.patch_size)
+        self.embeddings.position_embedding = nn.Parameter(table)
+        self.image_size = image_size
 
     def sharding_units(self) -> list[nn.Module]:
         """Modules that FSDP shards one by one."""
@@ -85,7 +99,7 @@ class InternViT(nn.Module):
             keep: share of patch tokens kept, drawn per image (FLIP-like masking of stage 1); 1.0 keeps all.
 
         Returns:
-            One (N, P, D) tensor for each entry of `layers`. There is no final norm.
+            One (N, P, D) tensor for each entry of `layers`; the last one after the final norm, where there is one.
         """
         if unknown := [i for i in layers if not -self.depth - 1 <= i <= self.depth]:
             raise ValueError(
@@ -100,6 +114,8 @@ class InternViT(nn.Module):
             x = block(x)
             if index in wanted:
                 states[index] = x
+        if self.depth in states:
+            states[self.depth] = self.layernorm(states[self.depth])
         return [states[i] for i in wanted]
 
 
@@ -129,6 +145,7 @@ class _Embeddings(nn.Module):
                 f"images of {tuple(pixels_N3SS.shape[-2:])} pixels: the side must be square and divide by {self.patch_size}"
             )
         # A convolution whose stride is its kernel is one matrix product over flat patches, which is faster on every device.
+        pixels_N3SS = pixels_N3SS.to(self.patch_embedding.weight.dtype)
         patches = F.unfold(pixels_N3SS, self.patch_size, stride=self.patch_size).transpose(1, 2)
         patches = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
         cls = self.class_embedding.expand(len(patches), -1, -1).to(patches.dtype)
@@ -137,12 +154,11 @@ class _Embeddings(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(
-        self, dim: int, heads: int, mlp_dim: int, qk_norm: bool, qkv_bias: bool, norm: str, eps: float, scale: float, drop: float
-    ) -> None:
+    def __init__(self, attn: _Attention, mlp_dim: int, norm: str, eps: float, scale: float, drop: float) -> None:
         super().__init__()
+        dim = attn.proj.out_features
         self.norm1, self.norm2 = _NORMS[norm](dim, eps=eps), _NORMS[norm](dim, eps=eps)
-        self.attn = _Attention(dim, heads, qk_norm, qkv_bias, eps)
+        self.attn = attn
         self.mlp = _MLP(dim, mlp_dim)
         self.ls1, self.ls2 = nn.Parameter(scale * torch.ones(dim)), nn.Parameter(scale * torch.ones(dim))
         self.drop_path = DropPath(drop)

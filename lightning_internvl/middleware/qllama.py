@@ -9,7 +9,7 @@ H decoder width.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from lightning_internvl.layers import AttentionPooling, init_normal, rotary_table
 from lightning_internvl.middleware.connector import projection
-from lightning_internvl.middleware.qllama_lm import QLlamaLM
+from lightning_internvl.middleware.generation import write
+from lightning_internvl.middleware.qllama_lm import KeyValues, QLlamaLM
 
 Task = Literal["itm", "itc", "itg"]
 Mode = Literal["c", "g"]
@@ -40,9 +41,11 @@ class QLLaMA(nn.Module):
             which then have no `mlp1` and `mlp2`.
         vocab_size: rows of the embedding table (completed from the tokenizer).
         dim, depth, heads, mlp_dim: the LLaMA (8B: 4096, 32, 32, 11008).
-        num_queries: learnable queries (8B: 96).
+        num_queries: learnable queries (8B: 96); 0 for a text encoder without queries, cross-attention and language head, as
+            stage 1 of the paper trains it (InternVL-C).
         cross_every: cross-attention in layers 0, k, 2k, ... (8B: 2).
-        embed_dim, pool_heads: the contrastive space and the heads of the two poolings (14B: 768, 16).
+        embed_dim, pool_heads: the contrastive space and the heads of the two poolings (14B: 768, 16); embed_dim None leaves
+            them out (InternVL-Chat with QLLaMA).
         patches: hand the tower's patches to the decoder beside the queries ("chat with QLLaMA", two MLPs).
         patch_layer: the encoder layer whose patches the decoder reads (InternVL-Chat 1.0: -4).
         init_std: deviation of the initial weights.
@@ -59,8 +62,8 @@ class QLLaMA(nn.Module):
         heads: int,
         mlp_dim: int,
         num_queries: int,
-        embed_dim: int,
-        pool_heads: int,
+        embed_dim: int | None,
+        pool_heads: int = 16,
         cross_every: int = 2,
         decoder_dim: int | None = None,
         patches: bool = True,
@@ -73,26 +76,30 @@ class QLLaMA(nn.Module):
         super().__init__()
         if dim % heads:
             raise ValueError(f"middleware {dim=} must divide by {heads=}")
+        if not num_queries and decoder_dim is not None:
+            raise ValueError("a QLLaMA without queries is a text encoder; it cannot read pictures for a decoder (num_queries=0)")
         self.dim, self.embed_dim, self.num_queries = dim, embed_dim, num_queries
-        self.head_dim, self.rope_theta = dim // heads, rope_theta
+        self.head_dim, self.rope_theta, self.cross_every = dim // heads, rope_theta, cross_every
         self.patches = patches and decoder_dim is not None
         self.layers = (-1, patch_layer) if self.patches else (-1,)
         self.qllama = QLlamaLM(
-            vocab_size=vocab_size, dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim, visual_dim=encoder_dim,
-            cross_every=cross_every, eps=norm_eps,
+            vocab_size=vocab_size, dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim,
+            visual_dim=encoder_dim if num_queries else None, cross_every=cross_every, eps=norm_eps,
         )  # fmt: skip
-        self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, dim))
-        self.text_projection = nn.Parameter(torch.zeros(dim, embed_dim))
-        self.clip_projector = AttentionPooling(encoder_dim, pool_heads, embed_dim)
-        self.clip_projector2 = AttentionPooling(dim, pool_heads, embed_dim)
+        self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, dim)) if num_queries else None
+        self.text_projection = nn.Parameter(torch.zeros(dim, embed_dim)) if embed_dim else None
+        self.clip_projector = AttentionPooling(encoder_dim, pool_heads, embed_dim) if embed_dim else None
+        self.clip_projector2 = AttentionPooling(dim, pool_heads, embed_dim) if embed_dim and num_queries else None
         self.mlp1 = projection(encoder_dim, decoder_dim) if self.patches else None
         self.mlp2 = projection(dim, decoder_dim) if decoder_dim is not None else None
         init_normal(self, init_std)
-        # Equal queries would stay equal for ever: noise, not the zeros of the official constructor, starts them apart.
-        nn.init.normal_(self.query_tokens, std=embed_std or init_std)
+        if num_queries:
+            # Equal queries would stay equal for ever: noise, not the zeros of the official constructor, starts them apart.
+            nn.init.normal_(self.query_tokens, std=embed_std or init_std)
         if embed_std is not None:
             nn.init.normal_(self.qllama.model.embed_tokens.weight, std=embed_std)
-        nn.init.normal_(self.text_projection, std=dim**-0.5)
+        if embed_dim:
+            nn.init.normal_(self.text_projection, std=dim**-0.5)
 
     def tokens_out(self, tokens_in: int) -> int:
         """Decoder tokens for one image of `tokens_in` visual tokens, CLS included."""
@@ -159,41 +166,47 @@ class QLLaMA(nn.Module):
     # --- captions ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def generate(
-        self, visual_BPD: Tensor, prompt_BL: Tensor, *, max_new_tokens: int, eos_id: int, min_new_tokens: int = 0, pad_id: int = 0
-    ) -> Tensor:
-        """Greedy captions after a bidirectional prefix of queries, with a key-value cache.
+    def generate(self, visual_BPD: Tensor, prompt_BL: Tensor, *, use_cache: bool = True, **options: Any) -> Tensor:
+        """Captions after a bidirectional prefix of queries: new ids (B, <= max_new_tokens).
 
         Args:
             prompt_BL: (B, L), the same length in every row (no padding).
-            min_new_tokens: the end token is not chosen before this many tokens.
-
-        Returns:
-            (B, <= max_new_tokens) new ids; rows that ended are filled with `pad_id`
+            use_cache: keep keys and values; False reads everything again for every token, with the same result.
+            options: of `lightning_internvl.middleware.generation.write`, `max_new_tokens` and `eos_id` at least.
         """
-        embeds = torch.cat([self.query_tokens.expand(len(prompt_BL), -1, -1), self.qllama.model.embed_tokens(prompt_BL)], dim=1)
-        mask = task_mask("itg", self.num_queries, torch.ones_like(prompt_BL))
-        position = embeds.shape[1]
-        rotary = self._rotary(0, position, embeds.device)
-        hidden, cache = self.qllama(embeds, rotary, mask=mask, visual_BPD=visual_BPD, queries=self.num_queries)
-        ended = torch.zeros(len(prompt_BL), dtype=torch.bool, device=prompt_BL.device)
-        tokens: list[Tensor] = []
-        for step in range(max_new_tokens):
-            logits = self.qllama.lm_head(hidden[:, -1]).float()
-            if step < min_new_tokens:
-                logits[:, eos_id] = -torch.inf
-            token = logits.argmax(dim=-1).masked_fill(ended, pad_id)
-            tokens.append(token)
-            ended |= token == eos_id
-            if bool(ended.all()) or step + 1 == max_new_tokens:
-                break
-            rotary = self._rotary(position + step, 1, embeds.device)
-            hidden, cache = self.qllama(self.qllama.model.embed_tokens(token[:, None]), rotary, cache=cache)
-        return torch.stack(tokens, dim=1)
+        return write(_Captions(self, visual_BPD, use_cache), prompt_BL, **options)
 
     def _rotary(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rotary table for rows `start ..`; the position of a token is its row, queries included."""
         return rotary_table(torch.arange(start, start + length, device=device), self.head_dim, self.rope_theta)
+
+
+class _Captions:
+    """QLLaMA as the search for captions reads it: `generation.Reader`."""
+
+    def __init__(self, middleware: QLLaMA, visual_BPD: Tensor, use_cache: bool) -> None:
+        self.middleware, self.visual, self.use_cache = middleware, visual_BPD, use_cache
+        self.cache: list[KeyValues] | None = None
+
+    def __call__(self, ids_RL: Tensor) -> Tensor:
+        own, lm = self.middleware, self.middleware.qllama
+        rows, length = ids_RL.shape
+        if self.cache is not None:
+            rotary = own._rotary(own.num_queries + length - 1, 1, ids_RL.device)
+            hidden, self.cache = lm(lm.model.embed_tokens(ids_RL[:, -1:]), rotary, cache=self.cache)
+        else:
+            embeds = torch.cat([own.query_tokens.expand(rows, -1, -1), lm.model.embed_tokens(ids_RL)], dim=1)
+            mask = task_mask("itg", own.num_queries, torch.ones_like(ids_RL))
+            rotary = own._rotary(0, own.num_queries + length, ids_RL.device)
+            hidden, cache = lm(embeds, rotary, mask=mask, visual_BPD=self.visual, queries=own.num_queries)
+            self.cache = cache if self.use_cache else None
+        return lm.lm_head(hidden[:, -1])
+
+    def reorder(self, rows_S: Tensor) -> None:
+        if self.cache is not None:
+            self.cache = [(keys[rows_S], values[rows_S]) for keys, values in self.cache]
+        else:
+            self.visual = self.visual[rows_S]
 
 
 def task_mask(task: Task, queries: int, text_mask_BL: Tensor) -> Tensor:

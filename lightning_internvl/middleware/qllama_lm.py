@@ -16,10 +16,22 @@ KeyValues = tuple[Tensor, Tensor]
 
 
 class QLlamaLM(nn.Module):
-    """A LLaMA with cross-attention in every `cross_every`-th layer, placed between self-attention and MLP."""
+    """A LLaMA with cross-attention in every `cross_every`-th layer, placed between self-attention and MLP.
+
+    Without `visual_dim` it is a plain text encoder: no cross-attention, and no language head.
+    """
 
     def __init__(
-        self, *, vocab_size: int, dim: int, depth: int, heads: int, mlp_dim: int, visual_dim: int, cross_every: int, eps: float
+        self,
+        *,
+        vocab_size: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        visual_dim: int | None,
+        cross_every: int,
+        eps: float,
     ) -> None:
         super().__init__()
         self.model = nn.Module()
@@ -28,7 +40,7 @@ class QLlamaLM(nn.Module):
             QLlamaLayer(dim, heads, mlp_dim, visual_dim if i % cross_every == 0 else None, eps) for i in range(depth)
         )
         self.model.norm = RMSNorm(dim, eps)
-        self.lm_head = nn.Linear(dim, vocab_size, bias=False)
+        self.lm_head = nn.Linear(dim, vocab_size, bias=False) if visual_dim else None
 
     def forward(
         self,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints import files
-from lightning_internvl.checkpoints.adapters import adapters, internvl_14b
+from lightning_internvl.checkpoints.adapters import adapters, internvl_14b, official
 from lightning_internvl.checkpoints.pretrained import save_pretrained
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.connector import MLPConnector
@@ -145,6 +145,27 @@ def test_a_pickle_with_code_is_refused_and_not_run(folder: Path, weights: dict[s
     assert not target.exists()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_file_that_was_cut_off_is_refused_by_name(
+    folder: Path, weights: dict[str, torch.Tensor], name: str, share: float
+) -> None:
+    (save_file if name.endswith("safetensors") else torch.save)(weights, folder / name)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ValueError, match=rf"{name} is (damaged or cut off|refused)"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", "\xff"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_damaged_json_is_refused_by_name(folder: Path, name: str, text: str) -> None:
+    shutil.copy(OFFICIAL / "model.safetensors", folder)
+    (folder / name).write_bytes(text.encode("latin1"))
+    with pytest.raises(ValueError, match=rf"{name} (is damaged|should hold a JSON object)"):
+        load_pretrained(folder)
+
+
 def test_safetensors_come_before_pickles(folder: Path) -> None:
     shutil.copy(OFFICIAL / "model.safetensors", folder)
     torch.save({"extra": Intruder(folder / "was_run")}, folder / "pytorch_model.bin")
@@ -245,10 +266,10 @@ def test_absent_fields_take_the_official_values() -> None:
 
 
 def test_names_go_both_ways(weights: dict[str, torch.Tensor]) -> None:
-    ours = [internvl_14b.to_ours(name) for name in weights]
-    assert [internvl_14b.to_official(name) for name in ours] == list(weights)
-    assert set(ours) == set(load_pretrained(OFFICIAL).state_dict())
-    assert internvl_14b.to_ours("language_model.x") is internvl_14b.to_official("decoder.lm.x") is None
+    model = load_pretrained(OFFICIAL)
+    assert official(internvl_14b, model.config, model.state_dict()).keys() == weights.keys()
+    with pytest.raises(ValueError, match=r"no place for: decoder\.lm\.x"):
+        official(internvl_14b, model.config, {"decoder.lm.x": torch.zeros(1)})
 
 
 def small_model(**qllama: Any) -> VLM:
@@ -295,7 +316,7 @@ def test_a_model_without_an_official_layout_is_refused(tmp_path: Path) -> None:
     for model in (connector, small_model(rope_theta=5e5)):
         with pytest.raises(
             ValueError,
-            match=r"no official layout is known for a model of encoder InternViT.*known layouts: .*InternVL-14B",
+            match=r"no layout of a folder is known for a model of encoder InternViT.*known layouts: .*InternVL-14B",
         ):
             model.save_pretrained(tmp_path / "no")
     model = small_model(decoder_dim=8)
@@ -368,8 +389,9 @@ def test_a_folder_with_a_manifest_is_a_hand_off(tmp_path: Path, monkeypatch: pyt
 
 
 def test_every_adapter_says_its_name_and_knows_nothing_of_strangers() -> None:
-    assert [adapter.NAME for adapter in adapters()]
-    assert not any(adapter.recognises({"model_type": "bert"}) for adapter in adapters())
+    known = adapters().values()
+    assert all(adapter.NAME for adapter in known)
+    assert not any(adapter.recognises({"model_type": "bert"}, {}) for adapter in known)
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
