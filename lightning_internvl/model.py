@@ -29,6 +29,13 @@ class Output(NamedTuple):
     logits_per_text: Tensor | None = None
 
 
+class Read(NamedTuple):
+    """States (B, L, H) after the decoder's final norm, and the labels (B, L) of the same rows."""
+
+    hidden: Tensor
+    labels: Tensor | None
+
+
 class VLM(nn.Module):
     """Holds the parts under the names of the checkpoint files; the losses live in stages, their parameters in `objectives`.
 
@@ -69,11 +76,16 @@ class VLM(nn.Module):
 
     # --- decoder ----------------------------------------------------------------------------------------------------
 
-    def visual_tokens(self, pixel_values: Tensor) -> Tensor:
-        """Images as the decoder reads them: (N, 3, S, S) -> (N, T, H)."""
-        return self.middleware(self.encoder(pixel_values, layers=self.middleware.layers))
+    def visual_tokens(self, pixel_values: Tensor, **inputs: Any) -> Tensor:
+        """Images as the decoder reads them: (N, 3, S, S) -> (N, T, H), or all tokens in one row (tokens, H) where images differ.
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
+        Args:
+            inputs: what else encoder or middleware read, by the names that they list under `inputs`.
+        """
+        feats = self.encoder(pixel_values, layers=self.middleware.layers, **_taken(self.encoder, inputs))
+        return self.middleware(feats, **_taken(self.middleware, inputs))
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, **inputs: Any) -> Tensor:
         """Text embeddings with the visual tokens in place of the placeholders: (B, L, H).
 
         Raises:
@@ -87,8 +99,8 @@ class VLM(nn.Module):
             _check_places(places, 0, 0)
             # A batch without images still runs the visual parts, so that every rank has the same parameters in its graph.
             blank = pixel_values.new_zeros(1, *pixel_values.shape[1:])
-            return embeds + 0.0 * self.visual_tokens(blank).sum().to(embeds.dtype)
-        visual = self.visual_tokens(pixel_values).flatten(0, 1).to(embeds.dtype)
+            return embeds + 0.0 * self.visual_tokens(blank, **inputs).sum().to(embeds.dtype)
+        visual = self.visual_tokens(pixel_values, **inputs).flatten(0, -2).to(embeds.dtype)
         _check_places(places, len(visual), len(pixel_values))
         return embeds.masked_scatter(places[..., None], visual)
 
@@ -109,6 +121,25 @@ class VLM(nn.Module):
             tokens = self.middleware.tokens_out(self.encoder.num_tokens(pixel_values.shape[-1]))
         return self.image_placeholders.expand(input_ids, attention_mask, labels, pixel_values, tokens)
 
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> Read:
+        """What the decoder makes of text and pictures.
+
+        Args:
+            inputs: what else the parts read, by the names that they list under `inputs`. A decoder may also list `input_ids`,
+                `labels`, and `visual_places` (bool (B, L), where visual tokens stand).
+        """
+        input_ids, attention_mask, labels, pixel_values = self.expand(input_ids, attention_mask, labels, pixel_values)
+        embeds = self.embed(input_ids, pixel_values, **inputs)
+        known = {"input_ids": input_ids, "labels": labels, "visual_places": input_ids == self.image_token_id, **inputs}
+        return Read(self.decoder.hidden(embeds, attention_mask, **_taken(self.decoder, known)), labels)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -116,6 +147,7 @@ class VLM(nn.Module):
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         mode: str = "c",
+        **inputs: Any,
     ) -> Output:
         """With a decoder: logits (B, L, V) and, given labels, the loss. Without one: scaled cosine similarities of all pairs."""
         if self.decoder is None:
@@ -123,8 +155,7 @@ class VLM(nn.Module):
             text = F.normalize(self.encode_text(input_ids, attention_mask), dim=-1)
             logits = self.objectives["itc"].scale * image @ text.T
             return Output(logits_per_image=logits, logits_per_text=logits.T)
-        input_ids, attention_mask, labels, pixel_values = self.expand(input_ids, attention_mask, labels, pixel_values)
-        hidden = self.decoder.hidden(self.embed(input_ids, pixel_values), attention_mask)
+        hidden, labels = self.read(input_ids, attention_mask, pixel_values, labels, **inputs)
         loss = None if labels is None else NextToken()(hidden, labels, self.decoder.head)
         return Output(loss=loss, logits=self.decoder.head(hidden))
 
@@ -142,13 +173,23 @@ class VLM(nn.Module):
             return self.middleware.generate(self.encoder(pixel_values)[0], input_ids, **options)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         input_ids, mask, _, pixel_values = self.expand(input_ids, mask, None, pixel_values)
-        return self.decoder.generate(self.embed(input_ids, pixel_values), mask, **options)
+        inputs = {name: options.pop(name) for name in [*_inputs(self.encoder), *_inputs(self.middleware)] if name in options}
+        return self.decoder.generate(self.embed(input_ids, pixel_values, **inputs), mask, **options)
 
     def save_pretrained(self, path: str | Path, layout: str | None = None) -> None:
         """Write the layout that the original library loads (see `lightning_internvl.checkpoints.pretrained`)."""
         from lightning_internvl.checkpoints.pretrained import save_pretrained
 
         save_pretrained(self, path, layout=layout)
+
+
+def _inputs(part: nn.Module) -> tuple[str, ...]:
+    """What a part reads beside the common inputs."""
+    return getattr(part, "inputs", ())
+
+
+def _taken(part: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: inputs[name] for name in _inputs(part) if name in inputs}
 
 
 def _check_places(places_BL: Tensor, tokens: int, images: int) -> None:

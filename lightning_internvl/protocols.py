@@ -1,5 +1,8 @@
 """What a part must offer. Three protocols, no registry: a part is one Python file and one YAML that names its class.
 
+A part that reads more than what is listed here names it in a class attribute `inputs`, a tuple of keyword names (`image_grid_thw`,
+`qformer_input_ids`); batches carry them under these names, and the model passes each on to the parts that list it.
+
 Letters: N images, S side in pixels, P visual tokens, D encoder width, T decoder tokens of an image, H decoder width,
 L text length, E contrastive width, V vocabulary.
 """

@@ -43,16 +43,25 @@ class WeightFiles:
                 raise ValueError(f"{file.name} repeats tensors of another file beside it: {listed(twice)}")
             self.shapes |= shapes
 
-    def tensors(self, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, one after another, on `device`; each owns its memory, so the file may go away afterwards."""
+    def tensors(self, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor, one after another, on `device`; each owns its memory, so the file may go away afterwards.
+
+        Args:
+            dtype: type of floating-point tensors; None keeps that of the file.
+        """
+
+        def own(tensor: Tensor) -> Tensor:
+            # One copy out of the mapped file, straight into the type and the place that are wanted.
+            return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
+
         for file in self.files:
             if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt", device=str(device)) as opened:
+                with safe_open(file, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 - not a dict
-                        yield name, opened.get_tensor(name).clone()
+                        yield name, own(opened.get_tensor(name))
             else:
                 for name, tensor in _unpickled(file).items():
-                    yield name, tensor.to(device, copy=True)
+                    yield name, own(tensor)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -112,13 +112,13 @@ def _official_model(place: Path, dtype: torch.dtype | None, device: torch.device
     _tie(model)
     groups = _checked(model, adapter, config, shapes, place)
     waiting: dict[int, dict[str, Tensor]] = {}
-    for there, tensor in files.tensors(device):
+    for there, tensor in files.tensors(device, dtype):
         name = names[there]
         if name not in groups:
             continue
         group = groups[name]
         parts = waiting.setdefault(id(group), {})
-        parts[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        parts[name] = tensor
         if len(parts) == len(group.official):
             _assign(model, group.read(waiting.pop(id(group))))
     _tie(model)

@@ -14,6 +14,5 @@ class SupervisedStage(Stage):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Next-token loss over the answers of one batch, a scalar."""
-        embeds = self.model.embed(batch["input_ids"], batch["pixel_values"])
-        hidden = self.model.decoder.hidden(embeds, batch["attention_mask"])
-        return {"next_token": self.model.objectives["next_token"](hidden, batch["labels"], self.model.decoder.head)}
+        hidden, labels = self.model.read(**batch)
+        return {"next_token": self.model.objectives["next_token"](hidden, labels, self.model.decoder.head)}
