@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_internvl.data.encode import IGNORE, IMAGE_TOKENS, ImageTokens, continuation_ids, encode_conversation
-from lightning_internvl.data.templates import IMAGE, ChatTemplate
+from lightning_internvl.data.encode import (
+    IGNORE,
+    ImageTokens,
+    TooLong,
+    continuation_ids,
+    encode_conversation,
+    encode_prompt,
+    token_id,
+)
+from lightning_internvl.data.processors import Processor
+from lightning_internvl.data.templates import ChatTemplate
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PAIR_TASKS = ("itc", "itm", "itg")
 
 Sample = Mapping[str, Any]
+Row = TypeVar("Row")
 
 
-def to_pixels(images: np.ndarray | Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """Normalise (B, H, W, 3) uint8 to (B, 3, H, W) float32: (value / 255 - mean) / std per channel."""
-    images = torch.as_tensor(images)
-    means, stds = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
-    return images.permute(0, 3, 1, 2).contiguous().float().mul_(1 / (255 * stds)).sub_(means / stds)
+def tiles_of(processor: Processor, image: np.ndarray, key: str, draw: Sequence[int] | None = None) -> np.ndarray:
+    """What the encoder sees of one picture: (n, S, S, 3) uint8. Raises ValueError naming the sample for no (H, W, 3) uint8."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"sample {key}: its picture is {image.shape} {image.dtype}, not (H, W, 3) uint8")
+    return processor(image, draw)
 
 
-def stack_images(images: Sequence[np.ndarray], keys: Sequence[str]) -> np.ndarray:
-    """Stack (H, W, 3) uint8 images to (B, H, W, 3). Raises ValueError naming samples when their sizes differ."""
-    for image, key in zip(images, keys, strict=True):
-        if image.shape != images[0].shape:
-            raise ValueError(f"sample {key}: image shape {image.shape} differs from {images[0].shape} of {keys[0]}")
-    return np.stack(images)
+def video_of(processor: Processor, frames: np.ndarray, fps: float, key: str) -> np.ndarray:
+    """What the encoder sees of one video: (F, H, W, 3) uint8. Raises ValueError naming the sample for no (F, H, W, 3) uint8."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        raise ValueError(f"sample {key}: its video is {frames.shape} {frames.dtype}, not (F, H, W, 3) uint8 with a frame")
+    try:
+        return processor.video(frames, fps)
+    except ValueError as error:
+        raise ValueError(f"sample {key}: {error}") from error
+
+
+def pixels_of(processor: Processor, tiles: Sequence[np.ndarray]) -> Tensor:
+    """The tiles of some pictures, one after the other and normalised: (N, 3, S, S) float32; N may be 0."""
+    return processor.inputs(tiles)["pixel_values"]
+
+
+def stable_id(name: str) -> int:
+    """A whole number below 2**63 for a name, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
@@ -52,16 +73,19 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 class PairCollator:
     """Image-caption pairs to a batch for contrastive (itc), matching (itm) and generative (itg) objectives.
 
-    Takes samples {"image": (H, W, 3) uint8, "caption", "language", "key"}. Gives `pixel_values` (B, 3, H, W) float32,
-    `keys`, and for each task `<task>_ids` and `<task>_mask`, int64, (B, longest row):
+    Takes samples {"image": (H, W, 3) uint8 of any size, "caption", "language", "key"[, "image_id"][, "draw"]}. Gives
+    `pixel_values` (B, 3, S, S) float32, `image_ids` (B,) int64 (equal where `image_id`, by default the key, is), `keys`, and for
+    each task `<task>_ids` and `<task>_mask`, int64, (B, longest row):
     itc: bos, prompt, " " + caption, eos; itm: bos, caption, eos; itg: bos, prompt of the language, " " + caption, eos,
     with `itg_labels`, -100 on padding, bos and the prompt but its last token, as in the published collator.
-    A caption over `max_length` loses its end, never its eos. Raises ValueError for an empty caption, naming the sample.
+    A caption over `max_length` loses its end, never its eos. Raises ValueError for an empty caption, naming the sample, and
+    for a processor that gives several tiles a picture.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
+        processor: Processor,
         max_length: int = 48,
         itc_prompt: str = "summarize:",
         caption_prompts: Mapping[str, str] | None = None,
@@ -69,14 +93,19 @@ class PairCollator:
     ) -> None:
         if unknown := set(tasks) - set(PAIR_TASKS):
             raise ValueError(f"unknown tasks {sorted(unknown)}; choose from {list(PAIR_TASKS)}")
-        self.tokenizer, self.max_length, self.tasks = tokenizer, max_length, tuple(tasks)
+        if processor.max_tiles != 1:
+            raise ValueError(f"pairs need one square a picture, the processor gives up to {processor.max_tiles}; use its whole()")
+        self.tokenizer, self.processor, self.max_length, self.tasks = tokenizer, processor, max_length, tuple(tasks)
         self.itc_prompt = itc_prompt
         self.caption_prompts = dict(caption_prompts or {"en": "English caption:", "zh": "Chinese caption:"})
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         keys = [sample["key"] for sample in samples]
-        images = stack_images([sample["image"] for sample in samples], keys)
-        batch: dict[str, Any] = {"keys": keys, "pixel_values": to_pixels(images)}
+        batch: dict[str, Any] = {
+            "keys": keys,
+            "pixel_values": self.pixels([s["image"] for s in samples], keys, [s.get("draw") for s in samples]),
+            "image_ids": torch.tensor([stable_id(sample.get("image_id", sample["key"])) for sample in samples]),
+        }
         for task in self.tasks:
             prompts = [self._prompt(sample, task) for sample in samples]
             rows = [self._row(prompt, sample) for prompt, sample in zip(prompts, samples, strict=True)]
@@ -86,6 +115,28 @@ class PairCollator:
                 labels = [[IGNORE] * n + row[n:] for n, row in zip(hidden, rows, strict=True)]
                 batch["itg_labels"], _ = pad_rows(labels, IGNORE)
         return batch
+
+    def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """The largest batch that a step can meet, without data: what the memory of a step is measured with."""
+        side = self.processor.image_size
+        batch = {
+            "pixel_values": torch.zeros(batch_size, 3, side, side, device=device),
+            "image_ids": torch.arange(batch_size, device=device),
+        }
+        rows = {"dtype": torch.int64, "device": device}
+        for task in self.tasks:
+            batch[f"{task}_ids"] = torch.zeros(batch_size, self.max_length, **rows)
+            batch[f"{task}_mask"] = torch.ones(batch_size, self.max_length, **rows)
+            if task == "itg":
+                batch["itg_labels"] = torch.zeros(batch_size, self.max_length, **rows)
+        return batch
+
+    def pixels(
+        self, images: Sequence[np.ndarray], keys: Sequence[str], draws: Sequence[Sequence[int] | None] | None = None
+    ) -> Tensor:
+        """Pictures of any size to (B, 3, S, S) float32; `draws` fixes the chance of each (see `Processor`)."""
+        found = zip(images, keys, draws or [None] * len(images), strict=True)
+        return pixels_of(self.processor, [tiles_of(self.processor, image, key, draw) for image, key, draw in found])
 
     def rows(self, task: str, captions: Sequence[str]) -> tuple[list[list[int]], int]:
         """Token rows of bare captions for itc or itm, and the id to pad them with: the arguments of `pad_rows`."""
@@ -122,52 +173,103 @@ class PairCollator:
 class ChatCollator:
     """Conversations about pictures to a batch for next-token prediction.
 
-    Takes samples {"images": [(H, W, 3) uint8, ...], "conversation", "key"}. Gives `input_ids`, `attention_mask` and
-    `labels` (B, longest row) int64, `pixel_values` (N, 3, H, W) float32 with the N pictures of all samples in order,
-    `image_counts` (B,) int64 and `keys`. A batch without pictures has `pixel_values` of shape (0, 3, S, S), S being
-    `image_size`. Raises ValueError naming the sample where pictures and "<image>" marks differ in number, and for
+    Takes samples {"images": [(H, W, 3) uint8 of any size, ...], "conversation", "key"[, "draw"]}. Gives `input_ids`,
+    `attention_mask` and `labels` (B, longest row) int64, `pixel_values` (N, 3, S, S) float32 with the N tiles of all pictures of
+    all samples in order, `image_counts` (B,) int64, the pictures of each sample, and `keys`. A picture of n tiles has
+    n * `tokens_per_tile` placeholders. A batch without pictures has `pixel_values` of shape (0, 3, S, S). A processor of any
+    resolution gives other inputs (`Processor.inputs`) and counts its placeholders itself. Raises ValueError naming the sample for
     what `encode_conversation` refuses.
+
+    Where `image_tokens` names a token of videos, samples may hold "videos": [((F, H, W, 3) uint8, frames a second), ...], marked
+    "<video>" in the conversation, and the batch has `pixel_values_videos` and what else describes pictures (`video_grid_thw`).
+
+    Args:
+        tokens_per_tile: decoder tokens of one square.
+        max_length: tokens of a row, text and pictures together.
+        image_tokens: names of the placeholder and of the tokens around a picture; None: as the template has them.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         template: ChatTemplate,
-        visual_tokens: int,
+        processor: Processor,
+        tokens_per_tile: int,
         max_length: int,
-        image_size: int = 64,
-        image_tokens: ImageTokens = IMAGE_TOKENS,
+        image_tokens: ImageTokens | None = None,
     ) -> None:
-        self.tokenizer, self.template = tokenizer, template
-        self.visual_tokens, self.max_length = visual_tokens, max_length
-        self.image_size, self.image_tokens = image_size, image_tokens
+        self.tokenizer, self.template, self.processor = tokenizer, template, processor
+        self.tokens_per_tile, self.max_length = tokens_per_tile, max_length
+        start, end = template.image_frame or (None, None)
+        self.image_tokens = image_tokens or ImageTokens(start=start, end=end)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        rows = [self._encode(sample) for sample in samples]
+        rows, inputs = self._prepared(samples, encode_conversation)
         input_ids, mask = pad_rows([ids for ids, _ in rows], _pad_id(self.tokenizer))
         labels, _ = pad_rows([labels for _, labels in rows], IGNORE)
-        images = [image for sample in samples for image in sample["images"]]
-        owners = [sample["key"] for sample in samples for _ in sample["images"]]
-        empty = np.zeros((0, self.image_size, self.image_size, 3), dtype=np.uint8)
         return {
             "keys": [sample["key"] for sample in samples],
             "input_ids": input_ids,
             "attention_mask": mask,
             "labels": labels,
-            "pixel_values": to_pixels(stack_images(images, owners) if images else empty),
+            **inputs,
             "image_counts": torch.tensor([len(sample["images"]) for sample in samples]),
         }
 
-    def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:
-        marks = sum(message["content"].count(IMAGE) for message in sample["conversation"])
-        if marks != len(sample["images"]):
-            raise ValueError(f"sample {sample['key']}: {len(sample['images'])} pictures but {marks} {IMAGE!r} marks")
-        return encode_conversation(
-            sample["conversation"],
-            self.template,
-            self.tokenizer,
-            self.visual_tokens,
-            self.max_length,
-            sample["key"],
-            self.image_tokens,
-        )
+    def prompts(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """What to generate from, given samples whose conversations end with a user message: `input_ids` and `attention_mask`,
+        padded on the left so that all rows end where the answer begins, and the pictures and videos."""
+        rows, inputs = self._prepared(samples, encode_prompt)
+        ids, mask = pad_rows([row[::-1] for row in rows], _pad_id(self.tokenizer))
+        return {"input_ids": ids.flip(1), "attention_mask": mask.flip(1), **inputs}
+
+    def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Any]:
+        """The largest batch that a step can meet, without data: rows of `max_length`, one picture of the most tiles in each."""
+        names = self.image_tokens
+        before = [names.start] if names.start else []
+        after = [names.end] if names.end else []
+        tiles = min(self.processor.max_tiles, (self.max_length - len(before + after) - 1) // self.tokens_per_tile)
+        run = [token_id(self.tokenizer, t) for t in [*before, *[names.context] * (tiles * self.tokens_per_tile), *after]]
+        text = [_pad_id(self.tokenizer)] * (self.max_length - len(run))
+        ids, labels = (torch.tensor(row, device=device).repeat(batch_size, 1) for row in (run + text, [IGNORE] * len(run) + text))
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": labels,
+            **self.processor.blank(batch_size * tiles, device),
+            "image_counts": torch.ones(batch_size, dtype=torch.int64, device=device),
+        }
+
+    def _prepared(self, samples: Sequence[Sample], encode: Callable[..., Row]) -> tuple[list[Row], dict[str, Tensor]]:
+        """Each sample's row by `encode`, and what the encoder reads of all their pictures and videos."""
+        rows: list[Row] = []
+        pictures: list[np.ndarray] = []
+        videos: list[np.ndarray] = []
+        for sample in samples:
+            own = [
+                tiles_of(self.processor, image, sample["key"], [*sample["draw"], place] if "draw" in sample else None)
+                for place, image in enumerate(sample["images"])
+            ]
+            shown = [video_of(self.processor, video, fps, sample["key"]) for video, fps in sample.get("videos", ())]
+            rows.append(self._row(sample, own, shown, encode))
+            pictures += own
+            videos += shown
+        inputs = self.processor.inputs(pictures)
+        if self.image_tokens.video is not None:
+            named = {"pixel_values": "pixel_values_videos"}
+            inputs |= {named.get(n, n.replace("image_", "video_", 1)): x for n, x in self.processor.inputs(videos).items()}
+        return rows, inputs
+
+    def _row(self, sample: Sample, pictures: list[np.ndarray], videos: list[np.ndarray], encode: Callable[..., Row]) -> Row:
+        lengths, video_lengths = ([self.processor.tokens(x, self.tokens_per_tile) for x in xs] for xs in (pictures, videos))
+        conversation, key = sample["conversation"], sample["key"]
+        try:
+            return encode(
+                conversation, self.template, self.tokenizer, lengths, self.max_length, key, self.image_tokens, video_lengths
+            )
+        except TooLong as error:
+            counts = " + ".join(str(len(x)) for x in [*pictures, *videos]) or "no"
+            raise TooLong(
+                f"{error} ({counts} tiles of {self.tokens_per_tile}); raise data.chats_collate.max_length, or lower "
+                f"data.processor.{self.processor.limit}"
+            ) from error

@@ -3,54 +3,68 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from lightning_internvl.data.templates import IMAGE, ChatTemplate, Message, Segment
+from lightning_internvl.data.templates import IMAGE, VIDEO, ChatTemplate, Message, Segment
 
 IGNORE = -100
 
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """Names of the special tokens around and inside the run that stands for one picture; start and end may be None."""
+    """Names of the special tokens around and inside the run that stands for one picture; start and end may be None.
+
+    `video` stands inside the run of a video; None where there are no videos.
+    """
 
     context: str = "<IMG_CONTEXT>"
     start: str | None = "<img>"
     end: str | None = "</img>"
+    video: str | None = None
 
 
 IMAGE_TOKENS = ImageTokens()
+Runs = dict[str, Iterator[list[int]]]
+
+
+class TooLong(ValueError):
+    """A conversation that does not fit; a placeholder is never cut off."""
 
 
 def encode_conversation(
     turns: Sequence[Message],
     template: ChatTemplate,
     tokenizer: PreTrainedTokenizerBase,
-    visual_tokens: int,
+    image_lengths: Sequence[int],
     max_length: int,
     sample: str,
     image_tokens: ImageTokens = IMAGE_TOKENS,
+    video_lengths: Sequence[int] = (),
 ) -> tuple[list[int], list[int]]:
     """Token ids and labels of a conversation; labels are -100 but on the answers and their end markers.
 
-    Every "<image>" becomes a run of `visual_tokens` context tokens between the start and end tokens. A conversation
-    over `max_length` loses whole turns at its end. Raises ValueError naming `sample`, `max_length` and `visual_tokens`
-    when the first turn does not fit or a picture would be lost, and naming `sample` for a malformed conversation.
+    The n-th "<image>" becomes a run of `image_lengths[n]` context tokens between the start and end tokens, and likewise each
+    "<video>" where `image_tokens` has a token for it. A conversation
+    over `max_length` loses whole turns at its end. Raises TooLong (a ValueError) naming `sample`, `max_length` and
+    `image_lengths` when the first turn does not fit or a picture would be lost, and ValueError naming `sample` for a malformed
+    conversation or one whose marks and pictures differ in number.
     """
     _check_answers(turns, sample)
     ids, labels = _beginning(template, tokenizer)
+    runs = _runs(turns, tokenizer, image_lengths, video_lengths, image_tokens, sample)
     fits = True
     for segments in _rounds(turns, template, tokenizer, sample):
-        round_ids, round_labels = _encode_segments(segments, tokenizer, visual_tokens, image_tokens, sample)
+        round_ids, round_labels = _encode_segments(segments, tokenizer, runs, image_tokens, sample)
         fits = fits and len(ids) + len(round_ids) <= max_length
         if not fits:
             if not any(label != IGNORE for label in labels):
-                raise _too_long("its first turn does not fit", sample, max_length, visual_tokens)
-            if any(IMAGE in segment.text for segment in segments):
-                raise _too_long("a picture would be cut off", sample, max_length, visual_tokens)
+                raise _too_long("its first turn does not fit", sample, max_length, image_lengths)
+            if any(mark in segment.text for segment in segments for mark in runs):
+                raise _too_long("a picture would be cut off", sample, max_length, image_lengths)
             continue
         ids += round_ids
         labels += round_labels
@@ -61,10 +75,11 @@ def encode_prompt(
     turns: Sequence[Message],
     template: ChatTemplate,
     tokenizer: PreTrainedTokenizerBase,
-    visual_tokens: int,
+    image_lengths: Sequence[int],
     max_length: int,
     sample: str,
     image_tokens: ImageTokens = IMAGE_TOKENS,
+    video_lengths: Sequence[int] = (),
 ) -> list[int]:
     """Token ids to generate from: the turns end with a user message, and the assistant's turn is left open.
 
@@ -74,10 +89,11 @@ def encode_prompt(
     if not turns or turns[-1]["role"] != "user":
         raise ValueError(f"sample {sample}: a prompt must end with a user message")
     ids, _ = _beginning(template, tokenizer)
+    runs = _runs(turns, tokenizer, image_lengths, video_lengths, image_tokens, sample)
     for segments in _rounds(turns, template, tokenizer, sample):
-        ids += _encode_segments(segments, tokenizer, visual_tokens, image_tokens, sample)[0]
+        ids += _encode_segments(segments, tokenizer, runs, image_tokens, sample)[0]
     if len(ids) > max_length:
-        raise _too_long(f"the prompt has {len(ids)} tokens", sample, max_length, visual_tokens)
+        raise _too_long(f"the prompt has {len(ids)} tokens", sample, max_length, image_lengths)
     return ids
 
 
@@ -128,27 +144,54 @@ def _rounds(
         raise ValueError(f"sample {sample}: {error}") from error
 
 
+def _runs(
+    turns: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    image_lengths: Sequence[int],
+    video_lengths: Sequence[int],
+    image_tokens: ImageTokens,
+    sample: str,
+) -> Runs:
+    """The tokens that stand for each picture and each video, in order, by their mark."""
+    start, end = ([token_id(tokenizer, token)] if token else [] for token in (image_tokens.start, image_tokens.end))
+    kinds = [("pictures", IMAGE, image_tokens.context, image_lengths), ("videos", VIDEO, image_tokens.video, video_lengths)]
+    runs: Runs = {}
+    for kind, mark, token, lengths in kinds:
+        if token is None and lengths:
+            raise ValueError(f"sample {sample}: it has videos, for which this recipe has no token; set data.video_token")
+        if token is None:
+            continue
+        marks = sum(message["content"].count(mark) for message in turns)
+        if marks != len(lengths):
+            raise ValueError(f"sample {sample}: {len(lengths)} {kind} but {marks} {mark!r} marks")
+        context = token_id(tokenizer, token)
+        runs[mark] = iter([[*start, *[context] * length, *end] for length in lengths])
+    return runs
+
+
 def _encode_segments(
     segments: Sequence[Segment],
     tokenizer: PreTrainedTokenizerBase,
-    visual_tokens: int,
+    runs: Runs,
     image_tokens: ImageTokens,
     sample: str,
 ) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     labels: list[int] = []
-    context = token_id(tokenizer, image_tokens.context)
+    contexts = {token_id(tokenizer, token): token for token in (image_tokens.context, image_tokens.video) if token}
     for text, is_answer in segments:
-        for position, part in enumerate(text.split(IMAGE)):
-            if position:
-                run = [context] * visual_tokens
-                run = [token_id(tokenizer, image_tokens.start), *run] if image_tokens.start else run
-                run = [*run, token_id(tokenizer, image_tokens.end)] if image_tokens.end else run
+        for part in re.split("|".join(f"({re.escape(mark)})" for mark in runs), text):
+            if not part:
+                continue
+            if part in runs:
+                run = next(runs[part])
                 ids += run
                 labels += [IGNORE] * len(run)
+                continue
             part_ids = continuation_ids(tokenizer, part)
-            if context in part_ids:
-                raise ValueError(f"sample {sample}: its text contains {image_tokens.context!r}; write {IMAGE!r}")
+            if found := contexts.keys() & set(part_ids):
+                name = contexts[found.pop()]
+                raise ValueError(f"sample {sample}: its text contains {name!r}; write {' or '.join(map(repr, runs))}")
             ids += part_ids
             labels += part_ids if is_answer else [IGNORE] * len(part_ids)
     return ids, labels
@@ -162,8 +205,6 @@ def _check_answers(turns: Sequence[Message], sample: str) -> None:
             raise ValueError(f"sample {sample}: answer {position} is empty or contains {IMAGE!r}")
 
 
-def _too_long(what: str, sample: str, max_length: int, visual_tokens: int) -> ValueError:
-    return ValueError(
-        f"sample {sample}: {what} within max_length={max_length} with visual_tokens={visual_tokens} a picture; "
-        "raise max_length or lower visual_tokens"
-    )
+def _too_long(what: str, sample: str, max_length: int, image_lengths: Sequence[int]) -> TooLong:
+    tokens = " + ".join(map(str, image_lengths)) or "no"
+    return TooLong(f"sample {sample}: {what} within max_length={max_length}; its pictures have {tokens} tokens")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_internvl.data.sampler import StepBatchSampler
 
@@ -16,7 +16,8 @@ class StageData(L.LightningDataModule):
     """Batches of one stage.
 
     Args:
-        dataset: map-style; `endless` data is read in order, finite data in a new order each epoch.
+        dataset: map-style, of samples as mappings; each gets "draw", (seed, place in the stage's data), from which chance in
+            its preparation is drawn. `endless` data is read in order, finite data in a new order each epoch.
         collate: samples to a batch.
         batch_size: samples a step on one device.
         batches: micro-batches of the whole stage on one device.
@@ -52,10 +53,32 @@ class StageData(L.LightningDataModule):
             dataset_length=None if self.endless else len(self.dataset),
         )
         return DataLoader(
-            self.dataset,
-            batch_sampler=sampler,
+            _Drawn(self.dataset, self.seed),
+            batch_sampler=_Draws(sampler),
             collate_fn=self.collate,
             num_workers=self.num_workers,
             prefetch_factor=4 if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+class _Draws(Sampler[list[tuple[int, int]]]):
+    """The batches of a sampler as pairs of index and place in the stage's data."""
+
+    def __init__(self, sampler: StepBatchSampler) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        steps = range(self.sampler.start_step, self.sampler.steps)
+        return (list(zip(self.sampler.batch(s), self.sampler.positions(s), strict=True)) for s in steps)
+
+
+class _Drawn(Dataset[dict[str, Any]]):
+    """Samples by index and place, which tells two readings of one sample apart."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, drawn: tuple[int, int]) -> dict[str, Any]:
+        index, place = drawn
+        return {**self.dataset[index], "draw": (self.seed, place)}

@@ -70,10 +70,14 @@ class StepBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         return (self.batch(step) for step in range(self.start_step, self.steps))
 
+    def positions(self, step: int) -> range:
+        """The places in the whole stage's data that one step reads on this rank; none comes twice."""
+        first = (step * self.world_size + self.rank) * self.batch_size
+        return range(first, first + self.batch_size)
+
     def batch(self, step: int) -> list[int]:
         """The indices of one step on this rank."""
-        first = (step * self.world_size + self.rank) * self.batch_size
-        positions = np.arange(first, first + self.batch_size, dtype=np.int64)
+        positions = np.array(self.positions(step), dtype=np.int64)
         length = self.dataset_length
         if length is None:
             return positions.tolist()

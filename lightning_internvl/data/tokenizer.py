@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -29,10 +31,13 @@ PIECE = "|".join(
 )
 
 
-def toy_tokenizer() -> PreTrainedTokenizerFast:
+def toy_tokenizer(extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Word-level tokenizer with byte fallback: any text round-trips, and the built-in texts take one token a word.
 
     `<pad>`, `<s>` and `</s>` are 0, 1 and 2; none is added by itself. The result depends on the texts alone.
+
+    Args:
+        extra_tokens: special tokens of a system, behind all others.
     """
     split = pre_tokenizers.Sequence(
         [
@@ -49,7 +54,8 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([AddedToken(t, special=t not in KEPT_TOKENS, normalized=False) for t in SPECIAL_TOKENS])
+    special = [*SPECIAL_TOKENS, *extra_tokens]
+    tokenizer.add_tokens([AddedToken(t, special=t not in KEPT_TOKENS, normalized=False) for t in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -66,8 +72,17 @@ def _without_special(text: str) -> list[str]:
     return [part for part in text.split("\x00") if part]
 
 
-def hf_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or a local folder, with the placeholders of pictures and boxes added where it lacks them."""
+def hf_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or a local folder, with the placeholders of pictures and boxes added where it lacks them.
+
+    Raises:
+        ValueError: without an id or a folder.
+    """
+    if pretrained is None:
+        raise ValueError(
+            "no tokenizer is given; give decoder.pretrained=FOLDER_OR_ID (with its weights), decoder.tokenizer.pretrained=... or "
+            "middleware.tokenizer.pretrained=FOLDER_OR_ID"
+        )
     tokenizer = AutoTokenizer.from_pretrained(pretrained)
     lacking = [
         token for token in IMAGE_AND_BOX_TOKENS if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)

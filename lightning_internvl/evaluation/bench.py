@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_internvl.data.collate import ChatCollator, PairCollator, pad_rows, to_pixels
-from lightning_internvl.data.encode import encode_prompt, token_id
+from lightning_internvl.data.collate import ChatCollator, PairCollator, pad_rows
+from lightning_internvl.data.encode import token_id
 from lightning_internvl.data.held_out import HeldOutScenes
+from lightning_internvl.data.labelled import LabelCollator
 from lightning_internvl.data.templates import IMAGE
-from lightning_internvl.middleware.qllama import Stream
 from lightning_internvl.model import VLM
 
 
@@ -26,8 +26,10 @@ class Bench:
     """A model with its collators and the held-out data.
 
     Args:
-        pairs: how texts are prepared for a middleware that reads them; None without one.
+        pairs: how texts and pictures are prepared for a middleware that reads texts; None without one.
         chats: how conversations are prepared for the decoder; None without one.
+        labels: how pictures are prepared for a probe; None without one.
+        batch_size: squares that the encoder sees at a time.
     """
 
     def __init__(
@@ -37,9 +39,11 @@ class Bench:
         *,
         pairs: PairCollator | None = None,
         chats: ChatCollator | None = None,
+        labels: LabelCollator | None = None,
         batch_size: int = 125,
     ) -> None:
-        self.model, self.held_out, self.pairs, self.chats, self.batch_size = model, held_out, pairs, chats, batch_size
+        self.model, self.held_out, self.batch_size = model, held_out, batch_size
+        self.pairs, self.chats, self.labels = pairs, chats, labels
 
     @property
     def device(self) -> torch.device:
@@ -60,8 +64,8 @@ class Bench:
 
     # --- contrastive ------------------------------------------------------------------------------------------------
 
-    def embed_images(self, images: np.ndarray, mode: str) -> Tensor:
-        """(N, S, S, 3) uint8 -> (N, E), normalised."""
+    def embed_images(self, images: Sequence[np.ndarray], mode: str) -> Tensor:
+        """N pictures (H, W, 3) uint8 -> (N, E), or (N, Q, E) with an embedding a query, normalised."""
         return torch.cat([F.normalize(self.model.encode_image(p, mode), dim=-1) for p in self._pixels(images)])
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -69,64 +73,65 @@ class Bench:
         rows = [self._text_batch("itc", part) for part in self._parts(texts)]
         return torch.cat([F.normalize(self.model.encode_text(ids, mask), dim=-1) for ids, mask in rows])
 
-    def match(self, images: np.ndarray, texts: Sequence[str]) -> Tensor:
+    def match(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Tensor:
         """Probability that each text belongs to its image: (N,)."""
         scores = []
         for pixels, part in zip(self._pixels(images), self._parts(texts), strict=True):
-            visual = self.model.encoder(pixels)[0]
-            ((queries, _),) = self.model.middleware.read(visual, [Stream("itm", *self._text_batch("itm", part))])
-            scores.append(self.model.objectives["itm"].logits(queries).softmax(dim=-1)[:, 1])
+            scores.append(self.model.match(pixels, *self._text_batch("itm", part)).softmax(dim=-1)[:, 1])
         return torch.cat(scores)
+
+    def classify(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Scores of a probe for N pictures (H, W, 3) uint8: (N, classes)."""
+        parts = (self.labels.pixels(part, ["held-out"] * len(part)).to(self.device) for part in self._parts(images))
+        return torch.cat([self.model.visual_tokens(pixels) for pixels in parts])
 
     # --- language ---------------------------------------------------------------------------------------------------
 
-    def caption(self, images: np.ndarray, language: str = "en", max_new_tokens: int = 24) -> list[str]:
-        """Captions written by the middleware."""
+    def caption(self, images: Sequence[np.ndarray], language: str = "en", max_new_tokens: int = 24, **search: Any) -> list[str]:
+        """Captions written by the middleware; `search` goes to its `generate`."""
         tokenizer, texts = self.pairs.tokenizer, []
         prompt = torch.tensor(self.pairs.prompt_ids(self.pairs.caption_prompts[language]), device=self.device)
         for pixels in self._pixels(images):
             ids = self.model.middleware.generate(
-                self.model.encoder(pixels)[0],
+                self.model.encoder(pixels, layers=self.model.middleware.layers[:1])[0],
                 prompt.expand(len(pixels), -1),
                 max_new_tokens=max_new_tokens,
                 eos_id=tokenizer.eos_token_id,
+                **search,
             )
             texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def answer(self, images: np.ndarray, questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
+    def answer(self, images: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
         """Answers written by the decoder, greedily, one question an image."""
         chats, tokenizer, texts = self.chats, self.chats.tokenizer, []
-        end = token_id(tokenizer, chats.template.end(tokenizer.eos_token))
-        for pixels, part in zip(self._pixels(images), self._parts(questions), strict=True):
-            prompts = [self._prompt(question) for question in part]
-            # Padding goes to the left, so that all rows end where the answer begins.
-            ids, mask = (t.flip(1).to(self.device) for t in pad_rows([row[::-1] for row in prompts], tokenizer.pad_token_id))
-            options = {
-                "max_new_tokens": max_new_tokens,
-                "do_sample": False,
-                "eos_token_id": end,
-                "pad_token_id": tokenizer.pad_token_id,
-            }
-            new = self.model.generate(pixel_values=pixels, input_ids=ids, attention_mask=mask, **options)
+        options = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+            "eos_token_id": token_id(tokenizer, chats.template.end(tokenizer.eos_token)),
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        size = max(1, self.batch_size // chats.processor.max_tiles)
+        for part in self._parts(list(zip(images, questions, strict=True)), size):
+            batch = chats.prompts([_asked(image, question) for image, question in part])
+            new = self.model.generate(**{name: tensor.to(self.device) for name, tensor in batch.items()}, **options)
             texts += tokenizer.batch_decode(new, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     # --- batches ----------------------------------------------------------------------------------------------------
 
-    def _parts(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        return (items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size))
+    def _parts(self, items: Sequence[Any], size: int | None = None) -> Iterator[Sequence[Any]]:
+        size = size or self.batch_size
+        return (items[i : i + size] for i in range(0, len(items), size))
 
-    def _pixels(self, images: np.ndarray) -> Iterator[Tensor]:
-        return (to_pixels(part).to(self.device) for part in self._parts(images))
+    def _pixels(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """The pictures as the middleware that reads text sees them, one square each."""
+        return (self.pairs.pixels(part, ["held-out"] * len(part)).to(self.device) for part in self._parts(images))
 
     def _text_batch(self, task: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids, mask = pad_rows(*self.pairs.rows(task, texts))
         return ids.to(self.device), mask.to(self.device)
 
-    def _prompt(self, question: str) -> list[int]:
-        turns = [{"role": "user", "content": f"{IMAGE}\n{question}"}]
-        chats = self.chats
-        return encode_prompt(
-            turns, chats.template, chats.tokenizer, chats.visual_tokens, chats.max_length, question, chats.image_tokens
-        )
+
+def _asked(image: np.ndarray, question: str) -> dict[str, Any]:
+    return {"images": [image], "conversation": [{"role": "user", "content": f"{IMAGE}\n{question}"}], "key": question}

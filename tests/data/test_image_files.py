@@ -1,9 +1,7 @@
-"""Reading pictures and lists of pictures, and what is said when they are broken."""
+"""Reading pictures, and what is said when they are broken."""
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,8 @@ import pytest
 from PIL import Image
 
 from lightning_internvl.data import image_files
-from lightning_internvl.data.image_files import ImageFolderPairs, read_image
+from lightning_internvl.data.image_files import read_image
+from lightning_internvl.data.processors import CenterCrop, RandomCrop, Squash, Tiles, choose_grid
 
 
 @pytest.fixture
@@ -65,39 +64,35 @@ def test_unreadable_images(tmp_path: Path, picture: Path, monkeypatch: pytest.Mo
         read_image(picture)
 
 
-def write_list(path: Path, records: list[dict[str, str]]) -> Path:
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n\n" for record in records), "utf-8")
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["image", "caption"], delimiter="," if path.suffix == ".csv" else "\t")
-            writer.writeheader()
-            writer.writerows(records)
-    return path
+CROOKED = {
+    "1x1.png": lambda path: Image.new("RGB", (1, 1), (10, 20, 30)).save(path),
+    "1x5000.png": lambda path: Image.new("RGB", (1, 5000), (10, 20, 30)).save(path),
+    "5000x1.jpg": lambda path: Image.new("RGB", (5000, 1), (10, 20, 30)).save(path, quality=100, subsampling=0),
+    "cmyk.jpg": lambda path: Image.new("RGB", (30, 20), (10, 20, 30)).convert("CMYK").save(path, quality=100, subsampling=0),
+    "palette.png": lambda path: Image.new("RGB", (30, 20), (10, 20, 30)).convert("P", palette=Image.Palette.ADAPTIVE).save(path),
+    "animated.gif": lambda path: save_frames(path),
+    "animated.webp": lambda path: save_frames(path, lossless=True),
+}
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv"])
-def test_pairs(picture: Path, suffix: str) -> None:
-    records = [{"image": "a.png", "caption": text} for text in ("one, \"two\"", "两只猫", "three")]  # fmt: skip
-    data = ImageFolderPairs(write_list(picture.parent / f"list.{suffix}", records), image_size=16)
-    assert len(data) == 3
-    assert [data[i]["caption"] for i in (2, 0, 1)] == ["three", 'one, "two"', "两只猫"]
-    assert data[1]["image"].shape == (16, 16, 3)
-    assert data[1]["key"] == ("list.jsonl:3" if suffix == "jsonl" else f"list.{suffix}:3")
-    with pytest.raises(IndexError):
-        data[3]
+def save_frames(path: Path, **options: bool) -> None:
+    """Two frames, of which only the first has the colour that is expected."""
+    first, second = Image.new("RGB", (30, 20), (10, 20, 30)), Image.new("RGB", (30, 20), (200, 0, 0))
+    first.save(path, save_all=True, append_images=[second], duration=50, **options)
 
 
-def test_broken_records_name_file_and_line(picture: Path) -> None:
-    path = picture.parent / "list.jsonl"
-    lines = ['{"image": "a.png", "caption": " "}', '{"image": "b.png", "caption": "x"}', '{"image": "a.png"}', "{"]
-    path.write_text("\n".join(lines))
-    data = ImageFolderPairs(path, image_size=16)
-    reasons = ["line 1: the caption is empty", "line 2: image .*b.png does not exist", "line 3: .*caption", "line 4: "]
-    for position, reason in enumerate(reasons):
-        with pytest.raises(ValueError, match=rf"list\.jsonl, {reason}"):
-            data[position]
-    with pytest.raises(ValueError, match=r"'\.txt'.*jsonl"):
-        ImageFolderPairs(picture.parent / "list.txt", 16)
-    with pytest.raises(ValueError, match="does not exist"):
-        ImageFolderPairs(picture.parent / "none.csv", 16)
+@pytest.mark.parametrize("name", CROOKED)
+def test_crooked_pictures_reach_the_encoder(tmp_path: Path, name: str) -> None:
+    CROOKED[name](tmp_path / name)
+    pixels = read_image(tmp_path / name)
+    for squares in (Tiles(16)(pixels), Squash(16)(pixels), CenterCrop(16)(pixels), RandomCrop(16)(pixels, (1, 2))):
+        assert squares.shape[1:] == (16, 16, 3)
+        assert np.abs(squares.astype(int) - [10, 20, 30]).max() <= 4
+
+
+def test_a_turned_picture_is_tiled_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert choose_grid(*read_image(tmp_path / "a.jpg").shape[1::-1], 16, 1, 4) == (1, 2)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from lightning_internvl.data.templates.base import IMAGE, ChatTemplate, Message, Segment
+from lightning_internvl.data.templates.base import IMAGE, VIDEO, ChatTemplate, Message, Segment
 
-__all__ = ["IMAGE", "ChatTemplate", "Message", "Segment", "load_template", "template_names"]
+__all__ = ["IMAGE", "VIDEO", "ChatTemplate", "Message", "Segment", "load_template", "template_names"]
 
 
 def template_names() -> list[str]:

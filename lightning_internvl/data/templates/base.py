@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
-IMAGE = "<image>"
+IMAGE, VIDEO = "<image>", "<video>"
 ROLES = ("system", "user", "assistant")
 
 
@@ -30,7 +30,8 @@ class ChatTemplate:
     """A chat format. "{}" stands for the message.
 
     `answer_end` closes an answer and is learnt with it; None means the end token of the tokenizer. `after_answer` is
-    not learnt. Without `keep_user_text` only the image markers of user messages stay.
+    not learnt. Without `keep_user_text` only the image markers of user messages stay. `image` is written for each "<image>" of a
+    user message, which it contains; `image_frame` names the special tokens around the visual tokens, None where there are none.
     """
 
     name: str
@@ -43,6 +44,8 @@ class ChatTemplate:
     system: str = ""
     begins_with_bos: bool = True
     keep_user_text: bool = True
+    image: str = IMAGE
+    image_frame: tuple[str, str] | None = ("<img>", "</img>")
 
     def with_system(self, system: str) -> ChatTemplate:
         """The same format with another default system message; "" leaves the system turn out."""
@@ -68,6 +71,7 @@ class ChatTemplate:
             asked = messages[position]["content"]
             if not self.keep_user_text:
                 asked = IMAGE * asked.count(IMAGE)
+            asked = asked.replace(IMAGE, self.image)
             segments = [Segment(before + self.user.replace("{}", asked) + self.assistant, False)]
             if position + 1 < len(messages):
                 answer = self.answer_start + messages[position + 1]["content"] + self.end(eos_token)

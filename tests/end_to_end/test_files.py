@@ -1,0 +1,48 @@
+"""Own pictures of any size, from files, through all stages: random crops for pairs, tiles for conversations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from runs import TINY, losses, tiny_run, train
+
+CROPS = "{_target_: lightning_internvl.data.processors.RandomCrop, image_size: 48, flip: true}"  # of one stage alone
+
+
+def own_data(folder: Path) -> list[str]:
+    """Settings for lists of pairs and of conversations, with none, one and two pictures, in `folder`."""
+    names = []
+    for number, size in enumerate([(48, 48), (150, 40), (31, 200), (1, 1)]):
+        pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        names.append(f"{number}.png")
+    pairs = [{"image": name, "caption": f"picture {number}"} for number, name in enumerate(names)]
+    chats = [
+        {"image": shown, "conversations": [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a cat"}]}
+        for shown in ([], names[1], names[2:], names[3])
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "chats.json").write_text(json.dumps(chats))
+    return [
+        "data=files", f"data.pairs_path={folder}/pairs.jsonl", f"data.chats_path={folder}/chats.json", "data.num_workers=0",
+        "processor@data.processor=tiles", "data.processor.max_tiles=4", f"+stages.contrastive.collate.processor={CROPS}",
+    ]  # fmt: skip
+
+
+def test_a_run_on_own_files(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", *own_data(tmp_path))
+    for stage in ("contrastive", "generative", "supervised"):
+        rows = losses(run, stage)
+        assert len(rows) == 4
+        assert all(np.isfinite(row["train/loss"]) for row in rows)
+
+
+def test_a_conversation_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    few = ("data.chats_collate.max_length=20", "pipeline=[supervised]", "stages.supervised.new=[encoder,middleware,decoder]")
+    outcome = train(*TINY, *own_data(tmp_path), *few, f"paths.run={tmp_path}/run")
+    assert outcome.code == 2
+    assert "error: sample chats.json:1: " in outcome.err
+    assert "raise data.chats_collate.max_length, or lower data.processor.max_tiles" in outcome.err
