@@ -3,6 +3,7 @@
 python train.py                                   # the default recipe, toy size, on a CPU
 python train.py experiment=internvl_chat_toy      # another recipe
 python train.py --cfg job                         # show the configuration, train nothing
+python train.py plan=true                         # parameters, FLOPs and memory of each stage, train nothing
 python train.py resume=outputs/internvl_toy/RUN   # go on after a crash
 """
 
@@ -14,13 +15,19 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lightning_internvl.cli import build, command, run_folder
+from lightning_internvl.cli import build, command, nothing_written, run_folder
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
     """Run what the command line asks for. PyTorch is imported here, so that `--cfg` and `--help` answer at once."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if config.plan:
+        with nothing_written(config, run_dir) as plain:
+            from lightning_internvl.plan import run_plan
+
+            run_plan(plain, build)
+        return
     with run_folder(config, run_dir) as plain:
         from lightning_internvl.pipeline import run_pipeline
 

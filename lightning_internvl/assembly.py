@@ -11,7 +11,10 @@ import lightning as L
 
 from lightning_internvl.compose import Build, completed, compose_model
 from lightning_internvl.data.collate import ChatCollator, PairCollator
+from lightning_internvl.data.encode import ImageTokens
+from lightning_internvl.data.labelled import LabelCollator
 from lightning_internvl.data.module import StageData
+from lightning_internvl.data.processors import Processor
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.model import VLM
@@ -40,19 +43,8 @@ def assemble(name: str, config: Config, run_dir: Path, build: Build, start_step:
     """
     settings = stage_settings(config, name)
     model, tokenizers = compose_model(settings["parts"], build)
-    stage = build(
-        settings["module"],
-        model=model,
-        name=name,
-        run_dir=run_dir,
-        parts=settings["parts"],
-        max_steps=settings["max_steps"],
-        optimizer=build(settings["optimizer"]),
-        scheduler=build(settings["scheduler"]),
-        seed=config["seed"],
-        start_step=start_step,
-    )
-    view = make_view(settings, model, tokenizers)
+    stage = build_stage(name, settings, model, run_dir, build, start_step)
+    view = make_view(settings, model, tokenizers, build)
     trainer = build(
         settings["trainer"],
         max_steps=settings["max_steps"],
@@ -61,6 +53,22 @@ def assemble(name: str, config: Config, run_dir: Path, build: Build, start_step:
         logger=[build(logger) for logger in stage_loggers(config, name, run_dir, start_step)],
     )
     return Assembly(settings, stage, build_data(settings, start_step, view, build), trainer)
+
+
+def build_stage(name: str, settings: Config, model: VLM, run_dir: Path, build: Build, start_step: int = 0) -> Stage:
+    """The stage around its model."""
+    return build(
+        settings["module"],
+        model=model,
+        name=name,
+        run_dir=run_dir,
+        parts=settings["parts"],
+        max_steps=settings["max_steps"],
+        optimizer=build(settings["optimizer"]),
+        scheduler=build(settings["scheduler"]),
+        seed=settings["seed"],
+        start_step=start_step,
+    )
 
 
 def stage_settings(config: Mapping[str, Any], name: str) -> Config:
@@ -74,6 +82,7 @@ def stage_settings(config: Mapping[str, Any], name: str) -> Config:
         stage[group] = own if "_target_" in own else _merged(common, own)
     parts = {part: stage.pop(part) if part in stage["parts"] else None for part in ("encoder", "middleware", "decoder")}
     parts |= {"objectives": stage.pop("objectives"), "image_token": config["data"]["image_token"]}
+    parts |= {"video_token": config["data"]["video_token"]} if config["data"].get("video_token") else {}
     return stage | {"parts": parts, "data_group": config["data"], "callbacks": config["callbacks"], "seed": config["seed"]}
 
 
@@ -85,43 +94,77 @@ def _merged(common: Config, own: Mapping[str, Any]) -> Config:
 
 
 class View(NamedTuple):
-    """How a stage sees data: its collators, and which of them makes the training batches."""
+    """How a stage sees data: `pairs` and `chats` prepare what is measured, `training` the batches of a step."""
 
     pairs: PairCollator | None
     chats: ChatCollator | None
     training: Any
     model: VLM
+    labels: LabelCollator | None = None
 
 
-def make_view(settings: Config, model: VLM, tokenizers: Mapping[str, Any]) -> View:
-    """The collators that the stage's parts can use: pairs for a middleware that reads text, chats for a decoder."""
-    data, collate = settings["data_group"], settings.get("collate") or {}
-    pairs = chats = None
-    if "middleware" in tokenizers:
-        options = dict(data["pairs_collate"]) | (collate if settings["data"] == "pairs" else {})
-        pairs = PairCollator(tokenizers["middleware"], **options)
-    if "decoder" in tokenizers:
-        visual_tokens = model.middleware.tokens_out(model.encoder.num_tokens(data["image_size"]))
-        options = dict(data["chats_collate"]) | (collate if settings["data"] == "chats" else {})
-        template = load_template(options.pop("template"), options.pop("system", None))
-        max_length = options.pop("max_text_tokens") + visual_tokens
-        chats = ChatCollator(tokenizers["decoder"], template, visual_tokens, max_length, image_size=data["image_size"], **options)
-    training = {"pairs": pairs, "chats": chats}.get(settings["data"])
-    if training is None:
+def make_view(settings: Config, model: VLM, tokenizers: Mapping[str, Any], build: Build) -> View:
+    """The collators that the stage's parts can use: pairs for a middleware that reads text, chats for a decoder.
+
+    Pictures go through `data.processor` in training and, where it is given, `data.eval_processor` in evaluation; a stage with a
+    `collate.processor` uses that for both. `eval_processor` and a stage's processor may be changes only, without a `_target_`.
+    """
+    data, own = settings["data_group"], (settings.get("collate") or {}).get("processor")
+    processor = build(_changed(data["processor"], own))
+    measured = build(_changed(data["processor"], own or data.get("eval_processor")))
+    training = make_collators(settings, model, tokenizers, processor)
+    if settings["data"] not in training:
         raise ValueError(
             f"data: {settings['data']!r} does not fit the stage's parts; "
-            "valid choices: pairs (with a middleware that reads text), chats (with a decoder)"
+            "valid choices: pairs (with a middleware that reads text), chats (with a decoder), labels (with a probe)"
         )
-    return View(pairs, chats, training, model)
+    found = make_collators(settings, model, tokenizers, measured, more_tiles=measured.max_tiles - processor.max_tiles)
+    return View(found.get("pairs"), found.get("chats"), training[settings["data"]], model, found.get("labels"))
+
+
+def make_collators(
+    settings: Config, model: VLM, tokenizers: Mapping[str, Any], processor: Processor, more_tiles: int = 0
+) -> dict[str, Any]:
+    """Collators by kind of data, with one processor.
+
+    Args:
+        more_tiles: by how many tiles a picture may exceed those that `max_length` was made for.
+    """
+    data, found = settings["data_group"], {}
+    collate = {name: value for name, value in (settings.get("collate") or {}).items() if name != "processor"}
+    if "middleware" in tokenizers:
+        options = dict(data["pairs_collate"]) | (collate if settings["data"] == "pairs" else {})
+        found["pairs"] = PairCollator(tokenizers["middleware"], processor.whole(), **options)
+    if hasattr(model.middleware, "classes"):
+        found["labels"] = LabelCollator(processor.whole())
+    if "decoder" in tokenizers:
+        tokens = model.placeholders(processor.image_size)
+        options = dict(data["chats_collate"]) | (collate if settings["data"] == "chats" else {})
+        template = load_template(options.pop("template"), options.pop("system", None))
+        start, end = template.image_frame or (None, None)
+        options["image_tokens"] = ImageTokens(data["image_token"], start, end, data.get("video_token"))
+        text, total = options.pop("max_text_tokens"), options.pop("max_length", None)
+        max_length = total + max(0, more_tiles) * tokens if total else text + processor.max_tiles * tokens
+        found["chats"] = ChatCollator(tokenizers["decoder"], template, processor, tokens, max_length, **options)
+    return found
+
+
+def _changed(processor: Config, change: Config | None) -> Config:
+    """A processor's configuration with some settings changed, or another one."""
+    return dict(change) if change and "_target_" in change else {**processor, **(change or {})}
 
 
 def build_callbacks(settings: Config, view: View, build: Build) -> list[Any]:
     """The callbacks of the configuration, in its order; those that look at held-out data get a bench."""
-    held_out = settings["data_group"].get("held_out")
-    bench = Bench(view.model, build(held_out), pairs=view.pairs, chats=view.chats) if held_out else None
+    held_out = settings["data_group"].get("held_out") or {}  # data without any may still be given sizes for it, by debug=fast
+    bench = (
+        Bench(view.model, build(held_out), pairs=view.pairs, chats=view.chats, labels=view.labels)
+        if "_target_" in held_out
+        else None
+    )
     known = {
         "bench": bench,
-        "tasks": {name: build(task) for name, task in (settings.get("evaluation") or {}).items()},
+        "tasks": {name: build(task) for name, task in (settings.get("evaluation") or {}).items() if task},
         **(settings.get("samples") or {"mode": "c", "writer": None}),
     }
     return [completed(build, callback, **known) for callback in settings["callbacks"].values() if callback]
@@ -151,7 +194,7 @@ def build_data(settings: Config, start_step: int, view: View, build: Build) -> S
     """The stage's training data, from the next sample on."""
     data = settings["data_group"]
     if not data.get(settings["data"]):
-        offers = [kind for kind in ("pairs", "chats") if data.get(kind)]
+        offers = [kind for kind in ("pairs", "chats", "labels") if data.get(kind)]
         raise ValueError(
             f"this data group has no {settings['data']!r}; it offers {', '.join(offers)}; choose another with data=GROUP"
         )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 KEYS = (
-    "name", "seed", "pipeline", "init_from", "resume", "attention", "encoder", "middleware", "decoder", "stages", "data",
-    "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
+    "name", "seed", "pipeline", "init_from", "resume", "attention", "plan", "device_memory", "encoder", "middleware", "decoder",
+    "stages", "data", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
 )  # fmt: skip
 PARTS = ("encoder", "middleware", "decoder")
 STAGE_KEYS = (
@@ -54,6 +54,9 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     if not isinstance(name, str) or not name or "/" in name:
         yield f"name={name!r} must be a word; it names the run's folder"
     yield from _negative("seed", config["seed"], whole=True)
+    if not isinstance(config["plan"], bool):
+        yield f"plan={config['plan']!r} must be true (print what the run needs) or false (run)"
+    yield from _not_positive("device_memory", config["device_memory"])
     yield from _negative("data.num_workers", config["data"].get("num_workers", 0), whole=True)
     yield from _schedule_faults(config["optimizer"], config["scheduler"])
     if not (config["callbacks"] or {}).get("handoff"):

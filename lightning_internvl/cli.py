@@ -77,6 +77,23 @@ def run_folder(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any]]:
         raise
 
 
+@contextmanager
+def nothing_written(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The resolved and checked configuration of a run that is only planned: no folder is left, and paths need not be given.
+
+    Raises:
+        ConfigError: for any fault of the configuration.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+        check_config(plain)
+        yield plain
+    finally:
+        root = Path(config.paths.root).resolve()
+        for folder in (run_dir, *(parent for parent in run_dir.parents if parent.is_relative_to(root))):  # Hydra has made them
+            _remove_if_empty(folder)
+
+
 def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
     """The configuration of a new run as plain containers, resolved and checked.
 

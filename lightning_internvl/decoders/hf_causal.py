@@ -21,6 +21,9 @@ class HFCausalLM(nn.Module):
     On the meta device no weights are loaded.
     """
 
+    configs: Any = AutoConfig  # makes and reads configurations; a subclass may choose another
+    models: Any = AutoModelForCausalLM  # makes models of them
+
     def __init__(
         self,
         *,
@@ -36,13 +39,13 @@ class HFCausalLM(nn.Module):
         if pretrained is None:
             fields = {k: v for k, v in config.items() if k != "model_type"}
             fields = fields if vocab_size is None else fields | {"vocab_size": vocab_size}
-            self.lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields))
+            self.lm = self.models.from_config(self.configs.for_model(config["model_type"], **fields))
             if embed_std is not None:
                 nn.init.normal_(self.lm.get_input_embeddings().weight, std=embed_std)
         elif shapes_only:
-            self.lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(pretrained, **(config or {})))
+            self.lm = self.models.from_config(self.configs.from_pretrained(pretrained, **(config or {})))
         else:
-            self.lm = AutoModelForCausalLM.from_pretrained(pretrained, **(config or {}))
+            self.lm = self.models.from_pretrained(pretrained, **(config or {}))
         if pretrained is not None and vocab_size and vocab_size > self.lm.get_input_embeddings().num_embeddings:
             self.lm.resize_token_embeddings(vocab_size, mean_resizing=not shapes_only)
         self.dim: int = self.lm.get_input_embeddings().embedding_dim

@@ -72,7 +72,6 @@ BEFORE_ANY_MODEL = {
     "name=": r"name='' must be a word",
     "name=???": r"name has no value; give name=VALUE",
     "data.num_workers=-1": r"data\.num_workers=-1 must be a whole number from 0 on",
-    "data=pairs_file": r"data\.path has no value; give data\.path=VALUE",
 }  # fmt: skip
 BEFORE_ANY_TRAINING = {
     "attention=foo": r"attention='foo' is not known; valid choices: auto, xformers, sdpa, math",
@@ -89,6 +88,7 @@ BEFORE_ANY_TRAINING = {
     "trainer.precision=bf17": r"'bf17' is invalid\. Allowed precision values: .*bf16-mixed",
     "trainer.accelerator=abacus": r"lightning\.Trainer cannot be built from its settings|`accelerator='abacus'`",
     "data.chats_collate.template=foo": r"'foo'.*chatml",
+    "data=files": r"stages\.contrastive: no file of image-caption pairs is given; give data\.pairs_path=FILE",
     "stages.generative.data=foo": r"stages\.generative: data: 'foo' does not fit .*valid choices: pairs .*chats",
     "stages.supervised.new=[]": r"stages\.supervised: stage generative lacks names .*`new`:\n(.*\n)*  decoder\.lm \(\d+ names\)",
     "stages.supervised.dropped=[]": r"stages\.supervised: stage generative has names .*`dropped`:\n  objectives\.itc",
@@ -230,7 +230,7 @@ def pairs(folder: Path, bad: dict[str, str], place: int) -> list[str]:
     records[place] = bad
     (folder / "list.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return [
-        *(word for word in TINY if not word.startswith("data.")), "data=pairs_file", f"data.path={folder}/list.jsonl",
+        *(word for word in TINY if not word.startswith("data.")), "data=files", f"data.pairs_path={folder}/list.jsonl",
         "pipeline=[contrastive]", "~debug", "stages.contrastive.max_steps=4", "stages.contrastive.batch_size=2",
         "callbacks.checkpoint.every_n_steps=1", f"paths.run={folder}/run",
     ]  # fmt: skip
@@ -257,5 +257,5 @@ def test_a_bad_sample_late_in_a_stage_costs_nothing_once_it_is_mended(tmp_path: 
 
 
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:
-    said = refused(*TINY[1:-3], "data=pairs_file", f"data.path={tmp_path}/none.jsonl", f"paths.run={tmp_path}/run")
-    assert f"list of images {tmp_path}/none.jsonl does not exist" in said
+    said = refused(*TINY[1:-3], "data=files", f"data.pairs_path={tmp_path}/none.jsonl", f"paths.run={tmp_path}/run")
+    assert f"list {tmp_path}/none.jsonl does not exist" in said

@@ -18,11 +18,15 @@ from lightning_internvl.targets import check_arguments, locate, parameters_of
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml"))
 GROUPS = (
-    "callbacks", "data", "debug", "decoder", "encoder", "experiment", "logger", "middleware", "optimizer", "paths", "scheduler",
-    "stage", "strategy", "trainer",
+    "callbacks", "data", "debug", "decoder", "encoder", "experiment", "logger", "middleware", "optimizer", "paths", "processor",
+    "scheduler", "stage", "strategy", "trainer",
 )  # fmt: skip
 COMPLETED_LATER = {"tokenizer"}  # read by the composition of the model, not by the part
-NEEDED = {"data/pairs_file": ["data.path=pairs.jsonl"], "decoder/hf": ["decoder.pretrained=folder"]}
+NEEDED = {
+    "decoder/hf": ["decoder.pretrained=folder"],
+    "data/image_folder": ["data.path=train", "data.eval_path=val", "data.classes=10"],
+}
+DEFAULT_STAGES = ("contrastive", "generative", "supervised")
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -36,8 +40,12 @@ def overrides_of(file: str) -> list[str]:
     chosen = {"": [], "stage": [f"stage@stages.{option}={option}"], "middleware": []}.get(group, [f"{group}={option}"])
     if group == "middleware":  # both for all stages, and for one alone
         chosen = [f"middleware={option}", f"middleware@stages.supervised.middleware={option}"]
+    if group == "stage" and option not in DEFAULT_STAGES:
+        chosen = [f"+stage@stages.{option}={option}"]
     if group == "logger":
         chosen = [f"logger=[{option}]"]
+    if group == "processor":
+        chosen = [f"processor@data.processor={option}"]
     return chosen + NEEDED.get(file, [])
 
 

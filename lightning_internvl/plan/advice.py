@@ -1,0 +1,74 @@
+"""What to change when a stage does not fit, each with the figure that it leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lightning_internvl.plan.memory import Memory
+from lightning_internvl.plan.meter import parts_of
+from lightning_internvl.plan.run import StagePlan
+
+MOST_DEVICES = 4096
+WORTH = 0.97  # what saves less than three hundredths is not told
+SMALLER = 0.75  # of the pictures' side
+
+
+class Advice(NamedTuple):
+    """A change, and the memory of one device after it."""
+
+    change: str
+    memory: Memory
+
+
+def advice(plan: StagePlan) -> Iterator[Advice]:
+    """Changes that help, those that change least of the training first."""
+    now = plan.memory().total
+    changes = list(_changes(plan))
+    plan.rig.prepare(plan.precision, plan.step)
+    yield from (one for one in changes if one.memory.total < WORTH * now)
+
+
+def _changes(plan: StagePlan) -> Iterator[Advice]:
+    yield from _batches(plan, "")
+    if plan.setup.bucketed:
+        yield Advice("+strategy.gradient_as_bucket_view=true (gradients are held once)", plan.memory(bucketed=False))
+    yield from _shards(plan)
+    if plan.precision != "bf16-true":
+        lower = plan.changed(precision="bf16-true")
+        yield Advice("trainer.precision=bf16-true (less exact: no float32 copy of the weights)", lower.memory())
+        yield from _shards(lower, "trainer.precision=bf16-true, ")
+    yield from _resolution(plan)
+    plan.rig.prepare(plan.precision, plan.step)
+    trained = [name for name, part in parts_of(plan.stage.model).items() if any(p.requires_grad for p in part.parameters())]
+    trained = [name for name in trained if not name.startswith("objectives")]
+    for name in trained if len(trained) > 1 else []:
+        yield Advice(f"stages.{plan.name}.module.train without {name}", plan.changed(frozen=name).memory())
+
+
+def _batches(plan: StagePlan, before: str, **change: bool | int) -> Iterator[Advice]:
+    """The largest micro-batch that fits, with as many of them as make up for it."""
+    batch = plan.largest(**change)
+    if 0 < batch < plan.batch:
+        times = -(-plan.batch * plan.accumulate // batch)
+        compares = " (a contrast compares fewer pairs)" if "itc" in plan.stage.objectives else ""
+        yield Advice(f"{before}batch_size={batch}, accumulate_grad_batches={times}{compares}", plan.memory(batch, **change))
+
+
+def _shards(plan: StagePlan, before: str = "") -> Iterator[Advice]:
+    """Sharding over the devices that there are; where even one sample is too much for that, over more."""
+    first = plan.setup.devices * (2 if plan.setup.sharded or plan.setup.devices == 1 else 1)
+    numbers = [first * 2**i for i in range(12) if first * 2**i <= MOST_DEVICES]
+    devices = next((n for n in numbers if plan.largest(sharded=True, bucketed=False, devices=n)), first)
+    change = {"sharded": True, "bucketed": False, "devices": devices}
+    what = f"{before}weights, gradients and optimizer sharded over {devices:,} devices"
+    yield Advice(what, plan.memory(**change))
+    yield from _batches(plan, f"{what}, ", **change)
+
+
+def _resolution(plan: StagePlan) -> Iterator[Advice]:
+    encoder = plan.stage.model.encoder
+    patch = getattr(encoder, "patch_size", 1)
+    grid = int(plan.settings["parts"]["encoder"].get("image_size", 0) / patch * SMALLER) // 2 * 2  # even, for pixel shuffle
+    if grid:
+        yield Advice(f"encoder.image_size={grid * patch}", plan.changed(image_size=grid * patch).memory())

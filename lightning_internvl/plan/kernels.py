@@ -1,0 +1,126 @@
+"""What a GPU would do differently from the meta device: attention that keeps no scores, and automatic mixed precision.
+
+Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# The operations that `torch.autocast` on CUDA computes in the lower precision, and those that it computes in float32.
+LOWER = {
+    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm", "einsum",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+}  # fmt: skip
+FULL = {
+    "layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss", "normalize", "norm", "exp", "log", "pow",
+    "__pow__", "rsqrt", "sum", "cumsum", "prod", "logsumexp", "cosine_similarity", "mse_loss", "l1_loss", "softplus",
+    "binary_cross_entropy_with_logits",
+}  # fmt: skip
+# The operations that fill a tensor in place.
+FILLS = {
+    "normal_", "trunc_normal_", "uniform_", "fill_", "zero_", "zeros_", "ones_", "constant_",
+    "xavier_uniform_", "kaiming_uniform_",
+}  # fmt: skip
+
+
+class Kernels(TorchFunctionMode):
+    """Computes with meta tensors what a GPU would.
+
+    Args:
+        autocast: the lower type of automatic mixed precision; None without.
+    """
+
+    def __init__(self, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.autocast = autocast
+        self.copies: dict[int, Tensor] = {}  # of weights in the lower type, made once in a forward as `torch.autocast` does
+        self.copied: set[int] = set()  # their storages
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        attends = func is F.scaled_dot_product_attention
+        if self.autocast is not None and (attends or name in LOWER):
+            args, kwargs = self._cast(args, self.autocast), self._cast(kwargs, self.autocast)
+        elif self.autocast is not None and name in FULL:
+            args, kwargs = self._cast(args, torch.float32), self._cast(kwargs, torch.float32)
+        if func is F.interpolate:  # every kind gives the same shape and keeps nothing; bicubic takes long on the meta device
+            kwargs = kwargs | {"mode": "nearest", "align_corners": None, "antialias": False}
+        return _attend(*args, **kwargs) if attends else func(*args, **kwargs)
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, dict):
+            return {key: self._cast(one, dtype) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._cast(one, dtype) for one in value)
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        if not (value.is_leaf and value.requires_grad):
+            return value.to(dtype)
+        if id(value) not in self.copies:
+            self.copies[id(value)] = value.to(dtype)
+            self.copied.add(self.copies[id(value)].untyped_storage()._cdata)
+        return self.copies[id(value)]
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves out the filling of new weights, which on the meta device takes time and does nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` of a memory-efficient kernel; a bool mask is copied once a call, as PyTorch does."""
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(query.dtype)
+    return _Attention.apply(query, key, value, attn_mask)
+
+
+class _Attention(torch.autograd.Function):
+    """Shapes, FLOPs (two products forward, four backward, none repeated) and what is kept: no (T, S) matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None) -> Tensor:
+        k, v = (_repeat_heads(x, q_BHTK.shape[1]) for x in (k_BGSK, v_BGSK))
+        out = (q_BHTK @ k.transpose(-1, -2)) @ v
+        out = out.transpose(1, 2).contiguous().transpose(1, 2)  # as kernels write it: merging heads copies nothing
+        log_sums = torch.empty(q_BHTK.shape[:-1], dtype=torch.float32, device=q_BHTK.device)
+        ctx.save_for_backward(q_BHTK, k_BGSK, v_BGSK, out, log_sums, mask)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_BHTK: Tensor) -> tuple[Tensor | None, ...]:
+        q, k_BGSK, v_BGSK, _, _, _ = ctx.saved_tensors
+        k, v = (_repeat_heads(x, q.shape[1]) for x in (k_BGSK, v_BGSK))
+        scores = grad_BHTK @ v.transpose(-1, -2)
+        grads = scores @ k, scores.transpose(-1, -2) @ q, scores.transpose(-1, -2) @ grad_BHTK
+        shapes = q, k_BGSK, v_BGSK
+        return *(torch.empty_like(x) if grad is not None else None for x, grad in zip(shapes, grads, strict=True)), None
+
+
+def _repeat_heads(x_BGSK: Tensor, heads: int) -> Tensor:
+    return x_BGSK if x_BGSK.shape[1] == heads else x_BGSK.repeat_interleave(heads // x_BGSK.shape[1], dim=1)

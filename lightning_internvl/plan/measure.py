@@ -1,0 +1,202 @@
+"""One stage measured on the meta device: FLOPs and kept bytes of a step as functions of the micro-batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_internvl.plan.kernels import Kernels
+from lightning_internvl.plan.meter import ACTIVATIONS, COPIES, LOGITS, Meter, Tally, watch
+from lightning_internvl.plan.units import Units
+from lightning_internvl.stages import Stage
+
+SAMPLES = (2, 4, 6)  # micro-batches that are measured; a contrast needs two pairs at least
+PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {  # of the weights, and of automatic mixed precision
+    "64-true": (torch.float64, None),
+    "32-true": (torch.float32, None),
+    "16-true": (torch.float16, None),
+    "bf16-true": (torch.bfloat16, None),
+    "16-mixed": (torch.float32, torch.float16),
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+}
+ALIASES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
+
+Blank = Callable[[int], Mapping[str, Any]]
+
+
+def precision_of(name: Any) -> str:
+    """Lightning's precision under its full name.
+
+    Raises:
+        ValueError: for one that the plan does not know.
+    """
+    full = ALIASES.get(str(name), str(name))
+    if full not in PRECISIONS:
+        raise ValueError(f"trainer.precision={name}: plan=true knows {', '.join(PRECISIONS)}")
+    return full
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A number as a function of the micro-batch: a parabola, because a contrast compares all pairs."""
+
+    values: tuple[float, float, float]  # at `SAMPLES`
+
+    @classmethod
+    def through(cls, values: Sequence[float]) -> Curve:
+        """The parabola through three values, the straight line through two."""
+        x, y, *rest = values
+        return cls((x, y, rest[0] if rest else y + (y - x) * (SAMPLES[2] - SAMPLES[1]) / (SAMPLES[1] - SAMPLES[0])))
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is a straight line."""
+        return self.through(self.values[:2]) == self
+
+    def __call__(self, batch: int) -> float:
+        a, b, c = SAMPLES
+        x, y, z = self.values
+        first, second = (y - x) / (b - a), (z - y) / (c - b)
+        return x + first * (batch - a) + (second - first) / (c - a) * (batch - a) * (batch - b)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """By part: FLOPs of a forward and of a training step, and bytes that autograd keeps, by kind (see `meter`); and the bytes of
+    the batch."""
+
+    forward: dict[str, Curve]
+    training: dict[str, Curve]
+    kept: dict[str, dict[str, Curve]]
+    inputs: Curve
+
+    @property
+    def linear(self) -> bool:
+        """Whether all that is kept grows in proportion to the batch."""
+        return all(curve.linear for curves in self.kept.values() for curve in curves.values())
+
+
+class Rig:
+    """A stage on the meta device with a meter attached to its model.
+
+    Args:
+        blank: the batch of a given number of samples.
+        world_size: processes that a contrast gathers from.
+    """
+
+    def __init__(self, stage: Stage, blank: Blank, world_size: int = 1) -> None:
+        self.stage, self.blank, self.world_size = stage, blank, world_size
+        self.meter = Meter()
+        self.units = Units(stage.model, self.meter)
+        watch(self.meter, stage.model)
+        self.state: tuple[torch.dtype, int, str | None] | None = None  # that the stage is in
+
+    def measure(
+        self,
+        precision: str = "32-true",
+        step: int = 0,
+        *,
+        frozen: str | None = None,
+        blank: Blank | None = None,
+        kept_only: bool = False,
+        linear: bool = False,
+    ) -> Measured:
+        """Run the stage's losses on meta tensors.
+
+        Args:
+            step: the optimizer step, for parts that join or freeze later.
+            frozen: a part that is held still beside those that the stage freezes.
+            blank: other batches than those of the stage.
+            kept_only: count no FLOPs and leave the backward pass out; what is kept is known without it.
+            linear: take two micro-batches and a straight line, where another measurement of the stage has shown one.
+        """
+        weights, _ = PRECISIONS[precision]
+        self.prepare(precision, step, frozen)
+        self.units.backward = not kept_only
+        with _processes(self.world_size), _default_dtype(weights):
+            tallies = [self.run((blank or self.blank)(batch), precision) for batch in SAMPLES[: 2 if linear else 3]]
+        return Measured(
+            forward=_curves([tally.forward for tally, _ in tallies]),
+            training=_curves([tally.forward + tally.backward for tally, _ in tallies]),
+            kept={kind: _curves([tally.kept_bytes(kind) for tally, _ in tallies]) for kind in (ACTIVATIONS, LOGITS, COPIES)},
+            inputs=Curve.through([size for _, size in tallies]),
+        )
+
+    def prepare(self, precision: str, step: int, frozen: str | None = None) -> None:
+        """Bring the stage into its state at a step, and make it forget what was measured in another one."""
+        stage, state = self.stage, (PRECISIONS[precision][0], step, frozen)
+        if state == self.state:
+            return
+        if self.state is None or state[0] != self.state[0]:
+            stage.to(state[0])
+            self.meter.weights = {x.untyped_storage()._cdata for x in [*stage.model.parameters(), *stage.model.buffers()]}
+        if self.state is None or state[1:] != self.state[1:]:
+            stage._trainer = SimpleNamespace(global_step=step)  # all that a stage asks its trainer while it computes losses
+            stage.train()
+            stage.plan.apply(stage.model, step)
+            if frozen:
+                stage.model.get_submodule(frozen).requires_grad_(False).eval()
+        self.units.kinds.clear()
+        self.state = state
+
+    def run(self, batch: Mapping[str, Any], precision: str = "32-true") -> tuple[Tally, int]:
+        """One forward and backward pass in the prepared state: what was counted, and the bytes of the batch."""
+        (weights, autocast), meter, stage = PRECISIONS[precision], self.meter, self.stage
+        kernels = self.units.kernels = Kernels(autocast)
+        meter.is_copy = kernels.copied.__contains__
+        batch = {key: _like(value, weights) for key, value in batch.items()}
+        size = sum(value.untyped_storage().nbytes() for value in batch.values() if isinstance(value, Tensor))
+        with torch.device("meta"), meter.scope() as tally, torch.autograd.graph.saved_tensors_hooks(meter.pack, meter.unpack):
+            with meter if self.units.backward else nullcontext(), kernels:
+                losses = stage.losses(batch)
+                loss = sum(stage.weights.get(name, 1.0) * value for name, value in losses.items())
+            if self.units.backward:
+                with meter:
+                    meter.backward(loss.sum().backward)
+                stage.zero_grad(set_to_none=True)
+        return tally, size
+
+
+def _like(value: Any, dtype: torch.dtype) -> Any:
+    """On the meta device, in the dtype of the weights where it holds fractions."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to("meta", dtype if value.is_floating_point() else value.dtype)
+
+
+def _curves(counts: list[Counter[str]]) -> dict[str, Curve]:
+    return {name: Curve.through([count[name] for count in counts]) for name in dict.fromkeys(k for c in counts for k in c)}
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _processes(world_size: int) -> Iterator[None]:
+    """As the first of many processes, with a communication that moves nothing."""
+    import torch.distributed as dist
+
+    if world_size == 1:
+        yield
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,160 @@
+"""From what was measured to the memory of one device, in bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_internvl.model import VLM
+from lightning_internvl.plan.measure import PRECISIONS, Measured
+from lightning_internvl.plan.meter import ACTIVATIONS, COPIES, LOGITS, OTHER, parts_of
+from lightning_internvl.stages import Stage
+
+GIB = 2**30
+KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
+SHARDED = ("fsdp", "deepspeed_stage_3", "FSDPStrategy", "ModelParallelStrategy")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where a stage would run.
+
+    Args:
+        sharded: weights, gradients and optimizer state are divided among the devices.
+        bucketed: gradients are held a second time, in the buckets in which they are sent.
+        capacity: bytes of one device.
+    """
+
+    name: str
+    devices: int
+    sharded: bool
+    bucketed: bool
+    capacity: float
+
+
+def setup_of(strategy: Mapping[str, Any], trainer: Mapping[str, Any], capacity_gib: float) -> Setup:
+    """The setup that a configuration asks for."""
+    devices = _count(trainer.get("devices", 1)) * (trainer.get("num_nodes") or 1)
+    name = str(strategy.get("name") or strategy.get("_target_", "").rpartition(".")[2])
+    sharded = bool(strategy.get("shards")) or name.startswith(SHARDED)
+    bucketed = devices > 1 and not sharded and not strategy.get("gradient_as_bucket_view")
+    return Setup(name, devices, sharded, bucketed, capacity_gib * GIB)
+
+
+def _count(devices: Any) -> int:
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return max(1, torch.cuda.device_count())
+    return int(devices)
+
+
+@dataclass
+class Fixed:
+    """What does not depend on the batch, by part, before any sharding; and the largest pieces that are gathered whole."""
+
+    weights: Counter[str] = field(default_factory=Counter)
+    gradients: Counter[str] = field(default_factory=Counter)
+    optimizer: Counter[str] = field(default_factory=Counter)
+    gathered: int = 0
+
+
+def fixed_memory(stage: Stage, precision: str, frozen: str | None = None) -> Fixed:
+    """Weights, gradients and optimizer state of a stage in its present state (see `Rig.prepare`)."""
+    found, states = Fixed(), optimizer_bytes(stage)
+    for name, part in parts_of(stage.model).items():
+        for parameter in part.parameters():
+            size = parameter.numel() * parameter.element_size()
+            found.weights[name] += size
+            found.gradients[name] += size if parameter.requires_grad else 0
+            found.optimizer[name] += 0 if name == frozen else states.get(parameter, 0)
+        found.weights[name] += sum(b.numel() * b.element_size() for b in part.buffers())
+    dtype, autocast = PRECISIONS[precision]
+    found.gathered = gathered_bytes(stage.model, (autocast or dtype).itemsize)
+    return found
+
+
+def optimizer_bytes(stage: Stage) -> dict[nn.Parameter, int]:
+    """Bytes of the optimizer's state for each parameter: one step on the meta device for one parameter of each shape."""
+    optimizer: Optimizer = stage.configure_optimizers()["optimizer"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    first = {(tuple(p.shape), p.dtype): p for p in reversed(parameters)}
+    kept = set(map(id, first.values()))
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) in kept]
+        group["fused"] = group["foreach"] = False
+        for parameter in group["params"]:
+            parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
+    sizes = {
+        shape: sum(x.numel() * x.element_size() for x in optimizer.state[p].values() if torch.is_tensor(x) and x.ndim)
+        for shape, p in first.items()
+    }
+    return {p: sizes[tuple(p.shape), p.dtype] for p in parameters}
+
+
+def gathered_bytes(model: VLM, element: int) -> int:
+    """What stands unsharded at the worst moment: everything outside the sharding units, and the largest of these; weights in the
+    type that is computed with, and gradients of what trains."""
+    largest, inside = 0, set()
+    for part in parts_of(model).values():
+        for unit in part.sharding_units() if hasattr(part, "sharding_units") else []:
+            own = list(unit.parameters())
+            inside |= set(map(id, own))
+            largest = max(largest, _gathered(own, element))
+    return largest + _gathered([p for p in model.parameters() if id(p) not in inside], element)
+
+
+def _gathered(parameters: Iterable[nn.Parameter], element: int) -> int:
+    return sum(p.numel() * element * (2 if p.requires_grad else 1) for p in parameters)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by kind and part, on one device."""
+
+    parts: dict[str, Counter[str]]
+
+    @property
+    def total(self) -> float:
+        """Bytes of everything."""
+        return sum(counts.total() for counts in self.parts.values())
+
+
+def device_memory(fixed: Fixed, measured: Measured, setup: Setup, batch: int) -> Memory:
+    """The memory of one device for a micro-batch of `batch` samples."""
+    share = setup.devices if setup.sharded else 1
+    parts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    for kind, counts in (("weights", fixed.weights), ("gradients", fixed.gradients), ("optimizer", fixed.optimizer)):
+        twice = 2 if kind == "gradients" and setup.bucketed else 1
+        parts[kind] = Counter({name: count * twice / share for name, count in counts.items()})
+    if share > 1:
+        parts["weights"][OTHER] += fixed.gathered
+    for name, curve in measured.kept[ACTIVATIONS].items():
+        parts["activations"][name] += max(0.0, curve(batch))
+    parts["activations"][OTHER] += measured.inputs(batch)
+    for name, curve in measured.kept[LOGITS].items():
+        parts["logits"][name] += 2 * max(0.0, curve(batch))  # what is kept, and its gradient, which is as large
+    if share == 1:  # sharded weights are gathered in the lower type and let go
+        for name, curve in measured.kept[COPIES].items():
+            parts["weights"][name] += curve(batch)
+    return Memory(parts)
+
+
+def largest_batch(fits: Callable[[int], bool], most: int = 2**20) -> int:
+    """The largest number from 0 on for which it fits, given that it fits for all smaller ones."""
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,157 @@
+"""Counts the FLOPs of a forward and a backward pass and the bytes that autograd keeps in between, by part of the model."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from lightning_internvl.model import VLM
+
+OTHER = "other"  # outside all parts
+ACTIVATIONS, LOGITS, COPIES = "activations", "logits", "copies"  # kept by layers, by the losses, and weights in a lower type
+
+
+class Held(NamedTuple):
+    """Something that autograd keeps; the object itself, so that nothing else gets its identity."""
+
+    what: Any
+    size: int
+    part: str
+    kind: str
+
+
+@dataclass
+class Tally:
+    """What was counted. FLOPs: a multiply-add counts as two. `kept` is by storage."""
+
+    forward: Counter[str] = field(default_factory=Counter)
+    backward: Counter[str] = field(default_factory=Counter)
+    kept: dict[Any, Held] = field(default_factory=dict)
+
+    def keep(self, what: Any, size: int, part: str, kind: str = ACTIVATIONS) -> None:
+        """Count bytes that are kept, once for each `what`."""
+        self.kept.setdefault(what, Held(what, size, part, kind))
+
+    def kept_bytes(self, kind: str) -> Counter[str]:
+        """Bytes of one kind by part."""
+        found: Counter[str] = Counter()
+        for held in self.kept.values():
+            found[held.part] += held.size if held.kind == kind else 0
+        return found
+
+
+_SINGLE = {torch.ops.prim.device.default}  # operations that are found to be no composites
+
+
+class Meter(TorchDispatchMode):
+    """Counts while it is entered; `watch` tells it whose work it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tally = Tally()
+        self.weights: set[int] = set()  # storages that are there anyway
+        self.inside: list[str] = []  # the parts that are at work in the forward pass, outermost first
+        self.behind: str | None = None  # the part whose backward pass runs
+        self.is_copy: Callable[[int], bool] = lambda storage: False  # whether a storage holds a weight in a lower type
+
+    @property
+    def part(self) -> str:
+        """The part at work."""
+        return self.inside[-1] if self.inside else OTHER
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None and func not in _SINGLE:
+            with self:  # perhaps a composite of operations that are counted
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+            _SINGLE.add(func)
+        result = func(*args, **kwargs)
+        if formula is not None:
+            where = self.tally.forward if self.behind is None else self.tally.backward
+            where[self.behind or self.part] += formula(*args, **kwargs, out_val=result)
+        return result
+
+    def pack(self, tensor: Tensor) -> tuple[Tensor, str]:
+        """Called by autograd for what it keeps (`saved_tensors_hooks`)."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.weights:
+            kind = LOGITS if any(part.startswith("objectives") for part in self.inside) else ACTIVATIONS
+            kind = COPIES if self.is_copy(storage._cdata) else kind
+            self.tally.kept.setdefault(storage._cdata, Held(storage, storage.nbytes(), self.part, kind))
+        return tensor, self.part
+
+    def unpack(self, packed: tuple[Tensor, str]) -> Tensor:
+        """Called by autograd right before the backward pass of what was kept."""
+        tensor, part = packed
+        if self.behind is not None:
+            self.behind = part
+        return tensor
+
+    @contextmanager
+    def scope(self) -> Iterator[Tally]:
+        """Count apart what happens inside."""
+        outer, self.tally = self.tally, Tally()
+        behind, self.behind = self.behind, None
+        try:
+            yield self.tally
+        finally:
+            self.tally, self.behind = outer, behind
+
+    def backward(self, run: Callable[[], Any]) -> Any:
+        """Run a backward pass."""
+        self.behind = OTHER
+        try:
+            return run()
+        finally:
+            self.behind = None
+
+
+def parts_of(model: VLM) -> dict[str, nn.Module]:
+    """The parts by name, each objective for itself."""
+    parts = {name: module for name, module in model.named_children() if name != "objectives"}
+    return parts | {f"objectives.{name}": module for name, module in model.objectives.items()}
+
+
+def watch(meter: Meter, model: VLM) -> None:
+    """Let the meter know which part works: through the methods of the parts, and through all modules inside them."""
+    for name, part in parts_of(model).items():
+        for module in part.modules():
+            module.register_forward_pre_hook(functools.partial(_enter, meter, name))
+            module.register_forward_hook(functools.partial(_leave, meter), always_call=True)
+        for method, function in inspect.getmembers(type(part), inspect.isfunction):
+            ours = not method.startswith("_") and not function.__module__.startswith("torch.") and method != "forward"
+            if ours:
+                setattr(part, method, _watched(meter, name, getattr(part, method)))
+
+
+def _enter(meter: Meter, name: str, *_: Any) -> None:
+    meter.inside.append(name)
+
+
+def _leave(meter: Meter, *_: Any) -> None:
+    meter.inside.pop()
+
+
+def _watched(meter: Meter, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        meter.inside.append(name)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            meter.inside.pop()
+
+    return watched
