@@ -68,7 +68,7 @@ class _Count:
 
     def add(self, batch: dict[str, Any]) -> None:
         masks = [value for name, value in batch.items() if name.endswith("mask")]
-        self.samples += len(masks[0])
+        self.samples += len(batch["keys"])
         self.places += sum(mask.numel() for mask in masks)
         self.tokens = self.tokens + sum(mask.sum() for mask in masks)
 
@@ -77,7 +77,7 @@ class _Count:
         return {
             "samples_per_s": self.samples * world_size / seconds,
             "tokens_per_s": tokens * world_size / seconds,
-            "padding_share": 1 - tokens / max(self.places, 1),
+            "padding_share": 1 - tokens / self.places if self.places else 0.0,
         }
 
 

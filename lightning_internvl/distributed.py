@@ -28,14 +28,23 @@ def gather_with_grad(x_BE: Tensor) -> Tensor:
     return x_BE if world_size() == 1 else _Gather.apply(x_BE)
 
 
+def gather(x_B: Tensor) -> Tensor:
+    """The same without gradient, for small things such as ids: (B, ...) -> (W * B, ...)."""
+    return x_B if world_size() == 1 else _gathered(x_B)
+
+
+def _gathered(x: Tensor) -> Tensor:
+    whole = x.new_empty(world_size() * len(x), *x.shape[1:])
+    dist.all_gather(list(whole.chunk(world_size())), x.contiguous())
+    return whole
+
+
 class _Gather(torch.autograd.Function):
     """All-gather forward; backward, every rank takes the sum of what all ranks found for its rows."""
 
     @staticmethod
     def forward(ctx: Any, x_BE: Tensor) -> Tensor:
-        rows = [torch.empty_like(x_BE, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(rows, x_BE.contiguous())
-        return torch.cat(rows)
+        return _gathered(x_BE)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -17,8 +17,18 @@ from lightning_internvl.freezing import FreezePlan, check_matches, matches
 NO_DECAY = ("*query_tokens", "*class_embedding", "*position_embedding", "*logit_scale", "*embed_tokens*")
 
 
+# What stands before the first block of a part: tables of tokens and positions, the patch layer, queries.
+BOTTOM = ("*embed*", "*query_tokens", "*class_token", "*cls_token", "*pre_layrnorm*", "*logit_scale")
+
+
 def parameter_groups(
-    model: nn.Module, plan: FreezePlan, *, lr: float, weight_decay: float, part_lr: Mapping[str, float] | None = None
+    model: nn.Module,
+    plan: FreezePlan,
+    *,
+    lr: float,
+    weight_decay: float,
+    part_lr: Mapping[str, float] | None = None,
+    layer_decay: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Every parameter that the stage will ever train, grouped by learning rate and by whether it decays.
 
@@ -26,30 +36,63 @@ def parameter_groups(
 
     Args:
         part_lr: learning rates of their own, by name pattern; the first match wins, all others use `lr`.
+        layer_decay: by part, the factor on the learning rate from each layer to the one below it (see `layer_scales`).
 
     Raises:
-        ValueError: for a pattern that matches no parameter, which is most often a typing error.
+        ValueError: for a pattern that matches no parameter, which is most often a typing error, or a rate that is none.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in part_lr or {}:
         check_matches(pattern, names, "optimizer.part_lr")
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    scales = layer_scales(model, layer_decay or {})
+    groups: dict[tuple[str, str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not plan.ever_trains(name):
             continue
         pattern = next((p for p in part_lr or {} if matches(name, p)), "")
+        layer, scale = scales.get(name, ("", 1.0))
         decays = parameter.ndim > 1 and not any(matches(name, p) for p in NO_DECAY)
         group = groups.setdefault(
-            (pattern, decays),
+            (pattern, layer, decays),
             {
                 "params": [],
-                "name": f"{pattern or 'rest'}{'' if decays else ' (no decay)'}",
-                "lr": part_lr[pattern] if pattern else lr,
+                "name": f"{', '.join(filter(None, (pattern, layer))) or 'rest'}{'' if decays else ' (no decay)'}",
+                "lr": (part_lr[pattern] if pattern else lr) * scale,
                 "weight_decay": weight_decay if decays else 0.0,
             },
         )
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def layer_scales(model: nn.Module, layer_decay: Mapping[str, float]) -> dict[str, tuple[str, float]]:
+    """Layer-wise decay of the learning rate: for each parameter below the top its layer and the factor on its rate.
+
+    Of the L blocks of a part (its `sharding_units`), block i has rate^(L - i), and what stands before block 0 has rate^(L + 1).
+    What stands after the blocks, and parts without a rate, keep the full one. The logit scale goes with the middleware.
+    Source: official `internvl_g/internvl/train/trainer_monkey_patch.py` (layer ids 0 to L + 1).
+
+    Raises:
+        ValueError: for a part that the model lacks, or a rate outside (0, 1].
+    """
+    found: dict[str, tuple[str, float]] = {}
+    for part, rate in layer_decay.items():
+        module = getattr(model, part, None)
+        if not hasattr(module, "sharding_units"):
+            able = [name for name, child in model.named_children() if hasattr(child, "sharding_units")]
+            raise ValueError(f"optimizer.layer_decay: {part!r} is no part with layers here; valid choices: {', '.join(able)}")
+        if not 0.0 < rate <= 1.0:
+            raise ValueError(f"optimizer.layer_decay.{part}={rate!r} must lie above 0 and at most at 1")
+        blocks = module.sharding_units()
+        layer_of = {id(p): i for i, block in enumerate(blocks) for p in block.parameters()}
+        for name, parameter in model.named_parameters():
+            below = name.startswith(f"{part}.") or (part == "middleware" and name.startswith("objectives."))
+            layer = layer_of.get(id(parameter))
+            if layer is not None:
+                found[name] = f"{part} layer {layer}", rate ** (len(blocks) - layer)
+            elif below and any(matches(name, pattern) for pattern in BOTTOM):
+                found[name] = f"{part} below layer 0", rate ** (len(blocks) + 1)
+    return found
 
 
 def adamw(
@@ -61,11 +104,29 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.05,
     part_lr: Mapping[str, float] | None = None,
+    layer_decay: Mapping[str, float] | None = None,
     fused: bool = True,
 ) -> Optimizer:
     """AdamW over `parameter_groups`."""
-    groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr)
+    groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
     return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
+
+
+def sgd(
+    model: nn.Module,
+    plan: FreezePlan,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    part_lr: Mapping[str, float] | None = None,
+    layer_decay: Mapping[str, float] | None = None,
+    fused: bool = True,
+) -> Optimizer:
+    """SGD with momentum over `parameter_groups`, as the published probes train."""
+    groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 def cosine(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, min_ratio: float = 0.0) -> LambdaLR:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.freezing import FreezePlan
 from lightning_internvl.middleware.qllama import QLLaMA
-from lightning_internvl.objectives import ITC
-from lightning_internvl.optim import adamw, cosine, parameter_groups
+from lightning_internvl.model import VLM
+from lightning_internvl.objectives import ITC, ITM
+from lightning_internvl.optim import adamw, cosine, parameter_groups, sgd
 
 
 @pytest.fixture
@@ -80,6 +82,76 @@ def test_adamw_holds_the_groups_and_its_settings(model: nn.ModuleDict) -> None:
     assert {(g["lr"], g["weight_decay"], g["betas"]) for g in optimizer.param_groups} == {
         (0.5, 0.2, (0.9, 0.95)), (0.5, 0.0, (0.9, 0.95)), (0.1, 0.2, (0.9, 0.95)), (0.1, 0.0, (0.9, 0.95))
     }  # fmt: skip
+
+
+# Two blocks in the tower, four layers in QLLaMA: layer i has 0.9^(L - i), what is below layer 0 has 0.9^(L + 1).
+DECAYED = {
+    "encoder.embeddings.class_embedding": 0.9**3,
+    "encoder.embeddings.patch_embedding.weight": 0.9**3,
+    "encoder.embeddings.position_embedding": 0.9**3,
+    "encoder.encoder.layers.0.attn.qkv.weight": 0.9**2,
+    "encoder.encoder.layers.0.ls1": 0.9**2,
+    "encoder.encoder.layers.1.mlp.fc2.bias": 0.9,
+    "middleware.query_tokens": 0.5**5,
+    "middleware.qllama.model.embed_tokens.weight": 0.5**5,
+    "objectives.itc.logit_scale": 0.5**5,
+    "middleware.qllama.model.layers.0.cross_attn.q_proj.weight": 0.5**4,
+    "middleware.qllama.model.layers.1.self_attn.q_proj.weight": 0.5**3,
+    "middleware.qllama.model.layers.2.input_layernorm.weight": 0.5**2,
+    "middleware.qllama.model.layers.3.mlp.up_proj.weight": 0.5,
+    "middleware.qllama.model.norm.weight": 1.0,
+    "middleware.qllama.lm_head.weight": 1.0,
+    "middleware.clip_projector.norm1_q.weight": 1.0,
+    "middleware.clip_projector2.cross_attn.proj.weight": 1.0,
+    "middleware.text_projection": 1.0,
+    "objectives.itm.itm_head.weight": 1.0,
+}
+
+
+@pytest.fixture
+def vlm(qllama: QLLaMA) -> VLM:
+    tower = InternViT(image_size=16, patch_size=4, dim=24, depth=2, heads=3, mlp_dim=32)
+    return VLM(tower, qllama, objectives={"itc": ITC(), "itm": ITM(dim=16)})
+
+
+def test_rates_fall_from_layer_to_layer(vlm: VLM) -> None:
+    groups = groups_of(vlm, FreezePlan(["*"]), layer_decay={"encoder": 0.9, "middleware": 0.5})
+    assert groups.keys() == {n for n, _ in vlm.named_parameters()}
+    for name, scale in DECAYED.items():
+        assert groups[name]["lr"] == pytest.approx(scale), name
+    assert groups["middleware.query_tokens"]["weight_decay"] == 0.0
+    named = {group["name"]: group["lr"] for group in groups.values()}
+    assert len(named) == len({id(group) for group in groups.values()}), "two groups have one name"
+    assert named["encoder layer 1"] == named["encoder layer 1 (no decay)"] == pytest.approx(0.9)
+    assert named["middleware below layer 0 (no decay)"] == pytest.approx(0.5**5)
+    assert named["rest"] == 1.0
+
+
+def test_decay_by_layer_scales_the_rates_of_parts(vlm: VLM) -> None:
+    rates = {"encoder.embeddings.patch_embedding": 0.1, "middleware": 2.0}
+    groups = groups_of(vlm, FreezePlan(["*"]), part_lr=rates, layer_decay={"middleware": 0.5})
+    assert groups["encoder.embeddings.patch_embedding.weight"]["lr"] == pytest.approx(0.1)
+    assert groups["encoder.encoder.layers.0.ls1"]["lr"] == 1.0
+    assert groups["middleware.qllama.model.layers.3.mlp.up_proj.weight"]["lr"] == pytest.approx(2.0 * 0.5)
+    assert groups["middleware.qllama.model.layers.3.mlp.up_proj.weight"]["name"] == "middleware, middleware layer 3"
+
+
+@pytest.mark.parametrize(
+    ("decay", "message"),
+    [
+        ({"tower": 0.9}, "'tower' is no part with layers here; valid choices: encoder, middleware"),
+        ({"objectives": 0.9}, "'objectives' is no part with layers here"),
+        ({"encoder": 1.5}, r"layer_decay\.encoder=1\.5 must lie above 0"),
+    ],
+)
+def test_a_decay_that_fits_nothing_is_refused(vlm: VLM, decay: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parameter_groups(vlm, FreezePlan(["*"]), lr=1.0, weight_decay=0.1, layer_decay=decay)
+
+
+def test_sgd_holds_the_groups_and_its_settings(vlm: VLM) -> None:
+    optimizer = sgd(vlm, FreezePlan(["middleware"]), lr=0.5, momentum=0.8, part_lr={"middleware.clip_projector": 0.1})
+    assert {(g["lr"], g["momentum"], g["weight_decay"]) for g in optimizer.param_groups} == {(0.5, 0.8, 0.0), (0.1, 0.8, 0.0)}
 
 
 def rates(steps: int, **schedule: float) -> list[float]:

@@ -12,6 +12,7 @@ from PIL import Image
 from lightning_internvl.data.held_out import AskedImages, CaptionedImages
 from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.evaluation.tasks import is_right, write_captions
+from lightning_internvl.objectives import similarities
 
 
 def sample(
@@ -27,7 +28,7 @@ def sample(
     probes, captions = data.images[:images], data.captions[:images]
     found: dict[str, Any] = {"stage": stage, "step": step, "images": [png(p) for p in probes], "captions_true": captions}
     if writer != "decoder":
-        similarity = bench.embed_images(probes, mode) @ bench.embed_texts(captions).T
+        similarity = similarities(bench.embed_images(probes, mode), bench.embed_texts(captions))
         found["similarity"] = [[round(v, 4) for v in row] for row in similarity.tolist()]
     if writer is not None:
         found["captions"] = write_captions(bench, probes, writer)
@@ -48,7 +49,7 @@ def _answers(bench: Bench, asked: AskedImages, images: int) -> list[list[dict[st
 
 
 def _retrieval(bench: Bench, data: CaptionedImages, mode: str, queries: int = 6, shown: int = 5) -> list[dict[str, Any]]:
-    scores = bench.embed_texts(data.captions[:queries]) @ bench.embed_images(data.images, mode).T
+    scores = similarities(bench.embed_images(data.images, mode), bench.embed_texts(data.captions[:queries])).T
     rows = []
     for truth, (text, row) in enumerate(zip(data.captions, scores, strict=False)):
         best, places = row.topk(shown)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torchmetrics.functional.classification import binary_accuracy, multiclass_a
 from lightning_internvl.data.language import CAPTION_REQUEST, Box, Turn
 from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.evaluation.cider import cider
+from lightning_internvl.objectives import similarities
 
 Metrics = dict[str, float]
 
@@ -31,9 +32,21 @@ class ZeroShot:
     def __call__(self, bench: Bench) -> Metrics:
         data = bench.held_out.labelled()
         classes = torch.stack([bench.embed_texts(prompts).mean(dim=0) for prompts in data.prompts])
-        scores = bench.embed_images(data.images, self.mode) @ torch.nn.functional.normalize(classes, dim=-1).T
+        scores = similarities(bench.embed_images(data.images, self.mode), torch.nn.functional.normalize(classes, dim=-1))
         labels = torch.tensor(data.labels, device=scores.device)
         return _top_k("zero_shot_top", scores, labels, self.top_k)
+
+
+class Probe:
+    """Naming a picture by a classifier that has learned on the tower's features."""
+
+    def __init__(self, *, top_k: Sequence[int] = (1, 5)) -> None:
+        self.top_k = tuple(top_k)
+
+    def __call__(self, bench: Bench) -> Metrics:
+        data = bench.held_out.labelled()
+        scores = bench.classify(data.images)
+        return _top_k("probe_top", scores, torch.tensor(data.labels, device=scores.device), self.top_k)
 
 
 class Retrieval:
@@ -52,7 +65,7 @@ class Retrieval:
 
     def __call__(self, bench: Bench) -> Metrics:
         data = bench.held_out.captioned(self.split, self.language)
-        scores = bench.embed_images(data.images, self.mode) @ bench.embed_texts(data.captions).T
+        scores = similarities(bench.embed_images(data.images, self.mode), bench.embed_texts(data.captions))
         own = torch.arange(len(scores), device=scores.device)
         to_text = _top_k(f"{self.name}_image_to_text_r", scores, own, self.top_k)
         return to_text | _top_k(f"{self.name}_text_to_image_r", scores.T, own, self.top_k)
@@ -63,7 +76,7 @@ class Matching:
 
     def __call__(self, bench: Bench) -> Metrics:
         data = bench.held_out.captioned()
-        scores = bench.embed_images(data.images, "g") @ bench.embed_texts(data.captions).T
+        scores = similarities(bench.embed_images(data.images, "g"), bench.embed_texts(data.captions))
         hardest = scores.fill_diagonal_(-torch.inf).argmax(dim=1).tolist()
         matched = bench.match(data.images, data.captions)
         wrong = bench.match(data.images, [data.captions[i] for i in hardest])
@@ -77,17 +90,21 @@ class Captioning:
 
     Args:
         writer: "middleware" (QLLaMA continues its caption prompt) or "decoder" (it is asked to describe the picture).
+        search: how the middleware chooses its tokens, beside the default (published captions of QLLaMA: num_beams 5,
+            min_new_tokens 8, max_new_tokens 30).
     """
 
-    def __init__(self, *, writer: str, split: str = "scenes", images: int = 250) -> None:
+    def __init__(self, *, writer: str, split: str = "scenes", images: int = 250, search: Mapping[str, Any] | None = None) -> None:
         if writer not in ("middleware", "decoder"):
             raise ValueError(f"{writer=} is not known; valid choices: middleware, decoder")
-        self.writer, self.split, self.images = writer, split, images
+        if search and writer != "middleware":
+            raise ValueError(f"{search=} is for captions of the middleware, not of the {writer}")
+        self.writer, self.split, self.images, self.search = writer, split, images, dict(search or {})
 
     def __call__(self, bench: Bench) -> Metrics:
         data = bench.held_out.captioned(self.split)
         images, references = data.images[: self.images], data.references[: self.images]
-        written = write_captions(bench, images, self.writer)
+        written = write_captions(bench, images, self.writer, **self.search)
         exact = sum(text in accepted for text, accepted in zip(written, references, strict=True)) / len(written)
         return {"caption_cider": cider(written, references)[0], "caption_exact_match": exact}
 
@@ -120,10 +137,10 @@ class Answering:
         return sum(is_right(turn, best, self.iou) for turn in turns) / len(turns)
 
 
-def write_captions(bench: Bench, images: Any, writer: str) -> list[str]:
+def write_captions(bench: Bench, images: Any, writer: str, **search: Any) -> list[str]:
     """Captions by the middleware or by the decoder."""
     if writer == "middleware":
-        return bench.caption(images)
+        return bench.caption(images, **search)
     return bench.answer(images, [CAPTION_REQUEST] * len(images), max_new_tokens=24)
 
 
@@ -131,10 +148,8 @@ def is_right(turn: Turn, answer: str, iou: float = 0.5) -> bool:
     """Whether an answer is the true one, or a box that overlaps the true box enough."""
     if turn.box is None:
         return answer == turn.answer
-    numbers = re.fullmatch(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>", answer)
-    if numbers is None:
-        return False
-    return overlap(tuple(int(n) / 1000 for n in numbers.groups()), turn.box) >= iou
+    box = box_of(answer)
+    return box is not None and overlap(box, turn.box) >= iou
 
 
 def overlap(a: Box, b: Box) -> float:

@@ -9,7 +9,7 @@ H decoder width.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,17 +19,9 @@ from lightning_internvl.layers import AttentionPooling, init_normal, rotary_tabl
 from lightning_internvl.middleware.connector import projection
 from lightning_internvl.middleware.generation import write
 from lightning_internvl.middleware.qllama_lm import KeyValues, QLlamaLM
+from lightning_internvl.middleware.streams import Stream, Task
 
-Task = Literal["itm", "itc", "itg"]
 Mode = Literal["c", "g"]
-
-
-class Stream(NamedTuple):
-    """One text for every image, read under the mask of one task."""
-
-    task: Task
-    ids: Tensor  # (B, L)
-    mask: Tensor  # (B, L), 1 on text, 0 on padding
 
 
 class QLLaMA(nn.Module):
@@ -120,6 +112,14 @@ class QLLaMA(nn.Module):
         """State of the last token of each text, in the contrastive space: (B, E)."""
         last = mask_BL.sum(dim=1) - 1
         return hidden_BLM[torch.arange(len(last), device=last.device), last] @ self.text_projection
+
+    def project_queries(self, queries_BQM: Tensor) -> Tensor:
+        """States of the queries pooled into the contrastive space: (B, E)."""
+        return self.clip_projector2(queries_BQM)
+
+    def head(self, states: Tensor) -> Tensor:
+        """Scores of the next word: (..., M) -> (..., V)."""
+        return self.qllama.lm_head(states)
 
     # --- images -----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,21 @@
 """Losses, each alone and testable alone; those with parameters of their own keep them here."""
 
+from lightning_internvl.objectives.classification import Classification
 from lightning_internvl.objectives.itc import ITC
-from lightning_internvl.objectives.itm import ITM, mined_negatives, random_negatives
+from lightning_internvl.objectives.itm import ITM, mined_negatives, other_pictures, random_negatives
 from lightning_internvl.objectives.next_token import NextToken
+from lightning_internvl.objectives.query_itc import QueryITC, similarities
+from lightning_internvl.objectives.siglip import SigLIP
 
-__all__ = ["ITC", "ITM", "NextToken", "mined_negatives", "random_negatives"]
+__all__ = [
+    "ITC",
+    "ITM",
+    "Classification",
+    "NextToken",
+    "QueryITC",
+    "SigLIP",
+    "mined_negatives",
+    "other_pictures",
+    "random_negatives",
+    "similarities",
+]

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_internvl.middleware.qllama import Stream
+from lightning_internvl.middleware.streams import Stream
 from lightning_internvl.model import VLM
-from lightning_internvl.objectives import mined_negatives, random_negatives
+from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
+from lightning_internvl.objectives.itm import IGNORED
 from lightning_internvl.stages.base import Batch, Stage
 
 NEGATIVES = ("mined", "random")
@@ -20,11 +21,14 @@ class GenerativeStage(Stage):
     """ITC + ITM + ITG over the same images, one forward of the middleware for all texts that are known.
 
     Args:
-        negatives: how the wrong captions of ITM are chosen. "random" needs one forward for all three losses; "mined" draws
-            captions in proportion to their similarity, so ITM is read after ITC, at the same total cost.
+        negatives: how the wrong partners of ITM are chosen. "random" needs one forward for all three losses; "mined" draws
+            them in proportion to their similarity, so ITM is read after ITC, at the same total cost.
         mined_from_step: before this step "mined" draws at random too. A matching head that starts from nothing learns little
             from captions that are almost right.
-        matched_share: share of the pictures that ITM shows with their own caption (InternVL: 0.5; BLIP-2: 1/3).
+        matched_share: share of the pictures that ITM shows with their own caption (InternVL: 0.5).
+        both_ways: ITM reads every pair, every caption with a wrong picture and every picture with a wrong caption, three rows a
+            pair (BLIP-2), instead of one row a picture; `matched_share` then says nothing.
+        same_picture: rows of the same picture (equal `image_ids`) match each other's captions in ITC too (COCO retrieval).
         backbone_itc: also contrast the pooled tower, as the official retrieval fine-tune does. Where the language model trains,
             this keeps mode "c" aligned with it.
     """
@@ -38,57 +42,111 @@ class GenerativeStage(Stage):
         negatives: str = "mined",
         mined_from_step: int = 0,
         matched_share: float = 0.5,
+        both_ways: bool = False,
+        same_picture: bool = False,
         backbone_itc: bool = False,
         **stage: Any,
     ) -> None:
         super().__init__(model, **stage)
-        if negatives not in NEGATIVES:
-            raise ValueError(f"{negatives=} is not known; valid choices: {', '.join(NEGATIVES)}")
-        if mined_from_step < 0:
-            raise ValueError(f"{mined_from_step=} must be a step, 0 or later")
+        check_negatives(negatives, mined_from_step)
         if not 0.0 < matched_share < 1.0:
             raise ValueError(f"{matched_share=} must lie between 0 and 1")
+        if backbone_itc and not hasattr(model.middleware, "clip_projector"):
+            raise ValueError(f"backbone_itc=True needs a middleware that pools the tower; {type(model.middleware).__name__} does not")
         self.negatives, self.mined_from_step = negatives, mined_from_step
         self.matched_share, self.backbone_itc = matched_share, backbone_itc
+        self.both_ways, self.same_picture = both_ways, same_picture
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """ITC, ITM and ITG of one batch, each a scalar."""
-        visual = self.model.encoder(batch["pixel_values"])[0]
+        middleware = self.model.middleware
+        visual = self.model.encoder(batch["pixel_values"], layers=middleware.layers[:1])[0]
         itc, itg = Stream("itc", batch["itc_ids"], batch["itc_mask"]), Stream("itg", batch["itg_ids"], batch["itg_mask"])
-        if self.negatives == "random" or self.global_step < self.mined_from_step:
-            itm, match = match_texts(batch, random_negatives(len(visual), visual.device), self.matched_share)
-            reads = self.model.middleware.read(visual, [itm, itc, itg])
+        others = other_pictures(batch["image_ids"]) if "image_ids" in batch else None
+        random = self.negatives == "random" or self.global_step < self.mined_from_step
+        if random and not self.both_ways:
+            itm, match = match_texts(batch, random_negatives(len(visual), visual.device, others), self.matched_share, others)
+            reads = middleware.read(visual, [itm, itc, itg])
         else:
-            reads = self.model.middleware.read(visual, [itc, itg])
-            negatives = mined_negatives(similarity(self.model, *itc_features(self.model, reads[0], itc)))
-            itm, match = match_texts(batch, negatives, self.matched_share)
-            reads = self.model.middleware.read(visual, [itm]) + reads
-        losses = three_losses(self.model, reads, itc, match, batch["itg_labels"])
+            reads = middleware.read(visual, [itc, itg])
+            scores = None if random else similarity(self.model, *itc_features(self.model, reads[0], itc))
+            shown, itm, match = self._matched(batch, visual, scores, others)
+            reads = middleware.read(shown, [itm]) + reads
+        ids = batch["image_ids"] if self.same_picture else None
+        losses = three_losses(self.model, reads, itc, match, batch["itg_labels"], image_ids_B=ids)
         if self.backbone_itc:
-            text = self.model.middleware.project_text(reads[1][1], itc.mask)
-            losses["itc"] = losses["itc"] + self.model.objectives["itc"](self.model.middleware.clip_projector(visual), text)
+            text = middleware.project_text(reads[1][1], itc.mask)
+            losses["itc"] = losses["itc"] + self.model.objectives["itc"](middleware.clip_projector(visual), text)
         return losses
 
+    def _matched(
+        self, batch: Batch, visual: Tensor, scores_BB: Tensor | None, others: Tensor | None
+    ) -> tuple[Tensor, Stream, Tensor]:
+        """Visual tokens, texts and labels of ITM; `scores` are the similarities of which wrong partners are mined."""
 
-def match_texts(batch: Batch, negatives_B: Tensor, matched_share: float = 0.5) -> tuple[Stream, Tensor]:
+        def drawn(scores: Tensor | None) -> Tensor:
+            if scores is None:
+                return random_negatives(len(visual), visual.device, others)
+            return mined_negatives(scores, others)
+
+        texts = drawn(scores_BB)
+        if not self.both_ways:
+            return visual, *match_texts(batch, texts, self.matched_share, others)
+        images = drawn(None if scores_BB is None else scores_BB.T)
+        return match_both(visual, Stream("itm", batch["itm_ids"], batch["itm_mask"]), images, texts, others)
+
+
+def check_negatives(negatives: str, mined_from_step: int) -> None:
+    """Refuse settings of the wrong captions that nobody knows."""
+    if negatives not in NEGATIVES:
+        raise ValueError(f"{negatives=} is not known; valid choices: {', '.join(NEGATIVES)}")
+    if mined_from_step < 0:
+        raise ValueError(f"{mined_from_step=} must be a step, 0 or later")
+
+
+def match_texts(
+    batch: Batch, negatives_B: Tensor, matched_share: float = 0.5, others_BB: Tensor | None = None
+) -> tuple[Stream, Tensor]:
     """The ITM texts: the last rows of the batch, `matched_share` of them, read their own caption (label 1), the others a wrong
-    one (label 0)."""
+    one (label 0, or -100 where the batch holds no caption of another picture)."""
     rows = torch.arange(len(negatives_B), device=negatives_B.device)
     matched = rows >= len(rows) - int(len(rows) * matched_share)
-    chosen = torch.where(matched, rows, negatives_B)
-    return Stream("itm", batch["itm_ids"][chosen], batch["itm_mask"][chosen]), matched.long()
+    chosen, labels = torch.where(matched, rows, negatives_B), matched.long()
+    if others_BB is not None:
+        labels = labels.masked_fill(~matched & ~others_BB.any(dim=1), IGNORED)
+    return Stream("itm", batch["itm_ids"][chosen], batch["itm_mask"][chosen]), labels
+
+
+def match_both(
+    visual_BPD: Tensor, right: Stream, images_B: Tensor, texts_B: Tensor, others_BB: Tensor | None = None
+) -> tuple[Tensor, Stream, Tensor]:
+    """ITM as BLIP-2 has it, 3 B rows: every pair, every caption with a wrong picture, every picture with a wrong caption.
+
+    Args:
+        images_B: the wrong picture of each caption.
+        texts_B: the wrong caption of each picture.
+
+    Returns:
+        visual tokens (3 B, P, D), the texts, and labels: 1, then 0, or -100 where the batch holds no other picture
+    """
+    visual = torch.cat([visual_BPD, visual_BPD[images_B], visual_BPD])
+    ids, mask = (torch.cat([x, x, x[texts_B]]) for x in (right.ids, right.mask))
+    wrong = torch.zeros_like(texts_B)
+    if others_BB is not None:
+        wrong = wrong.masked_fill(~others_BB.any(dim=1), IGNORED)
+    return visual, Stream("itm", ids, mask), torch.cat([torch.ones_like(wrong), wrong, wrong])
 
 
 def itc_features(model: VLM, read: tuple[Tensor, Tensor], itc: Stream) -> tuple[Tensor, Tensor]:
-    """Image and text features (B, E) of the ITC stream."""
+    """Image features, (B, E) or one a query (B, Q, E), and text features (B, E) of the ITC stream."""
     queries, text = read
-    return model.middleware.clip_projector2(queries), model.middleware.project_text(text, itc.mask)
+    return model.middleware.project_queries(queries), model.middleware.project_text(text, itc.mask)
 
 
 @torch.no_grad()
-def similarity(model: VLM, image_BE: Tensor, text_BE: Tensor) -> Tensor:
+def similarity(model: VLM, image: Tensor, text_BE: Tensor) -> Tensor:
     """Scaled cosine similarities (B, B)."""
-    return model.objectives["itc"].scale * F.normalize(image_BE, dim=-1) @ F.normalize(text_BE, dim=-1).T
+    return model.objectives["itc"].logits(F.normalize(image, dim=-1), F.normalize(text_BE, dim=-1))
 
 
 def three_losses(
@@ -98,15 +156,15 @@ def three_losses(
     match_B: Tensor,
     itg_labels_BL: Tensor,
     itc_ignored_B: Tensor | None = None,
+    image_ids_B: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The losses of the three streams, in the order ITM, ITC, ITG of the official forward.
 
     The official code leaves out pairs without a caption: such rows have -100 in `match_B` and True in `itc_ignored_B`.
     """
     read_itm, read_itc, read_itg = reads
-    head = model.middleware.qllama.lm_head
     return {
         "itm": model.objectives["itm"](read_itm[0], match_B),
-        "itc": model.objectives["itc"](*itc_features(model, read_itc, itc), itc_ignored_B),
-        "itg": model.objectives["itg"](read_itg[1], itg_labels_BL, head),
+        "itc": model.objectives["itc"](*itc_features(model, read_itc, itc), itc_ignored_B, image_ids_B),
+        "itg": model.objectives["itg"](read_itg[1], itg_labels_BL, model.middleware.head),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lightning_internvl.model import shifts_labels
 from lightning_internvl.stages.base import Batch, Stage
 
 
@@ -15,4 +16,5 @@ class SupervisedStage(Stage):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Next-token loss over the answers of one batch, a scalar."""
         hidden, labels = self.model.read(**batch)
-        return {"next_token": self.model.objectives["next_token"](hidden, labels, self.model.decoder.head)}
+        decoder, objective = self.model.decoder, self.model.objectives["next_token"]
+        return {"next_token": objective(hidden, labels, decoder.head, shifts=shifts_labels(decoder))}

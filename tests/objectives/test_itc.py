@@ -56,6 +56,26 @@ def test_ignored_pairs_are_compared_with_but_not_judged() -> None:
     assert nobody.item() == pytest.approx(slow(image, text, 3.0, 0.1), rel=1e-4)
 
 
+def test_rows_of_one_picture_match_each_other_to_equal_shares() -> None:
+    image, text = torch.randn(2, 5, 6)
+    ids = torch.tensor([4, 9, 4, 4, 2])
+    cosine = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    total = 0.0
+    for logits in (3.0 * cosine, 3.0 * cosine.T):
+        for row, logs in enumerate(logits.log_softmax(dim=-1)):
+            same = [column for column in range(5) if ids[column] == ids[row]]
+            total -= sum(float(logs[column]) for column in same) / len(same)
+    assert ITC(init_scale=3.0)(image, text, image_ids_B=ids).item() == pytest.approx(total / 10, rel=1e-5)
+    nobody = torch.zeros(5, dtype=torch.bool)
+    assert ITC(init_scale=3.0)(image, text, nobody, ids).item() == pytest.approx(total / 10, rel=1e-5)
+
+
+def test_different_pictures_are_the_plain_case() -> None:
+    image, text = torch.randn(2, 5, 6)
+    ids = torch.tensor([4, 9, 1, 7, 2])
+    torch.testing.assert_close(ITC(label_smoothing=0.1)(image, text, image_ids_B=ids), ITC(label_smoothing=0.1)(image, text))
+
+
 def test_the_scale_is_bounded_and_can_be_sharded() -> None:
     itc = ITC(init_scale=20.0, max_scale=50.0)
     assert itc.logit_scale.shape == (1,)

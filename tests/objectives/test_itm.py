@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from lightning_internvl.objectives import ITM, mined_negatives, random_negatives
+from lightning_internvl.objectives import ITM, mined_negatives, other_pictures, random_negatives
 
 
 def test_the_mean_over_queries_decides() -> None:
@@ -47,3 +47,22 @@ def test_random_negatives_are_every_caption_but_the_own() -> None:
         assert counts[row] == 0
         assert counts[counts > 0].min() > 60
         assert (counts > 0).sum() == 3
+
+
+def test_a_negative_is_never_a_caption_of_the_same_picture() -> None:
+    others = other_pictures(torch.tensor([5, 5, 3, 5, 8]))
+    similarity = torch.full((5, 5), 100.0).masked_fill(others, 0.0)
+    for draw in (lambda: mined_negatives(similarity, others), lambda: random_negatives(5, torch.device("cpu"), others)):
+        drawn = torch.stack([draw() for _ in range(400)])
+        for row, allowed in enumerate(others):
+            counts = drawn[:, row].bincount(minlength=5)
+            assert counts[~allowed].sum() == 0
+            assert counts[allowed].min() > 0.6 * 400 / int(allowed.sum()), "what may be drawn is drawn evenly"
+
+
+def test_a_picture_without_any_other_draws_something_that_the_stage_leaves_out() -> None:
+    others = other_pictures(torch.tensor([5, 5, 5]))
+    assert not others.any()
+    for drawn in (mined_negatives(torch.randn(3, 3), others), random_negatives(3, torch.device("cpu"), others)):
+        assert drawn.shape == (3,)
+        assert (drawn != torch.arange(3)).all()

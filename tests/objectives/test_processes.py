@@ -11,12 +11,16 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from lightning_internvl.objectives.itc import ITC
+from lightning_internvl.objectives.itm import ITM
 from lightning_internvl.objectives.next_token import NextToken
 
 WORLDS = (1, 2, 4)
 WAIT = timedelta(seconds=30)  # a process that waits for a collective which another one never reaches fails
 PAIRS, WIDTH = 8, 6
 IGNORED = torch.tensor([False, True, True, True, False, False, True, False])
+IMAGE_IDS = torch.tensor([2, 7, 2, 5, 7, 2, 1, 4])  # equal ones stand on different processes too
+MATCHES = torch.tensor([0, -100, 1, 1, -100, -100, 0, 1])
+NAMES = ("itc", "itc_ignored", "itc_same_pictures", "itm", "next_token")
 
 
 class Model(nn.Module):
@@ -26,7 +30,7 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(3)
         self.image, self.text, self.head = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
-        self.itc, self.next_token = ITC(label_smoothing=0.1), NextToken()
+        self.itc, self.itm, self.next_token = ITC(label_smoothing=0.1), ITM(dim=WIDTH), NextToken()
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
@@ -43,6 +47,8 @@ def losses(model: Model, rows: slice) -> dict[str, Tensor]:
     return {
         "itc": model.itc(model.image(image), model.text(text)),
         "itc_ignored": model.itc(model.image(image), model.text(text), IGNORED[rows]),
+        "itc_same_pictures": model.itc(model.image(image), model.text(text), image_ids_B=IMAGE_IDS[rows]),
+        "itm": model.itm(model.image(image)[:, None] * model.text(text)[:, None], MATCHES[rows]),
         "next_token": model.next_token(states, labels, model.head),
     }
 
@@ -57,7 +63,7 @@ def work(rank: int, folder: str) -> None:
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=WAIT)
         share = PAIRS // world
         found = {}
-        for name in ("itc", "itc_ignored", "next_token"):
+        for name in NAMES:
             model = Model()
             loss = losses(model, slice(rank * share, (rank + 1) * share))[name]
             loss.backward()

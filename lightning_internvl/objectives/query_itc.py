@@ -1,0 +1,88 @@
+"""Image-text contrast where a picture has an embedding a query and its best one counts (Li et al. 2023, BLIP-2 section 3.1).
+
+Letters: B rows of this rank, W ranks, Q queries, E width, C columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_internvl.distributed import gather, gather_with_grad, global_mean, rank
+
+
+class QueryITC(nn.Module):
+    """Symmetric cross-entropy of the best query's cosine over a learnable temperature (LAVIS `blip2_qformer.py`).
+
+    Args:
+        init_temp: start of the temperature.
+        min_temp: it is held above this while training (LAVIS: no bound).
+        label_smoothing: share of the target spread over all columns.
+        gather_gradient: whether what rows are compared with gets gradients too, also that of other ranks. LAVIS does without,
+            which gives the same losses and, even on one process, other gradients.
+        learnable: False keeps the temperature as it is, and out of checkpoints.
+    """
+
+    def __init__(
+        self,
+        *,
+        init_temp: float = 0.07,
+        min_temp: float = 0.01,
+        label_smoothing: float = 0.0,
+        gather_gradient: bool = True,
+        learnable: bool = True,
+    ) -> None:
+        super().__init__()
+        if init_temp <= 0 or not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"{init_temp=} must lie above 0, and {label_smoothing=} from 0 on and below 1")
+        temp = torch.tensor([float(init_temp)])
+        self.min_temp, self.label_smoothing, self.gather_gradient = min_temp, label_smoothing, gather_gradient
+        if learnable:
+            self.temp = nn.Parameter(temp)
+        else:
+            self.register_buffer("temp", temp, persistent=False)
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor on cosine similarities, shape (1,)."""
+        return 1 / self.temp
+
+    def logits(self, image: Tensor, text_CE: Tensor) -> Tensor:
+        """Normalised (B, Q, E) and (C, E) to scaled similarities (B, C)."""
+        return similarities(image, text_CE) / self.temp
+
+    def forward(
+        self, image_BQE: Tensor, text_BE: Tensor, ignored_B: Tensor | None = None, image_ids_B: Tensor | None = None
+    ) -> Tensor:
+        """Mean over rows of both directions for matching rows, which need not be normalised.
+
+        Args:
+            ignored_B: True for pairs that others are compared with but that are not judged themselves.
+            image_ids_B: whole numbers that name the pictures. A row then matches every row of the same picture, on all ranks, to
+                equal shares (COCO retrieval); without them it matches its own row alone.
+        """
+        if self.training:
+            self.temp.data.clamp_(min=self.min_temp)
+        image, text = F.normalize(image_BQE, dim=-1), F.normalize(text_BE, dim=-1)
+        to_text = self.logits(image, self._gathered(text))
+        to_image = self.logits(self._gathered(image), text).T
+        if image_ids_B is None:
+            targets = torch.arange(len(image), device=image.device) + rank() * len(image)
+        else:
+            same = (image_ids_B[:, None] == gather(image_ids_B)).float()
+            targets = same / same.sum(dim=1, keepdim=True)
+        options = {"label_smoothing": self.label_smoothing, "reduction": "mean" if ignored_B is None else "none"}
+        losses = [F.cross_entropy(x.float(), targets, **options) for x in (to_text, to_image)]
+        loss = (losses[0] + losses[1]) / 2
+        return loss if ignored_B is None else global_mean(loss.masked_fill(ignored_B, 0.0).sum(), (~ignored_B).sum())
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        return gather_with_grad(x) if self.gather_gradient else gather(x.detach())
+
+
+def similarities(image: Tensor, text_CE: Tensor) -> Tensor:
+    """Cosines of normalised embeddings (B, C): of an image (B, E), or of the best of its queries (B, Q, E)."""
+    if image.ndim == 2:
+        return image @ text_CE.T
+    return (image @ text_CE.T).max(dim=1).values

@@ -1,0 +1,89 @@
+"""Image-text contrast by a sigmoid for every pair of picture and text (SigLIP, Zhai et al. 2023, section 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_internvl.distributed import global_mean, rank, world_size
+
+
+class SigLIP(nn.Module):
+    """Each pair is judged alone, so no row of all similarities is ever needed: texts go round the ranks, one block at a time.
+
+    It stands where ITC does (`objective=siglip`) and is called as ITC is.
+
+    Args:
+        init_scale: start of the factor on cosine similarities.
+        init_bias: start of the bias; strongly negative, because almost no pair matches.
+    """
+
+    def __init__(self, *, init_scale: float = 10.0, init_bias: float = -10.0) -> None:
+        super().__init__()
+        # One dimension because sharding refuses scalars.
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(init_scale)]))
+        self.logit_bias = nn.Parameter(torch.tensor([init_bias]))
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor on cosine similarities, shape (1,)."""
+        return self.logit_scale.exp()
+
+    def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
+        """Normalised rows to (B, C); the sigmoid of each is the probability that picture and text belong together."""
+        return self.scale * image_BE @ text_CE.T + self.logit_bias
+
+    def forward(
+        self, image_BE: Tensor, text_BE: Tensor, ignored_B: Tensor | None = None, image_ids_B: Tensor | None = None
+    ) -> Tensor:
+        """The loss of all pairs over the number of pictures, for matching rows (B, E), which need not be normalised.
+
+        The mean over ranks is the loss of the whole batch; its averaged gradients are exact for any number of processes.
+
+        Args:
+            ignored_B: True for rows that are not judged: pictures whose own caption is empty.
+            image_ids_B: whole numbers that name the pictures; a picture matches every caption of an equal number.
+        """
+        image, text = F.normalize(image_BE, dim=-1), F.normalize(text_BE, dim=-1)
+        ids = torch.arange(len(image), device=image.device) + rank() * len(image) if image_ids_B is None else image_ids_B
+        judged = torch.ones_like(ids, dtype=torch.bool) if ignored_B is None else ~ignored_B
+        total, theirs = image.new_zeros((), dtype=torch.float32), ids
+        for step in range(world_size()):
+            if step:
+                text, theirs = passed_on(text), _exchanged(theirs, 1)
+            signs = torch.where(ids[:, None] == theirs, 1.0, -1.0)
+            losses = -F.logsigmoid(signs * self.logits(image, text).float())
+            total = total + (losses * judged[:, None]).sum()
+        return global_mean(total, judged.sum())
+
+
+def passed_on(x_BE: Tensor) -> Tensor:
+    """The rows of the rank before this one, with gradient; every rank gives its own to the next in the ring."""
+    return _Ring.apply(x_BE)
+
+
+class _Ring(torch.autograd.Function):
+    """One place forwards in the ring; the gradient goes one place back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _exchanged(x, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _exchanged(grad, -1)
+
+
+def _exchanged(x: Tensor, step: int) -> Tensor:
+    """What the rank `step` places before this one holds, while this one's goes `step` places on."""
+    received, x = torch.empty_like(x, memory_format=torch.contiguous_format), x.contiguous()
+    to, source = (rank() + step) % world_size(), (rank() - step) % world_size()
+    works = dist.batch_isend_irecv([dist.P2POp(dist.isend, x, to), dist.P2POp(dist.irecv, received, source)])
+    for work in works:
+        work.wait()
+    return received
