@@ -1,0 +1,176 @@
+"""Labelled pictures for probes: single things from the built-in artwork, and folders with one class each.
+
+Their samples are {"image": (H, W, 3) uint8, "label", "key"}.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_internvl.data.collate import Sample, pixels_of, tiles_of
+from lightning_internvl.data.held_out import LabelledImages
+from lightning_internvl.data.image_files import read_image
+from lightning_internvl.data.processors import Processor
+from lightning_internvl.data.scenes import Scenes
+from lightning_internvl.data.things import THINGS
+
+ENDLESS = 2**40
+HELD_OUT = len(THINGS) * 2**15  # the first single things are for measuring
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+
+
+class SceneLabels(Dataset[dict[str, Any]]):
+    """One thing alone on a background; the things take turns. None of the pictures is among those that are measured.
+
+    Args:
+        classes: how many classes the probe has; it must be the number of things.
+        length: None is endless.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        classes: int,
+        image_size: int = 64,
+        styles: Sequence[str] = ("twemoji", "openmoji"),
+        length: int | None = None,
+    ) -> None:
+        if classes != len(THINGS):
+            raise ValueError(f"the built-in scenes show {len(THINGS)} things, but {classes=}")
+        self.scenes = Scenes(seed, "single", image_size, tuple(styles))
+        self.length = ENDLESS if length is None else length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        if not 0 <= position < self.length:
+            raise IndexError(f"sample {position} of {self.length}")
+        scene = self.scenes.scene(HELD_OUT + position)
+        return {"image": self.scenes.render(scene), "label": scene.objects[0].thing, "key": f"single/{HELD_OUT + position}"}
+
+
+class FolderLabels(Dataset[dict[str, Any]]):
+    """Pictures in one folder a class, as ImageNet is kept: `path/<class>/<any depth>/<picture>`.
+
+    Classes are numbered in the order of their names. Files are listed at the first access.
+
+    Args:
+        classes: how many classes the probe has; it must be the number of folders.
+
+    Raises:
+        ValueError: for a folder that is missing or has another number of classes, and for a picture that cannot be read.
+    """
+
+    def __init__(self, path: str | Path, classes: int) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"folder of pictures {path} does not exist")
+        self.names = sorted(entry.name for entry in self.path.iterdir() if entry.is_dir())
+        if len(self.names) != classes:
+            raise ValueError(f"{path} holds {len(self.names)} folders, one a class, but {classes=}")
+        self._files: tuple[list[str], array] | None = None  # relative paths, classes
+
+    def __len__(self) -> int:
+        return len(self.files()[0])
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        files, labels = self.files()
+        name = files[position]
+        return {"image": read_image(self.path / name), "label": labels[position], "key": name}
+
+    def files(self) -> tuple[list[str], array]:
+        """The pictures by their paths below the folder, and the class of each."""
+        if self._files is None:
+            files, labels = [], array("i")
+            for label, name in enumerate(self.names):
+                found = sorted(p for p in (self.path / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+                if not found:
+                    raise ValueError(f"{self.path / name} holds no picture; known kinds: {', '.join(sorted(SUFFIXES))}")
+                files += [str(p.relative_to(self.path)) for p in found]
+                labels.extend([label] * len(found))
+            self._files = files, labels
+        return self._files
+
+
+class HeldOutFolder:
+    """The pictures of a second folder, on which a probe is measured.
+
+    Args:
+        path, classes: as in `FolderLabels`.
+        single: how many pictures are read, spread over all classes; None reads all.
+        scenes, questions: sizes of other held-out data, which `debug=fast` sets whatever the data; a folder has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | Path,
+        classes: int,
+        single: int | None = None,
+        scenes: int | None = None,
+        questions: int | None = None,
+    ) -> None:
+        self.data, self.single = FolderLabels(path, classes), single
+
+    def labelled(self) -> LabelledImages:
+        """The pictures, read as they are asked for, and their classes; there are no prompts."""
+        _, labels = self.data.files()
+        places = np.linspace(0, len(labels) - 1, min(self.single or len(labels), len(labels))).round().astype(int).tolist()
+        return LabelledImages(_Pictures(self.data, places), [labels[place] for place in places], [])
+
+
+class _Pictures(Sequence[np.ndarray]):
+    """Pictures of a data set in the order of some places; none is kept."""
+
+    def __init__(self, data: FolderLabels, places: list[int]) -> None:
+        self.data, self.places = data, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, which: int | slice) -> Any:
+        if isinstance(which, slice):
+            return _Pictures(self.data, self.places[which])
+        return self.data[self.places[which]]["image"]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.data[place]["image"] for place in self.places)
+
+
+class LabelCollator:
+    """Samples with labels to `pixel_values` (B, 3, S, S) float32, `labels` (B,) int64 and `keys`."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.processor = processor
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        keys = [sample["key"] for sample in samples]
+        return {
+            "keys": keys,
+            "pixel_values": self.pixels([s["image"] for s in samples], keys, [s.get("draw") for s in samples]),
+            "labels": torch.tensor([sample["label"] for sample in samples]),
+        }
+
+    def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """A batch without data: what the memory of a step is measured with."""
+        side = self.processor.image_size
+        return {
+            "pixel_values": torch.zeros(batch_size, 3, side, side, device=device),
+            "labels": torch.zeros(batch_size, dtype=torch.int64, device=device),
+        }
+
+    def pixels(
+        self, images: Sequence[np.ndarray], keys: Sequence[str], draws: Sequence[Sequence[int] | None] | None = None
+    ) -> Tensor:
+        """Pictures of any size to (B, 3, S, S) float32; `draws` fixes the chance of each (see `Processor`)."""
+        found = zip(images, keys, draws or [None] * len(images), strict=True)
+        return pixels_of(self.processor, [tiles_of(self.processor, image, key, draw) for image, key, draw in found])
