@@ -2,11 +2,11 @@
 
 pip install --no-deps open_clip_torch torchvision ftfy regex wcwidth timm
 python benchmarks/contrastive_step.py                # toy size and about 60 M parameters
-python benchmarks/contrastive_step.py sizes=toy steps=100
+python benchmarks/contrastive_step.py sizes=toy parts=clip steps=100
 
-Both sides have the same width, depth, heads and patches in the tower and the same width, depth and heads in the text encoder,
-whose MLPs have equally many parameters (three matrices of a LLaMA beside two of GPT). Both read texts of 77 tokens. Prints one
-JSON line.
+`clip` is the architecture of open_clip's model, part by part; `internvl` is InternViT in the style of the 300M tower and a LLaMA
+of equal width, depth and heads, whose MLPs have equally many parameters (three matrices beside two). Texts have 77 tokens. Prints
+one JSON line.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 import importlib.util
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ import torch
 from alternating import against, arguments, plain_step, report
 from torch import Tensor
 
+from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.intern_vit import InternViT
+from lightning_internvl.middleware.clip_text import CLIPText
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model import VLM
 from lightning_internvl.objectives import ITC
@@ -58,16 +61,26 @@ def theirs(size: dict[str, int]) -> tuple[Any, Any]:
     return CLIP(size["dim"], vision, text).train(), ClipLoss()
 
 
-def ours(size: dict[str, int]) -> VLM:
+def clip(size: dict[str, int]) -> VLM:
+    """The architecture of open_clip's model."""
+    sizes = {"dim": size["dim"], "depth": size["depth"], "heads": size["dim"] // HEAD, "mlp_dim": 4 * size["dim"], "act": "gelu"}
+    encoder = CLIPViT(image_size=size["image"], patch_size=size["patch"], **sizes)
+    middleware = CLIPText(
+        encoder_dim=size["dim"], vocab_size=size["vocab"], positions=LENGTH, embed_dim=size["dim"], pooling="argmax", **sizes
+    )
+    return VLM(encoder, middleware, objectives={"itc": ITC()})
+
+
+def internvl(size: dict[str, int]) -> VLM:
     """InternViT in the style of the 300M tower, and a LLaMA as text encoder."""
+    sizes = {"dim": size["dim"], "depth": size["depth"], "heads": size["dim"] // HEAD}
     encoder = InternViT(
-        image_size=size["image"], patch_size=size["patch"], dim=size["dim"], depth=size["depth"],
-        heads=size["dim"] // HEAD, mlp_dim=4 * size["dim"], norm="layer_norm", qk_norm=False, qkv_bias=True,
+        image_size=size["image"], patch_size=size["patch"], mlp_dim=4 * size["dim"], norm="layer_norm", qk_norm=False,
+        qkv_bias=True, **sizes,
     )  # fmt: skip
     middleware = QLLaMA(
-        encoder_dim=size["dim"], vocab_size=size["vocab"], dim=size["dim"], depth=size["depth"],
-        heads=size["dim"] // HEAD, mlp_dim=-(-8 * size["dim"] // 3 // 8) * 8, num_queries=0, embed_dim=size["dim"],
-        pool_heads=size["dim"] // HEAD,
+        encoder_dim=size["dim"], vocab_size=size["vocab"], mlp_dim=-(-8 * size["dim"] // 3 // 8) * 8, num_queries=0,
+        embed_dim=size["dim"], pool_heads=size["dim"] // HEAD, **sizes,
     )  # fmt: skip
     return VLM(encoder, middleware, objectives={"itc": ITC()})
 
@@ -80,11 +93,11 @@ def batch(size: dict[str, int]) -> dict[str, Tensor]:
     return {"pixel_values": pixels, "itc_ids": ids, "itc_mask": torch.ones_like(ids)}
 
 
-def measure(size: dict[str, int], steps: int) -> dict[str, Any]:
+def measure(size: dict[str, int], make: Callable[[dict[str, int]], VLM], steps: int) -> dict[str, Any]:
     """Both sides over the same eight batches."""
     torch.manual_seed(0)
     batches = [batch(size) for _ in range(8)]
-    (other, loss), model = theirs(size), ours(size)
+    (other, loss), model = theirs(size), make(size)
 
     def their_loss(number: int) -> Tensor:
         image, text, scale = other(batches[number]["pixel_values"], batches[number]["itc_ids"])
@@ -109,9 +122,14 @@ def main() -> None:
         sys.exit(
             "this benchmark compares with open_clip: pip install --no-deps open_clip_torch torchvision ftfy regex wcwidth timm"
         )
-    options = arguments(sizes="toy,60M", steps=0)
-    default = {"toy": 150, "60M": 20}
-    results = {name: measure(SIZES[name], options["steps"] or default[name]) for name in options["sizes"].split(",")}
+    options = arguments(sizes="toy,60M", parts="clip,internvl", steps=0)
+    default, makers = {"toy": 150, "60M": 20}, {"clip": clip, "internvl": internvl}
+    results = {
+        size: {
+            part: measure(SIZES[size], makers[part], options["steps"] or default[size]) for part in options["parts"].split(",")
+        }
+        for size in options["sizes"].split(",")
+    }
     from open_clip import __version__
 
     report("contrastive_step", {"open_clip": __version__}, {"sizes": results})

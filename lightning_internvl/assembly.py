@@ -12,12 +12,13 @@ import lightning as L
 from lightning_internvl.compose import Build, completed, compose_model
 from lightning_internvl.data.collate import ChatCollator, PairCollator
 from lightning_internvl.data.encode import ImageTokens
+from lightning_internvl.data.instructions import Instructions
 from lightning_internvl.data.labelled import LabelCollator
 from lightning_internvl.data.module import StageData
 from lightning_internvl.data.processors import Processor
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.evaluation.bench import Bench
-from lightning_internvl.model import VLM
+from lightning_internvl.model import VLM, shifts_labels
 from lightning_internvl.stages import Stage
 
 Config = dict[str, Any]
@@ -74,7 +75,8 @@ def build_stage(name: str, settings: Config, model: VLM, run_dir: Path, build: B
 def stage_settings(config: Mapping[str, Any], name: str) -> Config:
     """One stage's settings, complete: its own over the common ones.
 
-    A stage may carry a change to any common group (`optimizer: {lr: 1e-4}`); one with a `_target_` replaces the group.
+    A stage may carry a change to any common group (`optimizer: {lr: 1e-4}`); one with a `_target_` replaces the group. Changes to the
+    data group are called `datasets`, because `data` says which of its kinds a stage reads.
     """
     stage = copy.deepcopy(dict(config["stages"][name]))
     for group in ("encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer"):
@@ -83,7 +85,18 @@ def stage_settings(config: Mapping[str, Any], name: str) -> Config:
     parts = {part: stage.pop(part) if part in stage["parts"] else None for part in ("encoder", "middleware", "decoder")}
     parts |= {"objectives": stage.pop("objectives"), "image_token": config["data"]["image_token"]}
     parts |= {"video_token": config["data"]["video_token"]} if config["data"].get("video_token") else {}
-    return stage | {"parts": parts, "data_group": config["data"], "callbacks": config["callbacks"], "seed": config["seed"]}
+    data = _data_of(config["data"], stage.pop("datasets", None) or {})
+    return stage | {"parts": parts, "data_group": data, "callbacks": config["callbacks"], "seed": config["seed"]}
+
+
+def _data_of(common: Config, change: Mapping[str, Any]) -> Config:
+    """The data group with a stage's changes; a dataset with a `_target_` takes the place of another."""
+    merged = _merged(copy.deepcopy(dict(common)), {key: value for key, value in change.items() if not _is_object(value)})
+    return merged | {key: value for key, value in change.items() if _is_object(value)}
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
 
 
 def _merged(common: Config, own: Mapping[str, Any]) -> Config:
@@ -145,6 +158,9 @@ def make_collators(
         options["image_tokens"] = ImageTokens(data["image_token"], start, end, data.get("video_token"))
         text, total = options.pop("max_text_tokens"), options.pop("max_length", None)
         max_length = total + max(0, more_tiles) * tokens if total else text + processor.max_tiles * tokens
+        options["split_answers"] = not shifts_labels(model.decoder)
+        if getattr(model.middleware, "instructed", False):
+            options["instructions"] = Instructions(tokenizers["middleware"])
         found["chats"] = ChatCollator(tokenizers["decoder"], template, processor, tokens, max_length, **options)
     return found
 

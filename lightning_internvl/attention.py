@@ -41,7 +41,16 @@ def choose_backend(name: str = "auto") -> tuple[str, str]:
     return _backend, reason
 
 
-def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def attend(
+    q_BHTK: Tensor,
+    k_BHSK: Tensor,
+    v_BHSK: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Scaled dot-product attention.
 
     Letters: B rows, H heads, T query positions, S key positions, K width of a head.
@@ -49,27 +58,34 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, *, mask: Tensor | Non
     Args:
         mask: bool, broadcastable to (B, H, T, S); True where a query may look. Exclusive with `causal`.
         causal: position t sees keys 0..t (T equals S).
+        dropout: share of the attention weights that are dropped.
+        bias: added to the scaled scores, broadcastable to (B, H, T, S); exclusive with `mask` and `causal`.
 
     Returns:
         (B, H, T, K)
     """
     if _backend == "math":
-        return _math(q_BHTK, k_BHSK, v_BHSK, mask, causal)
-    if _backend == "xformers" and mask is None:
+        return _math(q_BHTK, k_BHSK, v_BHSK, mask, causal, dropout, bias)
+    if _backend == "xformers" and mask is None and bias is None:
         from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
         bias = LowerTriangularMask() if causal else None
         q, k, v = (x.transpose(1, 2) for x in (q_BHTK, k_BHSK, v_BHSK))  # xformers wants (B, T, H, K)
-        return memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
+        return memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout).transpose(1, 2)
     # Masks that differ by row are left to PyTorch, whose kernels read a bool mask without first making a float copy per head.
-    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=causal)
+    mask = mask if bias is None else bias
+    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, dropout_p=dropout, is_causal=causal)
 
 
-def _math(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def _math(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float, bias: Tensor | None = None
+) -> Tensor:
     """The formula as written, softmax in float32: the reference that every other backend is tested against."""
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+    return F.dropout(scores.softmax(dim=-1), dropout).to(v.dtype) @ v

@@ -15,7 +15,7 @@ KEYS = (
 PARTS = ("encoder", "middleware", "decoder")
 STAGE_KEYS = (
     "module", "parts", "objectives", "max_steps", "batch_size", "new", "dropped", "data", "collate", "evaluation", "samples",
-    "encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer",
+    "encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer", "datasets",
 )  # fmt: skip
 
 

@@ -24,7 +24,13 @@ FETCHING = {"pretrained", "trust_remote_code", "auto_map"}
 def trusted_build(config: Mapping[str, Any], **extra: Any) -> Any:
     """Build a part or a tokenizer of this package, and nothing else: for configurations that come with a checkpoint."""
     check_trusted(config)
-    return locate(config["_target_"])(**{k: v for k, v in config.items() if not k.startswith("_")}, **extra)
+    known = {k: _built(v) for k, v in config.items() if not k.startswith("_")}
+    return locate(config["_target_"])(**known, **extra)
+
+
+def _built(value: Any) -> Any:
+    """A part inside a part's configuration is built too, as Hydra does."""
+    return trusted_build(value) if isinstance(value, Mapping) and "_target_" in value else value
 
 
 def check_trusted(config: Any) -> None:
@@ -81,8 +87,8 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
     """A model from the configurations of its parts.
 
     Args:
-        config: `encoder`, `middleware`, `decoder` (None without one), `objectives` (name to configuration) and
-            `image_token` (the placeholder in the decoder's text).
+        config: `encoder`, `middleware`, `decoder` (None without one), `objectives` (name to configuration), `image_token` (the
+            placeholder in the decoder's text) and, where videos have one of their own, `video_token`.
 
     Returns:
         the model and the tokenizers of the parts that read text, by part
@@ -94,16 +100,23 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
     encoder = build(config["encoder"])
     decoder = None
     if config.get("decoder"):
-        decoder = completed(build, config["decoder"], vocab_size=sizes.get("decoder"))
+        decoder = completed(build, config["decoder"], vocab_size=sizes.get("decoder"), encoder_dim=encoder.dim)
     decoder_dim = decoder.dim if decoder is not None else None
     middleware = completed(
-        build, config["middleware"], encoder_dim=encoder.dim, decoder_dim=decoder_dim, vocab_size=sizes.get("middleware")
+        build,
+        config["middleware"],
+        encoder_dim=encoder.dim,
+        encoder_dims=getattr(encoder, "dims", None),
+        special_tokens=getattr(encoder, "special_tokens", None),
+        decoder_dim=decoder_dim,
+        vocab_size=sizes.get("middleware"),
     )
     objectives: dict[str, nn.Module] = {
         name: completed(build, objective, dim=getattr(middleware, "dim", None))
         for name, objective in (config.get("objectives") or {}).items()
     }
-    image_token_id = None
+    tokens: dict[str, int] = {}
     if decoder is not None and "decoder" in tokenizers:
-        image_token_id = tokenizers["decoder"].convert_tokens_to_ids(config["image_token"])
-    return VLM(encoder, middleware, decoder, objectives=objectives, image_token_id=image_token_id), tokenizers
+        ids = tokenizers["decoder"].convert_tokens_to_ids
+        tokens = {f"{kind}_token_id": ids(config[f"{kind}_token"]) for kind in ("image", "video") if config.get(f"{kind}_token")}
+    return VLM(encoder, middleware, decoder, objectives=objectives, **tokens), tokenizers

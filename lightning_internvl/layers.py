@@ -49,25 +49,39 @@ def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Apply rotary positions to queries or keys of shape (B, H, T, K)."""
     cos, sin = (t.to(x_BHTK.dtype) for t in table)
     first, second = x_BHTK.chunk(2, dim=-1)
-    return x_BHTK * cos + torch.cat([-second, first], dim=-1) * sin
+    lower, upper = sin.chunk(2, dim=-1)
+    # The sign goes into the small table, which saves a pass over all queries and keys.
+    return x_BHTK * cos + torch.cat([second, first], dim=-1) * torch.cat([-lower, upper], dim=-1)
 
 
-def resize_positions(table_1PD: Tensor, grid: int) -> Tensor:
-    """Resize a learned square position table to `grid` x `grid` patches, bicubic in float32; the CLS entry (row 0) is kept.
+def resize_positions(table_1PD: Tensor, grid: int | tuple[int, int], special: int = 1) -> Tensor:
+    """Resize a learned square position table to another grid of patches, bicubic in float32; entries before it are kept.
 
     Args:
-        table_1PD: (1, 1 + g*g, D)
+        table_1PD: (1, special + g*g, D)
+        grid: rows and columns of patches; one number for a square.
+        special: entries in front that stand for no patch (CLS).
 
     Returns:
-        (1, 1 + grid*grid, D), in the dtype of the table
+        (1, special + rows*columns, D), in the dtype of the table
     """
-    cls_1D, patches = table_1PD[:, :1], table_1PD[:, 1:]
+    rows, columns = (grid, grid) if isinstance(grid, int) else grid
+    front, patches = table_1PD[:, :special], table_1PD[:, special:]
     old = round(patches.shape[1] ** 0.5)
-    if old == grid:
+    if (old, old) == (rows, columns):
         return table_1PD
     square = patches.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    square = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
-    return torch.cat([cls_1D, square.flatten(2).transpose(1, 2).to(table_1PD.dtype)], dim=1)
+    square = F.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
+    return torch.cat([front, square.flatten(2).transpose(1, 2).to(table_1PD.dtype)], dim=1)
+
+
+def keep_random(x_NPD: Tensor, keep: float, special: int = 1) -> Tensor:
+    """A share of the patch tokens, drawn for each image; the `special` tokens in front stay (FLIP)."""
+    n, tokens, dim = x_NPD.shape
+    kept = max(1, round((tokens - special) * keep))
+    order = torch.rand(n, tokens - special, device=x_NPD.device).argsort(dim=1)[:, :kept] + special
+    patches = x_NPD.gather(1, order[..., None].expand(-1, -1, dim))
+    return torch.cat([x_NPD[:, :special], patches], dim=1)
 
 
 class AttentionPooling(nn.Module):

@@ -6,6 +6,7 @@ E contrastive width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.middleware.streams import Stream
 from lightning_internvl.objectives import NextToken
 from lightning_internvl.placeholders import EMPTY, Expanded, ImagePlaceholders
 from lightning_internvl.protocols import Decoder, Encoder, Middleware
+from lightning_internvl.videos import VIDEOS, joined
 
 PARTS = ("encoder", "middleware", "decoder", "objectives")
 
@@ -45,6 +48,7 @@ class VLM(nn.Module):
         objectives: losses by name; those with parameters (logit scale, matching head) are saved with the model.
         image_token_id: the placeholder that visual tokens replace in the decoder's input, one for each of them.
         image_placeholders: where one placeholder stands for a whole picture instead, how rows are expanded.
+        video_token_id: the placeholder of videos, where they have their own.
     """
 
     def __init__(
@@ -56,23 +60,31 @@ class VLM(nn.Module):
         objectives: dict[str, nn.Module] | None = None,
         image_token_id: int | None = None,
         image_placeholders: ImagePlaceholders | None = None,
+        video_token_id: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.middleware, self.decoder = encoder, middleware, decoder
         self.objectives = nn.ModuleDict(objectives or {})
         self.image_placeholders = image_placeholders
         self.image_token_id = image_placeholders.id if image_placeholders else image_token_id
+        self.video_token_id = video_token_id
         self.config: dict[str, Any] | None = None  # of the official checkpoint it was loaded from
 
     # --- contrastive ------------------------------------------------------------------------------------------------
 
     def encode_image(self, pixel_values: Tensor, mode: str = "c") -> Tensor:
         """(N, 3, S, S) -> (N, E), as the original returns it; mode "c" or "g" where the system has both."""
-        return self.middleware.embed_image(self.encoder(pixel_values), mode)
+        return self.middleware.embed_image(self.encoder(pixel_values, layers=self.middleware.layers[:1]), mode)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) -> (B, E), as the original returns it."""
         return self.middleware.embed_text(input_ids, attention_mask)
+
+    def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits of the matching head for pairs of picture and text, column 1 for a match: (B, 2)."""
+        visual = self.encoder(pixel_values, layers=self.middleware.layers[:1])[0]
+        ((queries, _),) = self.middleware.read(visual, [Stream("itm", input_ids, attention_mask)])
+        return self.objectives["itm"].logits(queries)
 
     # --- decoder ----------------------------------------------------------------------------------------------------
 
@@ -85,41 +97,88 @@ class VLM(nn.Module):
         feats = self.encoder(pixel_values, layers=self.middleware.layers, **_taken(self.encoder, inputs))
         return self.middleware(feats, **_taken(self.middleware, inputs))
 
+    def placeholders(self, image_size: int | None = None) -> int:
+        """Placeholders that one square picture takes in the decoder's text."""
+        return 1 if self.attends else self.middleware.tokens_out(self.encoder.num_tokens(image_size))
+
+    @property
+    def attends(self) -> bool:
+        """Whether the decoder reads visual tokens by attention of its own, so that one placeholder stands for a whole picture."""
+        return "visual" in _inputs(self.decoder)
+
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, **inputs: Any) -> Tensor:
         """Text embeddings with the visual tokens in place of the placeholders: (B, L, H).
+
+        Args:
+            inputs: what the parts read (see `visual_tokens`), and `pixel_values_videos`: videos go the way of pictures, with
+                inputs that are called `video_...` where those of pictures are called `image_...`.
 
         Raises:
             ValueError: if placeholders and visual tokens differ in number.
         """
-        embeds = self._words(input_ids)
-        if pixel_values is None:
-            return embeds
-        places = input_ids == self.image_token_id
-        if len(pixel_values) == 0:
-            _check_places(places, 0, 0)
+        return self._embedded(input_ids, pixel_values, inputs)[0]
+
+    def _embedded(self, input_ids: Tensor, pixel_values: Tensor | None, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """What the decoder reads: embeddings (B, L, H) and, for one that attends to them, visual tokens (N, T, D)."""
+        embeds, places = self._words(input_ids), input_ids == self.image_token_id
+        pixels, shares, inputs = joined(pixel_values, inputs)
+        if pixels is None:
+            return embeds, None
+        if len(pixels) == 0:
+            for kind in (self.image_token_id, self.video_token_id):
+                if kind is not None:
+                    _check_places(input_ids == kind, 0, 0)
             # A batch without images still runs the visual parts, so that every rank has the same parameters in its graph.
-            blank = pixel_values.new_zeros(1, *pixel_values.shape[1:])
-            return embeds + 0.0 * self.visual_tokens(blank, **inputs).sum().to(embeds.dtype)
-        visual = self.visual_tokens(pixel_values, **inputs).flatten(0, -2).to(embeds.dtype)
-        _check_places(places, len(visual), len(pixel_values))
-        return embeds.masked_scatter(places[..., None], visual)
+            blank = self.encoder.blank(pixels) if hasattr(self.encoder, "blank") else {"pixel_values": _blank(pixels)}
+            return embeds + 0.0 * self.visual_tokens(**{**inputs, **blank}).sum().to(embeds.dtype), None
+        visual = self.visual_tokens(pixels, **inputs)
+        if self.attends:
+            _check_places(places, len(visual), len(pixels))
+            return embeds, visual
+        visual = visual.flatten(0, -2).to(embeds.dtype)
+        images, videos = visual.split([len(visual) * share // len(pixels) for share in shares])
+        _check_places(places, len(images), shares[0])
+        embeds = embeds.masked_scatter(places[..., None], images)
+        if self.video_token_id is not None:
+            places = input_ids == self.video_token_id
+            _check_places(places, len(videos), shares[1], "video")
+            embeds = embeds.masked_scatter(places[..., None], videos)
+        return embeds, None
+
+    def _known(self, input_ids: Tensor, labels: Tensor | None, visual: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What a decoder may list under `inputs`."""
+        videos = torch.zeros_like(input_ids, dtype=torch.bool)
+        if self.video_token_id is not None:
+            videos = input_ids == self.video_token_id
+        places = {"visual_places": (input_ids == self.image_token_id) | videos, "video_places": videos, "visual": visual}
+        return {"input_ids": input_ids, "labels": labels, **places, **inputs}
 
     def _words(self, input_ids: Tensor) -> Tensor:
-        if self.image_placeholders is None:
+        if self.image_placeholders is None and (self.image_token_id or 0) >= 0:
             return self.decoder.embed(input_ids)
         words = self.decoder.embed(input_ids.clamp(min=0))
         return words.masked_fill((input_ids == EMPTY)[..., None], 0.0)
 
     def expand(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, pixel_values: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        side: str | None = None,
     ) -> Expanded:
-        """Rows in which every visual token has a placeholder of its own; the rows themselves where that is so already."""
+        """Rows in which every visual token has a placeholder of its own; the rows themselves where that is so already.
+
+        Args:
+            side: where shorter rows are filled up; None: as `image_placeholders` says.
+        """
         if self.image_placeholders is None:
             return Expanded(input_ids, attention_mask, labels, pixel_values)
         tokens = 0
         if pixel_values is not None:
             tokens = self.middleware.tokens_out(self.encoder.num_tokens(pixel_values.shape[-1]))
-        return self.image_placeholders.expand(input_ids, attention_mask, labels, pixel_values, tokens)
+        placeholders = self.image_placeholders if side is None else replace(self.image_placeholders, side=side)
+        return placeholders.expand(input_ids, attention_mask, labels, pixel_values, tokens)
 
     def read(
         self,
@@ -132,12 +191,13 @@ class VLM(nn.Module):
         """What the decoder makes of text and pictures.
 
         Args:
-            inputs: what else the parts read, by the names that they list under `inputs`. A decoder may also list `input_ids`,
-                `labels`, and `visual_places` (bool (B, L), where visual tokens stand).
+            inputs: what else the parts read, by the names that they list under `inputs`, and videos (see `embed`). A decoder may
+                also list `input_ids`, `labels`, `visual_places` (bool (B, L), where visual tokens stand), `video_places` (which
+                of them are of videos) and `visual` (see `attends`).
         """
         input_ids, attention_mask, labels, pixel_values = self.expand(input_ids, attention_mask, labels, pixel_values)
-        embeds = self.embed(input_ids, pixel_values, **inputs)
-        known = {"input_ids": input_ids, "labels": labels, "visual_places": input_ids == self.image_token_id, **inputs}
+        embeds, visual = self._embedded(input_ids, pixel_values, inputs)
+        known = self._known(input_ids, labels, visual, inputs)
         return Read(self.decoder.hidden(embeds, attention_mask, **_taken(self.decoder, known)), labels)
 
     def forward(
@@ -149,14 +209,22 @@ class VLM(nn.Module):
         mode: str = "c",
         **inputs: Any,
     ) -> Output:
-        """With a decoder: logits (B, L, V) and, given labels, the loss. Without one: scaled cosine similarities of all pairs."""
+        """With a decoder: logits (B, L, V) and, given labels, the loss. Without one: logits of all pairs of picture and text and,
+        with `return_loss=True`, their loss; with `use_image_text_matching_head=True` those of the matching head (see `match`)."""
+        if self.decoder is None and inputs.get("use_image_text_matching_head"):
+            logits = self.match(pixel_values, input_ids, attention_mask)
+            return Output(logits_per_image=logits, logits_per_text=logits.T)
         if self.decoder is None:
+            contrast = self.objectives["itc"]
             image = F.normalize(self.encode_image(pixel_values, mode), dim=-1)
             text = F.normalize(self.encode_text(input_ids, attention_mask), dim=-1)
-            logits = self.objectives["itc"].scale * image @ text.T
-            return Output(logits_per_image=logits, logits_per_text=logits.T)
+            logits = contrast.logits(image, text)
+            loss = contrast(image, text) if inputs.get("return_loss") else None
+            return Output(loss=loss, logits_per_image=logits, logits_per_text=logits.T)
         hidden, labels = self.read(input_ids, attention_mask, pixel_values, labels, **inputs)
-        loss = None if labels is None else NextToken()(hidden, labels, self.decoder.head)
+        loss = None
+        if labels is not None:
+            loss = NextToken()(hidden, labels, self.decoder.head, shifts=shifts_labels(self.decoder))
         return Output(loss=loss, logits=self.decoder.head(hidden))
 
     @torch.no_grad()
@@ -170,17 +238,26 @@ class VLM(nn.Module):
         """New ids only. With a decoder `options` are those of transformers and prompts are padded on the left; without one the
         middleware writes a caption after the prompt `input_ids` (see `QLLaMA.generate`)."""
         if self.decoder is None:
-            return self.middleware.generate(self.encoder(pixel_values)[0], input_ids, **options)
+            visual = self.encoder(pixel_values, layers=self.middleware.layers[:1])[0]
+            return self.middleware.generate(visual, input_ids, **options)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        input_ids, mask, _, pixel_values = self.expand(input_ids, mask, None, pixel_values)
-        inputs = {name: options.pop(name) for name in [*_inputs(self.encoder), *_inputs(self.middleware)] if name in options}
-        return self.decoder.generate(self.embed(input_ids, pixel_values, **inputs), mask, **options)
+        input_ids, mask, _, pixel_values = self.expand(input_ids, mask, None, pixel_values, side="left")
+        listed = {name for part in (self.encoder, self.middleware, self.decoder) for name in _inputs(part)}
+        inputs = {n: options.pop(n) for n in list(options) if n in listed or n == VIDEOS or n.startswith("video_")}
+        embeds, visual = self._embedded(input_ids, pixel_values, inputs)
+        known = self._known(input_ids, None, visual, inputs)
+        return self.decoder.generate(embeds, mask, **_taken(self.decoder, known), **options)
 
     def save_pretrained(self, path: str | Path, layout: str | None = None) -> None:
         """Write the layout that the original library loads (see `lightning_internvl.checkpoints.pretrained`)."""
         from lightning_internvl.checkpoints.pretrained import save_pretrained
 
         save_pretrained(self, path, layout=layout)
+
+
+def shifts_labels(decoder: nn.Module) -> bool:
+    """Whether the state before a token judges it; False for encoder-decoders, whose inputs are shifted instead."""
+    return getattr(decoder, "shifts", True)
 
 
 def _inputs(part: nn.Module) -> tuple[str, ...]:
@@ -192,11 +269,16 @@ def _taken(part: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: inputs[name] for name in _inputs(part) if name in inputs}
 
 
-def _check_places(places_BL: Tensor, tokens: int, images: int) -> None:
+def _blank(pixels: Tensor) -> Tensor:
+    """One picture of nothing, of the size that the batch would have."""
+    return pixels.new_zeros(1, *pixels.shape[1:])
+
+
+def _check_places(places_BL: Tensor, tokens: int, images: int, what: str = "image") -> None:
     if places_BL.is_meta:  # shapes only, nothing to count
         return
     message = (
-        f"{images} image(s) give {tokens} visual tokens, but the text holds another number of placeholders; "
+        f"{images} {what}(s) give {tokens} visual tokens, but the text holds another number of placeholders; "
         "the encoder's image size, the middleware or max_length differ from what the text was prepared for"
     )
     if places_BL.is_cuda:

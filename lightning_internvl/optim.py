@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_internvl.freezing import FreezePlan, check_matches, matches
 
 # Tables, scales and tokens are no matrices that multiply activations; decaying them only pulls them to zero.
-NO_DECAY = ("*query_tokens", "*class_embedding", "*position_embedding", "*logit_scale", "*embed_tokens*")
+NO_DECAY = ("*query_tokens", "*class_embedding", "*position_embedding", "*.pos_embed", "*logit_scale", "*embed_tokens*")
 
 
 # What stands before the first block of a part: tables of tokens and positions, the patch layer, queries.

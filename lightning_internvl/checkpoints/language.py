@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,11 +31,12 @@ def is_fused(config: Config) -> bool:
     return FUSED in config.get("architectures", []) or config.get("model_type") == "internlm2"
 
 
-def language_model(config: Config, *, tied: bool) -> HFCausalLM:
+def language_model(config: Config, *, tied: bool, make: Callable[..., HFCausalLM] = HFCausalLM) -> HFCausalLM:
     """The decoder of a language model's config, with fresh weights.
 
     Args:
         tied: whether output and input embeddings are one tensor; what the files hold decides, not the config.
+        make: called with the config that transformers knows; a decoder with parts of its own, or the plain one.
 
     Raises:
         ValueError: if the config does not say which model it is.
@@ -46,13 +48,22 @@ def language_model(config: Config, *, tied: bool) -> HFCausalLM:
     if "model_type" not in config:
         raise ValueError("the config of the language model has no model_type")
     fields = {key: value for key, value in config.items() if key not in _NOTES}
-    return HFCausalLM(config=fields | {"tie_word_embeddings": tied})
+    return make(config=fields | {"tie_word_embeddings": tied})
 
 
 def language_config(decoder: HFCausalLM) -> Config:
     """The config of a decoder as transformers writes it."""
     config = json.loads(decoder.lm.config.to_json_string(use_diff=False))
     return {key: value for key, value in config.items() if key not in _NOTES}
+
+
+def internlm2_config(decoder: HFCausalLM) -> Config:
+    """The config of a decoder of LLaMA's architecture as InternLM2 writes it."""
+    config = language_config(decoder)
+    rope = dict(config.pop("rope_parameters", None) or {})
+    config["rope_theta"], kind = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
+    config["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
+    return {key: config.get(key) for key in _SHARED} | {"bias": config["attention_bias"]}
 
 
 def language_rules(config: Config, prefix: str = "language_model.") -> list[Rule]:

@@ -43,6 +43,17 @@ def joined_rows(ours: str, *official: str) -> Rule:
     return Rule((ours,), official, read=lambda *parts: (torch.cat(parts),), write=lambda whole: whole.chunk(len(official)))
 
 
+def stacked_rows(ours: Iterable[str], official: str) -> Rule:
+    """Our tensors that are equal blocks of rows of one official one, the reverse of `joined_rows`."""
+    names = tuple(ours)
+    return Rule(
+        names,
+        (official,),
+        read=lambda whole: tuple(part.clone() for part in whole.chunk(len(names))),
+        write=lambda *parts: (torch.cat(parts),),
+    )
+
+
 def scalar(ours: str, official: str) -> Rule:
     """A number: without a dimension there, with one here, because sharding refuses scalars."""
     return Rule((ours,), (official,), read=lambda x: (x.reshape(1),), write=lambda x: (x.reshape(()),))
@@ -66,14 +77,15 @@ class Group:
 
 
 def grouped(rules: Iterable[Rule], names: Iterable[str]) -> tuple[list[Group], list[str]]:
-    """Our names by the first rule that fits them, and the names for which there is no rule or of which a rule lacks a part."""
+    """Our names by the first rule that fits them and lacks no part, and the names for which there is none."""
     rules, present = list(rules), list(names)
     groups: dict[tuple[str, ...], Group] = {}
     homeless: list[str] = []
     known = set(present)
     for name in present:
-        group = next(filter(None, (_group(rule, name) for rule in rules)), None)
-        if group is None or not known.issuperset(group.ours):
+        fitting = filter(None, (_group(rule, name) for rule in rules))
+        group = next((g for g in fitting if known.issuperset(g.ours)), None)
+        if group is None:
             homeless.append(name)
         else:
             groups[group.ours] = group

@@ -20,6 +20,7 @@ from lightning_internvl.data.encode import (
     encode_prompt,
     token_id,
 )
+from lightning_internvl.data.instructions import Instructions, encode_question
 from lightning_internvl.data.processors import Processor
 from lightning_internvl.data.templates import ChatTemplate
 
@@ -77,6 +78,7 @@ class PairCollator:
     `pixel_values` (B, 3, S, S) float32, `image_ids` (B,) int64 (equal where `image_id`, by default the key, is), `keys`, and for
     each task `<task>_ids` and `<task>_mask`, int64, (B, longest row):
     itc: bos, prompt, " " + caption, eos; itm: bos, caption, eos; itg: bos, prompt of the language, " " + caption, eos,
+    where itc and itm begin with the token of classification instead if the tokenizer has one (BERT),
     with `itg_labels`, -100 on padding, bos and the prompt but its last token, as in the published collator.
     A caption over `max_length` loses its end, never its eos. Raises ValueError for an empty caption, naming the sample, and
     for a processor that gives several tiles a picture.
@@ -143,14 +145,14 @@ class PairCollator:
         samples = [{"caption": caption, "key": caption} for caption in captions]
         return [self._row(self._prompt(sample, task), sample) for sample in samples], _pad_id(self.tokenizer)
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """bos and a prompt, from which a caption is generated."""
-        bos = self.tokenizer.bos_token_id
-        return ([] if bos is None else [bos]) + continuation_ids(self.tokenizer, prompt)
+    def prompt_ids(self, prompt: str, first: int | None = None) -> list[int]:
+        """bos, or another first token, and a prompt, from which a caption is generated."""
+        first = self.tokenizer.bos_token_id if first is None else first
+        return ([] if first is None else [first]) + continuation_ids(self.tokenizer, prompt)
 
     def _prompt(self, sample: Sample, task: str) -> list[int]:
         if task != "itg":
-            return self.prompt_ids(self.itc_prompt if task == "itc" else "")
+            return self.prompt_ids(self.itc_prompt if task == "itc" else "", self.tokenizer.cls_token_id)
         language = sample.get("language", "en")
         if language not in self.caption_prompts:
             raise ValueError(
@@ -162,7 +164,7 @@ class PairCollator:
         caption = sample["caption"].strip()
         if not caption:
             raise ValueError(f"sample {sample['key']}: its caption is empty")
-        follows_text = prompt and prompt[-1] != self.tokenizer.bos_token_id
+        follows_text = prompt and prompt[-1] not in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
         ids = continuation_ids(self.tokenizer, f" {caption}" if follows_text else caption)
         room = self.max_length - len(prompt) - 1
         if room < 1:
@@ -187,6 +189,8 @@ class ChatCollator:
         tokens_per_tile: decoder tokens of one square.
         max_length: tokens of a row, text and pictures together.
         image_tokens: names of the placeholder and of the tokens around a picture; None: as the template has them.
+        split_answers: for an encoder-decoder: a row ends before the last answer, which alone makes the row's labels.
+        instructions: adds what an instructed middleware reads, a row for every square.
     """
 
     def __init__(
@@ -197,14 +201,18 @@ class ChatCollator:
         tokens_per_tile: int,
         max_length: int,
         image_tokens: ImageTokens | None = None,
+        split_answers: bool = False,
+        instructions: Instructions | None = None,
     ) -> None:
         self.tokenizer, self.template, self.processor = tokenizer, template, processor
+        self.encode = encode_question if split_answers else encode_conversation
+        self.instructions = instructions
         self.tokens_per_tile, self.max_length = tokens_per_tile, max_length
         start, end = template.image_frame or (None, None)
         self.image_tokens = image_tokens or ImageTokens(start=start, end=end)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        rows, inputs = self._prepared(samples, encode_conversation)
+        rows, inputs = self._prepared(samples, self.encode)
         input_ids, mask = pad_rows([ids for ids, _ in rows], _pad_id(self.tokenizer))
         labels, _ = pad_rows([labels for _, labels in rows], IGNORE)
         return {
@@ -237,6 +245,7 @@ class ChatCollator:
             "attention_mask": torch.ones_like(ids),
             "labels": labels,
             **self.processor.blank(batch_size * tiles, device),
+            **(self.instructions.blank(batch_size * tiles, device) if self.instructions else {}),
             "image_counts": torch.ones(batch_size, dtype=torch.int64, device=device),
         }
 
@@ -245,6 +254,7 @@ class ChatCollator:
         rows: list[Row] = []
         pictures: list[np.ndarray] = []
         videos: list[np.ndarray] = []
+        squares: list[int] = []
         for sample in samples:
             own = [
                 tiles_of(self.processor, image, sample["key"], [*sample["draw"], place] if "draw" in sample else None)
@@ -254,7 +264,10 @@ class ChatCollator:
             rows.append(self._row(sample, own, shown, encode))
             pictures += own
             videos += shown
+            squares.append(sum(len(one) for one in own))
         inputs = self.processor.inputs(pictures)
+        if self.instructions:
+            inputs |= self.instructions(samples, squares)
         if self.image_tokens.video is not None:
             named = {"pixel_values": "pixel_values_videos"}
             inputs |= {named.get(n, n.replace("image_", "video_", 1)): x for n, x in self.processor.inputs(videos).items()}

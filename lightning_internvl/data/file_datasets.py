@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 
 from lightning_internvl.data.image_files import read_image
 from lightning_internvl.data.records import RecordFile
-from lightning_internvl.data.templates import IMAGE, Message
+from lightning_internvl.data.templates import IMAGE, VIDEO, Message
+from lightning_internvl.data.video_files import read_video
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -54,6 +55,12 @@ class _FileDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"{name!r} is no path of a picture")
         return read_image(self.image_root / name)
 
+    def video(self, name: Any) -> tuple[np.ndarray, float]:
+        """The video of a path in a record, (F, H, W, 3) uint8, and its frames a second."""
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{name!r} is no path of a video")
+        return read_video(self.image_root / name)
+
 
 class PairsFile(_FileDataset):
     """{"image": (H, W, 3) uint8, "caption", "language", "image_id", "key"} from {image, caption[, language]} records.
@@ -90,7 +97,8 @@ class ChatsFile(_FileDataset):
 
     LLaVA, ShareGPT, InternVL: {"image": path or [paths], "conversations": [{"from": "human" or "gpt", "value": text}]};
     messages: {"images": [paths], "messages": [{"role": "user" or "assistant", "content": text}]}. Text alone has no picture.
-    Where no "<image>" marks the places of the pictures, they come before the first question. An answer before the first question
+    Where no "<image>" marks the places of the pictures, they come before the first question. Videos are given and marked likewise
+    ("video" or "videos", "<video>"; see `read_video`), and stand under "videos" with their frames a second. An answer before the first question
     and a question after the last answer are left out. Raises ValueError naming file and line for a record that cannot be used.
     """
 
@@ -98,16 +106,24 @@ class ChatsFile(_FileDataset):
 
     def sample(self, record: dict[str, Any]) -> dict[str, Any]:
         """Pictures and conversation of a record."""
-        names = record.get("image") or record.get("images") or []
-        names = [names] if isinstance(names, str) else names
         messages = read_messages(record)
-        marks = sum(message["content"].count(IMAGE) for message in messages)
-        if names and not marks:
-            first = next(message for message in messages if message["role"] == "user")
-            first["content"], marks = f"{IMAGE}\n" * len(names) + first["content"], len(names)
-        if marks != len(names):
-            raise ValueError(f"{len(names)} pictures but {marks} {IMAGE!r} marks")
-        return {"images": [self.image(name) for name in names], "conversation": messages}
+        names = _marked(record.get("image") or record.get("images"), messages, IMAGE, "pictures")
+        found = {"images": [self.image(name) for name in names], "conversation": messages}
+        if videos := record.get("video") or record.get("videos"):
+            found["videos"] = [self.video(name) for name in _marked(videos, messages, VIDEO, "videos")]
+        return found
+
+
+def _marked(names: Any, messages: Sequence[Message], mark: str, what: str) -> list[Any]:
+    """The paths of pictures or videos, whose marks are put before the first question where there are none."""
+    names = [names] if isinstance(names, str) else list(names or [])
+    marks = sum(message["content"].count(mark) for message in messages)
+    if names and not marks:
+        first = next(message for message in messages if message["role"] == "user")
+        first["content"], marks = f"{mark}\n" * len(names) + first["content"], len(names)
+    if marks != len(names):
+        raise ValueError(f"{len(names)} {what} but {marks} {mark!r} marks")
+    return names
 
 
 def read_messages(record: dict[str, Any]) -> list[Message]:

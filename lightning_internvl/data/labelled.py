@@ -19,6 +19,7 @@ from lightning_internvl.data.collate import Sample, pixels_of, tiles_of
 from lightning_internvl.data.held_out import LabelledImages
 from lightning_internvl.data.image_files import read_image
 from lightning_internvl.data.processors import Processor
+from lightning_internvl.data.prompts import prompts as class_prompts
 from lightning_internvl.data.scenes import Scenes
 from lightning_internvl.data.things import THINGS
 
@@ -107,6 +108,8 @@ class HeldOutFolder:
     Args:
         path, classes: as in `FolderLabels`.
         single: how many pictures are read, spread over all classes; None reads all.
+        prompts: what is said about a class for zero-shot naming, a set of `lightning_internvl.data.prompts`; the names of the
+            classes are those of the folders.
         scenes, questions: sizes of other held-out data, which `debug=fast` sets whatever the data; a folder has none.
     """
 
@@ -118,14 +121,16 @@ class HeldOutFolder:
         single: int | None = None,
         scenes: int | None = None,
         questions: int | None = None,
+        prompts: str = "imagenet",
     ) -> None:
-        self.data, self.single = FolderLabels(path, classes), single
+        self.data, self.single, self.prompts = FolderLabels(path, classes), single, prompts
 
     def labelled(self) -> LabelledImages:
-        """The pictures, read as they are asked for, and their classes; there are no prompts."""
+        """The pictures, read as they are asked for, their classes, and the prompts of every class."""
         _, labels = self.data.files()
+        said = class_prompts(self.data.names, self.prompts)
         places = np.linspace(0, len(labels) - 1, min(self.single or len(labels), len(labels))).round().astype(int).tolist()
-        return LabelledImages(_Pictures(self.data, places), [labels[place] for place in places], [])
+        return LabelledImages(_Pictures(self.data, places), [labels[place] for place in places], said)
 
 
 class _Pictures(Sequence[np.ndarray]):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lightning_internvl.data import grounding
+from lightning_internvl.data.grounding import Box
 from lightning_internvl.data.scenes import Scene
 from lightning_internvl.data.things import COLOURS, THINGS, Colour, Thing
 
@@ -25,8 +27,6 @@ QUESTION_SHARES = {"what": 0.35, "exists": 0.25, "count": 0.2, "colour": 0.15, "
 EMPTY_CELL_SHARE = 0.15  # of "what" questions, where a cell is empty
 BOX_STEP = 50  # box numbers are multiples of this, in 0..1000
 MAX_QUESTIONS = 24
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def class_prompts(thing: Thing) -> list[str]:
 
 def box_text(box: Box) -> str:
     """A box in 0..1 as "<box>(x0,y0),(x1,y1)</box>" with integers in 0..1000, multiples of BOX_STEP."""
-    x0, y0, x1, y1 = (round(value * 1000 / BOX_STEP) * BOX_STEP for value in box)
-    return f"<box>({x0},{y0}),({x1},{y1})</box>"
+    return grounding.box_text(box, BOX_STEP)
 
 
 def questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Turn]:

@@ -72,8 +72,11 @@ def _without_special(text: str) -> list[str]:
     return [part for part in text.split("\x00") if part]
 
 
-def hf_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
+def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or a local folder, with the placeholders of pictures and boxes added where it lacks them.
+
+    Args:
+        extra_tokens: special tokens of a system, added likewise.
 
     Raises:
         ValueError: without an id or a folder.
@@ -84,10 +87,24 @@ def hf_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
             "middleware.tokenizer.pretrained=FOLDER_OR_ID"
         )
     tokenizer = AutoTokenizer.from_pretrained(pretrained)
-    lacking = [
-        token for token in IMAGE_AND_BOX_TOKENS if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)
-    ]
+    wanted = [*IMAGE_AND_BOX_TOKENS, *extra_tokens]
+    lacking = [token for token in wanted if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
     tokenizer.add_special_tokens({"additional_special_tokens": lacking})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def bert_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a BERT for a Q-Former: [DEC], added as the last token, begins what is written (LAVIS `init_tokenizer`), [CLS]
+    what is contrasted or matched, and [SEP] ends both.
+
+    Raises:
+        ValueError: without an id or a folder.
+    """
+    if pretrained is None:
+        raise ValueError("no tokenizer is given for the Q-Former; give middleware.pretrained=FOLDER_OR_ID of bert-base-uncased")
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.eos_token = tokenizer.sep_token
     return tokenizer

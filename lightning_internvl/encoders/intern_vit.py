@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.attention import attend
-from lightning_internvl.layers import DropPath, RMSNorm, init_normal, merge_heads, resize_positions, split_heads
+from lightning_internvl.layers import DropPath, RMSNorm, init_normal, keep_random, merge_heads, resize_positions, split_heads
 
 
 class InternViT(nn.Module):
@@ -107,7 +107,7 @@ class InternViT(nn.Module):
             )
         x = self.embeddings(pixels_N3SS)
         if keep < 1.0:
-            x = _keep_random(x, keep)
+            x = keep_random(x, keep)
         wanted = [i % (self.depth + 1) for i in layers]
         states = {0: x}
         for index, block in enumerate(self.encoder.layers[: max(wanted)], start=1):
@@ -120,14 +120,6 @@ class InternViT(nn.Module):
 
 
 _NORMS = {"rms_norm": RMSNorm, "layer_norm": nn.LayerNorm}
-
-
-def _keep_random(x_NPD: Tensor, keep: float) -> Tensor:
-    n, tokens, dim = x_NPD.shape
-    kept = max(1, round((tokens - 1) * keep))
-    order = torch.rand(n, tokens - 1, device=x_NPD.device).argsort(dim=1)[:, :kept] + 1
-    patches = x_NPD.gather(1, order[..., None].expand(-1, -1, dim))
-    return torch.cat([x_NPD[:, :1], patches], dim=1)
 
 
 class _Embeddings(nn.Module):

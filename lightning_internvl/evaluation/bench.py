@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.data.collate import ChatCollator, PairCollator, pad_rows
 from lightning_internvl.data.encode import token_id
@@ -105,17 +106,20 @@ class Bench:
     def answer(self, images: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
         """Answers written by the decoder, greedily, one question an image."""
         chats, tokenizer, texts = self.chats, self.chats.tokenizer, []
+        end = chats.template.end(tokenizer.eos_token)
         options = {
             "max_new_tokens": max_new_tokens,
             "do_sample": False,
-            "eos_token_id": token_id(tokenizer, chats.template.end(tokenizer.eos_token)),
             "pad_token_id": tokenizer.pad_token_id,
+            **stopping(tokenizer, end),
         }
         size = max(1, self.batch_size // chats.processor.max_tiles)
         for part in self._parts(list(zip(images, questions, strict=True)), size):
             batch = chats.prompts([_asked(image, question) for image, question in part])
             new = self.model.generate(**{name: tensor.to(self.device) for name, tensor in batch.items()}, **options)
             texts += tokenizer.batch_decode(new, skip_special_tokens=True)
+        if "stop_strings" in options:
+            texts = [text.partition(end)[0] for text in texts]
         return [text.strip() for text in texts]
 
     # --- batches ----------------------------------------------------------------------------------------------------
@@ -131,6 +135,13 @@ class Bench:
     def _text_batch(self, task: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids, mask = pad_rows(*self.pairs.rows(task, texts))
         return ids.to(self.device), mask.to(self.device)
+
+
+def stopping(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]:
+    """Options of `generate` that let an answer end with its mark, be that one token or some (MiniGPT-4's "###")."""
+    if tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
+        return {"eos_token_id": tokenizer.eos_token_id, "stop_strings": [end], "tokenizer": tokenizer}
+    return {"eos_token_id": token_id(tokenizer, end)}
 
 
 def _asked(image: np.ndarray, question: str) -> dict[str, Any]:

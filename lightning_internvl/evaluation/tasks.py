@@ -6,7 +6,6 @@ value.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_accuracy, multiclass_accuracy
 
-from lightning_internvl.data.language import CAPTION_REQUEST, Box, Turn
+from lightning_internvl.data.grounding import Box, box_of
+from lightning_internvl.data.language import CAPTION_REQUEST, Turn
 from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.evaluation.cider import cider
 from lightning_internvl.objectives import similarities

@@ -19,6 +19,7 @@ class PixelShuffleMLP(nn.Module):
         encoder_dim: width of the visual tokens (completed from the encoder).
         decoder_dim: width of the decoder's embeddings (completed from the decoder).
         patch_layer: which hidden state of the encoder is read.
+        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from the encoder).
         factor: F; 2 gives a quarter of the tokens (official `downsample_ratio` 0.5).
         version: "v2" keeps the picture upright (1.5 and later); "v1" leaves rows and columns swapped (1.1, 1.2).
     """
@@ -29,6 +30,7 @@ class PixelShuffleMLP(nn.Module):
         encoder_dim: int,
         decoder_dim: int,
         patch_layer: int = -1,
+        special_tokens: int = 1,
         factor: int = 2,
         version: str = "v2",
     ) -> None:
@@ -39,21 +41,22 @@ class PixelShuffleMLP(nn.Module):
             raise ValueError(f"pixel shuffle {factor=} must be 1 or more")
         self.layers = (patch_layer,)
         self.patch_layer, self.factor, self.version = patch_layer, factor, version
+        self.skipped = special_tokens
         dim = encoder_dim * factor**2
         # Numbered as in the official checkpoints: norm, linear, activation, linear.
         self.mlp1 = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, decoder_dim), nn.GELU(), nn.Linear(decoder_dim, decoder_dim))
 
     def tokens_out(self, tokens_in: int) -> int:
         """Decoder tokens for one image of `tokens_in` visual tokens, CLS included."""
-        return (tokens_in - 1) // self.factor**2
+        return (tokens_in - self.skipped) // self.factor**2
 
     def sharding_units(self) -> list[nn.Module]:
         """Modules that FSDP shards one by one."""
         return [self.mlp1]
 
     def forward(self, feats: list[Tensor]) -> Tensor:
-        """[(N, P, D)] -> (N, (P - 1) / F^2, H)"""
-        patches = feats[0][:, 1:]
+        """[(N, P, D)] -> (N, patches / F^2, H)"""
+        patches = feats[0][:, self.skipped :]
         grid = round(patches.shape[1] ** 0.5)
         if grid**2 != patches.shape[1] or grid % self.factor:
             raise ValueError(f"{patches.shape[1]} patches are no square grid that divides by {self.factor}")

@@ -38,6 +38,7 @@ class QLLaMA(nn.Module):
         cross_every: cross-attention in layers 0, k, 2k, ... (8B: 2).
         embed_dim, pool_heads: the contrastive space and the heads of the two poolings (14B: 768, 16); embed_dim None leaves
             them out (InternVL-Chat with QLLaMA).
+        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from the encoder).
         patches: hand the tower's patches to the decoder beside the queries ("chat with QLLaMA", two MLPs).
         patch_layer: the encoder layer whose patches the decoder reads (InternVL-Chat 1.0: -4).
         init_std: deviation of the initial weights.
@@ -58,6 +59,7 @@ class QLLaMA(nn.Module):
         pool_heads: int = 16,
         cross_every: int = 2,
         decoder_dim: int | None = None,
+        special_tokens: int = 1,
         patches: bool = True,
         patch_layer: int = -4,
         rope_theta: float = 10000.0,
@@ -72,7 +74,7 @@ class QLLaMA(nn.Module):
             raise ValueError("a QLLaMA without queries is a text encoder; it cannot read pictures for a decoder (num_queries=0)")
         self.dim, self.embed_dim, self.num_queries = dim, embed_dim, num_queries
         self.head_dim, self.rope_theta, self.cross_every = dim // heads, rope_theta, cross_every
-        self.patches = patches and decoder_dim is not None
+        self.patches, self.skipped = patches and decoder_dim is not None, special_tokens
         self.layers = (-1, patch_layer) if self.patches else (-1,)
         self.qllama = QLlamaLM(
             vocab_size=vocab_size, dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim,
@@ -95,7 +97,7 @@ class QLLaMA(nn.Module):
 
     def tokens_out(self, tokens_in: int) -> int:
         """Decoder tokens for one image of `tokens_in` visual tokens, CLS included."""
-        return self.num_queries + (tokens_in - 1 if self.patches else 0)
+        return self.num_queries + (tokens_in - self.skipped if self.patches else 0)
 
     def sharding_units(self) -> list[nn.Module]:
         """Modules that FSDP shards one by one."""
@@ -157,11 +159,11 @@ class QLLaMA(nn.Module):
         return [(h[:, :queries], h[:, queries : queries + s.ids.shape[1]]) for h, s in zip(rows, streams, strict=True)]
 
     def forward(self, feats: list[Tensor]) -> Tensor:
-        """What the decoder reads, queries first: list of (N, P, D) -> (N, Q [+ P - 1], H)."""
+        """What the decoder reads, queries first: list of (N, P, D) -> (N, Q [+ patches], H)."""
         if self.mlp2 is None:
             raise ValueError("this QLLaMA was built without a decoder and has no tokens for one")
         tokens = self.mlp2(self.query(feats[0]))
-        return torch.cat([tokens, self.mlp1(feats[1][:, 1:])], dim=1) if self.patches else tokens
+        return torch.cat([tokens, self.mlp1(feats[1][:, self.skipped :])], dim=1) if self.patches else tokens
 
     # --- captions ---------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from lightning_internvl.targets import check_arguments, locate, parameters_of
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml"))
 GROUPS = (
-    "callbacks", "data", "debug", "decoder", "encoder", "experiment", "logger", "middleware", "optimizer", "paths", "processor",
-    "scheduler", "stage", "strategy", "trainer",
+    "callbacks", "data", "debug", "decoder", "encoder", "experiment", "logger", "middleware", "objective", "optimizer",
+    "paths", "processor", "scheduler", "stage", "strategy", "trainer",
 )  # fmt: skip
 COMPLETED_LATER = {"tokenizer"}  # read by the composition of the model, not by the part
 NEEDED = {

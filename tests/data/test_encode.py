@@ -43,7 +43,7 @@ def answers_in(labels: list[int]) -> list[str]:
     return [TOKENIZER.decode(run) for run in runs if run]
 
 
-@pytest.mark.parametrize("name", template_names())
+@pytest.mark.parametrize("name", sorted(set(template_names()) - {"qwen_marks"}))  # which also learns marks of turns
 def test_labels_are_the_answers(name: str) -> None:
     template = load_template(name)
     end = template.end(TOKENIZER.eos_token)
@@ -88,7 +88,7 @@ def test_exact_text_of_each_format() -> None:
 
 
 def test_template_errors() -> None:
-    with pytest.raises(ValueError, match=r"'alpaca'.*\['chatml', 'internlm2', 'plain', 'qwen2', 'vicuna'\]"):
+    with pytest.raises(ValueError, match=r"'alpaca'.*'chatml', .*'vicuna'"):
         load_template("alpaca")
     chatml = load_template("chatml")
     with pytest.raises(ValueError, match="message 1 has role 'user'"):

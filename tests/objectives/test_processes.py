@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_internvl.objectives.itc import ITC
 from lightning_internvl.objectives.itm import ITM
 from lightning_internvl.objectives.next_token import NextToken
+from lightning_internvl.objectives.siglip import SigLIP
 
 WORLDS = (1, 2, 4)
 WAIT = timedelta(seconds=30)  # a process that waits for a collective which another one never reaches fails
@@ -20,7 +21,10 @@ PAIRS, WIDTH = 8, 6
 IGNORED = torch.tensor([False, True, True, True, False, False, True, False])
 IMAGE_IDS = torch.tensor([2, 7, 2, 5, 7, 2, 1, 4])  # equal ones stand on different processes too
 MATCHES = torch.tensor([0, -100, 1, 1, -100, -100, 0, 1])
-NAMES = ("itc", "itc_ignored", "itc_same_pictures", "itm", "next_token")
+NAMES = (
+    "itc", "itc_ignored", "itc_same_pictures", "itc_global", "siglip", "siglip_ignored", "siglip_same_pictures", "itm",
+    "next_token",
+)  # fmt: skip
 
 
 class Model(nn.Module):
@@ -31,6 +35,7 @@ class Model(nn.Module):
         torch.manual_seed(3)
         self.image, self.text, self.head = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
         self.itc, self.itm, self.next_token = ITC(label_smoothing=0.1), ITM(dim=WIDTH), NextToken()
+        self.itc_global, self.siglip = ITC(label_smoothing=0.1, gather="global"), SigLIP()
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
@@ -48,6 +53,10 @@ def losses(model: Model, rows: slice) -> dict[str, Tensor]:
         "itc": model.itc(model.image(image), model.text(text)),
         "itc_ignored": model.itc(model.image(image), model.text(text), IGNORED[rows]),
         "itc_same_pictures": model.itc(model.image(image), model.text(text), image_ids_B=IMAGE_IDS[rows]),
+        "itc_global": model.itc_global(model.image(image), model.text(text), IGNORED[rows], IMAGE_IDS[rows]),
+        "siglip": model.siglip(model.image(image), model.text(text)),
+        "siglip_ignored": model.siglip(model.image(image), model.text(text), IGNORED[rows]),
+        "siglip_same_pictures": model.siglip(model.image(image), model.text(text), image_ids_B=IMAGE_IDS[rows]),
         "itm": model.itm(model.image(image)[:, None] * model.text(text)[:, None], MATCHES[rows]),
         "next_token": model.next_token(states, labels, model.head),
     }

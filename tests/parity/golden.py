@@ -77,7 +77,7 @@ def differences(reference: dict[str, Tensor], ours: dict[str, Tensor], echoes: f
 
 
 def _difference(reference: Tensor, ours: Tensor) -> str | None:
-    ours = ours.reshape(1) if ours.ndim == 0 else ours  # the files hold numbers as vectors of one
+    ours, reference = (x.reshape(1) if x.ndim == 0 else x for x in (ours, reference))  # most files hold numbers as vectors of one
     if reference.shape != ours.shape or reference.dtype != ours.dtype:
         return f"{tuple(ours.shape)} {ours.dtype} instead of {tuple(reference.shape)} {reference.dtype}"
     if not reference.is_floating_point():

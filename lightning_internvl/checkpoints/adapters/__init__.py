@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lightning_internvl.checkpoints.files import own_tensors
 from lightning_internvl.checkpoints.mapping import Rule, grouped
 from lightning_internvl.model import VLM
 
@@ -75,6 +76,8 @@ def layout_of(model: VLM, layout: str | None = None, *, single_file: bool = Fals
         name: (adapter, config)
         for name, adapter in known.items()
         if layout in (None, name) and single_file == adapter.SINGLE_FILE and (config := adapter.config_of(model)) is not None
+        # Unless it was asked for: a part that adds parameters to another may be mistaken for that one.
+        if layout is not None or not grouped(adapter.rules(config), own_tensors(model))[1]
     }
     if not able:
         parts = ", ".join(f"{name} {type(part).__name__}" for name, part in model.named_children())

@@ -32,6 +32,7 @@ class ChatTemplate:
     `answer_end` closes an answer and is learnt with it; None means the end token of the tokenizer. `after_answer` is
     not learnt. Without `keep_user_text` only the image markers of user messages stay. `image` is written for each "<image>" of a
     user message, which it contains; `image_frame` names the special tokens around the visual tokens, None where there are none.
+    With `images_first` the pictures of a message stand before `user`, and its text loses the marks and the space beside them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ChatTemplate:
     keep_user_text: bool = True
     image: str = IMAGE
     image_frame: tuple[str, str] | None = ("<img>", "</img>")
+    images_first: bool = False
 
     def with_system(self, system: str) -> ChatTemplate:
         """The same format with another default system message; "" leaves the system turn out."""
@@ -71,6 +73,9 @@ class ChatTemplate:
             asked = messages[position]["content"]
             if not self.keep_user_text:
                 asked = IMAGE * asked.count(IMAGE)
+            if self.images_first:
+                before += self.image * asked.count(IMAGE)
+                asked = " ".join(part for part in map(str.strip, asked.split(IMAGE)) if part)
             asked = asked.replace(IMAGE, self.image)
             segments = [Segment(before + self.user.replace("{}", asked) + self.assistant, False)]
             if position + 1 < len(messages):

@@ -7,7 +7,26 @@ from typing import Protocol
 from golden import Fixture
 from torch import Tensor
 
-from . import internvl_g
+from . import (
+    blip2_hf,
+    blip2_lavis,
+    clip,
+    clip_loss,
+    deepseek_vl,
+    internvl_chat_llava,
+    internvl_g,
+    internvl_native,
+    internvl_retrieval,
+    internvl_tiles,
+    llava,
+    llava_native,
+    llava_preprocess,
+    minigpt4,
+    qwen2_vl,
+    qwen_vl,
+    xcomposer1,
+    xcomposer2,
+)
 
 
 class Runner(Protocol):
@@ -23,7 +42,26 @@ class Runner(Protocol):
         """Our value of every output."""
 
 
-RUNNERS: tuple[Runner, ...] = (internvl_g,)
+RUNNERS: tuple[Runner, ...] = (
+    internvl_g,
+    internvl_retrieval,
+    internvl_native,
+    internvl_chat_llava,
+    internvl_tiles,
+    clip,
+    qwen2_vl,
+    xcomposer2,
+    xcomposer1,
+    minigpt4,
+    llava,
+    llava_native,
+    qwen_vl,
+    deepseek_vl,
+    llava_preprocess,
+    clip_loss,
+    blip2_lavis,
+    blip2_hf,
+)
 
 
 def runner_for(fixture: Fixture) -> Runner:

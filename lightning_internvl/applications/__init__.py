@@ -1,0 +1,1 @@
+"""What finished models are used for beyond questions about one picture."""

@@ -1,0 +1,62 @@
+"""Qwen-VL-Chat: ChatML in which every picture has a number, "Picture 1: " (official `finetune.py` and tokenizer)."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_internvl.data.templates.base import IMAGE, ChatTemplate, Message, Segment
+
+_MARKS = re.compile(r"(<\|im_start\|>|<\|im_end\|>\n)")
+
+
+@dataclass(frozen=True)
+class QwenTemplate(ChatTemplate):
+    """Pictures are numbered through the conversation, and each ends its line.
+
+    With `learn_marks` the model also learns where turns of all roles begin and end, as in the released fine-tuning script; else
+    answers and their end markers only.
+    """
+
+    learn_marks: bool = False
+
+    def rounds(self, conversation: Sequence[Message], eos_token: str = "</s>") -> list[list[Segment]]:
+        """Segments of each user-assistant pair; see `ChatTemplate.rounds`."""
+        rounds = super().rounds(_numbered(conversation), eos_token)
+        return [self._with_marks(segments) for segments in rounds] if self.learn_marks else rounds
+
+    def _with_marks(self, segments: Sequence[Segment]) -> list[Segment]:
+        """Marks of turns apart from what they enclose, so that they can be learnt; the line break after an answer is one."""
+        found: list[Segment] = []
+        for text, is_answer in segments:
+            pieces = [text] if is_answer else [piece for piece in _MARKS.split(text) if piece]
+            found += [
+                Segment(piece, is_answer or bool(_MARKS.fullmatch(piece)) or piece == self.after_answer) for piece in pieces
+            ]
+        return found
+
+
+def _numbered(conversation: Sequence[Message]) -> list[Message]:
+    numbers = itertools.count(1)
+
+    def shown(message: Message) -> Message:
+        if message["role"] != "user":
+            return message
+        content = re.sub(rf"{IMAGE}\n?", lambda match: f"Picture {next(numbers)}: {IMAGE}\n", message["content"])
+        return {"role": message["role"], "content": content}
+
+    return [shown(message) for message in conversation]
+
+
+TEMPLATE = QwenTemplate(
+    name="qwen",
+    system="You are a helpful assistant.",
+    system_format="<|im_start|>system\n{}<|im_end|>\n",
+    user="<|im_start|>user\n{}<|im_end|>\n",
+    assistant="<|im_start|>assistant\n",
+    answer_end="<|im_end|>",
+    after_answer="\n",
+    begins_with_bos=False,
+)

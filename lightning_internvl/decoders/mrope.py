@@ -1,0 +1,185 @@
+"""The decoder of Qwen2-VL: Qwen2 with rotary positions of three streams, time, row and column (Wang et al. 2024, section 2.1;
+M-RoPE of the official `modeling_qwen2_vl.py`).
+
+Letters: B rows, L text length, H width, N pictures or videos, M merged visual tokens of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLPreTrainedModel, Qwen2VLTextModel
+
+from lightning_internvl.decoders.hf_causal import HFCausalLM
+
+Grid = tuple[int, int, int]
+KINDS = ("qwen2", "qwen2_vl_text")
+
+
+class MRopeLM(Qwen2VLPreTrainedModel, GenerationMixin):
+    """The text model of Qwen2-VL with its output embeddings: `model.*` and `lm_head`, as the official files name them."""
+
+    config: Qwen2VLTextConfig
+    config_class = Qwen2VLTextConfig
+    input_modalities = ("text",)
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers reads it from the class
+
+    def __init__(self, config: Qwen2VLTextConfig) -> None:
+        super().__init__(config)
+        self.model = Qwen2VLTextModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_config(cls, config: Qwen2VLTextConfig) -> MRopeLM:
+        """A model with fresh weights."""
+        return cls._from_config(config)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **options: Any,
+    ) -> CausalLMOutputWithPast:
+        """What generation needs: logits (B, L or the last `logits_to_keep`, V); `position_ids` are (3, B, L)."""
+        read = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+        )
+        logits = self.lm_head(read.last_hidden_state[:, -logits_to_keep if logits_to_keep else 0 :])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=read.past_key_values)
+
+
+class _Configs:
+    """Configurations of Qwen2 and of the text model of Qwen2-VL, which differ in their rotary positions only."""
+
+    @staticmethod
+    def for_model(kind: str, **fields: Any) -> Qwen2VLTextConfig:
+        if kind not in KINDS:
+            raise ValueError(f"decoder.config.model_type={kind!r} has no M-RoPE; valid choices: {', '.join(KINDS)}")
+        return Qwen2VLTextConfig(**fields)
+
+    from_pretrained = Qwen2VLTextConfig.from_pretrained
+
+
+class MRopeCausalLM(HFCausalLM):
+    """A Qwen2 that is told when and where in a picture or video each visual token stands.
+
+    Args:
+        merge_size: patches to a side that became one visual token; grids count patches.
+        time_counts: whether text after a video goes on behind its last step also where that lies beyond its rows and columns, as
+            in the released code of 2024; False: behind rows and columns alone, as in transformers 5. They differ for long
+            videos of small frames only.
+        pretrained: a folder or id of a Qwen2; it may hold a plain Qwen2, as the first stage starts from one.
+
+    The other arguments are those of `HFCausalLM`; `config.rope_parameters.mrope_section` says how many of the frequencies of a
+    head turn with time, row and column.
+    """
+
+    inputs = ("visual_places", "video_places", "image_grid_thw", "video_grid_thw")
+    configs, models = _Configs, MRopeLM
+
+    def __init__(self, *, merge_size: int = 2, time_counts: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.merge_size, self.time_counts = merge_size, time_counts
+        rope, config = self.lm.config.rope_parameters, self.lm.config
+        half, section = config.hidden_size // config.num_attention_heads // 2, rope.get("mrope_section", [16, 24, 24])
+        if len(section) != 3 or sum(section) != half:
+            raise ValueError(f"mrope_section={section} must be three numbers with the sum {half}, half the width of a head")
+
+    def positions(
+        self,
+        attention_mask: Tensor,
+        visual_places: Tensor | None = None,
+        video_places: Tensor | None = None,
+        image_grid_thw: Tensor | Sequence[Grid] | None = None,
+        video_grid_thw: Tensor | Sequence[Grid] | None = None,
+    ) -> Tensor:
+        """Time, row and column of every token: (3, B, L), 0 at padding.
+
+        A text token has the same number in all streams. A picture begins where the text before it ended: its tokens add their
+        step, row and column on the merged grid, and the text goes on behind the largest.
+
+        Args:
+            visual_places: bool (B, L), where visual tokens stand, and `video_places` which of them are of videos.
+
+        Raises:
+            ValueError: if grids and places differ in number.
+        """
+        seen = attention_mask.bool()
+        none = torch.zeros_like(seen)
+        visual = none if visual_places is None else visual_places & seen
+        videos = none if video_places is None else video_places & visual
+        steps = seen.long()  # by how much a token moves the text behind it
+        inside = torch.zeros(*seen.shape, 3, dtype=torch.long, device=seen.device)
+        for places, grids in ((visual & ~videos, image_grid_thw), (videos, video_grid_thw)):
+            offsets, moves = self._inside(_listed(grids), seen.device)
+            _check(places, len(moves))
+            inside = inside.masked_scatter(places[..., None], offsets)
+            steps = steps.masked_scatter(places, moves)
+        before = steps.cumsum(dim=1) - steps
+        # The last token of a picture moves the text on, so all of them see the same start.
+        return ((before[..., None] + inside) * seen[..., None]).permute(2, 0, 1)
+
+    def _inside(self, grids: list[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Step, row and column of each visual token within its picture (M, 3), and by how much it moves the text (M,)."""
+        offsets, moves = [torch.zeros(0, 3, dtype=torch.long, device=device)], []
+        for t, h, w in grids:
+            merged = (t, h // self.merge_size, w // self.merge_size)
+            axes = [torch.arange(n, device=device) for n in merged]
+            offsets.append(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2))
+            moves += [0] * (merged[0] * merged[1] * merged[2] - 1) + [max(merged if self.time_counts else merged[1:])]
+        return torch.cat(offsets), torch.tensor(moves, dtype=torch.long, device=device)
+
+    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **where: Any) -> Tensor:
+        """States after the final norm: (B, L, H) -> (B, L, H).
+
+        Args:
+            where: the arguments of `positions`.
+        """
+        position_ids = self.positions(attention_mask_BL, **where)
+        if embeds_BLH.is_meta:  # transformers would look into a mask of two dimensions; one of four it takes as it is
+            length = attention_mask_BL.shape[1]
+            attention_mask_BL = attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)
+        return self.lm.model(
+            inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, position_ids=position_ids, use_cache=False
+        )[0]
+
+    @torch.no_grad()
+    def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
+        """New ids (B, <= max_new_tokens) after left-padded prompts given as embeddings; options as in transformers, and the
+        arguments of `positions`. New tokens count on from the last of the prompt."""
+        options.pop("mm_token_type_ids", None)  # of transformers; the placeholders say the same
+        where = {name: options.pop(name) for name in self.inputs if name in options}
+        position_ids = self.positions(attention_mask_BL, **where)
+        return self.lm.generate(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, position_ids=position_ids, **options)
+
+
+def _listed(grids: Tensor | Sequence[Grid] | None) -> list[Grid]:
+    if grids is None:
+        return []
+    return [tuple(grid) for grid in (grids.tolist() if isinstance(grids, Tensor) else grids)]
+
+
+def _check(places: Tensor, tokens: int) -> None:
+    """As many places as visual tokens; on a GPU that was checked when they were put there."""
+    if not places.is_meta and not places.is_cuda and int(places.sum()) != tokens:
+        raise ValueError(
+            f"the grids give {tokens} visual tokens, the text holds {int(places.sum())} placeholders; "
+            "decoder.merge_size, the grids (image_grid_thw, video_grid_thw) or the text do not fit together"
+        )

@@ -1,0 +1,219 @@
+"""The vision tower of Qwen2-VL: pictures of any size and videos in one sequence, without a position table (Wang et al. 2024,
+section 2.1; official `modeling_qwen2_vl.py`). Parameter names are those of the official checkpoint, below `visual.`.
+
+Letters: P patches of all pictures, one after the other, C values of a patch, D width, H heads, K width of a head; a picture is
+a grid of t (steps of two frames) x h x w patches.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_internvl.attention import attend
+from lightning_internvl.layers import init_normal, merge_heads
+
+Grid = tuple[int, int, int]
+Runs = list[tuple[int, int]]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), the GELU of CLIP."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class Qwen2ViT(nn.Module):
+    """Patches of pictures to visual tokens, one a patch. Each step of a picture or video attends within itself.
+
+    Args:
+        image_size: side in pixels of the largest square picture that is expected; nothing in the tower depends on it.
+        patch_size: side of a patch in pixels.
+        frames: consecutive frames in one patch; a still picture is shown that often.
+        dim, depth, heads, mlp_dim: the size of the tower (published: 1280, 32, 16, 5120).
+        merge_size: the middleware merges this many patches to a side, so they arrive block by block.
+        theta: base of the rotary angles, half of which turn with the row and half with the column.
+        activation: "quick_gelu" or "gelu".
+        norm_eps: added to the variance.
+        init_std: deviation of the initial weights.
+        channels: of a picture.
+    """
+
+    inputs = ("image_grid_thw",)
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        frames: int = 2,
+        merge_size: int = 2,
+        theta: float = 10000.0,
+        activation: str = "quick_gelu",
+        norm_eps: float = 1e-6,
+        init_std: float = 0.02,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"encoder {activation=} is not known; valid choices: {', '.join(ACTIVATIONS)}")
+        if dim % heads or dim // heads % 4:
+            raise ValueError(f"{dim=} must divide by {heads=}, and the width of a head by 4 (rows and columns, sine and cosine)")
+        self.dim, self.depth, self.heads, self.image_size, self.patch_size = dim, depth, heads, image_size, patch_size
+        self.frames, self.merge_size, self.theta, self.activation = frames, merge_size, theta, activation
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv3d(
+            channels, dim, (frames, patch_size, patch_size), stride=(frames, patch_size, patch_size), bias=False
+        )
+        self.blocks = nn.ModuleList(_Block(dim, heads, mlp_dim, norm_eps, activation) for _ in range(depth))
+        init_normal(self, init_std)
+        # Patches enter at about unit size whatever their number of pixels; a still picture is the sum of equal frames.
+        nn.init.normal_(self.patch_embed.proj.weight, std=(channels * patch_size**2) ** -0.5 / frames)
+
+    def num_tokens(self, image_size: int | None = None) -> int:
+        """Visual tokens of one square picture."""
+        return ((image_size or self.image_size) // self.patch_size) ** 2
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Modules that FSDP shards one by one."""
+        return list(self.blocks)
+
+    def blank(self, pixel_values: Tensor) -> dict[str, Any]:
+        """The smallest picture, of nothing: what the tower reads in a batch without pictures."""
+        side = self.merge_size
+        return {"pixel_values": pixel_values.new_zeros(side**2, *pixel_values.shape[1:]), "image_grid_thw": [(1, side, side)]}
+
+    def forward(
+        self, pixels_PC: Tensor, *, image_grid_thw: Tensor | Sequence[Grid], layers: Sequence[int] = (-1,), keep: float = 1.0
+    ) -> list[Tensor]:
+        """Encode pictures and videos.
+
+        Args:
+            pixels_PC: flat patches (channel, frame, row, column inside), in blocks of `merge_size` x `merge_size`.
+            image_grid_thw: (t, h, w) of each picture, (N, 3) or a list.
+            layers: which hidden states to return, as in Hugging Face: 0 is the embedding output, -1 the last block.
+            keep: 1.0; patches of pictures that differ in size are not left out.
+
+        Returns:
+            One (P, D) tensor for each entry of `layers`; nothing is normalised after the last block.
+
+        Raises:
+            ValueError: if patches and grids do not fit together.
+        """
+        if keep != 1.0:
+            raise ValueError(f"keep_tokens={keep}: a tower of any resolution sees all patches; set it to 1.0")
+        if unknown := [i for i in layers if not -self.depth - 1 <= i <= self.depth]:
+            raise ValueError(f"layers {unknown} do not exist; with {self.depth} blocks they run from 0 to {self.depth}")
+        grids = as_grids(image_grid_thw)
+        self._check(grids, pixels_PC)
+        x = pixels_PC.to(self.patch_embed.proj.weight.dtype)
+        # A convolution whose stride is its kernel is one matrix product over flat patches.
+        x = F.linear(x, self.patch_embed.proj.weight.flatten(1))
+        table, runs = self._rotary(grids, x.device), frame_runs(grids)
+        wanted = [i % (self.depth + 1) for i in layers]
+        states = {0: x}
+        for index, block in enumerate(self.blocks[: max(wanted)], start=1):
+            x = block(x, table, runs)
+            if index in wanted:
+                states[index] = x
+        return [states[i] for i in wanted]
+
+    def _check(self, grids: list[Grid], pixels_PC: Tensor) -> None:
+        values = self.patch_embed.proj.weight[0].numel()
+        patches = sum(t * h * w for t, h, w in grids)
+        if pixels_PC.ndim != 2 or tuple(pixels_PC.shape) != (patches, values):
+            raise ValueError(
+                f"pixels are {tuple(pixels_PC.shape)}, the grids {grids[:8]} ask for ({patches}, {values}); "
+                "this tower reads flat patches of pictures of any size: use processor=any_resolution with its patch size"
+            )
+        if odd := [grid for grid in grids if min(grid) < 1 or grid[1] % self.merge_size or grid[2] % self.merge_size]:
+            raise ValueError(f"grids {odd[:8]} must be at least 1 and divide by {self.merge_size=} in rows and columns")
+
+    def _rotary(self, grids: list[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of all patches, each (P, K), float32."""
+        quarter = self.dim // self.heads // 4
+        frequency = self.theta ** -(torch.arange(quarter, device=device).float() / quarter)
+        places = torch.cat([patch_places(grid, self.merge_size, device) for grid in grids])
+        angles = (places[..., None].float() * frequency).flatten(1)
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()
+
+
+def as_grids(grid_thw: Tensor | Sequence[Grid]) -> list[Grid]:
+    """(N, 3) as a list of (t, h, w)."""
+    return [tuple(grid) for grid in (grid_thw.tolist() if isinstance(grid_thw, Tensor) else grid_thw)]
+
+
+def frame_runs(grids: Sequence[Grid]) -> Runs:
+    """(patches of a step, number of steps) for steps of equal length that follow each other."""
+    lengths = (h * w for t, h, w in grids for _ in range(t))
+    return [(length, len(list(equal))) for length, equal in itertools.groupby(lengths)]
+
+
+def patch_places(grid: Grid, merge: int, device: torch.device | str = "cpu") -> Tensor:
+    """Row and column of every patch in the order of the processor: (t * h * w, 2), `merge` x `merge` blocks in reading order."""
+    t, h, w = grid
+    rows, columns = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
+    places = torch.stack([rows, columns], dim=-1).unflatten(1, (w // merge, merge)).unflatten(0, (h // merge, merge))
+    return places.transpose(1, 2).reshape(h * w, 2).repeat(t, 1)
+
+
+class _Block(nn.Module):
+    def __init__(self, dim: int, heads: int, mlp_dim: int, eps: float, activation: str) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
+        self.attn = _Attention(dim, heads)
+        self.mlp = _MLP(dim, mlp_dim, activation)
+
+    def forward(self, x_PD: Tensor, table: tuple[Tensor, Tensor], runs: Runs) -> Tensor:
+        x = x_PD + self.attn(self.norm1(x_PD), table, runs)
+        return x + self.mlp(self.norm2(x))
+
+
+class _Attention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x_PD: Tensor, table: tuple[Tensor, Tensor], runs: Runs) -> Tensor:
+        q, k, v = (x.unflatten(-1, (self.heads, -1)) for x in self.qkv(x_PD).chunk(3, dim=-1))
+        q, k = (_rotated(x, table) for x in (q, k))
+        # Steps of equal length are a batch, so that no mask over all patches is needed.
+        sizes = [length * steps for length, steps in runs]
+        parts = zip(runs, *(x.split(sizes) for x in (q, k, v)), strict=True)
+        return self.proj(torch.cat([_within(steps, *qkv) for (_, steps), *qkv in parts]))
+
+
+def _rotated(x_PHK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions, computed in float32."""
+    cos, sin = (t[:, None] for t in table)
+    first, second = x_PHK.float().chunk(2, dim=-1)
+    return (x_PHK.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(x_PHK.dtype)
+
+
+def _within(steps: int, *qkv: Tensor) -> Tensor:
+    """Attention of each step within itself: three (steps * T, H, K) -> (steps * T, D)."""
+    q, k, v = (x.unflatten(0, (steps, -1)).transpose(1, 2) for x in qkv)
+    return merge_heads(attend(q, k, v)).flatten(0, 1)
+
+
+class _MLP(nn.Module):
+    def __init__(self, dim: int, mlp_dim: int, activation: str) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, mlp_dim), nn.Linear(mlp_dim, dim)
+        self.act = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))

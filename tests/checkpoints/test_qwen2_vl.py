@@ -1,0 +1,196 @@
+"""Live against transformers: Qwen2VLForConditionalGeneration at several configurations, there and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from lightning_internvl import load_pretrained
+from lightning_internvl.checkpoints.adapters import official, qwen2_vl
+
+IMAGE, VIDEO = 55, 56
+PATCH = {"patch_size": 6, "temporal_patch_size": 2}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "as published": ({}, {}, False),
+    "tied": ({}, {}, True),
+    "gelu, other angles": ({"hidden_act": "gelu", "rope_parameters": {"rope_type": "axial", "rope_theta": 500.0}}, {}, True),
+    "merging 3 x 3": ({"spatial_merge_size": 3, "depth": 1}, {"num_key_value_heads": 1}, False),
+    "three frames a step": ({"temporal_patch_size": 3, "mlp_ratio": 3}, {"num_hidden_layers": 1}, False),
+}
+
+
+def their_model(case: str) -> Qwen2VLForConditionalGeneration:
+    """A small model of the library with all parameters drawn anew, so that none is 0 or 1."""
+    vision, text, tied = CASES[case]
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    rope = {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [1, 1, 2]}
+    config = Qwen2VLConfig(
+        vision_config={"depth": 2, "embed_dim": 24, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, **PATCH, **vision},
+        text_config={"vocab_size": 60, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+                     "max_position_embeddings": 256, "rope_parameters": rope, **sizes, **text},
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=57, vision_end_token_id=58, tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = Qwen2VLForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2).add_(1.0 if parameter.ndim == 1 else 0.0)
+    return model
+
+
+def batch(model: Qwen2VLForConditionalGeneration, *rows: tuple[list[Any], int]) -> dict[str, Tensor]:
+    """Rows of (pieces, padding; negative on the left): a piece is a number of words, or (placeholder, merged t, h, w)."""
+    vision = model.config.vision_config
+    merge, values = vision.spatial_merge_size, 3 * vision.temporal_patch_size * vision.patch_size**2
+    grids: dict[int, list[list[int]]] = {IMAGE: [], VIDEO: []}
+    texts = []
+    for pieces, _ in rows:
+        ids: list[int] = []
+        for piece in pieces:
+            if isinstance(piece, int):
+                ids += torch.randint(3, 50, (piece,)).tolist()
+            else:
+                token, t, h, w = piece
+                grids[token].append([t, merge * h, merge * w])
+                ids += [57, *[token] * (t * h * w), 58]
+        texts.append(ids)
+    width = max(len(ids) + abs(padding) for ids, (_, padding) in zip(texts, rows, strict=True))
+    ids_BL, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for row, (ids, (_, padding)) in enumerate(zip(texts, rows, strict=True)):
+        start = width - len(ids) if padding < 0 else 0
+        ids_BL[row, start : start + len(ids)], mask[row, start : start + len(ids)] = torch.tensor(ids), 1
+    found = {"input_ids": ids_BL, "attention_mask": mask, "labels": torch.where((mask == 1) & (ids_BL < 50), ids_BL, -100)}
+    found["mm_token_type_ids"] = ((ids_BL == IMAGE) + 2 * (ids_BL == VIDEO)).int()
+    for token, grid, pixels in ((IMAGE, "image_grid_thw", "pixel_values"), (VIDEO, "video_grid_thw", "pixel_values_videos")):
+        if grids[token]:
+            found[grid] = torch.tensor(grids[token])
+            found[pixels] = torch.randn(int(found[grid].prod(dim=1).sum()), values)
+    return found
+
+
+P = IMAGE
+ROWS: dict[str, list[tuple[list[Any], int]]] = {
+    "pictures, right padding": [([2, (P, 1, 2, 3), 3, (P, 1, 3, 1), 2], 0), ([9], 1), ([4, (P, 1, 1, 2), 4], 1)],
+    "pictures, left padding": [([2, (P, 1, 2, 3), 3, (P, 1, 2, 3), 2], 0), ([9], -1), ([4, (P, 1, 1, 2), 4], -1)],
+    "videos": [([2, (VIDEO, 3, 2, 3), 3], 1), ([1, (VIDEO, 1, 2, 2), 2, (VIDEO, 2, 1, 2), 6], 1)],
+    "both": [([2, (VIDEO, 2, 2, 3), 3, (P, 1, 2, 2), 2], -1), ([(P, 1, 1, 1), 7], -1)],
+    "a long video of small frames": [([2, (VIDEO, 7, 1, 2), 3], 1)],
+    "text alone": [([8], 0), ([5], -1)],
+}
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    ours, theirs = ours.detach(), theirs.detach()
+    assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max()) + 1e-7
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_numbers_both_ways(tmp_path: Path, case: str) -> None:
+    torch.manual_seed(0)
+    theirs = their_model(case)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_pretrained(tmp_path / "theirs")
+    for rows in ROWS.values():
+        inputs = batch(theirs, *rows)
+        theirs.model.rope_deltas = None
+        expected, found, seen = theirs(**inputs), ours(**inputs), inputs["attention_mask"].bool()
+        close(found.logits[seen], expected.logits[seen])
+        close(found.loss, expected.loss)
+
+    ours.save_pretrained(tmp_path / "ours")
+    back = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
+    assert back.state_dict().keys() == theirs.state_dict().keys()
+    assert all(tensor.equal(theirs.state_dict()[name]) for name, tensor in back.state_dict().items())
+    inputs = batch(theirs, *ROWS["both"])
+    assert back(**inputs).logits.equal(theirs(**inputs).logits)
+    saved = load_file(tmp_path / "theirs" / "model.safetensors")
+    assert {qwen2_vl.canonical(n) for n in saved} == set(load_file(tmp_path / "ours" / "model.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["pictures, left padding", "both"])
+def test_same_gradients(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(1)
+    theirs = their_model("tied")
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, inputs = load_pretrained(tmp_path / "theirs"), batch(theirs, *ROWS[kind])
+    theirs(**inputs).loss.backward()
+    ours(**inputs).loss.backward()
+    gradients = official(qwen2_vl, ours.config, {name: p.grad for name, p in ours.named_parameters()})
+    expected = {qwen2_vl.canonical(name): p.grad for name, p in theirs.named_parameters()}
+    assert gradients.keys() == expected.keys() - {"lm_head.weight"}
+    for name, gradient in gradients.items():
+        close(gradient, expected[name])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", ["pictures, left padding", "both", "text alone"])
+def test_same_generated_tokens(tmp_path: Path, kind: str, beams: int) -> None:
+    torch.manual_seed(2)
+    theirs = their_model("as published")
+    theirs.save_pretrained(tmp_path / "theirs")
+    inputs = {name: tensor for name, tensor in batch(theirs, *ROWS[kind]).items() if name != "labels"}
+    options = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8, "num_beams": beams}
+    new = load_pretrained(tmp_path / "theirs").generate(**inputs, **options)
+    assert new.equal(theirs.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :])
+
+
+def test_the_flat_config_and_names_of_the_first_release(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    theirs = their_model("as published")
+    theirs.save_pretrained(tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    flat = {k: v for k, v in text.items() if k not in ("model_type", "layer_types", "dtype")} | config
+    flat |= {
+        "vision_token_id": 59,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+    }
+    flat["vision_config"].pop("rope_parameters", None)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text(json.dumps(flat))
+    weights = load_file(tmp_path / "theirs" / "model.safetensors")
+    save_file({qwen2_vl.canonical(name): tensor for name, tensor in weights.items()}, tmp_path / "old" / "model.safetensors")
+    ours, inputs = load_pretrained(tmp_path / "old"), batch(theirs, *ROWS["both"])
+    seen = inputs["attention_mask"].bool()
+    close(ours(**inputs).logits[seen], theirs(**inputs).logits[seen])
+    ours.save_pretrained(tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text()) == flat
+    back = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
+    assert back(**inputs).logits.equal(theirs(**inputs).logits)
+
+
+def test_a_model_that_came_from_nowhere_is_saved_for_transformers(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    theirs = their_model("gelu, other angles")
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_pretrained(tmp_path / "theirs")
+    ours.config = None
+    ours.save_pretrained(tmp_path / "ours")
+    back, inputs = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "ours").eval(), batch(theirs, *ROWS["both"])
+    assert back(**inputs).logits.equal(theirs(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"text_config": {"use_sliding_window": True}}, "text_config.use_sliding_window"),
+        ({"vision_config": {"patch_size": [6, 7]}}, "vision_config.patch_size"),
+        ({"vision_config": {"hidden_act": "silu"}}, "activation='silu'"),
+    ],
+)
+def test_settings_that_the_parts_do_not_have_are_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    their_model("tied").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for section, fields in change.items():
+        config[section] |= fields
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=named):
+        load_pretrained(tmp_path)

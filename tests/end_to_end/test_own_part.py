@@ -1,0 +1,76 @@
+"""A part, a template-free recipe and a stage setting from a folder outside the repository: one Python file and YAMLs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from runs import TINY, read_json, train
+
+PART = '''
+import torch
+from torch import nn
+
+
+class MeanColours(nn.Module):
+    """Each cell of a grid as the mean of its colours, widened."""
+
+    def __init__(self, *, image_size, grid=2, dim=16):
+        super().__init__()
+        self.image_size, self.grid, self.dim, self.depth = image_size, grid, dim, 1
+        self.widen = nn.Linear(3, dim)
+
+    def num_tokens(self, image_size=None):
+        return 1 + self.grid**2
+
+    def sharding_units(self):
+        return [self.widen]
+
+    def forward(self, pixels, *, layers=(-1,), keep=1.0):
+        cells = nn.functional.adaptive_avg_pool2d(pixels, self.grid).flatten(2).transpose(1, 2)
+        tokens = self.widen(torch.cat([cells.mean(dim=1, keepdim=True), cells], dim=1))
+        return [tokens for _ in layers]
+'''
+RECIPE = """# @package _global_
+defaults:
+  - override /encoder: mean_colours
+name: mine
+pipeline: [contrastive]
+stages:
+  contrastive: {optimizer: {part_lr: null}}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a part of one's own, its YAML and a recipe."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "my_encoder.py").write_text(PART)
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    for name, text in {
+        "encoder/mean_colours.yaml": "_target_: my_encoder.MeanColours\nimage_size: 48\ngrid: 3\n",
+        "experiment/mine.yaml": RECIPE,
+    }.items():
+        path = tmp_path / "conf" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    return tmp_path / "conf"
+
+
+def test_a_part_from_outside_trains_in_a_recipe_from_outside(tmp_path: Path, mine: Path) -> None:
+    own = [word for word in TINY if not word.startswith("encoder.")]
+    outcome = train("--config-dir", str(mine), "experiment=mine", *own, f"paths.run={tmp_path / 'run'}")
+    assert outcome.code == 0, outcome.err
+    assert read_json(tmp_path / "run" / "handoff" / "contrastive" / "manifest.json")["config"]["encoder"] == {
+        "_target_": "my_encoder.MeanColours", "image_size": 48, "grid": 3,
+    }  # fmt: skip
+    resumed = train(f"resume={tmp_path / 'run'}")
+    assert resumed.code == 0, resumed.err
+
+
+def test_a_part_from_outside_that_cannot_be_imported_is_named(tmp_path: Path, mine: Path) -> None:
+    (mine / "encoder" / "mean_colours.yaml").write_text("_target_: my_encoder.MeanColour\nimage_size: 48\n")
+    own = [word for word in TINY if not word.startswith("encoder.")]
+    outcome = train("--config-dir", str(mine), "experiment=mine", *own, f"paths.run={tmp_path / 'run'}")
+    assert outcome.code == 2
+    assert "'my_encoder.MeanColour' cannot be found" in outcome.err
