@@ -18,6 +18,7 @@ from lightning_internvl.data.module import StageData
 from lightning_internvl.data.processors import Processor
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.fitting import check_processor
 from lightning_internvl.model import VLM, shifts_labels
 from lightning_internvl.stages import Stage
 
@@ -75,8 +76,8 @@ def build_stage(name: str, settings: Config, model: VLM, run_dir: Path, build: B
 def stage_settings(config: Mapping[str, Any], name: str) -> Config:
     """One stage's settings, complete: its own over the common ones.
 
-    A stage may carry a change to any common group (`optimizer: {lr: 1e-4}`); one with a `_target_` replaces the group. Changes to the
-    data group are called `datasets`, because `data` says which of its kinds a stage reads.
+    A stage may carry a change to any common group (`optimizer: {lr: 1e-4}`); one with a `_target_` replaces the group. Changes
+    to the data group are called `datasets`, because `data` says which of its kinds a stage reads.
     """
     stage = copy.deepcopy(dict(config["stages"][name]))
     for group in ("encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer"):
@@ -151,6 +152,7 @@ def make_collators(
     if hasattr(model.middleware, "classes"):
         found["labels"] = LabelCollator(processor.whole())
     if "decoder" in tokenizers:
+        check_processor(model.encoder, processor)
         tokens = model.placeholders(processor.image_size)
         options = dict(data["chats_collate"]) | (collate if settings["data"] == "chats" else {})
         template = load_template(options.pop("template"), options.pop("system", None))

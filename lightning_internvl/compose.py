@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_internvl.fitting import check_decoder, check_order
 from lightning_internvl.model import VLM
 from lightning_internvl.targets import check_arguments, locate, parameters_of
 
@@ -102,6 +103,7 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
     if config.get("decoder"):
         decoder = completed(build, config["decoder"], vocab_size=sizes.get("decoder"), encoder_dim=encoder.dim)
     decoder_dim = decoder.dim if decoder is not None else None
+    check_order(encoder, locate(config["middleware"]["_target_"]))
     middleware = completed(
         build,
         config["middleware"],
@@ -111,6 +113,7 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
         decoder_dim=decoder_dim,
         vocab_size=sizes.get("middleware"),
     )
+    check_decoder(encoder, middleware, decoder)
     objectives: dict[str, nn.Module] = {
         name: completed(build, objective, dim=getattr(middleware, "dim", None))
         for name, objective in (config.get("objectives") or {}).items()

@@ -137,11 +137,12 @@ class VLM(nn.Module):
             return embeds, visual
         visual = visual.flatten(0, -2).to(embeds.dtype)
         images, videos = visual.split([len(visual) * share // len(pixels) for share in shares])
-        _check_places(places, len(images), shares[0])
+        flat = "patches of " if pixels.ndim == 2 else ""
+        _check_places(places, len(images), shares[0], f"{flat}image(s)")
         embeds = embeds.masked_scatter(places[..., None], images)
         if self.video_token_id is not None:
             places = input_ids == self.video_token_id
-            _check_places(places, len(videos), shares[1], "video")
+            _check_places(places, len(videos), shares[1], f"{flat}video(s)")
             embeds = embeds.masked_scatter(places[..., None], videos)
         return embeds, None
 
@@ -274,11 +275,11 @@ def _blank(pixels: Tensor) -> Tensor:
     return pixels.new_zeros(1, *pixels.shape[1:])
 
 
-def _check_places(places_BL: Tensor, tokens: int, images: int, what: str = "image") -> None:
+def _check_places(places_BL: Tensor, tokens: int, images: int, what: str = "image(s)") -> None:
     if places_BL.is_meta:  # shapes only, nothing to count
         return
     message = (
-        f"{images} {what}(s) give {tokens} visual tokens, but the text holds another number of placeholders; "
+        f"{images} {what} give {tokens} visual tokens, but the text holds another number of placeholders; "
         "the encoder's image size, the middleware or max_length differ from what the text was prepared for"
     )
     if places_BL.is_cuda:

@@ -1,7 +1,7 @@
 """An article with pictures: the model says where they belong and what they show, a folder is searched, the model chooses.
 
-The five steps of InternLM-XComposer (Zhang et al. 2023, section 3.3; official `gradio_demo`); the pictures come from a folder of
-yours instead of a service. Whatever a small model answers, each step ends: where an answer cannot be read, the similarities decide.
+The five steps of InternLM-XComposer (Zhang et al. 2023, section 3.3; official `gradio_demo`), with pictures from a folder instead
+of a service. Whatever a small model answers, each step ends: where an answer cannot be read, the similarities decide.
 """
 
 from __future__ import annotations

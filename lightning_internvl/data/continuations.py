@@ -30,7 +30,7 @@ def joined(
 
     Args:
         prompts: ids, with one placeholder for each visual token.
-        answers_BA, mask_BA, labels_BA: padded on the right; in a conversation, an "answer" is all that follows the first question.
+        answers_BA, mask_BA, labels_BA: padded on the right; of a conversation, all that follows the first question.
     """
     longest, width = max(map(len, prompts)), answers_BA.shape[1]
     ids = torch.full((len(prompts), 1 + longest + width), pad)
@@ -49,7 +49,5 @@ def loss_over_length(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
 
     MiniGPT-4 ranks candidate answers by it (`reduction="none"`); they must be padded to one length to be compared.
     """
-    losses = F.cross_entropy(
-        logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), reduction="none", ignore_index=IGNORED
-    )
+    losses = F.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), reduction="none", ignore_index=IGNORED)
     return losses.view(len(labels_BL), -1).mean(dim=1)

@@ -98,8 +98,9 @@ class ChatsFile(_FileDataset):
     LLaVA, ShareGPT, InternVL: {"image": path or [paths], "conversations": [{"from": "human" or "gpt", "value": text}]};
     messages: {"images": [paths], "messages": [{"role": "user" or "assistant", "content": text}]}. Text alone has no picture.
     Where no "<image>" marks the places of the pictures, they come before the first question. Videos are given and marked likewise
-    ("video" or "videos", "<video>"; see `read_video`), and stand under "videos" with their frames a second. An answer before the first question
-    and a question after the last answer are left out. Raises ValueError naming file and line for a record that cannot be used.
+    ("video" or "videos", "<video>"; see `read_video`), and stand under "videos" with their frames a second. An answer before the
+    first question and a question after the last answer are left out. Raises ValueError naming file and line for a record that
+    cannot be used.
     """
 
     what, setting = "conversations", "data.chats_path"

@@ -1,10 +1,16 @@
-"""Built-in sequences of several pictures: each is shown, asked about, and followed by the next one."""
+"""Built-in sequences of several pictures: one by one with questions about each, or as the frames of a video."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from lightning_internvl.data import language as say
 from lightning_internvl.data.scene_datasets import SceneChats
+from lightning_internvl.data.templates import VIDEO
+
+FPS = 2.0
 
 
 class SceneAlbums(SceneChats):
@@ -28,3 +34,27 @@ class SceneAlbums(SceneChats):
             "conversation": [message for part in parts for message in part["conversation"]],
             "key": self.key(position),
         }
+
+
+class SceneVideos(SceneChats):
+    """{"images": [], "videos": [((F, S, S, 3) uint8, 2.0)], "conversation", "key"}: `scenes` scenes, a second each, to be
+    described one after the other.
+
+    The answer is all captions in the order of the scenes. The other arguments are those of `SceneChats`.
+    """
+
+    def __init__(self, *args: Any, scenes: int = 2, **options: Any) -> None:
+        if scenes < 1:
+            raise ValueError(f"a video needs a scene or more, not {scenes=}")
+        super().__init__(*args, **options)
+        self.shown = scenes
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        rng = self.rng(position)
+        scenes = [self.scene((position * self.shown + number) % self.length) for number in range(self.shown)]
+        frames = [self.scenes.render(scene) for scene in scenes for _ in range(int(FPS))]
+        conversation = [
+            {"role": "user", "content": f"{VIDEO}\n{say.CAPTION_REQUEST}"},
+            {"role": "assistant", "content": ", ".join(say.caption(scene, rng) for scene in scenes)},
+        ]
+        return {"images": [], "videos": [(np.stack(frames), FPS)], "conversation": conversation, "key": self.key(position)}

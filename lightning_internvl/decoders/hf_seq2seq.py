@@ -35,6 +35,8 @@ class HFSeq2SeqLM(HFCausalLM):
         self.lm.config.tie_word_embeddings = self._tied
         if getattr(self.lm.config, "decoder_start_token_id", None) is None:  # T5's answers begin with padding
             self.lm.config.decoder_start_token_id = self.lm.config.pad_token_id
+        if self.lm.generation_config.decoder_start_token_id is None:
+            self.lm.generation_config.decoder_start_token_id = self.lm.config.decoder_start_token_id
         if not self._tied and settings.get("pretrained") is None:
             # The library ties what it builds of some configurations (T5) always.
             shape = self.lm.get_output_embeddings().weight.shape
@@ -56,8 +58,8 @@ class HFSeq2SeqLM(HFCausalLM):
     def sharding_units(self) -> list[nn.Module]:
         """Modules that FSDP shards one by one: the blocks of both stacks."""
         stacks = (self.lm.get_encoder(), self.lm.get_decoder())
-        longest = [max((m for m in stack.modules() if isinstance(m, nn.ModuleList)), key=len) for stack in stacks]
-        return [block for blocks in longest for block in blocks]
+        outermost = [next(m for m in stack.modules() if isinstance(m, nn.ModuleList)) for stack in stacks]
+        return [block for blocks in outermost for block in blocks]
 
     def hidden(
         self,

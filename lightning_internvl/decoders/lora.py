@@ -1,4 +1,4 @@
-"""A language model with LoRA on some of its projections (Hu et al. 2021), through PEFT: what XComposer trains in its second stage.
+"""A language model with LoRA on some of its projections (Hu et al. 2021), through PEFT: what XComposer trains in the end.
 
 Letters: see `hf_causal`.
 """
@@ -21,8 +21,8 @@ WRAPPED = ".base_layer."  # what PEFT puts into the names of the layers that it 
 class LoRACausalLM(HFCausalLM):
     """A language model whose named projections carry low-rank updates; to train these alone: `train: ["decoder.*.lora_*"]`.
 
-    Its state has the names of the plain model beside those of the updates, so that a stage takes over the weights of a stage without
-    LoRA: `new: ["decoder.*.lora_*"]`.
+    Its state has the names of the plain model beside those of the updates, so that a stage takes over the weights of a stage
+    without LoRA: `new: ["decoder.*.lora_*"]`.
 
     Args:
         rank, alpha, dropout: of the updates; they count alpha / rank.
@@ -32,6 +32,8 @@ class LoRACausalLM(HFCausalLM):
     Raises:
         ValueError: if the language model has no layer of these names.
     """
+
+    layouts = ("none until `merge`",)
 
     def __init__(
         self,
@@ -53,7 +55,8 @@ class LoRACausalLM(HFCausalLM):
         self.register_load_state_dict_pre_hook(_wrapped_names)
 
     def merge(self) -> None:
-        """Add the updates to the weights and leave a plain language model behind."""
+        """Add the updates to the weights and leave a plain language model behind, which every layout of its kind can hold."""
+        self.layouts = ()
         for name, layer in list(self.lm.named_modules()):
             if isinstance(layer, LoraLayer):
                 layer.merge()

@@ -123,7 +123,9 @@ class MRopeCausalLM(HFCausalLM):
         """
         seen = attention_mask.bool()
         none = torch.zeros_like(seen)
-        visual = none if visual_places is None else visual_places & seen
+        # Visual tokens of an encoder without grids (a fixed number for each picture) count on like words.
+        plain = visual_places is None or (image_grid_thw is None and video_grid_thw is None)
+        visual = none if plain else visual_places & seen
         videos = none if video_places is None else video_places & visual
         steps = seen.long()  # by how much a token moves the text behind it
         inside = torch.zeros(*seen.shape, 3, dtype=torch.long, device=seen.device)

@@ -83,6 +83,7 @@ class PartialLoRACausalLM(HFCausalLM):
     """
 
     inputs = ("visual_places",)
+    layouts = ("xcomposer2",)  # checkpoints that have a place for the updates
 
     def __init__(self, *, rank: int = 256, alpha: float = 256.0, dropout: float = 0.05, **settings: Any) -> None:
         super().__init__(**settings)

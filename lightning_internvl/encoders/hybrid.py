@@ -15,19 +15,26 @@ class HybridEncoder(nn.Module):
 
     Args:
         low, high: any two encoders. Tokens that stand for no patch are left out of both.
+        image_size, high_image_size: sides in pixels that the two are built for, where a configuration names them once for all.
 
     Attributes:
         dims: widths of the two; `dim` is that of the low one, for a middleware that reads nothing else.
 
     Raises:
-        ValueError: if they give different numbers of tokens.
+        ValueError: if they give different numbers of tokens, or are built for other sides.
     """
 
     inputs = ("high_res_pixel_values",)
     special_tokens = 0
+    gives = "pair"  # of states, one of each tower
 
-    def __init__(self, *, low: nn.Module, high: nn.Module) -> None:
+    def __init__(
+        self, *, low: nn.Module, high: nn.Module, image_size: int | None = None, high_image_size: int | None = None
+    ) -> None:
         super().__init__()
+        for name, side, tower in (("image_size", image_size, low), ("high_image_size", high_image_size, high)):
+            if side not in (None, tower.image_size):
+                raise ValueError(f"encoder.{name}={side}, but its tower is built for {tower.image_size} px; change both")
         self.low, self.high = low, high
         self.dim, self.dims = low.dim, (low.dim, high.dim)
         self.image_size, self.high_image_size = low.image_size, high.image_size
@@ -78,7 +85,9 @@ class HybridEncoder(nn.Module):
         if high_res_pixel_values is None:
             raise ValueError("this encoder reads two sizes of every picture: high_res_pixel_values is missing")
         if len(high_res_pixel_values) != len(pixels_N3SS):
-            raise ValueError(f"{len(pixels_N3SS)} pictures in pixel_values, {len(high_res_pixel_values)} in high_res_pixel_values")
+            raise ValueError(
+                f"{len(pixels_N3SS)} pictures in pixel_values, {len(high_res_pixel_values)} in high_res_pixel_values"
+            )
         low, high = self.low(pixels_N3SS, layers=layers, keep=keep), self.high(high_res_pixel_values, layers=(-1,))
         return [*(state[:, _special(self.low) :] for state in low), *(state[:, _special(self.high) :] for state in high)]
 

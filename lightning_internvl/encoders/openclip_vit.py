@@ -20,7 +20,7 @@ class OpenCLIPViT(CLIPViT):
     Args:
         image_size: side in pixels of the pictures that are expected; any multiple of `patch_size` is accepted at run time.
         positions: side of the stored position table, in patches.
-        tower: `patch_size`, `dim`, `depth`, `heads`, `mlp_dim` and `embed_std`, as in `CLIPViT` (bigG/14: 14, 1664, 48, 16, 8192).
+        tower: `patch_size`, `dim`, `depth`, `heads`, `mlp_dim` and `embed_std`, as in `CLIPViT` (bigG: 14, 1664, 48, 16, 8192).
     """
 
     def __init__(

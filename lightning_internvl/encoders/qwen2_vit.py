@@ -47,6 +47,7 @@ class Qwen2ViT(nn.Module):
     """
 
     inputs = ("image_grid_thw",)
+    gives = "blocks"  # of neighbouring patches, one after the other
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class Qwen2ViT(nn.Module):
                 "this tower reads flat patches of pictures of any size: use processor=any_resolution with its patch size"
             )
         if odd := [grid for grid in grids if min(grid) < 1 or grid[1] % self.merge_size or grid[2] % self.merge_size]:
-            raise ValueError(f"grids {odd[:8]} must be at least 1 and divide by {self.merge_size=} in rows and columns")
+            raise ValueError(f"grids {odd[:8]} must be at least 1 and divide by merge_size={self.merge_size} in rows and columns")
 
     def _rotary(self, grids: list[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosine and sine of all patches, each (P, K), float32."""

@@ -1,8 +1,8 @@
 """The image encoder of SAM, brought down to the grid of another tower, as DeepSeek-VL has it (Kirillov et al. 2023, appendix A;
 Lu et al. 2024, section 3.1; official `sam.py`).
 
-Module names are those of SAM. Letters: N images, S side in pixels, G side of the patch grid, D width, W side of a window, T tokens
-of a window, K width of a head.
+Module names are those of SAM. Letters: N images, S side in pixels, G side of the patch grid, D width, W side of a window, T
+tokens of a window, K width of a head.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ class SamViT(nn.Module):
         """Encode images.
 
         Returns:
-            [(N, out_grid^2, 4 * neck_dim)]
+            (N, out_grid^2, 4 * neck_dim) for each of `layers`
 
         Raises:
             ValueError: for other layers than the last, for a share of the patches, or sides that are no multiple of a patch.
         """
-        if tuple(layers) != (-1,) or keep != 1.0:
+        if set(layers) != {-1} or keep != 1.0:
             raise ValueError(f"SAM gives its last map, of all patches: {layers=}, {keep=}")
         size = pixels_N3SS.shape[-1]
         if pixels_N3SS.shape[-2] != size or size % self.patch_size:
@@ -118,7 +118,7 @@ class SamViT(nn.Module):
             x = block(x)
             first_global = x if index == self.global_layers[0] else first_global
         x = self._down(self.neck(x)) + self._down(self.neck_hd(first_global)) * self.hd_alpha_downsamples
-        return [x.flatten(2).transpose(1, 2)]
+        return [x.flatten(2).transpose(1, 2)] * len(layers)
 
     def _down(self, map_NCGG: Tensor) -> Tensor:
         """To the grid of the other tower; resized in float32, as in the original."""

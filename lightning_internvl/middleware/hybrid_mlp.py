@@ -25,6 +25,8 @@ class HybridMLP(nn.Module):
         ValueError: for a decoder of odd width.
     """
 
+    reads = "pair"  # of states, one of each tower
+
     def __init__(self, *, encoder_dims: Sequence[int], decoder_dim: int, patch_layer: int = -1) -> None:
         super().__init__()
         if decoder_dim % 2:

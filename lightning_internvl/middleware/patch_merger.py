@@ -22,6 +22,8 @@ class PatchMerger(nn.Module):
         norm_eps: added to the variance.
     """
 
+    reads = "blocks"  # of neighbouring patches, as the tower of Qwen2-VL orders them
+
     def __init__(
         self, *, encoder_dim: int, decoder_dim: int, factor: int = 2, patch_layer: int = -1, norm_eps: float = 1e-6
     ) -> None:

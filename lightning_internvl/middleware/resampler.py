@@ -46,7 +46,12 @@ class Resampler(nn.Module):
             raise ValueError(f"{num_queries=} must be a square number: the queries stand on a grid")
         if decoder_dim % head_dim or decoder_dim % 4:
             raise ValueError(f"the decoder's width {decoder_dim} must divide by {head_dim=}, and by 4 for the positions")
-        self.layers, self.skipped, self.num_queries, self.heads = (patch_layer,), special_tokens, num_queries, decoder_dim // head_dim
+        self.layers, self.skipped, self.num_queries, self.heads = (
+            (patch_layer,),
+            special_tokens,
+            num_queries,
+            decoder_dim // head_dim,
+        )
         self.query_tokens = nn.Parameter(torch.zeros(num_queries, decoder_dim))
         # Part of the checkpoint, but nothing that trains.
         self.register_buffer("positions", sincos_positions(decoder_dim, grid))

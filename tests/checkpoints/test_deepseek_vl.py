@@ -98,7 +98,9 @@ def test_same_numbers_both_ways(tmp_path: Path, variant: str) -> None:
     assert {n: t.shape for n, t in back.state_dict().items()} == {n: t.shape for n, t in theirs.state_dict().items()}
     assert all(tensor.equal(theirs.state_dict()[name]) for name, tensor in back.state_dict().items())
     assert back(**inputs).logits.equal(theirs(**inputs).logits)
-    assert load_file(tmp_path / "ours" / "model.safetensors").keys() == load_file(tmp_path / "theirs" / "model.safetensors").keys()
+    assert (
+        load_file(tmp_path / "ours" / "model.safetensors").keys() == load_file(tmp_path / "theirs" / "model.safetensors").keys()
+    )
 
 
 @pytest.mark.parametrize("variant", ["1.3B style", "7B style"])

@@ -53,7 +53,7 @@ def test_a_model_made_here(tmp_path: Path, mlp_dim: int) -> None:
     model.save_pretrained(tmp_path / "ours")
     back = load_pretrained(tmp_path / "ours")
     assert (back.decoder.seq_length, back.decoder.log_n, back.decoder.tied) == (16, False, mlp_dim == 50)
-    ids = torch.tensor([[3, 52, 52, 52, 52] + list(range(4, 20))])
+    ids = torch.tensor([[3, 52, 52, 52, 52, *range(4, 20)]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(1, 3, 24, 24)}
     assert back(**inputs).logits.equal(model(**inputs).logits)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["visual"]["image_start_id"] == 50

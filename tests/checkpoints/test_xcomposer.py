@@ -1,4 +1,4 @@
-"""XComposer 1 and 2 and MiniGPT-4 in the names of their own code: there and back, from fixtures and from parts put together here."""
+"""XComposer 1 and 2 and MiniGPT-4 in the names of their own code: there and back, from fixtures and from parts put together."""
 
 from __future__ import annotations
 

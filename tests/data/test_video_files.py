@@ -42,8 +42,7 @@ def test_a_folder_of_frames_in_the_order_of_their_names(tmp_path: Path) -> None:
         frame.save(tmp_path / f"{2 - number:03}.png")
     video, fps = read_video(tmp_path)
     assert fps == 2.0
-    assert [tuple(frame[0, 0]) for frame in video.tolist()] == [tuple(map(int, c)) for c in COLOURS[::-1]] or len(video) == 3
-    assert video[0, 0, 0].tolist() == list(COLOURS[2])
+    assert video[:, 0, 0].tolist() == [list(colour) for colour in COLOURS[::-1]]
     Image.new("RGB", (3, 3)).save(tmp_path / "z.png")
     with pytest.raises(ValueError, match="the frames differ in size"):
         read_video(tmp_path)
@@ -69,8 +68,11 @@ def test_conversations_about_videos(tmp_path: Path) -> None:
     first.save(tmp_path / "b.png")
     turns = [{"from": "human", "value": "what changes?"}, {"from": "gpt", "value": "the colour"}]
     marked = [{"from": "human", "value": "<image> and <video>"}, {"from": "gpt", "value": "red"}]
-    records = [{"video": "a.gif", "conversations": turns}, {"image": "b.png", "videos": ["a.gif"], "conversations": marked},
-               {"videos": ["a.gif", "a.gif"], "conversations": marked[:0] + [{"from": "human", "value": "<video>"}, turns[1]]}]  # fmt: skip
+    records = [
+        {"video": "a.gif", "conversations": turns},
+        {"image": "b.png", "videos": ["a.gif"], "conversations": marked},
+        {"videos": ["a.gif", "a.gif"], "conversations": [{"from": "human", "value": "<video>"}, turns[1]]},
+    ]
     (tmp_path / "chats.json").write_text(json.dumps(records))
     chats = ChatsFile(tmp_path / "chats.json")
     assert chats[0]["conversation"][0]["content"] == "<video>\nwhat changes?"

@@ -175,5 +175,5 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="rank of 1 or more, not 0"):
         PartialLoRACausalLM(config=CONFIG, rank=0)
     opt = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    with pytest.raises(ValueError, match="needs the layers of LLaMA; OPTDecoderLayer has no self_attn.o_proj"):
+    with pytest.raises(ValueError, match=r"needs the layers of LLaMA; OPTDecoderLayer has no self_attn.o_proj"):
         PartialLoRACausalLM(config=opt | {"vocab_size": 50, "word_embed_proj_dim": 32}, rank=2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import SamVisionConfig, SamVisionModel
 
+from lightning_internvl.attention import choose_backend
 from lightning_internvl.checkpoints.mapping import grouped
 from lightning_internvl.checkpoints.sam_config import moved, native_rules, sam_tower
 from lightning_internvl.encoders.hybrid import HybridEncoder
@@ -47,7 +48,14 @@ def test_distances_of_all_pairs() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"use_rel_pos": False}, {"use_abs_pos": False}, {"qkv_bias": False}, {"window_size": 7}, {"global_attn_indexes": [0, 2]}],
+    [
+        {},
+        {"use_rel_pos": False},
+        {"use_abs_pos": False},
+        {"qkv_bias": False},
+        {"window_size": 7},
+        {"global_attn_indexes": [0, 2]},
+    ],
     ids=str,
 )
 def test_the_map_before_the_convolutions_is_that_of_transformers(change: dict[str, object]) -> None:
@@ -76,6 +84,16 @@ def test_shapes_gradients_and_other_sizes() -> None:
     assert encoder(torch.randn(1, 3, 80, 80))[0].shape == (1, 4, 24)
 
 
+def test_backends_agree() -> None:
+    encoder, pixels = tower(), torch.randn(1, 3, 56, 56)
+    expected = encoder(pixels)[0]
+    try:
+        choose_backend("math")
+        torch.testing.assert_close(encoder(pixels)[0], expected)
+    finally:
+        choose_backend("sdpa")
+
+
 def test_the_second_way_starts_silent() -> None:
     encoder = SamViT(image_size=32, patch_size=8, dim=16, depth=2, heads=2, mlp_dim=16, window=2, global_layers=[0], neck_dim=4)
     pixels = torch.randn(1, 3, 32, 32)
@@ -87,7 +105,11 @@ def test_the_second_way_starts_silent() -> None:
 
 @pytest.mark.parametrize(
     ("change", "problem"),
-    [({"global_attn_indexes": []}, "at least one"), ({"global_attn_indexes": [3]}, "blocks from 0 to 2"), ({"image_size": 50}, "divide")],
+    [
+        ({"global_attn_indexes": []}, "at least one"),
+        ({"global_attn_indexes": [3]}, "blocks from 0 to 2"),
+        ({"image_size": 50}, "divide"),
+    ],
 )
 def test_sizes_that_do_not_fit(change: dict[str, object], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
@@ -129,6 +151,8 @@ def test_a_pair_of_towers_and_its_connector() -> None:
 def test_pairs_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="the low tower gives 9 tokens at 24 px, the high one 4 at 56 px"):
         pair(image_size=24)
+    with pytest.raises(ValueError, match=r"encoder\.high_image_size=64, but its tower is built for 56 px"):
+        HybridEncoder(low=pair().low, high=tower(), high_image_size=64)
     with pytest.raises(ValueError, match="high_res_pixel_values is missing"):
         pair()(torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match="2 pictures in pixel_values, 1 in high_res"):

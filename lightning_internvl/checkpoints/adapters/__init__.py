@@ -72,9 +72,11 @@ def layout_of(model: VLM, layout: str | None = None, *, single_file: bool = Fals
     known = adapters()
     if layout is not None and layout not in known:
         raise ValueError(f"there is no layout {layout!r}; valid choices: {', '.join(known)}")
+    holding = getattr(model.decoder, "layouts", None) or known  # a decoder with more than transformers' parameters names them
     able = {
         name: (adapter, config)
         for name, adapter in known.items()
+        if name in holding
         if layout in (None, name) and single_file == adapter.SINGLE_FILE and (config := adapter.config_of(model)) is not None
         # Unless it was asked for: a part that adds parameters to another may be mistaken for that one.
         if layout is not None or not grouped(adapter.rules(config), own_tensors(model))[1]

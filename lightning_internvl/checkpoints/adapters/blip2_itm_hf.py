@@ -76,7 +76,12 @@ def config_of(model: VLM) -> Config | None:
     if not (isinstance(encoder, EvaViT) and isinstance(middleware, QFormer)) or model.decoder is not None:
         return None
     temp = getattr(model.objectives["itc"], "temp", None) if "itc" in model.objectives else None
-    if middleware.text != "read" or middleware.embed_dim is None or "itm" not in model.objectives or isinstance(temp, nn.Parameter):
+    if (
+        middleware.text != "read"
+        or middleware.embed_dim is None
+        or "itm" not in model.objectives
+        or isinstance(temp, nn.Parameter)
+    ):
         return None
     if getattr(middleware.ln_vision, "eps", None) != encoder.blocks[0].norm1.eps:
         return None

@@ -1,8 +1,8 @@
 """DeepSeek-VL as released (model_type 'multi_modality'): timm's SigLIP, SAM, the projector, the language model.
 
 The original normalises its pictures itself and makes the small ones from the large ones; here the processor does both, so the
-model takes `pixel_values` and `high_res_pixel_values` as transformers' class does. What the original holds and never uses (the pooling
-head of SigLIP, two norms) is left out on loading.
+model takes `pixel_values` and `high_res_pixel_values` as transformers' class does. What the original holds and never uses (the
+pooling head of SigLIP, two norms) is left out on loading.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ SIZES: Config = {
 def recognises(config: Config, shapes: Shapes) -> bool:
     """Whether a `config.json` is of this layout; later models of the same authors share its model_type."""
     vision = config.get("vision_config") or {}
-    return config.get("model_type") == "multi_modality" and vision.get("cls") in (HYBRID, ALONE) and "gen_vision_config" not in config
+    return (
+        config.get("model_type") == "multi_modality"
+        and vision.get("cls") in (HYBRID, ALONE)
+        and "gen_vision_config" not in config
+    )
 
 
 def canonical(name: str) -> str | None:

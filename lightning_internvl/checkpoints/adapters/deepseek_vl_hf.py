@@ -8,8 +8,7 @@ from lightning_internvl.checkpoints.clip_config import SIGLIP_VISION, siglip_tow
 from lightning_internvl.checkpoints.intern_vit_config import check_only
 from lightning_internvl.checkpoints.language import language_config, language_model
 from lightning_internvl.checkpoints.mapping import Rule, rename
-from lightning_internvl.checkpoints.sam_config import DEFAULTS as SAM
-from lightning_internvl.checkpoints.sam_config import moved, native_rules, sam_tower, sam_tower_config
+from lightning_internvl.checkpoints.sam_config import DEFAULTS as SAM, moved, native_rules, sam_tower, sam_tower_config
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.hybrid import HybridEncoder
 from lightning_internvl.encoders.sam_vit import SamViT

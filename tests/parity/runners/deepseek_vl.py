@@ -1,4 +1,4 @@
-"""DeepSeek-VL in the layout of transformers, with SigLIP alone and with SAM beside it: logits, loss, features, gradients, tokens."""
+"""DeepSeek-VL in the layout of transformers, with SigLIP alone and with SAM: logits, loss, features, gradients, greedy tokens."""
 
 from __future__ import annotations
 

@@ -1,0 +1,83 @@
+"""Which parts fit each other, said before anything is trained.
+
+Most combinations work. Those that cannot, and why:
+
+=====================================================  ==============================================================
+encoder, middleware or decoder                         needs
+=====================================================  ==============================================================
+an encoder of any resolution (Qwen2ViT)                a middleware that reads its blocks of patches (PatchMerger), and
+                                                       a processor that tells their grids
+PatchMerger                                            such an encoder; others give patches row by row
+HybridMLP                                              an encoder of two towers (HybridEncoder)
+an encoder of two towers                               HybridMLP, and a processor that gives both sizes
+a decoder that attends to pictures (FlamingoCausalLM)  an encoder that gives equally many patches of every picture
+CLIPText, probes                                       no decoder: they hand nothing to one
+CLIPText                                               an encoder with a token that stands for the whole picture
+QLLaMA, Q-Former with masking in the contrastive       an encoder that can leave out patches (not SAM)
+stage (`keep_tokens`)
+=====================================================  ==============================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+# What an encoder gives: how it is described, and the middleware that reads it.
+GIVEN = {
+    "rows": ("patches of square pictures, row by row", "another middleware, such as mlp or pixel_shuffle_mlp"),
+    "blocks": ("patches of pictures of any size, in blocks of neighbours", "middleware=patch_merger"),
+    "pair": ("the patches of two towers", "middleware=hybrid_mlp"),
+}
+
+
+def check_order(encoder: nn.Module, middleware: type[nn.Module]) -> None:
+    """Refuse a middleware that cannot read what the encoder gives.
+
+    An encoder says by `gives`, a middleware by `reads` what passes between them (see `GIVEN`); "rows" where neither says it.
+
+    Raises:
+        ValueError: with the reason and what to change.
+    """
+    given, read = getattr(encoder, "gives", "rows"), getattr(middleware, "reads", "rows")
+    if given != read:
+        (gives, change), (reads, _) = GIVEN[given], GIVEN[read]
+        raise ValueError(
+            f"encoder {type(encoder).__name__} and middleware {middleware.__name__} do not fit: the one gives {gives}, "
+            f"the other reads {reads}; choose {change}"
+        )
+
+
+def check_decoder(encoder: nn.Module, middleware: nn.Module, decoder: nn.Module | None) -> None:
+    """Refuse a decoder behind a middleware that hands nothing to one, or nothing that it can read.
+
+    Raises:
+        ValueError: with what to change.
+    """
+    if decoder is not None and middleware.tokens_out(encoder.num_tokens()) == 0:
+        raise ValueError(
+            f"middleware {type(middleware).__name__} hands nothing to a decoder; leave the decoder out of the stage's parts, or "
+            "choose another middleware for this stage (middleware@stages.NAME.middleware=mlp)"
+        )
+    if "visual" in getattr(decoder, "inputs", ()) and getattr(encoder, "gives", "rows") == "blocks":
+        raise ValueError(
+            f"decoder {type(decoder).__name__} attends to equally many tokens of every picture, and encoder "
+            f"{type(encoder).__name__} gives pictures of any size; choose another encoder or decoder"
+        )
+
+
+def check_processor(encoder: nn.Module, processor: Any) -> None:
+    """Refuse a processor that does not give what the encoder reads beside the pixels.
+
+    Raises:
+        ValueError: with the names and what to change.
+    """
+    missing = [name for name in getattr(encoder, "inputs", ()) if name not in processor.blank(1, "meta")]
+    if missing:
+        fitting = {"image_grid_thw": "any_resolution", "high_res_pixel_values": "padded_pair"}
+        choices = ", ".join(sorted({f"processor@data.processor={fitting[n]}" for n in missing if n in fitting})) or "another one"
+        raise ValueError(
+            f"encoder {type(encoder).__name__} reads {', '.join(missing)}, "
+            f"which processor {type(processor).__name__} does not give; choose {choices}"
+        )

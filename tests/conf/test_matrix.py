@@ -1,0 +1,92 @@
+"""Every encoder with every middleware and every decoder at toy size: one training step and one answer, or the reason why not."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from lightning_internvl.assembly import make_view, stage_settings
+from lightning_internvl.cli import CONF, build
+from lightning_internvl.compose import compose_model
+from lightning_internvl.model import shifts_labels
+from lightning_internvl.objectives import NextToken
+
+
+def toys(group: str, *others: str) -> list[str]:
+    """Parts of a group at toy size, and those that have no size of their own."""
+    return sorted({path.stem for path in (CONF / group).glob("*_toy.yaml")} | set(others))
+
+
+ENCODERS = toys("encoder")
+MIDDLEWARES = toys("middleware", "concat", "linear", "mlp", "pixel_shuffle_mlp", "patch_merger", "hybrid_mlp", "linear_probe")
+DECODERS = toys("decoder")
+PROCESSORS = {"qwen2_vit_toy": "any_resolution", "deepseek_hybrid_toy": "padded_pair"}
+SIZES = {
+    "qwen2_vit_toy": ["data.processor.patch_size=${encoder.patch_size}", "data.processor.min_pixels=2304"],
+    "deepseek_hybrid_toy": [],
+}
+HANDS_NOTHING = {"clip_text_toy", "linear_probe"}
+
+
+def reason(encoder: str, middleware: str, decoder: str) -> str | None:
+    """What the program says of parts that do not fit; None for those that do."""
+    if KINDS.get(encoder) != KINDS.get(middleware):
+        return "do not fit"
+    if middleware == "clip_text_toy" and encoder in NO_SUMMARY:
+        return "puts no token before its patches"
+    if (encoder, decoder) == ("qwen2_vit_toy", "flamingo_toy"):
+        return "attends to equally many tokens"
+    return "hands nothing to a decoder" if middleware in HANDS_NOTHING else None
+
+
+KINDS = {"qwen2_vit_toy": "blocks", "patch_merger": "blocks", "deepseek_hybrid_toy": "pair", "hybrid_mlp": "pair"}
+NO_SUMMARY = {"siglip_chat_toy", "openclip_toy", "sam_toy", "deepseek_hybrid_toy"}
+
+
+@functools.cache
+def settings(encoder: str, middleware: str, decoder: str) -> dict[str, Any]:
+    """A supervised stage of three parts."""
+    words = [f"encoder={encoder}", f"middleware={middleware}", f"decoder={decoder}", "pipeline=[supervised]", "paths.run=unused"]
+    words += [f"processor@data.processor={PROCESSORS.get(encoder, 'squash')}", *SIZES.get(encoder, [])]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", overrides=words)
+    return stage_settings(OmegaConf.to_container(composed, resolve=True), "supervised")
+
+
+def step_and_answer(encoder: str, middleware: str, decoder: str) -> None:
+    torch.manual_seed(0)
+    stage = settings(encoder, middleware, decoder)
+    model, tokenizers = compose_model(stage["parts"], build)
+    chats = make_view(stage, model, tokenizers, build).training
+    data = build(stage["data_group"]["chats"])
+    model.train()
+    hidden, labels = model.read(**chats([data[0], data[1]]))
+    loss = NextToken()(hidden, labels, model.decoder.head, shifts=shifts_labels(model.decoder))
+    loss.backward()
+    assert loss.isfinite()
+    closed = decoder == "flamingo_toy"  # its gates start at zero, so that nothing before them moves in the first step
+    for part in (model.decoder,) if closed else (model.encoder, model.middleware, model.decoder):
+        assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in part.parameters())
+    model.eval()
+    asked = data[0] | {"conversation": data[0]["conversation"][:1]}
+    assert model.generate(**chats.prompts([asked]), max_new_tokens=2, do_sample=False).shape[0] == 1
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_parts_compose(encoder: str, decoder: str, tmp_path: Path) -> None:
+    for middleware in MIDDLEWARES:
+        if expected := reason(encoder, middleware, decoder):
+            with pytest.raises(ValueError, match=expected):
+                step_and_answer(encoder, middleware, decoder)
+        else:
+            try:
+                step_and_answer(encoder, middleware, decoder)
+            except Exception as error:
+                raise AssertionError(f"{encoder}, {middleware}, {decoder}: {error}") from error

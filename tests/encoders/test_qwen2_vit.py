@@ -1,0 +1,112 @@
+"""The tower of any resolution and its merger: each picture and step by itself, gradients, blank batches, bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
+
+from lightning_internvl.attention import choose_backend
+from lightning_internvl.encoders.qwen2_vit import Qwen2ViT, frame_runs, patch_places
+from lightning_internvl.middleware.patch_merger import PatchMerger
+
+SIZES = {"patch_size": 4, "dim": 24, "depth": 2, "heads": 2, "mlp_dim": 48}
+GRIDS = [(1, 4, 6), (3, 2, 2), (1, 2, 8), (1, 4, 4)]
+
+
+def tower(**changes: object) -> Qwen2ViT:
+    torch.manual_seed(0)
+    return Qwen2ViT(image_size=16, **(SIZES | changes)).eval()
+
+
+def patches(grids: list[tuple[int, int, int]]) -> Tensor:
+    return torch.randn(sum(t * h * w for t, h, w in grids), 3 * 2 * 4 * 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "math"])
+def test_every_step_of_a_picture_or_video_is_read_by_itself(backend: str) -> None:
+    encoder, pixels = tower(), patches(GRIDS)
+    choose_backend(backend)
+    try:
+        (found,) = encoder(pixels, image_grid_thw=torch.tensor(GRIDS))
+    finally:
+        choose_backend("sdpa")
+    steps = [(h, w) for t, h, w in GRIDS for _ in range(t)]
+    parts = pixels.split([h * w for h, w in steps])
+    alone = [encoder(part, image_grid_thw=[(1, h, w)])[0] for part, (h, w) in zip(parts, steps, strict=True)]
+    torch.testing.assert_close(found, torch.cat(alone))
+
+
+def test_layers_are_numbered_as_in_transformers() -> None:
+    encoder, pixels = tower(depth=3), patches(GRIDS)
+    first, middle, last = encoder(pixels, image_grid_thw=GRIDS, layers=(0, 2, -1))
+    torch.testing.assert_close(first, pixels @ encoder.patch_embed.proj.weight.flatten(1).T)
+    assert not torch.allclose(middle, last)
+    torch.testing.assert_close(encoder(pixels, image_grid_thw=GRIDS, layers=(3,))[0], last)
+    with pytest.raises(ValueError, match=r"layers \[4\] do not exist; with 3 blocks"):
+        encoder(pixels, image_grid_thw=GRIDS, layers=(4,))
+
+
+@pytest.mark.parametrize("merge", [1, 2, 3])
+def test_tower_and_merger_equal_those_of_transformers(merge: int) -> None:
+    grids = [(1, 6, 12), (2, 6, 6)]
+    encoder = tower(merge_size=merge)
+    merger = PatchMerger(encoder_dim=24, decoder_dim=16, factor=merge)
+    config = Qwen2VLVisionConfig(
+        depth=2, embed_dim=24, hidden_size=16, num_heads=2, mlp_ratio=2, patch_size=4, spatial_merge_size=merge
+    )
+    theirs = Qwen2VisionTransformerPretrainedModel(config).eval()
+    ours = encoder.state_dict() | {f"merger.{name}": tensor for name, tensor in merger.state_dict().items()}
+    theirs.load_state_dict(ours)
+    pixels = patches(grids)
+    found, expected = merger(encoder(pixels, image_grid_thw=grids)), theirs(pixels, grid_thw=torch.tensor(grids)).pooler_output
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert len(found) == sum(merger.tokens_out(t * h * w) for t, h, w in grids)
+
+
+def test_patches_come_in_blocks() -> None:
+    assert patch_places((1, 2, 4), 2).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
+    assert patch_places((2, 2, 2), 2).tolist() == 2 * [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert frame_runs([(1, 2, 2), (3, 2, 2), (1, 2, 4)]) == [(4, 4), (8, 1)]
+
+
+def test_the_blank_picture_reaches_every_parameter() -> None:
+    encoder, merger = tower(), PatchMerger(encoder_dim=24, decoder_dim=16)
+    blank = encoder.blank(torch.zeros(0, 96))
+    merger(encoder(blank.pop("pixel_values"), **blank)).sum().backward()
+    assert all(p.grad is not None for p in [*encoder.parameters(), *merger.parameters()])
+
+
+def test_it_runs_on_the_meta_device_with_grids_as_numbers() -> None:
+    with torch.device("meta"):
+        encoder, merger = Qwen2ViT(image_size=16, **SIZES), PatchMerger(encoder_dim=24, decoder_dim=16)
+        found = merger(encoder(torch.zeros(56, 96), image_grid_thw=[(1, 4, 6), (2, 4, 4)]))
+    assert found.shape == (14, 16)
+
+
+@pytest.mark.parametrize(
+    ("grids", "rows", "message"),
+    [
+        ([(1, 4, 6)], 20, r"pixels are \(20, 96\), the grids \[\(1, 4, 6\)\] ask for \(24, 96\)"),
+        ([(1, 3, 8)], 24, r"must be at least 1 and divide by merge_size=2"),
+        ([(0, 2, 2), (1, 4, 6)], 24, r"\(0, 2, 2\)"),
+    ],
+)
+def test_grids_that_do_not_fit(grids: list[tuple[int, int, int]], rows: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tower()(torch.zeros(rows, 96), image_grid_thw=grids)
+
+
+def test_settings_that_do_not_exist() -> None:
+    with pytest.raises(ValueError, match="processor=any_resolution"):
+        tower()(torch.zeros(1, 3, 16, 16), image_grid_thw=[(1, 4, 4)])
+    with pytest.raises(ValueError, match=r"keep_tokens=0\.5"):
+        tower()(torch.zeros(16, 96), image_grid_thw=[(1, 4, 4)], keep=0.5)
+    with pytest.raises(ValueError, match="activation='relu' is not known; valid choices: quick_gelu, gelu"):
+        tower(activation="relu")
+    with pytest.raises(ValueError, match="dim=20 must divide by heads=2, and the width of a head by 4"):
+        tower(dim=20)
+    with pytest.raises(ValueError, match="6 patches do not divide into blocks of 2 x 2"):
+        PatchMerger(encoder_dim=24, decoder_dim=16)([torch.zeros(6, 24)])
