@@ -1,7 +1,8 @@
 """What a part must offer. Three protocols, no registry: a part is one Python file and one YAML that names its class.
 
-A part that reads more than what is listed here names it in a class attribute `inputs`, a tuple of keyword names (`image_grid_thw`,
-`qformer_input_ids`); batches carry them under these names, and the model passes each on to the parts that list it.
+A part that reads more than what is listed here names it in a class attribute `inputs`, a tuple of keyword names
+(`image_grid_thw`, `qformer_input_ids`); batches carry them under these names, and the model passes each on to the parts that
+list it.
 
 An encoder whose pictures are no (N, 3, S, S) says with `blank(pixel_values)` what it reads in a batch without any: its inputs by
 name. A decoder that lists `visual` gets the visual tokens (N, T, D) for attention of its own instead of having them inserted.

@@ -1,4 +1,4 @@
-"""EVA ViT and Q-Former in checkpoints: as LAVIS and its descendants (MiniGPT-4, XComposer) name them, and as transformers does."""
+"""EVA ViT and Q-Former in checkpoints: as LAVIS and its descendants (MiniGPT-4, XComposer) name them, and transformers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ QFORMER: Config = {
 VISION_ONLY: Config = {"attention_dropout": 0.0}
 
 _FFN = {
-    "query_ffn.up": "intermediate_query.dense", "query_ffn.down": "output_query.dense", "query_ffn.norm": "output_query.LayerNorm",
+    "query_ffn.up": "intermediate_query.dense", "query_ffn.down": "output_query.dense",
+    "query_ffn.norm": "output_query.LayerNorm",
     "text_ffn.up": "intermediate.dense", "text_ffn.down": "output.dense", "text_ffn.norm": "output.LayerNorm",
 }  # fmt: skip
 _ATTENTION = {"self_attn": "attention", "cross_attn": "crossattention"}

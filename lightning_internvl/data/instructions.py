@@ -19,8 +19,8 @@ from lightning_internvl.data.templates import IMAGE, ChatTemplate, Message
 class Instructions:
     """The text of a sample's user messages for each of its pictures, as an instructed Q-Former reads it.
 
-    A row is the first token (that of classification, where the tokenizer has one), the text, and the end token. A text that is too
-    long loses its beginning.
+    A row is the first token (that of classification, where the tokenizer has one), the text, and the end token. A text that is
+    too long loses its beginning.
 
     Args:
         max_length: tokens of a row, the first and the last one counted.

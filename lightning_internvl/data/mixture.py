@@ -26,12 +26,12 @@ class _Block(NamedTuple):
 class Mixture(Dataset[dict[str, Any]]):
     """An endless stream of samples of several map-style datasets. Every sample carries the name of its dataset as "source".
 
-    Positions are shared out in blocks: a block holds each dataset in its share, in a random order. A dataset with a length is read
-    in a new order each epoch, one without is read in order. Read it with `endless: true`.
+    Positions are shared out in blocks: a block holds each dataset in its share, in a random order. A dataset with a length is
+    read in a new order each epoch, one without is read in order. Read it with `endless: true`.
 
     Args:
         datasets: by name.
-        weights: by name, of any sum; "size" in proportion to the lengths; "sqrt" to their square roots (InstructBLIP section 2.4).
+        weights: by name, of any sum; "size" in proportion to the lengths; "sqrt" to their square roots (InstructBLIP 2.4).
         schedule: instead of `weights`, steps and the weights there, linear in between and constant after the last (the modality
             warm-up of DeepSeek-VL): [{step: 0, weights: {...}}, {step: 2000, weights: {...}}].
         samples_per_step: samples of an optimizer step on all devices, to which the steps of `schedule` refer.
@@ -65,7 +65,9 @@ class Mixture(Dataset[dict[str, Any]]):
         self.shares = np.stack([self._shares(knot["weights"]) for knot in knots])
         self.filler = int(self.shares.min(axis=0).argmax())
         if len(self.names) > 2 and self.shares[:, self.filler].min() * BLOCK < len(self.names) - 1:
-            raise ValueError(f"one of more than two datasets must keep a share above {(len(self.names) - 1) / BLOCK:.4f} throughout")
+            raise ValueError(
+                f"one of more than two datasets must keep a share above {(len(self.names) - 1) / BLOCK:.4f} throughout"
+            )
         self.blocks: dict[int, _Block] = {}
 
     def __len__(self) -> int:
@@ -112,8 +114,8 @@ class Mixture(Dataset[dict[str, Any]]):
         return {name: length ** BY_SIZE[rule] for name, length in lengths.items()}
 
     def _before(self, number: int) -> np.ndarray:
-        """How many runs each dataset has in the blocks before this one: the integral of its share, rounded down; what is left over
-        by the rounding goes to the dataset with the steadiest share."""
+        """How many runs each dataset has in the blocks before this one: the integral of its share, rounded down; what
+        rounding leaves over goes to the dataset with the steadiest share."""
         times = np.append(self.times[self.times < number], number)
         shares = np.stack([np.interp(times, self.times, column) for column in self.shares.T], axis=1)
         sums = ((shares[1:] + shares[:-1]) / 2 * np.diff(times)[:, None]).sum(axis=0) * BLOCK

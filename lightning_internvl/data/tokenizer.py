@@ -96,8 +96,8 @@ def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> Pr
 
 
 def bert_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a BERT for a Q-Former: [DEC], added as the last token, begins what is written (LAVIS `init_tokenizer`), [CLS]
-    what is contrasted or matched, and [SEP] ends both.
+    """The tokenizer of a BERT for a Q-Former: [DEC], added as the last token, begins what is written (LAVIS `init_tokenizer`),
+    [CLS] what is contrasted or matched, and [SEP] ends both.
 
     Raises:
         ValueError: without an id or a folder.

@@ -24,8 +24,8 @@ class FlamingoCausalLM(HFCausalLM):
     """A language model that reads visual tokens by attention, one placeholder for each picture marking where it stands.
 
     A text token sees the picture before it, and no other; with `all_before` all pictures before it. The placeholder itself
-    sees its own. Gates start at zero: a fresh model gives the language model's own logits. Blocks are reached by hooks, so the
-    language model keeps its class and names; the layers of attention lie below `cross`, to train them alone:
+    sees its own. Gates start at zero, so that a fresh model gives the language model's own logits. Blocks are reached by hooks,
+    and the language model keeps its class and names; the layers of attention lie below `cross`, to train them alone:
     `train: [middleware, decoder.cross]`.
 
     Args:
@@ -33,6 +33,8 @@ class FlamingoCausalLM(HFCausalLM):
         every: k, counted so that the last of k blocks has one (published: 1 for 3B, 4 for 9B, 7 for 80B).
         heads, head_dim, mlp_ratio: of the cross-attention layers (OpenFlamingo: 8, 64, 4).
         all_before: whether text sees all pictures before it.
+        gate: where the gates start; 0.0 leaves a trained language model as it is, a fresh one learns to look sooner from 1.0.
+        init_std: deviation of the initial weights of the cross-attention layers.
         options: of `HFCausalLM`.
 
     Raises:
@@ -50,6 +52,8 @@ class FlamingoCausalLM(HFCausalLM):
         head_dim: int = 64,
         mlp_ratio: int = 4,
         all_before: bool = False,
+        gate: float = 0.0,
+        init_std: float = 0.02,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -58,9 +62,11 @@ class FlamingoCausalLM(HFCausalLM):
             raise ValueError(f"decoder.{every=} must be from 1 to {len(blocks)}, the blocks of the language model")
         self.every, self.all_before, self.encoder_dim = every, all_before, encoder_dim
         places = [i for i in range(len(blocks)) if (i + 1) % every == 0]
-        self.cross = nn.ModuleDict(
-            {str(i): GatedCrossAttention(self.dim, encoder_dim, heads, head_dim, mlp_ratio) for i in places}
-        )
+        sizes = (encoder_dim, heads, head_dim, mlp_ratio, init_std)
+        self.cross = nn.ModuleDict({str(i): GatedCrossAttention(self.dim, *sizes) for i in places})
+        for layer in self.cross.values():
+            nn.init.constant_(layer.attn_gate, gate)
+            nn.init.constant_(layer.ff_gate, gate)
         self._shown: _Shown | None = None
         for i in places:
             blocks[i].register_forward_pre_hook(_Before(self, str(i)), with_kwargs=True)

@@ -79,7 +79,11 @@ class HFCausalLM(nn.Module):
         if embeds_BLH.is_meta:  # transformers would look into a mask of two dimensions; one of four it takes as it is
             length = attention_mask_BL.shape[1]
             attention_mask_BL = attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)
-        return self.lm.base_model(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, use_cache=False)[0]
+        options: dict[str, Any] = {"attention_mask": attention_mask_BL, "use_cache": False}
+        if embeds_BLH.is_meta and self.lm.config.model_type == "opt":  # it counts positions in a mask of two dimensions
+            places = torch.arange(embeds_BLH.shape[1], device=embeds_BLH.device)
+            options["position_ids"] = places.expand(len(embeds_BLH), -1)
+        return self.lm.base_model(inputs_embeds=embeds_BLH, **options)[0]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of any states: (..., H) -> (..., V), float32."""

@@ -1,5 +1,5 @@
-"""Any Hugging Face encoder-decoder as the decoder: its encoder reads pictures and prompt, its decoder writes the answer (Flan-T5 in
-BLIP-2 and InstructBLIP).
+"""Any Hugging Face encoder-decoder as the decoder: its encoder reads pictures and prompt, its decoder writes the answer
+(Flan-T5 in BLIP-2 and InstructBLIP).
 
 Letters: B rows, L prompt length, A answer length, H width.
 """

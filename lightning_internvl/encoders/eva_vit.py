@@ -1,7 +1,7 @@
 """The EVA-CLIP ViT of the BLIP-2 family (ViT-g/14 of LAVIS, 39 of its 40 blocks): biases for queries and values, none for keys.
 
-Sources: LAVIS `eva_vit.py`; `Blip2VisionModel` of transformers. All tokens are handed on, CLS among them; the LayerNorm that follows
-(`ln_vision`) belongs to the middleware. Letters: N images, P tokens (CLS first), D width, S sides of the image in pixels.
+Sources: LAVIS `eva_vit.py`; `Blip2VisionModel` of transformers. All tokens are handed on, CLS among them; the LayerNorm that
+follows (`ln_vision`) belongs to the middleware. Letters: N images, P tokens (CLS first), D width, S sides of the image in pixels.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from lightning_internvl.middleware.qformer_lm import QFormerLM
 
 
 def start_from_bert(qformer: QFormerLM, pretrained: str) -> None:
-    """Copy a BERT's weights. Queries and text both start with its feed-forward; cross-attention keeps its own start, and so do the
-    words that the Q-Former has beyond the BERT's.
+    """Copy a BERT's weights. Queries and text both start with its feed-forward; cross-attention keeps its own start, and so do
+    the words that the Q-Former has beyond the BERT's.
 
     Args:
         pretrained: a hub id or a local folder.
@@ -35,7 +35,11 @@ def start_from_bert(qformer: QFormerLM, pretrained: str) -> None:
         ):  # fmt: skip
             _copy(there, here)
         for ffn in filter(None, (layer.query_ffn, layer.text_ffn)):
-            for here, there in ((ffn.up, block.intermediate.dense), (ffn.down, block.output.dense), (ffn.norm, block.output.LayerNorm)):
+            for here, there in (
+                (ffn.up, block.intermediate.dense),
+                (ffn.down, block.output.dense),
+                (ffn.norm, block.output.LayerNorm),
+            ):
                 _copy(there, here)
     if hasattr(qformer.embeddings, "words"):
         _copy(bert.embeddings.word_embeddings, qformer.embeddings.words)

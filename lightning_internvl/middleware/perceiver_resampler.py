@@ -24,7 +24,8 @@ class PerceiverResampler(nn.Module):
         patch_layer: which hidden state of the encoder is read.
         special_tokens: leading tokens that are left out, as CLS is (completed from an encoder that says how many it has).
         max_frames: frames of a video that have an embedding of their own; 0 for pictures alone.
-        init_std: deviation of the initial weights; the latents start with deviation 1.
+        init_std: deviation of the initial weights.
+        latent_std: deviation of the initial latents; smaller ones let the picture be heard beside them from the first step.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class PerceiverResampler(nn.Module):
         special_tokens: int | None = None,
         max_frames: int = 0,
         init_std: float = 0.02,
+        latent_std: float = 1.0,
     ) -> None:
         super().__init__()
         if min(latents, depth, heads, head_dim) < 1:
@@ -50,7 +52,7 @@ class PerceiverResampler(nn.Module):
         self.blocks = nn.ModuleList(_Layer(encoder_dim, heads, head_dim, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(encoder_dim)
         init_normal(self, init_std)
-        nn.init.normal_(self.latents)
+        nn.init.normal_(self.latents, std=latent_std)
         if max_frames:
             nn.init.normal_(self.frame_embs)
 

@@ -1,7 +1,7 @@
 """The Q-Former: learnable queries that read the picture and share a BERT with text (Li et al. 2023, BLIP-2 section 3.1).
 
-With text it is the middleware of BLIP-2's first stage (contrast, matching, writing); without, that of its second stage, of MiniGPT-4
-and of XComposer; with instructions, that of InstructBLIP (Dai et al. 2023). Sources: LAVIS `blip2_qformer.py`, `Qformer.py`.
+With text it is the middleware of BLIP-2's first stage (contrast, matching, writing); without, that of its second stage, of
+MiniGPT-4 and of XComposer; with instructions, that of InstructBLIP (Dai et al. 2023). Source: LAVIS `blip2_qformer.py`.
 
 Letters: B images, P visual tokens (CLS first), D encoder width, Q queries, L text length, M width, E contrastive width,
 H decoder width, T = Q + L.

@@ -27,9 +27,7 @@ class NextToken(nn.Module):
             raise ValueError(f"{label_smoothing=} must lie from 0 on and below 1")
         self.label_smoothing = label_smoothing
 
-    def forward(
-        self, hidden_BLH: Tensor, labels_BL: Tensor, head: Callable[[Tensor], Tensor], *, shifts: bool = True
-    ) -> Tensor:
+    def forward(self, hidden_BLH: Tensor, labels_BL: Tensor, head: Callable[[Tensor], Tensor], *, shifts: bool = True) -> Tensor:
         """The token at position t is judged by the state at t - 1.
 
         Args:

@@ -70,5 +70,10 @@ def _resolution(plan: StagePlan) -> Iterator[Advice]:
     encoder = plan.stage.model.encoder
     patch = getattr(encoder, "patch_size", 1)
     grid = int(plan.settings["parts"]["encoder"].get("image_size", 0) / patch * SMALLER) // 2 * 2  # even, for pixel shuffle
-    if grid:
-        yield Advice(f"encoder.image_size={grid * patch}", plan.changed(image_size=grid * patch).memory())
+    if not grid:
+        return
+    try:
+        smaller = plan.changed(image_size=grid * patch)
+    except ValueError:  # parts that take one size only, as a pair of towers does
+        return
+    yield Advice(f"encoder.image_size={grid * patch}", smaller.memory())

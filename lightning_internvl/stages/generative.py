@@ -52,7 +52,9 @@ class GenerativeStage(Stage):
         if not 0.0 < matched_share < 1.0:
             raise ValueError(f"{matched_share=} must lie between 0 and 1")
         if backbone_itc and not hasattr(model.middleware, "clip_projector"):
-            raise ValueError(f"backbone_itc=True needs a middleware that pools the tower; {type(model.middleware).__name__} does not")
+            raise ValueError(
+                f"backbone_itc=True needs a middleware that pools the tower; {type(model.middleware).__name__} does not"
+            )
         self.negatives, self.mined_from_step = negatives, mined_from_step
         self.matched_share, self.backbone_itc = matched_share, backbone_itc
         self.both_ways, self.same_picture = both_ways, same_picture

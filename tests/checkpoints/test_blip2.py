@@ -24,8 +24,22 @@ IMAGE, QUERIES = 50, 5
 TEXTS: dict[str, dict[str, Any]] = {
     "opt": {"model_type": "opt", "ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32, "pad_token_id": 1},
     "llama": {"model_type": "llama", "intermediate_size": 48, "num_key_value_heads": 2, "tie_word_embeddings": False},
-    "t5": {"model_type": "t5", "d_ff": 40, "d_kv": 12, "num_layers": 2, "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0},
-    "t5 of 2019": {"model_type": "t5", "d_ff": 40, "d_kv": 8, "num_layers": 2, "num_decoder_layers": 3, "decoder_start_token_id": 2},
+    "t5": {
+        "model_type": "t5",
+        "d_ff": 40,
+        "d_kv": 12,
+        "num_layers": 2,
+        "feed_forward_proj": "gated-gelu",
+        "decoder_start_token_id": 0,
+    },
+    "t5 of 2019": {
+        "model_type": "t5",
+        "d_ff": 40,
+        "d_kv": 8,
+        "num_layers": 2,
+        "num_decoder_layers": 3,
+        "decoder_start_token_id": 2,
+    },
 }
 VISION: dict[str, dict[str, Any]] = {
     "as published": {},

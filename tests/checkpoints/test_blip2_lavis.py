@@ -90,7 +90,16 @@ def test_a_chat_model_of_ours_is_read_by_the_library(tmp_path: Path, decoder: st
     torch.manual_seed(1)
     text = {"text": "read", "instructed": True, "vocab_size": 25} if instructed else {"text": "none"}
     middleware = QFormer(
-        encoder_dim=88, dim=24, depth=3, heads=2, mlp_dim=24, num_queries=3, decoder_dim=16, vision_norm_eps=1e-6, init_std=0.2, **text
+        encoder_dim=88,
+        dim=24,
+        depth=3,
+        heads=2,
+        mlp_dim=24,
+        num_queries=3,
+        decoder_dim=16,
+        vision_norm_eps=1e-6,
+        init_std=0.2,
+        **text,
     )
     model = VLM(tower(init_std=0.1), middleware, DECODERS[decoder](), image_token_id=29).eval()
     model.save_pretrained(tmp_path / "saved")
@@ -99,9 +108,17 @@ def test_a_chat_model_of_ours_is_read_by_the_library(tmp_path: Path, decoder: st
     assert not any(report.values()), report
     ids = torch.tensor([[29, 29, 29, 2, 5, 6], [29, 29, 29, 2, 7, 8]])
     labels = torch.tensor([[5, 6, 1], [7, 1, -100]]) if decoder == "t5" else ids.masked_fill(ids == 29, -100)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": torch.randn(2, 3, 12, 12)}
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "pixel_values": torch.randn(2, 3, 12, 12),
+    }
     if instructed:
-        inputs |= {"qformer_input_ids": torch.tensor([[1, 2], [3, 4]]), "qformer_attention_mask": torch.ones(2, 2, dtype=torch.long)}
+        inputs |= {
+            "qformer_input_ids": torch.tensor([[1, 2], [3, 4]]),
+            "qformer_attention_mask": torch.ones(2, 2, dtype=torch.long),
+        }
     expected, found = theirs.eval()(**inputs), model(**inputs)
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.loss.reshape(()), expected.loss.reshape(()), atol=1e-5, rtol=1e-4)

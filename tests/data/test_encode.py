@@ -49,14 +49,14 @@ def test_labels_are_the_answers(name: str) -> None:
     end = template.end(TOKENIZER.eos_token)
     for number in range(50):
         conversation = CHATS[number]["conversation"]
-        ids, labels = encode_conversation(conversation, template, TOKENIZER, [4], 400, "s")
+        ids, labels = encode_conversation(conversation, template, TOKENIZER, [4], 2000, "s")
         assert len(ids) == len(labels)
         assert all(label in (IGNORE, i) for i, label in zip(ids, labels, strict=True))
         answers = [template.answer_start + m["content"] + end for m in conversation if m["role"] == "assistant"]
         assert "".join(answers_in(labels)) == "".join(answers)
-        if name != "plain":
+        if template.keep_user_text:
             assert answers_in(labels) == answers
-            prompt = encode_prompt(conversation[:3], template, TOKENIZER, [4], 400, "s")
+            prompt = encode_prompt(conversation[:3], template, TOKENIZER, [4], 2000, "s")
             assert prompt == ids[: len(prompt)]
             assert labels[len(prompt)] == ids[len(prompt)]
             assert labels[len(prompt) - 1] == IGNORE

@@ -100,7 +100,10 @@ def test_instructions_stand_for_every_square(toy: PreTrainedTokenizerFast) -> No
     batch = collate([wide, none, sample(VQA)])
     squares = len(batch["pixel_values"])
     assert batch["qformer_input_ids"].shape[0] == batch["qformer_attention_mask"].shape[0] == squares == 4
-    rows = [words(toy, ids[mask == 1].tolist()) for ids, mask in zip(*(batch[f"qformer_{x}"] for x in ("input_ids", "attention_mask")))]
+    rows = [
+        words(toy, ids[mask == 1].tolist())
+        for ids, mask in zip(*(batch[f"qformer_{x}"] for x in ("input_ids", "attention_mask")), strict=True)
+    ]
     assert rows[:3] == ["<s>how many apples are there? where is the cat?</s>"] * 3
     assert rows[3] == "<s>how many apples are there?</s>"
     assert {name: len(x) for name, x in collate.blank(2).items() if name.startswith("qformer")} == {

@@ -46,7 +46,11 @@ def test_other_sizes_need_not_be_square() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"dim": 15}, "must divide by"), ({"act": "loud"}, "act='loud' is not known"), ({"qkv_bias": False, "k_bias": True}, "k_bias needs")],
+    [
+        ({"dim": 15}, "must divide by"),
+        ({"act": "loud"}, "act='loud' is not known"),
+        ({"qkv_bias": False, "k_bias": True}, "k_bias needs"),
+    ],
 )
 def test_bad_settings(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The Q-Former: who sees whom, one pass for several texts, writing with and without a cache, instructions, and its start from a BERT."""
+"""The Q-Former: who sees whom, one pass for several texts, writing with and without a cache, instructions, a start from BERT."""
 
 from __future__ import annotations
 
@@ -177,5 +177,7 @@ def test_a_start_from_bert(tmp_path: Path) -> None:
     torch.testing.assert_close(model.head(states)[..., :28][s.mask.bool()], expected[s.mask.bool()], atol=1e-5, rtol=1e-4)
     layer = model.qformer.layers[0]
     assert layer.query_ffn.up.weight.equal(layer.text_ffn.up.weight)
-    with pytest.raises(ValueError, match=r"of depth, width and feed-forward \(3, 16, 20\) cannot start a Q-Former of \(2, 16, 20\)"):
+    with pytest.raises(
+        ValueError, match=r"of depth, width and feed-forward \(3, 16, 20\) cannot start a Q-Former of \(2, 16, 20\)"
+    ):
         make(pretrained=str(tmp_path), depth=2)

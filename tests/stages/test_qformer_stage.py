@@ -21,7 +21,16 @@ def stage(**options: object) -> GenerativeStage:
     torch.manual_seed(0)
     encoder = EvaViT(image_size=12, patch_size=6, dim=12, depth=2, heads=2, mlp_dim=16)
     middleware = QFormer(
-        encoder_dim=12, dim=16, depth=2, heads=2, mlp_dim=20, num_queries=3, text="write", vocab_size=31, embed_dim=8, init_std=0.2
+        encoder_dim=12,
+        dim=16,
+        depth=2,
+        heads=2,
+        mlp_dim=20,
+        num_queries=3,
+        text="write",
+        vocab_size=31,
+        embed_dim=8,
+        init_std=0.2,
     )
     objectives = {"itc": QueryITC(label_smoothing=0.1), "itm": ITM(dim=16), "itg": NextToken(label_smoothing=0.1)}
     return GenerativeStage(
@@ -50,7 +59,9 @@ def test_three_rows_a_pair() -> None:
     assert match_both(visual, Stream("itm", ids, ids), images, texts, alone)[2].tolist() == [1] * 3 + [-100] * 6
 
 
-@pytest.mark.parametrize("options", [{"both_ways": True}, {"both_ways": True, "negatives": "random"}, {"both_ways": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"both_ways": True}, {"both_ways": True, "negatives": "random"}, {"both_ways": False}], ids=str
+)
 @pytest.mark.parametrize("same_picture", [False, True])
 def test_everything_that_is_listed_gets_gradients(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, object], same_picture: bool

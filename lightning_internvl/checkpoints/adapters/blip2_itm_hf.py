@@ -1,4 +1,4 @@
-"""BLIP-2 for retrieval as transformers' `Blip2ForImageTextRetrieval` reads it: Q-Former with text, projections and matching head."""
+"""BLIP-2 for retrieval as transformers' `Blip2ForImageTextRetrieval` reads it: Q-Former with text, projections, matching head."""
 
 from __future__ import annotations
 

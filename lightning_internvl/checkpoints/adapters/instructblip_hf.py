@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.adapters import blip2_hf as blip2
+from lightning_internvl.checkpoints.adapters import Config, Shapes, blip2_hf as blip2, updated
 from lightning_internvl.checkpoints.language import language_rules
 from lightning_internvl.checkpoints.mapping import Rule, rename
 from lightning_internvl.checkpoints.qformer_config import QFORMER, VISION, hf_qformer_rules, hf_tower_rules

@@ -1,5 +1,5 @@
-"""BLIP-2 with OPT, questions: the pictures, then </s> as the beginning, "Question: ... Short answer:", the answer and a line break
-(LAVIS `blip2_opt.py`)."""
+"""BLIP-2 with OPT, questions: the pictures, then </s> as the beginning, "Question: ... Short answer:", the answer and a line
+break (LAVIS `blip2_opt.py`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InstructBLIP: the pictures, then </s> as the beginning, the instruction, the answer and </s> (LAVIS `blip2_vicuna_instruct.py`)."""
+"""InstructBLIP: pictures, </s> as the beginning, the instruction, the answer and </s> (LAVIS `blip2_vicuna_instruct.py`)."""
 
 from __future__ import annotations
 

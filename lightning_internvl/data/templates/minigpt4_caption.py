@@ -4,6 +4,4 @@ from __future__ import annotations
 
 from lightning_internvl.data.templates.base import ChatTemplate
 
-TEMPLATE = ChatTemplate(
-    name="minigpt4_caption", user="{}", assistant="", answer_end="\n", keep_user_text=False, image_frame=None
-)
+TEMPLATE = ChatTemplate(name="minigpt4_caption", user="{}", assistant="", answer_end="\n", keep_user_text=False, image_frame=None)

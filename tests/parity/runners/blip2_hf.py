@@ -1,4 +1,4 @@
-"""BLIP-2 and InstructBLIP in the layouts of transformers: logits, losses, features, gradients, greedy tokens and all other cases."""
+"""BLIP-2 and InstructBLIP in the layouts of transformers: logits, losses, features, gradients, greedy tokens, other cases."""
 
 from __future__ import annotations
 
