@@ -40,10 +40,13 @@ def _changes(plan: StagePlan) -> Iterator[Advice]:
         yield from _shards(lower, "trainer.precision=bf16-true, ")
     yield from _resolution(plan)
     plan.rig.prepare(plan.precision, plan.step)
-    trained = [name for name, part in parts_of(plan.stage.model).items() if any(p.requires_grad for p in part.parameters())]
-    trained = [name for name in trained if not name.startswith("objectives")]
-    for name in trained if len(trained) > 1 else []:
-        yield Advice(f"stages.{plan.name}.module.train without {name}", plan.changed(frozen=name).memory())
+    trained = {
+        name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in parts_of(plan.stage.model).items()
+    }
+    trained = {name: count for name, count in trained.items() if count and not name.startswith("objectives")}
+    if len(trained) > 1:
+        largest = max(trained, key=trained.__getitem__)
+        yield Advice(f"stages.{plan.name}.module.train without {largest}", plan.changed(frozen=largest).memory())
 
 
 def _batches(plan: StagePlan, before: str, **change: bool | int) -> Iterator[Advice]:

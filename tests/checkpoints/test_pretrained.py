@@ -320,8 +320,10 @@ def test_a_model_without_an_official_layout_is_refused(tmp_path: Path) -> None:
         ):
             model.save_pretrained(tmp_path / "no")
     model = small_model(decoder_dim=8)
-    with pytest.raises(ValueError, match=r"no place for: middleware\.mlp1"):
+    with pytest.raises(ValueError, match="no layout of a folder is known for a model of encoder InternViT, middleware QLLaMA"):
         model.save_pretrained(tmp_path / "no")
+    with pytest.raises(ValueError, match=r"no place for: middleware\.mlp1"):
+        save_pretrained(model, tmp_path / "no", layout="internvl_14b")
     assert list(tmp_path.iterdir()) == []
 
 

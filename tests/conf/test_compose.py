@@ -91,6 +91,7 @@ def documented_commands() -> list[str]:
     """Overrides of every `python train.py ...` in the README, the comments of `conf/` and the script; of a sweep, of one job."""
     files = [CONF.parent / "README.md", CONF.parent / "train.py", *CONF.rglob("*.yaml")]
     found = {match for file in files for match in re.findall(r"python train\.py([^#|`\n]*)", file.read_text())}
+    found = [match for match in found if "--config-dir" not in match]  # which names a folder of the reader's own
     words = [[word if "[" in word else word.partition(",")[0] for word in match.split() if "=" in word] for match in found]
     return sorted({" ".join(overrides) for overrides in words})
 
