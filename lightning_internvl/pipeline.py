@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import yaml
 from rich.table import Table
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from lightning_internvl.console import console
 from lightning_internvl.evaluation.tables import metrics_table
 from lightning_internvl.files import RUN_CONFIG, read_json
 from lightning_internvl.model import VLM
+from lightning_internvl.opened import handoff_of
 
 NO_WEIGHTS = "a start without weights (init_from=RUN gives some)"
 
@@ -153,14 +153,8 @@ def read_weights(source: str | Path) -> Mapping[str, Tensor]:
         ValueError: if there is nothing to read, or it is damaged.
     """
     folder = Path(source)
-    if (folder / handoff.MANIFEST).exists():
-        return handoff.read(folder)[0]
-    if (folder / RUN_CONFIG).exists():
-        pipeline = yaml.safe_load((folder / RUN_CONFIG).read_text(encoding="utf-8"))["pipeline"]
-        finished = [stage for stage in pipeline if (folder / "handoff" / stage / handoff.MANIFEST).exists()]
-        if not finished:
-            raise ValueError(f"init_from={source}: no stage of this run has finished; use resume={source} to go on with it")
-        return handoff.read(folder / "handoff" / finished[-1])[0]
+    if (folder / handoff.MANIFEST).exists() or (folder / RUN_CONFIG).exists():
+        return handoff.read(handoff_of(folder))[0]
     from lightning_internvl.checkpoints.pretrained import load_pretrained
 
     return own_tensors(load_pretrained(source))

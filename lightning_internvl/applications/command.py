@@ -10,33 +10,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from lightning_internvl.applications.article import Author, illustrate
 from lightning_internvl.applications.gallery import Gallery, Retriever
-from lightning_internvl.assembly import View, make_view, stage_settings
-from lightning_internvl.checkpoints import handoff
-from lightning_internvl.compose import check_trusted, compose_model, trusted_build
-from lightning_internvl.files import RUN_CONFIG, write_text
-
-
-def view_of(folder: Path) -> View:
-    """The model of a run's hand-off folder, and how it saw its data.
-
-    Raises:
-        ValueError: if this is no hand-off folder of a run.
-    """
-    from lightning_internvl.cli import build
-
-    tensors, manifest = handoff.read(folder)
-    run = folder.resolve().parents[1] / RUN_CONFIG
-    if not run.is_file():
-        raise ValueError(f"{folder} is no hand-off folder inside a run: {run} is missing")
-    check_trusted(manifest["config"])
-    model, tokenizers = compose_model(manifest["config"], trusted_build)
-    handoff.LoadReport.of(model, tensors, source=str(folder), new=(), dropped=()).load(model, tensors)
-    settings = stage_settings(yaml.safe_load(run.read_text(encoding="utf-8")), manifest["stage"])
-    return make_view(settings, model.eval(), tokenizers, build)
+from lightning_internvl.cli import build
+from lightning_internvl.files import write_text
+from lightning_internvl.opened import open_run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ValueError: for models that cannot do their part, and as `illustrate`.
     """
     options = _parser().parse_args(arguments)
-    author, retriever = view_of(options.author), view_of(options.retriever or options.author)
+    author, retriever = (open_run(place, build).view for place in (options.author, options.retriever or options.author))
     if author.chats is None:
         raise ValueError(f"--author {options.author}: this stage has no decoder; take one that answers")
     if retriever.pairs is None:

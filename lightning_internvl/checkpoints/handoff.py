@@ -91,17 +91,23 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_model(folder: str | Path) -> VLM:
-    """The model of a hand-off folder, built from the configuration in its manifest (parts of this package only).
+def load(folder: Path) -> tuple[VLM, dict[str, Any], dict[str, Any]]:
+    """The model of a hand-off folder in evaluation mode, built from the configuration in its manifest (parts of this package
+    only), the tokenizers of its parts, and the manifest.
 
     Raises:
         ValueError: as `read`; if the configuration names other code or weights elsewhere; if tensors do not fit the model.
     """
-    tensors, manifest = read(Path(folder))
+    tensors, manifest = read(folder)
     check_trusted(manifest["config"])
-    model, _ = compose_model(manifest["config"], trusted_build)
+    model, tokenizers = compose_model(manifest["config"], trusted_build)
     LoadReport.of(model, tensors, source=str(folder), new=(), dropped=()).load(model, tensors)
-    return model.eval()
+    return model.eval(), tokenizers, manifest
+
+
+def load_model(folder: str | Path) -> VLM:
+    """The model of a hand-off folder alone; see `load`."""
+    return load(Path(folder))[0]
 
 
 @dataclass
