@@ -4,11 +4,13 @@ python train.py                                   # the default recipe, toy size
 python train.py experiment=internvl_chat_toy      # another recipe
 python train.py --cfg job                         # show the configuration, train nothing
 python train.py plan=true                         # parameters, FLOPs and memory of each stage, train nothing
+python train.py data=conversations data.path=FILE data.validate=true   # what is wrong with your data, train nothing
 python train.py resume=outputs/internvl_toy/RUN   # go on after a crash
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -28,6 +30,11 @@ def main(config: DictConfig) -> None:
 
             run_plan(plain, build)
         return
+    if config.data.get("validate"):
+        with nothing_written(config, run_dir) as plain:
+            from lightning_internvl.data.validate_run import run_validation
+
+            sys.exit(0 if run_validation(plain, run_dir, build) else 1)
     with run_folder(config, run_dir) as plain:
         from lightning_internvl.pipeline import run_pipeline
 

@@ -9,5 +9,9 @@ from callbacks.progress import Progress
 from callbacks.report import Report
 from callbacks.samples import Samples
 from callbacks.throughput import Throughput
+from callbacks.validation import Validation
 
-__all__ = ["Checkpoint", "Evaluation", "Freezing", "HandOff", "HistoryLogger", "Progress", "Report", "Samples", "Throughput"]
+__all__ = [
+    "Checkpoint", "Evaluation", "Freezing", "HandOff", "HistoryLogger", "Progress", "Report",
+    "Samples", "Throughput", "Validation",
+]  # fmt: skip

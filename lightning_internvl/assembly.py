@@ -23,6 +23,7 @@ from lightning_internvl.model import VLM, shifts_labels
 from lightning_internvl.stages import Stage
 
 Config = dict[str, Any]
+LIGHT = ("peft", "quantization")  # groups with a setting for each part
 
 
 class Assembly(NamedTuple):
@@ -51,10 +52,11 @@ def assemble(name: str, config: Config, run_dir: Path, build: Build, start_step:
         settings["trainer"],
         max_steps=settings["max_steps"],
         strategy=build(config["strategy"]) if "_target_" in config["strategy"] else config["strategy"]["name"],
-        callbacks=build_callbacks(settings, view, build),
+        callbacks=build_callbacks(settings, view, build, tokenizers),
         logger=[build(logger) for logger in stage_loggers(config, name, run_dir, start_step)],
     )
-    return Assembly(settings, stage, build_data(settings, start_step, view, build), trainer)
+    data = build_data(settings, start_step, view, build, stage.folder)
+    return Assembly(settings, stage, data, trainer)
 
 
 def build_stage(name: str, settings: Config, model: VLM, run_dir: Path, build: Build, start_step: int = 0) -> Stage:
@@ -80,12 +82,16 @@ def stage_settings(config: Mapping[str, Any], name: str) -> Config:
     to the data group are called `datasets`, because `data` says which of its kinds a stage reads.
     """
     stage = copy.deepcopy(dict(config["stages"][name]))
-    for group in ("encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer"):
-        own, common = stage.get(group) or {}, copy.deepcopy(config[group])
+    stage["max_steps"] = min(stage["max_steps"], config.get("max_steps") or stage["max_steps"])
+    for group in ("encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer", *LIGHT):
+        own, common = stage.get(group) or {}, copy.deepcopy(config.get(group) or {})
         stage[group] = own if "_target_" in own else _merged(common, own)
     parts = {part: stage.pop(part) if part in stage["parts"] else None for part in ("encoder", "middleware", "decoder")}
     parts |= {"objectives": stage.pop("objectives"), "image_token": config["data"]["image_token"]}
     parts |= {"video_token": config["data"]["video_token"]} if config["data"].get("video_token") else {}
+    for kind in LIGHT:
+        own = {part: value for part, value in stage.pop(kind).items() if value and parts.get(part)}
+        parts |= {kind: own} if own else {}
     data = _data_of(config["data"], stage.pop("datasets", None) or {})
     return stage | {"parts": parts, "data_group": data, "callbacks": config["callbacks"], "seed": config["seed"]}
 
@@ -172,7 +178,7 @@ def _changed(processor: Config, change: Config | None) -> Config:
     return dict(change) if change and "_target_" in change else {**processor, **(change or {})}
 
 
-def build_callbacks(settings: Config, view: View, build: Build) -> list[Any]:
+def build_callbacks(settings: Config, view: View, build: Build, tokenizers: Mapping[str, Any]) -> list[Any]:
     """The callbacks of the configuration, in its order; those that look at held-out data get a bench."""
     held_out = settings["data_group"].get("held_out") or {}  # data without any may still be given sizes for it, by debug=fast
     bench = (
@@ -182,6 +188,8 @@ def build_callbacks(settings: Config, view: View, build: Build) -> list[Any]:
     )
     known = {
         "bench": bench,
+        "view": view,
+        "tokenizers": tokenizers,
         "tasks": {name: build(task) for name, task in (settings.get("evaluation") or {}).items() if task},
         **(settings.get("samples") or {"mode": "c", "writer": None}),
     }
@@ -208,8 +216,8 @@ def _fill(value: Any, places: Mapping[str, str]) -> Any:
     return value
 
 
-def build_data(settings: Config, start_step: int, view: View, build: Build) -> StageData:
-    """The stage's training data, from the next sample on."""
+def build_data(settings: Config, start_step: int, view: View, build: Build, folder: Path) -> StageData:
+    """The stage's training data, from the next sample on; `folder` is where samples that cannot be used are listed."""
     data = settings["data_group"]
     if not data.get(settings["data"]):
         offers = [kind for kind in ("pairs", "chats", "labels") if data.get(kind)]
@@ -217,8 +225,9 @@ def build_data(settings: Config, start_step: int, view: View, build: Build) -> S
             f"this data group has no {settings['data']!r}; it offers {', '.join(offers)}; choose another with data=GROUP"
         )
     accumulate = settings["trainer"].get("accumulate_grad_batches") or 1
+    dataset = build(data[settings["data"]])
     return StageData(
-        build(data[settings["data"]]),
+        dataset,
         view.training,
         batch_size=settings["batch_size"],
         batches=settings["max_steps"] * accumulate,
@@ -226,4 +235,7 @@ def build_data(settings: Config, start_step: int, view: View, build: Build) -> S
         seed=settings["seed"],
         endless=data["endless"],
         num_workers=data["num_workers"],
+        max_bad_fraction=data.get("max_bad_fraction") or 0.0,
+        folder=folder,
+        held_out=dataset.held_out() if hasattr(dataset, "held_out") else None,
     )

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 KEYS = (
-    "name", "seed", "pipeline", "init_from", "resume", "attention", "plan", "device_memory", "encoder", "middleware", "decoder",
-    "stages", "data", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
+    "name", "seed", "pipeline", "max_steps", "init_from", "resume", "attention", "plan", "device_memory",
+    "encoder", "middleware", "decoder",
+    "stages", "data", "peft", "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
 )  # fmt: skip
 PARTS = ("encoder", "middleware", "decoder")
+ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
+METHODS = {"peft": ("lora", "dora"), "quantization": ("nf4", "int8")}
 STAGE_KEYS = (
     "module", "parts", "objectives", "max_steps", "batch_size", "new", "dropped", "data", "collate", "evaluation", "samples",
-    "encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer", "datasets",
+    "encoder", "middleware", "decoder", "peft", "quantization", "optimizer", "scheduler",
+    "trainer", "datasets",
 )  # fmt: skip
 
 
@@ -56,9 +60,17 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     yield from _negative("seed", config["seed"], whole=True)
     if not isinstance(config["plan"], bool):
         yield f"plan={config['plan']!r} must be true (print what the run needs) or false (run)"
+    if config.get("max_steps") is not None:
+        yield from _not_positive("max_steps", config["max_steps"], whole=True)
     yield from _not_positive("device_memory", config["device_memory"])
     yield from _negative("data.num_workers", config["data"].get("num_workers", 0), whole=True)
+    if not isinstance(config["data"].get("validate", False), bool):
+        yield f"data.validate={config['data']['validate']!r} must be true (check the data) or false (train)"
+    bad = config["data"].get("max_bad_fraction", 0.0)
+    if isinstance(bad, bool) or not isinstance(bad, int | float) or not 0 <= bad <= 1:
+        yield f"data.max_bad_fraction={bad!r} must be a share from 0 to 1"
     yield from _schedule_faults(config["optimizer"], config["scheduler"])
+    yield from _adapter_faults(config)
     if not (config["callbacks"] or {}).get("handoff"):
         yield "callbacks.handoff is missing; without it no stage hands its weights over (see conf/callbacks/default.yaml)"
     if start and not Path(start).exists() and not _may_be_hub_id(str(start)):
@@ -69,6 +81,28 @@ def _may_be_hub_id(text: str) -> bool:
     """Whether it reads OWNER/NAME and does not begin with a folder that is here."""
     owner, _, name = text.partition("/")
     return bool(re.fullmatch(r"[\w.-]+", name)) and bool(re.fullmatch(r"\w[\w.-]*", owner)) and not Path(owner).exists()
+
+
+def _adapter_faults(settings: Mapping[str, Any]) -> Iterable[str]:
+    for part, own in (settings.get("peft") or {}).items():
+        if part not in PARTS:
+            yield f"peft: there is no part {part!r}; {suggestion(part, PARTS)}"
+        elif own and (lacking := [key for key in ADAPTER_KEYS if own.get(key) is None]):
+            yield f"peft.{part} lacks {', '.join(lacking)}; take them from a file: peft/part@peft.{part}=lora"
+        elif own:
+            for key in own:
+                if key not in ADAPTER_KEYS:
+                    yield f"peft.{part}: there is no setting {key!r}; {suggestion(key, ADAPTER_KEYS)}"
+            if own["method"] not in METHODS["peft"]:
+                yield f"peft.{part}.method={own['method']!r} is not known; {suggestion(own['method'], METHODS['peft'])}"
+            yield from _not_positive(f"peft.{part}.rank", own["rank"], whole=True)
+            yield from _not_positive(f"peft.{part}.alpha", own["alpha"])
+            yield from _negative(f"peft.{part}.dropout", own["dropout"])
+    for part, method in (settings.get("quantization") or {}).items():
+        if part not in PARTS:
+            yield f"quantization: there is no part {part!r}; {suggestion(part, PARTS)}"
+        elif method and method not in METHODS["quantization"]:
+            yield f"quantization.{part}={method!r} is not known; {suggestion(method, METHODS['quantization'])}, null"
 
 
 def _pipeline_faults(config: Mapping[str, Any]) -> Iterable[str]:
@@ -97,9 +131,18 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
             yield f"parts: {part!r} is no part; {suggestion(part, PARTS)}"
     if missing := [part for part in ("encoder", "middleware") if part not in stage["parts"]]:
         yield f"parts={stage['parts']} lacks {' and '.join(missing)}; only the decoder may be left out"
+    yield from _adapter_faults({kind: _filled(config.get(kind), stage.get(kind)) for kind in METHODS})
     yield from _schedule_faults(
         {**config["optimizer"], **(stage.get("optimizer") or {})}, {**config["scheduler"], **(stage.get("scheduler") or {})}
     )
+
+
+def _filled(common: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A stage's settings by part over the common ones."""
+    merged = dict(common or {})
+    for part, value in (own or {}).items():
+        merged[part] = {**(merged.get(part) or {}), **value} if isinstance(value, Mapping) else value
+    return merged
 
 
 def _schedule_faults(optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterable[str]:

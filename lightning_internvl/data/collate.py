@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lightning_internvl.data.collation import (
+    Prepared,
+    Sample,
+    pad_id,
+    pad_rows,
+    pixels_of,
+    stable_id,
+    tiles_of,
+    video_of,
+)
 from lightning_internvl.data.encode import (
     IGNORE,
     ImageTokens,
@@ -21,54 +31,12 @@ from lightning_internvl.data.encode import (
     token_id,
 )
 from lightning_internvl.data.instructions import Instructions, encode_question
+from lightning_internvl.data.ledger import Unwanted
 from lightning_internvl.data.processors import Processor
 from lightning_internvl.data.templates import ChatTemplate
 
 PAIR_TASKS = ("itc", "itm", "itg")
-
-Sample = Mapping[str, Any]
-Row = TypeVar("Row")
-
-
-def tiles_of(processor: Processor, image: np.ndarray, key: str, draw: Sequence[int] | None = None) -> np.ndarray:
-    """What the encoder sees of one picture: (n, S, S, 3) uint8. Raises ValueError naming the sample for no (H, W, 3) uint8."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"sample {key}: its picture is {image.shape} {image.dtype}, not (H, W, 3) uint8")
-    return processor(image, draw)
-
-
-def video_of(processor: Processor, frames: np.ndarray, fps: float, key: str) -> np.ndarray:
-    """What the encoder sees of one video: (F, H, W, 3) uint8. Raises ValueError naming the sample for no (F, H, W, 3) uint8."""
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        raise ValueError(f"sample {key}: its video is {frames.shape} {frames.dtype}, not (F, H, W, 3) uint8 with a frame")
-    try:
-        return processor.video(frames, fps)
-    except ValueError as error:
-        raise ValueError(f"sample {key}: {error}") from error
-
-
-def pixels_of(processor: Processor, tiles: Sequence[np.ndarray]) -> Tensor:
-    """The tiles of some pictures, one after the other and normalised: (N, 3, S, S) float32; N may be 0."""
-    return processor.inputs(tiles)["pixel_values"]
-
-
-def stable_id(name: str) -> int:
-    """A whole number below 2**63 for a name, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1
-
-
-def pad_rows(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Right-pad to the longest row: (B, L) int64 filled up with `value`, and its (B, L) int64 mask (1: real)."""
-    lengths = [len(row) for row in rows]
-    width = max(lengths)
-    padded = torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64)
-    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    return padded, mask.long()
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any id does for padding, because the masks come from lengths."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+TOO_LONG = ("cut", "skip")
 
 
 class PairCollator:
@@ -102,20 +70,35 @@ class PairCollator:
         self.caption_prompts = dict(caption_prompts or {"en": "English caption:", "zh": "Chinese caption:"})
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        keys = [sample["key"] for sample in samples]
-        batch: dict[str, Any] = {
-            "keys": keys,
-            "pixel_values": self.pixels([s["image"] for s in samples], keys, [s.get("draw") for s in samples]),
-            "image_ids": torch.tensor([stable_id(sample.get("image_id", sample["key"])) for sample in samples]),
+        return self.stack([self.prepare(sample) for sample in samples])
+
+    def prepare(self, sample: Sample) -> Prepared:
+        """The square of one picture and the token rows of its caption. Raises ValueError naming the sample."""
+        key = sample["key"]
+        found: Prepared = {
+            "key": key,
+            "image_id": stable_id(sample.get("image_id", key)),
+            "tiles": tiles_of(self.processor, sample["image"], key, sample.get("draw")),
         }
         for task in self.tasks:
-            prompts = [self._prompt(sample, task) for sample in samples]
-            rows = [self._row(prompt, sample) for prompt, sample in zip(prompts, samples, strict=True)]
-            batch[f"{task}_ids"], batch[f"{task}_mask"] = pad_rows(rows, _pad_id(self.tokenizer))
+            prompt = self._prompt(sample, task)
+            found[task] = self._row(prompt, sample)
             if task == "itg":
-                hidden = [max(1, len(prompt) - 1) for prompt in prompts]
-                labels = [[IGNORE] * n + row[n:] for n, row in zip(hidden, rows, strict=True)]
-                batch["itg_labels"], _ = pad_rows(labels, IGNORE)
+                hidden = max(1, len(prompt) - 1)
+                found["itg_labels"] = [IGNORE] * hidden + found[task][hidden:]
+        return found
+
+    def stack(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
+        """A batch of prepared pairs."""
+        batch: dict[str, Any] = {
+            "keys": [one["key"] for one in prepared],
+            "pixel_values": pixels_of(self.processor, [one["tiles"] for one in prepared]),
+            "image_ids": torch.tensor([one["image_id"] for one in prepared]),
+        }
+        for task in self.tasks:
+            batch[f"{task}_ids"], batch[f"{task}_mask"] = pad_rows([one[task] for one in prepared], pad_id(self.tokenizer))
+            if task == "itg":
+                batch["itg_labels"], _ = pad_rows([one["itg_labels"] for one in prepared], IGNORE)
         return batch
 
     def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Tensor]:
@@ -143,7 +126,7 @@ class PairCollator:
     def rows(self, task: str, captions: Sequence[str]) -> tuple[list[list[int]], int]:
         """Token rows of bare captions for itc or itm, and the id to pad them with: the arguments of `pad_rows`."""
         samples = [{"caption": caption, "key": caption} for caption in captions]
-        return [self._row(self._prompt(sample, task), sample) for sample in samples], _pad_id(self.tokenizer)
+        return [self._row(self._prompt(sample, task), sample) for sample in samples], pad_id(self.tokenizer)
 
     def prompt_ids(self, prompt: str, first: int | None = None) -> list[int]:
         """bos, or another first token, and a prompt, from which a caption is generated."""
@@ -191,6 +174,7 @@ class ChatCollator:
         image_tokens: names of the placeholder and of the tokens around a picture; None: as the template has them.
         split_answers: for an encoder-decoder: a row ends before the last answer, which alone makes the row's labels.
         instructions: adds what an instructed middleware reads, a row for every square.
+        too_long: what becomes of a conversation over `max_length`: "cut" leaves whole turns at its end out, "skip" refuses it.
     """
 
     def __init__(
@@ -203,33 +187,43 @@ class ChatCollator:
         image_tokens: ImageTokens | None = None,
         split_answers: bool = False,
         instructions: Instructions | None = None,
+        too_long: str = "cut",
     ) -> None:
+        if too_long not in TOO_LONG:
+            raise ValueError(f"{too_long=} is not known; valid choices: {', '.join(TOO_LONG)}")
         self.tokenizer, self.template, self.processor = tokenizer, template, processor
-        self.encode = encode_question if split_answers else encode_conversation
-        self.instructions = instructions
+        self.split_answers, self.encode = split_answers, encode_question if split_answers else encode_conversation
+        self.instructions, self.too_long = instructions, too_long
         self.tokens_per_tile, self.max_length = tokens_per_tile, max_length
         start, end = template.image_frame or (None, None)
         self.image_tokens = image_tokens or ImageTokens(start=start, end=end)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        rows, inputs = self._prepared(samples, self.encode)
-        input_ids, mask = pad_rows([ids for ids, _ in rows], _pad_id(self.tokenizer))
-        labels, _ = pad_rows([labels for _, labels in rows], IGNORE)
+        return self.stack([self.prepare(sample) for sample in samples])
+
+    def prepare(self, sample: Sample) -> Prepared:
+        """Tiles, ids and labels of one conversation. Raises ValueError naming the sample."""
+        return self._prepared(sample, self.encode)
+
+    def stack(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
+        """A batch of prepared conversations."""
+        input_ids, mask = pad_rows([one["row"][0] for one in prepared], pad_id(self.tokenizer))
+        labels, _ = pad_rows([one["row"][1] for one in prepared], IGNORE)
         return {
-            "keys": [sample["key"] for sample in samples],
+            "keys": [one["key"] for one in prepared],
             "input_ids": input_ids,
             "attention_mask": mask,
             "labels": labels,
-            **inputs,
-            "image_counts": torch.tensor([len(sample["images"]) for sample in samples]),
+            **self._inputs(prepared),
+            "image_counts": torch.tensor([len(one["pictures"]) for one in prepared]),
         }
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """What to generate from, given samples whose conversations end with a user message: `input_ids` and `attention_mask`,
         padded on the left so that all rows end where the answer begins, and the pictures and videos."""
-        rows, inputs = self._prepared(samples, encode_prompt)
-        ids, mask = pad_rows([row[::-1] for row in rows], _pad_id(self.tokenizer))
-        return {"input_ids": ids.flip(1), "attention_mask": mask.flip(1), **inputs}
+        prepared = [self._prepared(sample, encode_prompt) for sample in samples]
+        ids, mask = pad_rows([one["row"][::-1] for one in prepared], pad_id(self.tokenizer))
+        return {"input_ids": ids.flip(1), "attention_mask": mask.flip(1), **self._inputs(prepared)}
 
     def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Any]:
         """The largest batch that a step can meet, without data: rows of `max_length`, one picture of the most tiles in each."""
@@ -238,7 +232,7 @@ class ChatCollator:
         after = [names.end] if names.end else []
         tiles = min(self.processor.max_tiles, (self.max_length - len(before + after) - 1) // self.tokens_per_tile)
         run = [token_id(self.tokenizer, t) for t in [*before, *[names.context] * (tiles * self.tokens_per_tile), *after]]
-        text = [_pad_id(self.tokenizer)] * (self.max_length - len(run))
+        text = [pad_id(self.tokenizer)] * (self.max_length - len(run))
         ids, labels = (torch.tensor(row, device=device).repeat(batch_size, 1) for row in (run + text, [IGNORE] * len(run) + text))
         return {
             "input_ids": ids,
@@ -249,40 +243,41 @@ class ChatCollator:
             "image_counts": torch.ones(batch_size, dtype=torch.int64, device=device),
         }
 
-    def _prepared(self, samples: Sequence[Sample], encode: Callable[..., Row]) -> tuple[list[Row], dict[str, Tensor]]:
-        """Each sample's row by `encode`, and what the encoder reads of all their pictures and videos."""
-        rows: list[Row] = []
-        pictures: list[np.ndarray] = []
-        videos: list[np.ndarray] = []
-        squares: list[int] = []
-        for sample in samples:
-            own = [
-                tiles_of(self.processor, image, sample["key"], [*sample["draw"], place] if "draw" in sample else None)
-                for place, image in enumerate(sample["images"])
-            ]
-            shown = [video_of(self.processor, video, fps, sample["key"]) for video, fps in sample.get("videos", ())]
-            rows.append(self._row(sample, own, shown, encode))
-            pictures += own
-            videos += shown
-            squares.append(sum(len(one) for one in own))
-        inputs = self.processor.inputs(pictures)
+    def _prepared(self, sample: Sample, encode: Callable[..., Any]) -> Prepared:
+        """A sample's row by `encode`, and its pictures and videos as the encoder sees them."""
+        key = sample["key"]
+        pictures = [
+            tiles_of(self.processor, image, key, [*sample["draw"], place] if "draw" in sample else None)
+            for place, image in enumerate(sample["images"])
+        ]
+        videos = [video_of(self.processor, video, fps, key) for video, fps in sample.get("videos", ())]
+        row = self._row(sample, pictures, videos, encode)
+        return {"key": key, "row": row, "pictures": pictures, "videos": videos, "conversation": sample["conversation"]}
+
+    def _inputs(self, prepared: Sequence[Prepared]) -> dict[str, Tensor]:
+        """What the encoder reads of all pictures and videos."""
+        inputs = self.processor.inputs([picture for one in prepared for picture in one["pictures"]])
         if self.instructions:
-            inputs |= self.instructions(samples, squares)
+            inputs |= self.instructions(prepared, [sum(len(picture) for picture in one["pictures"]) for one in prepared])
         if self.image_tokens.video is not None:
             named = {"pixel_values": "pixel_values_videos"}
-            inputs |= {named.get(n, n.replace("image_", "video_", 1)): x for n, x in self.processor.inputs(videos).items()}
-        return rows, inputs
+            videos = self.processor.inputs([video for one in prepared for video in one["videos"]])
+            inputs |= {named.get(n, n.replace("image_", "video_", 1)): x for n, x in videos.items()}
+        return inputs
 
-    def _row(self, sample: Sample, pictures: list[np.ndarray], videos: list[np.ndarray], encode: Callable[..., Row]) -> Row:
+    def _row(self, sample: Sample, pictures: list[np.ndarray], videos: list[np.ndarray], encode: Callable[..., Any]) -> Any:
         lengths, video_lengths = ([self.processor.tokens(x, self.tokens_per_tile) for x in xs] for xs in (pictures, videos))
         conversation, key = sample["conversation"], sample["key"]
+        skips = self.too_long == "skip" and encode is not encode_prompt
+        limit = sys.maxsize if skips else self.max_length
         try:
-            return encode(
-                conversation, self.template, self.tokenizer, lengths, self.max_length, key, self.image_tokens, video_lengths
-            )
+            row = encode(conversation, self.template, self.tokenizer, lengths, limit, key, self.image_tokens, video_lengths)
         except TooLong as error:
             counts = " + ".join(str(len(x)) for x in [*pictures, *videos]) or "no"
             raise TooLong(
                 f"{error} ({counts} tiles of {self.tokens_per_tile}); raise data.chats_collate.max_length, or lower "
                 f"data.processor.{self.processor.limit}"
             ) from error
+        if skips and (longest := max(map(len, row))) > self.max_length:
+            raise Unwanted(f"sample {key}: it has {longest} tokens, more than {self.max_length}, and data.too_long is skip")
+        return row

@@ -34,6 +34,8 @@ Runs = dict[str, Iterator[list[int]]]
 class TooLong(ValueError):
     """A conversation that does not fit; a placeholder is never cut off."""
 
+    kind = "too long"  # under which `data.ledger` counts it
+
 
 def encode_conversation(
     turns: Sequence[Message],

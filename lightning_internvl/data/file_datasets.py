@@ -2,160 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from lightning_internvl.data.conversations import CAPTION_REQUEST, Entry, Source, read_entry
 from lightning_internvl.data.image_files import read_image
-from lightning_internvl.data.records import RecordFile
-from lightning_internvl.data.templates import IMAGE, VIDEO, Message
+from lightning_internvl.data.ledger import BadSample, Unwanted, kind_of
+from lightning_internvl.data.sources import Joined, open_records
 from lightning_internvl.data.video_files import read_video
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
-
-class _FileDataset(Dataset[dict[str, Any]]):
-    """Samples of a file of records (see `RecordFile`).
+class FileDataset(Dataset[dict[str, Any]], ABC):
+    """Samples of files of records (see `open_records` and `read_entry`).
 
     Args:
-        path: the file; None is answered with the setting to give.
-        image_root: where the paths of pictures start; None: the file's folder.
+        path: a file, a folder of pictures with captions, or a list of them; None is answered with the setting to give.
+        image_root: where the paths of pictures start; None: the folder of each file.
         length: only that many records, from the first on.
+        validation: a share of the records that is held out (which ones depends on each record alone), or a file of others.
+        caption_request: the question that a bare caption answers.
+        apart: the records that are held out, in place of the others.
+
+    A record that cannot be used raises a ValueError that names file, line and the record's `id`.
     """
 
     what: str
     setting: str
 
-    def __init__(self, path: str | Path | None, image_root: str | Path | None = None, length: int | None = None) -> None:
-        if path is None:
-            raise ValueError(f"no file of {self.what} is given; give {self.setting}=FILE")
-        self.records, self.length = RecordFile(path), length
-        self.image_root = self.records.path.parent if image_root is None else Path(image_root)
-
-    def __len__(self) -> int:
-        return len(self.records) if self.length is None else min(self.length, len(self.records))
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        record, line = self.records.read(position)
-        try:
-            return {**self.sample(record), "key": f"{self.records.path.name}:{line}"}
-        except ValueError as error:
-            raise ValueError(f"{self.records.path}, line {line}: {error}") from error
-
-    def sample(self, record: dict[str, Any]) -> dict[str, Any]:
-        """What a record says, without its key. Raises ValueError when it cannot be used."""
-        raise TypeError(f"{type(self).__name__} must say what a record is")
-
-    def image(self, name: Any) -> np.ndarray:
-        """The picture of a path in a record, (H, W, 3) uint8."""
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{name!r} is no path of a picture")
-        return read_image(self.image_root / name)
-
-    def video(self, name: Any) -> tuple[np.ndarray, float]:
-        """The video of a path in a record, (F, H, W, 3) uint8, and its frames a second."""
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{name!r} is no path of a video")
-        return read_video(self.image_root / name)
-
-
-class PairsFile(_FileDataset):
-    """{"image": (H, W, 3) uint8, "caption", "language", "image_id", "key"} from {image, caption[, language]} records.
-
-    `image_id` is the path, so that all captions of one picture are known to be its own. Raises ValueError naming file and line
-    for a record that cannot be used.
-    """
-
-    what, setting = "image-caption pairs", "data.pairs_path"
-
     def __init__(
         self,
-        path: str | Path | None,
+        path: str | Path | Sequence[str | Path] | None,
         image_root: str | Path | None = None,
         length: int | None = None,
-        language: str = "en",
+        validation: float | str | Path | None = None,
+        caption_request: str = CAPTION_REQUEST,
+        apart: bool = False,
     ) -> None:
-        super().__init__(path, image_root, length)
-        self.language = language
+        if path is None:
+            raise ValueError(f"no file of {self.what} is given; give {self.setting}=FILE")
+        share = 0.0 if validation is None or isinstance(validation, str | Path) else float(validation)
+        if not 0.0 <= share < 1.0:
+            raise ValueError(f"data.validation={validation!r} must be a share from 0 on and below 1, or a file")
+        self.settings: dict[str, Any] = {"path": path, "image_root": image_root, "length": length, "validation": validation}
+        self.settings["caption_request"] = self.caption_request = caption_request
+        self.records = Joined(open_records(path), length, share, apart)
+        self.image_root = None if image_root is None else Path(image_root)
 
-    def sample(self, record: dict[str, Any]) -> dict[str, Any]:
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def held_out(self) -> FileDataset | None:
+        """The data that is measured and never trained on; None without any."""
+        validation = self.settings["validation"]
+        if isinstance(validation, str | Path):
+            return type(self)(**{**self.settings, "path": validation, "length": None, "validation": None})
+        return type(self)(**self.settings, apart=True) if validation else None
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        source, record, line = self.records.read(position)
+        marked = named(record)
+        key = source.key(line) + marked
+        try:
+            entry = read_entry(record, self.caption_request)
+            return {**self.sample(entry, source.root if self.image_root is None else self.image_root), "key": key}
+        except ValueError as error:
+            kept = Unwanted if isinstance(error, Unwanted) else BadSample
+            raise kept(f"{source.name(line)}{marked}: {error}", kind_of(error), key) from error
+
+    @abstractmethod
+    def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
+        """What a record gives, without its key; paths start at `root`. Raises ValueError when it cannot be used."""
+
+
+def named(record: Mapping[str, Any]) -> str:
+    """The record's own name as an addition to its place."""
+    return "" if record.get("id") in (None, "") else f" (id {record['id']!s:.80})"
+
+
+def load_image(source: Source, root: Path) -> np.ndarray:
+    """A picture of a record, (H, W, 3) uint8."""
+    return read_image(source if isinstance(source, bytes) else root / source)
+
+
+def load_video(source: Source, root: Path) -> tuple[np.ndarray, float]:
+    """A video of a record, (F, H, W, 3) uint8, and its frames a second."""
+    if isinstance(source, bytes):
+        raise BadSample("videos are read by their paths, not from bytes", "video")
+    try:
+        return read_video(root / source)
+    except ValueError as error:
+        raise BadSample(str(error), "video") from error
+
+
+class PairsFile(FileDataset):
+    """{"image": (H, W, 3) uint8, "caption", "language", "image_id", "key"} from records of a picture and its caption.
+
+    `image_id` is the path, so that all captions of one picture are known to be its own. A conversation among the records is left
+    out.
+    """
+
+    what, setting = "image-caption pairs", "data.path=FILE or data.pairs_path"
+
+    def __init__(self, path: Any, *args: Any, language: str = "en", **options: Any) -> None:
+        super().__init__(path, *args, **options)
+        self.settings["language"] = self.language = language
+
+    def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
         """Picture and caption of a record."""
-        if missing := [name for name in ("image", "caption") if name not in record]:
-            raise ValueError(f"not a record with image and caption: {' and '.join(missing)} missing")
-        name, caption = str(record["image"] or ""), str(record["caption"] or "").strip()
-        if not name or not caption:
-            raise ValueError(f"the {'caption' if name else 'image'} is empty")
-        language = record.get("language") or self.language
-        return {"image": self.image(name), "caption": caption, "language": language, "image_id": name}
+        if entry.caption is None:
+            raise Unwanted("it is a conversation, and this stage reads image-caption pairs", "left out: no pair")
+        (name,) = entry.images
+        found = {"image": load_image(name, root), "caption": entry.caption, "language": entry.language or self.language}
+        return found if isinstance(name, bytes) else {**found, "image_id": name}
 
 
-class ChatsFile(_FileDataset):
-    """{"images": [(H, W, 3) uint8], "conversation": [messages], "key"} from conversations in one of two formats.
+class ChatsFile(FileDataset):
+    """{"images": [(H, W, 3) uint8], "conversation": [messages][, "videos"], "key"} from conversations and from captions.
 
-    LLaVA, ShareGPT, InternVL: {"image": path or [paths], "conversations": [{"from": "human" or "gpt", "value": text}]};
-    messages: {"images": [paths], "messages": [{"role": "user" or "assistant", "content": text}]}. Text alone has no picture.
-    Where no "<image>" marks the places of the pictures, they come before the first question. Videos are given and marked likewise
-    ("video" or "videos", "<video>"; see `read_video`), and stand under "videos" with their frames a second. An answer before the
-    first question and a question after the last answer are left out. Raises ValueError naming file and line for a record that
-    cannot be used.
+    A caption is the answer to `caption_request`. Videos stand under "videos" with their frames a second (see `read_video`). An
+    answer before the first question and a question after the last answer are left out.
     """
 
-    what, setting = "conversations", "data.chats_path"
+    what, setting = "conversations", "data.path=FILE or data.chats_path"
 
-    def sample(self, record: dict[str, Any]) -> dict[str, Any]:
+    def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
         """Pictures and conversation of a record."""
-        messages = read_messages(record)
-        names = _marked(record.get("image") or record.get("images"), messages, IMAGE, "pictures")
-        found = {"images": [self.image(name) for name in names], "conversation": messages}
-        if videos := record.get("video") or record.get("videos"):
-            found["videos"] = [self.video(name) for name in _marked(videos, messages, VIDEO, "videos")]
-        return found
-
-
-def _marked(names: Any, messages: Sequence[Message], mark: str, what: str) -> list[Any]:
-    """The paths of pictures or videos, whose marks are put before the first question where there are none."""
-    names = [names] if isinstance(names, str) else list(names or [])
-    marks = sum(message["content"].count(mark) for message in messages)
-    if names and not marks:
-        first = next(message for message in messages if message["role"] == "user")
-        first["content"], marks = f"{mark}\n" * len(names) + first["content"], len(names)
-    if marks != len(names):
-        raise ValueError(f"{len(names)} {what} but {marks} {mark!r} marks")
-    return names
-
-
-def read_messages(record: dict[str, Any]) -> list[Message]:
-    """The messages of a record in either format, from the first question (after a system message) to the last answer.
-
-    Raises ValueError for another format, an unknown role, text that is none, and a conversation without an answer.
-    """
-    if "conversations" in record:
-        turns, role, text = record["conversations"], "from", "value"
-    elif "messages" in record:
-        turns, role, text = record["messages"], "role", "content"
-    else:
-        raise ValueError(f"not a conversation: no 'conversations' or 'messages' among {sorted(record)}")
-    if not isinstance(turns, list):
-        raise ValueError(f"not a list of messages: {turns!r:.200}")
-    messages = [_message(turn, role, text) for turn in turns]
-    system = messages[:1] if messages and messages[0]["role"] == "system" else []
-    roles = [message["role"] for message in messages]
-    if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
-        raise ValueError("the conversation has no question with an answer")
-    end = len(roles) - roles[::-1].index("assistant")
-    return system + _from_first_question(messages[len(system) : end])
-
-
-def _from_first_question(messages: Sequence[Message]) -> list[Message]:
-    """Without answers that stand before any question."""
-    start = next(place for place, message in enumerate(messages) if message["role"] != "assistant")
-    return list(messages[start:])
-
-
-def _message(turn: Any, role: str, text: str) -> Message:
-    if not isinstance(turn, dict) or turn.get(role) not in ROLES or not isinstance(turn.get(text), str):
-        raise ValueError(f"not a message with {role!r} (one of {', '.join(ROLES)}) and {text!r}: {turn!r:.200}")
-    return {"role": ROLES[turn[role]], "content": turn[text]}
+        found = {"images": [load_image(name, root) for name in entry.images], "conversation": entry.messages}
+        return {**found, "videos": [load_video(name, root) for name in entry.videos]} if entry.videos else found

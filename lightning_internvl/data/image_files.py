@@ -2,31 +2,59 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from lightning_internvl.data.ledger import BadSample
+
 MAX_PIXELS = 89_478_485  # the size from which Pillow warns of a decompression bomb
+TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# What Pillow's decoders raise on damaged files, beside its own errors.
+DAMAGED = (UnidentifiedImageError, OSError, SyntaxError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError)
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(source: str | Path | bytes) -> np.ndarray:
     """A picture as (H, W, 3) uint8 RGB: turned upright by its EXIF tag, transparency over white, any mode.
 
-    Raises ValueError naming the file when it is missing, unreadable, cut off or over MAX_PIXELS.
+    Args:
+        source: a path, or the bytes of a file.
+
+    Raises:
+        ValueError: naming the file when it is missing, unreadable, cut off or over MAX_PIXELS.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"image {path} does not exist")
+    with _opened(source) as image:
+        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def image_size(source: str | Path | bytes) -> tuple[int, int]:
+    """Width and height of a picture as its header tells; no pixel is decoded. Raises ValueError as `read_image`."""
+    with _opened(source) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(source: str | Path | bytes) -> Iterator[Image.Image]:
+    name = f"of {len(source)} bytes" if isinstance(source, bytes) else source
     try:
-        with Image.open(path) as image:
+        # The file is opened here, because Pillow leaves it open where it fails.
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file, Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"image {path} has {image.width} x {image.height} px, more than {MAX_PIXELS} in all")
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"image {path} is larger than {MAX_PIXELS} px: {error}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"image {path} cannot be read: {error}") from error
+                size = f"{image.width} x {image.height} px"
+                raise BadSample(f"image {name} has {size}, more than {MAX_PIXELS} in all", "large image")
+            yield image
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise BadSample(f"image {name} does not exist", "missing image") from error
+    except TOO_LARGE as error:
+        raise BadSample(f"image {name} is larger than {MAX_PIXELS} px: {error}", "large image") from error
+    except DAMAGED as error:
+        raise BadSample(f"image {name} cannot be read: {error}", "unreadable image") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

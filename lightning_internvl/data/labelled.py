@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_internvl.data.collate import Sample, pixels_of, tiles_of
+from lightning_internvl.data.collation import Prepared, Sample, pixels_of, tiles_of
 from lightning_internvl.data.held_out import LabelledImages
 from lightning_internvl.data.image_files import read_image
 from lightning_internvl.data.processors import Processor
@@ -158,11 +158,19 @@ class LabelCollator:
         self.processor = processor
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        keys = [sample["key"] for sample in samples]
+        return self.stack([self.prepare(sample) for sample in samples])
+
+    def prepare(self, sample: Sample) -> Prepared:
+        """The square of one picture. Raises ValueError naming the sample."""
+        tiles = tiles_of(self.processor, sample["image"], sample["key"], sample.get("draw"))
+        return {"key": sample["key"], "tiles": tiles, "label": sample["label"]}
+
+    def stack(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
+        """A batch of prepared pictures."""
         return {
-            "keys": keys,
-            "pixel_values": self.pixels([s["image"] for s in samples], keys, [s.get("draw") for s in samples]),
-            "labels": torch.tensor([sample["label"] for sample in samples]),
+            "keys": [one["key"] for one in prepared],
+            "pixel_values": pixels_of(self.processor, [one["tiles"] for one in prepared]),
+            "labels": torch.tensor([one["label"] for one in prepared]),
         }
 
     def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Tensor]:

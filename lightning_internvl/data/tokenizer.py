@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lightning_internvl.data.language import chinese_words, vocabulary_texts
+from lightning_internvl.sources import local_source
 
 SPECIAL_TOKENS = (
     "<pad>", "<s>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>",
@@ -73,9 +74,10 @@ def _without_special(text: str) -> list[str]:
 
 
 def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or a local folder, with the placeholders of pictures and boxes added where it lacks them.
+    """The tokenizer of a pretrained language model, with the placeholders of pictures and boxes added where it lacks them.
 
     Args:
+        pretrained: a hub id, a local folder, a GGUF file or `package:NAME` (see `sources.local_source`).
         extra_tokens: special tokens of a system, added likewise.
 
     Raises:
@@ -86,10 +88,10 @@ def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> Pr
             "no tokenizer is given; give decoder.pretrained=FOLDER_OR_ID (with its weights), decoder.tokenizer.pretrained=... or "
             "middleware.tokenizer.pretrained=FOLDER_OR_ID"
         )
-    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    tokenizer = AutoTokenizer.from_pretrained(local_source(pretrained))
     wanted = [*IMAGE_AND_BOX_TOKENS, *extra_tokens]
     lacking = [token for token in wanted if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
-    tokenizer.add_special_tokens({"additional_special_tokens": lacking})
+    tokenizer.add_tokens([AddedToken(token, special=token not in KEPT_TOKENS, normalized=False) for token in lacking])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -108,3 +110,14 @@ def bert_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.eos_token = tokenizer.sep_token
     return tokenizer
+
+
+def saved_tokenizer(folder: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that a hand-off folder holds; its reader says where.
+
+    Raises:
+        ValueError: if the hand-off holds none.
+    """
+    if folder is None:
+        raise ValueError("the tokenizer of this hand-off is missing: its folder `tokenizers` is gone")
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

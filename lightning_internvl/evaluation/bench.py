@@ -105,6 +105,11 @@ class Bench:
 
     def answer(self, images: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
         """Answers written by the decoder, greedily, one question an image."""
+        asked = [_asked(image, question) for image, question in zip(images, questions, strict=True)]
+        return self.complete(asked, max_new_tokens)
+
+    def complete(self, samples: Sequence[dict[str, Any]], max_new_tokens: int = 16) -> list[str]:
+        """Answers to conversations that end with a question, samples as `ChatCollator.prompts` takes them."""
         chats, tokenizer, texts = self.chats, self.chats.tokenizer, []
         end = chats.template.end(tokenizer.eos_token)
         options = {
@@ -114,8 +119,8 @@ class Bench:
             **stopping(tokenizer, end),
         }
         size = max(1, self.batch_size // chats.processor.max_tiles)
-        for part in self._parts(list(zip(images, questions, strict=True)), size):
-            batch = chats.prompts([_asked(image, question) for image, question in part])
+        for part in self._parts(samples, size):
+            batch = chats.prompts(part)
             new = self.model.generate(**{name: tensor.to(self.device) for name, tensor in batch.items()}, **options)
             texts += tokenizer.batch_decode(new, skip_special_tokens=True)
         if "stop_strings" in options:

@@ -69,7 +69,7 @@ def test_broken_records_name_file_and_line(folder: Path) -> None:
         PairsFile(folder / "list.txt")
     with pytest.raises(ValueError, match="does not exist"):
         PairsFile(folder / "none.csv")
-    with pytest.raises(ValueError, match=r"no file of conversations is given; give data\.chats_path=FILE"):
+    with pytest.raises(ValueError, match=r"no file of conversations is given; give data\.path=FILE or data\.chats_path=FILE"):
         ChatsFile(None)
 
 
@@ -120,7 +120,7 @@ def test_conversations(folder: Path, kind: str, suffix: str) -> None:
     assert [image.shape for image in sample["images"]] == [(20, 30, 3)] * pictures
     assert [message["role"] for message in sample["conversation"]] == ["user", "assistant"]
     assert sample["conversation"][0]["content"] == question
-    assert sample["key"] == f"chats.{suffix}:{2 if suffix == 'json' else 1}"
+    assert sample["key"] == f"chats.{suffix}:{2 if suffix == 'json' else 1}" + (" (id 1)" if kind == "llava" else "")
 
 
 def test_a_system_message_stays(folder: Path) -> None:
@@ -132,10 +132,10 @@ def test_a_system_message_stays(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"text": "a"}, r"not a conversation: no 'conversations' or 'messages' among \['text'\]"),
+        ({"text": "a"}, r"neither a conversation .* nor a record with image and caption: image missing among \['text'\]"),
         ({"conversations": []}, "no question with an answer"),
         ({"conversations": [human("what?")]}, "no question with an answer"),
-        ({"conversations": [{"from": "robot", "value": "a"}]}, "one of human, user, gpt.*robot"),
+        ({"conversations": [{"from": "robot", "value": "a"}]}, "role 'robot' is unknown; it must be one of human, user, gpt"),
         ({"conversations": [human("<image> what?"), gpt("a")]}, "0 pictures but 1 '<image>' marks"),
         ({"image": ["a.png", "a.png"], "conversations": [human("<image>"), gpt("a")]}, "2 pictures but 1"),
         ({"image": "none.png", "conversations": [human("<image>"), gpt("a")]}, "none.png does not exist"),

@@ -24,14 +24,19 @@ class Pictures(Dataset[dict[str, Any]]):
         return {"image": image, "key": str(position)}
 
 
-def crops(samples: list[dict[str, Any]]) -> dict[str, Any]:
+class Crops:
     """A collator: what a random crop makes of each picture."""
-    return {"keys": [s["key"] for s in samples], "crops": [RandomCrop(8)(s["image"], s["draw"]).tobytes() for s in samples]}
+
+    def prepare(self, sample: dict[str, Any]) -> dict[str, Any]:
+        return {"key": sample["key"], "crop": RandomCrop(8)(sample["image"], sample["draw"]).tobytes()}
+
+    def stack(self, prepared: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"keys": [one["key"] for one in prepared], "crops": [one["crop"] for one in prepared]}
 
 
 def batches(start: int = 0, workers: int = 0, rank: int = 0, world: int = 1, seed: int = 0) -> list[dict[str, Any]]:
     settings = {"batch_size": 2 // world, "batches": 10, "start_batch": start, "seed": seed, "num_workers": workers}
-    data = StageData(Pictures(), crops, endless=False, **settings)
+    data = StageData(Pictures(), Crops(), endless=False, **settings)
     data.trainer = SimpleNamespace(world_size=world, global_rank=rank)
     return list(data.train_dataloader())
 

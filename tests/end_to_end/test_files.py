@@ -27,8 +27,9 @@ def own_data(folder: Path) -> list[str]:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (folder / "chats.json").write_text(json.dumps(chats))
     return [
-        "data=files", f"data.pairs_path={folder}/pairs.jsonl", f"data.chats_path={folder}/chats.json", "data.num_workers=0",
-        "processor@data.processor=tiles", "data.processor.max_tiles=4", f"+stages.contrastive.collate.processor={CROPS}",
+        "data=conversations", f"data.pairs_path={folder}/pairs.jsonl", f"data.chats_path={folder}/chats.json",
+        "data.num_workers=0", "processor@data.processor=tiles", "data.processor.max_tiles=4",
+        f"+stages.contrastive.collate.processor={CROPS}",
     ]  # fmt: skip
 
 
@@ -41,7 +42,10 @@ def test_a_run_on_own_files(tmp_path: Path) -> None:
 
 
 def test_a_conversation_that_does_not_fit_is_named(tmp_path: Path) -> None:
-    few = ("data.chats_collate.max_length=20", "pipeline=[supervised]", "stages.supervised.new=[encoder,middleware,decoder]")
+    few = (
+        "data.chats_collate.max_length=20", "data.max_bad_fraction=0", "pipeline=[supervised]",
+        "stages.supervised.new=[encoder,middleware,decoder]",
+    )  # fmt: skip
     outcome = train(*TINY, *own_data(tmp_path), *few, f"paths.run={tmp_path}/run")
     assert outcome.code == 2
     assert "error: sample chats.json:1: " in outcome.err

@@ -1,0 +1,124 @@
+"""Measures the stage on the part of the user's data that is held out of training (`data.validation`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from lightning_internvl.assembly import View
+from lightning_internvl.console import console
+from lightning_internvl.data.encode import IGNORE
+from lightning_internvl.data.module import StageData
+from lightning_internvl.data.templates import IMAGE
+from lightning_internvl.distributed import gather
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.files import read_json, write_json
+from lightning_internvl.stages import Stage
+
+
+class Validation(L.Callback):
+    """Adds to the stage's `metrics.json`: `validation_loss`, by learnt token where there are conversations and else by batch, and
+    `validation_exact_match` of short answers to first questions, and how many samples each was measured on.
+
+    Args:
+        samples: at most so many, spread over all that are held out.
+        short: words of an answer that is compared; None compares none.
+        view: how the stage sees data.
+    """
+
+    def __init__(self, *, samples: int = 256, short: int | None = 3, view: View | None = None) -> None:
+        if samples < 1 or (short is not None and short < 1):
+            raise ValueError(f"validation needs a sample or more, and answers of a word or more: {samples=}, {short=}")
+        self.samples, self.short, self.view = samples, short, view
+        self.found: dict[str, float] = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
+        """The loss, by all processes together, while they still are together."""
+        if trainer.datamodule.held_out is None:
+            return
+        modes = {module: module.training for module in pl_module.modules()}
+        pl_module.eval()
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(pl_module.seed)
+            self.found = self._loss(trainer, pl_module, trainer.datamodule)
+        for module, training in modes.items():
+            module.training = training
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
+        """Exact match by the first process, and the file."""
+        if not self.found or not trainer.is_global_zero:
+            return
+        pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
+        found = self.found | self._exact(trainer.datamodule, pl_module)
+        path = pl_module.run_dir / "metrics.json"
+        metrics = read_json(path, {})
+        write_json(path, metrics | {pl_module.name: {**metrics.get(pl_module.name, {}), **found}})
+
+    def _loss(self, trainer: L.Trainer, stage: Stage, data: StageData) -> dict[str, float]:
+        total = weight = used = 0.0
+        for batch in self._batches(trainer, data):
+            batch = trainer.strategy.batch_to_device(batch, stage.device)
+            with trainer.precision_plugin.forward_context():
+                losses = stage.losses(batch)
+            loss = sum(stage.weights.get(name, 1.0) * value for name, value in losses.items())
+            rows = len(batch["keys"])
+            learnt = int((batch["labels"] != IGNORE).sum()) if "input_ids" in batch else rows
+            here = gather(torch.tensor([[learnt, rows]], device=loss.device)).sum(dim=0).tolist()
+            # Each process has its share of the mean over all, times their number.
+            total += float(gather(loss.detach().reshape(1)).mean()) * here[0]
+            weight, used = weight + here[0], used + here[1]
+        return {"validation_loss": total / weight, "validation_samples": used} if weight else {}
+
+    def _batches(self, trainer: L.Trainer, data: StageData) -> Iterator[dict[str, Any]]:
+        """Batches of this process. All processes have equally many samples, because their losses wait for each other."""
+        usable, told = [], console.print if trainer.is_global_zero else _silent
+        for place in self._places(data):
+            try:
+                usable.append(data.collate.prepare(data.held_out[place]))
+            except ValueError as error:
+                told(f"held out, but of no use: {error}", soft_wrap=True, markup=False)
+        own = usable[: len(usable) // trainer.world_size * trainer.world_size][trainer.global_rank :: trainer.world_size]
+        for start in range(0, len(own), data.batch_size):
+            yield data.collate.stack(own[start : start + data.batch_size])
+
+    def _places(self, data: StageData) -> list[int]:
+        length = len(data.held_out)
+        return sorted(set(np.linspace(0, length - 1, min(self.samples, length)).round().astype(int).tolist()))
+
+    def _exact(self, data: StageData, stage: Stage) -> dict[str, float]:
+        """Share of first questions with a short answer that the decoder answers word for word."""
+        asked, answers = [], []
+        if self.short is None or self.view is None or data.collate is not self.view.training or self.view.chats is None:
+            return {}
+        for place in self._places(data):
+            try:
+                sample = data.held_out[place]
+                question, answer = _first_turn(sample)
+                if len(answer.split()) <= self.short and "videos" not in sample:
+                    self.view.chats.prompts([question])
+                    asked.append(question)
+                    answers.append(answer)
+            except ValueError:  # told with the loss
+                continue
+        if not asked:
+            return {}
+        with Bench(stage.model, None, chats=self.view.chats).evaluating() as bench:
+            written = bench.complete(asked)
+        right = sum(text == answer for text, answer in zip(written, answers, strict=True))
+        return {"validation_exact_match": right / len(asked), "validation_answers": float(len(asked))}
+
+
+def _first_turn(sample: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """A conversation up to its first answer, with the pictures that it shows by then, and that answer."""
+    turns = sample["conversation"]
+    place = next(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
+    pictures = sum(turn["content"].count(IMAGE) for turn in turns[:place])
+    return {**sample, "images": sample["images"][:pictures], "conversation": turns[:place]}, turns[place]["content"].strip()
+
+
+def _silent(*said: Any, **options: Any) -> None:
+    """Other processes leave the words to the first one."""

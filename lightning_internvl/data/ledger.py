@@ -1,0 +1,172 @@
+"""Samples that cannot be used: each is named and replaced, all are counted, and a run stops where they are too many.
+
+A source of samples says what is wrong with one by a ValueError: `BadSample` with the kind of fault, or any other. What it costs
+is decided here, for every source alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_internvl.files import write_text
+
+TRIES = 32  # samples in a row of which one must be of use
+MINIMUM = 1000  # samples before a share says something; fewer where an epoch has fewer
+NEARBY = 2**20  # how far ahead an endless source is asked for another sample
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used.
+
+    Args:
+        kind: of the fault, by which it is counted.
+        key: the sample's name, where the message comes from one who knows it.
+    """
+
+    counts = True
+
+    def __init__(self, message: str, kind: str = "refused", key: str | None = None) -> None:
+        super().__init__(message)
+        self.kind, self.key = kind, key
+
+
+class Unwanted(BadSample):
+    """A sample that the settings leave out: counted, but no reason to stop."""
+
+    counts = False
+
+    def __init__(self, message: str, kind: str = "left out: too long", key: str | None = None) -> None:
+        super().__init__(message, kind, key)
+
+
+def kind_of(error: ValueError) -> str:
+    """The kind of a fault; errors that are no `BadSample` may carry one too."""
+    return getattr(error, "kind", "refused")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One sample that was not used: its name, what was wrong, and the place in the stage's data that it was drawn for."""
+
+    place: int
+    key: str
+    kind: str
+    reason: str
+    counts: bool = True
+
+
+def usable(
+    read: Callable[[int], dict[str, Any]],
+    prepare: Callable[[dict[str, Any]], dict[str, Any]],
+    index: int,
+    place: int,
+    *,
+    seed: int,
+    length: int | None,
+    tries: int = TRIES,
+) -> tuple[dict[str, Any], list[Skipped]]:
+    """A prepared sample for a place, and those that were skipped for it.
+
+    The first one tried is at `index`; others are drawn from (seed, place), so that a place always gets the same sample, whatever
+    ran before.
+
+    Args:
+        read, prepare: by index to a sample, and what is made of it. Their ValueErrors are a sample's fault.
+        length: of the source; None for an endless one.
+        tries: 1 hands the first fault on.
+
+    Raises:
+        ValueError: if none of `tries` samples can be used.
+    """
+    skipped: list[Skipped] = []
+    for attempt in range(tries):
+        at = index if attempt == 0 else _another(index, [seed, place, attempt], length)
+        key = f"sample {at}"
+        try:
+            sample = read(at)
+            key = sample["key"]
+            return prepare({**sample, "draw": (seed, place)}), skipped
+        except ValueError as error:
+            if tries == 1:  # as a plain ValueError, which comes through from a data process by its message
+                raise ValueError(str(error)) from error
+            skipped.append(
+                Skipped(place, getattr(error, "key", None) or key, kind_of(error), str(error), getattr(error, "counts", True))
+            )
+    raise ValueError(f"{tries} samples in a row cannot be used; the first one: {skipped[0].reason}")
+
+
+def _another(index: int, draw: Sequence[int], length: int | None) -> int:
+    rng = np.random.default_rng(list(draw))
+    return index + int(rng.integers(1, NEARBY)) if length is None else int(rng.integers(length))
+
+
+class Ledger:
+    """The account of one process in one stage: a line of JSON for each sample that was skipped, and the stop.
+
+    Lines of batches from `start` on are dropped first, so that a resumed run writes and counts none twice.
+
+    Args:
+        path: the file; there is none as long as every sample is used.
+        max_bad_fraction: the largest share of all samples tried that may be bad.
+        start: the first batch that is read.
+        batch_size: samples of a batch in this process.
+        epoch: samples of the source; None for an endless one.
+    """
+
+    def __init__(self, path: Path, *, max_bad_fraction: float, start: int, batch_size: int, epoch: int | None) -> None:
+        self.path, self.max_bad_fraction, self.batch_size = path, max_bad_fraction, batch_size
+        self.minimum = min(MINIMUM, epoch or MINIMUM)
+        self.batch = start
+        rows = _rows(path)
+        kept = [row for row in rows if row["batch"] < start]
+        self.kinds: Counter[str] = Counter(row["kind"] for row in kept)
+        self.bad = sum(row["counts"] for row in kept)
+        self.tried = start * batch_size + len(kept)
+        if len(kept) < len(rows):
+            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+    def add(self, skipped: Sequence[Skipped]) -> None:
+        """Enter the next batch and what was skipped for it.
+
+        Raises:
+            ValueError: if too large a share of the samples is bad.
+        """
+        rows = [{"batch": self.batch, **asdict(one)} for one in skipped]
+        self.batch += 1
+        self.tried += self.batch_size + len(rows)
+        if not rows:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self.kinds.update(one.kind for one in skipped)
+        self.bad += sum(one.counts for one in skipped)
+        if self.bad > self.max_bad_fraction * max(self.tried, self.minimum):
+            last = next(one for one in reversed(skipped) if one.counts)
+            raise ValueError(
+                f"{self.bad} of {self.tried} samples cannot be used ({self.counted()}), more than data.max_bad_fraction="
+                f"{self.max_bad_fraction}. The last one: {last.reason}. All are listed in {self.path}; data.validate=true "
+                "checks the files without training"
+            )
+
+    def counted(self) -> str:
+        """How many of each kind, the most frequent first."""
+        return ", ".join(f"{kind}: {number}" for kind, number in self.kinds.most_common())
+
+    def summary(self) -> str | None:
+        """A line for the end of the stage; None if every sample was used."""
+        total = sum(self.kinds.values())
+        return f"{total} of {self.tried} samples were skipped ({self.counted()}); {self.path} names them" if total else None
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of an earlier part of the run; what follows the last line end is a line that a kill tore apart."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
