@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.checkpoints.mapping import Rule, rename
-from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.decoders.hf_causal import NOTES, HFCausalLM
 
 Config = dict[str, Any]
 FUSED = "InternLM2ForCausalLM"  # grouped query, key and value in one matrix; a LLaMA otherwise
@@ -22,8 +21,6 @@ _SHARED = (
     "pad_token_id", "initializer_range",
 )  # fmt: skip
 _INTERNLM2_DEFAULTS: Config = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048}
-# Written by a library about itself, not about the model.
-_NOTES = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "auto_map", "use_cache")
 
 
 def is_fused(config: Config) -> bool:
@@ -47,14 +44,13 @@ def language_model(config: Config, *, tied: bool, make: Callable[..., HFCausalLM
         config = {**fields, "model_type": "llama", "attention_bias": config.get("bias", True)}
     if "model_type" not in config:
         raise ValueError("the config of the language model has no model_type")
-    fields = {key: value for key, value in config.items() if key not in _NOTES}
+    fields = {key: value for key, value in config.items() if key not in NOTES}
     return make(config=fields | {"tie_word_embeddings": tied})
 
 
 def language_config(decoder: HFCausalLM) -> Config:
     """The config of a decoder as transformers writes it."""
-    config = json.loads(decoder.lm.config.to_json_string(use_diff=False))
-    return {key: value for key, value in config.items() if key not in _NOTES}
+    return decoder.plain_config
 
 
 def internlm2_config(decoder: HFCausalLM) -> Config:

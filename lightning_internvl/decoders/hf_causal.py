@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lightning_internvl.layers import fill_with_mean
+from lightning_internvl.sources import load_weights, local_source
+
+# Written by a library about itself or about how weights are stored, not about the model.
+NOTES = (
+    "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "auto_map", "use_cache",
+    "quantization_config",
+)  # fmt: skip
+
 
 class HFCausalLM(nn.Module):
     """A language model that writes the answer; its parameters keep their Hugging Face names below `lm.`.
 
     Args:
-        pretrained: a hub id or a local folder; its weights are loaded. None builds from `config` with random weights.
+        pretrained: a hub id, a local folder, a GGUF file or `package:NAME` (see `sources.local_source`); its weights are loaded.
+            None builds from `config` with random weights.
         config: fields of the model's configuration, `model_type` among them (toy models and overrides).
-        vocab_size: rows of the embedding table (completed from the tokenizer); a pretrained table is grown to it.
+        vocab_size: rows of the embedding table (completed from the tokenizer); a pretrained table is grown to it, and its new
+            rows start as the mean of the old ones.
+        vocab_multiple: a pretrained table that grows gets rows up to a multiple of this.
         embed_std: deviation of the initial token embeddings of a model built from `config`; None: that of `config`.
 
-    On the meta device no weights are loaded.
+    On the meta device no weights are loaded, and nothing at all is read where `config` has a `model_type`.
+
+    Raises:
+        ValueError: without `pretrained` and `config`; if what `pretrained` names cannot be loaded with this `config`.
     """
 
     configs: Any = AutoConfig  # makes and reads configurations; a subclass may choose another
@@ -30,25 +46,42 @@ class HFCausalLM(nn.Module):
         pretrained: str | None = None,
         config: dict[str, Any] | None = None,
         vocab_size: int | None = None,
+        vocab_multiple: int = 1,
         embed_std: float | None = None,
     ) -> None:
         super().__init__()
         if pretrained is None and not config:
             raise ValueError("the decoder needs either `pretrained` (a hub id or a folder) or `config` (with model_type)")
-        shapes_only = torch.get_default_device().type == "meta"
         if pretrained is None:
-            fields = {k: v for k, v in config.items() if k != "model_type"}
-            fields = fields if vocab_size is None else fields | {"vocab_size": vocab_size}
-            self.lm = self.models.from_config(self.configs.for_model(config["model_type"], **fields))
+            rows = {} if vocab_size is None else {"vocab_size": vocab_size}
+            self.lm = self._fresh({**config, **rows})
             if embed_std is not None:
                 nn.init.normal_(self.lm.get_input_embeddings().weight, std=embed_std)
-        elif shapes_only:
-            self.lm = self.models.from_config(self.configs.from_pretrained(pretrained, **(config or {})))
         else:
-            self.lm = self.models.from_pretrained(pretrained, **(config or {}))
-        if pretrained is not None and vocab_size and vocab_size > self.lm.get_input_embeddings().num_embeddings:
-            self.lm.resize_token_embeddings(vocab_size, mean_resizing=not shapes_only)
+            self.lm = self._loaded(pretrained, config or {})
+            if vocab_size and vocab_size > self.vocab_size:
+                self._grow(vocab_size, vocab_multiple)
         self.dim: int = self.lm.get_input_embeddings().embedding_dim
+
+    def _fresh(self, config: dict[str, Any]) -> Any:
+        fields = {k: v for k, v in config.items() if k != "model_type"}
+        return self.models.from_config(self.configs.for_model(config["model_type"], **fields))
+
+    def _loaded(self, pretrained: str, config: dict[str, Any]) -> Any:
+        shapes_only = torch.get_default_device().type == "meta"
+        if shapes_only and "model_type" in config:
+            return self._fresh(config)
+        if shapes_only:
+            return self.models.from_config(self.configs.from_pretrained(local_source(pretrained), **config))
+        return load_weights(self.models, pretrained, "decoder.pretrained", **config)
+
+    def _grow(self, rows: int, multiple: int) -> None:
+        """More rows in the tables of words, tied or not. transformers would draw them around the mean; the mean needs no luck."""
+        known = self.vocab_size
+        self.lm.resize_token_embeddings(rows, pad_to_multiple_of=multiple, mean_resizing=False)
+        tables = [self.lm.get_input_embeddings(), self.lm.get_output_embeddings()]
+        for tensor in {id(t): t for table in tables for t in table.parameters(recurse=False)}.values():
+            fill_with_mean(tensor, known)
 
     def sharding_units(self) -> list[nn.Module]:
         """Modules that FSDP shards one by one: the blocks of the longest module list."""
@@ -59,6 +92,17 @@ class HFCausalLM(nn.Module):
     def vocab_size(self) -> int:
         """Rows of the embedding table."""
         return self.lm.get_input_embeddings().num_embeddings
+
+    @property
+    def plain_config(self) -> dict[str, Any]:
+        """The `config` of the same architecture, in plain values, `model_type` among them; transformers writes it like this."""
+        config = json.loads(self.lm.config.to_json_string(use_diff=False))
+        return {key: value for key, value in config.items() if key not in NOTES}
+
+    @property
+    def without_source(self) -> dict[str, Any]:
+        """Settings that take the place of those given, to build the same architecture without reading a checkpoint."""
+        return {"pretrained": None, "config": self.plain_config, "vocab_size": self.vocab_size}
 
     @property
     def tied(self) -> bool:

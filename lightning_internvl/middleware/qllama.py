@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_internvl.layers import AttentionPooling, init_normal, rotary_table
 from lightning_internvl.middleware.connector import projection
 from lightning_internvl.middleware.generation import write
+from lightning_internvl.middleware.qllama_llm import sizes_of, start_from_llama
 from lightning_internvl.middleware.qllama_lm import KeyValues, QLlamaLM
 from lightning_internvl.middleware.streams import Stream, Task
 
@@ -32,7 +33,10 @@ class QLLaMA(nn.Module):
         decoder_dim: width of the decoder's embeddings (completed from the decoder); None in stages without a decoder,
             which then have no `mlp1` and `mlp2`.
         vocab_size: rows of the embedding table (completed from the tokenizer).
-        dim, depth, heads, mlp_dim: the LLaMA (8B: 4096, 32, 32, 11008).
+        dim, depth, heads, mlp_dim, rope_theta, norm_eps: the LLaMA (8B: 4096, 32, 32, 11008, 10000, 1e-6); None: that of
+            `init_from_llm`, and without one 10000 and 1e-6 for the last two.
+        init_from_llm: a LLaMA-shaped language model from which all but queries and cross-attention starts: a hub id, a folder, a
+            GGUF file or `package:NAME`. Nothing is loaded on the meta device.
         num_queries: learnable queries (8B: 96); 0 for a text encoder without queries, cross-attention and language head, as
             stage 1 of the paper trains it (InternVL-C).
         cross_every: cross-attention in layers 0, k, 2k, ... (8B: 2).
@@ -41,8 +45,12 @@ class QLLaMA(nn.Module):
         special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from the encoder).
         patches: hand the tower's patches to the decoder beside the queries ("chat with QLLaMA", two MLPs).
         patch_layer: the encoder layer whose patches the decoder reads (InternVL-Chat 1.0: -4).
-        init_std: deviation of the initial weights.
+        init_std: deviation of the initial weights; beside a language model these are queries, cross-attention and heads (in the
+            paper random too, with deviation 0.02).
         embed_std: deviation of the initial queries and token embeddings; None: as `init_std`.
+
+    Raises:
+        ValueError: for sizes that do not fit each other or the language model.
     """
 
     def __init__(
@@ -50,24 +58,28 @@ class QLLaMA(nn.Module):
         *,
         encoder_dim: int,
         vocab_size: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
         num_queries: int,
         embed_dim: int | None,
+        dim: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        mlp_dim: int | None = None,
+        init_from_llm: str | None = None,
         pool_heads: int = 16,
         cross_every: int = 2,
         decoder_dim: int | None = None,
         special_tokens: int = 1,
         patches: bool = True,
         patch_layer: int = -4,
-        rope_theta: float = 10000.0,
-        norm_eps: float = 1e-6,
+        rope_theta: float | None = None,
+        norm_eps: float | None = None,
         init_std: float = 0.02,
         embed_std: float | None = None,
     ) -> None:
         super().__init__()
+        given = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim, "rope_theta": rope_theta, "norm_eps": norm_eps}
+        self.sizes = sizes_of(given, init_from_llm)
+        dim, depth, heads, mlp_dim, rope_theta, norm_eps = self.sizes
         if dim % heads:
             raise ValueError(f"middleware {dim=} must divide by {heads=}")
         if not num_queries and decoder_dim is not None:
@@ -94,6 +106,13 @@ class QLLaMA(nn.Module):
             nn.init.normal_(self.qllama.model.embed_tokens.weight, std=embed_std)
         if embed_dim:
             nn.init.normal_(self.text_projection, std=dim**-0.5)
+        if init_from_llm:
+            start_from_llama(self.qllama, init_from_llm)
+
+    @property
+    def without_source(self) -> dict[str, Any]:
+        """Settings that take the place of those given, to build the same architecture without reading a language model."""
+        return {"init_from_llm": None, "vocab_size": self.qllama.model.embed_tokens.num_embeddings, **self.sizes._asdict()}
 
     def tokens_out(self, tokens_in: int) -> int:
         """Decoder tokens for one image of `tokens_in` visual tokens, CLS included."""

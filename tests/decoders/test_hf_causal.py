@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,61 @@ def test_pretrained_weights_are_loaded_and_their_table_grows(decoder: HFCausalLM
     assert grown.head(torch.zeros(1, 16)).shape == (1, 30)
     kept = HFCausalLM(pretrained=str(tmp_path), vocab_size=10)
     assert kept.lm.get_input_embeddings().num_embeddings == 23
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_words_start_as_the_mean_of_the_old_ones(tied: bool, tmp_path: Path) -> None:
+    HFCausalLM(config=LLAMA | {"tie_word_embeddings": tied}).lm.save_pretrained(tmp_path)
+    grown, again = (HFCausalLM(pretrained=str(tmp_path), vocab_size=30) for _ in range(2))
+    assert grown.tied is tied
+    tables = [grown.lm.get_input_embeddings().weight, grown.lm.get_output_embeddings().weight]
+    assert (tables[0] is tables[1]) is tied
+    for table, other in zip(
+        tables, (again.lm.get_input_embeddings().weight, again.lm.get_output_embeddings().weight), strict=True
+    ):
+        assert table[23:].equal(table[:23].mean(dim=0).expand(7, -1))
+        assert table.equal(other)
+        assert table.requires_grad
+
+
+def test_the_table_is_rounded_up_only_if_asked(tmp_path: Path) -> None:
+    HFCausalLM(config=LLAMA).lm.save_pretrained(tmp_path)
+    rounded = HFCausalLM(pretrained=str(tmp_path), vocab_size=30, vocab_multiple=16)
+    assert rounded.vocab_size == 32
+    table = rounded.lm.get_input_embeddings().weight
+    assert table[23:].equal(table[:23].mean(dim=0).expand(9, -1))
+    assert HFCausalLM(pretrained=str(tmp_path), vocab_size=23, vocab_multiple=16).vocab_size == 23
+
+
+def test_the_same_architecture_is_built_without_the_checkpoint(tmp_path: Path) -> None:
+    HFCausalLM(config=LLAMA | {"num_key_value_heads": 1, "tie_word_embeddings": True}).lm.save_pretrained(tmp_path)
+    settings = {"pretrained": str(tmp_path), "vocab_size": 30}
+    decoder = HFCausalLM(**settings).eval()
+    settings |= json.loads(json.dumps(decoder.without_source))
+    assert settings["pretrained"] is None
+    assert settings["config"]["model_type"] == "llama"
+    again = HFCausalLM(**settings).eval()
+    again.load_state_dict(decoder.state_dict())
+    ids = torch.randint(0, 30, (2, 5))
+    assert again.tied
+    assert again.lm(ids).logits.equal(decoder.lm(ids).logits)
+
+
+def test_on_the_meta_device_a_config_is_enough(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        assert HFCausalLM(pretrained="owner/elsewhere", config=LLAMA, vocab_size=30).vocab_size == 30
+        HFCausalLM(config=LLAMA).lm.config.save_pretrained(tmp_path)
+        assert HFCausalLM(pretrained=str(tmp_path), vocab_size=30).vocab_size == 30
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    lm = HFCausalLM(config=LLAMA).lm
+    lm.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"decoder\.pretrained=.* cannot be loaded with model_type, vocab_size"):
+        HFCausalLM(pretrained=str(tmp_path), config={"model_type": "llama", "vocab_size": 40})
+    lm.save_pretrained(tmp_path, state_dict={k: v for k, v in lm.state_dict().items() if "layers.1.mlp" not in k})
+    with pytest.raises(ValueError, match=r"lacks tensors of a LlamaForCausalLM: model\.layers\.1\.mlp\.down_proj\.weight"):
+        HFCausalLM(pretrained=str(tmp_path))
 
 
 def test_something_to_build_from_is_needed() -> None:
