@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import lightning as L
 
 from lightning_internvl.checkpoints import handoff
@@ -9,12 +12,26 @@ from lightning_internvl.stages import Stage
 
 
 class HandOff(L.Callback):
-    """Writes `handoff/<stage>/` when the stage has ended; the folder's existence marks the stage as finished."""
+    """Writes `handoff/<stage>/` when the stage has ended; the folder's existence marks the stage as finished.
+
+    Args:
+        tokenizers: of the parts that read text (completed); those that were read elsewhere are kept with the weights.
+    """
+
+    def __init__(self, tokenizers: Mapping[str, Any] | None = None) -> None:
+        self.tokenizers = tokenizers
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
         if trainer.is_global_zero:
             step = trainer.global_step
             handoff.save(
-                pl_module.model, pl_module.handoff, stage=pl_module.name, step=step, config=pl_module.parts, plan=pl_module.plan
+                pl_module.model,
+                pl_module.handoff,
+                stage=pl_module.name,
+                step=step,
+                config=pl_module.parts,
+                plan=pl_module.plan,
+                tokenizers=self.tokenizers,
+                base=pl_module.base,
             )
         trainer.strategy.barrier()

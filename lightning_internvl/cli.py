@@ -192,8 +192,9 @@ def _unknown_setting(key: str) -> str:
 
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     chosen = [word for word in sys.argv[1:] if re.fullmatch(rf"\+?({'|'.join(groups)})(@[\w.]+)?=\w+", word)]
+    own = Path(sys.argv[0]).stem  # chat.py has settings of its own
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        node: Any = compose("config", overrides=chosen)
+        node: Any = compose(own, []) if (CONF / f"{own}.yaml").is_file() else compose("config", overrides=chosen)
     parents: list[str] = []
     for word in key.split("."):
         if not isinstance(node, DictConfig):
@@ -203,6 +204,7 @@ def _unknown_setting(key: str) -> str:
         parents, node = [*parents, word], node._get_node(word)
     else:
         return f"{key} has no such setting below it; add one with +{key}.NAME=VALUE"
-    choices = sorted({*map(str, node), *([] if parents else groups)} - {"hydra", "_target_", "_partial_"})
+    own_groups = groups if "pipeline" in node and not parents else []
+    choices = sorted({*map(str, node), *own_groups} - {"hydra", "_target_", "_partial_"})
     part = f"; a part of one stage is swapped with {word}@{key}=OPTION" if parents and word in groups else ""
     return f"there is no setting {key!r}; {'in ' + '.'.join(parents) + ': ' if parents else ''}{suggestion(word, choices)}{part}"

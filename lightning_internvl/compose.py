@@ -13,13 +13,14 @@ from torch import nn
 
 from lightning_internvl.fitting import check_decoder, check_order
 from lightning_internvl.model import VLM
+from lightning_internvl.peft import add_adapters
 from lightning_internvl.targets import check_arguments, locate, parameters_of
 
 Config = dict[str, Any]
 Build = Callable[..., Any]
 TRUSTED = "lightning_internvl."
 TOKENIZERS = "lightning_internvl.data.tokenizer"
-FETCHING = {"pretrained", "trust_remote_code", "auto_map"}
+FETCHING = {"pretrained", "init_from_llm", "trust_remote_code", "auto_map"}
 
 
 def trusted_build(config: Mapping[str, Any], **extra: Any) -> Any:
@@ -89,7 +90,7 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
 
     Args:
         config: `encoder`, `middleware`, `decoder` (None without one), `objectives` (name to configuration), `image_token` (the
-            placeholder in the decoder's text) and, where videos have one of their own, `video_token`.
+            placeholder in the decoder's text) and, where they are, `video_token` of videos and `peft` (adapters by part).
 
     Returns:
         the model and the tokenizers of the parts that read text, by part
@@ -122,4 +123,6 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
     if decoder is not None and "decoder" in tokenizers:
         ids = tokenizers["decoder"].convert_tokens_to_ids
         tokens = {f"{kind}_token_id": ids(config[f"{kind}_token"]) for kind in ("image", "video") if config.get(f"{kind}_token")}
-    return VLM(encoder, middleware, decoder, objectives=objectives, **tokens), tokenizers
+    model = VLM(encoder, middleware, decoder, objectives=objectives, **tokens)
+    add_adapters(model, config.get("peft"))
+    return model, tokenizers

@@ -8,7 +8,8 @@ names is frozen:
       - {name: "middleware.*.cross_attn", from_step: 100}        # joins at step 100
       - {name: encoder, until_step: 500}                         # freezes at step 500
 
-A name is a part, a module, a parameter, or a pattern with `*`.
+A name is a part, a module, a parameter, or a pattern with `*`. Of a part with adapters (`peft`) the adapters train, and what a
+rule names more closely than by the part itself, such as `decoder.lm.model.embed_tokens`; its other weights stay as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+
+from lightning_internvl.peft import is_update, plain_name
+from lightning_internvl.quantization import true_numel
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -41,28 +45,45 @@ class Rule:
     name: str
     from_step: int = 0
     until_step: int | None = None
+    title: str = ""
 
     def active(self, step: int) -> bool:
         return step >= self.from_step and (self.until_step is None or step < self.until_step)
 
     def __str__(self) -> str:
         until = "" if self.until_step is None else f" until step {self.until_step}"
-        return f"{self.name}{f' from step {self.from_step}' if self.from_step else ''}{until}"
+        return f"{self.title or self.name}{f' from step {self.from_step}' if self.from_step else ''}{until}"
 
 
 class FreezePlan:
     """The freezing schedule of one stage.
 
+    Args:
+        adapters: settings of the adapters by part (see `lightning_internvl.peft`).
+
     Raises:
         ValueError: for a rule that is not understood.
     """
 
-    def __init__(self, rules: Iterable[str | Mapping[str, Any]]) -> None:
+    def __init__(self, rules: Iterable[str | Mapping[str, Any]], adapters: Mapping[str, Any] | None = None) -> None:
         self.rules = [_parse(rule) for rule in rules]
+        self.adapters = {part: own for part, own in (adapters or {}).items() if own}
 
     def rule(self, name: str) -> Rule | None:
         """The rule that speaks for a parameter."""
-        return next((rule for rule in self.rules if matches(name, rule.name)), None)
+        part = name.partition(".")[0]
+        fitting = (rule for rule in self.rules if matches(plain_name(name), rule.name))
+        if part not in self.adapters:
+            return next(fitting, None)
+        if is_update(name):
+            own = self.adapters[part]
+            return Rule(part, *self._times(part), title=f"{own['method']} of rank {own['rank']}")
+        return next((rule for rule in fitting if rule.name != part), None)
+
+    def _times(self, part: str) -> tuple[int, int | None]:
+        """From when until when adapters train: as the rule of their part says, always without one."""
+        own = next((rule for rule in self.rules if rule.name == part), None)
+        return (own.from_step, own.until_step) if own else (0, None)
 
     def trains(self, name: str, step: int) -> bool:
         """Whether a parameter trains at a step."""
@@ -80,7 +101,7 @@ class FreezePlan:
 
     def check(self, model: nn.Module) -> None:
         """Refuse rules that match nothing, which are most often typing errors."""
-        names = [name for name, _ in model.named_parameters()]
+        names = [plain_name(name) for name, _ in model.named_parameters()]
         for rule in self.rules:
             check_matches(rule.name, names, "train")
 
@@ -98,8 +119,9 @@ class FreezePlan:
         rows: dict[str, dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
             row = rows.setdefault(".".join(name.split(".")[:2]), {"trained": 0, "frozen": 0, "rules": []})
-            row["trained" if self.trains(name, step) else "frozen"] += parameter.numel()
-            reason = str(self.rule(name) or "not listed under train")
+            row["trained" if self.trains(name, step) else "frozen"] += true_numel(parameter)
+            held = f"held by {name.partition('.')[0]}'s adapters" if name.partition(".")[0] in self.adapters else ""
+            reason = str(self.rule(name) or held or "not listed under train")
             row["rules"] += [reason] if reason not in row["rules"] else []
         return [
             {"group": group, "trained": row["trained"], "frozen": row["frozen"], "why": "; ".join(row["rules"])}

@@ -84,6 +84,13 @@ def keep_random(x_NPD: Tensor, keep: float, special: int = 1) -> Tensor:
     return torch.cat([x_NPD[:, :special], patches], dim=1)
 
 
+def biased(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer with a bias that lies elsewhere: (..., D) -> (..., O). An adapted or quantised layer works as itself."""
+    if type(layer) is nn.Linear:
+        return F.linear(x, layer.weight, bias)
+    return layer(x) if bias is None else layer(x) + bias
+
+
 class AttentionPooling(nn.Module):
     """Pools a sequence into one vector: the mean token asks, all tokens answer.
 
@@ -110,9 +117,9 @@ class _PoolingAttention(nn.Module):
         self.proj = nn.Linear(dim, out_dim)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q = split_heads(F.linear(query, self.q.weight, self.q_bias), self.heads)
-        k = split_heads(F.linear(key, self.k.weight, self.k_bias), self.heads)
-        v = split_heads(F.linear(value, self.v.weight, self.v_bias), self.heads)
+        q = split_heads(biased(self.q, query, self.q_bias), self.heads)
+        k = split_heads(biased(self.k, key, self.k_bias), self.heads)
+        v = split_heads(biased(self.v, value, self.v_bias), self.heads)
         return self.proj(merge_heads(attend(q, k, v)))
 
 
@@ -133,3 +140,9 @@ def init_normal(module: nn.Module, std: float) -> None:
             nn.init.normal_(m.weight, std=std)
             if getattr(m, "bias", None) is not None:
                 nn.init.zeros_(m.bias)
+
+
+@torch.no_grad()
+def fill_with_mean(table: Tensor, known: int) -> None:
+    """Rows from `known` on become the mean of those before: how new words of a pretrained table start."""
+    table[known:] = table[:known].mean(dim=0, dtype=torch.float32).to(table.dtype)

@@ -9,8 +9,9 @@ import yaml
 
 from lightning_internvl.assembly import Config, View, make_view, stage_settings
 from lightning_internvl.checkpoints import handoff
+from lightning_internvl.checkpoints.origin import handoff_of
 from lightning_internvl.compose import Build
-from lightning_internvl.files import RUN_CONFIG
+from lightning_internvl.files import RUN_CONFIG, read_json
 
 
 class Opened(NamedTuple):
@@ -28,26 +29,25 @@ def open_run(place: str | Path, build: Build) -> Opened:
         ValueError: if this is neither, or no stage of the run has finished; as `handoff.load_model`.
     """
     folder = handoff_of(Path(place))
-    run = folder.resolve().parents[1] / RUN_CONFIG
-    if not run.is_file():
-        raise ValueError(f"{folder} is no hand-off folder inside a run: {run} is missing")
-    model, tokenizers, manifest = handoff.load(folder)
-    settings = stage_settings(yaml.safe_load(run.read_text(encoding="utf-8")), manifest["stage"])
+    run_of(folder)
+    model, tokenizers, _ = handoff.load(folder)
+    settings = settings_of(folder)
     return Opened(make_view(settings, model, tokenizers, build), settings, folder)
 
 
-def handoff_of(place: Path) -> Path:
-    """A hand-off folder itself, or that of the last finished stage of a run.
+def settings_of(folder: Path) -> Config:
+    """The settings of the stage that wrote a hand-off folder, from the run around it; raises ValueError as `run_of`."""
+    config = yaml.safe_load((run_of(folder) / RUN_CONFIG).read_text(encoding="utf-8"))
+    return stage_settings(config, read_json(folder / handoff.MANIFEST)["stage"])
+
+
+def run_of(folder: Path) -> Path:
+    """The run around a hand-off folder.
 
     Raises:
-        ValueError: if this is neither, or no stage has finished.
+        ValueError: if there is none.
     """
-    if (place / handoff.MANIFEST).is_file():
-        return place
-    if not (place / RUN_CONFIG).is_file():
-        raise ValueError(f"{place} is neither a run ({RUN_CONFIG}) nor a hand-off folder ({handoff.MANIFEST})")
-    pipeline = yaml.safe_load((place / RUN_CONFIG).read_text(encoding="utf-8"))["pipeline"]
-    finished = [stage for stage in pipeline if (place / "handoff" / stage / handoff.MANIFEST).is_file()]
-    if not finished:
-        raise ValueError(f"{place}: no stage of this run has finished; use resume={place} to go on with it")
-    return place / "handoff" / finished[-1]
+    run = folder.resolve().parents[1]
+    if not (run / RUN_CONFIG).is_file():
+        raise ValueError(f"{folder} is no hand-off folder inside a run: {run / RUN_CONFIG} is missing")
+    return run

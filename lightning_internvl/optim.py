@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_internvl.freezing import FreezePlan, check_matches, matches
+from lightning_internvl.peft import plain_name
 
 # Tables, scales and tokens are no matrices that multiply activations; decaying them only pulls them to zero.
 NO_DECAY = ("*query_tokens", "*class_embedding", "*position_embedding", "*.pos_embed", "*logit_scale", "*embed_tokens*")
@@ -41,7 +42,7 @@ def parameter_groups(
     Raises:
         ValueError: for a pattern that matches no parameter, which is most often a typing error, or a rate that is none.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = [plain_name(name) for name, _ in model.named_parameters()]
     for pattern in part_lr or {}:
         check_matches(pattern, names, "optimizer.part_lr")
     scales = layer_scales(model, layer_decay or {})
@@ -49,7 +50,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not plan.ever_trains(name):
             continue
-        pattern = next((p for p in part_lr or {} if matches(name, p)), "")
+        pattern = next((p for p in part_lr or {} if matches(plain_name(name), p)), "")
         layer, scale = scales.get(name, ("", 1.0))
         decays = parameter.ndim > 1 and not any(matches(name, p) for p in NO_DECAY)
         group = groups.setdefault(
@@ -110,6 +111,32 @@ def adamw(
     """AdamW over `parameter_groups`."""
     groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
     return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
+
+
+def adamw_8bit(
+    model: nn.Module,
+    plan: FreezePlan,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-8,
+    weight_decay: float = 0.05,
+    part_lr: Mapping[str, float] | None = None,
+    layer_decay: Mapping[str, float] | None = None,
+    paged: bool = False,
+    min_8bit_size: int = 4096,
+) -> Optimizer:
+    """AdamW over `parameter_groups` whose moments take 8 bits (Dettmers et al. 2022), by bitsandbytes.
+
+    Args:
+        paged: let moments move to the memory of the host while a GPU is full; on a CPU it changes nothing.
+        min_8bit_size: smaller tensors keep their moments in float32.
+    """
+    import bitsandbytes as bnb
+
+    groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
+    paged = paged and torch.cuda.is_available()
+    return bnb.optim.AdamW8bit(groups, lr=lr, betas=tuple(betas), eps=eps, min_8bit_size=min_8bit_size, is_paged=paged)
 
 
 def sgd(

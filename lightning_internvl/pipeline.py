@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
+from lightning_internvl import peft
 from lightning_internvl.assembly import Config, assemble
 from lightning_internvl.attention import choose_backend
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.files import own_tensors
+from lightning_internvl.checkpoints.origin import Origin, handoff_of, is_ours, read_origin
 from lightning_internvl.compose import Build
 from lightning_internvl.console import console
 from lightning_internvl.evaluation.tables import metrics_table
-from lightning_internvl.files import RUN_CONFIG, read_json
-from lightning_internvl.model import VLM
-from lightning_internvl.opened import handoff_of
+from lightning_internvl.files import read_json
+from lightning_internvl.quantization import BLOCK, quantize
+from lightning_internvl.stages import Stage
 
 NO_WEIGHTS = "a start without weights (init_from=RUN gives some)"
 
@@ -72,18 +74,19 @@ def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, f
     Raises:
         ValueError: naming the stage and the fault.
     """
-    before: tuple[str, dict[str, Tensor]] | None = (NO_WEIGHTS, {}) if fresh else None
+    before: tuple[str, dict[str, Tensor], dict[str, Any]] | None = (NO_WEIGHTS, {}, {}) if fresh else None
     for name in names:
         try:
             with torch.device("meta"):
                 settings, stage, _, _ = assemble(name, config, run_dir, build)
                 stage.configure_optimizers()
             if before:
-                title, tensors = before
+                title, own, adapters = before
+                tensors = Origin(own, adapters).for_model(settings["parts"].get("peft"))
                 handoff.LoadReport.of(stage.model, tensors, source=title, new=settings["new"], dropped=settings["dropped"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"stages.{name}: {error}") from error
-        before = f"stage {name}", own_tensors(stage.model)
+        before = f"stage {name}", own_tensors(stage.model), settings["parts"].get("peft") or {}
 
 
 def run_stage(name: str, config: Config, run_dir: Path, build: Build, source: str | Path | None) -> None:
@@ -95,8 +98,12 @@ def run_stage(name: str, config: Config, run_dir: Path, build: Build, source: st
     settings, stage, data, trainer = assemble(name, config, run_dir, build, start_step or 0)
     if start_step is not None:
         console.print(f"{name}: goes on from step {start_step} ({checkpoint})", soft_wrap=True)
-    elif source:
-        take_over(stage.model, source, settings["new"], settings["dropped"])
+    if source and (start_step is None or stage.light):
+        take_over(stage, source, settings["new"], settings["dropped"])
+    for part, done in quantize(stage.model, settings["parts"].get("quantization"), keep=stage.trained_names()).items():
+        left = f"; {done.left} linear layers are left, their rows are no multiples of {BLOCK}" if done.left else ""
+        size = f"{done.before / 2**20:,.1f} -> {done.after / 2**20:,.1f} MiB"
+        console.print(f"quantised: {part}, {done.changed} layers and tables, {size}{left}", soft_wrap=True)
     trainer.fit(stage, data, ckpt_path=None if start_step is None else checkpoint, weights_only=True)
 
 
@@ -126,15 +133,22 @@ def checkpoint_step(path: Path) -> int | None:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); delete it to start the stage again") from error
 
 
-def take_over(model: VLM, source: str | Path, new: list[str], dropped: list[str]) -> None:
-    """Load what a source holds for this model, strictly, and print what was loaded, is new, and was dropped.
+def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[str]) -> None:
+    """Load what a source holds for a stage's model, strictly, and print what was loaded, is new, and was dropped.
 
     Args:
-        source: see `read_weights`.
+        source: see `read_origin`. Adapters that the stage does not go on with are added to their weights.
         new, dropped: patterns of names that may be missing in the source, and of those that may be left over.
     """
-    report = handoff.LoadReport.of(model, tensors := read_weights(source), source=str(source), new=new, dropped=dropped)
+    model, origin = stage.model, read_origin(source)
+    tensors = origin.for_model(stage.parts.get("peft"))
+    report = handoff.LoadReport.of(model, tensors, source=str(source), new=new, dropped=dropped)
     report.load(model, tensors)
+    if stage.light:
+        same = set(report.loaded) - set(report.resized) - stage.trained_names()
+        stage.base = handoff.Base(str(handoff_of(Path(source)) if is_ours(Path(source)) else source), frozenset(same))
+    if other := peft.differing(origin.peft, stage.parts.get("peft")):
+        console.print(f"the adapters of {source} on {', '.join(other)} were added to their weights", soft_wrap=True)
     console.print(f"weights from {source}", soft_wrap=True)
     table = Table(header_style="bold")
     for column in ("group", "loaded", "new", "dropped"):
@@ -144,17 +158,3 @@ def take_over(model: VLM, source: str | Path, new: list[str], dropped: list[str]
     console.print(table)
     for name in report.resized:
         console.print(f"resized: {name} to {tuple(model.get_parameter(name).shape)}", soft_wrap=True)
-
-
-def read_weights(source: str | Path) -> Mapping[str, Tensor]:
-    """Tensors under our names from a run (its last hand-off), a hand-off folder, or an official checkpoint.
-
-    Raises:
-        ValueError: if there is nothing to read, or it is damaged.
-    """
-    folder = Path(source)
-    if (folder / handoff.MANIFEST).exists() or (folder / RUN_CONFIG).exists():
-        return handoff.read(handoff_of(folder))[0]
-    from lightning_internvl.checkpoints.pretrained import load_pretrained
-
-    return own_tensors(load_pretrained(source))

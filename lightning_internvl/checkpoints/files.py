@@ -7,7 +7,7 @@ import pickle
 import shutil
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from lightning_internvl.peft import is_update, plain_name
+from lightning_internvl.quantization import dequantized, quantized_layers
 
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
@@ -139,11 +142,24 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's tensors by name; one that stands in several places (tied embeddings) once, under its first name."""
+def own_tensors(model: nn.Module, without: Container[str] = ()) -> dict[str, Tensor]:
+    """A model's tensors by name; one that stands in several places (tied embeddings) once, under its first name. Quantised
+    weights count as what they stand for.
+
+    Args:
+        without: names that are not wanted, and so not brought back from their quantised form.
+    """
     first: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
-    return {name: tensor.detach() for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
+    plain = {name: tensor.detach() for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
+    for name, layer in quantized_layers(model).items():
+        start = plain_name(f"{name}.")
+        packed = [key for key in plain if key.startswith(start) and key != f"{start}bias" and not is_update(key)]
+        for key in packed:
+            del plain[key]
+        if packed and f"{start}weight" not in without:
+            plain[f"{start}weight"] = dequantized(layer)
+    return {name: tensor for name, tensor in plain.items() if name not in without}
 
 
 def listed(items: Iterable[str], limit: int = 20) -> str:

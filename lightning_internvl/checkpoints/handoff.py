@@ -6,14 +6,16 @@ file). It is written beside its place and renamed when whole, so a folder that e
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -21,24 +23,55 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_internvl.checkpoints.files import own_tensors, write_folder
-from lightning_internvl.compose import check_trusted, compose_model, trusted_build
+from lightning_internvl.compose import FETCHING, check_trusted, compose_model, trusted_build
 from lightning_internvl.freezing import FreezePlan, matches
 from lightning_internvl.layers import resize_positions
 from lightning_internvl.model import PARTS, VLM
+from lightning_internvl.peft import is_update, start_magnitudes
+from lightning_internvl.quantization import quantize
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+TOKENIZERS = "tokenizers"
 
 
-def save(model: VLM, folder: Path, *, stage: str, step: int, config: Mapping[str, Any], plan: FreezePlan) -> None:
-    """Write the hand-off folder of a finished stage, all or nothing; an older one is replaced."""
+class Base(NamedTuple):
+    """Where the weights lie that a stage with adapters took over and left as they were.
+
+    Attributes:
+        place: a run's hand-off, an official checkpoint, or a hub id.
+        names: the tensors that are the same there.
+    """
+
+    place: str
+    names: frozenset[str]
+
+
+def save(
+    model: VLM,
+    folder: Path,
+    *,
+    stage: str,
+    step: int,
+    config: Mapping[str, Any],
+    plan: FreezePlan,
+    tokenizers: Mapping[str, Any] | None = None,
+    base: Base | None = None,
+) -> None:
+    """Write the hand-off folder of a finished stage, all or nothing; an older one is replaced.
+
+    Args:
+        config: of the parts; what it reads elsewhere (a language model, tokenizers) is put into the folder instead.
+        base: what is not written again but read there: the folder of a stage with adapters is small.
+    """
     for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a process that was killed
         shutil.rmtree(left)
 
     def write(draft: Path) -> None:
         parts: dict[str, Any] = {}
+        own = own_tensors(model, without=base.names if base else ())
         for part in PARTS:
-            tensors = {n: t.detach().cpu().contiguous() for n, t in own_tensors(model).items() if n.startswith(f"{part}.")}
+            tensors = {n: t.detach().cpu().contiguous() for n, t in own.items() if n.startswith(f"{part}.")}
             if tensors:
                 save_file(tensors, draft / f"{part}.safetensors", metadata={"format": "pt"})
                 parts[part] = {
@@ -46,7 +79,11 @@ def save(model: VLM, folder: Path, *, stage: str, step: int, config: Mapping[str
                     "sha256": _hash(draft / f"{part}.safetensors"),
                     "origin": "trained" if any(plan.ever_trains(n) for n in tensors) else "inherited",
                 }
-        manifest = {"format": FORMAT, "stage": stage, "step": step, "parts": parts, "config": config}
+        known = standalone(model, config, tokenizers or {}, draft)
+        trained = [name for name in own if plan.ever_trains(name)]
+        manifest = {"format": FORMAT, "stage": stage, "step": step, "parts": parts, "trained": trained, "config": known}
+        if base:
+            manifest["base"] = _describe(base, folder)
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
 
     if folder.exists():
@@ -54,11 +91,54 @@ def save(model: VLM, folder: Path, *, stage: str, step: int, config: Mapping[str
     write_folder(folder, write)
 
 
-def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of a hand-off folder and its manifest.
+def standalone(model: VLM, config: Mapping[str, Any], tokenizers: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The configuration of the parts without anything that is read elsewhere; such tokenizers are saved into `folder`."""
+    known = copy.deepcopy(dict(config))
+    for part in ("encoder", "middleware", "decoder"):
+        if any((known.get(part) or {}).get(key) for key in FETCHING) and hasattr(getattr(model, part), "without_source"):
+            known[part] = {**known[part], **getattr(model, part).without_source}
+        if part in tokenizers and "pretrained" in (known[part].get("tokenizer") or {}):
+            tokenizers[part].save_pretrained(folder / TOKENIZERS / part)
+            known[part]["tokenizer"] = {"_target_": "lightning_internvl.data.tokenizer.saved_tokenizer"}
+    return known
+
+
+def _describe(base: Base, folder: Path) -> dict[str, Any]:
+    """A base in a manifest; a folder is named as seen from the hand-off too, so that both may move together."""
+    from lightning_internvl.checkpoints.origin import fingerprint
+
+    place = Path(base.place)
+    beside = {"beside": os.path.relpath(place.resolve(), folder.resolve())} if place.exists() else {}
+    known = {"place": str(place.resolve()) if place.exists() else base.place, **beside}
+    return {**known, "fingerprint": fingerprint(base.place), "names": sorted(base.names)}
+
+
+def _from_base(manifest: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
+    """The tensors that a hand-off leaves at its base.
 
     Raises:
-        ValueError: if the manifest or a file is missing, damaged, or not the one that the manifest describes.
+        ValueError: if the base has gone, is another one by now, or lacks one of them.
+    """
+    from lightning_internvl.checkpoints.origin import fingerprint, read_origin
+
+    base = manifest["base"]
+    beside = folder / base["beside"] if "beside" in base else None
+    place = str(beside.resolve()) if beside is not None and beside.exists() else base["place"]
+    if beside is not None and not Path(place).exists():
+        raise ValueError(f"{folder} holds adapters only, and their base {place} has gone; put it back, or move both together")
+    if fingerprint(place) != base["fingerprint"]:
+        raise ValueError(f"{folder} holds adapters for another base than what {place} holds now; they cannot be put together")
+    tensors = read_origin(place).for_model(manifest["config"].get("peft"))
+    if lost := [name for name in base["names"] if name not in tensors]:
+        raise ValueError(f"{place}, the base of {folder}, lacks {_some(lost)}")
+    return {name: tensors[name] for name in base["names"]}
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a hand-off folder, with those of its base, and its manifest.
+
+    Raises:
+        ValueError: if the manifest or a file is missing, damaged, or not the one that the manifest describes; if its base is.
     """
     manifest = _read_manifest(folder / MANIFEST)
     tensors: dict[str, Tensor] = {}
@@ -72,6 +152,8 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors |= load_file(file)
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged: {error}") from error
+    if "base" in manifest:
+        tensors |= _from_base(manifest, folder)
     return tensors, manifest
 
 
@@ -99,9 +181,14 @@ def load(folder: Path) -> tuple[VLM, dict[str, Any], dict[str, Any]]:
         ValueError: as `read`; if the configuration names other code or weights elsewhere; if tensors do not fit the model.
     """
     tensors, manifest = read(folder)
-    check_trusted(manifest["config"])
-    model, tokenizers = compose_model(manifest["config"], trusted_build)
+    config = manifest["config"]
+    check_trusted(config)
+    for part in ("middleware", "decoder"):
+        if (folder / TOKENIZERS / part).is_dir():
+            config[part]["tokenizer"]["folder"] = str(folder / TOKENIZERS / part)
+    model, tokenizers = compose_model(config, trusted_build)
     LoadReport.of(model, tensors, source=str(folder), new=(), dropped=()).load(model, tensors)
+    quantize(model, config.get("quantization"), keep=manifest.get("trained", ()))
     return model.eval(), tokenizers, manifest
 
 
@@ -146,7 +233,7 @@ class LoadReport:
             raise ValueError(f"{source} has tensors of another shape (there, in this model):{_some(wrong[:8])}{more}")
         new_names, left_names = [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted]
         report = cls(source, loaded, new_names, left_names, resized)
-        if missing := [n for n in report.new if not any(matches(n, p) for p in new)]:
+        if missing := [n for n in report.new if not (is_update(n) or any(matches(n, p) for p in new))]:
             raise ValueError(f"{source} lacks names that the stage does not list under `new`:{_some(missing)}")
         if left := [n for n in report.dropped if not any(matches(n, p) for p in dropped)]:
             raise ValueError(f"{source} has names that the model lacks and the stage does not list under `dropped`:{_some(left)}")
@@ -161,6 +248,7 @@ class LoadReport:
                 if name in self.resized:
                     tensor = resize_positions(tensor, round((own[name].shape[1] - 1) ** 0.5))
                 own[name].copy_(tensor)
+        start_magnitudes(model, self.new)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Tensors loaded, new and dropped by group (a part and the module right below it)."""

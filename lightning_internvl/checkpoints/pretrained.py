@@ -50,7 +50,7 @@ def load_pretrained(
         ValueError: if `path` is none of these, if no layout is known for it, or if tensors are missing, unexpected or of another
             shape. Nothing is returned half loaded.
     """
-    place = Path(path) if Path(path).exists() else _downloaded(str(path))
+    place = local_folder(path)
     if (place / "manifest.json").is_file():
         from lightning_internvl.checkpoints.handoff import load_model
 
@@ -87,6 +87,15 @@ def save_pretrained(model: VLM, path: str | Path, *, layout: str | None = None, 
         write_weights(folder, tensors, max_shard_bytes)
 
     write_folder(path, write)
+
+
+def local_folder(path: str | Path) -> Path:
+    """An existing path itself; else the weights and JSON files of a hub id, downloaded.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    return Path(path) if Path(path).exists() else _downloaded(str(path))
 
 
 def _downloaded(hub_id: str) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from lightning_internvl.attention import attend
-from lightning_internvl.layers import DropPath, init_normal, keep_random, merge_heads, resize_positions, split_heads
+from lightning_internvl.layers import DropPath, biased, init_normal, keep_random, merge_heads, resize_positions, split_heads
 
 
 class EvaViT(nn.Module):
@@ -151,7 +151,7 @@ class _Attention(nn.Module):
         bias = None
         if self.q_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias) if self.k_bias is None else self.k_bias, self.v_bias])
-        q, k, v = (split_heads(t, self.heads) for t in F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1))
+        q, k, v = (split_heads(t, self.heads) for t in biased(self.qkv, x, bias).chunk(3, dim=-1))
         return self.proj(merge_heads(attend(q, k, v)))
 
 

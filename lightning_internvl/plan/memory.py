@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_internvl.model import VLM
 from lightning_internvl.plan.measure import PRECISIONS, Measured
 from lightning_internvl.plan.meter import ACTIVATIONS, COPIES, LOGITS, OTHER, parts_of
+from lightning_internvl.quantization import quantized_bytes
 from lightning_internvl.stages import Stage
 
 GIB = 2**30
@@ -68,10 +69,11 @@ class Fixed:
 def fixed_memory(stage: Stage, precision: str, frozen: str | None = None) -> Fixed:
     """Weights, gradients and optimizer state of a stage in its present state (see `Rig.prepare`)."""
     found, states = Fixed(), optimizer_bytes(stage)
+    packed = quantized_bytes(stage.model, stage.parts.get("quantization"), keep=stage.trained_names())
     for name, part in parts_of(stage.model).items():
         for parameter in part.parameters():
             size = parameter.numel() * parameter.element_size()
-            found.weights[name] += size
+            found.weights[name] += packed.get(parameter, size)
             found.gradients[name] += size if parameter.requires_grad else 0
             found.optimizer[name] += 0 if name == frozen else states.get(parameter, 0)
         found.weights[name] += sum(b.numel() * b.element_size() for b in part.buffers())

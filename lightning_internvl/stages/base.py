@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_internvl.checkpoints.handoff import Base
 from lightning_internvl.freezing import FreezePlan
 from lightning_internvl.model import VLM
+from lightning_internvl.peft import plain_name
 
 Batch = dict[str, Any]
 
@@ -58,10 +60,14 @@ class Stage(L.LightningModule):
         missing = [name for name in self.objectives if name not in model.objectives]
         if missing:
             raise ValueError(f"stage {name} needs the objectives {missing}; present: {list(model.objectives)}")
-        self.model, self.plan = model, FreezePlan(train)
+        self.model, self.plan = model, FreezePlan(train, parts.get("peft"))
         self.plan.check(model)
         self.optimizer, self.scheduler, self.max_steps = optimizer, scheduler, max_steps
         self.weights, self.seed, self.start_step = dict(weights or {}), seed, start_step
+        self.base: Base | None = None
+        # With adapters or quantised weights files hold what trains; the rest is read again where it came from.
+        self.light = any(any((parts.get(kind) or {}).values()) for kind in ("peft", "quantization"))
+        self.strict_loading = not self.light
 
     @property
     def folder(self) -> Path:
@@ -93,6 +99,20 @@ class Stage(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # All draws of a step (drop path, masking, negatives) depend on the step alone, not on what ran before it.
         torch.manual_seed(zlib.crc32(f"{self.seed}/{self.name}/{batch_idx}/{self.global_rank}".encode()))
+
+    def trained_names(self) -> set[str]:
+        """The tensors that the stage will ever train, by the names that files use."""
+        return {plain_name(name) for name, _ in self.model.named_parameters() if self.plan.ever_trains(name)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.light:
+            kept = {f"model.{name}" for name in self.trained_names()}
+            checkpoint["state_dict"] = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        wanted = {f"model.{name}" for name in self.trained_names()}
+        if self.light and wanted != set(checkpoint["state_dict"]):
+            raise ValueError(f"{self.checkpoint} holds other tensors than those that stage {self.name} trains; start it again")
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(self.model, self.plan)

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.handoff import LoadReport, own_tensors
+from lightning_internvl.checkpoints.origin import read_origin
 from lightning_internvl.compose import compose_model, trusted_build
 from lightning_internvl.freezing import FreezePlan
 from lightning_internvl.model import VLM
-from lightning_internvl.pipeline import read_weights
 
 TOKENIZER = {"_target_": "lightning_internvl.data.tokenizer.toy_tokenizer"}
 CONFIG: dict[str, Any] = {
@@ -116,10 +116,10 @@ def test_what_a_kill_left_behind_is_not_read_and_goes_away(folder: Path) -> None
     (run / "config.yaml").write_text("pipeline: [contrastive, supervised]")
     draft = folder.rename(folder.with_name(".supervised.1234abcd.partial"))
     with pytest.raises(ValueError, match="no stage of this run has finished"):
-        read_weights(run)
+        read_origin(run)
     save(composed(), folder)
     assert not draft.exists()
-    assert read_weights(run).keys() == own_tensors(composed()).keys()
+    assert read_origin(run).tensors.keys() == own_tensors(composed()).keys()
 
 
 def test_an_older_hand_off_is_replaced(folder: Path) -> None:
@@ -135,7 +135,7 @@ def test_the_last_stage_of_the_pipeline_counts_and_not_the_newest_file(folder: P
     model = composed()
     torch.nn.init.zeros_(model.encoder.embeddings.class_embedding)
     save(model, run / "handoff" / "contrastive")
-    assert read_weights(run)["encoder.embeddings.class_embedding"].any()
+    assert read_origin(run).tensors["encoder.embeddings.class_embedding"].any()
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml"))
 GROUPS = (
     "callbacks", "data", "debug", "decoder", "encoder", "experiment", "logger", "middleware", "objective", "optimizer",
-    "paths", "processor", "scheduler", "stage", "strategy", "trainer",
+    "paths", "peft", "peft/part", "processor", "quantization", "scheduler", "stage", "strategy", "trainer",
 )  # fmt: skip
 COMPLETED_LATER = {"tokenizer"}  # read by the composition of the model, not by the part
 NEEDED = {
@@ -42,6 +42,8 @@ def overrides_of(file: str) -> list[str]:
         chosen = [f"middleware={option}", f"middleware@stages.supervised.middleware={option}"]
     if group == "stage" and option not in DEFAULT_STAGES:
         chosen = [f"+stage@stages.{option}={option}"]
+    if group == "peft/part":
+        chosen = ["peft=lora", f"peft/part@peft.decoder={option}"]
     if group == "logger":
         chosen = [f"logger=[{option}]"]
     if group == "processor":

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_internvl.checkpoints.files import own_tensors
 from lightning_internvl.checkpoints.mapping import Rule, grouped
 from lightning_internvl.model import VLM
+from lightning_internvl.peft import adapted
 
 Config = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -72,6 +73,8 @@ def layout_of(model: VLM, layout: str | None = None, *, single_file: bool = Fals
     known = adapters()
     if layout is not None and layout not in known:
         raise ValueError(f"there is no layout {layout!r}; valid choices: {', '.join(known)}")
+    if layers := adapted(model):
+        raise ValueError(f"the model carries adapters ({layers[0][0]}, ...), which no layout holds; merge them into its weights")
     holding = getattr(model.decoder, "layouts", None) or known  # a decoder with more than transformers' parameters names them
     able = {
         name: (adapter, config)

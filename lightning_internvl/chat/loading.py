@@ -1,0 +1,118 @@
+"""Which part of a run or a folder talks, and which one looks for pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lightning_internvl.applications.gallery import Retriever
+from lightning_internvl.assembly import Config
+from lightning_internvl.chat.session import CaptionSession, Session
+from lightning_internvl.checkpoints.origin import handoffs_of
+from lightning_internvl.compose import Build
+from lightning_internvl.files import RUN_CONFIG
+from lightning_internvl.model import VLM
+from lightning_internvl.official import open_model
+from lightning_internvl.opened import Opened, open_run, run_of, settings_of
+
+SCENES = "HeldOutScenes"
+
+
+class Loaded(NamedTuple):
+    """What there is to talk to.
+
+    Attributes:
+        name: what answers, for people.
+        session: begins a conversation; None where nothing talks.
+        retriever: None where nothing compares pictures and texts.
+        scenes: the settings of the built-in scenes on which it was trained, or None.
+    """
+
+    name: str
+    session: Callable[[], Session] | None
+    retriever: Retriever | None
+    scenes: Config | None = None
+
+
+def load(settings: Mapping[str, Any], build: Build) -> Loaded:
+    """What `run` or `model` of the settings names.
+
+    Raises:
+        ValueError: for what cannot be opened, or neither talks nor compares.
+    """
+    if settings["run"] is None:
+        return load_model(settings)
+    return load_run(Path(settings["run"]), build, _place(settings))
+
+
+def load_model(settings: Mapping[str, Any]) -> Loaded:
+    """A folder in an official layout, an exported hand-off, or a hub id."""
+    place = settings["model"]
+    if (Path(place) / RUN_CONFIG).is_file():
+        raise ValueError(f"model={place} is a run of this project; give run={place}")
+    chosen = {name: settings[name] for name in ("template", "system", "tokenizer", "pictures")}
+    found = open_model(place, **chosen, dtype=getattr(torch, settings["dtype"]))
+    model, name = _place(settings)(found.view.model), f"{Path(place).name} ({found.layout})"
+    if found.view.chats is None:
+        return Loaded(name, None, Retriever(model, found.view.pairs))
+    return Loaded(name, lambda: Session(model, found.view.chats, found.joint), None)
+
+
+def load_run(place: Path, build: Build, put: Callable[[VLM], VLM]) -> Loaded:
+    """The last stage of a run that answers (else one that writes captions), and the last one that compares.
+
+    Args:
+        put: moves a model to its device.
+    """
+    stages = {folder: settings_of(folder) for folder in handoffs_of(place)}
+    answers = [folder for folder, stage in stages.items() if stage["parts"]["decoder"]]
+    captions = [folder for folder, stage in stages.items() if (stage.get("samples") or {}).get("writer") == "middleware"]
+    compares = [folder for folder, stage in stages.items() if stage["data"] == "pairs" and not stage["parts"]["decoder"]]
+    wanted = {*(answers or captions)[-1:], *compares[-1:]}
+    if not wanted:
+        raise ValueError(f"{place}: no finished stage answers, writes captions or compares; stages: {', '.join(_names(stages))}")
+    opened = {folder: open_run(folder, build) for folder in wanted}
+    for one in opened.values():
+        put(one.view.model)
+    run, talker = run_of(next(iter(stages))), (answers or captions)[-1:]
+    name = f"{run.name}, stage {(talker or compares)[-1].name}"
+    held_out = stages[[*stages][-1]]["data_group"].get("held_out") or {}
+    scenes = held_out if str(held_out.get("_target_")).endswith(SCENES) else None
+    session = None
+    if answers:
+        session = _answering(opened[answers[-1]])
+    elif captions:
+        session = _captioning(opened[captions[-1]])
+    return Loaded(name, session, _comparing(opened[compares[-1]]) if compares else None, scenes)
+
+
+def _answering(found: Opened) -> Callable[[], Session]:
+    return lambda: Session(found.view.model, found.view.chats)
+
+
+def _captioning(found: Opened) -> Callable[[], Session]:
+    return lambda: CaptionSession(found.view.model, found.view.pairs)
+
+
+def _comparing(found: Opened) -> Retriever:
+    return Retriever(found.view.model, found.view.pairs, (found.settings.get("samples") or {}).get("mode") or "c")
+
+
+def _names(folders: Mapping[Path, Any]) -> list[str]:
+    return [folder.name for folder in folders]
+
+
+def _place(settings: Mapping[str, Any]) -> Callable[[VLM], VLM]:
+    name = settings["device"]
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name!r} is not known; valid choices: auto, cpu, cuda, cuda:1 and so on") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: no GPU is seen here; leave it out or give device=cpu")
+    return lambda model: model.to(device, getattr(torch, settings["dtype"]))

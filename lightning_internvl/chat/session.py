@@ -1,0 +1,289 @@
+"""A conversation with a model, whatever shows it: messages, pictures, and answers that arrive word by word."""
+
+from __future__ import annotations
+
+import copy
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from lightning_internvl.data.collate import ChatCollator, PairCollator
+from lightning_internvl.data.encode import TooLong
+from lightning_internvl.data.image_files import read_image
+from lightning_internvl.data.templates import IMAGE, Message
+from lightning_internvl.evaluation.bench import stopping
+from lightning_internvl.model import VLM
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the words of an answer are chosen.
+
+    Args:
+        temperature: 0 takes the likeliest token each time; larger values draw more freely.
+        top_p: draws are made among the likeliest tokens that together have this probability.
+        max_new_tokens: length of an answer.
+        beams: more than 1 keep as many beginnings and draw nothing; such an answer comes whole.
+        seed: of the draws; the same question at the same place gets the same answer.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    beams: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        faults = {
+            "temperature": self.temperature < 0 and "0 or more",
+            "top_p": not 0 < self.top_p <= 1 and "above 0 and at most 1",
+            "max_new_tokens": self.max_new_tokens < 1 and "1 or more",
+            "beams": self.beams < 1 and "1 or more",
+            "seed": not 0 <= self.seed < 2**63 and "from 0 on",
+        }
+        for name, valid in faults.items():
+            if valid:
+                raise ValueError(f"{name}={getattr(self, name)} must be {valid}")
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError(f"beams={self.beams} and temperature={self.temperature} exclude each other; set one of them back")
+
+    def options(self) -> dict[str, Any]:
+        """What `generate` of transformers is told."""
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature > 0 else {}
+        return {"do_sample": self.temperature > 0, "num_beams": self.beams, **drawn}
+
+
+class Session:
+    """One conversation.
+
+    Attributes:
+        messages: all that was said; "<image>" in a message stands for a picture.
+        pictures: those of all messages in order, then those that wait for the next question.
+        sources: a name for each picture.
+
+    Args:
+        chats: how the model reads conversations.
+        joint: what stands between the pictures of a question and its text.
+    """
+
+    hint = "ask about a picture: /image PATH, then your question"
+    _told: _Told | None = None  # of the answer that is being written
+
+    def __init__(self, model: VLM, chats: ChatCollator, joint: str = "\n") -> None:
+        self.model, self.chats, self.joint = model, copy.copy(chats), joint
+        self.context = _context(model) or chats.max_length
+        self.chats.max_length = self.context - 1
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, and end an answer that is being written."""
+        self.stop()
+        self.messages: list[Message] = []
+        self.pictures: list[np.ndarray] = []
+        self.sources: list[str] = []
+
+    def stop(self) -> None:
+        """End the answer that is being written, from any thread; what has been written stays."""
+        if self._told:
+            self._told.stop = True
+
+    @property
+    def waiting(self) -> int:
+        """How many pictures the next question is about."""
+        return len(self.pictures) - sum(message["content"].count(IMAGE) for message in self.messages)
+
+    def show(self, picture: str | Path | np.ndarray) -> None:
+        """Add a picture, a file or (H, W, 3) uint8, to the next question.
+
+        Raises:
+            ValueError: for a file that is no picture, or too large a one.
+        """
+        self.pictures.append(picture if isinstance(picture, np.ndarray) else read_image(picture))
+        self.sources.append("picture" if isinstance(picture, np.ndarray) else str(picture))
+
+    def ask(self, question: str, sampling: Sampling | None = None) -> Iterator[str]:
+        """The answer as far as it is written, again and again. An iterator that is closed, or a Ctrl-C, ends the answer where it
+        is; what had been written by then stays in the conversation.
+
+        Raises:
+            ValueError: for a question that cannot be asked; the conversation is then as it was.
+        """
+        question = question.strip()
+        marks = question.count(IMAGE)
+        if marks not in (0, self.waiting):
+            raise ValueError(f"{marks} {IMAGE!r} in the question, but {self.waiting} pictures wait for it")
+        content = question if marks else IMAGE * self.waiting + (self.joint if self.waiting else "") + question
+        if not content:
+            raise ValueError("the question is empty")
+        messages = self.messages  # not those of a new conversation that begins meanwhile
+        messages.append({"role": "user", "content": content})
+        text, complete = "", False
+        try:
+            with closing(self._written(sampling or Sampling())) as written:
+                for text in written:
+                    yield text
+            complete = True
+        finally:
+            if text or complete:
+                messages.append({"role": "assistant", "content": text})
+            else:
+                messages.pop()
+
+    def record(self) -> dict[str, Any]:
+        """The conversation as a line of training data: the names of its pictures, and `messages`."""
+        asked = len(self.pictures) - self.waiting
+        return {"images": self.sources[:asked], "messages": list(self.messages)}
+
+    def _written(self, sampling: Sampling) -> Iterator[str]:
+        tokenizer, length = self.chats.tokenizer, sum(m["content"].count(IMAGE) for m in self.messages)
+        sample = {"images": self.pictures[:length], "conversation": self.messages, "key": "question"}
+        try:
+            batch = self.chats.prompts([sample])
+        except TooLong as error:
+            raise ValueError(
+                f"the conversation is longer than the {self.context} tokens that the model reads; start a new one"
+            ) from error
+        end = self.chats.template.end(tokenizer.eos_token)
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        room = max(1, self.context - batch["input_ids"].shape[1])
+        options = {**sampling.options(), "max_new_tokens": min(sampling.max_new_tokens, room), "pad_token_id": pad}
+        options |= stopping(tokenizer, end)
+        self._told, before = _Told(), None
+        for ids, finished in _generated(self.model, batch, options, self._told, sampling.seed + len(self.messages)):
+            text = shown(tokenizer.decode(ids, skip_special_tokens=True), end, finished)
+            if text != before and (text or finished):
+                yield (before := text)
+
+
+class CaptionSession(Session):
+    """A middleware that writes captions: it is shown a picture, and may be told a language. A caption comes whole."""
+
+    def __init__(self, model: VLM, pairs: PairCollator) -> None:
+        self.model, self.pairs = model, pairs
+        languages = ", ".join(pairs.caption_prompts)
+        self.hint = f"this stage writes captions: /image PATH, then a language ({languages}) or an empty line"
+        self.reset()
+
+    def ask(self, question: str, sampling: Sampling | None = None) -> Iterator[str]:
+        """The caption of the picture shown last."""
+        prompts = self.pairs.caption_prompts
+        language = question.strip() or next(iter(prompts))
+        if language not in prompts:
+            raise ValueError(f"this model writes captions and reads no questions; say {' or '.join(prompts)}, or nothing")
+        if not self.pictures:
+            raise ValueError("there is no picture yet; show one first")
+        sampling, device = sampling or Sampling(), _device(self.model)
+        ids = self.model.generate(
+            on_device(self.model, self.pairs.pixels(self.pictures[-1:], ["picture"])),
+            torch.tensor([self.pairs.prompt_ids(prompts[language])], device=device),
+            max_new_tokens=sampling.max_new_tokens,
+            eos_id=self.pairs.tokenizer.eos_token_id,
+            num_beams=sampling.beams,
+        )
+        caption = self.pairs.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+        self.messages += [
+            {"role": "user", "content": IMAGE * self.waiting + language},
+            {"role": "assistant", "content": caption},
+        ]
+        yield caption
+
+
+def shown(text: str, end: str, finished: bool) -> str:
+    """A text up to its end mark; of one that is still written, without half a character or half an end mark."""
+    text, ended, _ = text.partition(end) if end else (text, "", "")
+    if finished or ended:
+        return text.strip()
+    text = text.rstrip("\ufffd")
+    halves = (size for size in range(len(end) - 1, 0, -1) if text.endswith(end[:size]))
+    return text[: len(text) - next(halves, 0)].strip()
+
+
+def _context(model: VLM) -> int | None:
+    """Tokens that the language model reads and writes in all; None where it does not say."""
+    config = getattr(getattr(model.decoder, "lm", None), "config", None)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _device(model: VLM) -> torch.device:
+    return next(model.parameters()).device
+
+
+def on_device(model: VLM, tensor: Tensor) -> Tensor:
+    """A tensor where the model is; numbers with a fraction in the type of its weights."""
+    weight = next(model.encoder.parameters())
+    return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else None)
+
+
+class _Told(StoppingCriteria):
+    """Ends the answer when it is told to."""
+
+    def __init__(self) -> None:
+        self.stop = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.stop, dtype=torch.bool, device=input_ids.device)
+
+
+class _Tokens(BaseStreamer):
+    """Puts each new token of the one row into a queue."""
+
+    def __init__(self, found: queue.SimpleQueue[Any]) -> None:
+        self.found, self.prompt = found, True
+
+    def put(self, value: Tensor) -> None:
+        if not self.prompt:  # which comes first
+            self.found.put(value.flatten().tolist())
+        self.prompt = False
+
+    def end(self) -> None:
+        """Nothing: `generate` returns then."""
+
+
+def _generated(
+    model: VLM, batch: dict[str, Tensor], options: dict[str, Any], told: _Told, seed: int
+) -> Iterator[tuple[Sequence[int], bool]]:
+    """New ids, all so far at a time, and whether they are all. `generate` runs in a thread, which ends with this iterator."""
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    device = _device(model)
+    streamer = _Tokens(found) if options["num_beams"] == 1 else None
+
+    def work() -> None:
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                inputs = {name: on_device(model, tensor) for name, tensor in batch.items()}
+                new = model.generate(**inputs, **options, streamer=streamer, stopping_criteria=[told])
+            found.put(new[0].cpu())
+        except BaseException as error:  # handed to the thread that asked
+            found.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    ids: list[int] = []
+    try:
+        while True:
+            item = found.get()
+            if isinstance(item, BaseException):
+                raise item
+            if not isinstance(item, list):
+                yield item.tolist(), True
+                return
+            ids += item
+            if found.empty():  # who shows it may be slower than the model
+                yield ids, False
+    finally:
+        told.stop = True
+        thread.join()

@@ -1,0 +1,240 @@
+"""The page: a conversation about uploaded pictures, and a search through a folder of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when the library is imported
+
+import gradio as gr
+
+from lightning_internvl.applications.gallery import SUFFIXES, Gallery
+from lightning_internvl.chat.examples import Example, drawn, examples_of
+from lightning_internvl.chat.loading import Loaded
+from lightning_internvl.chat.session import CaptionSession, Sampling, Session
+from lightning_internvl.checks import ConfigError
+from lightning_internvl.data.image_files import read_image
+
+STYLE = Path(__file__).with_name("page.css")
+THUMBNAIL = 512  # side in pixels of a picture that was found
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # of the system: nothing is fetched
+MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
+TAG = re.compile(r"<(?=[/a-zA-Z|])")
+Updates = tuple[Any, ...]
+
+
+def serve(loaded: Loaded, settings: Mapping[str, Any], sampling: Sampling) -> None:
+    """Show the page until Ctrl-C.
+
+    Raises:
+        ConfigError: for a port that is taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="chat_") as folder:  # uploads and drawn pictures, gone with the program
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
+        page = make_page(loaded, settings, sampling, Path(folder))
+        print(f"{loaded.name}: {launch(page, settings)} (Ctrl-C ends)")
+        if settings["host"] not in ("127.0.0.1", "localhost", "::1"):
+            print(f"host={settings['host']}: everyone who reaches this machine can use the page; there is no password")
+        page.block_thread()
+
+
+def launch(page: gr.Blocks, settings: Mapping[str, Any]) -> str:
+    """Start the page's server and give its address.
+
+    Raises:
+        ConfigError: for a port that is taken, or a host that is not this machine.
+    """
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # the library looks whether its server is up
+    theme = gr.themes.Base(
+        primary_hue=gr.themes.colors.indigo, neutral_hue=gr.themes.colors.slate, radius_size="lg", font=FONTS, font_mono=MONO
+    )
+    _, address, _ = page.launch(
+        server_name=settings["host"],
+        server_port=_free_port(settings["host"], settings["port"]),
+        max_file_size=int(settings["max_upload_mb"] * 2**20),
+        theme=theme,
+        css_paths=STYLE,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        run_history=False,
+        footer_links=[],
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+    )
+    return address
+
+
+def _free_port(host: str, port: int) -> int:
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
+            return server.getsockname()[1]
+    except OSError as error:
+        raise ConfigError(
+            [f"host={host} port={port} cannot be used ({error.strerror or error}); port=0 takes any free one"]
+        ) from error
+
+
+def make_page(loaded: Loaded, settings: Mapping[str, Any], sampling: Sampling, folder: Path) -> gr.Blocks:
+    """The page, not yet served.
+
+    Args:
+        folder: where pictures of the built-in scenes are drawn.
+
+    Raises:
+        ValueError: as `Gallery`.
+    """
+    gallery = _gallery(loaded, settings, folder)
+    with gr.Blocks(title=f"Chat with {loaded.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.HTML(f"<header><h1>Lightning InternVL</h1><p>{_escaped(loaded.name)}</p></header>")
+        with gr.Tabs():
+            if loaded.session:
+                examples = examples_of(loaded.scenes, folder / "examples") if loaded.scenes else []
+                with gr.Tab("Chat"):
+                    _chat_tab(page, loaded.session, sampling, examples)
+            if gallery:
+                with gr.Tab("Find pictures"):
+                    _search_tab(gallery, settings["found"])
+    return page.queue()
+
+
+def _gallery(loaded: Loaded, settings: Mapping[str, Any], folder: Path) -> Gallery | None:
+    if settings["gallery"] is not None and loaded.retriever is None:
+        raise ConfigError([f"{loaded.name} does not compare pictures and texts; leave gallery={settings['gallery']} out"])
+    if settings["gallery"] is None and loaded.session is None and not loaded.scenes:
+        raise ConfigError([f"{loaded.name} has no decoder to talk to; it looks for pictures: give gallery=FOLDER"])
+    if loaded.retriever is None or not (settings["gallery"] or loaded.scenes):
+        return None
+    return Gallery(settings["gallery"] or drawn(loaded.scenes, folder / "scenes"), loaded.retriever)
+
+
+# --- chat ---------------------------------------------------------------------------------------------------------------
+
+
+def _chat_tab(page: gr.Blocks, begin: Callable[[], Session], sampling: Sampling, examples: list[Example]) -> None:
+    writes_captions = isinstance(begin(), CaptionSession)
+    session = gr.State(None)
+    chat = gr.Chatbot(
+        show_label=False, height="min(62vh, 640px)", elem_id="chat", buttons=[], feedback_options=None, layout="bubble",
+        placeholder="### Show a picture and ask about it", autoscroll=True,
+        examples=[{"text": e.question, "files": [str(e.path)], "icon": str(e.path)} for e in examples],
+    )  # fmt: skip
+    box = gr.MultimodalTextbox(
+        show_label=False, file_types=sorted(SUFFIXES), file_count="multiple", sources=["upload"], autofocus=True, elem_id="box",
+        placeholder="Add a picture; en or zh chooses the language" if writes_captions else "Add pictures, ask a question",
+    )  # fmt: skip
+    with gr.Row(elem_id="below"):
+        with gr.Accordion("Settings", open=False):
+            controls = _controls(sampling)
+        new = gr.Button("New conversation", size="sm", elem_id="new", scale=0, min_width=160)
+
+    def answer(value: Any, history: Any, talk: Session, *chosen: Any) -> Iterator[Updates]:
+        yield from _answered(value, history, talk, *chosen)
+
+    def begin_again(talk: Session | None) -> Updates:
+        if talk:
+            talk.stop()
+        return [], begin(), gr.MultimodalTextbox(value=None, submit_btn=True, stop_btn=False)
+
+    shown, outputs = {"show_progress": "hidden", "api_visibility": "private"}, [chat, box]
+    page.load(begin, None, session, api_visibility="private")
+    box.submit(answer, [box, chat, session, *controls], outputs, **shown)
+    box.stop(lambda talk: talk.stop(), session, None, queue=False, **shown)
+    chat.example_select(_picked, None, box, **shown).then(answer, [box, chat, session, *controls], outputs, **shown)
+    gr.on([new.click, chat.clear], begin_again, session, [chat, session, box], queue=False, **shown)
+
+
+def _controls(sampling: Sampling) -> list[gr.components.Component]:
+    """Temperature, top-p, length and seed, in this order."""
+    with gr.Row():
+        temperature = gr.Slider(0, 1.5, sampling.temperature, step=0.05, label="Temperature", info="0: the likeliest words")
+        top_p = gr.Slider(0.05, 1, sampling.top_p, step=0.05, label="Top-p", info="1: all words may be drawn")
+    with gr.Row():
+        longest = max(1024, sampling.max_new_tokens)
+        length = gr.Slider(1, longest, sampling.max_new_tokens, step=1, label="Longest answer", info="in tokens")
+        seed = gr.Number(sampling.seed, label="Seed", info="of the draws", precision=0, minimum=0)
+    return [temperature, top_p, length, seed]
+
+
+def _picked(event: gr.SelectData) -> Any:
+    files = [file["path"] if isinstance(file, dict) else file for file in event.value.get("files", [])]
+    return {"text": event.value.get("text", ""), "files": files}
+
+
+def _answered(
+    value: Any, history: list[Any], talk: Session, temperature: float, top_p: float, length: float, seed: float
+) -> Iterator[Updates]:
+    """The conversation and the box, again and again while the answer is written."""
+    text, files = (value or {}).get("text") or "", (value or {}).get("files") or []
+    idle = {"submit_btn": True, "stop_btn": False}
+    before = len(talk.pictures)
+    try:
+        sampling = Sampling(temperature, top_p, int(length), seed=int(seed or 0))
+        for file in files:
+            talk.show(file)
+        said = [{"role": "user", "content": {"path": file}} for file in files]
+        said += [{"role": "user", "content": _escaped(text)}] if text.strip() else []
+        history = [*history, *said]
+        yield history, gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
+        written = ""
+        for written in talk.ask(text, sampling):
+            yield [*history, {"role": "assistant", "content": _escaped(written)}], gr.skip()
+        nothing = "*(no answer: the model ended at once)*"
+        yield [*history, {"role": "assistant", "content": _escaped(written) or nothing}], gr.MultimodalTextbox(**idle)
+    except ValueError as error:
+        del talk.pictures[before:], talk.sources[before:]
+        gr.Warning(_told(str(error), files), title="That did not work", duration=15)
+        yield (
+            history[: len(history) - len(said)] if "said" in locals() else history,
+            gr.MultimodalTextbox(value={"text": text, "files": []}, **idle),
+        )
+
+
+def _told(message: str, files: list[str]) -> str:
+    """A message in which uploads have the names that they were given."""
+    for file in files:
+        message = message.replace(str(file), Path(file).name)
+    return _escaped(message)
+
+
+def _escaped(text: str) -> str:
+    """Text whose tags are shown, not hidden: boxes are part of what a model says."""
+    return TAG.sub("&lt;", text)
+
+
+# --- search -------------------------------------------------------------------------------------------------------------
+
+
+def _search_tab(gallery: Gallery, found: int) -> None:
+    with gr.Row(elem_id="search", equal_height=True):
+        text = gr.Textbox(show_label=False, placeholder="What should the picture show?", container=False, scale=1)
+        look = gr.Button("Find", variant="primary", scale=0, min_width=110)
+    first = [(_thumbnail(path), path.name) for path in gallery.paths[:found]]
+    pictures = gr.Gallery(
+        first, columns=4, object_fit="cover", show_label=False, elem_id="found", height="auto", buttons=[], interactive=False
+    )
+    count = len(gallery.paths)
+    gr.Markdown(f"{count} {'picture' if count == 1 else 'pictures'}, compared with your words by the model. 1 is the same.")
+
+    def search(words: str) -> list[tuple[Image.Image, str]]:
+        if not words.strip():
+            return first
+        return [(_thumbnail(one.path), f"{one.similarity:.2f}") for one in gallery.search([words.strip()], found)[0]]
+
+    gr.on([text.submit, look.click], search, text, pictures, show_progress="hidden", api_visibility="private")
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    image = Image.fromarray(read_image(path))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image

@@ -1,0 +1,236 @@
+"""Adapters alone, as a folder that `peft.PeftModel.from_pretrained` puts on a model of transformers.
+
+The base is what the run started from (`init_from`) in transformers' layout. Tensors that the run has trained whole are in the
+folder too, as PEFT's `modules_to_save`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_internvl import peft
+from lightning_internvl.assembly import stage_settings
+from lightning_internvl.checkpoints.adapters import Adapter, Config, official
+from lightning_internvl.checkpoints.files import listed, own_tensors, write_folder, write_weights
+from lightning_internvl.checkpoints.mapping import Group, grouped
+from lightning_internvl.export import check
+from lightning_internvl.export.card import card_of
+from lightning_internvl.export.plain import dequantize, make_plain
+from lightning_internvl.export.processors import write_processor
+from lightning_internvl.export.write import Options, Report, card, choose_layout, load_stock, quiet, run_config, trained_names
+from lightning_internvl.opened import Opened
+
+Library = Any
+
+
+@dataclass(frozen=True)
+class Update:
+    """One adapter: a weight gets `alpha / rank` times B A.
+
+    Attributes:
+        a: (r, I)
+        b: (O, r)
+        magnitude: (O,) with DoRA
+    """
+
+    a: Tensor
+    b: Tensor
+    alpha: float
+    magnitude: Tensor | None = None
+
+
+def export_adapter(opened: Opened, to: Path, options: Options) -> Report:
+    """Write the adapters of a run, put them on their base with PEFT, compare; then let the folder appear.
+
+    Raises:
+        ValueError: if the run has no adapters, or those of an earlier stage are in its weights already; if transformers has no
+            class for the model, or a layer of its cannot carry an update; if a check fails. Nothing is left then.
+    """
+    model, view = opened.view.model.float().eval(), opened.view
+    updates = updates_of(model)
+    if not updates:
+        raise ValueError(f"{opened.folder} has no adapters; train with peft=lora, or export the whole model with adapter=false")
+    check_earlier(opened)
+    dequantize(model)
+    plain = copy.deepcopy(model)
+    make_plain(plain)
+    layout, adapter, config = choose_layout(plain, options.layout)
+    if adapter is None or not adapter.NATIVE:
+        raise ValueError(f"adapter=true needs a layout that transformers loads, and {layout} is none; use adapter=false")
+    asked, greedy = check.prompts(view), check.greedy(view)
+    reference = [check.outputs(model, prompt, greedy) for prompt in asked]
+    whole = [name for name in trained_names(opened, own_tensors(model)) if not peft.is_update(name)]
+    reports: list[Report] = []
+
+    def write(draft: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="base-") as place:
+            base = Path(place)
+            write_base(base, adapter, config, model, whole)
+            stock = load_stock(base, config, plain)
+            places = places_of(stock, adapter)
+            wrapped = wrap(
+                stock, theirs_of(updates, adapter, config, plain, places), saved_of(whole, adapter, config, plain, places)
+            )
+            with quiet():
+                wrapped.save_pretrained(draft)
+            name_base(draft, run_config(opened)["init_from"])
+            prepared = write_processor(draft, layout, config, view)
+            fresh = load_stock(base, config, plain)
+            with quiet():
+                again = _library().PeftModel.from_pretrained(fresh, draft).eval()
+            found = [check.stock_outputs(again, plain, prompt, greedy) for prompt in asked]
+        logits, skipped = check.compare_all(asked, reference, found)
+        loader = f"peft.PeftModel on transformers.{type(stock).__name__}"
+        report = Report(layout, loader, 0, len(whole), logits, 0.0, prepared.verdict, skipped, adapters=len(updates))
+        (draft / "README.md").write_text(card_of(card(opened, options, report, prepared)), encoding="utf-8")
+        reports.append(report)
+
+    write_folder(to, write)
+    return reports[0]
+
+
+def name_base(folder: Path, init_from: str | None) -> None:
+    """Say what the adapters belong to: what the run started from."""
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": init_from}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _library() -> Library:
+    return peft._library()
+
+
+def updates_of(model: nn.Module) -> dict[str, Update]:
+    """The adapters of a model by the name of their layer."""
+    found = {}
+    for name, layer in peft.adapted(model):
+        a, b = layer.lora_A[peft.NAME].weight.detach(), layer.lora_B[peft.NAME].weight.detach()
+        own = layer.lora_magnitude_vector[peft.NAME].weight.detach() if peft.NAME in layer.lora_magnitude_vector else None
+        found[name] = Update(a, b, layer.scaling[peft.NAME] * len(a), own)
+    return found
+
+
+def check_earlier(opened: Opened) -> None:
+    """See that no earlier stage has changed the weights under the adapters by adapters of its own.
+
+    Raises:
+        ValueError: naming the stage.
+    """
+    run, here = run_config(opened), opened.settings["parts"].get("peft")
+    for name in run["pipeline"][: run["pipeline"].index(_stage(opened))]:
+        there = stage_settings(run, name)["parts"].get("peft")
+        if other := peft.differing(there, here):
+            raise ValueError(
+                f"the adapters of stage {name} on {', '.join(other)} were added to the weights before this stage, so the later "
+                "ones alone do not fit the run's base; use adapter=false"
+            )
+
+
+def _stage(opened: Opened) -> str:
+    return opened.folder.resolve().name
+
+
+def write_base(folder: Path, adapter: Adapter, config: Config, model: nn.Module, whole: Iterable[str]) -> None:
+    """The base in its layout, with nothing in the places of the tensors that the adapter folder brings."""
+    brought = set(whole)
+    tensors = {n: t for n, t in own_tensors(model).items() if not peft.is_update(n)}
+    tensors = {n: torch.zeros_like(t) if n in brought else t for n, t in tensors.items()}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_weights(folder, official(adapter, config, tensors), 5 * 10**9)
+
+
+def places_of(stock: nn.Module, adapter: Adapter) -> dict[str, str]:
+    """Where the tensors of a layout are in a model of transformers, whose names differ from those in files."""
+    return {str(adapter.canonical(name)): name for name, _ in stock.named_parameters(remove_duplicate=False)}
+
+
+def theirs_of(
+    updates: Mapping[str, Update], adapter: Adapter, config: Config, plain: nn.Module, places: Mapping[str, str]
+) -> dict[str, Update]:
+    """Adapters by the layers of transformers' model: renamed, or cut up where our layer is several of theirs.
+
+    Raises:
+        ValueError: for a layer whose rows are not simply rows there.
+    """
+    groups = {name: group for group in grouped(adapter.rules(config), own_tensors(plain))[0] for name in group.ours}
+    found: dict[str, Update] = {}
+    for layer, update in updates.items():
+        for name, part in split(layer, update, groups[f"{layer}.weight"]).items():
+            found[places[name].removesuffix(".weight")] = part
+    return found
+
+
+def split(layer: str, update: Update, group: Group) -> dict[str, Update]:
+    """An adapter of one of our layers as those of the official weights that its weight becomes.
+
+    Raises:
+        ValueError: if the rule does more than rename a weight or cut it into blocks of rows.
+    """
+    if len(group.ours) > 1:
+        raise ValueError(f"the adapter of {layer} has no place of its own: {listed(group.official)} is made of several layers")
+    own = group.ours[0]
+    rows = group.write({own: update.b})
+    whole = group.write({own: update.b @ update.a})
+    sizes = group.write({own: update.magnitude}) if update.magnitude is not None else dict.fromkeys(rows)
+    if any(b.ndim != 2 or not torch.allclose(b @ update.a, whole[name], atol=1e-6) for name, b in rows.items()):
+        raise ValueError(f"the adapter of {layer} cannot be written as one of {listed(group.official)}")
+    return {name: Update(update.a, b, update.alpha, sizes[name]) for name, b in rows.items()}
+
+
+def saved_of(
+    whole: Iterable[str], adapter: Adapter, config: Config, plain: nn.Module, places: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """The tensors that were trained whole, by their names in transformers' model."""
+    own, wanted = own_tensors(plain), set(whole)
+    groups = [group for group in grouped(adapter.rules(config), own)[0] if wanted.intersection(group.ours)]
+    return {places[name]: t for group in groups for name, t in group.write({n: own[n] for n in group.ours}).items()}
+
+
+def wrap(stock: nn.Module, updates: Mapping[str, Update], saved: Mapping[str, Tensor]) -> Any:
+    """PEFT's model around one of transformers, with these adapters and these tensors."""
+    first = next(iter(updates.values()))
+    shared = {tensor.data_ptr(): name for name, tensor in stock.named_parameters()}
+    saved = dict(saved)
+    for name, tensor in stock.named_parameters(remove_duplicate=False):  # a table that is tied stays one
+        if (twin := shared[tensor.data_ptr()]) in saved:
+            saved.setdefault(name, saved[twin])
+    modules = owners(saved)
+    settings = _library().LoraConfig(
+        r=len(first.a),
+        lora_alpha=first.alpha,
+        rank_pattern={name: len(u.a) for name, u in updates.items() if len(u.a) != len(first.a)},
+        alpha_pattern={name: u.alpha for name, u in updates.items() if u.alpha != first.alpha},
+        use_dora=first.magnitude is not None,
+        target_modules=list(updates),
+        modules_to_save=modules or None,
+    )
+    with quiet():
+        wrapped = _library().get_peft_model(stock, settings, adapter_name=peft.NAME).eval()
+    inside = wrapped.base_model.model
+    with torch.no_grad():
+        for name, update in updates.items():
+            layer = inside.get_submodule(name)
+            layer.lora_A[peft.NAME].weight.copy_(update.a)
+            layer.lora_B[peft.NAME].weight.copy_(update.b)
+            if update.magnitude is not None:
+                layer.lora_magnitude_vector[peft.NAME].weight.copy_(update.magnitude)
+        for name, tensor in saved.items():
+            owner = next(module for module in modules if name.startswith(f"{module}."))
+            own = inside.get_submodule(owner).modules_to_save[peft.NAME]
+            own.get_parameter(name.removeprefix(f"{owner}.")).copy_(tensor)
+    return wrapped
+
+
+def owners(names: Iterable[str]) -> list[str]:
+    """The modules that directly hold parameters of these names, without those that lie in another of them."""
+    found = sorted({name.rpartition(".")[0] for name in names}, key=len)
+    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]

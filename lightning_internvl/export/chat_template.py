@@ -1,0 +1,107 @@
+"""A chat format as `chat_template.jinja`, so that `apply_chat_template` of transformers writes the text that was trained on.
+
+Messages are those of transformers: `content` is a text in which "<image>" marks a picture, as in training data, or a list of
+`{"type": "image"}` and `{"type": "text", "text": ...}`, where a picture is followed by a line break unless it comes last.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from lightning_internvl.data.templates import IMAGE, VIDEO, ChatTemplate
+from lightning_internvl.data.templates.qwen import QwenTemplate
+
+# The text of a message, with marks where its pictures and videos are.
+_CONTENT = """\
+{%- macro written(content) -%}
+  {%- if content is string -%}
+    {{- content -}}
+  {%- else -%}
+    {%- for item in content -%}
+      {%- if item['type'] == 'text' -%}
+        {{- item['text'] -}}
+      {%- else -%}
+        {{- '<video>' if 'video' in item['type'] else '<image>' -}}
+        {%- if not loop.last -%}{{- '\\n' -}}{%- endif -%}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+"""
+_SYSTEM = """\
+{%- set ns = namespace(system=@SYSTEM@, text='', pictures=0) -%}
+{%- set turns = messages -%}
+{%- if messages and messages[0]['role'] == 'system' -%}
+  {%- set ns.system = written(messages[0]['content']) -%}
+  {%- set turns = messages[1:] -%}
+{%- endif -%}
+"""
+_TURNS = """\
+{%- for message in turns -%}
+  {%- if message['role'] != ('user' if loop.index0 is even else 'assistant') -%}
+    {{- raise_exception('a conversation is an optional system message, then user and assistant in turn') -}}
+  {%- endif -%}
+  {%- set ns.text = written(message['content']) -%}
+  {%- if message['role'] == 'user' -%}
+    {%- if loop.first and ns.system -%}{{- @SYSTEM_BEFORE@ ~ ns.system ~ @SYSTEM_AFTER@ -}}{%- endif -%}
+@PREPARED@
+    {{- @USER@ -}}
+    {%- if not loop.last or add_generation_prompt -%}{{- @ASSISTANT@ -}}{%- endif -%}
+  {%- else -%}
+    {{- @ANSWER_START@ ~ ns.text ~ @ANSWER_END@ -}}
+  {%- endif -%}
+{%- endfor -%}
+"""
+# What some formats do to a user's message.
+_NUMBERED = """\
+    {%- set pieces = ns.text.split('<image>') -%}
+    {%- set ns.text = pieces[0] -%}
+    {%- for piece in pieces[1:] -%}
+      {%- set ns.pictures = ns.pictures + 1 -%}
+      {%- set ns.text = ns.text ~ 'Picture ' ~ ns.pictures ~ ': <image>\\n' ~ (piece[1:] if piece[:1] == '\\n' else piece) -%}
+    {%- endfor -%}
+"""
+_MARKS_ALONE = """\
+    {%- set ns.text = '<image>' * ns.text.count('<image>') -%}
+"""
+_IMAGES_FIRST = """\
+    {{- @RUN@ * ns.text.count('<image>') -}}
+    {%- set ns.text = ns.text.split('<image>') | map('trim') | select | join(' ') -%}
+"""
+
+
+def jinja_of(template: ChatTemplate, image: str, video: str | None = None) -> str:
+    """The chat format in the language of transformers' chat templates.
+
+    Args:
+        image: what is written for each picture, usually its placeholder between the tokens around it; "" where the processor
+            puts it in by itself.
+        video: likewise for videos; None leaves their mark as it is.
+    """
+    run = template.image.replace(IMAGE, image)
+    prepared = _NUMBERED if isinstance(template, QwenTemplate) else ""
+    prepared += "" if template.keep_user_text else _MARKS_ALONE
+    prepared += _IMAGES_FIRST if template.images_first else ""
+    system_before, _, system_after = template.system_format.partition("{}")
+    shown = f"ns.text.replace('{IMAGE}', {_quoted(run)})"
+    shown += "" if video is None else f".replace('{VIDEO}', {_quoted(video)})"
+    end = "eos_token" if template.answer_end is None else _quoted(template.answer_end)
+    values = {
+        "RUN": _quoted(run),
+        "SYSTEM": _quoted(template.system),
+        "SYSTEM_BEFORE": _quoted(system_before),
+        "SYSTEM_AFTER": _quoted(system_after),
+        "USER": f" ~ ({shown}) ~ ".join(_quoted(part) for part in template.user.split("{}")),
+        "ASSISTANT": _quoted(template.assistant),
+        "ANSWER_START": _quoted(template.answer_start),
+        "ANSWER_END": f"{end} ~ {_quoted(template.after_answer)}",
+    }
+    start = "{{- bos_token or '' -}}\n" if template.begins_with_bos else ""
+    source = _CONTENT + _SYSTEM + start + _TURNS.replace("@PREPARED@\n", prepared)
+    return re.sub(r"@([A-Z_]+)@", lambda match: values[match[1]], source)
+
+
+def _quoted(text: str) -> str:
+    """A string of the template language, whose escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,220 @@
+"""What must hold before an exported folder appears: every tensor is in it, and what loads it computes the same.
+
+Letters: B rows, L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_internvl.assembly import View
+from lightning_internvl.checkpoints import handoff
+from lightning_internvl.checkpoints.adapters import Adapter, Config
+from lightning_internvl.checkpoints.files import WeightFiles, listed, own_tensors
+from lightning_internvl.checkpoints.mapping import grouped
+from lightning_internvl.data.collate import ChatCollator, pad_rows
+from lightning_internvl.data.encode import TooLong
+from lightning_internvl.data.templates import IMAGE
+from lightning_internvl.model import VLM, shifts_labels
+
+LIMIT = 1e-4  # of the largest value, for the same weights in float32
+ROUNDING = {"float32": LIMIT, "float16": 0.02, "bfloat16": 0.1}  # for weights rounded to a type, beside those that were trained
+NEW_TOKENS = 8
+QUESTIONS = ("What is in the picture?", "Where is it?", "How many things are there, and what colour is the background?")
+SIZES = ((96, 128), (120, 80))  # height and width of the pictures that are shown
+Outputs = tuple[Tensor, Tensor | None]  # logits, and greedy ids where something is written
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is compared: `inputs` of a forward pass, and the sample that they were made of."""
+
+    name: str
+    inputs: dict[str, Tensor]
+    sample: dict[str, Any]
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+
+def pictures() -> list[np.ndarray]:
+    """Two pictures with edges, colours and noise, of different proportions."""
+    rng = np.random.default_rng(0)
+    found = []
+    for height, width in SIZES:
+        rows, columns = np.mgrid[0:height, 0:width]
+        waves = np.stack([np.sin(rows / 7), np.cos(columns / 11), ((rows // 16 + columns // 16) % 2) * 2.0 - 1], axis=-1)
+        found.append((127 + 90 * waves + rng.normal(0, 10, waves.shape)).clip(0, 255).astype(np.uint8))
+    return found
+
+
+def prompts(view: View) -> list[Prompt]:
+    """Questions with a picture and without, captions, or pictures alone: what the model reads."""
+    if view.chats is not None:
+        samples = [
+            {"images": images, "conversation": [{"role": "user", "content": IMAGE * len(images) + "\n" * len(images) + text}]}
+            for images, text in zip([[image] for image in pictures()] + [[]], QUESTIONS, strict=True)
+        ]
+        names = ("wide picture", "tall picture", "text alone")
+        asked = [_prompt(view, name, sample) for name, sample in zip(names, samples, strict=True)]
+        return [prompt for prompt in asked if prompt is not None]
+    collator = view.pairs or view.labels
+    pixels = collator.pixels(pictures(), ["check"] * len(SIZES))
+    if view.pairs is None:
+        return [Prompt("pictures", {"pixel_values": pixels}, {})]
+    ids, mask = pad_rows(*view.pairs.rows("itc", QUESTIONS))
+    return [Prompt("pictures and captions", {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}, {})]
+
+
+def _prompt(view: View, name: str, sample: dict[str, Any]) -> Prompt | None:
+    try:
+        return Prompt(name, dict(view.chats.prompts([sample | {"key": "check"}])), sample)
+    except TooLong:  # made for shorter texts than these
+        return None
+
+
+def pad_id(chats: ChatCollator) -> int:
+    """What fills up rows that have ended."""
+    tokenizer = chats.tokenizer
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def greedy(view: View) -> dict[str, Any]:
+    """Options of `generate` that write the same number of ids whatever a folder's own settings say."""
+    if view.chats is None:
+        return {}
+    length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    return length | {"pad_token_id": pad_id(view.chats), "eos_token_id": view.chats.tokenizer.eos_token_id}
+
+
+# --- the same numbers -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def outputs(model: VLM, prompt: Prompt, options: Mapping[str, Any]) -> Outputs:
+    """Logits of a model of ours (of a probe, or of all pairs of pictures and texts), and the ids that it writes greedily."""
+    if model.decoder is None:
+        if "input_ids" in prompt.inputs:
+            return model(**prompt.inputs).logits_per_image, None
+        return model.visual_tokens(prompt.inputs["pixel_values"]), None
+    return model(**_asked(prompt, model)).logits, model.generate(**prompt.inputs, **options)
+
+
+@torch.no_grad()
+def stock_outputs(stock: nn.Module, model: VLM, prompt: Prompt, options: Mapping[str, Any]) -> Outputs | None:
+    """The same of a model of transformers; None where it takes no text without a picture."""
+    inner = stock.get_base_model() if hasattr(stock, "get_base_model") else stock  # inside PEFT's
+    takes = inspect.signature(inner.forward).parameters
+    inputs = {name: tensor for name, tensor in _asked(prompt, model).items() if tensor.numel()}
+    if "pixel_values" not in inputs and takes["pixel_values"].default is inspect.Parameter.empty:
+        return None
+    if "mm_token_type_ids" in takes and "input_ids" in inputs:
+        ids = inputs["input_ids"]
+        videos = torch.zeros_like(ids) if model.video_token_id is None else (ids == model.video_token_id).int()
+        inputs["mm_token_type_ids"] = (ids == model.image_token_id).int() + 2 * videos
+    if model.decoder is None:
+        return stock(**inputs).logits_per_image, None
+    labels = inputs.pop("labels", None)
+    logits = stock(**inputs, **({} if labels is None else {"labels": labels})).logits
+    return logits, stock.generate(**inputs, **options)[:, -NEW_TOKENS:]
+
+
+def _asked(prompt: Prompt, model: VLM) -> dict[str, Tensor]:
+    """An encoder-decoder answers to labels only."""
+    if model.decoder is None or shifts_labels(model.decoder):
+        return prompt.inputs
+    return prompt.inputs | {"labels": prompt.inputs["input_ids"][:, -4:]}
+
+
+def compare(name: str, ours: Tensor, theirs: Tensor, limit: float = LIMIT) -> float:
+    """The largest difference relative to the largest value.
+
+    Raises:
+        ValueError: if it is above the limit, or is no number.
+    """
+    if ours.shape != theirs.shape:
+        raise ValueError(f"the export failed its check: {name} has shape {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+    difference = float((ours.float() - theirs.float()).abs().max() / ours.float().abs().max())
+    if not difference <= limit:  # NaN is above every limit
+        raise ValueError(f"the export failed its check: {name} differ by {difference:.2e} of the largest, more than {limit:.0e}")
+    return difference
+
+
+def compare_all(
+    asked: Sequence[Prompt], reference: Sequence[Outputs], found: Sequence[Outputs | None]
+) -> tuple[dict[str, float], list[str]]:
+    """Differences of the logits by prompt, and the prompts that what was read back does not take (None).
+
+    Raises:
+        ValueError: for logits that differ, or other greedy ids.
+    """
+    logits: dict[str, float] = {}
+    for prompt, (ours, ids), theirs in zip(asked, reference, found, strict=True):
+        if theirs is None:
+            continue
+        logits[prompt.name] = compare(f"logits ({prompt.name})", ours, theirs[0])
+        if ids is not None and not torch.equal(ids, theirs[1]):
+            raise ValueError(f"the export failed its check: greedy ids ({prompt.name}): {theirs[1].tolist()}, not {ids.tolist()}")
+    return logits, [prompt.name for prompt, theirs in zip(asked, found, strict=True) if theirs is None]
+
+
+# --- every tensor ---------------------------------------------------------------------------------------------------
+
+
+def cover(folder: Path, adapter: Adapter | None, config: Config, model: VLM) -> int:
+    """Find every tensor of a model in a folder, with its values as they are in the model.
+
+    Args:
+        adapter: of the folder's layout; None for a hand-off folder.
+
+    Returns:
+        how many there are
+
+    Raises:
+        ValueError: naming those that the folder lacks, and those that have other values there.
+    """
+    wanted = own_tensors(model)
+    there = handoff.read(folder)[0] if adapter is None else _read_back(folder, adapter, config, wanted)
+    lost = [name for name in wanted if name not in there]
+    changed = [name for name, tensor in wanted.items() if name in there and not _same(tensor, there[name])]
+    problems = [f"{len(found)} {what}: {listed(found)}" for what, found in (("lost", lost), ("changed", changed)) if found]
+    if problems:
+        raise ValueError(f"the export failed its check: of {len(wanted)} tensors {'; '.join(problems)}")
+    return len(wanted)
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.equal(ours.cpu(), theirs.to(ours.dtype))
+
+
+def _read_back(folder: Path, adapter: Adapter, config: Config, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a folder under our names, those that are there."""
+    files = WeightFiles(folder)
+    official = {adapter.canonical(name): tensor for name, tensor in files.tensors(torch.device("cpu"))}
+    groups, _ = grouped(adapter.rules(config), wanted)
+    whole = [group for group in groups if all(name in official for name in group.official)]
+    return {name: tensor for group in whole for name, tensor in group.read(official).items()}
+
+
+def loaded_whole(report: Mapping[str, Sequence[Any]], tied: bool) -> None:
+    """See that a class of transformers took every tensor and lacked none.
+
+    Args:
+        report: as `from_pretrained(..., output_loading_info=True)` gives it.
+        tied: whether the output embeddings are the input embeddings, which are stored once.
+
+    Raises:
+        ValueError: naming the tensors.
+    """
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = [str(name) for name in report.get(kind) or () if not (tied and "lm_head" in str(name))]
+        if names:
+            raise ValueError(f"the export failed its check: transformers finds {kind.replace('_', ' ')}: {listed(names)}")

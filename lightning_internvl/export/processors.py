@@ -1,0 +1,176 @@
+"""Tokenizer, chat template, generation settings and processor of an exported folder, compared with what training read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer
+from transformers.utils import is_torchvision_available
+
+from lightning_internvl.assembly import View
+from lightning_internvl.export import check
+from lightning_internvl.export.chat_template import jinja_of
+from lightning_internvl.export.processor_files import ProcessorFiles, processor_files
+
+PIXELS = 1e-4  # the most that a normalised pixel may differ
+NO_CLASS = "none: transformers has no class that prepares pictures and text as this run did"
+SEPARATE = "qformer_tokenizer"  # where InstructBLIP looks for the tokenizer of its Q-Former
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written beside the weights.
+
+    Attributes:
+        kind: the processor's class; None without one.
+        verdict: how it was compared with the run's own.
+        stop: what ends an answer, where this is no single token that `generation_config.json` could name.
+        videos: whether the class has a part for videos, which needs torchvision.
+    """
+
+    kind: str | None
+    verdict: str
+    stop: str | None
+    videos: bool = False
+
+
+def write_processor(folder: Path, layout: str, config: Mapping[str, Any], view: View) -> Prepared:
+    """Write all files beside the weights.
+
+    Raises:
+        ValueError: if the processor prepares other ids or other pixels than the run's collators.
+    """
+    files = processor_files(layout, config, view)
+    collator = view.chats or view.pairs
+    if collator is None:
+        _write_json(folder, "preprocessor_config.json", files.image)
+        return Prepared(None, NO_CLASS, None)
+    collator.tokenizer.save_pretrained(folder)
+    _name_tokens(folder, files)
+    if files.instructed:
+        view.chats.instructions.tokenizer.save_pretrained(folder / SEPARATE)
+        _name_tokens(folder / SEPARATE, ProcessorFiles(None, None))
+    stop = _write_chat(folder, files, view) if view.chats else None
+    _write_json(folder, "preprocessor_config.json", files.image)
+    _write_json(folder, "video_preprocessor_config.json", files.video)
+    if files.kind is None:
+        return Prepared(None, NO_CLASS, stop)
+    _write_json(folder, "processor_config.json", {"processor_class": files.kind, **files.settings})
+    compared = compare_chats if view.chats else compare_pairs
+    return Prepared(files.kind, compared(folder, files, view), stop, files.video is not None)
+
+
+def _write_json(folder: Path, name: str, fields: Mapping[str, Any] | None) -> None:
+    if fields is not None:
+        (folder / name).write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _name_tokens(folder: Path, files: ProcessorFiles) -> None:
+    """Give tokens the names by which the processor's class knows them: `tokenizer.image_token`, or another text."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        for old, new in files.renamed.items():
+            text = text.replace(json.dumps(old), json.dumps(new))
+        (folder / name).write_text(text, encoding="utf-8")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name before transformers 5, still understood there
+    if files.tokens:
+        listed = isinstance(config.get("extra_special_tokens"), list)  # further tokens without names
+        config["model_specific_special_tokens" if listed else "extra_special_tokens"] = files.tokens
+        config |= files.tokens if listed else {}
+    _write_json(folder, "tokenizer_config.json", config)
+
+
+def _write_chat(folder: Path, files: ProcessorFiles, view: View) -> str | None:
+    """`chat_template.jinja` and `generation_config.json`; what ends an answer, if that is no single token."""
+    chats = view.chats
+    text = jinja_of(chats.template, files.picture, files.film)
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    tokenizer, end = chats.tokenizer, chats.template.end(chats.tokenizer.eos_token or "")
+    written = tokenizer.encode(end, add_special_tokens=False)
+    ids = list(dict.fromkeys([*(written if len(written) == 1 else []), tokenizer.eos_token_id]))
+    lm = getattr(view.model.decoder, "lm", None)
+    settings = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": ids[0] if len(ids) == 1 else ids,
+        "pad_token_id": check.pad_id(chats),
+        "decoder_start_token_id": getattr(getattr(lm, "config", None), "decoder_start_token_id", None),
+        "do_sample": False,
+    }
+    _write_json(folder, "generation_config.json", {name: value for name, value in settings.items() if value is not None})
+    return None if len(written) == 1 else end
+
+
+# --- compared with training -----------------------------------------------------------------------------------------
+
+
+def load_processor(folder: Path, files: ProcessorFiles) -> Any:
+    """The processor's class with its parts. The part that prepares videos needs torchvision; here pictures do without it."""
+    parts = {
+        "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        "tokenizer": AutoTokenizer.from_pretrained(folder),
+    }
+    if files.instructed:
+        parts["qformer_tokenizer"] = AutoTokenizer.from_pretrained(folder / SEPARATE)
+    kind = getattr(transformers, files.kind)
+    if files.video is not None and not is_torchvision_available():
+        # The class asks for the type of each part, and there is none of the part that is left out.
+        kind = type(files.kind, (kind,), {"check_argument_for_proper_class": lambda self, name, part: type(part)})
+    return kind(**parts, **files.settings)
+
+
+def compare_chats(folder: Path, files: ProcessorFiles, view: View) -> str:
+    """Prompts as the processor prepares them beside those of the run.
+
+    Raises:
+        ValueError: for other ids, or other pixels.
+    """
+    processor = load_processor(folder, files)
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    worst, asked = 0.0, check.prompts(view)
+    for prompt in asked:
+        messages = prompt.sample["conversation"]
+        text = processor.tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        images = [Image.fromarray(image) for image in prompt.sample["images"]] or None
+        theirs = processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+        if theirs["input_ids"].tolist() != prompt.inputs["input_ids"].tolist():
+            raise ValueError(
+                f"the export failed its check: {files.kind} makes other ids of {prompt.name!r} than training: "
+                f"{theirs['input_ids'][0].tolist()}, not {prompt.inputs['input_ids'][0].tolist()}"
+            )
+        worst = max(worst, *(_pixels(prompt.name, prompt.inputs, theirs, n) for n in _visual(prompt.inputs) if images), 0.0)
+    return f"{files.kind}: same ids for {len(asked)} prompts, pixels within {worst:.1e}"
+
+
+def compare_pairs(folder: Path, files: ProcessorFiles, view: View) -> str:
+    """Pictures as the processor prepares them beside those of the run."""
+    processor = load_processor(folder, files)
+    prompt = check.prompts(view)[0]
+    theirs = processor(images=[Image.fromarray(image) for image in check.pictures()], return_tensors="pt")
+    return f"{files.kind}: pixels within {_pixels(prompt.name, prompt.inputs, theirs, 'pixel_values'):.1e}"
+
+
+def _visual(inputs: Mapping[str, Any]) -> list[str]:
+    return [name for name in ("pixel_values", "high_res_pixel_values", "image_grid_thw") if name in inputs]
+
+
+def _pixels(prompt: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> float:
+    mine, other = ours[name].float(), torch.as_tensor(theirs[name]).float()
+    difference = float((mine - other).abs().max()) if mine.shape == other.shape else float("inf")
+    if not difference <= PIXELS:
+        shapes = f"{tuple(other.shape)} beside {tuple(mine.shape)}"
+        raise ValueError(
+            f"the export failed its check: {name} of {prompt!r} by transformers differ from those of training by "
+            f"{difference:.2g} ({shapes})"
+        )
+    return difference

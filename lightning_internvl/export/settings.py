@@ -1,0 +1,59 @@
+"""The settings of `export.py`, checked before PyTorch is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_internvl.checks import ConfigError, suggestion
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line asks for; see `conf/export.yaml`."""
+
+    run: Path
+    to: Path
+    layout: str | None
+    dtype: str
+    max_shard_bytes: int
+    adapter: bool
+    licence: str | None
+    licence_link: str | None
+
+
+def checked(config: DictConfig) -> Settings:
+    """The settings, complete and right in themselves.
+
+    Raises:
+        ConfigError: with all faults, each naming the setting, its value and what is valid.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    to, size = Path(str(plain["to"])), plain["max_shard_gb"]
+    faults = []
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        faults.append(f"to={to} exists and is not an empty folder; choose another one")
+    if not Path(str(plain["run"])).is_dir():
+        faults.append(f"run={plain['run']}: there is no such folder; give a run, or a hand-off folder of one")
+    if plain["dtype"] not in DTYPES:
+        faults.append(f"dtype={plain['dtype']!r} is not known; {suggestion(plain['dtype'], DTYPES)}")
+    if isinstance(size, bool) or not isinstance(size, int | float) or size <= 0:
+        faults.append(f"max_shard_gb={size!r} must be a number above 0")
+    if not isinstance(plain["adapter"], bool):
+        faults.append(f"adapter={plain['adapter']!r} must be true (adapters alone) or false (the whole model)")
+    if faults:
+        raise ConfigError(faults)
+    names = ("layout", "dtype", "adapter")
+    return Settings(
+        run=Path(str(plain["run"])),
+        to=to,
+        max_shard_bytes=int(size * 1e9),
+        licence=plain["license"],
+        licence_link=plain["license_link"],
+        **{name: plain[name] for name in names},
+    )

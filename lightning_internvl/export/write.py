@@ -1,0 +1,257 @@
+"""From a finished run to a folder that others load. It appears complete and checked, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from torch import nn
+from transformers import AutoModelForImageTextToText
+from transformers.utils import logging as hf_logging
+
+from lightning_internvl import load_pretrained
+from lightning_internvl.assembly import stage_settings
+from lightning_internvl.checkpoints import handoff
+from lightning_internvl.checkpoints.adapters import Adapter, Config, adapters, layout_of, official
+from lightning_internvl.checkpoints.files import own_tensors, write_folder, write_weights
+from lightning_internvl.export import check
+from lightning_internvl.export.card import Card, card_of
+from lightning_internvl.export.plain import make_plain, plain_config
+from lightning_internvl.export.processor_files import config_fields
+from lightning_internvl.export.processors import Prepared, write_processor
+from lightning_internvl.files import RUN_CONFIG, read_json
+from lightning_internvl.freezing import FreezePlan
+from lightning_internvl.model import VLM
+from lightning_internvl.opened import Opened, run_of
+from lightning_internvl.peft import is_update
+from lightning_internvl.quantization import quantized_layers
+
+OWN = "handoff"  # the layout of this project, for models that no other one holds
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen.
+
+    Attributes:
+        layout: a module of `checkpoints.adapters`, or "handoff"; None: the one that transformers loads, where there is one, else
+            the official one, else "handoff".
+        dtype: float32, bfloat16 or float16, of the weights that are written.
+        licence: of the card, with the place of its text where it is none of the well-known ones.
+    """
+
+    layout: str | None = None
+    dtype: str = "float32"
+    max_shard_bytes: int = 5 * 10**9
+    licence: str | None = None
+    licence_link: str | None = None
+
+
+@dataclass
+class Report:
+    """What was written and how it was checked."""
+
+    layout: str
+    loader: str  # what read the folder back
+    tensors: int
+    trained: int
+    logits: dict[str, float]  # difference of each prompt, relative to the largest logit
+    rounding: float  # of the written type, beside the trained weights
+    processor: str
+    skipped: list[str]
+    writes: bool = True  # whether greedy ids were compared too
+    adapters: int = 0  # layers with adapters, where these alone were written
+
+    @property
+    def worst(self) -> float:
+        """The largest difference of all prompts."""
+        return max(self.logits.values())
+
+
+def export(opened: Opened, to: Path, options: Options) -> Report:
+    """Write, read back, compare; then let the folder appear.
+
+    Raises:
+        ValueError: for a layout that cannot hold the model, if something stands at `to`, or if a check fails; nothing is left.
+    """
+    model, view = opened.view.model.float().eval(), opened.view
+    choose_layout(model, options.layout, final=False)
+    asked = check.prompts(view)
+    greedy = check.greedy(view)
+    trained = [check.outputs(model, prompt, greedy)[0] for prompt in asked]
+    names = {weight_of(name) for name in trained_names(opened, own_tensors(model))}
+    quantized = bool(quantized_layers(model))
+    make_plain(model)
+    layout, adapter, config = choose_layout(model, options.layout)
+    if adapter is None and options.dtype != "float32":
+        raise ValueError(f"dtype={options.dtype} is not known to layout={OWN}, which keeps the types of training; leave it out")
+    round_to(model, getattr(torch, options.dtype))
+    reference = [check.outputs(model, prompt, greedy) for prompt in asked]
+    # What quantisation changed is told, not judged; what merging and rounding changed must be small.
+    limit = float("inf") if quantized else check.ROUNDING[options.dtype]
+    what = "logits of the weights that were trained and of those that are written"
+    rounding = max(check.compare(what, full, ours, limit) for full, (ours, _) in zip(trained, reference, strict=True))
+    reports: list[Report] = []
+
+    def write(draft: Path) -> None:
+        write_model(draft, opened, adapter, config, options)
+        prepared = write_processor(draft, layout, config, view)
+        tensors = check.cover(draft, adapter, config, model)
+        logits, skipped, loader = compared(draft, adapter, config, view, asked, reference, greedy)
+        kept = len([name for name in names if name in own_tensors(model)])
+        report = Report(layout, loader, tensors, kept, logits, rounding, prepared.verdict, skipped, view.chats is not None)
+        (draft / "README.md").write_text(card_of(card(opened, options, report, prepared)), encoding="utf-8")
+        reports.append(report)
+
+    write_folder(to, write)
+    return reports[0]
+
+
+def choose_layout(model: VLM, layout: str | None, *, final: bool = True) -> tuple[str, Adapter | None, Config]:
+    """Name, adapter (None for our own) and `config.json` of the layout that is written.
+
+    Args:
+        final: False before adapters have been merged, when only the name can be judged.
+
+    Raises:
+        ValueError: if the one asked for is unknown or cannot hold the model; with those that can.
+    """
+    folders = [name for name, adapter in adapters().items() if not adapter.SINGLE_FILE]
+    if layout is not None and layout not in (*folders, OWN):
+        raise ValueError(f"layout={layout!r} is not known; valid choices: {', '.join((*folders, OWN))}")
+    if layout == OWN or not final:
+        return OWN, None, {}
+    try:
+        adapter, config = layout_of(model, layout)
+    except ValueError as error:
+        if layout is None:
+            return OWN, None, {}
+        able = [name for name in folders if _holds(model, name)]
+        raise ValueError(f"layout={layout} cannot hold this model; valid choices: {', '.join((*able, OWN))}") from error
+    return adapter.__name__.rpartition(".")[2], adapter, config
+
+
+def _holds(model: VLM, layout: str) -> bool:
+    try:
+        adapter, config = layout_of(model, layout)
+        official(adapter, config, own_tensors(model))
+    except ValueError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def round_to(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give weights the values that they have in a type, and keep them in float32; tables that no file holds stay as they are."""
+    for tensor in own_tensors(model).values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(dtype))
+
+
+def trained_names(opened: Opened, names: Iterable[str]) -> list[str]:
+    """The tensors that some stage of the run has trained."""
+    run = run_config(opened)
+    stages = [stage_settings(run, name) for name in run["pipeline"]]
+    plans = [FreezePlan(stage["module"]["train"], stage["parts"].get("peft")) for stage in stages]
+    return [name for name in names if any(plan.ever_trains(name) for plan in plans)]
+
+
+def weight_of(name: str) -> str:
+    """The weight to which the tensor of an adapter is added; any other name as it is."""
+    return f"{name.partition('.lora_')[0]}.weight" if is_update(name) else name
+
+
+def run_config(opened: Opened) -> dict[str, Any]:
+    """The resolved configuration of the run."""
+    return yaml.safe_load((run_of(opened.folder) / RUN_CONFIG).read_text(encoding="utf-8"))
+
+
+def write_model(draft: Path, opened: Opened, adapter: Adapter | None, config: Config, options: Options) -> None:
+    """Weights and `config.json`."""
+    model, dtype = opened.view.model, getattr(torch, options.dtype)
+    if adapter is None:
+        manifest = read_json(opened.folder / handoff.MANIFEST)
+        plan = FreezePlan(opened.settings["module"]["train"])
+        parts = plain_config(manifest["config"])
+        handoff.save(model, draft, stage=manifest["stage"], step=manifest["step"], config=parts, plan=plan)
+        if (opened.folder / handoff.TOKENIZERS).is_dir():
+            shutil.copytree(opened.folder / handoff.TOKENIZERS, draft / handoff.TOKENIZERS)
+        return
+    tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in own_tensors(model).items()}
+    noted = config | ({"dtype": options.dtype} if adapter.NATIVE else {}) | config_fields(config, opened.view.chats)
+    (draft / "config.json").write_text(json.dumps(noted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_weights(draft, official(adapter, config, tensors), options.max_shard_bytes)
+
+
+def compared(
+    draft: Path,
+    adapter: Adapter | None,
+    config: Config,
+    view: Any,
+    asked: list[Any],
+    reference: list[Any],
+    options: Mapping[str, Any],
+) -> tuple[dict[str, float], list[str], str]:
+    """Differences by prompt, the prompts that the other class does not take, and its name.
+
+    Args:
+        options: of `generate`.
+
+    Raises:
+        ValueError: for logits that differ, or other greedy ids.
+    """
+    model = view.model
+    if adapter is not None and adapter.NATIVE:
+        stock = load_stock(draft, config, model)
+        found = [check.stock_outputs(stock, model, prompt, options) for prompt in asked]
+        loader = f"transformers.{type(stock).__name__}"
+    else:
+        again = load_pretrained(draft, dtype=torch.float32)
+        again.image_token_id, again.image_placeholders = model.image_token_id, model.image_placeholders
+        found = [check.outputs(again, prompt, options) for prompt in asked]
+        loader = "lightning_internvl.load_pretrained (transformers has no class for it)"
+    return *check.compare_all(asked, reference, found), loader
+
+
+def load_stock(folder: Path, config: Config, model: VLM) -> nn.Module:
+    """The class of transformers for a folder, in float32, after it has taken every tensor.
+
+    Raises:
+        ValueError: if a tensor is missing, left over or of another shape.
+    """
+    auto = AutoModelForImageTextToText if model.decoder is not None else getattr(transformers, config["architectures"][0])
+    with quiet():
+        stock, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    check.loaded_whole(report, tied=getattr(model.decoder, "tied", False))
+    return stock.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress, the notes and the warnings of transformers and PEFT about their own ways."""
+    level, shows_bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if shows_bar:
+            hf_logging.enable_progress_bar()
+
+
+def card(opened: Opened, options: Options, report: Report, prepared: Prepared) -> Card:
+    """What the card tells."""
+    metrics = read_json(run_of(opened.folder) / "metrics.json", {})
+    return Card(run_config(opened), read_json(opened.folder / handoff.MANIFEST), metrics, options, report, prepared)

@@ -1,0 +1,200 @@
+"""Frozen weights in 4 or 8 bits (QLoRA, Dettmers et al. 2023; LLM.int8, Dettmers et al. 2022), with the layers of bitsandbytes.
+
+Quantised once all weights are loaded. Files never hold quantised weights: they hold what the quantised ones stand for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BLOCK = 64  # weights that share a scale; bitsandbytes' CPU kernels are wrong for rows that are no whole number of blocks
+WRAPPED = ".base_layer."  # what PEFT puts into the names of the layers that it wraps
+
+
+class Int8Table(nn.Module):
+    """A table of token embeddings in 8 bits, one scale a row.
+
+    Args:
+        table: (V, H)
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.dtype, (self.num_embeddings, self.embedding_dim) = table.dtype, table.shape
+        scale_V1 = table.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        self.register_buffer("rows", torch.round(table.float() / scale_V1).to(torch.int8))
+        self.register_buffer("scale", scale_V1)
+
+    @property
+    def weight(self) -> Tensor:
+        """What the rows stand for: (V, H)."""
+        return (self.rows * self.scale).to(self.dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) -> (..., H)"""
+        return (F.embedding(ids, self.rows) * F.embedding(ids, self.scale)).to(self.dtype)
+
+
+class Int8Head(nn.Module):
+    """The output layer over a table in 8 bits: its own, or that of the input embeddings, which it then does not hold."""
+
+    def __init__(self, table: Int8Table, bias: Tensor | None = None, *, tied: bool) -> None:
+        super().__init__()
+        self.table = None if tied else table
+        self._table, self.bias = (table,), bias  # a tuple, because a tied table belongs to another module
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, H)"""
+        return self._table[0].weight
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., H) -> (..., V)"""
+        return F.linear(states, self.weight.to(states.dtype), self.bias)
+
+
+class Quantized(NamedTuple):
+    """What became of a part: layers and tables quantised, layers left because their rows are no whole blocks, and bytes."""
+
+    changed: int
+    left: int
+    before: int
+    after: int
+
+
+def quantize(model: nn.Module, settings: Mapping[str, str | None] | None, keep: Iterable[str] = ()) -> dict[str, Quantized]:
+    """Quantise the linear layers and token embeddings of the parts that `settings` names, in place; vectors stay as they are.
+
+    Args:
+        settings: by part: nf4, int8 or None. Embeddings take 8 bits in both, because 4 cost them too much.
+        keep: names of parameters, as files have them, that train and so cannot be quantised.
+    """
+    found = {}
+    for name, method in (settings or {}).items():
+        part = getattr(model, name, None)
+        if not method or part is None:
+            continue
+        before, left = _bytes(part), 0
+        tables = _tables(part)
+        for inner, layer in _frozen(name, part, set(keep)):
+            if layer in tables:
+                _quantize_table(part.lm, layer, *tables)
+            elif layer.in_features % BLOCK:
+                left += 1
+            else:
+                part.set_submodule(inner, _linear(layer, method))
+        found[name] = Quantized(sum(map(is_quantized, part.modules())), left, before, _bytes(part))
+    return found
+
+
+def quantized_bytes(
+    model: nn.Module, settings: Mapping[str, str | None] | None, keep: Iterable[str] = ()
+) -> dict[nn.Parameter, int]:
+    """What `quantize` would leave of each weight, in bytes with its scales; of weights on the meta device too."""
+    found = {}
+    for name, method in (settings or {}).items():
+        part = getattr(model, name, None)
+        for _, layer in _frozen(name, part, set(keep)) if method and part is not None else ():
+            weight = layer.weight
+            if layer not in _tables(part) and layer.in_features % BLOCK:
+                continue
+            small = method == "nf4" and layer not in _tables(part)
+            found[weight] = weight.numel() // 2 + 4 * weight.numel() // BLOCK if small else weight.numel() + 4 * weight.shape[0]
+    return found
+
+
+def _tables(part: nn.Module) -> tuple[nn.Module, ...]:
+    """Token embeddings and output layer of a language model."""
+    return (part.lm.get_input_embeddings(), part.lm.get_output_embeddings()) if hasattr(part, "lm") else ()
+
+
+def _frozen(name: str, part: nn.Module, kept: set[str]) -> list[tuple[str, nn.Module]]:
+    """The layers of a part that can be quantised and do not train, by name."""
+    tables = _tables(part)
+    return [
+        (inner, layer)
+        for inner, layer in part.named_modules()
+        if layer in tables or (type(layer) is nn.Linear and ".lora_" not in inner)
+        if not any(plain_name(f"{name}.{inner}.{leaf}") in kept for leaf, _ in layer.named_parameters(recurse=False))
+    ]
+
+
+def _bytes(part: nn.Module) -> int:
+    tensors = {id(tensor): tensor.nbytes for tensor in (*part.parameters(), *part.buffers())}
+    scales = [p.quant_state.absmax.nbytes for p in part.parameters() if getattr(p, "quant_state", None) is not None]
+    return sum(tensors.values()) + sum(scales)
+
+
+def _linear(layer: nn.Linear, method: str) -> nn.Module:
+    import bitsandbytes as bnb
+
+    device, weight = layer.weight.device, layer.weight.data
+    has_bias = layer.bias is not None
+    if method == "nf4":
+        made = bnb.nn.Linear4bit(
+            layer.in_features, layer.out_features, bias=has_bias, quant_type="nf4", compress_statistics=False,
+            compute_dtype=weight.dtype, device="meta",
+        )  # fmt: skip
+        made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=False)
+        # Some CPUs would have it repacked in evaluation, for good, with its scales rounded to bf16: other weights from then on.
+        made.support_avx512bf16_for_cpu = False
+    else:
+        made = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, bias=has_bias, has_fp16_weights=False, device="meta")
+        made.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    made.bias = layer.bias
+    return made.to(device)  # it is the move that quantises
+
+
+def _quantize_table(lm: nn.Module, layer: nn.Module, words: nn.Module, head: nn.Module | None) -> None:
+    """The input embeddings, with the output layer where they are tied, or an output layer of its own."""
+    tied = head is not None and head.weight is words.weight
+    if layer is words:
+        table = Int8Table(words.weight.data)
+        lm.set_input_embeddings(table)
+        if tied:
+            lm.set_output_embeddings(Int8Head(table, head.bias, tied=True))
+    elif not tied:
+        lm.set_output_embeddings(Int8Head(Int8Table(head.weight.data), head.bias, tied=False))
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter as files have it."""
+    return name.replace(WRAPPED, ".")
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether a layer holds quantised weights."""
+    return isinstance(layer, Int8Table) or type(layer).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def dequantized(layer: nn.Module) -> Tensor:
+    """The weight of a layer, or what its quantised weight stands for."""
+    import bitsandbytes as bnb
+
+    if isinstance(layer, bnb.nn.Linear4bit):
+        return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    if isinstance(layer, bnb.nn.Linear8bitLt):
+        scale = (layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB).float()
+        return (layer.weight.data.float() * scale[:, None] / 127).to(_dtype(layer))
+    return layer.weight.detach()
+
+
+def _dtype(layer: nn.Module) -> torch.dtype:
+    return layer.bias.dtype if layer.bias is not None else torch.get_default_dtype()
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that hold quantised weights, by the name that the layer has without quantisation."""
+    return {name.removesuffix(".table"): layer for name, layer in model.named_modules() if is_quantized(layer)}
+
+
+def true_numel(parameter: Tensor) -> int:
+    """Numbers that a parameter stands for: two a byte in 4 bits."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
