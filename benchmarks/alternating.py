@@ -38,12 +38,12 @@ class Alternating:
 
     def __iter__(self) -> Iterator[Any]:
         for step in range(self.steps):
-            asked = time.perf_counter()
+            asked = now()
             self.other_step(step % len(self.batches))
-            given = time.perf_counter()
+            given = now()
             yield self.batches[step % len(self.batches)]
             self.other.append(given - asked)
-            self.trainer.append(time.perf_counter() - given)
+            self.trainer.append(now() - given)
 
     def __len__(self) -> int:
         return self.steps
@@ -60,13 +60,22 @@ class Alternating:
         return {name: round(value, 3) for name, value in found.items()} | {"steps": len(ours)}
 
 
-def against(stage: Stage, batches: list[Any], steps: int, other_step: Callable[[int], None], other: str) -> dict[str, float]:
-    """Our trainer over a stage beside another side's step over the same batches."""
+def now() -> float:
+    """Seconds, once a GPU has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def against(
+    stage: Stage, batches: list[Any], steps: int, other_step: Callable[[int], None], other: str, device: str = "auto"
+) -> dict[str, float]:
+    """Our trainer over a stage beside another side's step over the same batches; on `cuda` in bf16."""
     quiet_lightning()
     console.quiet = True
     trainer = L.Trainer(
-        max_steps=steps + WARM_UP, accelerator="auto", devices=1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, gradient_clip_val=1.0,
+        max_steps=steps + WARM_UP, accelerator=device, devices=1, precision="bf16-mixed" if device == "cuda" else "32-true",
+        logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, gradient_clip_val=1.0,
         callbacks=[Freezing(), Throughput(every_n_steps=20)],
     )  # fmt: skip
     loop = Alternating(batches, steps + WARM_UP, other_step)

@@ -48,6 +48,10 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
             use_dora=own["method"] == "dora",
             target_modules="|".join(map(re.escape, targets)),  # exact names: a list would match their ends elsewhere too
         )
+        if own["method"] == "dora" and any(part.get_submodule(target)._forward_hooks for target in targets):
+            raise ValueError(
+                f"peft.{name}.method=dora cannot be combined with Partial LoRA, whose updates it would scale; choose lora"
+            )
         trained = {parameter for parameter in part.parameters() if parameter.requires_grad}
         library.inject_adapter_in_model(config, part)
         for parameter in part.parameters():  # who trains is said by the stage, not by PEFT

@@ -148,6 +148,7 @@ def _linear(layer: nn.Linear, method: str) -> nn.Module:
         made = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, bias=has_bias, has_fp16_weights=False, device="meta")
         made.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     made.bias = layer.bias
+    made._forward_hooks.update(layer._forward_hooks)  # Partial LoRA acts by hooks
     return made.to(device)  # it is the move that quantises
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_internvl.layers import fill_with_mean
+from lightning_internvl.part import Part
 from lightning_internvl.sources import load_weights, local_source
 
 # Written by a library about itself or about how weights are stored, not about the model.
@@ -19,7 +20,7 @@ NOTES = (
 )  # fmt: skip
 
 
-class HFCausalLM(nn.Module):
+class HFCausalLM(Part):
     """A language model that writes the answer; its parameters keep their Hugging Face names below `lm.`.
 
     Args:

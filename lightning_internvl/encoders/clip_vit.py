@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.layers import keep_random, resize_positions
+from lightning_internvl.part import Part
 from lightning_internvl.transformer import Block, init_blocks
 
 POST_NORMS = ("cls", "all", "unused")
 
 
-class CLIPViT(nn.Module):
+class CLIPViT(Part):
     """Pixels to visual tokens.
 
     Args:

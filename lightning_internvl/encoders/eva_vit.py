@@ -15,9 +15,10 @@ from transformers.activations import ACT2FN
 
 from lightning_internvl.attention import attend
 from lightning_internvl.layers import DropPath, biased, init_normal, keep_random, merge_heads, resize_positions, split_heads
+from lightning_internvl.part import Part
 
 
-class EvaViT(nn.Module):
+class EvaViT(Part):
     """Pixels to visual tokens.
 
     Args:

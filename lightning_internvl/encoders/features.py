@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from lightning_internvl.part import Part
 
-class Features(nn.Module):
+
+class Features(Part):
     """Hands on what it is given.
 
     Args:

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from lightning_internvl.part import Part
 
-class HybridEncoder(nn.Module):
+
+class HybridEncoder(Part):
     """A tower that reads `pixel_values` and one that reads the larger `high_res_pixel_values`; both give as many tokens.
 
     Args:

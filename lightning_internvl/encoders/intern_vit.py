@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from lightning_internvl.attention import attend
 from lightning_internvl.layers import DropPath, RMSNorm, init_normal, keep_random, merge_heads, resize_positions, split_heads
+from lightning_internvl.part import Part
 
 
-class InternViT(nn.Module):
+class InternViT(Part):
     """Pixels to visual tokens.
 
     Args:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.attention import attend
 from lightning_internvl.layers import init_normal, merge_heads
+from lightning_internvl.part import Part
 
 Grid = tuple[int, int, int]
 Runs = list[tuple[int, int]]
@@ -30,7 +31,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
-class Qwen2ViT(nn.Module):
+class Qwen2ViT(Part):
     """Patches of pictures to visual tokens, one a patch. Each step of a picture or video attends within itself.
 
     Args:

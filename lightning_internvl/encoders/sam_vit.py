@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from lightning_internvl.attention import attend
 from lightning_internvl.layers import init_normal, merge_heads, resize_positions
+from lightning_internvl.part import Part
 from lightning_internvl.transformer import MLP
 
 
-class SamViT(nn.Module):
+class SamViT(Part):
     """Pixels to a map of tokens: windowed and global attention with relative positions, a neck, and two strided convolutions.
 
     A second way leads from the first global block through a neck of its own and the same convolutions, and is added with a

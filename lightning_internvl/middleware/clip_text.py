@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_internvl.part import Part
 from lightning_internvl.transformer import Block, init_blocks
 
 POOLINGS = ("eos", "argmax", "last")
 
 
-class CLIPText(nn.Module):
+class CLIPText(Part):
     """Captions and pictures to one space; it hands nothing to a decoder.
 
     Args:

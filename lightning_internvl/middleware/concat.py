@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_internvl.part import Part
 
-class ConcatConnector(nn.Module):
+
+class ConcatConnector(Part):
     """LayerNorm, special tokens dropped, K patches that follow each other in reading order side by side, one linear layer.
 
     The K patches lie in a row of the picture (where its width divides by K), not in a square; see `PixelShuffleMLP` for squares.

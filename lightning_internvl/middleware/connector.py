@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_internvl.part import Part
+
 
 def projection(in_dim: int, out_dim: int, layers: int = 2, bias: bool = True) -> nn.Sequential:
     """Linear layers with GELU between them, with the parameter names `0`, `2`, ... of LLaVA's checkpoints (`mlp2x_gelu`)."""
@@ -20,7 +22,7 @@ def projection(in_dim: int, out_dim: int, layers: int = 2, bias: bool = True) ->
     return nn.Sequential(*modules)
 
 
-class _Connector(nn.Module):
+class _Connector(Part):
     """Tokens of the encoder, each on its own; several layers stand side by side. Subclasses project."""
 
     def __init__(self, patch_layer: int | Sequence[int], special_tokens: int, keep_special: bool) -> None:

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.part import Part
 
-class HybridMLP(nn.Module):
+
+class HybridMLP(Part):
     """Tokens of a low and of a high tower, half of the decoder's width each, side by side (high first), GELU, linear.
 
     Args:

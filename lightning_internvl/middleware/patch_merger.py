@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_internvl.part import Part
 
-class PatchMerger(nn.Module):
+
+class PatchMerger(Part):
     """LayerNorm of each patch, then F x F neighbours as one token through an MLP.
 
     Neighbours must follow each other, as the processor of any resolution and the tower keep them, so the merger needs no grid.

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lightning_internvl.attention import attend
 from lightning_internvl.layers import init_normal, merge_heads, split_heads
+from lightning_internvl.part import Part
 
 
-class PerceiverResampler(nn.Module):
+class PerceiverResampler(Part):
     """Visual tokens to a fixed number of latents of the same width; in each layer these attend to the tokens and to themselves.
 
     Args:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_internvl.part import Part
+
 VERSIONS = ("v1", "v2")
 
 
-class PixelShuffleMLP(nn.Module):
+class PixelShuffleMLP(Part):
     """Patches of one encoder layer, CLS dropped, F x F neighbours as one token, through LayerNorm and MLP.
 
     Args:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from lightning_internvl.distributed import gather_with_grad, world_size
 from lightning_internvl.layers import AttentionPooling
+from lightning_internvl.part import Part
 
 EPS = 1e-6
 
 
-class _Probe(nn.Module):
+class _Probe(Part):
     """Features of the tower, normalised over the batch, then one linear layer: its output is a score for each class."""
 
     def __init__(self, features: int, classes: int, layer: int) -> None:

@@ -21,12 +21,13 @@ from lightning_internvl.middleware.bert import start_from_bert
 from lightning_internvl.middleware.generation import write
 from lightning_internvl.middleware.qformer_lm import KeyValues, QFormerLM
 from lightning_internvl.middleware.streams import Stream
+from lightning_internvl.part import Part
 
 INSTRUCTION = ("qformer_input_ids", "qformer_attention_mask")
 TEXTS = ("none", "read", "write")
 
 
-class QFormer(nn.Module):
+class QFormer(Part):
     """Visual tokens and text to embeddings, matching scores, captions and decoder tokens.
 
     Args:

@@ -21,11 +21,12 @@ from lightning_internvl.middleware.generation import write
 from lightning_internvl.middleware.qllama_llm import sizes_of, start_from_llama
 from lightning_internvl.middleware.qllama_lm import KeyValues, QLlamaLM
 from lightning_internvl.middleware.streams import Stream, Task
+from lightning_internvl.part import Part
 
 Mode = Literal["c", "g"]
 
 
-class QLLaMA(nn.Module):
+class QLLaMA(Part):
     """Visual tokens and text to embeddings, captions, matching scores and decoder tokens.
 
     Args:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lightning_internvl.attention import attend
 from lightning_internvl.layers import init_normal, merge_heads, resize_positions, split_heads
+from lightning_internvl.part import Part
 
 
-class Resampler(nn.Module):
+class Resampler(Part):
     """One cross-attention layer without a residual, then LayerNorm and a matrix.
 
     Queries and keys carry two-dimensional sine-cosine positions, values none. The table belongs to the grid of the queries; for

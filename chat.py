@@ -1,0 +1,29 @@
+"""Talk to a finished model about pictures, in the terminal or on a page (settings: conf/chat.yaml).
+
+python chat.py run=outputs/internvl_toy/RUN                     # a conversation in the terminal; /help lists what it knows
+python chat.py model=FOLDER_OR_ID                               # an official checkpoint
+python chat.py run=outputs/internvl_toy/RUN ui=web              # a page in the browser
+python chat.py run=... question="what is this?" image=cat.png   # one answer, for scripts
+"""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_internvl.chat.settings import check_settings
+from lightning_internvl.cli import build, command
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="chat")
+def main(config: DictConfig) -> None:
+    """Check the settings, then load the model; PyTorch is imported here, so that a wrong word is answered at once."""
+    settings = OmegaConf.to_container(config, resolve=True)
+    check_settings(settings)
+    from lightning_internvl.chat.command import run_chat
+
+    run_chat(settings, build)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,27 @@
+"""Write a finished run as a folder that others load: merge, write, read back with what will load it, compare.
+
+python export.py run=outputs/llava_toy/RUN to=my_model
+python export.py --cfg job                        # all settings
+"""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from lightning_internvl.cli import build, command
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="export")
+def main(config: DictConfig) -> None:
+    """Do what the command line asks for. PyTorch is imported after the settings were found right."""
+    from lightning_internvl.export.settings import checked
+
+    settings = checked(config)
+    from lightning_internvl.export.run import run_export
+
+    run_export(settings, build)
+
+
+if __name__ == "__main__":
+    command(main)

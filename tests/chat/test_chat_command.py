@@ -1,0 +1,117 @@
+"""`chat.py` as a command: one answer, and faults that are found before a model is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import runpy
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from PIL import Image
+from runs import ROOT, Outcome, tiny_run
+
+from lightning_internvl.chat.session import Sampling, Session
+from lightning_internvl.cli import build
+from lightning_internvl.opened import open_run
+
+
+def chat(*arguments: str, typed: str = "") -> Outcome:
+    """`python chat.py ARGUMENTS`."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        patch.object(sys, "argv", ["chat.py", *arguments]),
+        patch.object(sys, "stdin", io.StringIO(typed)),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            runpy.run_path(str(ROOT / "chat.py"), run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("run") / "tiny")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png")
+    return tmp_path / "red.png"
+
+
+def test_one_answer_alone_on_the_output(run: Path, image: Path) -> None:
+    outcome = chat(f"run={run}", "question=what colour is it?", f"image={image}", "max_new_tokens=6")
+    view = open_run(run, build).view
+    session = Session(view.model, view.chats)
+    session.show(image)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.strip() == list(session.ask("what colour is it?", Sampling(max_new_tokens=6)))[-1]
+
+
+def test_stages_of_both_kinds_serve_a_run(run: Path, image: Path) -> None:
+    outcome = chat(f"run={run}", f"gallery={image.parent}", "max_new_tokens=4", typed=f"/find red\n/image {image}\nwhat?\n")
+    assert outcome.code == 0, outcome.err
+    assert "stage supervised: ask about a picture" in outcome.out
+    assert str(image) in outcome.out
+    found = chat(f"run={run}/handoff/contrastive", f"gallery={image.parent}", "question=red")
+    assert found.out.split()[1] == str(image)
+    captions = chat(f"run={run}/handoff/generative", "question=zh", f"image={image}", "max_new_tokens=4")
+    assert captions.code == 0, captions.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to talk to; give run=FOLDER"),
+        (["run={tmp}", "model={tmp}"], "exclude each other; leave one out"),
+        (["run={tmp}/nowhere"], "there is no such folder"),
+        (["run={tmp}"], "is neither a run (config.yaml) nor a hand-off folder (manifest.json)"),
+        (["run={unfinished}"], "no stage of this run has finished; use resume={unfinished}"),
+        (["model={unfinished}"], "is a run of this project; give run={unfinished}"),
+        (["model={tmp}/nowhere"], "neither an existing folder nor an id"),
+        (["model={tmp}", "template=nonsense"], "template='nonsense' is not known; valid choices: blip2"),
+        (["model={tmp}", "pictures=crop"], "pictures='crop' is not known"),
+        (["run={run}", "template=vicuna", "system=x"], "template, system: a run knows how it reads; only with model="),
+        (["run={run}", "image={tmp}/no.png", "question=a"], "image={tmp}/no.png does not exist"),
+        (["run={run}", "image={notes}", "question=a"], "notes.png cannot be read"),
+        (["run={run}", "image={notes}"], 'image= needs question="..."'),
+        (["run={run}", "gallery={tmp}/nowhere"], "gallery={tmp}/nowhere is no folder"),
+        (["run={run}/handoff/contrastive"], "it looks for pictures: give gallery=FOLDER"),
+        (["run={run}/handoff/contrastive", "question=a", "gallery={tmp}", "image={notes}"], "answers no questions"),
+        (["run={run}/handoff/supervised", "gallery={tmp}"], "does not compare pictures and texts"),
+        (["run={run}", "ui=wbe"], "ui='wbe' is not known; did you mean 'web'?"),
+        (["run={run}", "ui=web", "question=a"], "leave it out with ui=web"),
+        (["run={run}", "temperature=hot"], "temperature='hot' must be a number"),
+        (["run={run}", "top_p=0", "question=a"], "top_p=0 must be above 0"),
+        (["run={run}", "beams=0"], "beams=0 must be a whole number from 1 on"),
+        (["run={run}", "device=gpu"], "device='gpu' is not known; valid choices: auto, cpu"),
+        (["run={run}", "dtype=int8"], "dtype='int8' is not known"),
+        (["run={run}", "tempreture=1"], "there is no setting 'tempreture'; did you mean 'temperature'?"),
+    ],
+)
+def test_faults(arguments: list[str], message: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    places = {"tmp": tmp_path, "run": run, "unfinished": tmp_path / "unfinished", "notes": tmp_path / "more" / "notes.png"}
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.yaml").write_text((run / "config.yaml").read_text())
+    (tmp_path / "more").mkdir()
+    places["notes"].write_text("no picture")
+    outcome = chat(*(argument.format(**places) for argument in arguments))
+    assert outcome.code == 2
+    assert message.format(**places) in outcome.err
+
+
+def test_a_missing_package_comes_with_the_line_that_installs_it(run: Path) -> None:
+    with patch("importlib.util.find_spec", return_value=None):
+        outcome = chat(f"run={run}", "ui=web")
+    assert "ui=web needs Gradio, which is not installed: pip install -r requirements-chat.txt" in outcome.err
+    pinned = (ROOT / "requirements-chat.txt").read_text().split()
+    assert any(word.startswith("gradio==") for word in pinned)

@@ -1,0 +1,176 @@
+"""The page of `chat.py ui=web`, served by the command and used in a headless browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import ROOT, tiny_run
+
+pytest.importorskip("gradio", reason="the page needs Gradio: pip install -r requirements-chat.txt")
+playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+LIMIT = 40_000  # ms for anything on a slow machine
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page over a tiny untrained run, whose answers are long."""
+    overrides = ["decoder.config.initializer_range=0.5", "decoder.config.max_position_embeddings=4096"]
+    run = tiny_run(tmp_path_factory.mktemp("run") / "tiny", *overrides)
+    options = [f"run={run}", "ui=web", "port=0", "max_upload_mb=1", "max_new_tokens=1500", "found=4"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "chat.py"), *options], stdout=subprocess.PIPE, text=True, env=environment
+    ) as served:
+        line = next(line for line in served.stdout if "Ctrl-C ends" in line)
+        yield next(word for word in line.split() if word.startswith("http"))
+        served.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """A fresh visit; no request leaves this machine."""
+    page, elsewhere = browser.new_page(), []
+    page.set_default_timeout(LIMIT)
+    local = (address, "data:", "blob:")
+    page.on("request", lambda request: None if request.url.startswith(local) else elsewhere.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("#box textarea")
+    page.wait_for_selector("#chat .example")
+    yield page
+    page.close()
+    assert elsewhere == []
+
+
+def picture(path: Path, *size: int) -> Path:
+    Image.new("RGB", size or (40, 30), "red").save(path)
+    return path
+
+
+def ask(page: Any, question: str, *files: Path) -> None:
+    if files:
+        page.set_input_files("#box input[type=file]", [str(file) for file in files])
+        page.wait_for_function(f"document.querySelectorAll('#box .thumbnail-item, #box .thumbnail-image').length >= {len(files)}")
+    page.fill("#box textarea", question)
+    page.click("#box .submit-button")
+
+
+def idle(page: Any) -> None:
+    """Wait until an answer is whole."""
+    page.wait_for_selector("#chat .bot.message")
+    page.wait_for_selector("#box .submit-button")
+
+
+def answer(page: Any) -> str:
+    return page.locator("#chat .bot.message").last.inner_text()
+
+
+def test_it_is_reached_from_this_machine_only(address: str) -> None:
+    assert address.startswith("http://127.0.0.1:")
+    port = address.rstrip("/").rpartition(":")[2]
+    listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{int(port):04X} " in line]
+    assert f"0100007F:{int(port):04X}" in listening
+    assert f"00000000:{int(port):04X}" not in listening
+
+
+def test_a_conversation_about_several_pictures(page: Any, tmp_path: Path) -> None:
+    ask(page, "what are they?", picture(tmp_path / "one.png"), picture(tmp_path / "two.jpg"))
+    idle(page)
+    assert page.locator("#chat .user img").count() == 2
+    assert page.locator("#chat .user").last.inner_text().strip().endswith("what are they?")
+    assert answer(page)
+    ask(page, "and now?")
+    page.wait_for_function("document.querySelectorAll('#chat .bot.message').length >= 2")
+    idle(page)
+    page.click("#new")
+    page.wait_for_selector("#chat .example")  # as in the beginning
+    assert page.locator("#chat .bot.message").count() == 0
+
+
+def test_an_answer_streams_and_can_be_stopped(page: Any) -> None:
+    ask(page, "say something long")
+    page.wait_for_selector("#chat .bot.message")
+    page.click("#box .stop-button")
+    idle(page)
+    stopped = answer(page)
+    page.click("#new")
+    page.wait_for_selector("#chat .example")
+    ask(page, "say something long")
+    lengths = set()
+    page.wait_for_selector("#chat .bot.message")
+    deadline = time.time() + LIMIT / 1000
+    while page.locator("#box .stop-button").count() and time.time() < deadline:
+        lengths.add(len(answer(page)))
+    idle(page)
+    assert len(lengths) > 2  # it grew
+    assert 0 < len(stopped) < len(answer(page))
+
+
+def test_an_example_is_asked(page: Any) -> None:
+    page.locator("#chat .example").first.click()
+    idle(page)
+    assert page.locator("#chat .user img").count() == 1
+    assert "what is in the" in page.locator("#chat .user").last.inner_text()
+
+
+@pytest.mark.parametrize("fault", ["no picture", "too many pixels"])
+def test_a_faulty_picture_is_told_and_the_page_goes_on(fault: str, page: Any, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.png"
+    if fault == "no picture":
+        file.write_text("not a picture at all")
+    else:
+        Image.fromarray(np.zeros((10_000, 20_000), dtype=bool)).save(file, optimize=True)
+    ask(page, "what is it?", file)
+    toast = page.wait_for_selector(".toast-body")
+    assert "wrong.png" in toast.inner_text()
+    assert ("cannot be read" if fault == "no picture" else "200000000 pixels") in toast.inner_text()
+    assert "/tmp" not in toast.inner_text()
+    ask(page, "what is it?", picture(tmp_path / "right.png"))
+    idle(page)
+    assert answer(page)
+    assert page.locator("#chat .user img").count() == 1
+
+
+def test_uploads_are_limited_in_size_and_kind(page: Any, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    page.set_input_files("#box input[type=file]", str(tmp_path / "large.png"))
+    toast = page.wait_for_selector(".toast-body")
+    assert "size" in toast.inner_text().lower()
+    (tmp_path / "notes.txt").write_text("text")
+    page.set_input_files("#box input[type=file]", str(tmp_path / "notes.txt"))
+    time.sleep(1)
+    assert page.locator("#box .thumbnail-item").count() == 0
+    ask(page, "are you there?")
+    idle(page)
+
+
+def test_words_find_pictures(page: Any) -> None:
+    page.click("button[role=tab]:has-text('Find pictures')")
+    page.wait_for_selector("#found img")
+    page.fill("#search textarea, #search input", "two cats on a red background")
+    page.click("#search button:has-text('Find')")
+    page.wait_for_function(r"(document.querySelector('#found').innerText.match(/-?\d\.\d\d/g) || []).length === 4")
+    scores = [float(text) for text in re.findall(r"-?\d\.\d\d", page.locator("#found").inner_text())]
+    assert len(scores) == 4
+    assert scores == sorted(scores, reverse=True)

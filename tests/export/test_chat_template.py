@@ -1,0 +1,77 @@
+"""transformers' rendering of an exported chat template is the text that was trained on, character for character."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jinja2.exceptions import TemplateError
+
+from lightning_internvl.data.templates import IMAGE, VIDEO, Message, load_template, template_names
+from lightning_internvl.data.tokenizer import toy_tokenizer
+from lightning_internvl.export.chat_template import jinja_of
+
+RUN, FILM = "<img><IMG_CONTEXT></img>", "<film>"
+TOKENIZER = toy_tokenizer()
+
+ONE: list[Message] = [{"role": "user", "content": "<image>\nWhat is it?"}, {"role": "assistant", "content": 'A "cat" \\ {}.'}]
+CONVERSATIONS: dict[str, list[Message]] = {
+    "one turn": ONE,
+    "several turns": [*ONE, {"role": "user", "content": "Sure? {{ 1 }}"}, {"role": "assistant", "content": "Yes"}],
+    "text alone": [{"role": "user", "content": " Name a colour. "}, {"role": "assistant", "content": "Red\nblue"}],
+    "several pictures": [
+        {"role": "user", "content": "<image>\n<image>\nCompare <image> with them."},
+        {"role": "assistant", "content": "Alike"},
+        {"role": "user", "content": "And now <image>?"},
+        {"role": "assistant", "content": "No"},
+    ],
+    "a picture alone": [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "A dog"}],
+    "a video": [{"role": "user", "content": "<video>\nWhat happens?"}, {"role": "assistant", "content": "It falls"}],
+    "another system": [{"role": "system", "content": "Be brief. 请简短"}, *ONE],
+}
+
+
+def ours(name: str, conversation: list[Message], system: str | None) -> str:
+    template = load_template(name, system)
+    bos = TOKENIZER.bos_token if template.begins_with_bos else ""
+    text = bos + "".join(segment.text for segment in template.segments(conversation, TOKENIZER.eos_token))
+    return text.replace(IMAGE, RUN).replace(VIDEO, FILM)
+
+
+def theirs(name: str, conversation: list[Any], system: str | None, prompt: bool = False) -> str:
+    jinja = jinja_of(load_template(name, system), RUN, FILM)
+    return TOKENIZER.apply_chat_template(conversation, chat_template=jinja, tokenize=False, add_generation_prompt=prompt)
+
+
+@pytest.mark.parametrize("name", template_names())
+@pytest.mark.parametrize("system", [None, "", "Answer in {} words."], ids=["own system", "no system", "given system"])
+def test_the_text_is_that_of_training(name: str, system: str | None) -> None:
+    for conversation in CONVERSATIONS.values():
+        assert theirs(name, conversation, system) == ours(name, conversation, system)
+        assert theirs(name, conversation[:-1], system, prompt=True) == ours(name, conversation[:-1], system)
+
+
+def test_without_a_prompt_for_the_answer_the_turn_of_the_assistant_is_not_begun() -> None:
+    assert theirs("vicuna", ONE[:1], "") + "ASSISTANT:" == theirs("vicuna", ONE[:1], "", prompt=True)
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_lists_of_pictures_and_text_are_the_marks_of_training(name: str) -> None:
+    picture, said = {"type": "image", "url": "cat.png"}, {"type": "text", "text": "Compare"}
+    listed = [
+        {"role": "user", "content": [picture, picture, said]},
+        {"role": "assistant", "content": [{**said, "text": "Alike"}]},
+    ]
+    plain: list[Message] = [{"role": "user", "content": "<image>\n<image>\nCompare"}, {"role": "assistant", "content": "Alike"}]
+    assert theirs(name, listed, None) == ours(name, plain, None)
+
+
+@pytest.mark.parametrize("roles", [["assistant"], ["user", "user"], ["user", "system"]])
+def test_roles_out_of_turn_are_refused(roles: list[str]) -> None:
+    with pytest.raises(TemplateError, match="user and assistant in turn"):
+        theirs("vicuna", [{"role": role, "content": "a"} for role in roles], None)
+
+
+def test_a_processor_that_puts_pictures_in_by_itself_gets_none() -> None:
+    text = TOKENIZER.apply_chat_template(ONE[:1], chat_template=jinja_of(load_template("blip2"), ""), tokenize=False)
+    assert text == "</s>Question: What is it? Short answer:"

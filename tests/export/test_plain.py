@@ -1,0 +1,54 @@
+"""Merged equals adapter, for every toy system and method, with adapters on all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lightning_internvl import peft
+from lightning_internvl.checkpoints.files import own_tensors
+from lightning_internvl.cli import build
+from lightning_internvl.export import check
+from lightning_internvl.export.plain import make_plain
+from lightning_internvl.opened import open_run
+from lightning_internvl.quantization import quantized_layers
+
+RECIPES = (
+    "internvl_toy", "internvl_chat_toy", "internvl_1_5_toy", "internvl_retrieval_toy", "llava_toy", "blip2_toy",
+    "instructblip_toy", "minigpt4_toy", "qwen_vl_toy", "qwen2_vl_toy", "deepseek_vl_toy", "xcomposer_toy", "xcomposer2_toy",
+    "flamingo_toy", "clip_toy",
+)  # fmt: skip
+WITHOUT_DECODER = ("internvl_retrieval_toy", "clip_toy")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_merged_equals_adapter(make_run: Callable[..., Path], recipe: str, method: str) -> None:
+    parts = ("encoder", "middleware") if recipe in WITHOUT_DECODER else ("encoder", "middleware", "decoder")
+    if (recipe, method) == ("xcomposer2_toy", "dora"):
+        parts = ("encoder", "middleware")  # DoRA rescales what a layer gives, and with it the Partial LoRA that is added inside
+    chosen = [f"peft={method}", *(f"peft/part@peft.{part}={method}" for part in parts)]
+    off = [f"peft.{part}=null" for part in ("encoder", "middleware", "decoder") if part not in parts]
+    view = open_run(make_run(recipe, *chosen, *off), build).view
+    model, prompts, greedy = view.model, check.prompts(view), check.greedy(view)
+    before = [check.outputs(model, prompt, greedy) for prompt in prompts]
+    names = {name for name in own_tensors(model) if not peft.is_update(name)}
+    assert {name.partition(".")[0] for name, _ in peft.adapted(model)} == set(parts)
+    make_plain(model)
+    assert not peft.adapted(model)
+    assert set(own_tensors(model)) == names
+    check.compare_all(prompts, before, [check.outputs(model, prompt, greedy) for prompt in prompts])  # within 1e-4
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantized_weights_become_plain(make_run: Callable[..., Path], quantization: str) -> None:
+    opened = open_run(make_run("llava_toy", "peft=lora", f"quantization={quantization}"), build)
+    model = opened.view.model
+    assert quantized_layers(model)
+    shapes = {name: tensor.shape for name, tensor in own_tensors(model).items() if not peft.is_update(name)}
+    make_plain(model)
+    assert not quantized_layers(model)
+    assert {name: tensor.shape for name, tensor in own_tensors(model).items()} == shapes
+    assert model.decoder.lm.get_output_embeddings().weight is model.decoder.lm.get_input_embeddings().weight

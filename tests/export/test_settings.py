@@ -1,0 +1,108 @@
+"""What a user gets wrong on the command line of `export.py`: named with the valid choices, and nothing is written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from lightning_internvl.checkpoints import handoff
+from lightning_internvl.checkpoints.files import own_tensors
+from lightning_internvl.checks import ConfigError
+from lightning_internvl.cli import CONF, build
+from lightning_internvl.export.settings import checked
+from lightning_internvl.export.write import Options, export
+from lightning_internvl.freezing import FreezePlan
+from lightning_internvl.opened import open_run
+
+MakeRun = Callable[..., Path]
+ROOT = CONF.parent
+
+
+def settings(*overrides: str) -> object:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return checked(compose("export", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("run=nowhere", "run=nowhere: there is no such folder; give a run"),
+        ("dtype=bfloat", "dtype='bfloat' is not known; did you mean 'bfloat16'? valid choices: float32, bfloat16, float16"),
+        ("max_shard_gb=0", "max_shard_gb=0 must be a number above 0"),
+        ("adapter=some", "adapter='some' must be true"),
+    ],
+)
+def test_settings(tmp_path: Path, override: str, problem: str) -> None:
+    name, _, value = override.partition("=")
+    given = {"run": str(tmp_path), "to": str(tmp_path / "out"), name: value}
+    with pytest.raises(ConfigError) as caught:
+        settings(*(f"{key}={text}" for key, text in given.items()))
+    assert problem in str(caught.value)
+
+
+def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="exists and is not an empty folder; choose another one"):
+        settings(f"run={tmp_path}", f"to={tmp_path}")
+
+
+def command(*words: str) -> str:
+    done = subprocess.run([sys.executable, "export.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    return done.stderr
+
+
+def test_the_command_names_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
+    assert "run has no value; give run=VALUE" in command()
+    assert "did you mean 'dtype'" in command(f"run={tmp_path}", f"to={tmp_path}/out", "dtyp=float32")
+    message = command(f"run={tmp_path}", f"to={tmp_path}/out")
+    assert "is neither a run (config.yaml) nor a hand-off folder (manifest.json)" in message
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_unfinished_run(make_run: MakeRun) -> None:
+    run = make_run("llava_toy")
+    (run / "handoff").rename(run / "elsewhere")
+    with pytest.raises(ValueError, match="no stage of this run has finished; use resume="):
+        open_run(run, build)
+
+
+@pytest.mark.parametrize(
+    ("layout", "problem"),
+    [
+        ("llava2", r"layout='llava2' is not known; valid choices: blip2_hf, .*, handoff"),
+        ("qwen2_vl", r"layout=qwen2_vl cannot hold this model; valid choices: llava, llava_native, handoff"),
+    ],
+)
+def test_layouts(make_run: MakeRun, tmp_path: Path, layout: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        export(open_run(make_run("llava_toy"), build), tmp_path / "out", Options(layout=layout))
+    assert not (tmp_path / "out").exists()
+
+
+def test_our_own_layout_keeps_its_type(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dtype=bfloat16 is not known to layout=handoff"):
+        export(open_run(make_run("internvl_probe_toy"), build), tmp_path / "out", Options(dtype="bfloat16"))
+
+
+def test_adapters_on_another_base_than_they_were_trained_on(make_run: MakeRun) -> None:
+    base, run = make_run("llava_toy", name="base"), make_run("llava_toy", "peft=lora")
+    opened = open_run(run, build)
+    manifest = handoff.read(opened.folder)[1]
+    place = base / "handoff" / "supervised"
+    frozen = frozenset(n for n in own_tensors(opened.view.model) if n.startswith("encoder."))
+    plan = FreezePlan(["decoder"], manifest["config"]["peft"])
+    known = {"stage": "supervised", "step": 1, "config": manifest["config"], "plan": plan}
+    handoff.save(opened.view.model, opened.folder, **known, base=handoff.Base(str(place), frozen))
+    open_run(run, build)
+    other = make_run("llava_toy", "seed=1", name="other")
+    place.rename(base / "away")
+    (other / "handoff" / "supervised").rename(place)
+    (place / "manifest.json").write_text((place / "manifest.json").read_text().replace('"step": 1', '"step": 2'))
+    with pytest.raises(ValueError, match="holds adapters for another base"):
+        open_run(run, build)
