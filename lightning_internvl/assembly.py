@@ -162,7 +162,8 @@ def make_collators(
         tokens = model.placeholders(processor.image_size)
         options = dict(data["chats_collate"]) | (collate if settings["data"] == "chats" else {})
         template = load_template(options.pop("template"), options.pop("system", None))
-        start, end = template.image_frame or (None, None)
+        frame = options.pop("image_frame", None)
+        start, end = (template.image_frame if frame is None else frame) or (None, None)
         options["image_tokens"] = ImageTokens(data["image_token"], start, end, data.get("video_token"))
         text, total = options.pop("max_text_tokens"), options.pop("max_length", None)
         max_length = total + max(0, more_tiles) * tokens if total else text + processor.max_tiles * tokens

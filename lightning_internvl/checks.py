@@ -14,6 +14,7 @@ KEYS = (
     "stages", "data", "peft", "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
 )  # fmt: skip
 PARTS = ("encoder", "middleware", "decoder")
+INHERITED = "inherited"  # parts, and how they read, from where a stage starts
 ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
 METHODS = {"peft": ("lora", "dora"), "quantization": ("nf4", "int8")}
 STAGE_KEYS = (
@@ -126,10 +127,16 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
         yield from _not_positive(key, stage.get(key), whole=True)
     if not stage.get("module", {}).get("train"):
         yield "module.train is empty: the stage would train nothing; name parts, e.g. [encoder, middleware]"
-    for part in stage["parts"]:
+    if stage["parts"] == INHERITED:
+        if not config["init_from"]:
+            yield "its parts are those of init_from; give init_from=FOLDER_OR_ID: a checkpoint, a run or a hand-off folder"
+        parts = PARTS
+    else:
+        parts = stage["parts"]
+    for part in parts:
         if part not in PARTS:
             yield f"parts: {part!r} is no part; {suggestion(part, PARTS)}"
-    if missing := [part for part in ("encoder", "middleware") if part not in stage["parts"]]:
+    if missing := [part for part in ("encoder", "middleware") if part not in parts]:
         yield f"parts={stage['parts']} lacks {' and '.join(missing)}; only the decoder may be left out"
     yield from _adapter_faults({kind: _filled(config.get(kind), stage.get(kind)) for kind in METHODS})
     yield from _schedule_faults(

@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_internvl.checks import ConfigError, check_config, suggestion
+from lightning_internvl.checks import INHERITED, ConfigError, check_config, suggestion
 from lightning_internvl.files import RUN_CONFIG, write_text
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -85,9 +85,7 @@ def nothing_written(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any
         ConfigError: for any fault of the configuration.
     """
     try:
-        plain = OmegaConf.to_container(config, resolve=True)
-        check_config(plain)
-        yield plain
+        yield _inherited(OmegaConf.to_container(config, resolve=True))
     finally:
         root = Path(config.paths.root).resolve()
         for folder in (run_dir, *(parent for parent in run_dir.parents if parent.is_relative_to(root))):  # Hydra has made them
@@ -100,10 +98,19 @@ def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
     Raises:
         ConfigError: for any fault of the configuration, and if the folder holds a run already.
     """
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    check_config(plain)
+    plain = _inherited(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     if (run_dir / RUN_CONFIG).exists() and not _is_helper():
         raise ConfigError([f"{run_dir} already holds a run; go on with resume={run_dir}, or choose another paths.run"])
+    return plain
+
+
+def _inherited(plain: dict[str, Any]) -> dict[str, Any]:
+    """A configuration, checked, and with the parts that its stages take from where they start."""
+    check_config(plain)
+    if any(plain["stages"][name]["parts"] == INHERITED for name in plain["pipeline"]):
+        from lightning_internvl.inherit import inherit
+
+        return inherit(plain)
     return plain
 
 

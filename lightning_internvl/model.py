@@ -6,6 +6,7 @@ E contrastive width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,9 +156,9 @@ class VLM(nn.Module):
         return {"input_ids": input_ids, "labels": labels, **places, **inputs}
 
     def _words(self, input_ids: Tensor) -> Tensor:
-        if self.image_placeholders is None and (self.image_token_id or 0) >= 0:
+        if self.image_placeholders is None and 0 <= (self.image_token_id or 0) < getattr(self.decoder, "vocab_size", math.inf):
             return self.decoder.embed(input_ids)
-        words = self.decoder.embed(input_ids.clamp(min=0))
+        words = self.decoder.embed(input_ids.masked_fill(input_ids == self.image_token_id, 0).clamp(min=0))
         return words.masked_fill((input_ids == EMPTY)[..., None], 0.0)
 
     def expand(

@@ -36,6 +36,7 @@ from lightning_internvl.model import VLM, shifts_labels
 from lightning_internvl.systems import HANDOFF, PROCESSORS, SYSTEMS, System, make_processor, named, picture_fields, processor_name
 
 PLACEHOLDER = "<IMG_CONTEXT>"  # in text, where a layout has no word for a visual token
+SAVED = "lightning_internvl.data.tokenizer.saved_tokenizer"
 NO_WORD = -200  # its id then
 LONGEST = 4096  # tokens of a conversation, where the model does not say
 Frame = tuple[str, str] | None
@@ -75,7 +76,7 @@ def open_model(
     if template is not None and template not in template_names():
         raise ValueError(f"template={template!r} is not known; {suggestion(template, template_names())}")
     folder = local_folder(place)
-    layout, config, native = _layout_of(folder)
+    layout, config, native = layout_of(folder)
     if layout not in SYSTEMS:
         raise ValueError(f"{place} ({layout}) neither answers nor compares; layouts that do: {', '.join(SYSTEMS)}")
     words = load_tokenizer(tokenizer or (folder if Path(place).exists() else place))
@@ -85,14 +86,14 @@ def open_model(
     if model.decoder is None:
         pairs = FolderPairs(words, prepared.whole(), **_reading(layout, model))
         return OfficialModel(View(pairs, None, pairs, model), layout, known.joint)
-    context = _placeholder(model, words)
-    chosen, frame, joint = _format(words, known, context, template or named(known.template, config, model), bool(template))
+    context = placeholder(model, words)
+    chosen, frame, joint = chat_format(words, known, context, template or named(known.template, config, model), bool(template))
     chosen = chosen if system is None else chosen.with_system(system)
     chats = _chats(folder, model, words, prepared, chosen, ImageTokens(context, *(frame or (None, None))))
     return OfficialModel(View(None, chats, chats, model), layout, joint)
 
 
-def _layout_of(folder: Path) -> tuple[str, Config, bool]:
+def layout_of(folder: Path) -> tuple[str, Config, bool]:
     """Name, `config.json`, and whether transformers prepares pictures for it as `preprocessor_config.json` says."""
     if (folder / handoff.MANIFEST).is_file():
         return HANDOFF, {}, True
@@ -132,7 +133,7 @@ def _quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
 
 
-def _placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
+def placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
     """The word that stands for a visual token; one is added where the layout has an id that is no word."""
     model.image_placeholders = None  # in rows made here every visual token has a placeholder
     if model.image_token_id is not None and 0 <= model.image_token_id < len(words):
@@ -142,7 +143,7 @@ def _placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
     return PLACEHOLDER
 
 
-def _format(
+def chat_format(
     words: PreTrainedTokenizerBase, known: System, context: str, name: str, chosen: bool
 ) -> tuple[ChatTemplate, Frame, str]:
     """The chat format, the tokens around a picture, and what stands between pictures and a question.

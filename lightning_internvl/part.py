@@ -1,5 +1,4 @@
-"""A part of a model: a module that remembers what it was made of, so that one that was loaded can be built again.
-"""
+"""A part of a model: a module that remembers what it was made of, so that one that was loaded can be built again."""
 
 from __future__ import annotations
 

@@ -136,6 +136,12 @@ def named(name: str | Callable[[Config, VLM], str], config: Config, model: VLM) 
 
 def make_processor(name: str, model: VLM, found: Config, config: Config, statistics: tuple[Any, Any]) -> Processor:
     """How pictures are prepared: what the folder says (`picture_fields`, `config.json`) over the published numbers."""
+    settings = processor_settings(name, model, found, config, statistics)
+    return PROCESSORS[name](**{key: value for key, value in settings.items() if key != "_target_"})
+
+
+def processor_settings(name: str, model: VLM, found: Config, config: Config, statistics: tuple[Any, Any]) -> Config:
+    """The configuration of that processor."""
     mean, std = found.get("image_mean", statistics[0]), found.get("image_std", statistics[1])
     options: Config = {"image_size": model.encoder.image_size, "mean": mean, "std": std}
     size = found.get("size") or {}
@@ -155,4 +161,5 @@ def make_processor(name: str, model: VLM, found: Config, config: Config, statist
             options["high_mean"] = found.get("high_res_image_mean", CLIP_MEAN)
             options["high_std"] = found.get("high_res_image_std", CLIP_STD)
             options["low_filter"] = "bilinear" if found.get("resample", 3 if options["nearest"] else 2) == 2 else "bicubic"
-    return PROCESSORS[name](**options)
+    maker = PROCESSORS[name]
+    return {"_target_": f"{maker.__module__}.{maker.__qualname__}", **options}

@@ -97,7 +97,7 @@ def standalone(model: VLM, config: Mapping[str, Any], tokenizers: Mapping[str, A
     for part in ("encoder", "middleware", "decoder"):
         if any((known.get(part) or {}).get(key) for key in FETCHING) and hasattr(getattr(model, part), "without_source"):
             known[part] = {**known[part], **getattr(model, part).without_source}
-        if part in tokenizers and "pretrained" in (known[part].get("tokenizer") or {}):
+        if part in tokenizers and {"pretrained", "folder"} & set(known[part].get("tokenizer") or {}):
             tokenizers[part].save_pretrained(folder / TOKENIZERS / part)
             known[part]["tokenizer"] = {"_target_": "lightning_internvl.data.tokenizer.saved_tokenizer"}
     return known
@@ -140,7 +140,7 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: if the manifest or a file is missing, damaged, or not the one that the manifest describes; if its base is.
     """
-    manifest = _read_manifest(folder / MANIFEST)
+    manifest = read_manifest(folder)
     tensors: dict[str, Tensor] = {}
     for part, entry in manifest["parts"].items():
         file = folder / f"{part}.safetensors"
@@ -157,7 +157,9 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, manifest
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a hand-off folder; raises ValueError if it is missing or damaged."""
+    path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

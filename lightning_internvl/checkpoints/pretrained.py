@@ -111,6 +111,22 @@ def _downloaded(hub_id: str) -> Path:
     return folder
 
 
+def meta_model(place: Path) -> VLM:
+    """The model of an official folder without its weights, on the meta device.
+
+    Raises:
+        ValueError: if no layout is known for it.
+    """
+    config, files = read_config(place), WeightFiles(place)
+    adapter = adapter_for(config, files.shapes)
+    names = {there: adapter.canonical(there) for there in files.shapes}
+    with torch.device("meta"):
+        model = adapter.build(config, {name: files.shapes[there] for there, name in names.items() if name is not None})
+    if model.decoder is not None and model.image_token_id is None:
+        model.image_token_id = image_token_id(place)
+    return model
+
+
 def _official_model(place: Path, dtype: torch.dtype | None, device: torch.device) -> VLM:
     config, files = read_config(place), WeightFiles(place)
     adapter = adapter_for(config, files.shapes)

@@ -112,12 +112,17 @@ def bert_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def saved_tokenizer(folder: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that a hand-off folder holds; its reader says where.
+def saved_tokenizer(folder: str | None = None, extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint as it is, or the one that a hand-off folder holds, whose reader says where.
+
+    Args:
+        extra_tokens: a placeholder of pictures, where the checkpoint has no word for it.
 
     Raises:
         ValueError: if the hand-off holds none.
     """
     if folder is None:
         raise ValueError("the tokenizer of this hand-off is missing: its folder `tokenizers` is gone")
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer.add_tokens(list(extra_tokens), special_tokens=True)
+    return tokenizer
