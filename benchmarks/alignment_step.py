@@ -50,8 +50,8 @@ def sized(part: float, depth: int, vocab: int, image: int, rows: int, words: int
     return {"vision": vision | layers, "text": text | layers, "vocab": vocab, "image": image, "rows": rows, "words": words}
 
 
-SIZES = {  # the vocabulary shrinks too, so that its layer keeps its share
-    "toy": sized(1 / 8, 3, 5000, 112, 8, 16),
+SIZES = {  # tokens of a picture and words, blocks and vocabulary keep their proportions
+    "toy": sized(1 / 8, 3, 2600, 224, 4, 16),
     "half": sized(1 / 2, 12, 38000, 448, 1, 64),
     "1B": sized(1, 24, 151674, 448, 16, 64),
 }
@@ -141,7 +141,7 @@ def captions(size: dict[str, Any]) -> dict[str, Tensor]:
 def main() -> None:
     """Measure the sizes asked for."""
     options = arguments(sizes="toy,half", steps=0, device="cpu", tower_graph="true")
-    default = {"toy": 100, "half": 10, "1B": 30}
+    default = {"toy": 60, "half": 10, "1B": 30}
     results = {
         name: measure(SIZES[name], options["steps"] or default[name], options["device"], options["tower_graph"] == "true")
         for name in options["sizes"].split(",")

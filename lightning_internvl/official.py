@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
+from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.assembly import View
 from lightning_internvl.checkpoints import handoff
@@ -30,10 +27,21 @@ from lightning_internvl.data.encode import ImageTokens
 from lightning_internvl.data.instructions import Instructions
 from lightning_internvl.data.processors import Processor
 from lightning_internvl.data.templates import ChatTemplate, load_template, template_names
+from lightning_internvl.data.tokenizer import saved_tokenizer
 from lightning_internvl.export.chat_template import jinja_of
 from lightning_internvl.fitting import check_processor
 from lightning_internvl.model import VLM, shifts_labels
-from lightning_internvl.systems import HANDOFF, PROCESSORS, SYSTEMS, System, make_processor, named, picture_fields, processor_name
+from lightning_internvl.systems import (
+    HANDOFF,
+    PROCESSORS,
+    SYSTEMS,
+    Lacking,
+    System,
+    make_processor,
+    named,
+    picture_fields,
+    processor_name,
+)
 
 PLACEHOLDER = "<IMG_CONTEXT>"  # in text, where a layout has no word for a visual token
 SAVED = "lightning_internvl.data.tokenizer.saved_tokenizer"
@@ -110,27 +118,12 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """
     place = Path(source).parent if Path(source).is_file() else source
     try:
-        with _quiet():
-            return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        return saved_tokenizer(str(place))
     except Exception as error:  # of any kind: the library does not check what it reads
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{place} holds no tokenizer that can be read without running code from there ({type(error).__name__}: {reason}); "
-            "give tokenizer=FOLDER_OR_ID"
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The library warns of every model type that it does not know, and of fields that others wrote."""
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf_logging.set_verbosity(level)
+        kind = type(error).__name__
+        what = f"{place} holds no tokenizer that can be read without running code from there ({kind}: {reason})"
+        raise Lacking(what, "tokenizer", "FOLDER_OR_ID") from error
 
 
 def placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
@@ -155,7 +148,7 @@ def chat_format(
     if not chosen and (found := written_format(words.chat_template or "", known, context)):
         return *found, "\n"
     if not name:
-        raise ValueError(f"the folder does not say its chat format; give template=NAME, one of {', '.join(template_names())}")
+        raise Lacking("the folder does not say its chat format", "template", f"NAME, one of {', '.join(template_names())}")
     template = load_template(name, None if chosen else known.system)
     frame = known.frame or (template.image_frame if chosen else None)
     return template, frame if frame and all(token in vocabulary for token in frame) else None, known.joint

@@ -110,7 +110,7 @@ def adamw(
 ) -> Optimizer:
     """AdamW over `parameter_groups`."""
     groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
-    return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
+    return _clipped(torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused))
 
 
 def adamw_8bit(
@@ -153,7 +153,14 @@ def sgd(
 ) -> Optimizer:
     """SGD with momentum over `parameter_groups`, as the published probes train."""
     groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+    return _clipped(torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused))
+
+
+def _clipped(optimizer: Optimizer) -> Optimizer:
+    """A fused optimizer that takes gradients unscaled; from one that would unscale them itself, Lightning refuses to clip their
+    norm in mixed precision, even in bf16, where nothing is scaled."""
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def cosine(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, min_ratio: float = 0.0) -> LambdaLR:

@@ -26,7 +26,8 @@ class Part(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration of a part with the same architecture: `_target_` and settings in plain values."""
+        """The configuration of a part with the same architecture: `_target_` and settings in plain values. It is that of the part
+        as it was made: a table of positions that was resized since has its first size."""
         own = {name: value.config if isinstance(value, Part) else value for name, value in self.settings.items()}
         own |= getattr(self, "without_source", {})
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **own}

@@ -6,7 +6,6 @@ Adapted parts keep the plain names of their weights in every file, beside those 
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -61,8 +60,7 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
 
 
 def _library() -> Any:
-    """PEFT, imported where there is something to adapt: that takes seconds, and bitsandbytes within it talks."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    """PEFT, imported where there is something to adapt: that takes seconds."""
     return import_module("peft")
 
 

@@ -5,6 +5,7 @@ Quantised once all weights are loaded. Files never hold quantised weights: they 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 BLOCK = 64  # weights that share a scale; bitsandbytes' CPU kernels are wrong for rows that are no whole number of blocks
 WRAPPED = ".base_layer."  # what PEFT puts into the names of the layers that it wraps
+
+# Where the CPU has units for bf16, importing bitsandbytes misses a package of kernels that no layer here would use.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class Int8Table(nn.Module):
@@ -176,6 +180,8 @@ def is_quantized(layer: nn.Module) -> bool:
 
 def dequantized(layer: nn.Module) -> Tensor:
     """The weight of a layer, or what its quantised weight stands for."""
+    if not is_quantized(layer):
+        return layer.weight.detach()
     import bitsandbytes as bnb
 
     if isinstance(layer, bnb.nn.Linear4bit):

@@ -32,6 +32,14 @@ PROCESSORS: Mapping[str, type[Processor]] = {
 }  # fmt: skip
 
 
+class Lacking(ValueError):
+    """Something that a folder does not say, and the setting of `open_model` that does."""
+
+    def __init__(self, what: str, setting: str, value: str) -> None:
+        super().__init__(f"{what}; give {setting}={value}")
+        self.what, self.setting, self.value = what, setting, value
+
+
 class System(NamedTuple):
     """How a published system reads.
 
@@ -52,7 +60,7 @@ def _internvl_template(config: Config, model: VLM) -> str:
     released = {"vicuna_v1.1": "vicuna", "internlm2-chat": "internlm2", "Hermes-2": "internlm2", "internvl2_5": "chatml"}
     named, language = config.get("template"), str(config.get("llm_config", {}).get("model_type"))
     if named is not None and named not in released:
-        raise ValueError(f"config.json names the chat format {named!r}, which is not known here; give template=NAME")
+        raise Lacking(f"config.json names the chat format {named!r}, which is not known here", "template", "NAME")
     return released[named] if named else {"llama": "vicuna", "internlm2": "internlm2"}.get(language, "chatml")
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
+from torch.optim import Optimizer
 
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.freezing import FreezePlan
@@ -176,3 +179,13 @@ def test_warm_up_is_linear_and_cosine_follows() -> None:
 
 def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
     assert rates(3, total_steps=2) == pytest.approx([2.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("make", [adamw, sgd])
+def test_gradients_can_be_clipped_in_mixed_precision(model: nn.ModuleDict, make: Callable[..., Optimizer]) -> None:
+    optimizer = make(model, FreezePlan(["middleware"]), lr=1.0)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 3.0)
+    MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer, 1.0)
+    assert torch.nn.utils.get_total_norm([p.grad for p in parameters]) == pytest.approx(1.0, abs=1e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes
-from lightning_internvl.checkpoints.adapters.blip2_lavis import tower_from_shapes, without_key_biases
+from lightning_internvl.checkpoints.adapters.blip2_lavis import tower_from_shapes
 from lightning_internvl.checkpoints.qformer_config import QFORMER, VISION, hf_tower, hf_tower_config
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.encoders.features import Features
@@ -20,7 +20,7 @@ def lavis_encoder(config: Config, shapes: Shapes, width: int) -> EvaViT | Featur
     """The tower that the files hold, by `vision_config` or their shapes; features of `width` where they hold none."""
     if not any(name.startswith(TOWER) for name in shapes):
         return Features(dim=width)
-    return without_key_biases(hf_tower(config.get("vision_config") or tower_from_shapes(shapes, TOWER)))
+    return hf_tower(config.get("vision_config") or tower_from_shapes(shapes, TOWER), k_bias=False)
 
 
 def lavis_encoder_config(encoder: nn.Module) -> Config | None:

@@ -120,8 +120,11 @@ def hf_qformer_rules(embeddings: str | None, norm: str) -> list[Rule]:
 # --- configurations -----------------------------------------------------------------------------------------------------
 
 
-def hf_tower(config: Config) -> EvaViT:
+def hf_tower(config: Config, *, k_bias: bool = True) -> EvaViT:
     """The tower of a `vision_config` of transformers.
+
+    Args:
+        k_bias: whether keys have a bias where queries and values have one; EVA's own have none.
 
     Raises:
         ValueError: for a setting that the tower does not have.
@@ -138,7 +141,7 @@ def hf_tower(config: Config) -> EvaViT:
         heads=vision["num_attention_heads"],
         mlp_dim=vision["intermediate_size"],
         qkv_bias=vision["qkv_bias"],
-        k_bias=vision["qkv_bias"],
+        k_bias=k_bias and vision["qkv_bias"],
         norm_eps=vision["layer_norm_eps"],
         act=vision["hidden_act"],
     )

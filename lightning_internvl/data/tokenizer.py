@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging as hf_logging
 
 from lightning_internvl.data.language import chinese_words, vocabulary_texts
 from lightning_internvl.sources import local_source
@@ -119,10 +123,26 @@ def saved_tokenizer(folder: str | None = None, extra_tokens: Sequence[str] = ())
         extra_tokens: a placeholder of pictures, where the checkpoint has no word for it.
 
     Raises:
-        ValueError: if the hand-off holds none.
+        ValueError: if the hand-off holds none, or the checkpoint has gone.
     """
     if folder is None:
         raise ValueError("the tokenizer of this hand-off is missing: its folder `tokenizers` is gone")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if Path(folder).is_absolute() and not Path(folder).is_dir():
+        raise ValueError(f"the tokenizer is read from {folder}, which is not there; put it back")
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.add_tokens(list(extra_tokens), special_tokens=True)
     return tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library warns of every model type that it does not know, and of fields that others wrote."""
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)

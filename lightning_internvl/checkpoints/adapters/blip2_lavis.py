@@ -78,9 +78,8 @@ def build(config: Config, shapes: Shapes) -> VLM:
     """The model of a config; where the files hold no tower, it takes visual tokens in the place of pixels."""
     top = TOP | (config or config_from_shapes(shapes))
     if any(name.startswith(_TOWER) for name in shapes):
-        encoder = hf_tower(top.get("vision_config") or tower_from_shapes(shapes))
-        if "vision_config" not in top or not top["vision_config"].get("k_bias"):
-            encoder = without_key_biases(encoder)
+        vision = top.get("vision_config") or tower_from_shapes(shapes)
+        encoder = hf_tower(vision, k_bias=bool(vision.get("k_bias")))
     else:
         encoder = Features(dim=top["vision_width"])
     q = top | {"cross_attention_frequency": top["cross_attention_freq"]}
@@ -94,13 +93,6 @@ def build(config: Config, shapes: Shapes) -> VLM:
         "itg": NextToken(label_smoothing=SMOOTHING),
     }
     return VLM(encoder, middleware, objectives=objectives)
-
-
-def without_key_biases(encoder: EvaViT) -> EvaViT:
-    """A tower as EVA has it: biases for queries and values only."""
-    for block in encoder.blocks:
-        block.attn.k_bias = None
-    return encoder
 
 
 def config_from_shapes(shapes: Shapes) -> Config:

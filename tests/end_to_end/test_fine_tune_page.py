@@ -1,0 +1,63 @@
+"""The commands of docs/fine-tune.md, as they stand, on a file and a checkpoint made for the purpose."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from runs import ROOT, train
+
+from lightning_internvl.data.scene_datasets import SceneChats
+
+PAGE = (ROOT / "docs" / "fine-tune.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """The lines of the second block of the page; the first one is for the reader to fill in."""
+    block = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)[1]
+    return block.strip().splitlines()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("mine")
+    toy = train("experiment=llava_toy", "debug=fast", "data.held_out.scenes=12", f"paths.run={folder}/toy")
+    assert toy.code == 0, toy.err
+    (folder / "pictures").mkdir()
+    scenes = SceneChats(seed=3, split="train", image_size=96, turns=2)
+    lines = []
+    for i in range(24):
+        sample = scenes[i]
+        Image.fromarray(sample["images"][0]).save(folder / "pictures" / f"{i}.png")
+        turns = [{"from": {"user": "human", "assistant": "gpt"}[m["role"]], "value": m["content"]} for m in sample["conversation"]]
+        lines.append(json.dumps({"id": f"scene-{i}", "image": f"pictures/{i}.png", "conversations": turns}))
+    (folder / "chats.jsonl").write_text("\n".join(lines))
+    export = ["python", "export.py", f"run={folder}/toy", f"to={folder}/base"]
+    subprocess.run(export, cwd=ROOT, check=True, capture_output=True)
+    return {"BASE": f"{folder}/base", "DATA": f"{folder}/chats.jsonl", "RUN": f"{folder}/run", "MODEL": f"{folder}/model"}
+
+
+def test_the_page_has_four_commands() -> None:
+    assert [line.split()[1] for line in commands()] == ["train.py", "train.py", "export.py", "chat.py"]
+
+
+def test_its_commands_run_as_they_stand(places: dict[str, str]) -> None:
+    asked = f"/image {Path(places['DATA']).parent}/pictures/1.png\nwhat colour is the background?\n/quit\n"
+    told = []
+    for line in commands():
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=ROOT, env=os.environ | places, input=asked, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        told.append(done.stdout)
+    assert "24 records read" in told[0]
+    assert "validation_loss" in told[1]
+    assert "transformers.LlavaForConditionalGeneration" in told[2]
+    assert (Path(places["MODEL"]) / "model.safetensors").is_file()
+    adapters = Path(places["RUN"]) / "handoff" / "finetune" / "decoder.safetensors"
+    assert adapters.stat().st_size < (Path(places["MODEL"]) / "model.safetensors").stat().st_size
