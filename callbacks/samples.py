@@ -41,7 +41,7 @@ class Samples(L.Callback):
     def _keep(self, trainer: L.Trainer, stage: Stage) -> None:
         if self.bench is None or not trainer.is_global_zero:
             return
-        if self.bench.pairs is None and self.bench.chats is None:  # a probe neither reads nor writes
+        if self.writer is None and self.bench.pairs is None:  # it neither compares pictures and texts nor writes, as a probe
             return
         step = trainer.global_step
         last = step == stage.max_steps

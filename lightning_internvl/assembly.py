@@ -11,7 +11,7 @@ import lightning as L
 
 from lightning_internvl.compose import Build, completed, compose_model
 from lightning_internvl.data.collate import ChatCollator, PairCollator
-from lightning_internvl.data.encode import ImageTokens
+from lightning_internvl.data.encode import ImageTokens, token_id
 from lightning_internvl.data.instructions import Instructions
 from lightning_internvl.data.labelled import LabelCollator
 from lightning_internvl.data.module import StageData
@@ -164,7 +164,10 @@ def make_collators(
         template = load_template(options.pop("template"), options.pop("system", None))
         frame = options.pop("image_frame", None)
         start, end = (template.image_frame if frame is None else frame) or (None, None)
-        options["image_tokens"] = ImageTokens(data["image_token"], start, end, data.get("video_token"))
+        names = ImageTokens(data["image_token"], start, end, data.get("video_token"))
+        for name in filter(None, (names.start, names.end)):
+            token_id(tokenizers["decoder"], name)
+        options["image_tokens"] = names
         text, total = options.pop("max_text_tokens"), options.pop("max_length", None)
         max_length = total + max(0, more_tiles) * tokens if total else text + processor.max_tiles * tokens
         options["split_answers"] = not shifts_labels(model.decoder)

@@ -115,8 +115,23 @@ def _pipeline_faults(config: Mapping[str, Any]) -> Iterable[str]:
     for name in pipeline:
         if name not in stages:
             yield f"pipeline: there is no stage {name!r}; {suggestion(name, stages)}"
+    if all(stages.get(name, {}).get("parts") != INHERITED for name in pipeline):
+        for setting, value in _heirlooms(config["data"]).items():
+            if value == INHERITED:
+                yield f"{setting}={INHERITED} is for stages with parts={INHERITED}; pipeline=[{', '.join(pipeline)}] has none"
     for name in {n for n in pipeline if pipeline.count(n) > 1}:
         yield f"pipeline: stage {name!r} is listed twice; give the second one a name of its own under stages"
+
+
+def _heirlooms(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the data that a stage with inherited parts may take from where it starts."""
+    processor, chats = data.get("processor") or {}, data.get("chats_collate") or {}
+    return {
+        "data.tokenizer": data.get("tokenizer"),
+        "processor@data.processor": processor.get("_target_"),
+        **{f"data.processor.{name}": value for name, value in processor.items() if name != "_target_"},
+        **{f"data.chats_collate.{name}": value for name, value in chats.items()},
+    }
 
 
 def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterable[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_internvl.data.encode import token_id
 from lightning_internvl.fitting import check_decoder, check_order
 from lightning_internvl.model import VLM
 from lightning_internvl.peft import add_adapters
@@ -99,6 +100,8 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
         part: build(config[part]["tokenizer"]) for part in ("middleware", "decoder") if (config.get(part) or {}).get("tokenizer")
     }
     sizes = {part: len(tokenizer) for part, tokenizer in tokenizers.items()}
+    for part in tokenizers:
+        _check_vocabulary(part, config[part], sizes[part])
     encoder = build(config["encoder"])
     decoder = None
     if config.get("decoder"):
@@ -121,8 +124,21 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
     }
     tokens: dict[str, int] = {}
     if decoder is not None and "decoder" in tokenizers:
-        ids = tokenizers["decoder"].convert_tokens_to_ids
-        tokens = {f"{kind}_token_id": ids(config[f"{kind}_token"]) for kind in ("image", "video") if config.get(f"{kind}_token")}
+        named = {kind: config[f"{kind}_token"] for kind in ("image", "video") if config.get(f"{kind}_token")}
+        tokens = {f"{kind}_token_id": token_id(tokenizers["decoder"], token) for kind, token in named.items()}
     model = VLM(encoder, middleware, decoder, objectives=objectives, **tokens)
     add_adapters(model, config.get("peft"))
     return model, tokenizers
+
+
+def _check_vocabulary(part: str, config: Config, words: int) -> None:
+    """Refuse a table of words that is smaller than the part's tokenizer, unless both came with a checkpoint.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    rows = config.get("vocab_size")
+    if rows is not None and rows < words and not config["tokenizer"]["_target_"].endswith("saved_tokenizer"):
+        raise ValueError(
+            f"{part}.vocab_size={rows}, but its tokenizer has {words} words; leave vocab_size out, or give {words} or more"
+        )

@@ -8,6 +8,7 @@ settings of it, the chat format and its system message; what is given instead of
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +19,15 @@ from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.origin import handoff_of, is_ours
 from lightning_internvl.checkpoints.pretrained import local_folder, meta_model
 from lightning_internvl.checks import INHERITED, PARTS
-from lightning_internvl.compose import Config, check_trusted, compose_model, trusted_build
+from lightning_internvl.compose import TRUSTED, Config, check_trusted, compose_model, trusted_build
 from lightning_internvl.data.collation import pad_id
+from lightning_internvl.data.processors import Processor
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.model import VLM
 from lightning_internvl.official import SAVED, chat_format, layout_of, load_tokenizer, placeholder
 from lightning_internvl.opened import settings_of
 from lightning_internvl.systems import HANDOFF, SYSTEMS, Lacking, named, picture_fields, processor_name, processor_settings
+from lightning_internvl.targets import locate
 
 GIVE = {"template": "data.chats_collate.template", "tokenizer": "data.tokenizer"}
 NO_DECODER = "has no decoder, so it cannot answer; start from a stage or a checkpoint that has one"
@@ -64,9 +67,18 @@ def inherit(config: Config) -> Config:
     config |= found.parts
     data |= found.data
     whole = data["processor"].get("_target_") == INHERITED
+    if whole:
+        _check_processor(found.processor["_target_"], start)
     data["processor"] = (found.processor if whole else {}) | _filled(data["processor"], found.processor)
     data["chats_collate"] = {"image_frame": found.chats["image_frame"]} | _filled(chats, found.chats)
     return config
+
+
+def _check_processor(target: str, start: str) -> None:
+    """Refuse a processor that a run names and that is none of this package; not even its module is imported."""
+    kind = locate(target) if target.startswith(TRUSTED) else None
+    if not (inspect.isclass(kind) and issubclass(kind, Processor)):
+        raise ValueError(f"init_from={start}: {target!r} is no processor of {TRUSTED[:-1]}; give processor@data.processor=NAME")
 
 
 def _given(value: str | None) -> str | None:

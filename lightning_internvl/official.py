@@ -161,11 +161,9 @@ def written_format(text: str, known: System, context: str) -> tuple[ChatTemplate
         return None
     for name in template_names():
         template = load_template(name, json.loads(system[1]))
-        for frame in (template.image_frame, None):
-            start, end = frame or ("", "")
-            if text == jinja_of(template, f"{start}{context}{end}"):
-                return template, frame
-        if text in (jinja_of(template, context), jinja_of(template, "")):  # processors that add the rest by themselves
+        if template.image_frame and text == jinja_of(template, context.join(template.image_frame)):
+            return template, template.image_frame
+        if text in (jinja_of(template, context), jinja_of(template, "")):  # a processor adds the rest, if there is any
             return template, known.frame
     return None
 

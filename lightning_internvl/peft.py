@@ -53,8 +53,10 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
             )
         trained = {parameter for parameter in part.parameters() if parameter.requires_grad}
         library.inject_adapter_in_model(config, part)
-        for parameter in part.parameters():  # who trains is said by the stage, not by PEFT
-            parameter.requires_grad_(parameter in trained or parameter.requires_grad)
+        for inner, parameter in part.named_parameters():
+            parameter.requires_grad_(parameter in trained or parameter.requires_grad)  # who trains is said by the stage
+            if is_update(inner) and parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = parameter.data.float()  # steps smaller than a short number's last digit would be lost
         part.register_state_dict_post_hook(_plain_names)
         part.register_load_state_dict_pre_hook(_wrapped_names)
 

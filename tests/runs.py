@@ -40,10 +40,20 @@ class Outcome(NamedTuple):
 
 def train(*arguments: str) -> Outcome:
     """`python train.py ARGUMENTS`."""
+    return call("train.py", *arguments)
+
+
+def call(script: str, *arguments: str, typed: str = "") -> Outcome:
+    """`python SCRIPT ARGUMENTS`, with lines that somebody types."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with patch.object(sys, "argv", ["train.py", *arguments]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        patch.object(sys, "argv", [script, *arguments]),
+        patch.object(sys, "stdin", io.StringIO(typed)),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         try:
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as end:
             code = int(end.code or 0)
         finally:

@@ -17,6 +17,7 @@ from lightning_internvl.checkpoints.files import own_tensors
 from lightning_internvl.checkpoints.origin import Origin
 from lightning_internvl.cli import CONF, build
 from lightning_internvl.compose import compose_model
+from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.freezing import FreezePlan
 from lightning_internvl.model import VLM
 from lightning_internvl.quantization import plain_name
@@ -151,6 +152,18 @@ def test_other_adapters_of_a_source_are_merged_and_equal_ones_go_on() -> None:
     name = "decoder.lm.model.layers.0.mlp.up_proj.weight"
     assert not found[name].equal(origin.tensors[name])
     assert found["decoder.lm.model.norm.weight"].equal(origin.tensors["decoder.lm.model.norm.weight"])
+
+
+def test_adapters_of_short_weights_are_long() -> None:
+    """A step of a hundredth of a per cent must not be lost."""
+    decoder = HFCausalLM(config=last_stage("llava_toy")["parts"]["decoder"]["config"] | {"dtype": "bfloat16", "vocab_size": 50})
+    model = nn.Module()
+    model.decoder = decoder.to(torch.bfloat16)
+    peft.add_adapters(model, {"decoder": LORA})
+    kinds = {peft.is_update(name): parameter.dtype for name, parameter in model.named_parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+    states = decoder.hidden(torch.randn(1, 3, 128, dtype=torch.bfloat16), torch.ones(1, 3))
+    assert states.dtype == torch.bfloat16
 
 
 def test_a_frozen_tower_saves_no_activations() -> None:

@@ -31,7 +31,7 @@ def run_chat(settings: Mapping[str, Any], build: Build) -> None:
     gallery = _gallery(loaded, settings)
     if settings["question"] is None:
         Terminal(loaded, sampling, gallery, settings["found"]).run()
-    elif settings["gallery"] is not None and not images_of(settings):
+    elif gallery is not None:
         print(as_lines(gallery.search([settings["question"]], settings["found"])[0]))
     else:
         print(one_answer(loaded, settings, sampling))
@@ -39,8 +39,6 @@ def run_chat(settings: Mapping[str, Any], build: Build) -> None:
 
 def one_answer(loaded: Loaded, settings: Mapping[str, Any], sampling: Sampling) -> str:
     """The answer to `question` about the pictures of `image`."""
-    if loaded.session is None:
-        raise ConfigError([f"{loaded.name} answers no questions; it looks for pictures: give gallery=FOLDER"])
     session = loaded.session()
     for path in images_of(settings):
         session.show(path)

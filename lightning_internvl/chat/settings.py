@@ -54,6 +54,8 @@ def _use_faults(settings: Mapping[str, Any]) -> Iterable[str]:
     for path in images_of(settings):
         if not Path(path).is_file():
             yield f"image={path} does not exist"
+    if settings["image"] is not None and settings["gallery"] is not None:
+        yield "image= and gallery= exclude each other: question= is about a picture, or looks for some; leave one out"
     if settings["gallery"] is not None and not Path(str(settings["gallery"])).is_dir():
         yield f"gallery={settings['gallery']} is no folder"
     if settings["ui"] == "web":

@@ -127,7 +127,9 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     ids = _ids_of(tokenizer, token)
     found = tokenizer.convert_tokens_to_ids(token)
     if len(ids) != 1 or found != ids[0]:
-        raise ValueError(f"the tokenizer has no token {token!r}; add it as a special token first")
+        raise ValueError(
+            f"the tokenizer has no token {token!r}; choose another template, or add it to decoder.tokenizer.extra_tokens"
+        )
     return ids[0]
 
 

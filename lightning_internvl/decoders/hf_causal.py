@@ -61,7 +61,7 @@ class HFCausalLM(Part):
         else:
             self.lm = self._loaded(pretrained, config or {})
             if vocab_size and vocab_size > self.vocab_size:
-                self._grow(vocab_size, vocab_multiple)
+                self.grow(vocab_size, vocab_multiple)
         self.dim: int = self.lm.get_input_embeddings().embedding_dim
 
     def _fresh(self, config: dict[str, Any]) -> Any:
@@ -76,7 +76,7 @@ class HFCausalLM(Part):
             return self.models.from_config(self.configs.from_pretrained(local_source(pretrained), **config))
         return load_weights(self.models, pretrained, "decoder.pretrained", **config)
 
-    def _grow(self, rows: int, multiple: int) -> None:
+    def grow(self, rows: int, multiple: int = 1) -> None:
         """More rows in the tables of words, tied or not. transformers would draw them around the mean; the mean needs no luck."""
         known = self.vocab_size
         self.lm.resize_token_embeddings(rows, pad_to_multiple_of=multiple, mean_resizing=False)

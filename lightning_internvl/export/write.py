@@ -92,6 +92,8 @@ def export(opened: Opened, to: Path, options: Options) -> Report:
     quantized = bool(quantized_layers(model))
     make_plain(model)
     layout, adapter, config = choose_layout(model, options.layout)
+    if adapter is not None and adapter.NATIVE and make_room(model):
+        layout, adapter, config = choose_layout(model, options.layout)
     if adapter is None and options.dtype != "float32":
         raise ValueError(f"dtype={options.dtype} is not known to layout={OWN}, which keeps the types of training; leave it out")
     round_to(model, getattr(torch, options.dtype))
@@ -99,7 +101,8 @@ def export(opened: Opened, to: Path, options: Options) -> Report:
     # What quantisation changed is told, not judged; what merging and rounding changed must be small.
     limit = float("inf") if quantized else check.ROUNDING[options.dtype]
     what = "logits of the weights that were trained and of those that are written"
-    rounding = max(check.compare(what, full, ours, limit) for full, (ours, _) in zip(trained, reference, strict=True))
+    both = zip(trained, reference, strict=True)
+    rounding = max(check.compare(what, full, ours[..., : full.shape[-1]], limit) for full, (ours, _) in both)
     reports: list[Report] = []
 
     def write(draft: Path) -> None:
@@ -138,6 +141,15 @@ def choose_layout(model: VLM, layout: str | None, *, final: bool = True) -> tupl
         able = [name for name in folders if _holds(model, name)]
         raise ValueError(f"layout={layout} cannot hold this model; valid choices: {', '.join((*able, OWN))}") from error
     return adapter.__name__.rpartition(".")[2], adapter, config
+
+
+def make_room(model: VLM) -> bool:
+    """Give the language model a row for the placeholder of pictures where it is a word without one, which is never read here;
+    transformers reads it before the picture takes its place. Returns whether it did."""
+    if model.decoder is None or (model.image_token_id or 0) < model.decoder.vocab_size:
+        return False
+    model.decoder.grow(model.image_token_id + 1)
+    return True
 
 
 def _holds(model: VLM, layout: str) -> bool:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import runpy
-import sys
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 from PIL import Image
-from runs import ROOT, Outcome, tiny_run
+from runs import ROOT, Outcome, call, tiny_run
 
 from lightning_internvl.chat.session import Sampling, Session
 from lightning_internvl.cli import build
@@ -20,18 +16,7 @@ from lightning_internvl.opened import open_run
 
 def chat(*arguments: str, typed: str = "") -> Outcome:
     """`python chat.py ARGUMENTS`."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        patch.object(sys, "argv", ["chat.py", *arguments]),
-        patch.object(sys, "stdin", io.StringIO(typed)),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            runpy.run_path(str(ROOT / "chat.py"), run_name="__main__")
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return Outcome(code, out.getvalue(), err.getvalue())
+    return call("chat.py", *arguments, typed=typed)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +68,8 @@ def test_stages_of_both_kinds_serve_a_run(run: Path, image: Path) -> None:
         (["run={run}", "image={notes}"], 'image= needs question="..."'),
         (["run={run}", "gallery={tmp}/nowhere"], "gallery={tmp}/nowhere is no folder"),
         (["run={run}/handoff/contrastive"], "it looks for pictures: give gallery=FOLDER"),
-        (["run={run}/handoff/contrastive", "question=a", "gallery={tmp}", "image={notes}"], "answers no questions"),
+        (["run={run}/handoff/contrastive", "question=a", "image={notes}"], "it looks for pictures: give gallery=FOLDER"),
+        (["run={run}", "question=a", "gallery={tmp}", "image={notes}"], "exclude each other: question= is about a picture"),
         (["run={run}/handoff/supervised", "gallery={tmp}"], "does not compare pictures and texts"),
         (["run={run}", "ui=wbe"], "ui='wbe' is not known; did you mean 'web'?"),
         (["run={run}", "ui=web", "question=a"], "leave it out with ui=web"),

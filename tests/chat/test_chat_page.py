@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chat_toys import talker
 from PIL import Image
 from runs import ROOT, tiny_run
 
+from lightning_internvl.chat.loading import Loaded
+from lightning_internvl.chat.session import Sampling, Session
+
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install -r requirements-chat.txt")
+web = pytest.importorskip("lightning_internvl.chat.web")
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
@@ -26,10 +32,9 @@ LIMIT = 40_000  # ms for anything on a slow machine
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A page over a tiny untrained run, whose answers are long."""
-    overrides = ["decoder.config.initializer_range=0.5", "decoder.config.max_position_embeddings=4096"]
-    run = tiny_run(tmp_path_factory.mktemp("run") / "tiny", *overrides)
-    options = [f"run={run}", "ui=web", "port=0", "max_upload_mb=1", "max_new_tokens=1500", "found=4"]
+    """A page over a tiny untrained run."""
+    run = tiny_run(tmp_path_factory.mktemp("run") / "tiny", "decoder.config.initializer_range=0.5")
+    options = [f"run={run}", "ui=web", "port=0", "max_upload_mb=1", "max_new_tokens=20", "found=4"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HTTPS_PROXY": "http://127.0.0.1:9"}
     with subprocess.Popen(
         [sys.executable, str(ROOT / "chat.py"), *options], stdout=subprocess.PIPE, text=True, env=environment
@@ -107,23 +112,55 @@ def test_a_conversation_about_several_pictures(page: Any, tmp_path: Path) -> Non
     assert page.locator("#chat .bot.message").count() == 0
 
 
-def test_an_answer_streams_and_can_be_stopped(page: Any) -> None:
-    ask(page, "say something long")
-    page.wait_for_selector("#chat .bot.message")
-    page.click("#box .stop-button")
-    idle(page)
-    stopped = answer(page)
-    page.click("#new")
-    page.wait_for_selector("#chat .example")
-    ask(page, "say something long")
-    lengths = set()
-    page.wait_for_selector("#chat .bot.message")
-    deadline = time.time() + LIMIT / 1000
-    while page.locator("#box .stop-button").count() and time.time() < deadline:
-        lengths.add(len(answer(page)))
-    idle(page)
-    assert len(lengths) > 2  # it grew
-    assert 0 < len(stopped) < len(answer(page))
+class Gate:
+    """Lets a model write so many tokens and then waits to be opened, however fast the machine is."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.written, self.opened = tokens, 0, threading.Event()
+
+    def __call__(self, *ignored: Any) -> None:
+        if self.written >= self.tokens:
+            assert self.opened.wait(LIMIT / 1000)
+        self.written += 1
+
+
+def test_an_answer_streams_and_can_be_stopped(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    model, chats = talker(context=4096)
+    gate, talks = Gate(8), []
+    model.decoder.register_forward_pre_hook(gate)
+
+    def begin() -> Session:
+        talks.append(Session(model, chats))
+        return talks[-1]
+
+    settings = {"host": "127.0.0.1", "port": 0, "max_upload_mb": 1, "gallery": None, "found": 4}
+    made = web.make_page(Loaded("a toy", begin, None), settings, Sampling(max_new_tokens=60), tmp_path)
+    visit = browser.new_page()
+    visit.set_default_timeout(LIMIT)
+    try:
+        visit.goto(web.launch(made, settings))
+        visit.wait_for_selector("#box textarea")
+        ask(visit, "say something long")
+        visit.wait_for_function("document.querySelector('#chat .bot.message')?.innerText.trim()")  # while it is written
+        visit.click("#box .stop-button")
+        told, deadline = False, time.monotonic() + LIMIT / 1000
+        while not told and time.monotonic() < deadline:
+            told = any(talk._told and talk._told.stop for talk in talks)
+            visit.wait_for_timeout(20)
+        assert told
+        gate.opened.set()
+        idle(visit)
+        assert gate.written <= gate.tokens + 1
+        stopped = answer(visit)
+        ask(visit, "say something long")
+        visit.wait_for_function("document.querySelectorAll('#chat .bot.message').length >= 2")
+        idle(visit)
+        assert 0 < len(stopped) < len(answer(visit))
+    finally:
+        gate.opened.set()
+        visit.close()
+        made.close()
 
 
 def test_an_example_is_asked(page: Any) -> None:

@@ -34,7 +34,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for i in range(24):
         sample = scenes[i]
         Image.fromarray(sample["images"][0]).save(folder / "pictures" / f"{i}.png")
-        turns = [{"from": {"user": "human", "assistant": "gpt"}[m["role"]], "value": m["content"]} for m in sample["conversation"]]
+        roles = {"user": "human", "assistant": "gpt"}
+        turns = [{"from": roles[m["role"]], "value": m["content"]} for m in sample["conversation"]]
         lines.append(json.dumps({"id": f"scene-{i}", "image": f"pictures/{i}.png", "conversations": turns}))
     (folder / "chats.jsonl").write_text("\n".join(lines))
     export = ["python", "export.py", f"run={folder}/toy", f"to={folder}/base"]

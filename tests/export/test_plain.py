@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from export_toys import composed, draw
+from torch import nn
 
 from lightning_internvl import peft
+from lightning_internvl.assembly import View, make_view, stage_settings
 from lightning_internvl.checkpoints.files import own_tensors
 from lightning_internvl.cli import build
+from lightning_internvl.compose import compose_model
 from lightning_internvl.export import check
 from lightning_internvl.export.plain import make_plain
 from lightning_internvl.opened import open_run
-from lightning_internvl.quantization import quantized_layers
+from lightning_internvl.quantization import dequantized, quantized_layers
 
 RECIPES = (
     "internvl_toy", "internvl_chat_toy", "internvl_1_5_toy", "internvl_retrieval_toy", "llava_toy", "blip2_toy",
@@ -21,18 +28,17 @@ RECIPES = (
     "flamingo_toy", "clip_toy",
 )  # fmt: skip
 WITHOUT_DECODER = ("internvl_retrieval_toy", "clip_toy")
+ADAPTERS = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": peft.BLOCKS}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("method", ["lora", "dora"])
-def test_merged_equals_adapter(make_run: Callable[..., Path], recipe: str, method: str) -> None:
+def test_merged_equals_adapter(recipe: str, method: str) -> None:
     parts = ("encoder", "middleware") if recipe in WITHOUT_DECODER else ("encoder", "middleware", "decoder")
     if (recipe, method) == ("xcomposer2_toy", "dora"):
         parts = ("encoder", "middleware")  # DoRA rescales what a layer gives, and with it the Partial LoRA that is added inside
-    chosen = [f"peft={method}", *(f"peft/part@peft.{part}={method}" for part in parts)]
-    off = [f"peft.{part}=null" for part in ("encoder", "middleware", "decoder") if part not in parts]
-    view = open_run(make_run(recipe, *chosen, *off), build).view
-    model, prompts, greedy = view.model, check.prompts(view), check.greedy(view)
+    view = adapted_view(recipe, dict.fromkeys(parts, ADAPTERS | {"method": method}))
+    model, prompts, greedy = view.model, check.prompts(view)[:1], check.greedy(view)
     before = [check.outputs(model, prompt, greedy) for prompt in prompts]
     names = {name for name in own_tensors(model) if not peft.is_update(name)}
     assert {name.partition(".")[0] for name, _ in peft.adapted(model)} == set(parts)
@@ -40,6 +46,15 @@ def test_merged_equals_adapter(make_run: Callable[..., Path], recipe: str, metho
     assert not peft.adapted(model)
     assert set(own_tensors(model)) == names
     check.compare_all(prompts, before, [check.outputs(model, prompt, greedy) for prompt in prompts])  # within 1e-4
+
+
+def adapted_view(recipe: str, adapters: dict[str, Any]) -> View:
+    """The last stage of a recipe with these adapters by part, all weights drawn anew."""
+    config = composed(recipe)
+    settings = stage_settings(config, config["pipeline"][-1])
+    model, tokenizers = compose_model(settings["parts"] | {"peft": adapters}, build)
+    draw(model)
+    return make_view(settings, model.eval(), tokenizers, build)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
@@ -52,3 +67,13 @@ def test_quantized_weights_become_plain(make_run: Callable[..., Path], quantizat
     assert not quantized_layers(model)
     assert {name: tensor.shape for name, tensor in own_tensors(model).items()} == shapes
     assert model.decoder.lm.get_output_embeddings().weight is model.decoder.lm.get_input_embeddings().weight
+
+
+def test_plain_layers_need_no_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # an import would raise
+    layer = nn.Linear(4, 3)
+    assert dequantized(layer).equal(layer.weight)
+
+
+def test_bitsandbytes_does_not_ask_for_kernels_that_nothing_uses() -> None:
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from runs import call
 
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.files import own_tensors
@@ -20,7 +19,6 @@ from lightning_internvl.freezing import FreezePlan
 from lightning_internvl.opened import open_run
 
 MakeRun = Callable[..., Path]
-ROOT = CONF.parent
 
 
 def settings(*overrides: str) -> object:
@@ -52,9 +50,9 @@ def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
 
 
 def command(*words: str) -> str:
-    done = subprocess.run([sys.executable, "export.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    return done.stderr
+    done = call("export.py", *words)
+    assert done.code == 2
+    return done.err
 
 
 def test_the_command_names_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
