@@ -13,8 +13,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
-from published import LAYOUTS, NO_WORD, fresh, publish
-from runs import Outcome, losses, same_weights, tiny_run, train, weights
+from published import LAYOUTS, NO_WORD, publish
+from runs import ROOT, Outcome, losses, same_weights, tiny_run, train, weights
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -37,7 +37,7 @@ QUESTION = "what is in the top-left?"
 STILL = "stages.finetune.optimizer.lr=1e-30"  # trains, and changes nothing
 # Chat formats that the toy tokenizer spells letter by letter.
 SHORT = {case: ["data.chats_collate.system="] for case in ("xcomposer2", "xcomposer1")}
-Answer = dict[str, Any]
+EXPORTED = ("internvl_chat", "internvl_chat_llava", "llava", "minigpt4", "xcomposer2", "qwen2_vl")  # tests/export has the rest
 
 
 def picture(number: int) -> np.ndarray:
@@ -115,9 +115,10 @@ def test_every_layout(case: str, tmp_path: Path, chats: Path) -> None:
     said = answer(theirs.model, theirs.chats)
     assert answer(ours.model, ours.chats) == said
 
-    export(opened, tmp_path / "out", Options())
-    again = open_model(tmp_path / "out").view
-    assert answer(again.model, again.chats) == said
+    if case in EXPORTED:
+        export(opened, tmp_path / "out", Options())
+        again = open_model(tmp_path / "out").view
+        assert answer(again.model, again.chats) == said
 
     start.rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="published has gone; put it back"):
@@ -248,9 +249,8 @@ def test_what_a_start_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"pads with id \d+, the language model has \d+ rows; give data\.tokenizer="):
         inherited(tmp_path / "bare", f"data.tokenizer={tmp_path / 'wider'}")
 
-    fresh("clip_toy", [])[0].model.save_pretrained(tmp_path / "clip")
     with pytest.raises(ValueError, match="clip has no decoder, so it cannot answer; start from"):
-        inherited(tmp_path / "clip")
+        inherited(ROOT / "tests" / "fixtures" / "hf" / "clip")
 
 
 def test_nothing_but_parts_of_this_package_is_inherited(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ PIECE = "|".join(
     [*sorted(chinese_words(), key=lambda word: (-len(word), word)), r"\p{Han}| ?[A-Za-z]+(?:-[A-Za-z]+)*|[0-9]+|\),\(|\s|."]
 )
 
+SAVED_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+
 
 def toy_tokenizer(extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Word-level tokenizer with byte fallback: any text round-trips, and the built-in texts take one token a word.
@@ -123,12 +125,14 @@ def saved_tokenizer(folder: str | None = None, extra_tokens: Sequence[str] = ())
         extra_tokens: a placeholder of pictures, where the checkpoint has no word for it.
 
     Raises:
-        ValueError: if the hand-off holds none, or the checkpoint has gone.
+        ValueError: if the hand-off or the checkpoint holds none, or has gone.
     """
     if folder is None:
         raise ValueError("the tokenizer of this hand-off is missing: its folder `tokenizers` is gone")
     if Path(folder).is_absolute() and not Path(folder).is_dir():
         raise ValueError(f"the tokenizer is read from {folder}, which is not there; put it back")
+    if Path(folder).is_dir() and not any(file for kind in SAVED_FILES for file in Path(folder).glob(kind)):
+        raise ValueError(f"{folder} has no file of one ({', '.join(SAVED_FILES)})")  # the library would make one without words
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.add_tokens(list(extra_tokens), special_tokens=True)

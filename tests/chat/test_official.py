@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +55,16 @@ CASES = {
 }  # fmt: skip
 
 
+@cache
+def composed(recipe: str, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=[f"experiment={recipe}", "paths.root=.", *overrides])
+    return OmegaConf.to_container(config, resolve=True)
+
+
 def fresh(recipe: str, overrides: list[str]) -> tuple[View, dict[str, Any]]:
     """The last stage of a recipe with random weights, and its tokenizers."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", overrides=[f"experiment={recipe}", "paths.root=.", *overrides])
-    config = OmegaConf.to_container(composed, resolve=True)
+    config = copy.deepcopy(composed(recipe, *overrides))
     settings = stage_settings(config, config["pipeline"][-1])
     model, tokenizers = compose_model(settings["parts"], build)
     return make_view(settings, model.eval(), tokenizers, build), tokenizers
