@@ -1,8 +1,8 @@
-"""A start for a new connector in front of a language model that knows its words: visual tokens are drawn to the words of captions.
+"""A start for a new connector in front of a language model that knows its words: visual tokens are drawn to those of captions.
 
-The language model does not run, only its table of embeddings is read, so a step costs little more than the tower. What follows, the
-usual alignment through the whole model, starts from visual tokens that lie where words lie, and at their length, instead of from
-noise many times as loud.
+The language model does not run, only its table of embeddings is read, so a step costs little more than the tower. What
+follows, the usual alignment through the whole model, starts from visual tokens that lie where words lie, and at their length,
+instead of from noise many times as loud.
 
 Letters: B pictures, T visual tokens, L text length, H decoder width.
 """
