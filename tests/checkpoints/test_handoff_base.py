@@ -125,9 +125,7 @@ def test_what_was_read_elsewhere_is_kept_with_the_weights(tmp_path: Path, monkey
     model = compose_model(CONFIG, trusted_build)[0]
     model.decoder = built["decoder"]
     folder = tmp_path / "handoff"
-    handoff.save(
-        model, folder, stage="a", step=1, config=config, plan=FreezePlan(["decoder"]), tokenizers={"decoder": tokenizer}
-    )
+    handoff.save(model, folder, stage="a", step=1, config=config, plan=FreezePlan(["decoder"]), tokenizers={"decoder": tokenizer})
     shutil.rmtree(source)
     loaded, tokenizers, _ = handoff.load(folder)
     assert isinstance(tokenizers["decoder"], PreTrainedTokenizerFast)
