@@ -7,7 +7,7 @@ python export.py --cfg job                        # all settings
 from __future__ import annotations
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_internvl.cli import build, command
 
@@ -17,7 +17,7 @@ def main(config: DictConfig) -> None:
     """Do what the command line asks for. PyTorch is imported after the settings were found right."""
     from lightning_internvl.export.settings import checked
 
-    settings = checked(config)
+    settings = checked(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     from lightning_internvl.export.run import run_export
 
     run_export(settings, build)

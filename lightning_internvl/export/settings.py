@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from lightning_internvl.checks import ConfigError, suggestion
 
@@ -27,13 +26,12 @@ class Settings:
     licence_link: str | None
 
 
-def checked(config: DictConfig) -> Settings:
-    """The settings, complete and right in themselves.
+def checked(plain: Mapping[str, Any]) -> Settings:
+    """The settings, complete and right in themselves, from plain values.
 
     Raises:
         ConfigError: with all faults, each naming the setting, its value and what is valid.
     """
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     to, size = Path(str(plain["to"])), plain["max_shard_gb"]
     faults = []
     if to.exists() and (not to.is_dir() or any(to.iterdir())):

@@ -85,11 +85,13 @@ def test_a_faulty_line_is_told_and_ends_nothing(
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     terminal, printed = Terminal(Loaded("a toy", session, None), Sampling(max_new_tokens=200)), []
+    sent: list[bool] = []
 
     def slow(*values: object, **options: object) -> None:
         printed.append(values)
         print(*values, **options)
-        if len(printed) == 4 and options.get("flush"):
+        if len(printed) >= 4 and options.get("flush") and not sent:
+            sent.append(True)
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(terminal_module, "print", slow, raising=False)

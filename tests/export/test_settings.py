@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from runs import call
 
 from lightning_internvl.checkpoints import handoff
@@ -23,7 +24,7 @@ MakeRun = Callable[..., Path]
 
 def settings(*overrides: str) -> object:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(compose("export", overrides=list(overrides)))
+        return checked(OmegaConf.to_container(compose("export", overrides=list(overrides)), resolve=True, throw_on_missing=True))
 
 
 @pytest.mark.parametrize(
