@@ -63,3 +63,13 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
         count = count.clone()
         dist.all_reduce(count)
     return total * world_size() / count.clamp(min=1)
+
+
+def largest(number: int) -> int:
+    """The largest of all ranks' numbers."""
+    if world_size() == 1:
+        return number
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    found = torch.tensor(number, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
