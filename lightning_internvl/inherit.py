@@ -19,7 +19,7 @@ from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.origin import handoff_of, is_ours
 from lightning_internvl.checkpoints.pretrained import local_folder, meta_model
 from lightning_internvl.checks import INHERITED, PARTS
-from lightning_internvl.compose import TRUSTED, Config, check_trusted, compose_model, trusted_build
+from lightning_internvl.compose import TRUSTED, Config, compose_model, trusted_build
 from lightning_internvl.data.collation import pad_id
 from lightning_internvl.data.processors import Processor
 from lightning_internvl.files import RUN_CONFIG
@@ -125,13 +125,9 @@ def _of_run(folder: Path, template: str | None) -> Legacy:
 
 def _handed_over(folder: Path) -> Config:
     """The configuration of the model in a hand-off folder, with the places of its tokenizers."""
-    known = handoff.read_manifest(folder)["config"]
-    check_trusted(known)
+    known = handoff.trusted_config(folder, handoff.read_manifest(folder))
     if not known.get("decoder"):
         raise ValueError(f"init_from={folder} {NO_DECODER}")
-    for part in PARTS:
-        if (saved := folder / handoff.TOKENIZERS / part).is_dir():
-            known[part]["tokenizer"]["folder"] = str(saved.resolve())
     return known
 
 

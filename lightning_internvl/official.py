@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.assembly import View
@@ -22,7 +21,7 @@ from lightning_internvl.checkpoints.adapters import Config, adapter_for
 from lightning_internvl.checkpoints.files import WeightFiles, read_config
 from lightning_internvl.checkpoints.pretrained import load_pretrained, local_folder
 from lightning_internvl.checks import suggestion
-from lightning_internvl.data.collate import ChatCollator, PairCollator, Sample
+from lightning_internvl.data.collate import ChatCollator, PairCollator
 from lightning_internvl.data.encode import ImageTokens
 from lightning_internvl.data.instructions import Instructions
 from lightning_internvl.data.processors import Processor
@@ -45,7 +44,6 @@ from lightning_internvl.systems import (
 
 PLACEHOLDER = "<IMG_CONTEXT>"  # in text, where a layout has no word for a visual token
 SAVED = "lightning_internvl.data.tokenizer.saved_tokenizer"
-NO_WORD = -200  # its id then
 LONGEST = 4096  # tokens of a conversation, where the model does not say
 Frame = tuple[str, str] | None
 
@@ -132,7 +130,7 @@ def placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
     if model.image_token_id is not None and 0 <= model.image_token_id < len(words):
         return words.convert_ids_to_tokens(model.image_token_id)
     words.add_tokens(PLACEHOLDER, special_tokens=True)
-    model.image_token_id = NO_WORD
+    model.image_token_id = words.convert_tokens_to_ids(PLACEHOLDER)
     return PLACEHOLDER
 
 
@@ -175,7 +173,7 @@ def _chats(
     instructions = None
     if getattr(model.middleware, "instructed", False):
         instructions = Instructions(load_tokenizer(folder / "qformer_tokenizer"))
-    return FolderChats(
+    return ChatCollator(
         words,
         template,
         processor,
@@ -184,7 +182,6 @@ def _chats(
         names,
         split_answers=not shifts_labels(model.decoder),
         instructions=instructions,
-        image_id=model.image_token_id,
     )
 
 
@@ -194,23 +191,6 @@ def _reading(layout: str, model: VLM) -> Config:
         positions = len(model.middleware.text_model.embeddings.position_embedding.weight)
         return {"itc_prompt": "", "max_length": positions, "fill": layout == "siglip"}
     return {"itc_prompt": "summarize:" if layout.startswith("internvl") else "", "max_length": 80}
-
-
-class FolderChats(ChatCollator):
-    """A `ChatCollator` for a model whose id of a visual token is no word of its tokenizer.
-
-    Args:
-        image_id: that id.
-    """
-
-    def __init__(self, *args: Any, image_id: int, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.image_id, self.word_id = image_id, self.tokenizer.convert_tokens_to_ids(self.image_tokens.context)
-
-    def prompts(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """As those of `ChatCollator`, with the model's own id."""
-        batch = super().prompts(samples)
-        return batch | {"input_ids": batch["input_ids"].masked_fill(batch["input_ids"] == self.word_id, self.image_id)}
 
 
 class FolderPairs(PairCollator):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.quantization import WRAPPED, dequantized, plain_name
+from lightning_internvl.quantization import WRAPPED, dequantized, plain_linear, plain_name
 
 NAME = "default"  # of the adapter, there is one
 UPDATES = ("lora_A", "lora_B", "lora_magnitude_vector")
@@ -123,11 +123,8 @@ def start_magnitudes(model: nn.Module, names: Iterable[str]) -> None:
         if NAME in layer.lora_magnitude_vector and f"{name}.lora_magnitude_vector.{NAME}.weight" in fresh:
             weight, update = dequantized(layer.get_base_layer()), layer.lora_magnitude_vector[NAME].weight
             with torch.no_grad():
-                update.copy_(torch.linalg.vector_norm(weight + _delta(layer).to(weight.dtype), dim=1).to(update.dtype))
-
-
-def _delta(layer: nn.Module) -> Tensor:
-    return layer.scaling[NAME] * (layer.lora_B[NAME].weight @ layer.lora_A[NAME].weight)
+                whole = _sum(weight, _updates(layer), layer.scaling[NAME])
+                update.copy_(torch.linalg.vector_norm(whole, dim=1).to(update.dtype))
 
 
 @torch.no_grad()
@@ -135,25 +132,25 @@ def merge(model: nn.Module) -> None:
     """Add every update to its weight and leave plain layers behind, which every layout of the parts can hold."""
     for name, layer in adapted(model):
         base = layer.get_base_layer()
-        settings = {"method": "dora" if NAME in layer.lora_magnitude_vector else "lora"}
-        updates = {kind: _update(layer, kind) for kind in UPDATES if NAME in getattr(layer, kind, {})}
-        weight = merged(dequantized(base), updates, layer.scaling[NAME], settings["method"])
-        plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-        plain.weight = nn.Parameter(weight, requires_grad=False)
-        plain.bias = base.bias
-        plain._forward_hooks.update(base._forward_hooks)  # a Partial LoRA goes on to act
-        model.set_submodule(name, plain.train(layer.training))
+        weight = merged(dequantized(base), _updates(layer), layer.scaling[NAME])
+        model.set_submodule(name, plain_linear(base, weight))
 
 
-def _update(layer: nn.Module, kind: str) -> Tensor:
-    return getattr(layer, kind)[NAME].weight
+def _updates(layer: nn.Module) -> dict[str, Tensor]:
+    return {kind: getattr(layer, kind)[NAME].weight for kind in UPDATES if NAME in getattr(layer, kind, {})}
 
 
-def merged(weight: Tensor, updates: Mapping[str, Tensor], scale: float, method: str) -> Tensor:
+def _sum(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
+    """Weight and update in the type of the weight, before any magnitude: (O, I)."""
+    return weight + (scale * (updates["lora_B"] @ updates["lora_A"])).to(weight.dtype)
+
+
+def merged(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
     """The weight (O, I) that does what weight and update do together; works on the meta device too."""
-    whole = weight.float() + scale * (updates["lora_B"].float() @ updates["lora_A"].float())
-    if method == "dora":
-        whole *= (updates["lora_magnitude_vector"].float() / torch.linalg.vector_norm(whole, dim=1))[:, None]
+    updates = {kind: tensor.float() for kind, tensor in updates.items()}
+    whole = _sum(weight.float(), updates, scale)
+    if "lora_magnitude_vector" in updates:
+        whole *= (updates["lora_magnitude_vector"] / torch.linalg.vector_norm(whole, dim=1))[:, None]
     return whole.to(weight.dtype)
 
 
@@ -169,7 +166,7 @@ def merged_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Setting
             kind: found.pop(f"{owner}.{kind}.{NAME}.weight") for kind in UPDATES if f"{owner}.{kind}.{NAME}.weight" in found
         }
         key = f"{owner}.weight"
-        found[key] = merged(found[key], updates, own["alpha"] / own["rank"], own["method"])
+        found[key] = merged(found[key], updates, own["alpha"] / own["rank"])
     return found
 
 

@@ -1,4 +1,5 @@
-"""Frozen weights in 4 or 8 bits (QLoRA, Dettmers et al. 2023; LLM.int8, Dettmers et al. 2022), with the layers of bitsandbytes.
+"""Frozen weights in 4 or 8 bits (QLoRA, Dettmers et al. 2023; LLM.int8, Dettmers et al. 2022), with the layers of bitsandbytes,
+or in the 16 bits of bfloat16, which need no library.
 
 Quantised once all weights are loaded. Files never hold quantised weights: they hold what the quantised ones stand for.
 """
@@ -63,6 +64,26 @@ class Int8Head(nn.Module):
         return F.linear(states, self.weight.to(states.dtype), self.bias)
 
 
+class Bf16Linear(nn.Linear):
+    """A linear layer whose weight is held in bfloat16; it computes in that type and answers in the type that it was asked in."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., I) -> (..., O)"""
+        if torch.is_autocast_enabled(states.device.type):  # which says the types, as for any other layer
+            return super().forward(states)
+        dtype = self.weight.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.linear(states.to(dtype), self.weight, bias).to(states.dtype)
+
+
+class Bf16Table(nn.Embedding):
+    """A table of token embeddings held in bfloat16."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) -> (..., H), in the type of the run: float32, unless its precision is a true half"""
+        return super().forward(ids).to(torch.get_default_dtype())
+
+
 class Quantized(NamedTuple):
     """What became of a part: layers and tables quantised, layers left because their rows are no whole blocks, and bytes."""
 
@@ -76,7 +97,7 @@ def quantize(model: nn.Module, settings: Mapping[str, str | None] | None, keep: 
     """Quantise the linear layers and token embeddings of the parts that `settings` names, in place; vectors stay as they are.
 
     Args:
-        settings: by part: nf4, int8 or None. Embeddings take 8 bits in both, because 4 cost them too much.
+        settings: by part: nf4, int8, bf16 or None. Embeddings take 8 bits with nf4 too, because 4 cost them too much.
         keep: names of parameters, as files have them, that train and so cannot be quantised.
     """
     found = {}
@@ -86,10 +107,10 @@ def quantize(model: nn.Module, settings: Mapping[str, str | None] | None, keep: 
             continue
         before, left = _bytes(part), 0
         tables = _tables(part)
-        for inner, layer in _frozen(name, part, set(keep)):
+        for inner, layer in _frozen(name, part, method, set(keep)):
             if layer in tables:
-                _quantize_table(part.lm, layer, *tables)
-            elif layer.in_features % BLOCK:
+                _quantize_table(part.lm, layer, *tables, method)
+            elif not _fits(layer, method):
                 left += 1
             else:
                 part.set_submodule(inner, _linear(layer, method))
@@ -104,12 +125,14 @@ def quantized_bytes(
     found = {}
     for name, method in (settings or {}).items():
         part = getattr(model, name, None)
-        for _, layer in _frozen(name, part, set(keep)) if method and part is not None else ():
-            weight = layer.weight
-            if layer not in _tables(part) and layer.in_features % BLOCK:
-                continue
-            small = method == "nf4" and layer not in _tables(part)
-            found[weight] = weight.numel() // 2 + 4 * weight.numel() // BLOCK if small else weight.numel() + 4 * weight.shape[0]
+        for _, layer in _frozen(name, part, method, set(keep)) if method and part is not None else ():
+            weight, table = layer.weight, layer in _tables(part)
+            if method == "bf16":
+                found[weight] = 2 * weight.numel()
+            elif method == "nf4" and not table and _fits(layer, method):
+                found[weight] = weight.numel() // 2 + 4 * weight.numel() // BLOCK
+            elif table or _fits(layer, method):
+                found[weight] = weight.numel() + 4 * weight.shape[0]
     return found
 
 
@@ -118,13 +141,19 @@ def _tables(part: nn.Module) -> tuple[nn.Module, ...]:
     return (part.lm.get_input_embeddings(), part.lm.get_output_embeddings()) if hasattr(part, "lm") else ()
 
 
-def _frozen(name: str, part: nn.Module, kept: set[str]) -> list[tuple[str, nn.Module]]:
-    """The layers of a part that can be quantised and do not train, by name."""
+def _fits(layer: nn.Linear, method: str) -> bool:
+    """Whether a method can hold a linear layer."""
+    return method == "bf16" or not layer.in_features % BLOCK
+
+
+def _frozen(name: str, part: nn.Module, method: str, kept: set[str]) -> list[tuple[str, nn.Module]]:
+    """The layers of a part that can be quantised and do not train, by name; bf16 is for those that are larger now."""
     tables = _tables(part)
     return [
         (inner, layer)
         for inner, layer in part.named_modules()
         if layer in tables or (type(layer) is nn.Linear and ".lora_" not in inner)
+        if method != "bf16" or layer.weight.dtype == torch.float32
         if not any(plain_name(f"{name}.{inner}.{leaf}") in kept for leaf, _ in layer.named_parameters(recurse=False))
     ]
 
@@ -136,6 +165,8 @@ def _bytes(part: nn.Module) -> int:
 
 
 def _linear(layer: nn.Linear, method: str) -> nn.Module:
+    if method == "bf16":
+        return _short(layer)
     import bitsandbytes as bnb
 
     device, weight = layer.weight.device, layer.weight.data
@@ -156,10 +187,39 @@ def _linear(layer: nn.Linear, method: str) -> nn.Module:
     return made.to(device)  # it is the move that quantises
 
 
-def _quantize_table(lm: nn.Module, layer: nn.Module, words: nn.Module, head: nn.Module | None) -> None:
+def _short(layer: nn.Linear | nn.Embedding) -> nn.Module:
+    """A layer or table over the same parameter, which is in bfloat16 from now on."""
+    layer.weight.data = layer.weight.data.to(torch.bfloat16)
+    layer.weight.requires_grad_(False)
+    if isinstance(layer, nn.Linear):
+        return plain_linear(layer, layer.weight, Bf16Linear)
+    table = Bf16Table(layer.num_embeddings, layer.embedding_dim, device="meta")
+    table.weight = layer.weight
+    return table
+
+
+def plain_linear(layer: nn.Module, weight: Tensor, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
+    """A linear layer with this weight (O, I) in the place of `layer`, with its bias, its hooks and its mode.
+
+    Args:
+        weight: a parameter is taken as it is, so that what shares it goes on to share it; any other tensor does not train.
+    """
+    made = kind(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
+    made.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
+    made.bias = layer.bias
+    made._forward_hooks.update(layer._forward_hooks)  # Partial LoRA acts by hooks
+    return made.train(layer.training)
+
+
+def _quantize_table(lm: nn.Module, layer: nn.Module, words: nn.Module, head: nn.Module | None, method: str) -> None:
     """The input embeddings, with the output layer where they are tied, or an output layer of its own."""
     tied = head is not None and head.weight is words.weight
-    if layer is words:
+    if method == "bf16":
+        if layer is words:
+            lm.set_input_embeddings(_short(words))
+        if isinstance(head, nn.Linear) and (layer is words) == tied:  # the layer inside an adapter comes by itself
+            lm.set_output_embeddings(_short(head))
+    elif layer is words:
         table = Int8Table(words.weight.data)
         lm.set_input_embeddings(table)
         if tied:
@@ -175,21 +235,21 @@ def plain_name(name: str) -> str:
 
 def is_quantized(layer: nn.Module) -> bool:
     """Whether a layer holds quantised weights."""
-    return isinstance(layer, Int8Table) or type(layer).__name__ in ("Linear4bit", "Linear8bitLt")
+    return isinstance(layer, Int8Table | Bf16Linear | Bf16Table) or type(layer).__name__ in ("Linear4bit", "Linear8bitLt")
 
 
 def dequantized(layer: nn.Module) -> Tensor:
     """The weight of a layer, or what its quantised weight stands for."""
-    if not is_quantized(layer):
+    if isinstance(layer, Bf16Linear | Bf16Table):
+        return layer.weight.detach().float()
+    if isinstance(layer, Int8Table) or not is_quantized(layer):
         return layer.weight.detach()
     import bitsandbytes as bnb
 
     if isinstance(layer, bnb.nn.Linear4bit):
         return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    if isinstance(layer, bnb.nn.Linear8bitLt):
-        scale = (layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB).float()
-        return (layer.weight.data.float() * scale[:, None] / 127).to(_dtype(layer))
-    return layer.weight.detach()
+    scale = (layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB).float()
+    return (layer.weight.data.float() * scale[:, None] / 127).to(_dtype(layer))
 
 
 def _dtype(layer: nn.Module) -> torch.dtype:

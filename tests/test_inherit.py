@@ -18,9 +18,11 @@ from runs import ROOT, Outcome, losses, same_weights, tiny_run, train, weights
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from lightning_internvl import load_pretrained
 from lightning_internvl.assembly import stage_settings
 from lightning_internvl.chat.session import Sampling, Session
-from lightning_internvl.checks import ConfigError, check_config
+from lightning_internvl.checkpoints.files import own_tensors
+from lightning_internvl.checks import PARTS, ConfigError, check_config
 from lightning_internvl.cli import CONF, build
 from lightning_internvl.data.encode import token_id
 from lightning_internvl.data.templates import load_template
@@ -30,6 +32,7 @@ from lightning_internvl.inherit import inherit
 from lightning_internvl.model import VLM
 from lightning_internvl.official import open_model
 from lightning_internvl.opened import open_run
+from lightning_internvl.quantization import Bf16Linear, Bf16Table, quantized_layers
 from lightning_internvl.stages import SupervisedStage
 
 ANSWERS = ("cat", "two dogs")
@@ -84,11 +87,10 @@ def samples() -> list[dict[str, Any]]:
 
 
 def loss_of(model: VLM, collator: Any) -> float:
-    """The loss of both conversations, with the model's own id in the place of a word that stands for it."""
+    """The loss of both conversations."""
     batch = collator(samples())
     word = token_id(collator.tokenizer, collator.image_tokens.context)
     assert not (batch["labels"] == word).any()
-    batch["input_ids"] = batch["input_ids"].masked_fill(batch["input_ids"] == word, model.image_token_id)
     with torch.no_grad():
         return float(model(**{name: value for name, value in batch.items() if name not in ("keys", "image_counts")}).loss)
 
@@ -154,9 +156,11 @@ def test_two_stages(tmp_path: Path, chats: Path) -> None:
     assert "inherited" not in (run / "config.yaml").read_text()
 
 
-def test_resumed_equals_never_stopped(tmp_path: Path, chats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quantization", ["none", "bf16"])
+def test_resumed_equals_never_stopped(tmp_path: Path, chats: Path, monkeypatch: pytest.MonkeyPatch, quantization: str) -> None:
     publish("minigpt4", tmp_path / "published")
-    whole = finetuned(tmp_path / "published", chats, tmp_path / "whole", "max_steps=3")
+    words = ("max_steps=3", f"quantization={quantization}")
+    whole = finetuned(tmp_path / "published", chats, tmp_path / "whole", *words)
 
     def crashing(self: SupervisedStage, batch: Any, batch_idx: int) -> Tensor:
         if self.global_step == 2:
@@ -166,13 +170,30 @@ def test_resumed_equals_never_stopped(tmp_path: Path, chats: Path, monkeypatch: 
     step, run = SupervisedStage.training_step, tmp_path / "run"
     monkeypatch.setattr(SupervisedStage, "training_step", crashing)
     with pytest.raises(RuntimeError, match="crash"):
-        finetune(tmp_path / "published", chats, run, "max_steps=3", "callbacks.checkpoint.every_n_steps=1")
+        finetune(tmp_path / "published", chats, run, *words, "callbacks.checkpoint.every_n_steps=1")
     monkeypatch.undo()
     (tmp_path / "published").rename(tmp_path / "elsewhere")
     assert "published, which is not there; put it back" in train(f"resume={run}").err
     (tmp_path / "elsewhere").rename(tmp_path / "published")
     assert train(f"resume={run}").code == 0
     assert same_weights(whole, run, "finetune")
+
+
+def test_a_base_in_bfloat16(tmp_path: Path, chats: Path) -> None:
+    """It is not written again, and goes out as what it stands for."""
+    view = publish("llava_native", tmp_path / "published")
+    run = finetuned(tmp_path / "published", chats, tmp_path / "run", "quantization=bf16", "quantization.encoder=bf16")
+    assert all(".lora_" in name or name.startswith("middleware.") for name in weights(run, "finetune"))
+    opened = open_run(run, build)
+    kinds = {part: {type(layer) for layer in quantized_layers(getattr(opened.view.model, part)).values()} for part in PARTS}
+    assert kinds == {"encoder": {Bf16Linear}, "middleware": set(), "decoder": {Bf16Linear, Bf16Table}}
+    export(opened, tmp_path / "out", Options())
+    there, base = own_tensors(load_pretrained(tmp_path / "out")), own_tensors(view.model)
+    for name in ("encoder.encoder.layers.0.mlp.fc1.weight", "decoder.lm.model.embed_tokens.weight"):
+        assert there[name].equal(base[name].bfloat16().float())
+    merged = "decoder.lm.model.layers.0.mlp.up_proj.weight"
+    torch.testing.assert_close(there[merged], base[merged].bfloat16().float(), rtol=0, atol=1e-3)
+    assert not there[merged].equal(base[merged].bfloat16().float())
 
 
 def test_from_a_run_of_this_project(tmp_path: Path, chats: Path) -> None:

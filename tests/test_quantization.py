@@ -1,6 +1,8 @@
-"""Frozen weights in 4 and 8 bits: their size, what they stand for, and that files never hold them."""
+"""Frozen weights in 4, 8 and 16 bits: their size, what they stand for, and that files never hold them."""
 
 from __future__ import annotations
+
+import sys
 
 import pytest
 import torch
@@ -9,11 +11,28 @@ from test_peft import LORA, adapted_model, disturb, outputs
 from lightning_internvl import peft
 from lightning_internvl.checkpoints.files import own_tensors
 from lightning_internvl.decoders.hf_causal import HFCausalLM
-from lightning_internvl.quantization import Int8Head, Int8Table, quantize, quantized_bytes, quantized_layers, true_numel
+from lightning_internvl.export.plain import make_plain
+from lightning_internvl.quantization import (
+    Bf16Linear,
+    Bf16Table,
+    Int8Head,
+    Int8Table,
+    quantize,
+    quantized_bytes,
+    quantized_layers,
+    true_numel,
+)
 
+METHODS = ("nf4", "int8", "bf16")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device was found")
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])
 SHAPE_OF_SMOLLM2 = {
     "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
+}  # fmt: skip
+SMALL_LLAMA = {
+    "model_type": "llama", "vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
+    "num_attention_heads": 2,
 }  # fmt: skip
 
 
@@ -42,7 +61,7 @@ def test_a_base_in_4_bits_takes_a_third_of_its_size_in_bf16() -> None:
     assert small + per_weight * (whole - table) <= 0.35 * 2 * whole
 
 
-@pytest.mark.parametrize("method", ["nf4", "int8"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_step_and_an_answer_through_quantised_weights(method: str) -> None:
     model, batch = adapted_model("llava_toy", {"decoder": LORA})
     before = {name: parameter.numel() for name, parameter in own_tensors(model).items()}
@@ -50,7 +69,8 @@ def test_a_step_and_an_answer_through_quantised_weights(method: str) -> None:
     quantize(model, {"decoder": method})
     found = outputs(model, batch)
     assert torch.nn.functional.cosine_similarity(found.flatten(), plain.flatten(), dim=0) > 0.97
-    assert {type(layer).__name__ for layer in quantized_layers(model).values()} >= {"Int8Table"}
+    kinds = {type(layer).__name__ for layer in quantized_layers(model).values()}
+    assert kinds >= {"Bf16Table" if method == "bf16" else "Int8Table"}
     assert {name: tensor.numel() for name, tensor in own_tensors(model).items()} == before
     model.train()
     hidden, labels = model.read(**batch)
@@ -65,7 +85,7 @@ def test_a_step_and_an_answer_through_quantised_weights(method: str) -> None:
     assert all(weights[name].equal(tensor) for name, tensor in own_tensors(model).items()), "an evaluation changed the weights"
 
 
-@pytest.mark.parametrize("method", ["nf4", "int8"])
+@pytest.mark.parametrize("method", METHODS)
 def test_merging_goes_into_what_the_quantised_weights_stand_for(method: str) -> None:
     model, batch = adapted_model("llava_toy", {"decoder": LORA})
     disturb(model)
@@ -77,9 +97,91 @@ def test_merging_goes_into_what_the_quantised_weights_stand_for(method: str) -> 
     name = "decoder.lm.model.layers.1.mlp.up_proj"
     delta = 5 / 3 * stands_for[f"{name}.lora_B.default.weight"] @ stands_for[f"{name}.lora_A.default.weight"]
     torch.testing.assert_close(merged[f"{name}.weight"], stands_for[f"{name}.weight"] + delta, rtol=1e-5, atol=1e-6)
-    # int8 layers round what they read too, which merged ones do not.
+    # int8 and bf16 layers round what they read too, which merged ones do not.
     limit = 1e-4 if method == "nf4" else 5e-2
     torch.testing.assert_close(outputs(model, batch), found, rtol=0, atol=limit * float(found.abs().max()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kept", [None, "model.embed_tokens.weight", "lm_head.weight"])
+def test_plain_again(method: str, tied: bool, kept: str | None) -> None:
+    """Every tensor is what the quantised one stood for, embeddings and output layer share one if they did, and nothing of what
+    trained is lost."""
+    model = Holder(HFCausalLM(config=SMALL_LLAMA | {"tie_word_embeddings": tied}))
+    quantize(model, {"decoder": method}, keep=[f"decoder.lm.{kept}"])
+    before = own_tensors(model)
+    make_plain(model)
+    after = own_tensors(model)
+    assert not quantized_layers(model)
+    assert after.keys() == before.keys()
+    assert all(after[name].equal(before[name]) for name in after)
+    words, head = model.decoder.lm.get_input_embeddings(), model.decoder.lm.get_output_embeddings()
+    assert [type(words), type(head)] == [torch.nn.Embedding, torch.nn.Linear]
+    assert (words.weight is head.weight) is tied
+
+
+def test_bfloat16_is_half_the_size_and_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # an import would raise
+    model = Holder(HFCausalLM(config=SMALL_LLAMA | {"hidden_size": 48, "tie_word_embeddings": False}))  # no whole blocks
+    whole = own_tensors(model)
+    matrices = {name for name, tensor in whole.items() if tensor.ndim == 2}
+    foretold = sum(quantized_bytes(model, {"decoder": "bf16"}).values())
+    report = quantize(model, {"decoder": "bf16"})["decoder"]
+    assert (report.changed, report.left) == (len(matrices), 0)
+    assert report.before - report.after == foretold == 2 * sum(whole[name].numel() for name in matrices)
+    found = own_tensors(model)
+    assert found.keys() == whole.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == torch.float32
+        assert tensor.equal(whole[name].bfloat16().float() if name in matrices else whole[name])
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_layers_in_bfloat16_answer_in_the_type_of_the_question(device: str) -> None:
+    layer = torch.nn.Linear(8, 6, device=device)
+    model = Holder(torch.nn.Sequential(layer))
+    weight, bias = layer.weight.detach().clone(), layer.bias
+    quantize(model, {"decoder": "bf16"})
+    (made,) = model.decoder
+    assert type(made) is Bf16Linear
+    assert made.bias is bias
+    states = torch.randn(2, 3, 8, device=device, requires_grad=True)
+    found = made(states)
+    expected = torch.nn.functional.linear(states.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    assert found.dtype == torch.float32
+    assert found.equal(expected.float())
+    found.sum().backward()
+    assert states.grad.dtype == torch.float32
+    torch.testing.assert_close(states.grad[0, 0], weight.bfloat16().float().sum(dim=0), rtol=0.02, atol=0.02)
+    assert (made.weight.grad, bias.grad is None) == (None, False)
+    assert made(states.bfloat16()).dtype == torch.bfloat16
+    for kind in (torch.bfloat16, torch.float16):
+        with torch.autocast(device, dtype=kind):
+            assert (made(states).dtype, layer(states).dtype) == (kind, kind)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_output_layer_in_bfloat16_keeps_its_adapter(tied: bool) -> None:
+    model = Holder(HFCausalLM(config=SMALL_LLAMA | {"tie_word_embeddings": tied}))
+    peft.add_adapters(model, {"decoder": LORA | {"targets": ["lm.lm_head"]}})
+    disturb(model)
+    states = torch.randn(2, 3, 64)
+    before = model.decoder.head(states).detach()
+    quantize(model, {"decoder": "bf16"})
+    head = model.decoder.lm.get_output_embeddings()
+    assert isinstance(head.get_base_layer(), Bf16Linear)
+    torch.testing.assert_close(model.decoder.head(states), before, rtol=0, atol=0.02 * float(before.abs().max()))
+    make_plain(model)
+    assert type(model.decoder.lm.get_output_embeddings()) is torch.nn.Linear
+    torch.testing.assert_close(model.decoder.head(states), before, rtol=0, atol=0.02 * float(before.abs().max()))
+
+
+def test_what_is_in_16_bits_already_stays() -> None:
+    model = Holder(HFCausalLM(config=SMALL_LLAMA).to(torch.bfloat16))
+    report = quantize(model, {"decoder": "bf16"})["decoder"]
+    assert (report.changed, report.left, report.before) == (0, 0, report.after)
+    assert own_tensors(model)["decoder.lm.lm_head.weight"].dtype == torch.bfloat16
 
 
 def test_quantised_twice_is_quantised_once() -> None:
@@ -106,11 +208,7 @@ def test_layers_whose_rows_are_no_whole_blocks_stay() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_token_embeddings_in_8_bits(tied: bool) -> None:
-    config = {
-        "model_type": "llama", "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "tie_word_embeddings": tied,
-    }  # fmt: skip
-    decoder = HFCausalLM(config=config).eval()
+    decoder = HFCausalLM(config=SMALL_LLAMA | {"hidden_size": 16, "tie_word_embeddings": tied}).eval()
     words, head = decoder.lm.get_input_embeddings().weight.clone(), decoder.lm.get_output_embeddings().weight.clone()
     quantize(Holder(decoder), {"decoder": "nf4"})
     table, output = decoder.lm.get_input_embeddings(), decoder.lm.get_output_embeddings()
@@ -121,6 +219,22 @@ def test_token_embeddings_in_8_bits(tied: bool) -> None:
     assert (decoder.embed(ids) - words[ids]).abs().max() <= error
     torch.testing.assert_close(decoder.head(states), states @ output.weight.T, rtol=1e-5, atol=1e-6)
     assert (output.weight - head).abs().max() <= head.abs().amax(dim=1).max() / 127
+    assert ("decoder.lm.lm_head.weight" in own_tensors(Holder(decoder))) is not tied
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_token_embeddings_in_bfloat16(tied: bool) -> None:
+    decoder = HFCausalLM(config=SMALL_LLAMA | {"tie_word_embeddings": tied}).eval()
+    words, head = (own.weight.detach().clone() for own in (decoder.lm.get_input_embeddings(), decoder.lm.get_output_embeddings()))
+    quantize(Holder(decoder), {"decoder": "bf16"})
+    table, output = decoder.lm.get_input_embeddings(), decoder.lm.get_output_embeddings()
+    assert [type(table), type(output)] == [Bf16Table, Bf16Linear]
+    assert (table.weight is output.weight) is tied
+    assert table.weight.dtype == torch.bfloat16
+    ids, states = torch.randint(50, (2, 3)), torch.randn(2, 3, 64)
+    assert decoder.embed(ids).equal(words.bfloat16().float()[ids])
+    expected = states @ head.T
+    torch.testing.assert_close(decoder.head(states), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
     assert ("decoder.lm.lm_head.weight" in own_tensors(Holder(decoder))) is not tied
 
 

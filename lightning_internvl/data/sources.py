@@ -38,6 +38,12 @@ class FolderRecords(Records):
         return len(self.names)
 
     def read(self, position: int) -> tuple[dict[str, Any], int]:
+        """{"image": its path from the folder, "caption": text} and its number, counted from 1.
+
+        Raises:
+            IndexError: beyond the last one.
+            BadSample: naming the record if it has no picture, no text file, or one that is not in UTF-8.
+        """
         if not 0 <= position < len(self.names):
             raise IndexError(f"record {position} of {len(self.names)}")
         names = self.names[position]
@@ -55,6 +61,7 @@ class FolderRecords(Records):
         return {"image": names["image"], "caption": caption}, position + 1
 
     def scan(self) -> Iterator[Found]:
+        """All records in their order by numbers from 1 on; of a broken one the fault in place of the record."""
         for position in range(len(self)):
             try:
                 yield Found(position + 1, self.read(position)[0])
@@ -105,7 +112,15 @@ class Joined:
         return len(self._places()) if self.held_out else self._total()
 
     def read(self, position: int) -> tuple[Records, dict[str, Any], int]:
-        """The source of a record, the record and its line."""
+        """The source of a record, the record, and its line there, counted from 1.
+
+        Args:
+            position: from 0 on, among the records that are read.
+
+        Raises:
+            IndexError: beyond the last one.
+            BadSample: naming the record if it is broken.
+        """
         if not 0 <= position < len(self):
             raise IndexError(f"record {position} of {len(self)}")
         source, place = self._source(self._places()[position] if self.held_out else position)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import logging as hf_logging
 
 from lightning_internvl.data.language import chinese_words, vocabulary_texts
-from lightning_internvl.sources import local_source
+from lightning_internvl.sources import local_source, quiet
 
 SPECIAL_TOKENS = (
     "<pad>", "<s>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>",
@@ -133,20 +130,7 @@ def saved_tokenizer(folder: str | None = None, extra_tokens: Sequence[str] = ())
         raise ValueError(f"the tokenizer is read from {folder}, which is not there; put it back")
     if Path(folder).is_dir() and not any(file for kind in SAVED_FILES for file in Path(folder).glob(kind)):
         raise ValueError(f"{folder} has no file of one ({', '.join(SAVED_FILES)})")  # the library would make one without words
-    with _quiet():
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.add_tokens(list(extra_tokens), special_tokens=True)
     return tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The library warns of every model type that it does not know, and of fields that others wrote."""
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf_logging.set_verbosity(level)

@@ -26,8 +26,9 @@ from lightning_internvl.export import check
 from lightning_internvl.export.card import card_of
 from lightning_internvl.export.plain import dequantize, make_plain
 from lightning_internvl.export.processors import write_processor
-from lightning_internvl.export.write import Options, Report, card, choose_layout, load_stock, quiet, run_config, trained_names
+from lightning_internvl.export.write import Options, Report, card, choose_layout, load_stock, run_config, trained_names
 from lightning_internvl.opened import Opened
+from lightning_internvl.sources import quiet
 
 Library = Any
 

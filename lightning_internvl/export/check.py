@@ -20,7 +20,7 @@ from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.adapters import Adapter, Config
 from lightning_internvl.checkpoints.files import WeightFiles, listed, own_tensors
 from lightning_internvl.checkpoints.mapping import grouped
-from lightning_internvl.data.collate import ChatCollator, pad_rows
+from lightning_internvl.data.collation import pad_id, pad_rows
 from lightning_internvl.data.encode import TooLong
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.model import VLM, shifts_labels
@@ -81,18 +81,12 @@ def _prompt(view: View, name: str, sample: dict[str, Any]) -> Prompt | None:
         return None
 
 
-def pad_id(chats: ChatCollator) -> int:
-    """What fills up rows that have ended."""
-    tokenizer = chats.tokenizer
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
 def greedy(view: View) -> dict[str, Any]:
     """Options of `generate` that write the same number of ids whatever a folder's own settings say."""
     if view.chats is None:
         return {}
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
-    return length | {"pad_token_id": pad_id(view.chats), "eos_token_id": view.chats.tokenizer.eos_token_id}
+    return length | {"pad_token_id": pad_id(view.chats.tokenizer), "eos_token_id": view.chats.tokenizer.eos_token_id}
 
 
 # --- the same numbers -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from lightning_internvl import peft
 from lightning_internvl.checkpoints.adapters import Config
 from lightning_internvl.checkpoints.files import listed, own_tensors
 from lightning_internvl.model import VLM
-from lightning_internvl.quantization import Int8Table, dequantized, is_quantized
+from lightning_internvl.quantization import Bf16Linear, Int8Head, dequantized, is_quantized, plain_linear
 
 
 def make_plain(model: VLM) -> None:
@@ -30,29 +30,23 @@ def make_plain(model: VLM) -> None:
 def dequantize(model: nn.Module) -> None:
     """Plain layers in place of quantised ones."""
     for part in model.children():
-        if isinstance(words := part.lm.get_input_embeddings() if hasattr(part, "lm") else None, Int8Table):
-            _plain_embeddings(part.lm, words)
+        if hasattr(part, "lm"):
+            _plain_tables(part.lm)
         for name, layer in list(part.named_modules()):
             if is_quantized(layer):
-                plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-                plain.weight, plain.bias = _frozen(dequantized(layer)), layer.bias
-                plain._forward_hooks.update(layer._forward_hooks)
-                part.set_submodule(name, plain.train(layer.training))
+                part.set_submodule(name, plain_linear(layer, dequantized(layer)))
 
 
-def _plain_embeddings(lm: nn.Module, words: Int8Table) -> None:
-    table, head = nn.Embedding(*words.weight.shape, device="meta"), lm.get_output_embeddings()
-    table.weight = _frozen(words.weight)
-    lm.set_input_embeddings(table)
-    if head is not None:
-        plain = nn.Linear(table.embedding_dim, table.num_embeddings, bias=head.bias is not None, device="meta")
-        plain.weight = table.weight if getattr(head, "table", None) is None else _frozen(head.weight)
-        plain.bias = head.bias
-        lm.set_output_embeddings(plain)
-
-
-def _frozen(weight: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(weight.detach().clone(), requires_grad=False)
+def _plain_tables(lm: nn.Module) -> None:
+    """The token embeddings and the output layer, which share one parameter where they shared a quantised one."""
+    words, head = lm.get_input_embeddings(), lm.get_output_embeddings()
+    shared = head.table is None if isinstance(head, Int8Head) else head is not None and head.weight is words.weight
+    if is_quantized(words):
+        table = nn.Embedding(words.num_embeddings, words.embedding_dim, device="meta")
+        table.weight = nn.Parameter(dequantized(words), requires_grad=False)
+        lm.set_input_embeddings(table)
+    if isinstance(head, Int8Head | Bf16Linear):
+        lm.set_output_embeddings(plain_linear(head, table.weight if shared else dequantized(head)))
 
 
 def plain_config(config: Config) -> Config:

@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.utils import is_torchvision_available
 
 from lightning_internvl.assembly import View
+from lightning_internvl.data.collation import pad_id
 from lightning_internvl.export import check
 from lightning_internvl.export.chat_template import jinja_of
 from lightning_internvl.export.processor_files import ProcessorFiles, processor_files
@@ -101,7 +102,7 @@ def _write_chat(folder: Path, files: ProcessorFiles, view: View) -> str | None:
     settings = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": ids[0] if len(ids) == 1 else ids,
-        "pad_token_id": check.pad_id(chats),
+        "pad_token_id": pad_id(chats.tokenizer),
         "decoder_start_token_id": getattr(getattr(lm, "config", None), "decoder_start_token_id", None),
         "do_sample": False,
     }

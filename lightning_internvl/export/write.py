@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import transformers
 import yaml
 from torch import nn
 from transformers import AutoModelForImageTextToText
-from transformers.utils import logging as hf_logging
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.assembly import stage_settings
@@ -34,6 +31,7 @@ from lightning_internvl.model import VLM
 from lightning_internvl.opened import Opened, run_of
 from lightning_internvl.peft import is_update
 from lightning_internvl.quantization import quantized_layers
+from lightning_internvl.sources import quiet
 
 OWN = "handoff"  # the layout of this project, for models that no other one holds
 
@@ -245,22 +243,6 @@ def load_stock(folder: Path, config: Config, model: VLM) -> nn.Module:
         stock, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     check.loaded_whole(report, tied=getattr(model.decoder, "tied", False))
     return stock.eval()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress, the notes and the warnings of transformers and PEFT about their own ways."""
-    level, shows_bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if shows_bar:
-            hf_logging.enable_progress_bar()
 
 
 def card(opened: Opened, options: Options, report: Report, prepared: Prepared) -> Card:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from chat_toys import LLAMA, picture, talker
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from PIL import Image
+from published import IMAGENET, SQUASHED, fresh
 from tokenizers import processors
 from transformers import (
     CLIPConfig,
@@ -27,18 +23,12 @@ from transformers import (
 )
 
 from lightning_internvl.applications.gallery import Retriever
-from lightning_internvl.assembly import View, make_view, stage_settings
 from lightning_internvl.chat.session import Sampling, Session
-from lightning_internvl.cli import CONF, build
-from lightning_internvl.compose import compose_model
-from lightning_internvl.data.processors import IMAGENET_MEAN, IMAGENET_STD
 from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.export.chat_template import jinja_of
 from lightning_internvl.official import open_model
 
 SHORT = Sampling(max_new_tokens=6)
-IMAGENET = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
-SQUASHED = IMAGENET | {"image_processor_type": "BlipImageProcessor"}
 # Recipe and overrides; the layout that holds it; what stands in preprocessor_config.json; what is asked for.
 CASES = {
     "internvl_native": ("internvl_1_5_toy", [], IMAGENET | {"max_patches": 4}, {}),
@@ -53,21 +43,6 @@ CASES = {
     "xcomposer2": ("xcomposer2_toy", [], IMAGENET, {}),
     "open_flamingo": ("flamingo_toy", [], IMAGENET, {"pictures": "squash"}),
 }  # fmt: skip
-
-
-@cache
-def composed(recipe: str, *overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=[f"experiment={recipe}", "paths.root=.", *overrides])
-    return OmegaConf.to_container(config, resolve=True)
-
-
-def fresh(recipe: str, overrides: list[str]) -> tuple[View, dict[str, Any]]:
-    """The last stage of a recipe with random weights, and its tokenizers."""
-    config = copy.deepcopy(composed(recipe, *overrides))
-    settings = stage_settings(config, config["pipeline"][-1])
-    model, tokenizers = compose_model(settings["parts"], build)
-    return make_view(settings, model.eval(), tokenizers, build), tokenizers
 
 
 @pytest.mark.parametrize("case", CASES)

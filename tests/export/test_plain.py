@@ -57,7 +57,7 @@ def adapted_view(recipe: str, adapters: dict[str, Any]) -> View:
     return make_view(settings, model.eval(), tokenizers, build)
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "bf16"])
 def test_quantized_weights_become_plain(make_run: Callable[..., Path], quantization: str) -> None:
     opened = open_run(make_run("llava_toy", "peft=lora", f"quantization={quantization}"), build)
     model = opened.view.model
