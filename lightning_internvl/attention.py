@@ -1,7 +1,9 @@
-"""One attention primitive for every part we write, and the backend that computes it.
+"""One attention primitive for every part we write and for the language models that we wrap, and the backend that computes it.
 
-The backend is chosen once, at start: `attention=auto|xformers|sdpa|math` on the command line. `auto` takes xformers on a CUDA
-device where it is installed, else PyTorch's own kernels; the choice and its reason are printed.
+The backend is chosen once, at start: `attention=auto|xformers|flash|flex|sdpa|math` on the command line. `auto` takes on a CUDA
+device what is installed of xformers and flash-attn, else PyTorch's own kernels; the choice and its reason are printed.
+
+Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of a head.
 """
 
 from __future__ import annotations
@@ -12,8 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ("auto", "xformers", "sdpa", "math")
-_backend = "sdpa"
+from lightning_internvl import attention_kernels as kernels
+from lightning_internvl.checks import BACKENDS
+from lightning_internvl.masks import Mask, Run
+
+PACKAGES = {"xformers": "xformers", "flash": "flash_attn"}
+NO_CPU = {
+    "xformers": "it has no CPU kernel and no CUDA device was found",
+    "flash": "it has no CPU kernel and no CUDA device was found",
+    "flex": "PyTorch's FlexAttention has no backward on a CPU and no CUDA device was found",
+}
+_asked, _backend = "auto", "sdpa"
 
 
 def choose_backend(name: str = "auto") -> tuple[str, str]:
@@ -23,65 +34,107 @@ def choose_backend(name: str = "auto") -> tuple[str, str]:
         The backend in force and the reason, for the log.
 
     Raises:
-        ValueError: for an unknown name, or for `xformers` where it cannot run.
+        ValueError: for an unknown name, or for a backend that cannot run here.
     """
-    global _backend
+    global _asked, _backend
     if name not in BACKENDS:
         raise ValueError(f"attention={name!r} is not known; valid choices: {', '.join(BACKENDS)}")
-    has_xformers = importlib.util.find_spec("xformers") is not None
-    if name == "xformers" and not (has_xformers and torch.cuda.is_available()):
-        missing = "the package is not installed" if not has_xformers else "it has no CPU kernel and no CUDA device was found"
-        raise ValueError(f"attention=xformers cannot run here: {missing}; use attention=auto, sdpa or math")
-    if name == "auto" and has_xformers and torch.cuda.is_available():
-        _backend, reason = "xformers", "a CUDA device and the xformers package were found"
-    elif name == "auto":
-        _backend, reason = "sdpa", "no CUDA device" if has_xformers else "xformers is not installed"
-    else:
-        _backend, reason = name, "asked for by the configuration"
-    return _backend, reason
+    if lacking := _lacking(name):
+        *others, last = [other for other in BACKENDS if not _lacking(other)]
+        raise ValueError(f"attention={name} cannot run here: {lacking}; use attention={', '.join(others)} or {last}")
+    backend, reason = (name, "asked for by the configuration") if name != "auto" else _best()
+    _asked, _backend = name, backend
+    return backend, reason
+
+
+def asked() -> str:
+    """What the configuration says, `auto` among it: wrapped language models leave their own attention only when told to."""
+    return _asked
+
+
+def _best() -> tuple[str, str]:
+    if not torch.cuda.is_available():
+        return "sdpa", "no CUDA device"
+    for name, package in PACKAGES.items():
+        if not _lacking(name):
+            return name, f"a CUDA device and the {package} package were found"
+    return "sdpa", "neither xformers nor flash-attn is installed"
+
+
+def _lacking(name: str) -> str | None:
+    """Why a backend cannot run here."""
+    if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
+        return f"the package {PACKAGES[name]} is not installed"
+    return None if torch.cuda.is_available() else NO_CPU.get(name)
 
 
 def attend(
     q_BHTK: Tensor,
-    k_BHSK: Tensor,
-    v_BHSK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
     *,
-    mask: Tensor | None = None,
+    mask: Tensor | Mask | None = None,
     causal: bool = False,
     dropout: float = 0.0,
     bias: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention.
-
-    Letters: B rows, H heads, T query positions, S key positions, K width of a head.
+    """Scaled dot-product attention. H is a multiple of G; each head of keys and values serves as many heads of queries.
 
     Args:
-        mask: bool, broadcastable to (B, H, T, S); True where a query may look. Exclusive with `causal`.
+        mask: bool, broadcastable to (B, H, T, S), True where a query may look; or one described by lengths, of which no
+            backend but `math` makes a square. Exclusive with `causal`.
         causal: position t sees keys 0..t (T equals S).
         dropout: share of the attention weights that are dropped.
         bias: added to the scaled scores, broadcastable to (B, H, T, S); exclusive with `mask` and `causal`.
+        scale: of the scores; None: K ** -0.5.
 
     Returns:
         (B, H, T, K)
     """
+    if isinstance(mask, Mask):
+        return _attend_by_lengths(q_BHTK, k_BGSK, v_BGSK, mask, dropout, scale)
     if _backend == "math":
-        return _math(q_BHTK, k_BHSK, v_BHSK, mask, causal, dropout, bias)
-    if _backend == "xformers" and mask is None and bias is None:
-        from xformers.ops import LowerTriangularMask, memory_efficient_attention
-
-        bias = LowerTriangularMask() if causal else None
-        q, k, v = (x.transpose(1, 2) for x in (q_BHTK, k_BHSK, v_BHSK))  # xformers wants (B, T, H, K)
-        return memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout).transpose(1, 2)
+        return _math(q_BHTK, k_BGSK, v_BGSK, mask, causal, dropout, bias, scale)
+    if _backend in PACKAGES and mask is None and bias is None:
+        q, k, v = (x.transpose(1, 2) for x in _lowered(q_BHTK, k_BGSK, v_BGSK))  # these kernels want (B, T, H, K)
+        return kernels.EVEN[_backend](q, k, v, causal, dropout, scale).transpose(1, 2)
     # Masks that differ by row are left to PyTorch, whose kernels read a bool mask without first making a float copy per head.
-    mask = mask if bias is None else bias
-    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    return _sdpa(q_BHTK, k_BGSK, v_BGSK, mask if bias is None else bias, causal, dropout, scale)
+
+
+@torch.compiler.disable  # loops over lengths: a compiled block calls it as it is, and is not compiled anew for other lengths
+def _attend_by_lengths(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
+    rows, _, queries, keys = mask.shape
+    if (len(q_BHTK), q_BHTK.shape[2], k_BGSK.shape[2]) != (rows, queries, keys):
+        given = f"{len(q_BHTK)} rows of {q_BHTK.shape[2]} queries and {k_BGSK.shape[2]} keys"
+        raise ValueError(f"the mask is for {rows} rows of {queries} queries and {keys} keys, not for {given}")
+    if _backend == "math":
+        dense = mask.dense(q_BHTK.device)
+        return _math(q_BHTK, k_BGSK, v_BGSK, dense, False, dropout, None, scale) * dense.any(dim=-1, keepdim=True)
+    if _backend in PACKAGES:
+        return kernels.side_by_side(_backend, *_lowered(q_BHTK, k_BGSK, v_BGSK), mask, dropout, scale)
+    if _backend == "flex" and dropout == 0.0:  # FlexAttention has no dropout
+        return kernels.flex(*_lowered(q_BHTK, k_BGSK, v_BGSK), mask, scale)
+    return _by_pieces(q_BHTK, k_BGSK, v_BGSK, mask, dropout, scale)
+
+
+# --- PyTorch ------------------------------------------------------------------------------------------------------------
 
 
 def _math(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    dropout: float,
+    bias: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """The formula as written, softmax in float32: the reference that every other backend is tested against."""
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    k, v = (_for_heads(x, q.shape[1]) for x in (k, v))
+    scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias
     if causal:
@@ -89,3 +142,55 @@ def _math(
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return F.dropout(scores.softmax(dim=-1), dropout).to(v.dtype) @ v
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float, scale: float | None) -> Tensor:
+    shared = q.shape[1] != k.shape[1]
+    if shared and mask is not None:  # with a mask, the kernels that share heads would make a square of scores
+        k, v, shared = _for_heads(k, q.shape[1]), _for_heads(v, q.shape[1]), False
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
+    )
+
+
+def _by_pieces(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
+    """One call for every piece, so that a packed row costs the sum of squared lengths, not the square of their sum."""
+    if len(set(mask.rows)) == 1:
+        return _pieces_of_row(q, k, v, mask, 0, dropout, scale)
+    rows = zip(q.split(1), k.split(1), v.split(1), strict=True)
+    return torch.cat([_pieces_of_row(*row, mask, index, dropout, scale) for index, row in enumerate(rows)])
+
+
+def _pieces_of_row(q: Tensor, k: Tensor, v: Tensor, mask: Mask, row: int, dropout: float, scale: float | None) -> Tensor:
+    parts, done = [], 0
+    for piece in mask.rows[row]:
+        (start, end), (queries, keys) = piece.queries, piece.counts
+        seen_k, seen_v = (_taken(x, piece.keys) for x in (k, v))
+        square = None
+        if piece.causal and keys > queries:  # PyTorch's flag means the first keys, not the last
+            square = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+        attended = _sdpa(q[:, :, start:end], seen_k, seen_v, square, piece.causal and square is None, dropout, scale)
+        parts += [attended.new_zeros(*q.shape[:2], start - done, v.shape[-1]), attended]
+        done = end
+    last = parts[-1] if parts else v
+    parts = [part for part in (*parts, last.new_zeros(*q.shape[:2], q.shape[2] - done, v.shape[-1])) if part.shape[2]]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _taken(x: Tensor, runs: tuple[Run, ...]) -> Tensor:
+    parts = [x[:, :, start:end] for start, end in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _for_heads(x_BGSK: Tensor, heads: int) -> Tensor:
+    """Keys or values once for each head of queries."""
+    return x_BGSK if x_BGSK.shape[1] == heads else x_BGSK.repeat_interleave(heads // x_BGSK.shape[1], dim=1)
+
+
+def _lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In the lower type of automatic mixed precision, which other libraries' kernels do not see."""
+    device = tensors[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
+    if _backend == "flash" and dtype == torch.float32:
+        raise ValueError("attention=flash computes in bfloat16 or float16 only: trainer.precision=bf16-mixed, or attention=sdpa")
+    return tuple(x.to(dtype) for x in tensors)

@@ -6,6 +6,7 @@ list it.
 
 An encoder whose pictures are no (N, 3, S, S) says with `blank(pixel_values)` what it reads in a batch without any: its inputs by
 name. A decoder that lists `visual` gets the visual tokens (N, T, D) for attention of its own instead of having them inserted.
+One that lists `segments` reads packed rows: it gets for each row the lengths of its samples, and lets none see another.
 
 Letters: N images, S side in pixels, P visual tokens, D encoder width, T decoder tokens of an image, H decoder width,
 L text length, E contrastive width, V vocabulary.

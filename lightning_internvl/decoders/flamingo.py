@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_internvl.attention import attend
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers import init_normal, merge_heads, split_heads
+from lightning_internvl.masks import Segments, check_segments, on_device, starts
 from lightning_internvl.middleware.perceiver_resampler import feed_forward
 
 
@@ -41,7 +42,7 @@ class FlamingoCausalLM(HFCausalLM):
         ValueError: if the language model has fewer than `every` blocks.
     """
 
-    inputs = ("visual", "visual_places")
+    inputs = ("visual", "visual_places", "segments")
 
     def __init__(
         self,
@@ -76,16 +77,22 @@ class FlamingoCausalLM(HFCausalLM):
         return [*super().sharding_units(), *self.cross.values()]
 
     def hidden(
-        self, embeds_BLH: Tensor, attention_mask_BL: Tensor, visual: Tensor | None = None, visual_places: Tensor | None = None
+        self,
+        embeds_BLH: Tensor,
+        attention_mask_BL: Tensor,
+        visual: Tensor | None = None,
+        visual_places: Tensor | None = None,
+        segments: Segments | None = None,
     ) -> Tensor:
         """States after the final norm: (B, L, H) -> (B, L, H).
 
         Args:
             visual: (N, T, D), the pictures of all rows in order; None: no row shows one.
             visual_places: bool (B, L), where a picture stands.
+            segments: as in `HFCausalLM`; a text sees pictures of its own sample only.
         """
-        with self._showing(embeds_BLH, visual, visual_places):
-            return super().hidden(embeds_BLH, attention_mask_BL)
+        with self._showing(embeds_BLH, visual, visual_places, segments):
+            return super().hidden(embeds_BLH, attention_mask_BL, segments)
 
     @torch.no_grad()
     def generate(
@@ -101,11 +108,13 @@ class FlamingoCausalLM(HFCausalLM):
             return super().generate(embeds_BLH, attention_mask_BL, **options)
 
     @contextmanager
-    def _showing(self, embeds_BLH: Tensor, visual: Tensor | None, places_BL: Tensor | None) -> Iterator[None]:
+    def _showing(
+        self, embeds_BLH: Tensor, visual: Tensor | None, places_BL: Tensor | None, segments: Segments | None = None
+    ) -> Iterator[None]:
         if places_BL is None or visual is None:
             places_BL = torch.zeros(embeds_BLH.shape[:2], dtype=torch.bool, device=embeds_BLH.device)
             visual = embeds_BLH.new_zeros(0, 1, self.encoder_dim)
-        self._shown = _Shown(visual, places_BL, self.all_before)
+        self._shown = _Shown(visual, places_BL, self.all_before, segments)
         try:
             yield
         finally:
@@ -120,7 +129,7 @@ class _Shown:
         seen: bool (B, L, M * T).
     """
 
-    def __init__(self, visual_NTD: Tensor, places_BL: Tensor, all_before: bool) -> None:
+    def __init__(self, visual_NTD: Tensor, places_BL: Tensor, all_before: bool, segments: Segments | None = None) -> None:
         before = places_BL.cumsum(dim=1)  # pictures up to each token
         # On the meta device there are no values to count: as many in each row as there are for it.
         most = len(visual_NTD) // len(places_BL) if places_BL.is_meta else int(before[:, -1].max())
@@ -131,6 +140,11 @@ class _Shown:
             media = media.masked_scatter(held[..., None, None], visual_NTD)
         self.media = media.flatten(1, 2)
         own = numbers <= before[..., None] if all_before else numbers == before[..., None]  # B, L, M
+        if segments is not None:
+            check_segments(segments, places_BL.shape[1], len(places_BL))
+            begin = on_device(starts(segments, places_BL.shape[1]), places_BL.device)
+            others = (before - places_BL.long()).gather(1, begin)  # pictures of the samples before, in the same row
+            own = own & (numbers > others[..., None])
         self.seen = own.repeat_interleave(visual_NTD.shape[1], dim=2)
 
     def at(self, hidden_BLH: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +200,7 @@ class _MaskedCrossAttention(nn.Module):
         self.to_out = nn.Linear(heads * head_dim, dim, bias=False)
 
     def forward(self, x_BLH: Tensor, media_BSD: Tensor, seen_BLS: Tensor) -> Tensor:
-        keys, values = self.to_kv(media_BSD.to(self.to_kv.weight.dtype)).chunk(2, dim=-1)
+        keys, values = self.to_kv(media_BSD.to(self.norm.weight.dtype)).chunk(2, dim=-1)
         q, k, v = (split_heads(t, self.heads) for t in (self.to_q(self.norm(x_BLH)), keys, values))
         some = seen_BLS.any(dim=2)
         # A token before any picture sees nothing: it may look anywhere, and what it finds is not taken.

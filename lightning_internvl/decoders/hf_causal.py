@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lightning_internvl.attention import asked
+from lightning_internvl.decoders.hf_attention import packed_inputs, use_ours
 from lightning_internvl.layers import fill_with_mean
+from lightning_internvl.masks import Segments
 from lightning_internvl.part import Part
 from lightning_internvl.sources import load_weights, local_source
 
@@ -22,6 +25,8 @@ NOTES = (
 
 class HFCausalLM(Part):
     """A language model that writes the answer; its parameters keep their Hugging Face names below `lm.`.
+
+    It reads packed rows: `segments` are the lengths of the samples of each row, which see themselves alone.
 
     Args:
         pretrained: a hub id, a local folder, a GGUF file or `package:NAME` (see `sources.local_source`); its weights are loaded.
@@ -38,6 +43,7 @@ class HFCausalLM(Part):
         ValueError: without `pretrained` and `config`; if what `pretrained` names cannot be loaded with this `config`.
     """
 
+    inputs: tuple[str, ...] = ("segments",)
     configs: Any = AutoConfig  # makes and reads configurations; a subclass may choose another
     models: Any = AutoModelForCausalLM  # makes models of them
 
@@ -63,6 +69,8 @@ class HFCausalLM(Part):
             if vocab_size and vocab_size > self.vocab_size:
                 self.grow(vocab_size, vocab_multiple)
         self.dim: int = self.lm.get_input_embeddings().embedding_dim
+        if asked() != "auto":
+            use_ours(self.lm)
 
     def _fresh(self, config: dict[str, Any]) -> Any:
         fields = {k: v for k, v in config.items() if k != "model_type"}
@@ -119,8 +127,18 @@ class HFCausalLM(Part):
         """(B, L) -> (B, L, H)"""
         return self.lm.get_input_embeddings()(ids_BL)
 
-    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
-        """States after the final norm: (B, L, H) -> (B, L, H)."""
+    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, segments: Segments | None = None) -> Tensor:
+        """States after the final norm: (B, L, H) -> (B, L, H).
+
+        Args:
+            segments: for each row the lengths of its samples in order, where rows are packed; what is left of a row is padding.
+
+        Raises:
+            ValueError: for segments that do not fit the rows, or a language model that cannot keep samples apart.
+        """
+        if segments is not None:
+            options = packed_inputs(self.lm, segments, attention_mask_BL)
+            return self.lm.base_model(inputs_embeds=embeds_BLH, use_cache=False, **options)[0]
         if embeds_BLH.is_meta:  # transformers would look into a mask of two dimensions; one of four it takes as it is
             length = attention_mask_BL.shape[1]
             attention_mask_BL = attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)
@@ -130,9 +148,14 @@ class HFCausalLM(Part):
             options["position_ids"] = places.expand(len(embeds_BLH), -1)
         return self.lm.base_model(inputs_embeds=embeds_BLH, **options)[0]
 
+    @property
+    def output_layer(self) -> nn.Module:
+        """All that `head` calls."""
+        return self.lm.get_output_embeddings()
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of any states: (..., H) -> (..., V), float32."""
-        return self.lm.get_output_embeddings()(hidden).float()
+        return self.output_layer(hidden).float()
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:

@@ -18,6 +18,8 @@ from lightning_internvl.decoders.hf_causal import HFCausalLM
 class HFSeq2SeqLM(HFCausalLM):
     """A language model whose labels are answers of their own, not the rest of the prompt; its names are kept below `lm.`.
 
+    It reads no packed rows: answers are rows of their own.
+
     Args: those of `HFCausalLM`. With `config`, `tie_word_embeddings` says whether input and output embeddings are one tensor,
     whatever the library makes of it.
     """

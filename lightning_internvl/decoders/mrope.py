@@ -16,7 +16,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLPreTrainedModel, Qwen2VLTextModel
 
+from lightning_internvl.decoders.hf_attention import packed_inputs
 from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.masks import Segments, on_device, starts
 
 Grid = tuple[int, int, int]
 KINDS = ("qwen2", "qwen2_vl_text")
@@ -91,7 +93,7 @@ class MRopeCausalLM(HFCausalLM):
     head turn with time, row and column.
     """
 
-    inputs = ("visual_places", "video_places", "image_grid_thw", "video_grid_thw")
+    inputs = ("visual_places", "video_places", "image_grid_thw", "video_grid_thw", "segments")
     configs, models = _Configs, MRopeLM
 
     def __init__(self, *, merge_size: int = 2, time_counts: bool = False, **options: Any) -> None:
@@ -109,6 +111,7 @@ class MRopeCausalLM(HFCausalLM):
         video_places: Tensor | None = None,
         image_grid_thw: Tensor | Sequence[Grid] | None = None,
         video_grid_thw: Tensor | Sequence[Grid] | None = None,
+        segments: Segments | None = None,
     ) -> Tensor:
         """Time, row and column of every token: (3, B, L), 0 at padding.
 
@@ -117,6 +120,7 @@ class MRopeCausalLM(HFCausalLM):
 
         Args:
             visual_places: bool (B, L), where visual tokens stand, and `video_places` which of them are of videos.
+            segments: for each row the lengths of its samples, where rows are packed; each begins at 0 again.
 
         Raises:
             ValueError: if grids and places differ in number.
@@ -135,6 +139,8 @@ class MRopeCausalLM(HFCausalLM):
             inside = inside.masked_scatter(places[..., None], offsets)
             steps = steps.masked_scatter(places, moves)
         before = steps.cumsum(dim=1) - steps
+        if segments is not None:
+            before = before - before.gather(1, on_device(starts(segments, seen.shape[1]), seen.device))
         # The last token of a picture moves the text on, so all of them see the same start.
         return ((before[..., None] + inside) * seen[..., None]).permute(2, 0, 1)
 
@@ -146,7 +152,7 @@ class MRopeCausalLM(HFCausalLM):
             axes = [torch.arange(n, device=device) for n in merged]
             offsets.append(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2))
             moves += [0] * (merged[0] * merged[1] * merged[2] - 1) + [max(merged if self.time_counts else merged[1:])]
-        return torch.cat(offsets), torch.tensor(moves, dtype=torch.long, device=device)
+        return torch.cat(offsets), on_device(torch.tensor(moves, dtype=torch.long, device="cpu"), device)
 
     def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **where: Any) -> Tensor:
         """States after the final norm: (B, L, H) -> (B, L, H).
@@ -154,6 +160,11 @@ class MRopeCausalLM(HFCausalLM):
         Args:
             where: the arguments of `positions`.
         """
+        segments = where.get("segments")
+        if segments is not None:  # checked before anything is counted by them
+            packed = packed_inputs(self.lm, segments, attention_mask_BL)
+            packed["position_ids"] = self.positions(attention_mask_BL, **where)
+            return self.lm.model(inputs_embeds=embeds_BLH, use_cache=False, **packed)[0]
         position_ids = self.positions(attention_mask_BL, **where)
         if embeds_BLH.is_meta:  # transformers would look into a mask of two dimensions; one of four it takes as it is
             length = attention_mask_BL.shape[1]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.masks import Segments
 
 # Projections that share one A, by the module that holds them: InternLM2 has queries, keys and values in one matrix.
 GROUPS = {
@@ -82,7 +83,7 @@ class PartialLoRACausalLM(HFCausalLM):
         ValueError: if the language model has no LLaMA layers, or rank is below 1.
     """
 
-    inputs = ("visual_places",)
+    inputs = ("visual_places", "segments")
     layouts = ("xcomposer2",)  # checkpoints that have a place for the updates
 
     def __init__(self, *, rank: int = 256, alpha: float = 256.0, dropout: float = 0.05, **settings: Any) -> None:
@@ -96,14 +97,21 @@ class PartialLoRACausalLM(HFCausalLM):
         self._places: Tensor | None = None
         self.lm.base_model.register_forward_pre_hook(self._show, with_kwargs=True)
 
-    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, visual_places: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        embeds_BLH: Tensor,
+        attention_mask_BL: Tensor,
+        visual_places: Tensor | None = None,
+        segments: Segments | None = None,
+    ) -> Tensor:
         """States after the final norm: (B, L, H) -> (B, L, H).
 
         Args:
             visual_places: bool (B, L), where visual tokens stand; None: the language model without its updates.
+            segments: as in `HFCausalLM`.
         """
         with self._showing(visual_places):
-            return super().hidden(embeds_BLH, attention_mask_BL)
+            return super().hidden(embeds_BLH, attention_mask_BL, segments)
 
     @torch.no_grad()
     def generate(

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
+from lightning_internvl.decoders import hf_attention
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers import rotary_table
+from lightning_internvl.masks import Mask, Segments
 
 LOG_N = "sdpa_log_n"  # name of the attention below, for transformers
 
@@ -53,14 +52,24 @@ class Qwen(HFCausalLM):
         self.rotary = QwenRotary(width, theta, seq_length if dynamic_ntk else None)
         self.lm.model.rotary_emb = self.rotary
         if log_n:
-            self.lm.set_attn_implementation(LOG_N)
+            self.lm.config._attn_implementation = LOG_N
             for layer in self.lm.model.layers:
                 layer.self_attn.log_n_from = seq_length
 
-    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
-        """States after the final norm: (B, L, H) -> (B, L, H)."""
-        self.rotary.length = embeds_BLH.shape[1]
-        return super().hidden(embeds_BLH, attention_mask_BL)
+    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, segments: Segments | None = None) -> Tensor:
+        """States after the final norm: (B, L, H) -> (B, L, H); `segments` as in `HFCausalLM`."""
+        self.rotary.length = embeds_BLH.shape[1] if segments is None else self._longest(segments)
+        return super().hidden(embeds_BLH, attention_mask_BL, segments)
+
+    def _longest(self, segments: Segments) -> int:
+        """Tokens of the longest sample; in evaluation a longer one would have a rotary base of its own beside the others."""
+        longest = max(map(max, filter(None, segments)), default=0)
+        if self.dynamic_ntk and not self.training and longest > self.seq_length:
+            raise ValueError(
+                f"a packed sample of {longest} tokens is longer than decoder.seq_length={self.seq_length}; "
+                "evaluate it in a row of its own (data.packing=null)"
+            )
+        return longest
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
@@ -106,18 +115,17 @@ def _log_n_attention(
     query_BHTK: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | Mask | None,
     *,
     position_ids: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """PyTorch's attention with longer queries at places beyond the trained length."""
+    """Attention with longer queries at places beyond the trained length."""
     if not module.training:
         places = position_ids[:, None, :, None] + 1  # the first is 1
         scale = places.clamp(min=module.log_n_from).float().log() / math.log(module.log_n_from)
         query_BHTK = query_BHTK * scale.to(query_BHTK.dtype)
-    return sdpa_attention_forward(module, query_BHTK, key, value, attention_mask, **options)
+    return hf_attention.attention(module, query_BHTK, key, value, attention_mask, **options)
 
 
-AttentionInterface.register(LOG_N, _log_n_attention)
-AttentionMaskInterface.register(LOG_N, sdpa_mask)
+hf_attention.register(LOG_N, _log_n_attention)

@@ -139,9 +139,14 @@ class QLLaMA(Part):
         """States of the queries pooled into the contrastive space: (B, E)."""
         return self.clip_projector2(queries_BQM)
 
+    @property
+    def output_layer(self) -> nn.Module:
+        """All that `head` calls."""
+        return self.qllama.lm_head
+
     def head(self, states: Tensor) -> Tensor:
         """Scores of the next word: (..., M) -> (..., V)."""
-        return self.qllama.lm_head(states)
+        return self.output_layer(states)
 
     # --- images -----------------------------------------------------------------------------------------------------
 

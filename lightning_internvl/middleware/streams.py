@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-Task = Literal["itm", "itc", "itg"]
+from lightning_internvl.masks import Task
 
 
 class Stream(NamedTuple):

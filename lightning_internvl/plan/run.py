@@ -57,12 +57,22 @@ class StagePlan:
         """The largest micro-batch that fits; 0 if none does."""
         return largest_batch(lambda batch: self.fits(self.memory(batch, **change)))
 
-    def changed(self, *, precision: str | None = None, frozen: str | None = None, image_size: int | None = None) -> StagePlan:
-        """The same stage in another precision, with one part frozen, or with smaller pictures. It stays in that state."""
+    def changed(
+        self,
+        *,
+        precision: str | None = None,
+        frozen: str | None = None,
+        image_size: int | None = None,
+        recompute: str | None = None,
+    ) -> StagePlan:
+        """The same stage in another precision, with one part frozen, with smaller pictures, or with all blocks computed again. It
+        stays in the first two."""
         precision = precision or self.precision
         blank = self.blank(image_size) if image_size else None
-        linear = self.measured.linear
+        linear, kinds = self.measured.linear, self.rig.units.recompute
+        self.rig.units.recompute = dict.fromkeys(kinds, recompute) if recompute else kinds
         measured = self.rig.measure(precision, self.step, frozen=frozen, blank=blank, kept_only=True, linear=linear)
+        self.rig.units.recompute = kinds
         return replace(self, precision=precision, measured=measured, fixed=fixed_memory(self.stage, precision, frozen))
 
 
@@ -74,9 +84,7 @@ def run_plan(config: Config, build: Build) -> list[StagePlan]:
     """
     from lightning_internvl.plan.tables import NOTES, stage_report
 
-    choose_backend(
-        {"auto": "sdpa", "xformers": "sdpa"}.get(config["attention"], config["attention"])
-    )  # what they keep is the same
+    choose_backend("math" if config["attention"] == "math" else "sdpa")  # what all others keep is the same
     plans = []
     for plan in stage_plans(config, build):
         for part in stage_report(plan):
@@ -110,7 +118,7 @@ def stage_plan(name: str, config: Config, build: Build) -> StagePlan:
     def blank(image_size: int | None = None) -> Blank:
         return make_view(_resized(settings, image_size) if image_size else settings, model, tokenizers, build).training.blank
 
-    rig = Rig(stage, blank(), setup.devices)
+    rig = Rig(stage, blank(), setup.devices, settings["activation_checkpointing"])
     last = settings["max_steps"] - 1
     plans = []
     for step in sorted({min(step, last) for step in stage.plan.changes()[1:]} | {last}):

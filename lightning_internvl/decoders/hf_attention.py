@@ -1,0 +1,129 @@
+"""Our attention inside the language models of transformers, for packed rows and for backends that were asked for.
+
+A model keeps the attention of its configuration until one of the two is needed; then it goes through `attend`. For rows that are
+not packed that is PyTorch's attention as transformers calls it, unless the configuration of the run asks for another.
+
+Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of a head, L length of a row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lightning_internvl.attention import asked, attend
+from lightning_internvl.masks import Mask, Segments, check_segments, on_device, packed, positions
+
+OURS = "lightning_internvl"  # name of the attention below, for transformers
+_reads_masks: set[str] = set()
+# What some models add to the scores, which no packed row has been shown to survive.
+_EXTRAS = ("softcap", "s_aux", "position_bias")
+
+
+def register(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
+    """Make an attention that reads masks described by lengths known to transformers."""
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, _mask)
+    _reads_masks.add(name)
+
+
+def attention(
+    module: torch.nn.Module,
+    query_BHTK: Tensor,
+    key_BGSK: Tensor,
+    value_BGSK: Tensor,
+    attention_mask: Tensor | Mask | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """`attend` with the arguments of transformers: (B, T, H, K)."""
+    settings = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **options}
+    if not isinstance(attention_mask, Mask) and (asked() == "auto" or options.get("position_bias") is not None):
+        return sdpa_attention_forward(module, query_BHTK, key_BGSK, value_BGSK, attention_mask, **settings)
+    _check_options(module, attention_mask, options)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = causal and attention_mask is None and query_BHTK.shape[2] > 1
+    out = attend(query_BHTK, key_BGSK, value_BGSK, mask=attention_mask, causal=causal, dropout=dropout, scale=scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _mask(*sizes: Any, attention_mask: Tensor | Mask | None = None, **options: Any) -> Tensor | Mask | None:
+    """A mask described by lengths stays what it is; of others PyTorch's attention gets what it always gets."""
+    return attention_mask if isinstance(attention_mask, Mask) else sdpa_mask(*sizes, attention_mask=attention_mask, **options)
+
+
+def _check_options(module: torch.nn.Module, mask: Tensor | Mask | None, options: dict[str, Any]) -> None:
+    if extras := [name for name in _EXTRAS if options.get(name) is not None]:
+        raise ValueError(
+            f"{type(module).__name__} needs {', '.join(extras)} in its attention, "
+            f"which neither packed rows nor attention={asked()} have; set data.packing=null and attention=auto"
+        )
+    window = options.get("sliding_window")
+    if window is not None and isinstance(mask, Mask):
+        longest = max(piece.counts[0] for row in mask.rows for piece in row)
+        if longest > window:
+            raise ValueError(f"a packed sample of {longest} tokens is longer than the decoder's sliding window of {window}")
+
+
+def use_ours(model: PreTrainedModel) -> None:
+    """Let a model's attention go through `attend`; one that has an attention of its own keeps it."""
+    if _follows_interface(model):
+        for part in model.modules():  # an encoder-decoder has a configuration for each stack
+            if isinstance(part, PreTrainedModel) and part.config._attn_implementation not in _reads_masks:
+                part.config._attn_implementation = OURS
+
+
+def packed_inputs(model: PreTrainedModel, segments: Segments, attention_mask_BL: Tensor) -> dict[str, Any]:
+    """What a model reads of packed rows: `attention_mask`, of which no square is made, and `position_ids` (B, L) from 0 in each.
+
+    Raises:
+        ValueError: for segments that do not fit the rows, and for a model that would let one sample see another.
+    """
+    length = attention_mask_BL.shape[1]
+    _check_rows(segments, attention_mask_BL)
+    check_packable(model)
+    use_ours(model)
+    places = on_device(positions(segments, length), attention_mask_BL.device)
+    return {"attention_mask": packed(segments, length), "position_ids": places}
+
+
+def _check_rows(segments: Segments, attention_mask_BL: Tensor) -> None:
+    check_segments(segments, attention_mask_BL.shape[1], len(attention_mask_BL))
+    if attention_mask_BL.device.type == "cpu":  # on a GPU this look would stop the host
+        tokens, told = attention_mask_BL.sum(dim=1).tolist(), [sum(lengths) for lengths in segments]
+        if tokens != told:
+            raise ValueError(f"the segments of the rows sum to {told} tokens, but their attention_mask has {tokens}")
+
+
+def check_packable(model: PreTrainedModel) -> None:
+    """Raises ValueError for a model that would let the samples of a packed row see each other."""
+    config, base = model.config, model.base_model
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    fault = None
+    if not _follows_interface(model):
+        fault = "has an attention of its own"
+    elif kinds:
+        fault = f"has layers of {', '.join(sorted(kinds))}"
+    elif "position_ids" not in inspect.signature(base.forward).parameters:
+        fault = "cannot be told positions"
+    if fault:
+        raise ValueError(
+            f"the decoder's model_type={config.model_type!r} {fault}, so that packed samples would see each other; "
+            "set data.packing=null, or take another decoder (llama, qwen2, mistral, opt)"
+        )
+
+
+def _follows_interface(model: PreTrainedModel) -> bool:
+    return type(model.base_model)._can_set_attn_implementation()
+
+
+register(OURS, attention)
