@@ -16,6 +16,7 @@ from lightning_internvl.data.collation import (
     Sample,
     pad_id,
     pad_rows,
+    picture_keys,
     pixels_of,
     stable_id,
     tiles_of,
@@ -51,6 +52,8 @@ class PairCollator:
     A caption over `max_length` loses its end, never its eos. Raises ValueError for an empty caption, naming the sample, and
     for a processor that gives several tiles a picture.
     """
+
+    picture_keys = False  # whether batches name their pictures (see `feature_cache`)
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class PairCollator:
         batch: dict[str, Any] = {
             "keys": [one["key"] for one in prepared],
             "pixel_values": pixels_of(self.processor, [one["tiles"] for one in prepared]),
+            **picture_keys(prepared, self.picture_keys),
             "image_ids": torch.tensor([one["image_id"] for one in prepared]),
         }
         for task in self.tasks:
@@ -177,6 +181,8 @@ class ChatCollator:
         too_long: what becomes of a conversation over `max_length`: "cut" leaves whole turns at its end out, "skip" refuses it.
     """
 
+    picture_keys = False  # whether batches name their pictures (see `feature_cache`)
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -195,6 +201,7 @@ class ChatCollator:
         self.split_answers, self.encode = split_answers, encode_question if split_answers else encode_conversation
         self.instructions, self.too_long = instructions, too_long
         self.tokens_per_tile, self.max_length = tokens_per_tile, max_length
+        self.row_length, self.blank_tiles = max_length, processor.max_tiles  # the most that a row of a batch has
         start, end = template.image_frame or (None, None)
         self.image_tokens = image_tokens or ImageTokens(start=start, end=end)
 
@@ -215,6 +222,7 @@ class ChatCollator:
             "attention_mask": mask,
             "labels": labels,
             **self._inputs(prepared),
+            **picture_keys(prepared, self.picture_keys),
             "image_counts": torch.tensor([len(one["pictures"]) for one in prepared]),
         }
 
@@ -230,9 +238,9 @@ class ChatCollator:
         names = self.image_tokens
         before = [names.start] if names.start else []
         after = [names.end] if names.end else []
-        tiles = min(self.processor.max_tiles, (self.max_length - len(before + after) - 1) // self.tokens_per_tile)
+        tiles = min(self.blank_tiles, (self.row_length - len(before + after) - 1) // self.tokens_per_tile)
         run = [token_id(self.tokenizer, t) for t in [*before, *[names.context] * (tiles * self.tokens_per_tile), *after]]
-        text = [pad_id(self.tokenizer)] * (self.max_length - len(run))
+        text = [pad_id(self.tokenizer)] * (self.row_length - len(run))
         ids, labels = (torch.tensor(row, device=device).repeat(batch_size, 1) for row in (run + text, [IGNORE] * len(run) + text))
         return {
             "input_ids": ids,

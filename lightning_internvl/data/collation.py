@@ -56,6 +56,14 @@ def pixels_of(processor: Processor, tiles: Sequence[np.ndarray]) -> Tensor:
     return processor.inputs(tiles)["pixel_values"]
 
 
+def picture_keys(prepared: Sequence[Prepared], wanted: bool) -> dict[str, list[str]]:
+    """`picture_keys`, a name for the bytes of each square of prepared samples, in the order of the pixels; nothing unless wanted."""
+    if not wanted:
+        return {}
+    squares = (square for one in prepared for picture in one.get("pictures", [one.get("tiles")]) for square in picture)
+    return {"picture_keys": [hashlib.blake2b(square.tobytes(), digest_size=16).hexdigest() for square in squares]}
+
+
 def stable_id(name: str) -> int:
     """A whole number below 2**63 for a name, the same in every process."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1

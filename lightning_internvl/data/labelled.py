@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_internvl.data.collation import Prepared, Sample, pixels_of, tiles_of
+from lightning_internvl.data.collation import Prepared, Sample, picture_keys, pixels_of, tiles_of
 from lightning_internvl.data.held_out import LabelledImages
 from lightning_internvl.data.image_files import read_image
 from lightning_internvl.data.processors import Processor
@@ -154,6 +154,8 @@ class _Pictures(Sequence[np.ndarray]):
 class LabelCollator:
     """Samples with labels to `pixel_values` (B, 3, S, S) float32, `labels` (B,) int64 and `keys`."""
 
+    picture_keys = False  # whether batches name their pictures (see `feature_cache`)
+
     def __init__(self, processor: Processor) -> None:
         self.processor = processor
 
@@ -170,6 +172,7 @@ class LabelCollator:
         return {
             "keys": [one["key"] for one in prepared],
             "pixel_values": pixels_of(self.processor, [one["tiles"] for one in prepared]),
+            **picture_keys(prepared, self.picture_keys),
             "labels": torch.tensor([one["label"] for one in prepared]),
         }
 

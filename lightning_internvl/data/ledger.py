@@ -19,6 +19,7 @@ from lightning_internvl.files import write_text
 
 TRIES = 32  # samples in a row of which one must be of use
 MINIMUM = 1000  # samples before a share says something; fewer where an epoch has fewer
+SKIPPED = "skipped"  # what travels with a batch from the process that prepared it to the ledger
 NEARBY = 2**20  # how far ahead an endless source is asked for another sample
 
 
@@ -118,9 +119,12 @@ class Ledger:
         start: the first batch that is read.
         batch_size: samples of a batch in this process.
         epoch: samples of the source; None for an endless one.
+        drawn: samples that were read for the batches before `start`, where that does not follow from `batch_size`.
     """
 
-    def __init__(self, path: Path, *, max_bad_fraction: float, start: int, batch_size: int, epoch: int | None) -> None:
+    def __init__(
+        self, path: Path, *, max_bad_fraction: float, start: int, batch_size: int, epoch: int | None, drawn: int | None = None
+    ) -> None:
         self.path, self.max_bad_fraction, self.batch_size = path, max_bad_fraction, batch_size
         self.minimum = min(MINIMUM, epoch or MINIMUM)
         self.batch = start
@@ -128,19 +132,22 @@ class Ledger:
         kept = [row for row in rows if row["batch"] < start]
         self.kinds: Counter[str] = Counter(row["kind"] for row in kept)
         self.bad = sum(row["counts"] for row in kept)
-        self.tried = start * batch_size + len(kept)
+        self.tried = (start * batch_size if drawn is None else drawn) + len(kept)
         if len(kept) < len(rows):
             write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
-    def add(self, skipped: Sequence[Skipped]) -> None:
+    def add(self, skipped: Sequence[Skipped], drawn: int | None = None) -> None:
         """Enter the next batch and what was skipped for it.
+
+        Args:
+            drawn: samples that were read for it; None: `batch_size`.
 
         Raises:
             ValueError: if too large a share of the samples is bad.
         """
         rows = [{"batch": self.batch, **asdict(one)} for one in skipped]
         self.batch += 1
-        self.tried += self.batch_size + len(rows)
+        self.tried += (self.batch_size if drawn is None else drawn) + len(rows)
         if not rows:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lightning_internvl.accumulation import Windows
 from lightning_internvl.console import console
 from lightning_internvl.data.collation import Collator, Prepared
-from lightning_internvl.data.ledger import TRIES, Ledger, Skipped, usable
+from lightning_internvl.data.ledger import SKIPPED, TRIES, Ledger, Skipped, usable
+from lightning_internvl.data.packed import Grouping
 from lightning_internvl.data.sampler import StepBatchSampler
-
-SKIPPED = "skipped"  # what travels with a batch from the process that prepared it to the ledger
+from lightning_internvl.data.stream import CHUNK, POSITION, Position, Stream, dealt
+from lightning_internvl.distributed import gather_objects
 
 
 class StageData(L.LightningDataModule):
@@ -25,7 +28,7 @@ class StageData(L.LightningDataModule):
         dataset: map-style, of samples as mappings with a "key"; each gets "draw", (seed, place in the stage's data), from which
             chance in its preparation is drawn. `endless` data is read in order, finite data in a new order each epoch.
         collate: samples to a batch.
-        batch_size: samples a step on one device.
+        batch_size: samples a step on one device; rows, where samples share them.
         batches: micro-batches of the whole stage on one device.
         start_batch: the first one to read (after a resume).
         num_workers: processes that prepare batches; 0 prepares them in the training process.
@@ -33,6 +36,8 @@ class StageData(L.LightningDataModule):
             the first one.
         folder: where they are listed (`skipped.jsonl`, and `skipped.RANK.jsonl` for further processes).
         held_out: samples to measure on, which are never trained on.
+        grouping: how samples that wait are put together; None: batches hold samples in the order in which they come.
+        accumulate: micro-batches of an optimizer step; each then carries the counts of all of them (see `accumulation`).
     """
 
     def __init__(
@@ -49,54 +54,94 @@ class StageData(L.LightningDataModule):
         max_bad_fraction: float = 0.0,
         folder: Path = Path(),
         held_out: Dataset[Any] | None = None,
+        grouping: Grouping | None = None,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.dataset, self.collate, self.batch_size, self.num_workers = dataset, collate, batch_size, num_workers
         self.batches, self.start_batch, self.seed, self.endless = batches, start_batch, seed, endless
         self.max_bad_fraction, self.folder = max_bad_fraction, Path(folder)
         self.held_out, self.ledger = held_out, None
+        self.grouping, self.accumulate = grouping, accumulate
+        self.position: Position | None = None  # behind the last batch that this process has trained on
+        self.restored: list[Position] | None = None  # those of all processes, from a checkpoint
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of this rank, from `start_batch` on."""
+    def train_dataloader(self) -> DataLoader[Any] | Stream | Windows:
+        """Batches of this rank, from `start_batch` on.
+
+        Raises:
+            ValueError: without any data; if a stage of chosen samples goes on from a checkpoint that does not say where.
+        """
         length, rank = None if self.endless else len(self.dataset), self.trainer.global_rank
         if length == 0:
             raise ValueError("there is nothing to train on: the data holds no record (or all of them are held out)")
         if self.held_out is not None and len(self.held_out) == 0:
             raise ValueError("data.validation holds no record out; give a larger share, or a file")
-        sampler = StepBatchSampler(
-            self.batch_size,
-            self.batches,
-            start_step=self.start_batch,
-            world_size=self.trainer.world_size,
-            rank=rank,
-            seed=self.seed,
-            dataset_length=length,
-        )
+        stream = None if self.grouping is None else self._stream(length)
         self.ledger = Ledger(
             self.folder / (f"skipped.{rank}.jsonl" if rank else "skipped.jsonl"),
             max_bad_fraction=self.max_bad_fraction,
             start=self.start_batch,
             batch_size=self.batch_size,
             epoch=length,
+            drawn=stream and stream.drawn,
         )
-        tries = TRIES if self.max_bad_fraction else 1
+        self.position = stream and stream.position
+        batches = self._batches(length) if stream is None else stream
+        return batches if self.accumulate == 1 else Windows(batches, self.accumulate, self.trainer.lightning_module.counts)
+
+    def _batches(self, length: int | None) -> DataLoader[Any]:
         return DataLoader(
-            _Usable(self.dataset, self.collate, self.seed, length, tries),
-            batch_sampler=_Draws(sampler),
+            self._samples(length),
+            batch_sampler=_Draws(self._sampler(self.batch_size, self.batches, self.start_batch, length)),
             collate_fn=_Stacked(self.collate),
             num_workers=self.num_workers,
             prefetch_factor=4 if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
+    def _samples(self, length: int | None) -> _Usable:
+        return _Usable(self.dataset, self.collate, self.seed, length, TRIES if self.max_bad_fraction else 1)
+
+    def _sampler(self, batch_size: int, steps: int, start: int, length: int | None) -> StepBatchSampler:
+        world_size, rank = self.trainer.world_size, self.trainer.global_rank
+        return StepBatchSampler(batch_size, steps, start, world_size, rank, self.seed, dataset_length=length)
+
+    def _stream(self, length: int | None) -> Stream:
+        if self.start_batch and self.restored is None:
+            raise ValueError("the checkpoint does not say where its packed data stood; resume the run that has written it")
+        positions = dealt(self.restored, self.trainer.world_size) if self.restored else None
+        return Stream(
+            self._samples(length),
+            self._sampler(CHUNK, sys.maxsize, 0, length),
+            self.grouping,
+            batches=self.batches,
+            start=self.start_batch,
+            position=positions and positions[self.trainer.global_rank],
+            num_workers=self.num_workers,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the data goes on, for a checkpoint: nothing if that follows from the step. All processes take part."""
+        return {} if self.position is None else {"positions": gather_objects(self.position)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the data of a checkpoint stood."""
+        self.restored = state_dict["positions"]
+
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Enter what was skipped for a batch when it is its turn, not when it was prepared, so that a resume counts none twice.
+        """Enter what was skipped for a batch when it is its turn, not when it was prepared, so that a resume counts none twice;
+        and keep where the data stands behind it.
 
         Raises:
             ValueError: if too many samples are bad.
         """
+        drawn = None
+        if POSITION in batch:
+            before, self.position = self.position, batch.pop(POSITION)
+            drawn = (self.position["chunk"] - before["chunk"]) * CHUNK
         if self.ledger is not None:
-            self.ledger.add(batch.pop(SKIPPED, ()))
+            self.ledger.add(batch.pop(SKIPPED, ()), drawn)
         return batch
 
     def teardown(self, stage: str) -> None:

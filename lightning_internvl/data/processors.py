@@ -42,10 +42,12 @@ class Processor(ABC):
     Attributes:
         max_tiles: the most squares that one picture gives.
         limit: the setting that makes pictures cost fewer tokens.
+        random: whether a draw changes what is seen of a picture.
     """
 
     max_tiles = 1
     limit = "max_tiles"
+    random = False
 
     def __init__(self, image_size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         if image_size < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
@@ -119,6 +121,8 @@ class RandomCrop(Processor):
     ten draws do not fit, the middle is taken. With `flip`, half of them are mirrored. Without a draw, as in evaluation, the
     whole picture is squashed. Source: RandomResizedCrop of torchvision.
     """
+
+    random = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -77,7 +77,11 @@ class StepBatchSampler(Sampler[list[int]]):
 
     def batch(self, step: int) -> list[int]:
         """The indices of one step on this rank."""
-        positions = np.array(self.positions(step), dtype=np.int64)
+        return self.indices(self.positions(step))
+
+    def indices(self, places: Sequence[int]) -> list[int]:
+        """The indices of places in the whole stage's data."""
+        positions = np.array(places, dtype=np.int64)
         length = self.dataset_length
         if length is None:
             return positions.tolist()
