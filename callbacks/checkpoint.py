@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch.distributed.checkpoint import CheckpointException
 
+from lightning_internvl.files import into_place, remove
 from lightning_internvl.stages import Stage
 
 
 class Checkpoint(L.Callback):
-    """Writes `checkpoints/<stage>/last.ckpt` beside its place and moves it there in one step.
+    """Writes `checkpoints/<stage>/last.ckpt`, a file or a folder, beside its place and moves it there when it is whole.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints; the last step of a stage is always saved.
@@ -33,11 +33,30 @@ class Checkpoint(L.Callback):
 
     @staticmethod
     def save(trainer: L.Trainer, path: Path) -> None:
-        """All processes take part; the first one moves the result into place."""
+        """All processes take part; the first one moves the result into place.
+
+        Raises:
+            ValueError: if it cannot be written; the checkpoint before it is untouched.
+        """
         draft = path.with_name("." + path.name + ".draft")
-        trainer.save_checkpoint(draft, weights_only=False)
         if trainer.is_global_zero:
-            if path.is_dir():
-                shutil.rmtree(path)
-            os.replace(draft, path)
+            remove(draft)  # of a process that was killed
         trainer.strategy.barrier()
+        try:
+            trainer.save_checkpoint(draft, weights_only=False)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            if trainer.is_global_zero:
+                remove(draft)
+            before = f"{path} of an earlier step is whole" if path.exists() else "there is none of an earlier step"
+            raise ValueError(
+                f"the checkpoint of step {trainer.global_step} cannot be written: {_reason(error)}; {before}"
+            ) from error
+        if trainer.is_global_zero:
+            into_place(draft, path)
+        trainer.strategy.barrier()
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in the first process in which something did."""
+    failures = getattr(error, "failures", None)
+    return str(next(iter(failures.values()))[0] if failures else error)

@@ -24,13 +24,16 @@ class Evaluation(L.Callback):
         self.tasks, self.bench = dict(tasks), bench
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
-        if self.bench is None or not trainer.is_global_zero:
+        if self.bench is None or not (trainer.is_global_zero or pl_module.divided):
             return
-        pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
+        if not pl_module.divided:
+            pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         begun, found = time.monotonic(), {}
         with self.bench.evaluating() as bench:
             for task in self.tasks.values():
-                found |= task(bench)
+                found |= pl_module.use(task, bench)
+        if not trainer.is_global_zero:
+            return
         metrics, timing = (read_json(pl_module.run_dir / name, {}) for name in ("metrics.json", "timing.json"))
         write_json(pl_module.run_dir / "metrics.json", metrics | {pl_module.name: found})
         timing.setdefault(pl_module.name, {})["eval_seconds"] = round(time.monotonic() - begun, 2)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import DDPStrategy
 from rich.table import Table
 
 from lightning_internvl.console import console
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.stages import Stage
+from lightning_internvl.strategies import gather_once
 
 
 class Freezing(L.Callback):
@@ -21,6 +23,9 @@ class Freezing(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Stage, stage: str) -> None:
         pl_module.plan.apply(pl_module.model, pl_module.start_step)
+        if isinstance(trainer.strategy, DDPStrategy):  # it never sums gradients of weights that are frozen when it is set up
+            for name, parameter in pl_module.model.named_parameters():
+                parameter.requires_grad_(pl_module.plan.ever_trains(name))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Stage) -> None:
         self._change(trainer, pl_module)
@@ -33,6 +38,8 @@ class Freezing(L.Callback):
     def _change(self, trainer: L.Trainer, stage: Stage) -> None:
         step = trainer.global_step
         stage.plan.apply(stage.model, step)
+        if stage.divided and step > stage.start_step:
+            gather_once(stage)
         if not trainer.is_global_zero:
             return
         rows = stage.plan.table(stage.model, step)

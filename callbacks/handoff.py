@@ -22,7 +22,10 @@ class HandOff(L.Callback):
         self.tokenizers = tokenizers
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            if pl_module.divided:
+                handoff.take_part(pl_module.model, pl_module.base)
+        else:
             step = trainer.global_step
             handoff.save(
                 pl_module.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -39,12 +40,14 @@ class Samples(L.Callback):
             self._keep(trainer, pl_module)
 
     def _keep(self, trainer: L.Trainer, stage: Stage) -> None:
-        if self.bench is None or not trainer.is_global_zero:
+        if self.bench is None or not (trainer.is_global_zero or stage.divided):
             return
         if self.writer is None and self.bench.pairs is None:  # it neither compares pictures and texts nor writes, as a probe
             return
         step = trainer.global_step
         last = step == stage.max_steps
+        options = {"stage": stage.name, "mode": self.mode, "writer": self.writer, "images": self.images}
         with self.bench.evaluating() as bench:
-            found = sample(bench, stage=stage.name, step=step, mode=self.mode, writer=self.writer, images=self.images, last=last)
-        write_json(stage.folder / "samples" / f"step-{step:06d}.json", found)
+            found = stage.use(partial(sample, bench, step=step, last=last, **options))
+        if trainer.is_global_zero:
+            write_json(stage.folder / "samples" / f"step-{step:06d}.json", found)

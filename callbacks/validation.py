@@ -44,16 +44,19 @@ class Validation(L.Callback):
         pl_module.eval()
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(pl_module.seed)
-            self.found = self._loss(trainer, pl_module, trainer.datamodule)
+            self.found = pl_module.use(self._loss, trainer, pl_module, trainer.datamodule)
         for module, training in modes.items():
             module.training = training
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
         """Exact match by the first process, and the file."""
-        if not self.found or not trainer.is_global_zero:
+        if not self.found or not (trainer.is_global_zero or pl_module.divided):
             return
-        pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
-        found = self.found | self._exact(trainer.datamodule, pl_module)
+        if not pl_module.divided:
+            pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
+        found = self.found | pl_module.use(self._exact, trainer.datamodule, pl_module)
+        if not trainer.is_global_zero:
+            return
         path = pl_module.run_dir / "metrics.json"
         metrics = read_json(path, {})
         write_json(path, metrics | {pl_module.name: {**metrics.get(pl_module.name, {}), **found}})

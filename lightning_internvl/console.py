@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from rich.console import Console
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+from lightning_internvl.launch import is_helper
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=is_helper())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,38 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
+
+
+def into_place(draft: Path, path: Path) -> None:
+    """Move a whole file or folder to its place, where an older one may stand. A folder cannot be replaced in one step; should the
+    process end in between, `from_aside` finds the older one."""
+    if not path.is_dir():
+        draft.replace(path)
+        return
+    aside = _aside(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    draft.rename(path)
+    shutil.rmtree(aside)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def from_aside(path: Path) -> None:
+    """Put an older folder back that a move has left beside its place."""
+    if not path.exists() and _aside(path).exists():
+        with contextlib.suppress(FileNotFoundError):  # another process has been faster
+            _aside(path).rename(path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.older")
 
 
 def write_json(path: Path, value: Any) -> None:

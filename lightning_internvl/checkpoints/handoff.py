@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lightning_internvl.checkpoints.files import own_tensors, write_folder
 from lightning_internvl.compose import FETCHING, check_trusted, compose_model, trusted_build
+from lightning_internvl.distributed import whole
 from lightning_internvl.freezing import FreezePlan, matches
 from lightning_internvl.layers import resize_positions
 from lightning_internvl.model import PARTS, VLM
@@ -71,7 +72,7 @@ def save(
         parts: dict[str, Any] = {}
         own = own_tensors(model, without=base.names if base else ())
         for part in PARTS:
-            tensors = {n: t.detach().cpu().contiguous() for n, t in own.items() if n.startswith(f"{part}.")}
+            tensors = {n: whole(t).cpu().contiguous() for n, t in own.items() if n.startswith(f"{part}.")}
             if tensors:
                 save_file(tensors, draft / f"{part}.safetensors", metadata={"format": "pt"})
                 parts[part] = {
@@ -89,6 +90,16 @@ def save(
     if folder.exists():
         shutil.rmtree(folder)
     write_folder(folder, write)
+
+
+def take_part(model: VLM, base: Base | None) -> None:
+    """What the other processes do while the first one saves weights that are divided among all: each tensor is gathered, one at
+    a time, in the order in which it is written."""
+    own = own_tensors(model, without=base.names if base else ())
+    for part in PARTS:
+        for name, tensor in own.items():
+            if name.startswith(f"{part}."):
+                whole(tensor)
 
 
 def standalone(model: VLM, config: Mapping[str, Any], tokenizers: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -175,6 +186,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def trusted_config(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the model in a manifest, in which the tokenizers that the folder holds now have their places.
+
+    Raises:
+        ValueError: if it names other code or weights elsewhere.
+    """
+    config = manifest["config"]
+    check_trusted(config)
+    for part in ("middleware", "decoder"):
+        if (saved := folder / TOKENIZERS / part).is_dir():
+            config[part]["tokenizer"]["folder"] = str(saved.resolve())
+    return config
+
+
 def load(folder: Path) -> tuple[VLM, dict[str, Any], dict[str, Any]]:
     """The model of a hand-off folder in evaluation mode, built from the configuration in its manifest (parts of this package
     only), the tokenizers of its parts, and the manifest.
@@ -183,11 +208,7 @@ def load(folder: Path) -> tuple[VLM, dict[str, Any], dict[str, Any]]:
         ValueError: as `read`; if the configuration names other code or weights elsewhere; if tensors do not fit the model.
     """
     tensors, manifest = read(folder)
-    config = manifest["config"]
-    check_trusted(config)
-    for part in ("middleware", "decoder"):
-        if (folder / TOKENIZERS / part).is_dir():
-            config[part]["tokenizer"]["folder"] = str(folder / TOKENIZERS / part)
+    config = trusted_config(folder, manifest)
     model, tokenizers = compose_model(config, trusted_build)
     LoadReport.of(model, tensors, source=str(folder), new=(), dropped=()).load(model, tensors)
     quantize(model, config.get("quantization"), keep=manifest.get("trained", ()))

@@ -19,7 +19,7 @@ from lightning_internvl.stages import Stage
 
 GIB = 2**30
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
-SHARDED = ("fsdp", "deepspeed_stage_3", "FSDPStrategy", "ModelParallelStrategy")
+SHARDED = ("fsdp", "FSDP", "deepspeed_stage_3", "ModelParallelStrategy")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""One run in several processes, whoever starts them: the trainer itself, torchrun or SLURM. Nothing here imports PyTorch early.
+
+Processes that the trainer starts read the configuration that the first one has composed, so they compose nothing and choose no
+folder; with `--multirun` each job has processes of its own. Those that torchrun or srun start compose the same command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+RUN = "LIGHTNING_INTERNVL_RUN"  # a file with the configuration and the folder of the run that a process belongs to
+NUMBERS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # of a process or its machine, 0 in the first one
+LEFT_BEHIND = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", RUN)  # by a trainer that starts processes
+UNKNOWN = "no_common_time"  # stands in the name of a folder where processes know nothing of each other
+WATCH = 2.0  # seconds between two looks at the process that started this one
+
+
+def is_helper() -> bool:
+    """Whether this is a further process of a run, not its first one."""
+    return any(os.environ.get(name, "0") != "0" for name in NUMBERS)
+
+
+def started_from_outside() -> bool:
+    """Whether torchrun, srun or a script has started several processes."""
+    sizes = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    return RUN not in os.environ and (any(size != "1" for size in sizes) or "NODE_RANK" in os.environ)
+
+
+def launch_time(pattern: str) -> str:
+    """The time of the launch, the same in all processes of it; `UNKNOWN` where they could not agree on one."""
+    if not started_from_outside():
+        return datetime.now().strftime(pattern)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has a store that all processes reach
+        from torch.distributed import TCPStore
+
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        key = f"launched/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        return datetime.fromtimestamp(float(store.compare_set(key, "", str(time.time())))).strftime(pattern)
+    if "SLURM_JOB_START_TIME" in os.environ:
+        return datetime.fromtimestamp(float(os.environ["SLURM_JOB_START_TIME"])).strftime(pattern)
+    return UNKNOWN
+
+
+@contextmanager
+def shared_run(config: Mapping[str, Any], run_dir: Path) -> Iterator[None]:
+    """Let the processes that a trainer starts inside find the run. Afterwards nothing is left of them, so that the next job of a
+    sweep starts its own."""
+    if started_from_outside() or RUN in os.environ:
+        yield
+        return
+    before = {name: os.environ.get(name) for name in LEFT_BEHIND}
+    with tempfile.TemporaryDirectory(prefix="lightning_internvl_") as folder:
+        file = Path(folder) / "run.json"
+        file.write_text(json.dumps({"config": config, "run_dir": str(run_dir.resolve())}), encoding="utf-8")
+        os.environ[RUN] = str(file)
+        try:
+            yield
+        finally:
+            _leave()
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                os.environ |= {name: value} if value is not None else {}
+
+
+def _leave() -> None:
+    """End the group of processes of this job."""
+    if "torch" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_started_by_trainer() -> bool:
+    """Whether another process of the same run has started this one."""
+    return RUN in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def shared_config() -> tuple[dict[str, Any], Path]:
+    """The configuration and the folder of the run, in a process that a trainer has started. It ends when that one has ended."""
+    shared = json.loads(Path(os.environ[RUN]).read_text(encoding="utf-8"))
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    return shared["config"], Path(shared["run_dir"])
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os._exit(1)

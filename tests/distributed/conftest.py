@@ -1,0 +1,40 @@
+"""All runs of two processes that the tests of this folder look at, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pair import BARE, BOTH_WAYS, LORA, QLORA, QUIET, SCHEDULE, STOPS, WHOLE_BATCH, run_alone, run_pair, stopped_at
+
+
+@pytest.fixture(scope="session")
+def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs of one process (`one`, `one_lora`, `one_schedule`) and of two (`ddp`, `fsdp2_lora`, ...)."""
+    folder = tmp_path_factory.mktemp("pair")
+
+    def alone(name: str, *settings: str) -> None:
+        run_alone(*BARE, *WHOLE_BATCH, f"paths.run={folder / name}", *settings)
+
+    def pair(name: str, strategy: str, *settings: str) -> dict[str, list[str]]:
+        return {"train": [*BARE, f"paths.run={folder / name}", f"strategy={strategy}", "trainer.devices=2", *settings]}
+
+    adapters = (*QUIET, *LORA, f"init_from={folder / 'one'}")
+    alone("one", *QUIET, *BOTH_WAYS)
+    alone("one_lora", *adapters)
+    alone("one_qlora", *QLORA)
+    alone("one_schedule", *QUIET, *SCHEDULE, "strategy=fsdp2")
+    stopped_at(2, folder / "one_schedule", folder / "one_to_two")
+    jobs = [pair("fsdp2_qlora", "fsdp2", *QLORA)]
+    for strategy, stops in STOPS.items():
+        jobs.append(pair(strategy, strategy, *QUIET, *BOTH_WAYS))
+        jobs.append(pair(f"{strategy}_lora", strategy, *adapters))
+        jobs.append(pair(f"{strategy}_schedule", strategy, *QUIET, *SCHEDULE))
+        for step in stops:
+            whole, run = folder / f"{strategy}_schedule", folder / f"{strategy}_from_{step}"
+            jobs += [{"stopped_at": [step, str(whole), str(run)]}, {"train": [f"resume={run}"]}]
+    jobs.append({"train": [f"resume={folder / 'one_to_two'}", "trainer.devices=2"]})
+    run_pair(folder, jobs)
+    stopped_at(2, folder / "fsdp2_schedule", folder / "two_to_one")
+    run_alone(f"resume={folder / 'two_to_one'}", "trainer.devices=1")
+    return folder

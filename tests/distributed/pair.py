@@ -1,0 +1,113 @@
+"""Two processes that run `train.py` again and again, as torchrun would have started them; they are started once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from runs import ROOT, STAGES, TINY, train
+from torch import Tensor
+
+import callbacks
+from lightning_internvl.files import RUN_CONFIG
+from lightning_internvl.stages import generative
+
+STEPS = 5
+BARE = (
+    *TINY, f"max_steps={STEPS}", "logger=[history]", "trainer.accelerator=cpu",
+    "callbacks.report=null", "callbacks.progress=null",
+    # Full steps from the first one on; a gradient that is zero but for rounding would be scaled up to one with a smaller eps.
+    *(f"stages.{stage}.scheduler.warmup_steps=0" for stage in STAGES), "optimizer.eps=1.0e-5",
+)  # fmt: skip
+BOTH_WAYS = ("+stages.generative.module.both_ways=true", "stages.generative.module.negatives=random")
+WHOLE_BATCH = tuple(f"stages.{stage}.batch_size=8" for stage in STAGES)  # of TINY's 4 on each of two devices
+LORA = ("pipeline=[supervised]", "peft=lora", "peft.decoder.rank=2")
+QLORA = (
+    "pipeline=[supervised]", "peft=qlora", "peft.decoder.rank=2", "stages.supervised.new=[encoder,middleware,decoder]",
+    "decoder.config.hidden_size=64", "decoder.config.intermediate_size=64",
+)  # fmt: skip
+SCHEDULE = (
+    "pipeline=[contrastive]", "callbacks.checkpoint.every_n_steps=1",
+    "stages.contrastive.module.train=[{name: middleware.clip_projector, until_step: 3},middleware,objectives,"
+    "{name: encoder, from_step: 2}]",
+    # A scale that starts above its limit and is held there.
+    "stages.contrastive.objectives.itc.init_scale=14.3", "stages.contrastive.objectives.itc.max_scale=14.2",
+)  # fmt: skip
+# Steps after which runs of each strategy are stopped: before, at and after the encoder joins at 2; at 3 the pooling freezes.
+STOPS = {"ddp": (2,), "fsdp2": (1, 2, 3)}
+QUIET = ("callbacks.samples=null", "callbacks.evaluation=null")  # nothing is measured or shown
+LAST = Path("checkpoints") / "contrastive" / "last.ckpt"
+
+
+def neighbours(batch: int, device: torch.device, others: Tensor | None = None) -> Tensor:
+    """Wrong captions that do not depend on how a batch is divided: rows change places in pairs."""
+    return torch.arange(batch, device=device) ^ 1
+
+
+def save_and_keep(trainer: Any, path: Path, save: Any = callbacks.Checkpoint.save) -> None:
+    """Save a checkpoint, and keep a copy of it for every step."""
+    save(trainer, path)
+    if trainer.is_global_zero:
+        copy(path, path.with_name(f"step-{trainer.global_step}.ckpt"))
+
+
+def copy(source: Path, target: Path) -> None:
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+
+
+def stopped_at(step: int, whole: Path, run: Path) -> None:
+    """A run folder as a process leaves it that was killed after a step of the contrastive stage."""
+    (run / LAST).parent.mkdir(parents=True)
+    shutil.copy(whole / RUN_CONFIG, run)
+    copy(whole / LAST.with_name(f"step-{step}.ckpt"), run / LAST)
+
+
+def patched() -> Any:
+    """What runs that are compared have in common."""
+    keep = patch.object(callbacks.Checkpoint, "save", staticmethod(save_and_keep))
+    negatives = patch.object(generative, "random_negatives", neighbours)
+    return keep, negatives
+
+
+def run_alone(*arguments: str) -> None:
+    """`train.py` in this process."""
+    keep, negatives = patched()
+    with keep, negatives:
+        outcome = train(*arguments)
+    assert outcome.code == 0, outcome.err
+
+
+def run_pair(folder: Path, jobs: list[dict[str, Any]]) -> None:
+    """Run jobs one after the other in two processes: `{"train": arguments}`, `{"stopped_at": [step, whole, run]}`."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_work, args=(str(folder), port), nprocs=2)
+
+
+def _work(rank: int, folder: str, port: int) -> None:
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    keep, negatives = patched()
+    with keep, negatives:
+        for number, job in enumerate(json.loads(Path(folder, "jobs.json").read_text())):
+            os.environ |= places  # Lightning takes some of them away
+            if "train" in job:
+                outcome = train(*job["train"])
+                Path(folder, f"out-{number}-{rank}.txt").write_text(outcome.out)
+                assert outcome.code == 0, (job, outcome.err)
+            elif rank == 0:
+                step, whole, run = job["stopped_at"]
+                stopped_at(step, Path(whole), Path(run))
+            dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,69 @@
+"""Runs of two processes equal those of one: losses, weights, schedules, resume and hand-off, whatever the strategy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pair import STEPS, STOPS
+from runs import STAGES, losses, read_json, same_weights, weights
+
+CLOSE = 1e-5
+
+
+def assert_close(one: Path, two: Path, stage: str) -> None:
+    """Equal losses in every step, and equal weights at the end."""
+    first, second = losses(one, stage), losses(two, stage)
+    assert len(first) == len(second) == STEPS
+    for a, b in zip(first, second, strict=True):
+        assert a == pytest.approx(b, rel=CLOSE), (stage, a["step"])
+    ours, theirs = weights(one, stage), weights(two, stage)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert (tensor - theirs[name]).abs().max() < CLOSE, (stage, name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("strategy", STOPS)
+def test_a_stage(strategy: str, stage: str, runs_of: Path) -> None:
+    assert_close(runs_of / "one", runs_of / strategy, stage)
+
+
+@pytest.mark.parametrize("strategy", STOPS)
+def test_adapters(strategy: str, runs_of: Path) -> None:
+    assert_close(runs_of / "one_lora", runs_of / f"{strategy}_lora", "supervised")
+
+
+def test_adapters_beside_weights_in_four_bits(runs_of: Path) -> None:
+    """Quantised weights stay whole on every device; pictures, answers and captions are made by both processes together."""
+    one, two = runs_of / "one_qlora", runs_of / "fsdp2_qlora"
+    assert_close(one, two, "supervised")
+    assert read_json(two / "metrics.json").keys() == {"supervised"}
+    assert read_json(two / "metrics.json")["supervised"].keys() == read_json(one / "metrics.json")["supervised"].keys()
+    samples = [sorted(path.name for path in (run / "stages/supervised/samples").iterdir()) for run in (one, two)]
+    assert samples[0] == samples[1] == ["step-000000.json", "step-000005.json"]
+
+
+@pytest.mark.parametrize("strategy", STOPS)
+def test_a_freezing_schedule(strategy: str, runs_of: Path) -> None:
+    assert_close(runs_of / "one_schedule", runs_of / f"{strategy}_schedule", "contrastive")
+    tables = [
+        read_json(runs_of / run / "stages" / "contrastive" / "freezing.json") for run in ("one_schedule", f"{strategy}_schedule")
+    ]
+    assert tables[0] == tables[1]
+    assert [entry["step"] for entry in tables[0]] == [0, 2, 3]
+
+
+@pytest.mark.parametrize(("strategy", "step"), [(strategy, step) for strategy, steps in STOPS.items() for step in steps])
+def test_resume_before_at_and_after_a_change_is_exact(strategy: str, step: int, runs_of: Path) -> None:
+    whole, run = runs_of / f"{strategy}_schedule", runs_of / f"{strategy}_from_{step}"
+    assert same_weights(whole, run, "contrastive")
+    assert losses(run, "contrastive") == losses(whole, "contrastive")[step:]
+
+
+@pytest.mark.parametrize("run", ["one_to_two", "two_to_one"])
+def test_resume_with_another_number_of_processes(run: str, runs_of: Path) -> None:
+    whole = runs_of / "one_schedule"
+    assert losses(runs_of / run, "contrastive") == [pytest.approx(row, rel=CLOSE) for row in losses(whole, "contrastive")[2:]]
+    ours, theirs = weights(runs_of / run, "contrastive"), weights(whole, "contrastive")
+    assert all((tensor - theirs[name]).abs().max() < CLOSE for name, tensor in ours.items())
