@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.chunks import check_chunk, chunks_of, in_chunks
 from lightning_internvl.distributed import gather, gather_with_grad, global_mean, rank, world_size
 
 GATHERS = ("exact", "global", "detached")
@@ -24,18 +25,27 @@ class ITC(nn.Module):
             "global": the loss of all rows, on every rank, with the same gradients at a higher cost (open_clip with
             `gather_with_grad`); "detached": that loss, but without gradient through the rows of other ranks, so that averaged
             gradients of the encoders are too small by the number of processes (open_clip by default).
+        chunk: rows that are compared at a time, so that at most `chunk` x columns similarities are held, twice while gradients
+            are computed; each chunk is computed a second time for its gradient. None: all rows.
     """
 
     def __init__(
-        self, *, init_scale: float = 1 / 0.07, max_scale: float = 100.0, label_smoothing: float = 0.0, gather: str = "exact"
+        self,
+        *,
+        init_scale: float = 1 / 0.07,
+        max_scale: float = 100.0,
+        label_smoothing: float = 0.0,
+        gather: str = "exact",
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
+        check_chunk("chunk", chunk)
         if gather not in GATHERS:
             raise ValueError(f"{gather=} is not known; valid choices: {', '.join(GATHERS)}")
         # Stored as a logarithm, and with one dimension because sharding refuses scalars.
         self.logit_scale = nn.Parameter(torch.tensor([math.log(init_scale)]))
         self.max_log_scale = math.log(max_scale)
-        self.label_smoothing, self.gather = label_smoothing, gather
+        self.label_smoothing, self.gather, self.chunk = label_smoothing, gather, chunk
 
     @property
     def scale(self) -> Tensor:
@@ -65,16 +75,29 @@ class ITC(nn.Module):
         if self.gather != "exact":  # every rank judges all rows
             image, text, first = all_image, all_text, 0
             ids, ignored_B = (None if x is None else gather(x) for x in (image_ids_B, ignored_B))
-        to_text, to_image = self.logits(image, all_text), self.logits(text, all_image)
-        if ids is None:
-            targets = torch.arange(len(image), device=image.device) + first
-        else:
-            same = (ids[:, None] == gather(image_ids_B)).float()
-            targets = same / same.sum(dim=1, keepdim=True)
-        options = {"label_smoothing": self.label_smoothing, "reduction": "mean" if ignored_B is None else "none"}
-        losses = [F.cross_entropy(x.float(), targets, **options) for x in (to_text, to_image)]
+        targets, ids_C = torch.arange(len(image), device=image.device) + first, None
+        if ids is not None:
+            targets, ids_C = ids, gather(image_ids_B)
+        each = ignored_B is not None
+        losses = [self._losses(rows, columns, targets, ids_C, each) for rows, columns in ((image, all_text), (text, all_image))]
         loss = (losses[0] + losses[1]) / 2
         return loss if ignored_B is None else global_mean(loss.masked_fill(ignored_B, 0.0).sum(), (~ignored_B).sum())
+
+    def _losses(self, rows_BE: Tensor, columns_CE: Tensor, targets_B: Tensor, ids_C: Tensor | None, each: bool) -> Tensor:
+        """Of each row, (B,), or their mean."""
+        pieces = chunks_of(len(rows_BE), self.chunk)
+        if pieces == 1:
+            return self._judged(rows_BE, targets_B, columns_CE, ids_C, "none" if each else "mean")
+        found = in_chunks(lambda *rows: self._judged(*rows, columns_CE, ids_C, "none"), pieces, rows_BE, targets_B)
+        return torch.cat(found) if each else torch.cat(found).mean()
+
+    def _judged(self, rows_BE: Tensor, targets_B: Tensor, columns_CE: Tensor, ids_C: Tensor | None, reduction: str) -> Tensor:
+        """`targets` are numbers of columns or, with `ids_C`, ids that the matching columns have."""
+        if ids_C is not None:
+            same = (targets_B[:, None] == ids_C).float()
+            targets_B = same / same.sum(dim=1, keepdim=True)
+        logits = self.logits(rows_BE, columns_CE).float()
+        return F.cross_entropy(logits, targets_B, label_smoothing=self.label_smoothing, reduction=reduction)
 
     def _gathered(self, x_BE: Tensor) -> Tensor:
         """Rows of all ranks, (W * B, E)."""

@@ -41,7 +41,7 @@ def mined_negatives(similarity_BB: Tensor, others_BB: Tensor | None = None) -> T
         others_BB: texts that may be drawn (see `other_pictures`); None: all but the own. A row without any gets some other row's.
     """
     weights = similarity_BB.float().softmax(dim=1).clamp(min=1e-6).fill_diagonal_(0)
-    return _only(weights, others_BB).multinomial(1).squeeze(1)
+    return _drawn(_only(weights, others_BB))
 
 
 @torch.no_grad()
@@ -51,8 +51,13 @@ def random_negatives(batch: int, device: torch.device, others_BB: Tensor | None 
     if others_BB is None:
         return drawn
     # What fell on the same picture is drawn once more, evenly among the others; the rest is even already.
-    again = _only(torch.ones(batch, batch, device=device).fill_diagonal_(0), others_BB).multinomial(1).squeeze(1)
+    again = _drawn(_only(torch.ones(batch, batch, device=device).fill_diagonal_(0), others_BB))
     return torch.where(others_BB.gather(1, drawn[:, None]).squeeze(1), drawn, again)
+
+
+def _drawn(weights_BB: Tensor) -> Tensor:
+    """One place of each row in proportion to its weights, (B,): what `multinomial` draws, whose checks wait for the device."""
+    return (weights_BB / torch.empty_like(weights_BB).exponential_()).argmax(dim=1)
 
 
 def _only(weights_BB: Tensor, others_BB: Tensor | None) -> Tensor:

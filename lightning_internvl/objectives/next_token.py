@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.distributed import global_mean
+from lightning_internvl.chunks import check_chunk, chunks_of, in_chunks
+from lightning_internvl.distributed import global_mean, largest, world_size
+from lightning_internvl.objectives.linear_cross_entropy import linear_cross_entropy, plain_layer
 
 IGNORED = -100
 
@@ -15,17 +18,21 @@ IGNORED = -100
 class NextToken(nn.Module):
     """Cross-entropy of the next token: the sum over labelled tokens divided by their number on all ranks.
 
-    Logits are computed where a label stands and nowhere else, so a large vocabulary costs memory for answers only.
+    Logits are computed where a label stands and nowhere else, and of many labels for a chunk at a time, so a large vocabulary
+    costs the memory of one chunk. Behind a plain linear layer gradients are found in the forward pass, at no further cost; other
+    heads (adapters, quantised or sharded weights, a layer before the last) compute each chunk a second time.
 
     Args:
         label_smoothing: share of the target spread over the vocabulary.
+        chunk: labelled tokens that are judged at a time; None: all of them.
     """
 
-    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, *, label_smoothing: float = 0.0, chunk: int | None = 1024) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"{label_smoothing=} must lie from 0 on and below 1")
-        self.label_smoothing = label_smoothing
+        check_chunk("chunk", chunk)
+        self.label_smoothing, self.chunk = label_smoothing, chunk
 
     def forward(self, hidden_BLH: Tensor, labels_BL: Tensor, head: Callable[[Tensor], Tensor], *, shifts: bool = True) -> Tensor:
         """The token at position t is judged by the state at t - 1.
@@ -37,13 +44,33 @@ class NextToken(nn.Module):
         """
         if shifts:
             hidden_BLH, labels_BL = hidden_BLH[:, :-1], labels_BL[:, 1:]
-        labelled = labels_BL != IGNORED
-        states, targets = _chosen(hidden_BLH, labelled), _chosen(labels_BL, labelled)
-        logits = head(states).float()
-        total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.label_smoothing)
-        return global_mean(total, labelled.sum())
+        labelled, places = labels_BL != IGNORED, (slice(None), slice(None))
+        if not labels_BL.is_meta:  # where no values are held, all tokens are taken, the most that it can be
+            places = labelled.nonzero(as_tuple=True)  # once: the host waits for their number
+        states, targets = hidden_BLH[places].flatten(0, -2), labels_BL[places].flatten()
+        return global_mean(self._total(states, targets, head), labelled.sum())
+
+    def _total(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+        pieces, layer = chunks_of(len(states_TH), self.chunk), plain_layer(head)
+        if layer is None and self.chunk is not None and _is_sharded(head):
+            pieces = largest(pieces)  # a sharded head is called equally often on all ranks, or they wait forever
+        if pieces == 1 or states_TH.is_meta:  # what is planned needs no memory, and its parts are told apart by their calls
+            return self._judged(states_TH, targets_T, head)
+        if layer is not None:
+            return linear_cross_entropy(states_TH, layer, targets_T, pieces=pieces, label_smoothing=self.label_smoothing)
+        return torch.stack(in_chunks(lambda *rows: self._judged(*rows, head), pieces, states_TH, targets_T)).sum()
+
+    def _judged(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+        return F.cross_entropy(head(states_TH).float(), targets_T, reduction="sum", label_smoothing=self.label_smoothing)
 
 
-def _chosen(x_BL: Tensor, labelled_BL: Tensor) -> Tensor:
-    """Entries where a label stands; on the meta device, which holds no values, all of them, the most that it can be."""
-    return x_BL.flatten(0, 1) if x_BL.is_meta else x_BL[labelled_BL]
+def labelled_tokens(labels_BL: Tensor, *, shifts: bool = True) -> int:
+    """How many tokens of this rank's batch are judged; of labels on the CPU, where reading it makes nobody wait."""
+    return int((labels_BL[:, int(shifts) :] != IGNORED).sum())
+
+
+def _is_sharded(head: Callable[[Tensor], Tensor]) -> bool:
+    """Whether calling a head gathers weights from all ranks (FSDP2)."""
+    owner = head if isinstance(head, nn.Module) else getattr(head, "__self__", None)
+    parameters = owner.parameters() if world_size() > 1 and isinstance(owner, nn.Module) else ()
+    return any(hasattr(parameter, "device_mesh") for parameter in parameters)

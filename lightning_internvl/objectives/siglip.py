@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.chunks import check_chunk, chunks_of, in_chunks
 from lightning_internvl.distributed import global_mean, rank, world_size
 
 
@@ -21,10 +22,14 @@ class SigLIP(nn.Module):
     Args:
         init_scale: start of the factor on cosine similarities.
         init_bias: start of the bias; strongly negative, because almost no pair matches.
+        chunk: pictures that are judged at a time against the texts of one rank, so that at most `chunk` x texts similarities are
+            held; each chunk is computed a second time for its gradient. None: all pictures of the rank.
     """
 
-    def __init__(self, *, init_scale: float = 10.0, init_bias: float = -10.0) -> None:
+    def __init__(self, *, init_scale: float = 10.0, init_bias: float = -10.0, chunk: int | None = None) -> None:
         super().__init__()
+        check_chunk("chunk", chunk)
+        self.chunk = chunk
         # One dimension because sharding refuses scalars.
         self.logit_scale = nn.Parameter(torch.tensor([math.log(init_scale)]))
         self.logit_bias = nn.Parameter(torch.tensor([init_bias]))
@@ -56,10 +61,19 @@ class SigLIP(nn.Module):
         for step in range(world_size()):
             if step:
                 text, theirs = passed_on(text), _exchanged(theirs, 1)
-            signs = torch.where(ids[:, None] == theirs, 1.0, -1.0)
-            losses = -F.logsigmoid(signs * self.logits(image, text).float())
-            total = total + (losses * judged[:, None]).sum()
+            total = total + self._block(image, ids, judged, text, theirs)
         return global_mean(total, judged.sum())
+
+    def _block(self, image_BE: Tensor, ids_B: Tensor, judged_B: Tensor, text_CE: Tensor, ids_C: Tensor) -> Tensor:
+        """The loss of all pairs of these pictures and texts."""
+
+        def judge(image: Tensor, ids: Tensor, judged: Tensor) -> Tensor:
+            signs = torch.where(ids[:, None] == ids_C, 1.0, -1.0)
+            losses = -F.logsigmoid(signs * self.logits(image, text_CE).float())
+            return (losses * judged[:, None]).sum()
+
+        pieces, rows = chunks_of(len(image_BE), self.chunk), (image_BE, ids_B, judged_B)
+        return judge(*rows) if pieces == 1 else torch.stack(in_chunks(judge, pieces, *rows)).sum()
 
 
 def passed_on(x_BE: Tensor) -> Tensor:

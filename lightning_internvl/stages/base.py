@@ -10,10 +10,13 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_internvl.accumulation import WINDOW, window_shares
 from lightning_internvl.checkpoints.handoff import Base
+from lightning_internvl.feature_cache import features
 from lightning_internvl.freezing import FreezePlan
 from lightning_internvl.model import VLM
 from lightning_internvl.peft import plain_name
@@ -88,26 +91,75 @@ class Stage(L.LightningModule):
         """The stage's losses by name, each a scalar."""
         raise TypeError(f"{type(self).__name__} must say which losses a batch gives")
 
+    def features(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
+        """What the encoder gives for the batch's pictures, from the feature cache where there is one: (N, P, D), one a layer."""
+        model = self.model
+        return features(model.encoder, model.feature_cache, batch["pixel_values"], layers, batch.get("picture_keys"))
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """What losses of this rank's batch, as the data gives it, are means over, by name: labelled tokens, judged pairs.
+
+        With `accumulate_grad_batches` these losses are means over all items of a step's micro-batches on all ranks (see
+        `lightning_internvl.accumulation`). A loss that is not named counts equally in each micro-batch, as a contrast does, which
+        compares the pairs of one micro-batch: accumulation does not give it more to compare with, `cached_chunk` does.
+        """
+        return {}
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(batch)
-        loss = sum(self.weights.get(name, 1.0) * value for name, value in losses.items())
+        loss = self._weighted(losses)
         every = self.trainer.log_every_n_steps
         if every and (self.global_step + 1) % every == 0:  # what no logger would take is not collected
-            self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()})
-        return loss
+            found = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
+            self.log_dict(found, sync_dist=True)  # the mean over ranks is the loss of the whole batch
+        length = self.trainer.accumulate_grad_batches
+        if length == 1:
+            return loss
+        if WINDOW not in batch:
+            raise ValueError(f"accumulate_grad_batches={length} needs batches that know their window; wrap them in Windows")
+        shares, equal = window_shares(batch[WINDOW], batch_idx % length, length, self.device)
+        return self._weighted({name: shares.get(name, equal) * value for name, value in losses.items()})
+
+    def _weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
+        return sum(self.weights.get(name, 1.0) * value for name, value in losses.items())
+
+    def use(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function that uses the model otherwise than `losses` does. Where weights are divided among processes, they are
+        gathered for it, and all processes must call it."""
+        return function(*arguments)
+
+    @property
+    def divided(self) -> bool:
+        """Whether weights are divided among processes, so that all of them must take part in whatever uses the model."""
+        return isinstance(self, FSDPModule)
+
+    def configure_model(self) -> None:
+        """Divide the weights, with a strategy that does so. They have been loaded, and the freezing schedule stands."""
+        shard = getattr(self.trainer.strategy, "shard", None)
+        if shard is not None:
+            shard(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # All draws of a step (drop path, masking, negatives) depend on the step alone, not on what ran before it.
         torch.manual_seed(zlib.crc32(f"{self.seed}/{self.name}/{batch_idx}/{self.global_rank}".encode()))
+        if self.divided:  # an objective that holds its scale below a limit has only reached the gathered copy
+            for objective in self.model.objectives.values():
+                if hasattr(objective, "max_log_scale"):
+                    objective.logit_scale.data.to_local().clamp_(max=objective.max_log_scale)
 
     def trained_names(self) -> set[str]:
         """The tensors that the stage will ever train, by the names that files use."""
         return {plain_name(name) for name, _ in self.model.named_parameters() if self.plan.ever_trains(name)}
 
+    def kept(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint holds of the stage's state."""
+        if not self.light:
+            return state
+        kept = {f"model.{name}" for name in self.trained_names()}
+        return {name: tensor for name, tensor in state.items() if name in kept}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.light:
-            kept = {f"model.{name}" for name in self.trained_names()}
-            checkpoint["state_dict"] = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in kept}
+        checkpoint["state_dict"] = self.kept(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         wanted = {f"model.{name}" for name in self.trained_names()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lightning_internvl.chunks import check_chunk, chunks_of, in_chunks
 from lightning_internvl.stages.base import Batch, Stage
 
 
@@ -15,20 +17,41 @@ class ContrastiveStage(Stage):
     Args:
         keep_tokens: share of patch tokens that the encoder keeps while training (1.0: all; 0.5: FLIP-like, twice as fast).
         full_from_step: from this step on all tokens are kept, the end phase of the published recipe.
+        cached_chunk: pairs that are embedded at a time, so that a batch may be larger than what memory holds (GradCache, Gao et
+            al. 2021): embeddings are computed without a graph, the loss compares those of the whole batch, and each chunk is then
+            computed again with a graph and gets its gradient. The same gradients at the memory of one chunk and the cost of a
+            second forward pass (of all chunks but the last). None: all pairs at once.
     """
 
     objectives = ("itc",)
 
-    def __init__(self, model: Any, *, keep_tokens: float = 1.0, full_from_step: int | None = None, **stage: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        keep_tokens: float = 1.0,
+        full_from_step: int | None = None,
+        cached_chunk: int | None = None,
+        **stage: Any,
+    ) -> None:
         super().__init__(model, **stage)
         if not 0.0 < keep_tokens <= 1.0:
             raise ValueError(f"{keep_tokens=} must lie above 0 and at most at 1")
-        self.keep_tokens, self.full_from_step = keep_tokens, full_from_step
+        check_chunk("cached_chunk", cached_chunk)
+        self.keep_tokens, self.full_from_step, self.cached_chunk = keep_tokens, full_from_step, cached_chunk
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """ITC of one batch, a scalar."""
-        full = self.full_from_step is not None and self.global_step >= self.full_from_step
-        feats = self.model.encoder(batch["pixel_values"], keep=1.0 if full else self.keep_tokens)
-        image = self.model.middleware.embed_image(feats, "c")
-        text = self.model.middleware.embed_text(batch["itc_ids"], batch["itc_mask"])
+        pairs = batch["pixel_values"], batch["itc_ids"], batch["itc_mask"]
+        pieces = chunks_of(len(batch["itc_ids"]), self.cached_chunk)
+        if pieces == 1:
+            image, text = self._embedded(*pairs)
+        else:
+            found = in_chunks(self._embedded, pieces, *pairs, draws=True, keep_last=True)
+            image, text = map(torch.cat, zip(*found, strict=True))
         return {"itc": self.model.objectives["itc"](image, text)}
+
+    def _embedded(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+        full = self.full_from_step is not None and self.global_step >= self.full_from_step
+        feats = self.model.encoder(pixels, keep=1.0 if full else self.keep_tokens)
+        return self.model.middleware.embed_image(feats, "c"), self.model.middleware.embed_text(ids_BL, mask_BL)

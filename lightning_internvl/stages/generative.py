@@ -12,6 +12,7 @@ from lightning_internvl.middleware.streams import Stream
 from lightning_internvl.model import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
 from lightning_internvl.objectives.itm import IGNORED
+from lightning_internvl.objectives.next_token import labelled_tokens
 from lightning_internvl.stages.base import Batch, Stage
 
 NEGATIVES = ("mined", "random")
@@ -62,7 +63,7 @@ class GenerativeStage(Stage):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """ITC, ITM and ITG of one batch, each a scalar."""
         middleware = self.model.middleware
-        visual = self.model.encoder(batch["pixel_values"], layers=middleware.layers[:1])[0]
+        visual = self.features(batch, middleware.layers[:1])[0]
         itc, itg = Stream("itc", batch["itc_ids"], batch["itc_mask"]), Stream("itg", batch["itg_ids"], batch["itg_mask"])
         others = other_pictures(batch["image_ids"]) if "image_ids" in batch else None
         random = self.negatives == "random" or self.global_step < self.mined_from_step
@@ -80,6 +81,14 @@ class GenerativeStage(Stage):
             text = middleware.project_text(reads[1][1], itc.mask)
             losses["itc"] = losses["itc"] + self.model.objectives["itc"](middleware.clip_projector(visual), text)
         return losses
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Pairs that ITM judges, all but those that lack a wrong partner, and labelled tokens of the captions."""
+        rows, ids = len(batch["itg_labels"]), batch.get("image_ids")
+        judged = torch.ones(rows, dtype=torch.bool) if ids is None else other_pictures(ids).any(dim=1)
+        matched = int(rows * self.matched_share)
+        pairs = rows + 2 * int(judged.sum()) if self.both_ways else matched + int(judged[: rows - matched].sum())
+        return {"itm": pairs, "itg": labelled_tokens(batch["itg_labels"])}
 
     def _matched(
         self, batch: Batch, visual: Tensor, scores_BB: Tensor | None, others: Tensor | None

@@ -14,5 +14,5 @@ class ProbeStage(Stage):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Classification loss of one batch, a scalar."""
-        feats = self.model.encoder(batch["pixel_values"], layers=self.model.middleware.layers)
+        feats = self.features(batch, self.model.middleware.layers)
         return {"classification": self.model.objectives["classification"](self.model.middleware(feats), batch["labels"])}

@@ -56,6 +56,11 @@ class RetrievalStage(Stage):
             reads = self.model.middleware.read(visual, [wrong]) + reads
         return retrieval_losses(self.model, visual, reads, itc, ids, others.any(dim=1))
 
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Pairs that ITM judges: every picture with its caption and, where there is one, with a wrong one."""
+        judged = other_pictures(batch["image_ids"]).any(dim=1)
+        return {"itm": len(judged) + int(judged.sum())} if self.mode == "g" else {}
+
 
 def wrong_texts(right: Stream, negatives_B: Tensor) -> Stream:
     """The ITM stream that shows every picture with the caption of another one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_internvl.model import shifts_labels
+from lightning_internvl.objectives.next_token import labelled_tokens
 from lightning_internvl.stages.base import Batch, Stage
 
 
@@ -18,3 +19,7 @@ class SupervisedStage(Stage):
         hidden, labels = self.model.read(**batch)
         decoder, objective = self.model.decoder, self.model.objectives["next_token"]
         return {"next_token": objective(hidden, labels, decoder.head, shifts=shifts_labels(decoder))}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Labelled tokens of the answers."""
+        return {"next_token": labelled_tokens(batch["labels"], shifts=shifts_labels(self.model.decoder))}

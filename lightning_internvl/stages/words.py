@@ -35,7 +35,7 @@ class WordStage(Stage):
         """
         ids_CL = described(batch["input_ids"], batch["labels"])
         words_CLH, rarity_CL = self.model.decoder.embed(ids_CL.clamp(min=0)).detach().float(), rarity(ids_CL)
-        seen_BPH = self.model.visual_tokens(batch["pixel_values"]).float()
+        seen_BPH = self.model.visual_tokens(batch["pixel_values"], picture_keys=batch.get("picture_keys")).float()
         seen_CPH, first = gather_with_grad(seen_BPH), rank() * len(seen_BPH)
         own = slice(first, first + len(seen_BPH))
         centre_H = self.model.decoder.embed(ids_CL[ids_CL >= 0].unique()).detach().float().mean(dim=0)

@@ -1,0 +1,45 @@
+"""Work on many rows a few at a time, so that what autograd keeps does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def chunks_of(rows: int, chunk: int | None) -> int:
+    """Pieces of at most `chunk` rows; one where it is None."""
+    return 1 if chunk is None else max(1, -(-rows // chunk))
+
+
+def in_chunks(
+    function: Callable[..., Any], pieces: int, *rows: Tensor, draws: bool = False, keep_last: bool = False
+) -> list[Any]:
+    """What `function` makes of each of `pieces` equal parts of the rows (some one row shorter), in order.
+
+    Of each part autograd keeps the rows and the result alone; the rest is computed again when its gradient is asked for, and let
+    go before the next part's turn. What `function` reads beside the rows may need gradients too: parameters get the sum over all
+    parts once, as after one large batch, so that gradients are sent once under data-parallel training.
+
+    Args:
+        draws: whether `function` draws random numbers; they are then the same both times.
+        keep_last: compute the last part once and keep all of it, since its gradient is the first to be asked for.
+    """
+    parts = list(zip(*(x.tensor_split(pieces) for x in rows), strict=True))
+    if rows[0].is_meta:  # a plan replays blocks that it knows, which cannot be computed again; it counts all parts as kept
+        return [function(*part) for part in parts]
+    last = [parts.pop()] if keep_last else []
+    found = [checkpoint(function, *part, use_reentrant=False, preserve_rng_state=draws) for part in parts]
+    return found + [function(*part) for part in last]
+
+
+def check_chunk(name: str, chunk: int | None) -> None:
+    """Refuse a number of rows that is none.
+
+    Raises:
+        ValueError: naming the setting and its value.
+    """
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"{name}={chunk!r} must be a whole number above 0, or null for all rows at once")

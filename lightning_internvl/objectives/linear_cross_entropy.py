@@ -1,0 +1,113 @@
+"""A linear layer and the cross-entropy behind it, without ever holding all logits (Hsu et al. 2024, Liger Kernel, section 3.2).
+
+Letters: T tokens, H width of states, V vocabulary, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def plain_layer(head: Callable[[Tensor], Tensor]) -> nn.Linear | None:
+    """The linear layer that a head is, or calls and does nothing else; None where it does more than its weight says.
+
+    A part's `head` method is known by the part's `output_layer`. Adapters, quantised weights, hooks and weights that are sharded
+    act when the layer is called, so such layers are no plain ones.
+    """
+    layer = head if isinstance(head, nn.Module) else getattr(getattr(head, "__self__", None), "output_layer", None)
+    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    return layer
+
+
+def linear_cross_entropy(
+    states_TH: Tensor, layer: nn.Linear, targets_T: Tensor, *, pieces: int, label_smoothing: float = 0.0
+) -> Tensor:
+    """The sum over tokens of the cross-entropy of `layer(states)`, in float32, a scalar; its gradient can be taken once.
+
+    The gradients of states, weight and bias are found in the forward pass, chunk by chunk, right when the logits are there, so
+    that nothing is computed twice.
+
+    Args:
+        targets_T: ids from 0 to V - 1.
+        pieces: chunks that the tokens are divided into.
+    """
+    return _LinearCrossEntropy.apply(states_TH, layer.weight, layer.bias, targets_T, pieces, label_smoothing)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, pieces: int, smoothing: float
+    ) -> Tensor:
+        kind = states.device.type
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+        rows = states.to(low)
+        like = (rows, low), (weight, torch.float32), (bias, torch.float32)  # sums over chunks are kept in float32
+        needed = zip(like, ctx.needs_input_grad[:3], strict=True)
+        grads = [torch.zeros_like(x, dtype=dtype) if needs else None for (x, dtype), needs in needed]
+        with torch.autocast(kind, enabled=False):
+            # In the lower type once, as `torch.autocast` would make them for each chunk.
+            layer = weight.to(low), None if bias is None else bias.to(low)
+            parts = zip(rows.tensor_split(pieces), targets.tensor_split(pieces), _parts(grads[0], pieces), strict=True)
+            total = sum(_chunk(part, *layer, wanted, smoothing, (place, *grads[1:])) for part, wanted, place in parts)
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = states.dtype, weight.dtype, None if bias is None else bias.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        # In place, because a second copy of the weight's gradient would be as large as many chunks of logits. Should the gradient
+        # be taken twice, autograd sees that what it kept has changed, and says so.
+        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        grads = [None if grad is None else grad.mul_(factor).to(dtype) for grad, dtype in found]
+        return *grads, None, None, None
+
+
+def _parts(x: Tensor | None, pieces: int) -> Sequence[Tensor | None]:
+    return [None] * pieces if x is None else x.tensor_split(pieces)
+
+
+def _chunk(
+    states_CH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    targets_C: Tensor,
+    smoothing: float,
+    grads: Sequence[Tensor | None],
+) -> Tensor:
+    """The summed loss of a chunk; gradients are written to those of its states and added to those of weight and bias."""
+    grad_states, grad_weight, grad_bias = grads
+    logits_CV = states_CH @ weight_VH.T if bias_V is None else torch.addmm(bias_V, states_CH, weight_VH.T)
+    losses_C, grad_CV = _judged(logits_CV.float(), targets_C, smoothing)
+    low_CV = grad_CV.to(states_CH.dtype)
+    if grad_states is not None:
+        torch.mm(low_CV, weight_VH, out=grad_states)
+    if grad_weight is not None and low_CV.dtype == grad_weight.dtype:
+        grad_weight.addmm_(low_CV.T, states_CH)
+    elif grad_weight is not None:
+        grad_weight += low_CV.T @ states_CH
+    if grad_bias is not None:
+        grad_bias += grad_CV.sum(dim=0)
+    return losses_C.sum()
+
+
+def _judged(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Losses (C,) and, in the place of the logits, their gradient (C, V)."""
+    targets_C1, vocabulary = targets_C[:, None], logits_CV.shape[1]
+    right_C1 = logits_CV.gather(1, targets_C1)
+    mean_C1 = logits_CV.mean(dim=1, keepdim=True) if smoothing else None
+    top_C1 = logits_CV.amax(dim=1, keepdim=True)
+    odds_CV = logits_CV.sub_(top_C1).exp_()
+    sum_C1 = odds_CV.sum(dim=1, keepdim=True)
+    losses_C1 = sum_C1.log() + top_C1 - (1 - smoothing) * right_C1
+    grad_CV = odds_CV.div_(sum_C1)
+    if mean_C1 is not None:
+        losses_C1 -= smoothing * mean_C1
+        grad_CV -= smoothing / vocabulary
+    grad_CV.scatter_add_(1, targets_C1, torch.full_like(right_C1, smoothing - 1))
+    return losses_C1.squeeze(1), grad_CV
