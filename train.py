@@ -4,6 +4,7 @@ python train.py                                   # the default recipe, toy size
 python train.py experiment=internvl_chat_toy      # another recipe
 python train.py --cfg job                         # show the configuration, train nothing
 python train.py plan=true                         # parameters, FLOPs and memory of each stage, train nothing
+python train.py doctor=true                       # look for silent failures of each stage within a minute, train nothing
 python train.py data=conversations data.path=FILE data.validate=true   # what is wrong with your data, train nothing
 python train.py resume=outputs/internvl_toy/RUN   # go on after a crash
 """
@@ -18,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lightning_internvl.cli import build, command, nothing_written, run_folder
+from lightning_internvl.launch import is_started_by_trainer, shared_config
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -30,6 +32,11 @@ def main(config: DictConfig) -> None:
 
             run_plan(plain, build)
         return
+    if config.doctor:
+        with nothing_written(config, run_dir) as plain:
+            from lightning_internvl.doctor import run_doctor
+
+            sys.exit(0 if run_doctor(plain, build) else 1)
     if config.data.get("validate"):
         with nothing_written(config, run_dir) as plain:
             from lightning_internvl.data.validate_run import run_validation
@@ -41,5 +48,13 @@ def main(config: DictConfig) -> None:
         run_pipeline(plain, run_dir, build)
 
 
+def join() -> None:
+    """Take part in a run, as a process that the first one has started."""
+    plain, run_dir = shared_config()
+    from lightning_internvl.pipeline import run_pipeline
+
+    run_pipeline(plain, run_dir, build)
+
+
 if __name__ == "__main__":
-    command(main)
+    command(join if is_started_by_trainer() else main)

@@ -8,19 +8,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_internvl.hardware import hardware_faults
+from lightning_internvl.options import BLOCKWISE, block_faults, cache_faults
+
 KEYS = (
-    "name", "seed", "pipeline", "max_steps", "init_from", "resume", "attention", "plan", "device_memory",
+    "name", "seed", "pipeline", "max_steps", "init_from", "resume", "attention", "plan", "doctor", "device_memory",
     "encoder", "middleware", "decoder",
     "stages", "data", "peft", "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
+    *BLOCKWISE,
 )  # fmt: skip
 PARTS = ("encoder", "middleware", "decoder")
 INHERITED = "inherited"  # parts, and how they read, from where a stage starts
 ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
-METHODS = {"peft": ("lora", "dora"), "quantization": ("nf4", "int8")}
+BACKENDS = ("auto", "xformers", "flash", "flex", "sdpa", "math")  # of attention
+PACKINGS = {None: None, False: None, True: "packed", "packed": "packed", "bucketed": "bucketed"}  # what data.packing may say
+METHODS = {"peft": ("lora", "dora"), "quantization": ("nf4", "int8", "bf16")}
 STAGE_KEYS = (
     "module", "parts", "objectives", "max_steps", "batch_size", "new", "dropped", "data", "collate", "evaluation", "samples",
     "encoder", "middleware", "decoder", "peft", "quantization", "optimizer", "scheduler",
-    "trainer", "datasets",
+    "trainer", "datasets", "feature_cache", *BLOCKWISE,
 )  # fmt: skip
 
 
@@ -45,6 +51,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         ConfigError: with all faults, each naming the setting, its value and what is valid.
     """
     faults = [*_common_faults(config), *_pipeline_faults(config)]
+    faults += [] if faults else hardware_faults(config)
     for name in [] if faults else config["pipeline"]:
         faults += [f"stages.{name}: {fault}" for fault in _stage_faults(config, config["stages"][name])]
     if faults:
@@ -59,8 +66,12 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     if not isinstance(name, str) or not name or "/" in name:
         yield f"name={name!r} must be a word; it names the run's folder"
     yield from _negative("seed", config["seed"], whole=True)
+    if config["attention"] not in BACKENDS:
+        yield f"attention={config['attention']!r} is not known; {suggestion(config['attention'], BACKENDS)}"
     if not isinstance(config["plan"], bool):
         yield f"plan={config['plan']!r} must be true (print what the run needs) or false (run)"
+    if not isinstance(config.get("doctor", False), bool):  # runs from before it have none
+        yield f"doctor={config['doctor']!r} must be true (check each stage on a few samples) or false (run)"
     if config.get("max_steps") is not None:
         yield from _not_positive("max_steps", config["max_steps"], whole=True)
     yield from _not_positive("device_memory", config["device_memory"])
@@ -70,12 +81,23 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     bad = config["data"].get("max_bad_fraction", 0.0)
     if isinstance(bad, bool) or not isinstance(bad, int | float) or not 0 <= bad <= 1:
         yield f"data.max_bad_fraction={bad!r} must be a share from 0 to 1"
+    yield from _packing_faults(config["data"])
     yield from _schedule_faults(config["optimizer"], config["scheduler"])
     yield from _adapter_faults(config)
+    yield from block_faults(config)
     if not (config["callbacks"] or {}).get("handoff"):
         yield "callbacks.handoff is missing; without it no stage hands its weights over (see conf/callbacks/default.yaml)"
     if start and not Path(start).exists() and not _may_be_hub_id(str(start)):
         yield f"init_from={start}: there is no such folder; give a run, a hand-off folder, an official checkpoint or a hub id"
+
+
+def _packing_faults(data: Mapping[str, Any]) -> Iterable[str]:
+    packing = data.get("packing")
+    if not isinstance(packing, bool | str | None) or packing not in PACKINGS:
+        yield f"data.packing={packing!r} is not known; valid choices: null, true (the same as packed), packed, bucketed"
+    for name in ("tokens", "tiles", "window"):
+        if data.get(f"packing_{name}") is not None:
+            yield from _not_positive(f"data.packing_{name}", data[f"packing_{name}"], whole=True)
 
 
 def _may_be_hub_id(text: str) -> bool:
@@ -153,18 +175,22 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
             yield f"parts: {part!r} is no part; {suggestion(part, PARTS)}"
     if missing := [part for part in ("encoder", "middleware") if part not in parts]:
         yield f"parts={stage['parts']} lacks {' and '.join(missing)}; only the decoder may be left out"
-    yield from _adapter_faults({kind: _filled(config.get(kind), stage.get(kind)) for kind in METHODS})
+    yield from _adapter_faults({kind: merged(config.get(kind), stage.get(kind)) for kind in METHODS})
+    yield from _packing_faults(stage.get("datasets") or {})
+    yield from block_faults(stage)
+    yield from cache_faults(stage.get("feature_cache"))
     yield from _schedule_faults(
         {**config["optimizer"], **(stage.get("optimizer") or {})}, {**config["scheduler"], **(stage.get("scheduler") or {})}
     )
 
 
-def _filled(common: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A stage's settings by part over the common ones."""
-    merged = dict(common or {})
-    for part, value in (own or {}).items():
-        merged[part] = {**(merged.get(part) or {}), **value} if isinstance(value, Mapping) else value
-    return merged
+def merged(common: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A stage's settings over the common ones, at any depth."""
+    found = dict(common or {})
+    for key, value in (own or {}).items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if both else value
+    return found
 
 
 def _schedule_faults(optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterable[str]:
