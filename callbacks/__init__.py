@@ -3,6 +3,7 @@
 from callbacks.checkpoint import Checkpoint
 from callbacks.evaluation import Evaluation
 from callbacks.freezing import Freezing
+from callbacks.guard import Guard
 from callbacks.handoff import HandOff
 from callbacks.history import HistoryLogger
 from callbacks.progress import Progress
@@ -12,6 +13,6 @@ from callbacks.throughput import Throughput
 from callbacks.validation import Validation
 
 __all__ = [
-    "Checkpoint", "Evaluation", "Freezing", "HandOff", "HistoryLogger", "Progress", "Report",
+    "Checkpoint", "Evaluation", "Freezing", "Guard", "HandOff", "HistoryLogger", "Progress", "Report",
     "Samples", "Throughput", "Validation",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Counts what really went through: samples and real tokens, not padding."""
+"""Counts what really went through: samples, real tokens (not padding), and the FLOPs that they take."""
 
 from __future__ import annotations
 
@@ -11,25 +11,47 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_internvl.compose import Build
+from lightning_internvl.console import console
 from lightning_internvl.files import read_json, write_json
+from lightning_internvl.flops import Amount, Flops, amount_of, measured, peak_flops
 from lightning_internvl.stages import Stage
 
 GIB = 2**30
 
 
 class Throughput(L.Callback):
-    """Samples/s, text tokens/s, padding share and peak memory, logged every `every_n_steps` and summed up in `timing.json`.
+    """Samples/s, text tokens/s, model FLOP/s, their share of the device's peak (MFU), padding share and peak memory, logged every
+    `every_n_steps` and summed up in `timing.json`.
 
-    Tokens are counted on the device and read once a report, so that no step waits for the device. The first `skip_steps` steps,
-    in which kernels and caches warm up, do not count.
+    Everything is counted on the device and read once a report, so that no step waits for it. The first `skip_steps` steps, in
+    which kernels and caches warm up, do not count. How FLOPs are counted: `lightning_internvl.flops`.
+
+    Args:
+        peak_tflops: dense TFLOP/s of one device in the precision that is trained in; None: as stated for known GPUs.
+        settings, view, builder: of the stage (completed); FLOPs are measured with them when they are reported first.
     """
 
-    def __init__(self, *, every_n_steps: int = 20, skip_steps: int = 5) -> None:
-        self.every_n_steps, self.skip_steps = every_n_steps, skip_steps
+    def __init__(
+        self,
+        *,
+        every_n_steps: int = 20,
+        skip_steps: int = 5,
+        peak_tflops: float | None = None,
+        settings: dict[str, Any] | None = None,
+        view: Any = None,
+        builder: Build | None = None,
+    ) -> None:
+        if peak_tflops is not None and (not isinstance(peak_tflops, int | float) or peak_tflops <= 0):
+            raise ValueError(f"callbacks.throughput.{peak_tflops=} must be a number above 0: TFLOP/s of one device")
+        self.every_n_steps, self.skip_steps, self.peak_tflops = every_n_steps, skip_steps, peak_tflops
+        self.settings, self.view, self.builder = settings, view, builder
         self.total = self.window = _Count()
+        self.flops: dict[int, Flops | None] = {}  # by the step from which they hold
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Stage) -> None:
         self.total, self.window, self.begun = _Count(), _Count(), time.monotonic()
+        self.peak, self.peak_from = peak_flops(pl_module.device, self.peak_tflops)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -38,10 +60,12 @@ class Throughput(L.Callback):
         if seen <= self.skip_steps:
             self.total, self.window = _Count(), _Count()
             return
+        last_step = batch_idx // trainer.accumulate_grad_batches
+        state = max(step for step in pl_module.plan.changes() if step <= last_step)
         for count in (self.total, self.window):
-            count.add(batch)
+            count.add(batch, state)
         if trainer.global_step % self.every_n_steps == 0:
-            rates = self.window.rates(trainer.world_size)
+            rates = self.rates(self.window, trainer, pl_module)
             pl_module.log_dict({f"throughput/{name}": value for name, value in rates.items()})
             self.window = _Count()
 
@@ -53,32 +77,60 @@ class Throughput(L.Callback):
             timing[pl_module.name] = {
                 "steps": trainer.global_step,
                 "train_seconds": round(earlier + time.monotonic() - self.begun, 2),
-                **{name: round(value, 3) for name, value in self.total.rates(trainer.world_size).items()},
+                **{name: round(value, 6) for name, value in self.rates(self.total, trainer, pl_module).items()},
                 "peak_memory_gib": round(peak_memory(), 3),
             }
             write_json(path, timing)
 
+    def rates(self, count: _Count, trainer: L.Trainer, stage: Stage) -> dict[str, float]:
+        """What went through per second, in all processes together."""
+        seconds = max(time.monotonic() - count.since, 1e-9) / trainer.world_size
+        tokens = float(sum(amount.tokens for amount in count.amounts.values()))
+        rates = {
+            "samples_per_s": count.samples / seconds,
+            "tokens_per_s": tokens / seconds,
+            "padding_share": 1 - tokens / count.places if count.places else 0.0,
+        }
+        begun, flops = time.monotonic(), 0.0
+        for state, amount in count.amounts.items():
+            found = self._flops_at(state, stage)
+            if found is None:
+                return rates
+            flops += sum(found.of(amount).values())
+        for running in (self.total, self.window):  # measuring was no training
+            running.since += time.monotonic() - begun
+        if flops:
+            rates["model_tflops_per_s"] = flops / seconds / 1e12
+            rates |= {"mfu": flops / seconds / trainer.world_size / self.peak} if self.peak else {}
+        return rates
+
+    def _flops_at(self, state: int, stage: Stage) -> Flops | None:
+        """The FLOPs of a step, measured and printed once for each state of freezing; None where they cannot be measured."""
+        if self.builder is None or state in self.flops:
+            return self.flops.get(state)
+        try:
+            self.flops[state] = measured(self.settings, self.view.training.blank, self.builder, state)
+            told = f"FLOPs of a step from step {state} on: {self.flops[state]}"
+        except Exception as error:  # of any kind, by parts that only know tensors with values
+            self.flops[state] = None
+            told = f"FLOPs are not counted, the stage cannot be measured on the meta device: {error}"
+        peak = f"{self.peak / 1e12:g} TFLOP/s" if self.peak else "none"
+        console.print(f"{stage.name}: {told}\n{stage.name}: peak for MFU: {peak} ({self.peak_from})", soft_wrap=True)
+        return self.flops[state]
+
 
 class _Count:
-    """Samples, tokens and token places since a moment."""
+    """Samples, token places, and by state of freezing all that takes FLOPs, since a moment."""
 
     def __init__(self) -> None:
         self.since, self.samples, self.places = time.monotonic(), 0, 0
-        self.tokens: Tensor | int = 0
+        self.amounts: dict[int, Amount] = {}
 
-    def add(self, batch: dict[str, Any]) -> None:
-        masks = [value for name, value in batch.items() if name.endswith("mask")]
+    def add(self, batch: dict[str, Any], state: int) -> None:
+        masks = [value for name, value in batch.items() if name.endswith("mask") and isinstance(value, Tensor)]
         self.samples += len(batch["keys"])
         self.places += sum(mask.numel() for mask in masks)
-        self.tokens = self.tokens + sum(mask.sum() for mask in masks)
-
-    def rates(self, world_size: int) -> dict[str, float]:
-        seconds, tokens = max(time.monotonic() - self.since, 1e-9), float(self.tokens)
-        return {
-            "samples_per_s": self.samples * world_size / seconds,
-            "tokens_per_s": tokens * world_size / seconds,
-            "padding_share": 1 - tokens / self.places if self.places else 0.0,
-        }
+        self.amounts[state] = self.amounts.get(state, Amount()).plus(amount_of(batch))
 
 
 def peak_memory() -> float:

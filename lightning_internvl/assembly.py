@@ -8,18 +8,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 
+from lightning_internvl.checks import merged
 from lightning_internvl.compose import Build, completed, compose_model
 from lightning_internvl.data.collate import ChatCollator, PairCollator
 from lightning_internvl.data.encode import ImageTokens, token_id
 from lightning_internvl.data.instructions import Instructions
 from lightning_internvl.data.labelled import LabelCollator
 from lightning_internvl.data.module import StageData
+from lightning_internvl.data.packed import PackedChats, grouping_of, packing_of
+from lightning_internvl.data.packing import PACKED
 from lightning_internvl.data.processors import Processor
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.evaluation.bench import Bench
-from lightning_internvl.fitting import check_processor
+from lightning_internvl.feature_cache import check_cache
+from lightning_internvl.fitting import check_packable, check_processor
+from lightning_internvl.hardware import processes
 from lightning_internvl.model import VLM, shifts_labels
+from lightning_internvl.options import block_settings
 from lightning_internvl.stages import Stage
 
 Config = dict[str, Any]
@@ -51,12 +58,23 @@ def assemble(name: str, config: Config, run_dir: Path, build: Build, start_step:
     trainer = build(
         settings["trainer"],
         max_steps=settings["max_steps"],
-        strategy=build(config["strategy"]) if "_target_" in config["strategy"] else config["strategy"]["name"],
+        strategy=build_strategy(config["strategy"], settings["trainer"], build),
         callbacks=build_callbacks(settings, view, build, tokenizers),
         logger=[build(logger) for logger in stage_loggers(config, name, run_dir, start_step)],
     )
     data = build_data(settings, start_step, view, build, stage.folder)
+    if settings.get("feature_cache"):
+        check_cache(model.encoder, stage.plan, view.training.processor, trainer.strategy, endless=data.endless)
+        view.training.picture_keys = True
     return Assembly(settings, stage, data, trainer)
+
+
+def build_strategy(strategy: Config, trainer: Config, build: Build) -> Any:
+    """The strategy, or its name. What Lightning would choose for several devices refuses weights that a stage does not use."""
+    if "_target_" in strategy:
+        return build(strategy)
+    several = (processes(trainer) or torch.cuda.device_count()) > 1
+    return "ddp_find_unused_parameters_true" if several else strategy["name"]
 
 
 def build_stage(name: str, settings: Config, model: VLM, run_dir: Path, build: Build, start_step: int = 0) -> Stage:
@@ -85,7 +103,8 @@ def stage_settings(config: Mapping[str, Any], name: str) -> Config:
     stage["max_steps"] = min(stage["max_steps"], config.get("max_steps") or stage["max_steps"])
     for group in ("encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer", *LIGHT):
         own, common = stage.get(group) or {}, copy.deepcopy(config.get(group) or {})
-        stage[group] = own if "_target_" in own else _merged(common, own)
+        stage[group] = own if "_target_" in own else merged(common, own)
+    stage |= block_settings(config, stage)
     parts = {part: stage.pop(part) if part in stage["parts"] else None for part in ("encoder", "middleware", "decoder")}
     parts |= {"objectives": stage.pop("objectives"), "image_token": config["data"]["image_token"]}
     parts |= {"video_token": config["data"]["video_token"]} if config["data"].get("video_token") else {}
@@ -98,19 +117,12 @@ def stage_settings(config: Mapping[str, Any], name: str) -> Config:
 
 def _data_of(common: Config, change: Mapping[str, Any]) -> Config:
     """The data group with a stage's changes; a dataset with a `_target_` takes the place of another."""
-    merged = _merged(copy.deepcopy(dict(common)), {key: value for key, value in change.items() if not _is_object(value)})
-    return merged | {key: value for key, value in change.items() if _is_object(value)}
+    filled = merged(copy.deepcopy(dict(common)), {key: value for key, value in change.items() if not _is_object(value)})
+    return filled | {key: value for key, value in change.items() if _is_object(value)}
 
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
-
-
-def _merged(common: Config, own: Mapping[str, Any]) -> Config:
-    for key, value in own.items():
-        both = isinstance(value, Mapping) and isinstance(common.get(key), Mapping)
-        common[key] = _merged(common[key], value) if both else value
-    return common
 
 
 class View(NamedTuple):
@@ -132,7 +144,7 @@ def make_view(settings: Config, model: VLM, tokenizers: Mapping[str, Any], build
     data, own = settings["data_group"], (settings.get("collate") or {}).get("processor")
     processor = build(_changed(data["processor"], own))
     measured = build(_changed(data["processor"], own or data.get("eval_processor")))
-    training = make_collators(settings, model, tokenizers, processor)
+    training = make_collators(settings, model, tokenizers, processor, packed=packing_of(settings) == PACKED)
     if settings["data"] not in training:
         raise ValueError(
             f"data: {settings['data']!r} does not fit the stage's parts; "
@@ -143,12 +155,21 @@ def make_view(settings: Config, model: VLM, tokenizers: Mapping[str, Any], build
 
 
 def make_collators(
-    settings: Config, model: VLM, tokenizers: Mapping[str, Any], processor: Processor, more_tiles: int = 0
+    settings: Config,
+    model: VLM,
+    tokenizers: Mapping[str, Any],
+    processor: Processor,
+    more_tiles: int = 0,
+    packed: bool = False,
 ) -> dict[str, Any]:
     """Collators by kind of data, with one processor.
 
     Args:
         more_tiles: by how many tiles a picture may exceed those that `max_length` was made for.
+        packed: whether conversations share rows.
+
+    Raises:
+        ValueError: for rows that the decoder cannot read, or that could not hold a conversation.
     """
     data, found = settings["data_group"], {}
     collate = {name: value for name, value in (settings.get("collate") or {}).items() if name != "processor"}
@@ -173,7 +194,11 @@ def make_collators(
         options["split_answers"] = not shifts_labels(model.decoder)
         if getattr(model.middleware, "instructed", False):
             options["instructions"] = Instructions(tokenizers["middleware"])
-        found["chats"] = ChatCollator(tokenizers["decoder"], template, processor, tokens, max_length, **options)
+        if packed:
+            check_packable(model.decoder)
+            options |= {name: data.get(f"packing_{name.removeprefix('row_')}") for name in ("row_tokens", "row_tiles")}
+        kind = PackedChats if packed else ChatCollator
+        found["chats"] = kind(tokenizers["decoder"], template, processor, tokens, max_length, **options)
     return found
 
 
@@ -193,6 +218,8 @@ def build_callbacks(settings: Config, view: View, build: Build, tokenizers: Mapp
     known = {
         "bench": bench,
         "view": view,
+        "settings": settings,
+        "builder": build,
         "tokenizers": tokenizers,
         "tasks": {name: build(task) for name, task in (settings.get("evaluation") or {}).items() if task},
         **(settings.get("samples") or {"mode": "c", "writer": None}),
@@ -242,4 +269,6 @@ def build_data(settings: Config, start_step: int, view: View, build: Build, fold
         max_bad_fraction=data.get("max_bad_fraction") or 0.0,
         folder=folder,
         held_out=dataset.held_out() if hasattr(dataset, "held_out") else None,
+        grouping=grouping_of(settings, view.training),
+        accumulate=accumulate,
     )

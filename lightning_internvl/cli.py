@@ -21,12 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_internvl.checks import INHERITED, ConfigError, check_config, suggestion
+from lightning_internvl.console import console
 from lightning_internvl.files import RUN_CONFIG, write_text
+from lightning_internvl.hardware import HARDWARE, elsewhere
+from lightning_internvl.launch import UNKNOWN, is_helper, launch_time, shared_run
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the user's input, told without a traceback
 SCREEN = 20  # lines of an error that are shown
 
+OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
 
 
@@ -64,11 +68,12 @@ def run_folder(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any]]:
     except FAULTS:
         _remove_if_empty(run_dir)
         raise
-    ours, before = not (config.resume or _is_helper()), set(run_dir.iterdir())
+    ours, before = not (config.resume or is_helper()), set(run_dir.iterdir())
     if ours:
         write_text(run_dir / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
     try:
-        yield plain
+        with shared_run(plain, run_dir):
+            yield plain
     except FAULTS:
         if ours and not any(run_dir.glob("checkpoints/*/last.ckpt")) and not any(run_dir.glob("handoff/*")):
             for path in set(run_dir.iterdir()) - before:
@@ -98,8 +103,10 @@ def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
     Raises:
         ConfigError: for any fault of the configuration, and if the folder holds a run already.
     """
+    if UNKNOWN in str(run_dir):
+        raise ConfigError(["several processes were started, each would choose a folder of its own; give one: paths.run=FOLDER"])
     plain = _inherited(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-    if (run_dir / RUN_CONFIG).exists() and not _is_helper():
+    if (run_dir / RUN_CONFIG).exists() and not is_helper():
         raise ConfigError([f"{run_dir} already holds a run; go on with resume={run_dir}, or choose another paths.run"])
     return plain
 
@@ -115,10 +122,11 @@ def _inherited(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_run(config: DictConfig) -> dict[str, Any]:
-    """The configuration of the run that is resumed, exactly as it was.
+    """The configuration of the run that is resumed, exactly as it was, or on other hardware.
 
     Raises:
-        ConfigError: if there is no such run, or if other settings are given beside `resume`.
+        ConfigError: if there is no such run, or if other settings than those of the hardware are given beside `resume`.
+        ValueError: if the run cannot go on with that hardware.
     """
     run_dir = Path(config.resume)
     if config.init_from:
@@ -128,22 +136,29 @@ def load_run(config: DictConfig) -> dict[str, Any]:
                 "resume goes on with an old run as it was; leave one out"
             ]
         )
-    if others := [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]:
+    given = HydraConfig.get().overrides.task
+    moved = {key: config.trainer[key] for key in HARDWARE if any(o.startswith(f"trainer.{key}=") for o in given)}
+    allowed = ("resume=", *(f"trainer.{key}=" for key in HARDWARE))
+    if others := [o for o in given if not o.startswith(allowed)]:
         raise ConfigError(
-            [f"resume goes on with a run exactly as it was; leave out {' '.join(others)}, or start anew with init_from={run_dir}"]
+            [
+                f"resume goes on with a run exactly as it was; leave out {' '.join(others)}, or start anew with "
+                f"init_from={run_dir}. Only the hardware may be another: {', '.join(f'trainer.{key}' for key in HARDWARE)}"
+            ]
         )
     path = run_dir / RUN_CONFIG
     if not path.is_file():
         runs = sorted(str(p.parent) for p in Path("outputs").glob(f"*/*/{RUN_CONFIG}"))
         raise ConfigError([f"resume={run_dir}: there is no run ({path} is missing); runs here: {', '.join(runs[-5:]) or 'none'}"])
     plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    if moved:
+        plain, told = elsewhere(plain, OmegaConf.to_container(OmegaConf.create(moved)))
+        for line in told:
+            console.print(line, soft_wrap=True)
     check_config({**plain, "init_from": None})  # the weights it started from may be gone by now
+    if moved and not is_helper():
+        write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain)))  # the next resume goes on with what this one has
     return plain
-
-
-def _is_helper() -> bool:
-    """Whether this is a further process of a run that another process has started."""
-    return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _remove_if_empty(folder: Path) -> None:

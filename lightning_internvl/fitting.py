@@ -13,6 +13,7 @@ an encoder of two towers                               HybridMLP, and a processo
 a decoder that attends to pictures (FlamingoCausalLM)  an encoder that gives equally many patches of every picture
 CLIPText, probes                                       no decoder: they hand nothing to one
 CLIPText                                               an encoder with a token that stands for the whole picture
+`data.packing=packed`                                  a decoder that keeps the samples of a row apart (no encoder-decoder)
 QLLaMA, Q-Former with masking in the contrastive       an encoder that can leave out patches (not SAM)
 stage (`keep_tokens`)
 =====================================================  ==============================================================
@@ -23,6 +24,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+
+from lightning_internvl.decoders import hf_attention
+from lightning_internvl.decoders.hf_causal import HFCausalLM
 
 # What an encoder gives: how it is described, and the middleware that reads it.
 GIVEN = {
@@ -81,3 +85,18 @@ def check_processor(encoder: nn.Module, processor: Any) -> None:
             f"encoder {type(encoder).__name__} reads {', '.join(missing)}, "
             f"which processor {type(processor).__name__} does not give; choose {choices}"
         )
+
+
+def check_packable(decoder: nn.Module) -> None:
+    """Refuse a decoder that does not keep the samples of a packed row apart.
+
+    Raises:
+        ValueError: with what to choose instead.
+    """
+    if "segments" not in getattr(decoder, "inputs", ()):
+        raise ValueError(
+            f"data.packing=packed: decoder {type(decoder).__name__} does not keep the samples of a row apart; choose "
+            "data.packing=bucketed, which leaves each sample its own row, data.packing=null, or another decoder"
+        )
+    if isinstance(decoder, HFCausalLM):
+        hf_attention.check_packable(decoder.lm)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,20 @@ from lightning_internvl.attention import choose_backend
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.files import own_tensors
 from lightning_internvl.checkpoints.origin import Origin, handoff_of, is_ours, read_origin
+from lightning_internvl.compiling import check_compiler, compile_blocks
 from lightning_internvl.compose import Build
 from lightning_internvl.console import console
+from lightning_internvl.distributed import world_size
 from lightning_internvl.evaluation.tables import metrics_table
-from lightning_internvl.files import read_json
+from lightning_internvl.feature_cache import open_cache
+from lightning_internvl.files import from_aside, read_json
 from lightning_internvl.quantization import BLOCK, quantize
+from lightning_internvl.recompute import recompute_blocks
+from lightning_internvl.shortage import shortage_told
 from lightning_internvl.stages import Stage
+from lightning_internvl.strategies import META
 
+LOST = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "NCCL communicator was aborted")
 NO_WEIGHTS = "a start without weights (init_from=RUN gives some)"
 
 
@@ -53,7 +62,8 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
         if name in finished:
             console.print(f"{name}: finished earlier, taken from {folder}", soft_wrap=True)
         else:
-            run_stage(name, config, run_dir, build, source)
+            with shortage_told(name, config):
+                run_stage(name, config, run_dir, build, source)
         source = folder
     metrics = read_json(run_dir / "metrics.json", {})
     console.print(metrics_table(metrics))
@@ -80,6 +90,7 @@ def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, f
             with torch.device("meta"):
                 settings, stage, _, _ = assemble(name, config, run_dir, build)
                 stage.configure_optimizers()
+            check_compiler(settings["compile"], settings["trainer"]["accelerator"])
             if before:
                 title, own, adapters = before
                 tensors = Origin(own, adapters).for_model(settings["parts"].get("peft"))
@@ -104,31 +115,60 @@ def run_stage(name: str, config: Config, run_dir: Path, build: Build, source: st
         left = f"; {done.left} linear layers are left, their rows are no multiples of {BLOCK}" if done.left else ""
         size = f"{done.before / 2**20:,.1f} -> {done.after / 2**20:,.1f} MiB"
         console.print(f"quantised: {part}, {done.changed} layers and tables, {size}{left}", soft_wrap=True)
-    trainer.fit(stage, data, ckpt_path=None if start_step is None else checkpoint, weights_only=True)
+    stage.model.feature_cache = cache = open_cache(settings, stage.model.encoder, data.collate)
+    recompute_blocks(stage.model, settings["activation_checkpointing"])
+    compile_blocks(stage.model, settings["compile"])
+    with others_told(run_dir):
+        trainer.fit(stage, data, ckpt_path=None if start_step is None else checkpoint, weights_only=True)
+    if cache is not None:
+        console.print(cache.summary(), soft_wrap=True)
+
+
+@contextmanager
+def others_told(run_dir: Path) -> Iterator[None]:
+    """Say in plain words that another process has ended, which is all that the others can see of it.
+
+    Raises:
+        ValueError: with the way to go on.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() > 1 and any(sign in str(error) for sign in LOST):
+            raise ValueError(
+                f"another process of this run has ended ({str(error).splitlines()[0][:200]}); what it said itself is the reason. "
+                f"Go on with resume={run_dir}"
+            ) from error
+        raise
 
 
 def quiet_lightning() -> None:
     """Leave out what the trainer says at every start and what is so by design here."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*module\\(s\\) in eval mode at the start of training.*",  # frozen parts are, on purpose
         ".*does not have many workers.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        "The \\.grad attribute of a Tensor that is not a leaf .*",  # torch.compile looks at it
+        "FSDP2-wrapped module .* returned a view tensor.*",  # nothing writes into what a block returns
     ):
         warnings.filterwarnings("ignore", message)
 
 
 def checkpoint_step(path: Path) -> int | None:
-    """The step of a stage's checkpoint; None without one.
+    """The step of a stage's checkpoint, a file or a folder; None without one. No tensor is read.
 
     Raises:
-        ValueError: if the file is damaged.
+        ValueError: if it is damaged.
     """
+    from_aside(path)
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        file = path / META if path.is_dir() else path
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     except Exception as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); delete it to start the stage again") from error
 

@@ -45,7 +45,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 STAGES = "contrastive, generative, supervised"
 BEFORE_ANY_MODEL = {
-    "encodr=x": r"no setting 'encodr'; did you mean 'encoder'\? valid choices: attention, .*encoder, experiment",
+    "encodr=x": r"no setting 'encodr'; did you mean 'encoder'\? valid choices: activation_checkpointing, attention, .*encoder, experiment",
     "encoder=nope": r"no 'nope' in the group encoder; valid choices: .*internvit_toy",
     "experiment=nope": r"no 'nope' in the group experiment; valid choices: .*internvl_chat_toy",
     "stages.contrastive.max_step=3": r"'stages\.contrastive\.max_step'; in stages\.contrastive: did you mean 'max_steps'\?",
@@ -77,7 +77,7 @@ BEFORE_ANY_MODEL = {
     "data.num_workers=-1": r"data\.num_workers=-1 must be a whole number from 0 on",
 }  # fmt: skip
 BEFORE_ANY_TRAINING = {
-    "attention=foo": r"attention='foo' is not known; valid choices: auto, xformers, sdpa, math",
+    "attention=foo": r"attention='foo' is not known; valid choices: auto, xformers, flash, flex, sdpa, math",
     "stages.generative.module.negatives=foo": r"stages\.generative: negatives='foo' is not known; valid choices: mined, random",
     "stages.generative.module.mined_from_step=-1": r"stages\.generative: mined_from_step=-1 must be a step, 0 or later",
     "stages.generative.module.matched_share=1": r"stages\.generative: matched_share=1 must lie between 0 and 1",
