@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.feature_cache import FeatureCache, features
+from lightning_internvl.masks import without_firsts
 from lightning_internvl.middleware.streams import Stream
 from lightning_internvl.objectives import NextToken
 from lightning_internvl.placeholders import EMPTY, Expanded, ImagePlaceholders
@@ -69,6 +71,7 @@ class VLM(nn.Module):
         self.image_placeholders = image_placeholders
         self.image_token_id = image_placeholders.id if image_placeholders else image_token_id
         self.video_token_id = video_token_id
+        self.feature_cache: FeatureCache | None = None  # of a stage with a frozen encoder
         self.config: dict[str, Any] | None = None  # of the official checkpoint it was loaded from
 
     # --- contrastive ------------------------------------------------------------------------------------------------
@@ -93,9 +96,9 @@ class VLM(nn.Module):
         """Images as the decoder reads them: (N, 3, S, S) -> (N, T, H), or all tokens in one row (tokens, H) where images differ.
 
         Args:
-            inputs: what else encoder or middleware read, by the names that they list under `inputs`.
+            inputs: what else encoder or middleware read, by the names that they list under `inputs`, and `picture_keys`.
         """
-        feats = self.encoder(pixel_values, layers=self.middleware.layers, **_taken(self.encoder, inputs))
+        feats = features(self, pixel_values, self.middleware.layers, inputs, **_taken(self.encoder, inputs))
         return self.middleware(feats, **_taken(self.middleware, inputs))
 
     def placeholders(self, image_size: int | None = None) -> int:
@@ -195,9 +198,17 @@ class VLM(nn.Module):
         Args:
             inputs: what else the parts read, by the names that they list under `inputs`, and videos (see `embed`). A decoder may
                 also list `input_ids`, `labels`, `visual_places` (bool (B, L), where visual tokens stand), `video_places` (which
-                of them are of videos) and `visual` (see `attends`).
+                of them are of videos) and `visual` (see `attends`). With `segments` rows are packed (see `HFCausalLM`): the first
+                token of a sample has no label, because nothing before it could judge it.
+
+        Raises:
+            ValueError: for packed rows and a decoder that reads none.
         """
         input_ids, attention_mask, labels, pixel_values = self.expand(input_ids, attention_mask, labels, pixel_values)
+        if (segments := inputs.get("segments")) is not None:
+            if "segments" not in _inputs(self.decoder):
+                raise ValueError(f"{type(self.decoder).__name__} reads no packed rows; set data.packing=null")
+            labels = labels if labels is None else without_firsts(labels, segments)
         embeds, visual = self._embedded(input_ids, pixel_values, inputs)
         known = self._known(input_ids, labels, visual, inputs)
         return Read(self.decoder.hidden(embeds, attention_mask, **_taken(self.decoder, known)), labels)

@@ -57,7 +57,7 @@ def pixels_of(processor: Processor, tiles: Sequence[np.ndarray]) -> Tensor:
 
 
 def picture_keys(prepared: Sequence[Prepared], wanted: bool) -> dict[str, list[str]]:
-    """`picture_keys`, a name for the bytes of each square of prepared samples, in the order of the pixels; nothing unless wanted."""
+    """`picture_keys`: a name for the bytes of each square of prepared samples, as the pixels come; nothing unless wanted."""
     if not wanted:
         return {}
     squares = (square for one in prepared for picture in one.get("pictures", [one.get("tiles")]) for square in picture)

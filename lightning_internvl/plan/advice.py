@@ -31,6 +31,8 @@ def advice(plan: StagePlan) -> Iterator[Advice]:
 
 def _changes(plan: StagePlan) -> Iterator[Advice]:
     yield from _batches(plan, "")
+    for kind, price in (("selective", "a little slower"), ("full", "a third slower")):
+        yield Advice(f"activation_checkpointing={kind} ({price}, the same numbers)", plan.changed(recompute=kind).memory())
     if plan.setup.bucketed:
         yield Advice("+strategy.gradient_as_bucket_view=true (gradients are held once)", plan.memory(bucketed=False))
     yield from _shards(plan)

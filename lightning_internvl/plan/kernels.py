@@ -42,6 +42,7 @@ class Kernels(TorchFunctionMode):
         self.autocast = autocast
         self.copies: dict[int, Tensor] = {}  # of weights in the lower type, made once in a forward as `torch.autocast` does
         self.copied: set[int] = set()  # their storages
+        self.attended = 0  # bytes of what attention has given
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -55,7 +56,9 @@ class Kernels(TorchFunctionMode):
             args, kwargs = self._cast(args, torch.float32), self._cast(kwargs, torch.float32)
         if func is F.interpolate:  # every kind gives the same shape and keeps nothing; bicubic takes long on the meta device
             kwargs = kwargs | {"mode": "nearest", "align_corners": None, "antialias": False}
-        return _attend(*args, **kwargs) if attends else func(*args, **kwargs)
+        result = _attend(*args, **kwargs) if attends else func(*args, **kwargs)
+        self.attended += result.nbytes if attends else 0
+        return result
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, dict):

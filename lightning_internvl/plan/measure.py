@@ -89,12 +89,15 @@ class Rig:
     Args:
         blank: the batch of a given number of samples.
         world_size: processes that a contrast gathers from.
+        recompute: parts whose blocks are computed again for the backward pass.
     """
 
-    def __init__(self, stage: Stage, blank: Blank, world_size: int = 1) -> None:
+    def __init__(
+        self, stage: Stage, blank: Blank, world_size: int = 1, recompute: Mapping[str, str | None] | None = None
+    ) -> None:
         self.stage, self.blank, self.world_size = stage, blank, world_size
         self.meter = Meter()
-        self.units = Units(stage.model, self.meter)
+        self.units = Units(stage.model, self.meter, recompute or {})
         watch(self.meter, stage.model)
         self.state: tuple[torch.dtype, int, str | None] | None = None  # that the stage is in
 

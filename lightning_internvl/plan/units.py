@@ -5,17 +5,20 @@ This makes a plan of 48 layers as fast as one of a single layer. The blocks are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_internvl.model import VLM
 from lightning_internvl.plan.kernels import Kernels
 from lightning_internvl.plan.meter import COPIES, Meter, parts_of
+from lightning_internvl.recompute import KEPT, has_backward
 
 PLACE = ("layer_idx", "layer_id", "layer_index")  # numbers that only say which block it is
 
@@ -33,10 +36,14 @@ class Record:
     kept_outputs: list[int]
     outputs: list[Any]
     spec: Any
+    again: int = 0  # bytes that are there while the block is computed again
 
 
 class Units:
     """Replaces the forward of all sharding units by a replay of the first equal one.
+
+    Args:
+        recompute: parts whose blocks are computed again, full or selective (see `lightning_internvl.recompute`).
 
     Attributes:
         kernels: those in force.
@@ -44,12 +51,14 @@ class Units:
         kinds: what is known of each unit, by its identity; to be emptied when the stage changes what trains.
     """
 
-    def __init__(self, model: VLM, meter: Meter) -> None:
+    def __init__(self, model: VLM, meter: Meter, recompute: Mapping[str, str | None]) -> None:
         self.meter, self.kernels, self.backward = meter, Kernels(), True
         self.records: dict[Any, Record] = {}
         self.kinds: dict[int, tuple[Any, list[nn.Parameter]]] = {}
-        for part in parts_of(model).values():
+        self.recompute: dict[int, str | None] = {}
+        for name, part in parts_of(model).items():
             for unit in part.sharding_units() if hasattr(part, "sharding_units") else []:
+                self.recompute[id(unit)] = recompute.get(name)
                 unit.forward = self._replayed(unit, unit.forward)
 
     def _replayed(self, unit: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,15 +76,18 @@ class Units:
     def _key(self, unit: nn.Module, flat: list[Any], spec: Any) -> Any:
         if id(unit) not in self.kinds:
             self.kinds[id(unit)] = _kind(unit), [p for p in unit.parameters() if p.requires_grad]
-        state = self.kernels.autocast, self.backward, torch.is_grad_enabled()
+        state = self.kernels.autocast, self.backward, torch.is_grad_enabled(), self.recompute[id(unit)]
         return self.kinds[id(unit)][0], state, str(spec), tuple(map(_described, flat))
 
     def _measured(self, unit: nn.Module, forward: Callable[..., Any], flat: list[Any], spec: Any) -> Record:
         own = [x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in flat]
         tensors = [x for x in own if isinstance(x, Tensor)]
+        again = self.recompute[id(unit)] if has_backward(unit, own) else None
+        results, attended = _Results(), self.kernels.attended
         with self.meter.scope() as tally:
             args, kwargs = tree_unflatten(own, spec)
-            outputs, out_spec = tree_flatten(forward(*args, **kwargs))
+            with results if again == "selective" else nullcontext():
+                outputs, out_spec = tree_flatten(forward(*args, **kwargs))
             kept = {key: held.size for key, held in tally.kept.items()}
             ends = [x for x in outputs if isinstance(x, Tensor) and x.requires_grad]
             starts = [x for x in [*tensors, *unit.parameters()] if x.requires_grad]
@@ -85,7 +97,7 @@ class Units:
         copied = self.kernels.copied
         places = {_storage(x): i for i, x in reversed(list(enumerate(tensors)))}
         ends_at = {_storage(x): i for i, x in enumerate(outputs) if isinstance(x, Tensor) and _storage(x) not in places}
-        return Record(
+        record = Record(
             forward=tally.forward.total(),
             backward=tally.backward.total(),
             kept=sum(size for key, size in kept.items() if key not in places and key not in ends_at and key not in copied),
@@ -95,15 +107,34 @@ class Units:
             outputs=[x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in outputs],
             spec=out_spec,
         )
+        if again is None:
+            return record
+        results.bytes += self.kernels.attended - attended if again == "selective" else 0
+        read = list(places.values())
+        return replace(record, kept=results.bytes, again=record.kept, inputs=read, kept_outputs=[])
 
     def _replay(self, unit: nn.Module, record: Record, tensors: list[Tensor]) -> Any:
         meter, part = self.meter, self.meter.part
         meter.tally.forward[part] += record.forward
         meter.tally.keep(object(), record.kept, part)
+        meter.tally.keep(("again", part), record.again, part)  # one block at a time
         meter.tally.keep((id(unit), "copies"), record.copies, part, COPIES)
         made = _Replay.apply(meter, part, record, len(tensors), *tensors, *self.kinds[id(unit)][1])
         found = iter(made)
         return tree_unflatten([next(found) if isinstance(x, Tensor) else x for x in record.outputs], record.spec)
+
+
+class _Results(TorchDispatchMode):
+    """Counts the bytes of what selective checkpointing keeps, but for attention, which has a kernel of its own here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **kwargs or {})
+        self.bytes += result.nbytes if func in KEPT and isinstance(result, Tensor) else 0
+        return result
 
 
 class _Replay(torch.autograd.Function):

@@ -93,8 +93,7 @@ class Stage(L.LightningModule):
 
     def features(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
         """What the encoder gives for the batch's pictures, from the feature cache where there is one: (N, P, D), one a layer."""
-        model = self.model
-        return features(model.encoder, model.feature_cache, batch["pixel_values"], layers, batch.get("picture_keys"))
+        return features(self.model, batch["pixel_values"], layers, batch)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """What losses of this rank's batch, as the data gives it, are means over, by name: labelled tokens, judged pairs.

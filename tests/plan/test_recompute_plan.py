@@ -1,0 +1,46 @@
+"""The plan of a stage whose blocks are computed again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_plan import SMALL, composed, kept_bytes, real_stage
+
+from lightning_internvl.cli import build
+from lightning_internvl.options import by_part
+from lightning_internvl.plan.advice import advice
+from lightning_internvl.plan.measure import SAMPLES
+from lightning_internvl.plan.meter import ACTIVATIONS
+from lightning_internvl.plan.run import StagePlan, stage_plan
+from lightning_internvl.recompute import recompute_blocks
+
+STAGE = "contrastive"
+
+
+def planned(kind: str | None) -> StagePlan:
+    return stage_plan(STAGE, composed(*SMALL, f"activation_checkpointing={kind or 'null'}"), build)
+
+
+def activations(plan: StagePlan) -> float:
+    return sum(curve(SAMPLES[0]) for curve in plan.measured.kept[ACTIVATIONS].values())
+
+
+def test_blocks_that_are_computed_again_keep_less(tmp_path: Path) -> None:
+    plain, selective, full = map(planned, (None, "selective", "full"))
+    assert activations(full) < activations(selective) < activations(plain)
+    assert plain.measured.training == full.measured.training  # the work of the model; what is done twice is not counted
+    told = {one.change.partition(" ")[0]: one.memory.total for one in advice(plain)}
+    assert told["activation_checkpointing=full"] == pytest.approx(full.memory().total)
+    assert told["activation_checkpointing=selective"] == pytest.approx(selective.memory().total)
+    assert not any(one.change.startswith("activation_checkpointing") for one in advice(full))
+
+
+def test_what_is_kept_is_what_a_real_step_keeps_and_one_block() -> None:
+    torch.manual_seed(0)
+    stage, batch = real_stage(composed(*SMALL), STAGE)
+    one_block = kept_bytes(stage, batch, autocast=False)
+    recompute_blocks(stage.model, by_part("full"))
+    real = kept_bytes(stage, batch, autocast=False)
+    assert real < activations(planned("full")) < real + one_block / 2
