@@ -45,7 +45,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 STAGES = "contrastive, generative, supervised"
 BEFORE_ANY_MODEL = {
-    "encodr=x": r"no setting 'encodr'; did you mean 'encoder'\? valid choices: activation_checkpointing, attention, .*encoder, experiment",
+    "encodr=x": r"no setting 'encodr'; did you mean 'encoder'\? valid choices: activation_checkpointing, .*encoder, experiment",
     "encoder=nope": r"no 'nope' in the group encoder; valid choices: .*internvit_toy",
     "experiment=nope": r"no 'nope' in the group experiment; valid choices: .*internvl_chat_toy",
     "stages.contrastive.max_step=3": r"'stages\.contrastive\.max_step'; in stages\.contrastive: did you mean 'max_steps'\?",
