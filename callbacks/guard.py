@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -13,8 +12,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from lightning_internvl.checks import some
 from lightning_internvl.console import console
-from lightning_internvl.distributed import gather_objects, world_size
+from lightning_internvl.distributed import gather_objects, rank, world_size
 from lightning_internvl.files import write_json
 from lightning_internvl.stages import Stage
 
@@ -111,16 +111,17 @@ class Guard(L.Callback):
         if not waiting:
             return False
         own = torch.cat([one.flags for one in waiting])
-        if not _over_ranks(own).any():
+        seen = _over_ranks(own)
+        if not seen.any():
             return False
-        values, everywhere = (x.split([len(one.flags) for one in waiting]) for x in (own, _over_ranks(own)))
+        values, everywhere = (x.split([len(one.flags) for one in waiting]) for x in (own, seen))
         found = [self._told(*one) for one in zip(waiting, values, everywhere, strict=True) if one[2].any()]
         if self.on_nan == "stop":
             raise ValueError(self._message(stage, found[0], "callbacks.guard.on_nan=skip leaves out such steps"))
         self.skipped += found
         for one in found:
             console.print(f"{stage.name}, step {one['step']}: {one['what']} is not finite, the step is left out", soft_wrap=True)
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if rank() == 0:
             write_json(stage.folder / "not_finite.json", self.skipped)
         if len(self.skipped) > self.limit:
             many = f"{len(self.skipped)} steps were not finite, more than callbacks.guard.limit={self.limit}"
@@ -141,7 +142,7 @@ class Guard(L.Callback):
         kept = f"the checkpoint before it is kept ({path})" if path.exists() else "there is no checkpoint before it"
         return (
             f"stage {stage.name}, step {found['step']}: {found['what']} is not finite; {kept}\n"
-            f"samples of the step: {named(found['samples'])}\n"
+            f"samples of the step: {some(found['samples'], SHOWN)}\n"
             f"start anew with a lower optimizer.lr, more scheduler.warmup_steps or without these samples; {advice}"
         )
 
@@ -155,13 +156,7 @@ def gradient_norm(stage: Stage) -> Tensor:
 def described(batch: dict[str, Any]) -> str:
     """Sizes of a batch and the ids of its samples."""
     shapes = ", ".join(f"{name} {' x '.join(map(str, x.shape))}" for name, x in batch.items() if isinstance(x, Tensor))
-    return f"a batch of {len(batch['keys'])} samples ({shapes}): {named(batch['keys'])}"
-
-
-def named(keys: Sequence[Any]) -> str:
-    """The ids of samples, as they fit on a screen."""
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(map(str, keys[:SHOWN])) + more
+    return f"a batch of {len(batch['keys'])} samples ({shapes}): {some(batch['keys'], SHOWN)}"
 
 
 def _over_ranks(flags: Tensor) -> Tensor:

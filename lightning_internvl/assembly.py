@@ -26,7 +26,7 @@ from lightning_internvl.feature_cache import check_cache
 from lightning_internvl.fitting import check_packable, check_processor
 from lightning_internvl.hardware import processes
 from lightning_internvl.model import VLM, shifts_labels
-from lightning_internvl.options import block_settings
+from lightning_internvl.options import PARTS, block_settings
 from lightning_internvl.stages import Stage
 
 Config = dict[str, Any]
@@ -105,7 +105,7 @@ def stage_settings(config: Mapping[str, Any], name: str) -> Config:
         own, common = stage.get(group) or {}, copy.deepcopy(config.get(group) or {})
         stage[group] = own if "_target_" in own else merged(common, own)
     stage |= block_settings(config, stage)
-    parts = {part: stage.pop(part) if part in stage["parts"] else None for part in ("encoder", "middleware", "decoder")}
+    parts = {part: stage.pop(part) if part in stage["parts"] else None for part in PARTS}
     parts |= {"objectives": stage.pop("objectives"), "image_token": config["data"]["image_token"]}
     parts |= {"video_token": config["data"]["video_token"]} if config["data"].get("video_token") else {}
     for kind in LIGHT:

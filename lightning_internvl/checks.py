@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.hardware import hardware_faults
-from lightning_internvl.options import BLOCKWISE, block_faults, cache_faults
+from lightning_internvl.options import BLOCKWISE, PARTS, block_faults, cache_faults
 
 KEYS = (
     "name", "seed", "pipeline", "max_steps", "init_from", "resume", "attention", "plan", "doctor", "device_memory",
@@ -17,7 +17,6 @@ KEYS = (
     "stages", "data", "peft", "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
     *BLOCKWISE,
 )  # fmt: skip
-PARTS = ("encoder", "middleware", "decoder")
 INHERITED = "inherited"  # parts, and how they read, from where a stage starts
 ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
 BACKENDS = ("auto", "xformers", "flash", "flex", "sdpa", "math")  # of attention
@@ -35,6 +34,13 @@ class ConfigError(ValueError):
 
     def __init__(self, faults: Iterable[str]) -> None:
         super().__init__("\n".join(faults))
+
+
+def some(names: Iterable[Any], shown: int = 4) -> str:
+    """The first of many names, as a message tells them."""
+    names = list(map(str, names))
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:

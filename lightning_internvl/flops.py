@@ -29,13 +29,13 @@ from lightning_internvl.attention import asked, choose_backend
 from lightning_internvl.compose import Build, compose_model
 from lightning_internvl.distributed import alone
 from lightning_internvl.objectives import NextToken
+from lightning_internvl.options import PARTS
 from lightning_internvl.plan.kernels import Unfilled
 from lightning_internvl.plan.measure import SAMPLES, Rig
 from lightning_internvl.stages import Stage
 
 IGNORED = -100
 LENGTHS = (1.0, 0.75, 0.5)  # shares of the longest rows that are measured
-PARTS = ("encoder", "middleware", "decoder")
 PIXELS = ("pixel_values", "pixel_values_videos")
 # Dense bf16 matrix products with float32 sums, as the makers state them, in TFLOP/s; the first name that fits counts.
 PEAKS = {

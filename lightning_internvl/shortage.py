@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightning_internvl.assembly import Config, stage_settings
-from lightning_internvl.checks import PARTS
+from lightning_internvl.options import PARTS
 
 SIGNS = ("not enough memory: you tried to allocate", "can't allocate memory", "CUDA out of memory", "_STATUS_ALLOC_FAILED")
 

@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HOME
 from safetensors.torch import save_model
 from transformers.utils import logging as hf_logging
 
+from lightning_internvl.checks import some
 from lightning_internvl.console import console
 
 PACKAGE = "package:"
@@ -86,8 +87,7 @@ def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> 
         given = f" with {fields}" if fields else ""
         raise ValueError(f"{setting}={pretrained} cannot be loaded{given}: {error}") from error
     if missing := sorted(info["missing_keys"]):
-        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        raise ValueError(f"{setting}={pretrained} lacks tensors of a {type(model).__name__}: {', '.join(missing[:4])}{more}")
+        raise ValueError(f"{setting}={pretrained} lacks tensors of a {type(model).__name__}: {some(missing)}")
     return model
 
 

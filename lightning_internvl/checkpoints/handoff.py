@@ -70,9 +70,9 @@ def save(
 
     def write(draft: Path) -> None:
         parts: dict[str, Any] = {}
-        own = own_tensors(model, without=base.names if base else ())
-        for part in PARTS:
-            tensors = {n: whole(t).cpu().contiguous() for n, t in own.items() if n.startswith(f"{part}.")}
+        own = written(model, base)
+        for part, names in own.items():
+            tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in names.items()}
             if tensors:
                 save_file(tensors, draft / f"{part}.safetensors", metadata={"format": "pt"})
                 parts[part] = {
@@ -81,7 +81,7 @@ def save(
                     "origin": "trained" if any(plan.ever_trains(n) for n in tensors) else "inherited",
                 }
         known = standalone(model, config, tokenizers or {}, draft)
-        trained = [name for name in own if plan.ever_trains(name)]
+        trained = [name for names in own.values() for name in names if plan.ever_trains(name)]
         manifest = {"format": FORMAT, "stage": stage, "step": step, "parts": parts, "trained": trained, "config": known}
         if base:
             manifest["base"] = _describe(base, folder)
@@ -95,11 +95,15 @@ def save(
 def take_part(model: VLM, base: Base | None) -> None:
     """What the other processes do while the first one saves weights that are divided among all: each tensor is gathered, one at
     a time, in the order in which it is written."""
+    for names in written(model, base).values():
+        for tensor in names.values():
+            whole(tensor)
+
+
+def written(model: VLM, base: Base | None) -> dict[str, dict[str, Tensor]]:
+    """The tensors that are saved, by part and name, in the order in which they are."""
     own = own_tensors(model, without=base.names if base else ())
-    for part in PARTS:
-        for name, tensor in own.items():
-            if name.startswith(f"{part}."):
-                whole(tensor)
+    return {part: {name: tensor for name, tensor in own.items() if name.startswith(f"{part}.")} for part in PARTS}
 
 
 def standalone(model: VLM, config: Mapping[str, Any], tokenizers: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -72,9 +72,7 @@ class StageData(L.LightningDataModule):
         Raises:
             ValueError: without any data; if a stage of chosen samples goes on from a checkpoint that does not say where.
         """
-        length, rank = None if self.endless else len(self.dataset), self.trainer.global_rank
-        if length == 0:
-            raise ValueError("there is nothing to train on: the data holds no record (or all of them are held out)")
+        length, rank = self._length(), self.trainer.global_rank
         if self.held_out is not None and len(self.held_out) == 0:
             raise ValueError("data.validation holds no record out; give a larger share, or a file")
         stream = None if self.grouping is None else self._stream(length)
@@ -89,6 +87,23 @@ class StageData(L.LightningDataModule):
         self.position = stream and stream.position
         batches = self._batches(length) if stream is None else stream
         return batches if self.accumulate == 1 else Windows(batches, self.accumulate, self.trainer.lightning_module.counts)
+
+    def first(self, count: int) -> list[Prepared]:
+        """The first samples that training on one process would read.
+
+        Raises:
+            ValueError: if the data holds none, or one of them cannot be used (and `max_bad_fraction` is 0).
+        """
+        length = self._length()
+        sampler = StepBatchSampler(count, 1, seed=self.seed, dataset_length=length)
+        samples, drawn = self._samples(length), zip(sampler.batch(0), sampler.positions(0), strict=True)
+        return [samples[one][0] for one in drawn]
+
+    def _length(self) -> int | None:
+        length = None if self.endless else len(self.dataset)
+        if length == 0:
+            raise ValueError("there is nothing to train on: the data holds no record (or all of them are held out)")
+        return length
 
     def _batches(self, length: int | None) -> DataLoader[Any]:
         return DataLoader(

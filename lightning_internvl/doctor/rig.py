@@ -15,15 +15,12 @@ from torch.optim import Optimizer
 
 from lightning_internvl.accumulation import Windows
 from lightning_internvl.assembly import Assembly, Config
+from lightning_internvl.checks import some as told
 from lightning_internvl.data.collation import Prepared
-from lightning_internvl.data.ledger import TRIES, usable
-from lightning_internvl.data.module import StageData
-from lightning_internvl.data.sampler import StepBatchSampler
 from lightning_internvl.stages import Stage
 
 LOSS, GRADIENT = 1e-5, 1e-4  # how far two computations in float32 may differ, relatively; a few 1e-7 and 1e-6 are usual
 LEAST_RATE = 1e-3  # of the steps that are tried: those of a warm-up are too small to move a weight of 1 in float32
-SHOWN = 3  # names in a message
 
 
 class Result(NamedTuple):
@@ -72,7 +69,7 @@ class Rig:
         stage.trainer = trainer
         stage.plan.apply(stage.model, 0)
         device = trainer.strategy.root_device
-        return cls(settings, stage.to(device), data.collate, trainer, samples_of(data, count), device, attention)
+        return cls(settings, stage.to(device), data.collate, trainer, data.first(count), device, attention)
 
     @property
     def halves(self) -> tuple[list[Prepared], list[Prepared]]:
@@ -169,21 +166,6 @@ def redraw(model: torch.nn.Module) -> None:
             parameter.normal_(std=parameter[0].numel() ** -0.5)
 
 
-def samples_of(data: StageData, count: int) -> list[Prepared]:
-    """The first samples that training would read.
-
-    Raises:
-        ValueError: if the data holds none, or one of them cannot be used (and `data.max_bad_fraction` is 0).
-    """
-    length = None if data.endless else len(data.dataset)
-    if length == 0:
-        raise ValueError("there is nothing to train on: the data holds no record (or all of them are held out)")
-    sampler = StepBatchSampler(count, 1, seed=data.seed, dataset_length=length)
-    read, prepare, tries = data.dataset.__getitem__, data.collate.prepare, TRIES if data.max_bad_fraction else 1
-    drawn = zip(sampler.batch(0), sampler.positions(0), strict=True)
-    return [usable(read, prepare, index, place, seed=data.seed, length=length, tries=tries)[0] for index, place in drawn]
-
-
 def labels_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """The labels of a batch by name: -100 where nothing is to be learnt."""
     return {name: x for name, x in batch.items() if name == "labels" or name.endswith("_labels")}
@@ -191,8 +173,7 @@ def labels_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def some(names: Sequence[str]) -> str:
     """The first of many names."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return told(names, 3)
 
 
 def same_bits(one: Tensor, two: Tensor) -> bool:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lightning_internvl.evaluation.tables import format_number, with_chance
+from lightning_internvl.options import PARTS
 
 if TYPE_CHECKING:
     from lightning_internvl.export.processors import Prepared
     from lightning_internvl.export.write import Options, Report
-
-PARTS = ("encoder", "middleware", "decoder")
 
 
 @dataclass(frozen=True)

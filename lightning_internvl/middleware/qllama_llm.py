@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from lightning_internvl.checks import some
 from lightning_internvl.layers import fill_with_mean
 from lightning_internvl.middleware.qllama_lm import QLlamaLM
 from lightning_internvl.sources import load_weights, local_source
@@ -99,8 +100,7 @@ def start_from_llama(lm: QLlamaLM, pretrained: str) -> None:
     found = load_weights(AutoModelForCausalLM, pretrained, SETTING, dtype="auto")
     own, theirs = {n: t for n, t in lm.state_dict().items() if ".cross_attn." not in n}, found.state_dict()
     if left := [name for name in theirs if name not in own and name != "lm_head.weight"]:
-        more = f" and {len(left) - 4} more" if len(left) > 4 else ""
-        raise ValueError(f"{SETTING}={pretrained} has tensors that QLLaMA has no place for: {', '.join(left[:4])}{more}")
+        raise ValueError(f"{SETTING}={pretrained} has tensors that QLLaMA has no place for: {some(left)}")
     for name, here in own.items():
         there = theirs[name]
         if name.endswith(("k_proj.weight", "v_proj.weight")):
