@@ -5,7 +5,7 @@ python benchmarks/packing.py samples=100000
 
 Text is log-normal (median 300 tokens, sigma 0.8, 32 to half a row), pictures have 0 to 13 tiles. `fill` is that of the budget
 that binds; `in_order` that of rows that are closed by the first sample that does not fit, as they come. `imbalance` is by how
-much the fullest of eight processes at one step is above their mean. In a plan samples of 32 rows wait, in training of 16.
+much the fullest of eight processes at one step is above their mean. Samples of 24 rows wait, as in training.
 `core_seconds` are those of one processor, which other programs do not lengthen. Prints one JSON line.
 """
 
@@ -76,15 +76,9 @@ def measure(number: int, case: dict[str, Any], window: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure all cases with the window of a plan and, on a tenth of the samples, with that of training."""
+    """Measure all cases with the window of training."""
     options = arguments(samples=1_000_000)
-    results = {
-        name: {
-            "plan": measure(options["samples"], case, 2 * WINDOW),
-            "training": measure(max(1, options["samples"] // 10), case, WINDOW),
-        }
-        for name, case in CASES.items()
-    }
+    results = {name: measure(options["samples"], case, WINDOW) for name, case in CASES.items()}
     report("packing", {"numpy": np.__version__}, {"samples": options["samples"], "cases": results})
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 PACKED = "packed"  # of `checks.PACKINGS`
-WINDOW = 16  # rows' worth of samples that wait; more fill rows better and cost memory
+WINDOW = 24  # rows' worth of samples that wait; more fill rows better and cost memory
 TAKEN = np.iinfo(np.int64).max
 
 
@@ -54,7 +54,7 @@ def plan(
     tiles: Sequence[int] | np.ndarray,
     max_tokens: int,
     max_tiles: int | None = None,
-    window: int = 2 * WINDOW,
+    window: int = WINDOW,
 ) -> list[list[int]]:
     """All samples in rows, as training would pack them in this order: a list of sample numbers for each row.
 
