@@ -1,8 +1,9 @@
 """Stages that take their parts from where they start: an official checkpoint, a run, or a hand-off folder.
 
 A stage says `parts: inherited`; this turns it into one whose parts are named with all their sizes, so that a run's folder says
-what it trained, wherever its start may be by then. `inherited` may also stand for the tokenizer, the processor of pictures or
-settings of it, the chat format and its system message; what is given instead of it stays.
+what it trained, wherever its start may be by then. `connector` under `train` becomes what the middleware has between tower and
+language model. `inherited` may also stand for the tokenizer, the processor of pictures or settings of it, the chat format and its
+system message; what is given instead of it stays.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from lightning_internvl.systems import HANDOFF, SYSTEMS, Lacking, named, picture
 from lightning_internvl.targets import locate
 
 GIVE = {"template": "data.chats_collate.template", "tokenizer": "data.tokenizer"}
+CONNECTOR = "connector"  # stands in `train` for the names of the middleware that a language model reads through
 NO_DECODER = "has no decoder, so it cannot answer; start from a stage or a checkpoint that has one"
 
 
@@ -61,9 +63,11 @@ def inherit(config: Config) -> Config:
         found = _legacy(start, _given(chats["template"]), tokenizer)
     except Lacking as error:
         raise ValueError(f"init_from={start}: {error.what}; give {GIVE[error.setting]}={error.value}") from error
+    connector = _connector(found.parts["middleware"]["_target_"])
     for stage in config["stages"].values():
         if stage["parts"] == INHERITED:
             stage["parts"] = list(PARTS)
+            stage["module"]["train"] = [connector if rule == CONNECTOR else rule for rule in stage["module"]["train"]]
     config |= found.parts
     data |= found.data
     whole = data["processor"].get("_target_") == INHERITED
@@ -72,6 +76,12 @@ def inherit(config: Config) -> Config:
     data["processor"] = (found.processor if whole else {}) | _filled(data["processor"], found.processor)
     data["chats_collate"] = {"image_frame": found.chats["image_frame"]} | _filled(chats, found.chats)
     return config
+
+
+def _connector(target: str) -> str:
+    """What of a middleware stands between tower and language model, as a line of `train`."""
+    names = getattr(locate(target), CONNECTOR, None)
+    return f"middleware.{names}" if names else "middleware"
 
 
 def _check_processor(target: str, start: str) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from lightning_internvl import load_pretrained
 from lightning_internvl.assembly import stage_settings
 from lightning_internvl.chat.session import Sampling, Session
+from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.files import own_tensors
 from lightning_internvl.checks import PARTS, ConfigError, check_config
 from lightning_internvl.cli import CONF, build
@@ -200,6 +201,9 @@ def test_from_a_run_of_this_project(tmp_path: Path, chats: Path) -> None:
     start = tiny_run(tmp_path / "start", "pipeline=[contrastive,supervised]", "callbacks.report=null", "callbacks.samples=null")
     run, trained = finetuned(start, chats, tmp_path / "run", STILL), open_run(start, build).view
     assert losses(run, "finetune")[0]["train/loss"] == pytest.approx(loss_of(trained.model, trained.chats), rel=1e-5)
+    moved = [name for name in handoff.read_manifest(run / "handoff" / "finetune")["trained"] if not name.startswith("decoder.")]
+    assert moved
+    assert all(name.startswith("middleware.mlp") for name in moved)  # not what only the stages before use
     outcome = finetune(start / "handoff" / "contrastive", chats, tmp_path / "none")
     assert outcome.code == 2
     assert "contrastive has no decoder, so it cannot answer; start from a stage or a checkpoint that has one" in outcome.err

@@ -54,6 +54,8 @@ class QLLaMA(Part):
         ValueError: for sizes that do not fit each other or the language model.
     """
 
+    connector = "mlp*"  # of all this, what fine-tuning with a decoder trains
+
     def __init__(
         self,
         *,
