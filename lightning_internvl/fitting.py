@@ -87,6 +87,20 @@ def check_processor(encoder: nn.Module, processor: Any) -> None:
         )
 
 
+def check_captions(middleware: nn.Module, max_length: int) -> None:
+    """Refuse captions that may be longer than a middleware can read.
+
+    Raises:
+        ValueError: with the longest that it can.
+    """
+    most = getattr(middleware, "max_text", max_length)
+    if max_length > most:
+        raise ValueError(
+            f"data.pairs_collate.max_length={max_length}: {type(middleware).__name__} reads texts of up to {most} tokens; "
+            f"give data.pairs_collate.max_length={most}, and longer captions lose their end"
+        )
+
+
 def check_packable(decoder: nn.Module) -> None:
     """Refuse a decoder that does not keep the samples of a packed row apart.
 

@@ -64,7 +64,7 @@ class CLIPText(Part):
         if not project_images and encoder_dim != embed_dim:
             raise ValueError(f"without a projection of pictures {embed_dim=} must be the encoder's width {encoder_dim}")
         self.dim, self.embed_dim, self.pooling, self.eos_token_id, self.causal = dim, embed_dim, pooling, eos_token_id, causal
-        self.layers = (-1,)
+        self.layers, self.max_text = (-1,), positions
         self.text_model = TextTower(vocab_size, positions, dim, depth, heads, mlp_dim, act, norm_eps, embed_std)
         self.text_projection = nn.Linear(dim, embed_dim, bias=text_bias)
         self.visual_projection = nn.Linear(encoder_dim, embed_dim, bias=False) if project_images else None

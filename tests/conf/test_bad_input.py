@@ -43,7 +43,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
-STAGES = "contrastive, generative, supervised"
+STAGES = "contrastive, generative, supervised, filter"
 BEFORE_ANY_MODEL = {
     "encodr=x": r"no setting 'encodr'; did you mean 'encoder'\? valid choices: activation_checkpointing, .*encoder, experiment",
     "encoder=nope": r"no 'nope' in the group encoder; valid choices: .*internvit_toy",
@@ -118,6 +118,11 @@ def test_a_middleware_that_reads_no_text_cannot_contrast(tmp_path: Path) -> None
     assert "stages.contrastive: lightning_internvl.middleware.connector.MLPConnector needs decoder_dim" in said
     said = refused("debug=fast", f"paths.run={tmp_path}/run", "middleware=mlp", "middleware.dim=3")
     assert "in middleware: valid choices: patch_layer" in said
+
+
+def test_captions_longer_than_the_text_tower_reads(tmp_path: Path) -> None:
+    said = refused("experiment=clip_toy", "debug=fast", f"paths.run={tmp_path}/run", "data.pairs_collate.max_length=80")
+    assert "pairs_collate.max_length=80: CLIPText reads texts of up to 48 tokens; give data.pairs_collate.max_length=48" in said
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
