@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_internvl.checks import some
 from lightning_internvl.console import console
-from lightning_internvl.distributed import gather_objects, rank, world_size
+from lightning_internvl.distributed import gather_objects, rank
 from lightning_internvl.files import write_json
 from lightning_internvl.stages import Stage
 
@@ -160,8 +160,8 @@ def described(batch: dict[str, Any]) -> str:
 
 
 def _over_ranks(flags: Tensor) -> Tensor:
-    """1 where any process has found something."""
-    if world_size() > 1:
+    """1 where any process has found something, those of a tensor-parallel group too."""
+    if dist.is_available() and dist.is_initialized():
         flags = flags.clone()
         dist.all_reduce(flags, dist.ReduceOp.MAX)
     return flags

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_internvl.compose import Build
 from lightning_internvl.console import console
+from lightning_internvl.distributed import data_share
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.flops import Amount, Flops, amount_of, measured, peak_flops
 from lightning_internvl.stages import Stage
@@ -84,7 +85,7 @@ class Throughput(L.Callback):
 
     def rates(self, count: _Count, trainer: L.Trainer, stage: Stage) -> dict[str, float]:
         """What went through per second, in all processes together."""
-        seconds = max(time.monotonic() - count.since, 1e-9) / trainer.world_size
+        seconds = max(time.monotonic() - count.since, 1e-9) / data_share(trainer)[0]
         tokens = float(sum(amount.tokens for amount in count.amounts.values()))
         rates = {
             "samples_per_s": count.samples / seconds,

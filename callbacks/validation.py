@@ -14,7 +14,7 @@ from lightning_internvl.console import console
 from lightning_internvl.data.encode import IGNORE
 from lightning_internvl.data.module import StageData
 from lightning_internvl.data.templates import IMAGE
-from lightning_internvl.distributed import gather
+from lightning_internvl.distributed import data_share, gather
 from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.stages import Stage
@@ -84,7 +84,8 @@ class Validation(L.Callback):
                 usable.append(data.collate.prepare(data.held_out[place]))
             except ValueError as error:
                 told(f"held out, but of no use: {error}", soft_wrap=True, markup=False)
-        own = usable[: len(usable) // trainer.world_size * trainer.world_size][trainer.global_rank :: trainer.world_size]
+        shares, share = data_share(trainer)
+        own = usable[: len(usable) // shares * shares][share::shares]
         for start in range(0, len(own), data.batch_size):
             yield data.collate.stack(own[start : start + data.batch_size])
 

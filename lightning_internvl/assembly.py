@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,13 @@ from lightning_internvl.data.processors import Processor
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.feature_cache import check_cache
-from lightning_internvl.fitting import check_packable, check_processor
+from lightning_internvl.fitting import check_captions, check_packable, check_processor
 from lightning_internvl.hardware import processes
 from lightning_internvl.model import VLM, shifts_labels
 from lightning_internvl.options import PARTS, block_settings
+from lightning_internvl.spreading import starts_empty
 from lightning_internvl.stages import Stage
+from lightning_internvl.tensor_parallel import check_layers
 
 Config = dict[str, Any]
 LIGHT = ("peft", "quantization")  # groups with a setting for each part
@@ -52,7 +55,8 @@ def assemble(name: str, config: Config, run_dir: Path, build: Build, start_step:
         ValueError: for settings that do not fit together.
     """
     settings = stage_settings(config, name)
-    model, tokenizers = compose_model(settings["parts"], build)
+    with torch.device("meta") if starts_empty(config["strategy"], settings["parts"]) else nullcontext():
+        model, tokenizers = compose_model(settings["parts"], build)
     stage = build_stage(name, settings, model, run_dir, build, start_step)
     view = make_view(settings, model, tokenizers, build)
     trainer = build(
@@ -62,6 +66,8 @@ def assemble(name: str, config: Config, run_dir: Path, build: Build, start_step:
         callbacks=build_callbacks(settings, view, build, tokenizers),
         logger=[build(logger) for logger in stage_loggers(config, name, run_dir, start_step)],
     )
+    if (shares := getattr(trainer.strategy, "layer_shares", 1)) > 1:
+        check_layers(model, settings, shares)
     data = build_data(settings, start_step, view, build, stage.folder)
     if settings.get("feature_cache"):
         check_cache(model.encoder, stage.plan, view.training.processor, trainer.strategy, endless=data.endless)
@@ -175,7 +181,8 @@ def make_collators(
     collate = {name: value for name, value in (settings.get("collate") or {}).items() if name != "processor"}
     if "middleware" in tokenizers:
         options = dict(data["pairs_collate"]) | (collate if settings["data"] == "pairs" else {})
-        found["pairs"] = PairCollator(tokenizers["middleware"], processor.whole(), **options)
+        found["pairs"] = pairs = PairCollator(tokenizers["middleware"], processor.whole(), **options)
+        check_captions(model.middleware, pairs.max_length)
     if hasattr(model.middleware, "classes"):
         found["labels"] = LabelCollator(processor.whole())
     if "decoder" in tokenizers:

@@ -1,4 +1,7 @@
-"""What the losses need to know of other processes. With one process every function is the identity."""
+"""What the losses need to know of other processes. With one process every function is the identity.
+
+With tensor parallelism the processes of a group read the same samples and count as one; only those that read others are seen.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 _alone = False
+_group: dist.ProcessGroup | None = None  # those that read other samples; None: all
 
 
 @contextmanager
@@ -25,14 +29,31 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
+def see(group: dist.ProcessGroup | None) -> None:
+    """From now on the other processes are those of this group; None: all."""
+    global _group
+    _group = group
+
+
+def peers() -> dist.ProcessGroup | None:
+    """The group of the processes that are seen; None: all."""
+    return _group
+
+
+def data_share(trainer: Any) -> tuple[int, int]:
+    """Shares of the samples, and which of them this process reads."""
+    size = getattr(getattr(trainer, "strategy", None), "layer_shares", 1)
+    return trainer.world_size // size, trainer.global_rank // size
+
+
 def world_size() -> int:
-    """Processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+    """Processes that train together, each on samples of its own."""
+    return dist.get_world_size(_group) if dist.is_available() and dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() and not _alone else 0
+    return dist.get_rank(_group) if dist.is_available() and dist.is_initialized() and not _alone else 0
 
 
 def gather_with_grad(x_BE: Tensor) -> Tensor:
@@ -51,7 +72,7 @@ def gather(x_B: Tensor) -> Tensor:
 
 def _gathered(x: Tensor) -> Tensor:
     whole = x.new_empty(world_size() * len(x), *x.shape[1:])
-    dist.all_gather(list(whole.chunk(world_size())), x.contiguous())
+    dist.all_gather(list(whole.chunk(world_size())), x.contiguous(), group=_group)
     return whole
 
 
@@ -65,7 +86,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.clone(memory_format=torch.contiguous_format)  # autograd may still need the one it was given
-        dist.all_reduce(grad)
+        dist.all_reduce(grad, group=_group)
         return grad.chunk(world_size())[rank()]
 
 
@@ -77,7 +98,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     """
     if world_size() > 1:
         count = count.clone()
-        dist.all_reduce(count)
+        dist.all_reduce(count, group=_group)
     return total * world_size() / count.clamp(min=1)
 
 
@@ -85,9 +106,9 @@ def largest(number: int) -> int:
     """The largest of all ranks' numbers."""
     if world_size() == 1:
         return number
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    device = "cuda" if dist.get_backend(_group) == "nccl" else "cpu"
     found = torch.tensor(number, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_group)
     return int(found)
 
 
@@ -95,7 +116,7 @@ def gather_objects(value: Any) -> list[Any]:
     """A plain Python value of each process, by their number."""
     found = [value] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=_group)
     return found
 
 

@@ -17,16 +17,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor.parallel import parallelize_module
 from torch.optim import Optimizer
 
+from lightning_internvl.console import console
+from lightning_internvl.distributed import see
 from lightning_internvl.quantization import is_quantized
+from lightning_internvl.spreading import Spread
 from lightning_internvl.stages import Stage
+from lightning_internvl.tensor_parallel import clip_by_norm, styles_of
 
 META = "meta.pt"  # in the folder of a checkpoint: all that is no tensor
 Kind = tuple[int, int | None] | None  # from when until when a weight trains; None: never
@@ -36,25 +42,40 @@ class FSDP2(ModelParallelStrategy):
     """Lightning's strategy, with the sharding of our stages and a checkpoint that any number of processes can read.
 
     Args:
-        data_parallel_size: processes among which weights are divided: all of them, "auto".
-        tensor_parallel_size: 1; single layers are not divided here.
+        data_parallel_size: processes that read samples of their own, among which weights are divided; "auto": all, but for
+            `tensor_parallel_size`.
+        tensor_parallel_size: processes, numbered in turn, that read the same samples and divide single layers among them, of
+            the parts that say how (see `lightning_internvl.tensor_parallel`).
+        reshard_after_forward: False keeps a block whole from its forward to its backward pass, so that it is gathered once a
+            step; gradients and optimizer state are divided all the same.
 
     Raises:
-        ValueError: for a tensor_parallel_size other than 1.
+        ValueError: for a tensor_parallel_size that is no number of processes.
     """
 
-    def __init__(self, *, data_parallel_size: int | str = "auto", tensor_parallel_size: int = 1) -> None:
-        if tensor_parallel_size != 1:
-            raise ValueError(
-                f"strategy.{tensor_parallel_size=}: layers are not divided among devices; leave it at 1, all devices then share "
-                "the weights (data_parallel_size)"
-            )
+    def __init__(
+        self, *, data_parallel_size: int | str = "auto", tensor_parallel_size: int = 1, reshard_after_forward: bool = True
+    ) -> None:
+        if isinstance(tensor_parallel_size, bool) or not isinstance(tensor_parallel_size, int) or tensor_parallel_size < 1:
+            raise ValueError(f"strategy.{tensor_parallel_size=} must be a whole number from 1 on, 1 divides no layers")
         super().__init__(data_parallel_size=data_parallel_size, tensor_parallel_size=tensor_parallel_size)
+        self.reshard_after_forward, self.layer_shares = reshard_after_forward, tensor_parallel_size
 
     def setup_environment(self) -> None:
         if self._data_parallel_size == "auto":
-            self._data_parallel_size = self.num_nodes * self.num_processes
+            self._data_parallel_size = self.num_nodes * self.num_processes // self.layer_shares
         super().setup_environment()
+        if self.layer_shares > 1:
+            see(self.device_mesh["data_parallel"].get_group())
+
+    def setup(self, trainer: L.Trainer) -> None:
+        super().setup(trainer)
+        if self.layer_shares > 1:  # PyTorch's own cannot add up gradients that are divided in different ways
+            self.precision_plugin.clip_grad_by_norm = clip_by_norm
+
+    def teardown(self) -> None:
+        see(None)
+        super().teardown()
 
     # --- sharding ---------------------------------------------------------------------------------------------------
 
@@ -62,13 +83,20 @@ class FSDP2(ModelParallelStrategy):
         """Divide the weights of a stage that is complete: loaded, adapted, quantised."""
         if isinstance(stage, FSDPModule):
             return
-        kinds = {parameter: kind_of(stage, name) for name, parameter in stage.model.named_parameters()}
         check_shapes(stage)
-        mesh = self.device_mesh["data_parallel"]
-        for part in stage.model.children():
-            for unit in units_of(part, kinds):
-                fully_shard(unit, mesh=mesh, mp_policy=self._policy(low=True))
-        frozen = {parameter for parameter, kind in kinds.items() if kind is None}
+        if whole := [name for name, part in stage.model.named_children() if any(map(is_quantized, part.modules()))]:
+            console.print(f"{stage.name}: quantised, so whole on every device: {', '.join(whole)}; adapters are divided")
+        mesh, spread = self.device_mesh["data_parallel"], Spread(stage.model, self.root_device)
+        kinds = {parameter: kind_of(stage, name) for name, parameter in stage.model.named_parameters()}
+        styles = styles_of(stage.model) if self.layer_shares > 1 else {}
+        for unit in [unit for part in stage.model.children() for unit in units_of(part, kinds)]:
+            spread.fill(unit)
+            for layer in [layer for layer in unit.modules() if layer in styles]:  # in the same order in all processes
+                parallelize_module(layer, self.device_mesh["tensor_parallel"], styles.pop(layer))
+            again = self.reshard_after_forward
+            fully_shard(unit, mesh=mesh, mp_policy=self._policy(low=True), reshard_after_forward=again)
+        spread.fill(stage.model)
+        frozen = {parameter for name, parameter in stage.model.named_parameters() if kind_of(stage, name) is None}
         fully_shard(stage, mesh=mesh, mp_policy=self._policy(low=False), ignored_params=frozen)
         register_fsdp_forward_method(stage, "losses")
         register_fsdp_forward_method(stage, "use")
@@ -187,7 +215,9 @@ def resharding(stage: FSDPModule, method: Callable[..., Any]) -> Callable[..., A
 
     def wrapped(*arguments: Any) -> Any:
         found = method(*arguments)
-        stage.reshard()
+        for module in stage.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         return found
 
     return wrapped

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.attention import attend
 from lightning_internvl.layers import merge_heads, split_heads
+from lightning_internvl.tensor_parallel import TensorPlan
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -57,11 +58,12 @@ class SelfAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_dim = heads, dim // heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        q, k, v = (split_heads(proj(x), self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        found = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (split_heads(y, y.shape[-1] // self.head_dim) for y in found)  # all heads, or this process's share
         return self.out_proj(merge_heads(attend(q, k, v, mask=mask, causal=causal)))
 
 
@@ -77,6 +79,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
+
+
+def block_plan(blocks: str, heads: int, mlp_dim: int) -> TensorPlan:
+    """How blocks are divided among processes; `blocks` is a pattern of their names."""
+    columns = (f"{blocks}.self_attn.[qkv]_proj", f"{blocks}.mlp.fc1")
+    return TensorPlan(columns, (f"{blocks}.self_attn.out_proj", f"{blocks}.mlp.fc2"), {"heads": heads, "mlp_dim": mlp_dim})
 
 
 def init_blocks(blocks: nn.ModuleList, dim: int) -> None:

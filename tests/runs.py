@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from hydra._internal.hydra import Hydra
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -40,7 +41,10 @@ class Outcome(NamedTuple):
 
 def train(*arguments: str) -> Outcome:
     """`python train.py ARGUMENTS`."""
-    return call("train.py", *arguments)
+    if any(word.startswith("-") for word in arguments):
+        return call("train.py", *arguments)
+    with patch.object(Hydra, "get_mode", lambda *_, **__: None):  # which composes all once more to find that this is no sweep
+        return call("train.py", *arguments)
 
 
 def call(script: str, *arguments: str, typed: str = "") -> Outcome:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -29,18 +30,18 @@ class Origin(NamedTuple):
         return peft.merged_tensors(self.tensors, peft.differing(self.peft, settings))
 
 
-def read_origin(place: str | Path) -> Origin:
-    """What a run (its last hand-off), a hand-off folder, or an official checkpoint holds.
+def read_origin(place: str | Path, device: torch.device | str = "cpu") -> Origin:
+    """What a run (its last hand-off), a hand-off folder, or an official checkpoint holds; on the meta device without values.
 
     Raises:
         ValueError: if there is nothing to read, or it is damaged.
     """
     if is_ours(folder := Path(place)):
         tensors, manifest = handoff.read(handoff_of(folder))
-        return Origin(tensors, manifest["config"].get("peft") or {})
+        return Origin({name: tensor.to(device) for name, tensor in tensors.items()}, manifest["config"].get("peft") or {})
     from lightning_internvl.checkpoints.pretrained import load_pretrained
 
-    return Origin(own_tensors(load_pretrained(place)), {})
+    return Origin(own_tensors(load_pretrained(place, device=device)), {})
 
 
 def is_ours(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from lightning_internvl.layers import fill_with_mean
 from lightning_internvl.masks import Segments
 from lightning_internvl.part import Part
 from lightning_internvl.sources import load_weights, local_source
+from lightning_internvl.tensor_parallel import TensorPlan
 
 # Written by a library about itself or about how weights are stored, not about the model.
 NOTES = (
@@ -96,6 +97,16 @@ class HFCausalLM(Part):
         """Modules that FSDP shards one by one: the blocks of the longest module list."""
         lists = [m for m in self.lm.modules() if isinstance(m, nn.ModuleList)]
         return list(max(lists, key=len)) if lists else [self.lm]
+
+    def tensor_plan(self) -> TensorPlan | None:
+        """Layers that tensor parallelism divides, where transformers says so for blocks of LLaMA's kind. A norm of single heads
+        (qwen3) would need gradients of all shares, and what a subclass adds to a block is not known here: neither is divided."""
+        ways, config = getattr(self.lm.config, "base_model_tp_plan", None) or {}, self.lm.config
+        if type(self) is not HFCausalLM or not ways or set(ways.values()) != {"colwise", "rowwise"}:
+            return None
+        names = {way: tuple(f"lm.{self.lm.base_model_prefix}.{n}" for n, w in ways.items() if w == way) for way in ways.values()}
+        counts = {n: getattr(config, n) for n in ("num_attention_heads", "num_key_value_heads", "intermediate_size")}
+        return TensorPlan(names["colwise"], names["rowwise"], counts)
 
     @property
     def vocab_size(self) -> int:

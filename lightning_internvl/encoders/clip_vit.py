@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lightning_internvl.layers import keep_random, resize_positions
 from lightning_internvl.part import Part
-from lightning_internvl.transformer import Block, init_blocks
+from lightning_internvl.tensor_parallel import TensorPlan
+from lightning_internvl.transformer import Block, block_plan, init_blocks
 
 POST_NORMS = ("cls", "all", "unused")
 
@@ -62,6 +63,7 @@ class CLIPViT(Part):
             raise ValueError(f"{post_norm=} is not possible with {cls=}; valid choices: {', '.join(POST_NORMS)}")
         self.dim, self.depth, self.image_size, self.patch_size = dim, depth, image_size, patch_size
         self.special_tokens, self.post_norm = int(cls), post_norm
+        self.heads, self.mlp_dim = heads, mlp_dim
         self.embeddings = _Embeddings(image_size, patch_size, dim, cls, patch_bias, embed_std or dim**-0.5)
         self.pre_layrnorm = nn.LayerNorm(dim, eps=norm_eps) if pre_norm else nn.Identity()
         self.encoder = nn.Module()
@@ -81,6 +83,10 @@ class CLIPViT(Part):
     def sharding_units(self) -> list[nn.Module]:
         """Modules that FSDP shards one by one."""
         return list(self.encoder.layers)
+
+    def tensor_plan(self) -> TensorPlan:
+        """Layers that tensor parallelism divides."""
+        return block_plan("encoder.layers.*", self.heads, self.mlp_dim)
 
     def forward(self, pixels_N3SS: Tensor, *, layers: Sequence[int] = (-1,), keep: float = 1.0) -> list[Tensor]:
         """Encode images.

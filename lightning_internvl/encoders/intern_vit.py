@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_internvl.attention import attend
 from lightning_internvl.layers import DropPath, RMSNorm, init_normal, keep_random, merge_heads, resize_positions, split_heads
 from lightning_internvl.part import Part
+from lightning_internvl.tensor_parallel import TensorPlan
 
 
 class InternViT(Part):
@@ -62,7 +63,7 @@ class InternViT(Part):
         if dim % heads or image_size % patch_size:
             raise ValueError(f"{dim=} must divide by {heads=} and {image_size=} by {patch_size=}")
         self.dim, self.depth, self.image_size, self.patch_size = dim, depth, image_size, patch_size
-        self.has_final_norm = final_norm
+        self.has_final_norm, self.mlp_dim = final_norm, mlp_dim
         self.embeddings = _Embeddings(image_size, patch_size, dim)
         # Plain Python floats: `torch.linspace(...).item()` would fail on the meta device.
         rates = [drop_path * (1 if drop_path_uniform else i / max(depth - 1, 1)) for i in range(depth)]
@@ -91,6 +92,11 @@ class InternViT(Part):
     def sharding_units(self) -> list[nn.Module]:
         """Modules that FSDP shards one by one."""
         return list(self.encoder.layers)
+
+    def tensor_plan(self) -> TensorPlan:
+        """Layers that tensor parallelism divides: the MLPs, two thirds of a block. Attention stays whole: 25 heads (6B) are
+        divided by few numbers, and the norms of queries and keys run over all of them."""
+        return TensorPlan(("encoder.layers.*.mlp.fc1",), ("encoder.layers.*.mlp.fc2",), {"mlp_dim": self.mlp_dim})
 
     def forward(self, pixels_N3SS: Tensor, *, layers: Sequence[int] = (-1,), keep: float = 1.0) -> list[Tensor]:
         """Encode images.

@@ -5,11 +5,16 @@ Letters: B rows of this rank, W ranks, Q queries, E width, C columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.chunks import check_chunk, chunks_of, in_chunks
 from lightning_internvl.distributed import gather, gather_with_grad, global_mean, rank
+
+Scores = Callable[[Tensor, Tensor], Tensor]  # rows and columns to scaled similarities (B, C)
 
 
 class QueryITC(nn.Module):
@@ -22,6 +27,8 @@ class QueryITC(nn.Module):
         gather_gradient: whether what rows are compared with gets gradients too, also that of other ranks. LAVIS does without,
             which gives the same losses and, even on one process, other gradients.
         learnable: False keeps the temperature as it is, and out of checkpoints.
+        chunk: rows that are compared at a time, so that at most `chunk` x queries x columns similarities are held, twice while
+            gradients are computed; each chunk is computed a second time for its gradient. None: all rows.
     """
 
     def __init__(
@@ -32,12 +39,15 @@ class QueryITC(nn.Module):
         label_smoothing: float = 0.0,
         gather_gradient: bool = True,
         learnable: bool = True,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
+        check_chunk("chunk", chunk)
         if init_temp <= 0 or not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"{init_temp=} must lie above 0, and {label_smoothing=} from 0 on and below 1")
         temp = torch.tensor([float(init_temp)])
         self.min_temp, self.label_smoothing, self.gather_gradient = min_temp, label_smoothing, gather_gradient
+        self.chunk = chunk
         if learnable:
             self.temp = nn.Parameter(temp)
         else:
@@ -65,17 +75,34 @@ class QueryITC(nn.Module):
         if self.training:
             self.temp.data.clamp_(min=self.min_temp)
         image, text = F.normalize(image_BQE, dim=-1), F.normalize(text_BE, dim=-1)
-        to_text = self.logits(image, self._gathered(text))
-        to_image = self.logits(self._gathered(image), text).T
-        if image_ids_B is None:
-            targets = torch.arange(len(image), device=image.device) + rank() * len(image)
-        else:
-            same = (image_ids_B[:, None] == gather(image_ids_B)).float()
-            targets = same / same.sum(dim=1, keepdim=True)
-        options = {"label_smoothing": self.label_smoothing, "reduction": "mean" if ignored_B is None else "none"}
-        losses = [F.cross_entropy(x.float(), targets, **options) for x in (to_text, to_image)]
+        targets, ids_C = torch.arange(len(image), device=image.device) + rank() * len(image), None
+        if image_ids_B is not None:
+            targets, ids_C = image_ids_B, gather(image_ids_B)
+        each = ignored_B is not None
+        losses = [
+            self._losses(self.logits, image, self._gathered(text), targets, ids_C, each),
+            self._losses(lambda rows, columns: self.logits(columns, rows).T, text, self._gathered(image), targets, ids_C, each),
+        ]
         loss = (losses[0] + losses[1]) / 2
         return loss if ignored_B is None else global_mean(loss.masked_fill(ignored_B, 0.0).sum(), (~ignored_B).sum())
+
+    def _losses(
+        self, scores: Scores, rows: Tensor, columns: Tensor, targets_B: Tensor, ids_C: Tensor | None, each: bool
+    ) -> Tensor:
+        """Of each row, (B,), or their mean; `targets` are numbers of columns or, with `ids_C`, ids of the matching ones."""
+
+        def judge(rows: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+            if ids_C is not None:
+                same = (targets[:, None] == ids_C).float()
+                targets = same / same.sum(dim=1, keepdim=True)
+            logits = scores(rows, columns).float()
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction=reduction)
+
+        pieces = chunks_of(len(rows), self.chunk)
+        if pieces == 1:
+            return judge(rows, targets_B, "none" if each else "mean")
+        found = torch.cat(in_chunks(judge, pieces, rows, targets_B))
+        return found if each else found.mean()
 
     def _gathered(self, x: Tensor) -> Tensor:
         return gather_with_grad(x) if self.gather_gradient else gather(x.detach())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.chunks import check_chunk, chunks_of, in_chunks
-from lightning_internvl.distributed import global_mean, rank, world_size
+from lightning_internvl.distributed import global_mean, peers, rank, world_size
 
 
 class SigLIP(nn.Module):
@@ -97,7 +97,8 @@ def _exchanged(x: Tensor, step: int) -> Tensor:
     """What the rank `step` places before this one holds, while this one's goes `step` places on."""
     received, x = torch.empty_like(x, memory_format=torch.contiguous_format), x.contiguous()
     to, source = (rank() + step) % world_size(), (rank() - step) % world_size()
-    works = dist.batch_isend_irecv([dist.P2POp(dist.isend, x, to), dist.P2POp(dist.irecv, received, source)])
+    send = dist.P2POp(dist.isend, x, group=peers(), group_peer=to)
+    works = dist.batch_isend_irecv([send, dist.P2POp(dist.irecv, received, group=peers(), group_peer=source)])
     for work in works:
         work.wait()
     return received

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_internvl.accumulation import WINDOW, window_shares
 from lightning_internvl.checkpoints.handoff import Base
+from lightning_internvl.distributed import data_share
 from lightning_internvl.feature_cache import features
 from lightning_internvl.freezing import FreezePlan
 from lightning_internvl.model import VLM
@@ -140,7 +141,8 @@ class Stage(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # All draws of a step (drop path, masking, negatives) depend on the step alone, not on what ran before it.
-        torch.manual_seed(zlib.crc32(f"{self.seed}/{self.name}/{batch_idx}/{self.global_rank}".encode()))
+        _, share = data_share(self.trainer)
+        torch.manual_seed(zlib.crc32(f"{self.seed}/{self.name}/{batch_idx}/{share}".encode()))
         if self.divided:  # an objective that holds its scale below a limit has only reached the gathered copy
             for objective in self.model.objectives.values():
                 if hasattr(objective, "max_log_scale"):

@@ -5,7 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pair import BARE, BOTH_WAYS, LORA, QLORA, QUIET, SCHEDULE, STOPS, WHOLE_BATCH, run_alone, run_pair, stopped_at
+from pair import (
+    BARE,
+    BOTH_WAYS,
+    LAYERS,
+    LORA,
+    QLORA,
+    QUIET,
+    RECOMPUTED,
+    SCHEDULE,
+    STOPS,
+    STRATEGIES,
+    TOWER_LORA,
+    WHOLE_BATCH,
+    run_alone,
+    run_pair,
+    stopped_at,
+)
 
 
 @pytest.fixture(scope="session")
@@ -16,20 +32,26 @@ def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def alone(name: str, *settings: str) -> None:
         run_alone(*BARE, *WHOLE_BATCH, f"paths.run={folder / name}", *settings)
 
-    def pair(name: str, strategy: str, *settings: str) -> dict[str, list[str]]:
-        return {"train": [*BARE, f"paths.run={folder / name}", f"strategy={strategy}", "trainer.devices=2", *settings]}
+    def pair(name: str, *settings: str) -> dict[str, list[str]]:
+        return {"train": [*BARE, f"paths.run={folder / name}", "trainer.devices=2", *settings]}
 
     adapters = (*QUIET, *LORA, f"init_from={folder / 'one'}")
     alone("one", *QUIET, *BOTH_WAYS)
     alone("one_lora", *adapters)
     alone("one_qlora", *QLORA)
     alone("one_schedule", *QUIET, *SCHEDULE, "strategy=fsdp2")
+    alone("one_tower", *QUIET, *TOWER_LORA)
     stopped_at(2, folder / "one_schedule", folder / "one_to_two")
-    jobs = [pair("fsdp2_qlora", "fsdp2", *QLORA)]
+    jobs = [pair("fsdp2_qlora", "strategy=fsdp2", *QLORA)]
+    # The last stage, from the weights that the run of one process gave it; pictures and answers are made together.
+    jobs.append(pair("layers", *LAYERS, "pipeline=[supervised]", f"init_from={folder / 'one' / 'handoff' / 'generative'}"))
+    jobs += [pair(name, *QUIET, *TOWER_LORA, *way) for name, way in RECOMPUTED.items()]
     for strategy, stops in STOPS.items():
-        jobs.append(pair(strategy, strategy, *QUIET, *BOTH_WAYS))
-        jobs.append(pair(f"{strategy}_lora", strategy, *adapters))
-        jobs.append(pair(f"{strategy}_schedule", strategy, *QUIET, *SCHEDULE))
+        way = STRATEGIES[strategy]
+        if strategy != "layers":
+            jobs.append(pair(strategy, *way, *QUIET, *BOTH_WAYS))
+            jobs.append(pair(f"{strategy}_lora", *way, *adapters))
+        jobs.append(pair(f"{strategy}_schedule", *way, *QUIET, *SCHEDULE))
         for step in stops:
             whole, run = folder / f"{strategy}_schedule", folder / f"{strategy}_from_{step}"
             jobs += [{"stopped_at": [step, str(whole), str(run)]}, {"train": [f"resume={run}"]}]

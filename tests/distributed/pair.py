@@ -41,8 +41,18 @@ SCHEDULE = (
     # A scale that starts above its limit and is held there.
     "stages.contrastive.objectives.itc.init_scale=14.3", "stages.contrastive.objectives.itc.max_scale=14.2",
 )  # fmt: skip
+# Adapters on the tower, so that a block holds weights that train and others that do not.
+TOWER_LORA = ("pipeline=[contrastive]", "peft=lora", "peft/part@peft.encoder=lora", "peft.encoder.rank=2")
+RECOMPUTED = {
+    "fsdp2_full": ("strategy=fsdp2", "activation_checkpointing=full", "compile={encoder:aot_eager}"),
+    "fsdp2_selective": ("strategy=fsdp2", "strategy.reshard_after_forward=false", "activation_checkpointing=selective"),
+    "ddp_selective": ("strategy=ddp", "activation_checkpointing=selective", "compile={encoder:eager}"),
+}
+# Both processes read the same samples and divide layers: the MLPs of the tower, all of the decoder's blocks.
+LAYERS = ("strategy=fsdp2", "strategy.tensor_parallel_size=2", *WHOLE_BATCH)
+STRATEGIES = {"ddp": ("strategy=ddp",), "fsdp2": ("strategy=fsdp2",), "layers": LAYERS}
 # Steps after which runs of each strategy are stopped: before, at and after the encoder joins at 2; at 3 the pooling freezes.
-STOPS = {"ddp": (2,), "fsdp2": (1, 2, 3)}
+STOPS = {"ddp": (2,), "fsdp2": (1, 2, 3), "layers": (2,)}
 QUIET = ("callbacks.samples=null", "callbacks.evaluation=null")  # nothing is measured or shown
 LAST = Path("checkpoints") / "contrastive" / "last.ckpt"
 

@@ -96,10 +96,9 @@ def test_a_folder_that_was_being_replaced_is_found_again(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (("strategy=fsdp2", "strategy.tensor_parallel_size=2"), "leave it at 1"),
-        (("strategy=fsdp2", "strategy.data_parallel_size=3", "trainer.devices=2"), "differs from the 2 processes"),
-        (("strategy=fsdp2", "optimizer=adamw_8bit"), "use optimizer=adamw"),
         (("strategy=fsdp3",), "did you mean 'fsdp2'?"),
+        (("strategy=fsdp",), "use strategy=fsdp2, which does as FULL_SHARD"),
+        (("strategy=deepspeed",), "use strategy=fsdp2, which does as ZeRO 3"),
     ],
 )
 def test_settings_that_do_not_fit(settings: tuple[str, ...], told: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pair import STEPS, STOPS
+from pair import RECOMPUTED, STEPS, STOPS
 from runs import STAGES, losses, read_json, same_weights, weights
 
 CLOSE = 1e-5
@@ -24,12 +24,21 @@ def assert_close(one: Path, two: Path, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("strategy", STOPS)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_stage(strategy: str, stage: str, runs_of: Path) -> None:
     assert_close(runs_of / "one", runs_of / strategy, stage)
 
 
-@pytest.mark.parametrize("strategy", STOPS)
+def test_divided_layers_of_tower_and_decoder(runs_of: Path) -> None:
+    assert_close(runs_of / "one", runs_of / "layers", "supervised")
+
+
+@pytest.mark.parametrize("way", RECOMPUTED)
+def test_blocks_that_are_computed_again_or_compiled(way: str, runs_of: Path) -> None:
+    assert_close(runs_of / "one_tower", runs_of / way, "contrastive")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_adapters(strategy: str, runs_of: Path) -> None:
     assert_close(runs_of / "one_lora", runs_of / f"{strategy}_lora", "supervised")
 
@@ -42,6 +51,8 @@ def test_adapters_beside_weights_in_four_bits(runs_of: Path) -> None:
     assert read_json(two / "metrics.json")["supervised"].keys() == read_json(one / "metrics.json")["supervised"].keys()
     samples = [sorted(path.name for path in (run / "stages/supervised/samples").iterdir()) for run in (one, two)]
     assert samples[0] == samples[1] == ["step-000000.json", "step-000005.json"]
+    told = "supervised: quantised, so whole on every device: decoder; adapters are divided"
+    assert told in (runs_of / "out-0-0.txt").read_text()
 
 
 @pytest.mark.parametrize("strategy", STOPS)

@@ -70,3 +70,27 @@ def test_the_temperature() -> None:
     assert not fixed.state_dict()
     with pytest.raises(ValueError, match=r"init_temp=0\.0 must lie above 0"):
         QueryITC(init_temp=0.0)
+
+
+@pytest.mark.parametrize("gather_gradient", [True, False])
+@pytest.mark.parametrize(("ignored", "ids"), [(None, None), ([False, True, False, False], [5, 6, 5, 7])])
+def test_chunks_change_neither_loss_nor_gradients(
+    ignored: list[bool] | None, ids: list[int] | None, gather_gradient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [None if x is None else torch.tensor(x) for x in (ignored, ids)]
+    found, sizes = [], []
+    for chunk in (None, 3, 1):
+        objective, leaves = QueryITC(gather_gradient=gather_gradient, label_smoothing=0.1, chunk=chunk), features()
+        compared = objective.logits
+        monkeypatch.setattr(objective, "logits", lambda *x, of=compared: sizes.append(of(*x).numel()) or of(*x))
+        loss = objective(*leaves, *options)
+        found.append([loss, *torch.autograd.grad(loss, [*leaves, objective.temp])])
+    assert sizes[:2] == [16, 16]
+    assert max(sizes[-8:]) == 4
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0])
+
+
+def test_a_chunk_that_is_none() -> None:
+    with pytest.raises(ValueError, match="chunk=0 must be a whole number above 0"):
+        QueryITC(chunk=0)
