@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,8 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_internvl.objectives import NextToken, SigLIP
 from lightning_internvl.plan.kernels import Kernels
 from lightning_internvl.plan.meter import ACTIVATIONS, COPIES, LOGITS, Meter, Tally, watch
 from lightning_internvl.plan.units import Units
@@ -70,12 +72,34 @@ class Curve:
 @dataclass(frozen=True)
 class Measured:
     """By part: FLOPs of a forward and of a training step, and bytes that autograd keeps, by kind (see `meter`); and the bytes of
-    the batch."""
+    the batch. All is measured whole; what works in chunks, and so holds less, is named with what its chunk is compared with.
+
+    Attributes:
+        rows: bytes among the logits of a part that are no logits, but what is judged.
+        judged: rows that a loss judges, for those that have a chunk, times the blocks that it works in.
+        chunks: these chunks.
+        cached: samples that are embedded at a time (GradCache); None: all.
+    """
 
     forward: dict[str, Curve]
     training: dict[str, Curve]
     kept: dict[str, dict[str, Curve]]
     inputs: Curve
+    rows: dict[str, Curve]
+    judged: dict[str, Curve]
+    chunks: dict[str, int]
+    cached: int | None
+
+    def activations(self, name: str, batch: int) -> float:
+        """Bytes that are held of a part's activations."""
+        return max(0.0, self.kept[ACTIVATIONS][name](min(batch, self.cached or batch)))
+
+    def logits(self, name: str, batch: int) -> float:
+        """Bytes that are held of what a loss keeps, or a part that it calls: the output layer behind a language model."""
+        whole, rows = self.kept[LOGITS][name](batch), self.rows[name](batch) if name in self.rows else 0.0
+        losses = [name] if name.startswith("objectives.") else list(self.judged)
+        shares = [min(1.0, self.chunks[loss] / self.judged[loss](batch)) for loss in losses if loss in self.chunks]
+        return max(0.0, rows + (whole - rows) * max(shares, default=1.0))
 
     @property
     def linear(self) -> bool:
@@ -99,6 +123,8 @@ class Rig:
         self.meter = Meter()
         self.units = Units(stage.model, self.meter, recompute or {})
         watch(self.meter, stage.model)
+        for name, objective in stage.model.objectives.items():
+            objective.register_forward_pre_hook(functools.partial(self._judges, f"objectives.{name}"))
         self.state: tuple[torch.dtype, int, str | None] | None = None  # that the stage is in
 
     def measure(
@@ -130,7 +156,18 @@ class Rig:
             training=_curves([tally.forward + tally.backward for tally, _ in tallies]),
             kept={kind: _curves([tally.kept_bytes(kind) for tally, _ in tallies]) for kind in (ACTIVATIONS, LOGITS, COPIES)},
             inputs=Curve.through([size for _, size in tallies]),
+            rows=_curves([tally.rows for tally, _ in tallies]),
+            judged=_curves([tally.judged for tally, _ in tallies]),
+            chunks=_chunks(self.stage.model.objectives),
+            cached=getattr(self.stage, "cached_chunk", None),
         )
+
+    def _judges(self, name: str, objective: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Note what a loss is given: states of tokens (B, L, H), or embeddings of samples."""
+        tokens = isinstance(objective, NextToken)
+        blocks = self.world_size if isinstance(objective, SigLIP) else 1
+        self.meter.width = inputs[0].shape[-1]
+        self.meter.tally.judged[name] += blocks * (inputs[0].shape[:2].numel() if tokens else len(inputs[0]))
 
     def prepare(self, precision: str, step: int, frozen: str | None = None) -> None:
         """Bring the stage into its state at a step, and make it forget what was measured in another one."""
@@ -172,6 +209,12 @@ def _like(value: Any, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.to("meta", dtype if value.is_floating_point() else value.dtype)
+
+
+def _chunks(objectives: nn.ModuleDict) -> dict[str, int]:
+    """Rows that losses work on at a time, for those that do."""
+    found = {f"objectives.{name}": getattr(objective, "chunk", None) for name, objective in objectives.items()}
+    return {name: chunk for name, chunk in found.items() if chunk is not None}
 
 
 def _curves(counts: list[Counter[str]]) -> dict[str, Curve]:

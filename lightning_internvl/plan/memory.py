@@ -30,6 +30,7 @@ class Setup:
         sharded: weights, gradients and optimizer state are divided among the devices.
         bucketed: gradients are held a second time, in the buckets in which they are sent.
         capacity: bytes of one device.
+        layer_shares: devices that read the same samples and divide layers.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Setup:
     sharded: bool
     bucketed: bool
     capacity: float
+    layer_shares: int = 1
 
 
 def setup_of(strategy: Mapping[str, Any], trainer: Mapping[str, Any], capacity_gib: float) -> Setup:
@@ -44,8 +46,9 @@ def setup_of(strategy: Mapping[str, Any], trainer: Mapping[str, Any], capacity_g
     devices = _count(trainer.get("devices", 1)) * (trainer.get("num_nodes") or 1)
     name = str(strategy.get("name") or strategy.get("_target_", "").rpartition(".")[2])
     sharded = bool(strategy.get("shards")) or name.startswith(SHARDED)
+    layers = strategy.get("tensor_parallel_size", 1)
     bucketed = devices > 1 and not sharded and not strategy.get("gradient_as_bucket_view")
-    return Setup(name, devices, sharded, bucketed, capacity_gib * GIB)
+    return Setup(name, devices, sharded, bucketed, capacity_gib * GIB, layers if isinstance(layers, int) else 1)
 
 
 def _count(devices: Any) -> int:
@@ -140,11 +143,11 @@ def device_memory(fixed: Fixed, measured: Measured, setup: Setup, batch: int) ->
         parts[kind] = Counter({name: count * twice / share for name, count in counts.items()})
     if share > 1:
         parts["weights"][OTHER] += fixed.gathered
-    for name, curve in measured.kept[ACTIVATIONS].items():
-        parts["activations"][name] += max(0.0, curve(batch))
+    for name in measured.kept[ACTIVATIONS]:
+        parts["activations"][name] += measured.activations(name, batch)
     parts["activations"][OTHER] += measured.inputs(batch)
-    for name, curve in measured.kept[LOGITS].items():
-        parts["logits"][name] += 2 * max(0.0, curve(batch))  # what is kept, and its gradient, which is as large
+    for name in measured.kept[LOGITS]:
+        parts["logits"][name] += 2 * measured.logits(name, batch)  # what is kept, and its gradient, which is as large
     if share == 1:  # sharded weights are gathered in the lower type and let go
         for name, curve in measured.kept[COPIES].items():
             parts["weights"][name] += curve(batch)

@@ -32,11 +32,14 @@ class Held(NamedTuple):
 
 @dataclass
 class Tally:
-    """What was counted. FLOPs: a multiply-add counts as two. `kept` is by storage."""
+    """What was counted. FLOPs: a multiply-add counts as two. `kept` is by storage; `rows` are bytes in it of what losses judge,
+    by part, and `judged` their numbers by loss."""
 
     forward: Counter[str] = field(default_factory=Counter)
     backward: Counter[str] = field(default_factory=Counter)
     kept: dict[Any, Held] = field(default_factory=dict)
+    rows: Counter[str] = field(default_factory=Counter)
+    judged: Counter[str] = field(default_factory=Counter)
 
     def keep(self, what: Any, size: int, part: str, kind: str = ACTIVATIONS) -> None:
         """Count bytes that are kept, once for each `what`."""
@@ -62,6 +65,7 @@ class Meter(TorchDispatchMode):
         self.weights: set[int] = set()  # storages that are there anyway
         self.inside: list[str] = []  # the parts that are at work in the forward pass, outermost first
         self.behind: str | None = None  # the part whose backward pass runs
+        self.width: int | None = None  # of the rows that the last loss judges
         self.is_copy: Callable[[int], bool] = lambda storage: False  # whether a storage holds a weight in a lower type
 
     @property
@@ -90,6 +94,8 @@ class Meter(TorchDispatchMode):
         if storage._cdata not in self.weights:
             kind = LOGITS if any(part.startswith("objectives") for part in self.inside) else ACTIVATIONS
             kind = COPIES if self.is_copy(storage._cdata) else kind
+            if kind == LOGITS and tensor.shape[-1:] == (self.width,) and storage._cdata not in self.tally.kept:
+                self.tally.rows[self.part] += storage.nbytes()
             self.tally.kept.setdefault(storage._cdata, Held(storage, storage.nbytes(), self.part, kind))
         return tensor, self.part
 

@@ -13,6 +13,7 @@ from lightning_internvl.assembly import Config, build_stage, make_view, stage_se
 from lightning_internvl.attention import choose_backend
 from lightning_internvl.compose import Build, compose_model
 from lightning_internvl.console import console
+from lightning_internvl.options import trained_stages
 from lightning_internvl.plan.kernels import Unfilled
 from lightning_internvl.plan.measure import Blank, Measured, Rig, precision_of
 from lightning_internvl.plan.memory import Fixed, Memory, Setup, device_memory, fixed_memory, largest_batch, setup_of
@@ -96,7 +97,7 @@ def run_plan(config: Config, build: Build) -> list[StagePlan]:
 
 def stage_plans(config: Config, build: Build) -> Iterator[StagePlan]:
     """The plans of all stages, in the order of the pipeline."""
-    for name in config["pipeline"]:
+    for name in trained_stages(config):
         try:
             yield stage_plan(name, config, build)
         except (ValueError, TypeError) as error:
@@ -118,7 +119,7 @@ def stage_plan(name: str, config: Config, build: Build) -> StagePlan:
     def blank(image_size: int | None = None) -> Blank:
         return make_view(_resized(settings, image_size) if image_size else settings, model, tokenizers, build).training.blank
 
-    rig = Rig(stage, blank(), setup.devices, settings["activation_checkpointing"])
+    rig = Rig(stage, blank(), setup.devices // setup.layer_shares, settings["activation_checkpointing"])
     last = settings["max_steps"] - 1
     plans = []
     for step in sorted({min(step, last) for step in stage.plan.changes()[1:]} | {last}):

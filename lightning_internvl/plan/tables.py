@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 
+from lightning_internvl.data.packed import packing_of
+from lightning_internvl.data.packing import PACKED
 from lightning_internvl.plan.advice import advice
 from lightning_internvl.plan.measure import Curve
 from lightning_internvl.plan.memory import GIB, KINDS, Memory
@@ -16,10 +18,11 @@ from lightning_internvl.plan.run import StagePlan
 def stage_report(plan: StagePlan) -> Iterator[Table | str]:
     """One stage: where it runs, its parts, what trains, and whether it fits."""
     setup, batch = plan.setup, plan.batch
-    total = batch * setup.devices * plan.accumulate
+    total = batch * setup.devices // setup.layer_shares * plan.accumulate
     where = f"{setup.devices:,} device{'s' if setup.devices > 1 else ''} ({setup.name}{', sharded' if setup.sharded else ''})"
     times = f" x {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
-    yield f"\n[bold]{plan.name}[/bold]: {where}, {plan.precision}, {batch} samples a device{times}, {total:,} a step"
+    what = "rows" if packing_of(plan.settings) == PACKED else "samples"
+    yield f"\n[bold]{plan.name}[/bold]: {where}, {plan.precision}, {batch} {what} a device{times}, {total:,} a step"
     memory = plan.memory()
     yield _parts_table(plan, memory)
     yield "trains: " + "; ".join(f"{rule} {_millions(count)}" for rule, count in _trained(plan).items())
@@ -112,9 +115,10 @@ def _verdict(plan: StagePlan, memory: Memory) -> Iterator[Table | str]:
 
 
 NOTES = (
-    "\nFLOPs are those of one sample, a multiply-add counts as two, nothing is recomputed; a step is forward and backward. "
-    "Batches are the largest that the data can give. weights: with the copies that mixed precision makes. activations: what "
-    "autograd keeps, and the batch. logits: what the losses keep, and its gradient, as if every token were learnt. Not "
-    "counted: fragmentation of the allocator, temporary buffers inside a block, workspace of libraries, and what sends data "
-    "between devices (but the gradient buckets of ddp). Leave about a tenth free."
+    "\nFLOPs are those of one sample (of one full row, where data is packed), a multiply-add counts as two, nothing is "
+    "recomputed; a step is forward and backward. Batches are the largest that the data can give. weights: with the copies that "
+    "mixed precision makes. activations: what autograd keeps, and the batch. logits: what the losses keep, and its gradient, as "
+    "if every token were learnt; of one chunk, where a loss works in chunks. Not counted: fragmentation of the allocator, "
+    "temporary buffers inside a block, workspace of libraries, and what sends data between devices (but the gradient buckets of "
+    "ddp). Leave about a tenth free."
 )
