@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from lightning_internvl.data.processors import BICUBIC, Processor, to_pixels
+from lightning_internvl.data.processors import Processor, to_pixels
+from lightning_internvl.data.resizing import resized
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -35,6 +35,7 @@ class AnyResolution(Processor):
         frame_pixels: the least and the most pixels of a frame.
         video_tokens: of a whole video; frames become smaller where there are many.
         mean, std: of the channels, on a scale from 0 to 1.
+        resize: what resizes pictures, pillow or torch (see `data.resizing`).
     """
 
     limit = "image_size"
@@ -55,8 +56,9 @@ class AnyResolution(Processor):
         video_tokens: int = 24576,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
+        resize: str = "pillow",
     ) -> None:
-        super().__init__(image_size, mean, std)
+        super().__init__(image_size, mean, std, resize)
         self.patch_size, self.merge_size, self.frames = patch_size, merge_size, frames
         self.factor = patch_size * merge_size
         self.min_pixels, self.max_pixels = min_pixels, max_pixels or image_size**2
@@ -73,7 +75,7 @@ class AnyResolution(Processor):
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
         """(H, W, 3) uint8 -> (1, H', W', 3) uint8, the picture at the size that it is cut up in. Chance plays no part."""
         size = smart_size(image.shape[0], image.shape[1], self.factor, self.min_pixels, self.max_pixels)
-        return _resized(image, *size)[None]
+        return self._at(image, *size)[None]
 
     def video(self, frames: np.ndarray, fps: float) -> np.ndarray:
         """(F, H, W, 3) uint8 at `fps` frames a second -> (F', H', W', 3) uint8, an even number of frames.
@@ -92,7 +94,7 @@ class AnyResolution(Processor):
         share = self.video_tokens * self.factor**2 * self.frames // len(chosen)
         most = max(min(high, share), int(low * 1.05))
         size = smart_size(frames.shape[1], frames.shape[2], self.factor, low, most)
-        return np.stack([_resized(frame, *size) for frame in chosen])
+        return np.stack([self._at(frame, *size) for frame in chosen])
 
     def tokens(self, picture: np.ndarray, per_square: int) -> int:
         """Visual tokens of a picture or video as `__call__` or `video` returned it."""
@@ -117,6 +119,9 @@ class AnyResolution(Processor):
         values = 3 * self.frames * self.patch_size**2
         pixels = torch.zeros(squares * side**2, values, device=device)
         return {"pixel_values": pixels, "image_grid_thw": [(1, side, side)] * squares}
+
+    def _at(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        return np.require(resized(image, width, height, self.resize), requirements=["WRITEABLE"])  # tensors may share its memory
 
     def _patches(self, picture: np.ndarray) -> Tensor:
         """(F, H, W, 3) uint8 -> (P, C): blocks in reading order, the patches of each likewise, and inside a patch channel, frame,
@@ -157,9 +162,3 @@ def frame_places(total: int, fps: float, wanted_fps: float, least: int, most: in
     if count == 0:
         return list(range(total)) if total < step else list(range(step))
     return np.linspace(0, total - 1, count).round().astype(int).tolist()
-
-
-def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    if image.shape[:2] == (height, width):
-        return image
-    return np.array(Image.fromarray(image).resize((width, height), BICUBIC))  # a copy, which tensors may share memory with

@@ -28,6 +28,7 @@ CAPTION_REQUEST = "Describe the image briefly."
 BOX = re.compile(r"<box>(.*?)</box>", re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 LARGEST = 1000  # of the numbers of a box
+MAX_CAPTION = 65_536  # characters; what is longer is no caption, but a page or a fault of the list
 
 Source = str | bytes  # of a picture or video: a path, or the bytes of a file
 Shown = tuple[str, Source | None]  # a mark, and what it stands for; None where the record lists it elsewhere
@@ -72,6 +73,7 @@ def _pair(record: Mapping[str, Any], request: str) -> Entry:
             "unknown format",
         )
     text = str(record[caption] or "").strip()
+    check_length(text)
     images = _sources(record[image], "picture")
     if not images or not text:
         raise BadSample(f"the {caption if images else image} is empty", "empty caption" if images else "missing image")
@@ -187,6 +189,13 @@ def _marked(listed: list[Source], own: list[Source | None], messages: Sequence[M
         raise BadSample(f"{len(listed) + given} {what} but {marks} {mark!r} marks", "placeholders")
     rest = iter(listed)
     return [next(rest) if source is None else source for source in own]
+
+
+def check_length(text: str | bytes) -> None:
+    """Raises BadSample for a caption of more than MAX_CAPTION characters; bytes may be four times as many."""
+    if len(text) > MAX_CAPTION * (4 if isinstance(text, bytes) else 1):
+        what = "bytes" if isinstance(text, bytes) else "characters"
+        raise BadSample(f"the caption has {len(text)} {what}; at most {MAX_CAPTION} characters are read", "long caption")
 
 
 def check_boxes(text: str) -> None:

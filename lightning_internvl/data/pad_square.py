@@ -13,7 +13,7 @@ class PadSquare(Processor):
     """The whole picture in the middle of a square of one colour, resized to S.
 
     Args:
-        image_size, mean, std: as in `Processor`.
+        image_size, mean, std, resize: as in `Processor`.
         colour: red, green and blue of the border, 0 to 255; None: the mean of the channels, rounded down, which is close to zero
             once normalised (LLaVA 1.5). XComposer2 uses black in its benchmarks.
     """
@@ -24,8 +24,9 @@ class PadSquare(Processor):
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
         colour: Sequence[int] | None = None,
+        resize: str = "pillow",
     ) -> None:
-        super().__init__(image_size, mean, std)
+        super().__init__(image_size, mean, std, resize)
         self.colour = tuple(int(255 * m) for m in self.mean) if colour is None else tuple(colour)
         if len(self.colour) != 3 or not all(0 <= value <= 255 for value in self.colour):
             raise ValueError(f"the border needs red, green and blue from 0 to 255: {colour=}")

@@ -1,7 +1,7 @@
 """How a picture becomes what the encoder sees: (H, W, 3) uint8 of any size -> n squares (n, S, S, 3) uint8.
 
 A processor is one class and one YAML in `conf/processor/`. Pixels are normalised where batches are made (`Processor.inputs`),
-with the processor's mean and standard deviation. All resizing is Pillow's bicubic filter, as in the published systems.
+with the processor's mean and standard deviation. All resizing is the bicubic filter, as in the published systems.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lightning_internvl.data.resizing import check_kernel, resized
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -25,11 +27,19 @@ BICUBIC = Image.Resampling.BICUBIC
 LONGEST_STRIP = 32  # sides of a picture that a centre crop enlarges whole
 
 
-def to_pixels(images: np.ndarray | Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """Normalise (B, H, W, 3) uint8 to (B, 3, H, W) float32: (value / 255 - mean) / std per channel."""
-    images = torch.as_tensor(images)
+def to_pixels(
+    images: np.ndarray | Tensor,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Normalise (B, H, W, 3) uint8 to (B, 3, H, W) float32: (value / 255 - mean) / std per channel; into `out` if it is given."""
+    if isinstance(images, np.ndarray):  # tensors know neither memory that is read only nor steps backwards
+        images = torch.from_numpy(np.require(images, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
     means, stds = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
-    return images.permute(0, 3, 1, 2).contiguous().float().mul_(1 / (255 * stds)).sub_(means / stds)
+    images = images.permute(0, 3, 1, 2).contiguous()
+    values = images.float() if out is None else out.copy_(images)
+    return values.mul_(1 / (255 * stds)).sub_(means / stds)
 
 
 class Processor(ABC):
@@ -38,6 +48,7 @@ class Processor(ABC):
     Args:
         image_size: S, side in pixels of what the encoder sees.
         mean, std: of the channels, on a scale from 0 to 1.
+        resize: what resizes pictures, pillow or torch (see `data.resizing`).
 
     Attributes:
         max_tiles: the most squares that one picture gives.
@@ -49,10 +60,16 @@ class Processor(ABC):
     limit = "max_tiles"
     random = False
 
-    def __init__(self, image_size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        resize: str = "pillow",
+    ) -> None:
         if image_size < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"a processor needs a side above 0 and three means and deviations: {image_size=}, {mean=}, {std=}")
-        self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
+        self.image_size, self.mean, self.std, self.resize = image_size, tuple(mean), tuple(std), check_kernel(resize)
 
     @abstractmethod
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
@@ -77,8 +94,12 @@ class Processor(ABC):
     def inputs(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """What the encoder reads of pictures as `__call__` returned them: `pixel_values` (all squares, 3, S, S) float32; a
         processor may add more (`image_grid_thw`). There may be no pictures at all."""
-        empty = np.zeros((0, self.image_size, self.image_size, 3), dtype=np.uint8)
-        return {"pixel_values": to_pixels(np.concatenate(pictures) if pictures else empty, self.mean, self.std)}
+        values = torch.empty(sum(len(picture) for picture in pictures), 3, self.image_size, self.image_size)
+        start = 0
+        for picture in pictures:  # each into its place, which needs no memory for all of them as bytes
+            to_pixels(picture, self.mean, self.std, values[start : start + len(picture)])
+            start += len(picture)
+        return {"pixel_values": values}
 
     def blank(self, squares: int, device: str | torch.device = "cpu") -> dict[str, Any]:
         """The inputs of as many empty squares, of the largest pictures that there may be."""
@@ -86,10 +107,7 @@ class Processor(ABC):
 
     def _resized(self, image: np.ndarray, columns: int = 1, rows: int = 1) -> np.ndarray:
         """The picture at columns x rows squares, whatever its proportions; as it is if that is its size."""
-        size = (columns * self.image_size, rows * self.image_size)
-        if (image.shape[1], image.shape[0]) == size:
-            return image
-        return np.asarray(Image.fromarray(image).resize(size, BICUBIC))
+        return resized(image, columns * self.image_size, rows * self.image_size, self.resize)
 
 
 class Squash(Processor):
@@ -109,8 +127,7 @@ class CenterCrop(Processor):
         height, width = image.shape[:2]
         short = min(height, width)
         size = (int(self.image_size * width / short), int(self.image_size * height / short))
-        if size != (width, height):
-            image = np.asarray(Image.fromarray(image).resize(size, BICUBIC))
+        image = resized(image, *size, self.resize)
         return _centre(image, self.image_size, self.image_size)[None]
 
 
@@ -132,8 +149,9 @@ class RandomCrop(Processor):
         flip: bool = False,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        resize: str = "pillow",
     ) -> None:
-        super().__init__(image_size, mean, std)
+        super().__init__(image_size, mean, std, resize)
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"scale must rise within 0..1 and ratio from above 0: {scale=}, {ratio=}")
         self.scale, self.ratio, self.flip = tuple(scale), tuple(ratio), flip
@@ -177,8 +195,9 @@ class Tiles(Processor):
         thumbnail: bool = True,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        resize: str = "pillow",
     ) -> None:
-        super().__init__(image_size, mean, std)
+        super().__init__(image_size, mean, std, resize)
         if not 1 <= min_tiles <= max_tiles:
             raise ValueError(f"tiles need 1 <= min_tiles <= max_tiles: {min_tiles=}, {max_tiles=}")
         self.limits, self.thumbnail = (min_tiles, max_tiles), thumbnail
@@ -193,7 +212,7 @@ class Tiles(Processor):
 
     def whole(self) -> Processor:
         """The thumbnail alone."""
-        return Squash(self.image_size, self.mean, self.std)
+        return Squash(self.image_size, self.mean, self.std, self.resize)
 
 
 def choose_grid(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from lightning_internvl.data import image_files
 from lightning_internvl.data.image_files import read_image
+from lightning_internvl.data.ledger import BadSample
 from lightning_internvl.data.processors import CenterCrop, RandomCrop, Squash, Tiles, choose_grid
 
 
@@ -62,6 +65,78 @@ def test_unreadable_images(tmp_path: Path, picture: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"a\.png is larger"):
         read_image(picture)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"\0" * 300, "it begins with zeros"),
+        (b"\n<!DOCTYPE html><title>404</title>", "it is a web page, not a picture: '.n<!DOCTYPE html><title>404</title>'"),
+        (b"GIF8 but no", "no known kind of picture, or its header is damaged; it begins with b'GIF8 but no'"),
+        (b"\xff\xd8\xff\xe0", "no known kind of picture|truncated|EOF"),
+    ],
+)
+def test_the_reason_why_a_file_is_no_picture(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    for source in (content, tmp_path / "a.jpg"):
+        with pytest.raises(BadSample, match=f"cannot be read: ({reason})") as caught:
+            read_image(source)
+        assert caught.value.kind == "unreadable image"
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "webp", "tiff", "bmp", "avif"])
+def test_damaged_files_are_bad_samples_and_nothing_else(kind: str) -> None:
+    rng, file = np.random.default_rng(0), io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file, kind)
+    whole, bad = file.getvalue(), 0
+    for number in range(60):
+        content = bytearray(whole)
+        for place in rng.integers(len(content) if number % 2 else 100, size=6):
+            content[place] = rng.integers(256)
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                assert read_image(bytes(content[: rng.integers(len(content))] if number % 3 == 0 else content)).ndim == 3
+            except BadSample:
+                bad += 1
+    assert bad > 5
+
+
+def test_sixteen_bits_and_palettes_with_transparency() -> None:
+    deep = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    assert read_image(encoded(Image.fromarray(deep), "png"))[0, :, 0].tolist() == [0, 1, 128, 255]
+    for mode, transparency in (("L", 7), ("P", 7), ("RGB", (7, 7, 7))):
+        image = Image.new(mode, (2, 1), 9 if mode != "RGB" else (9, 9, 9))
+        if mode == "P":
+            image.putpalette([value for value in range(256) for _ in range(3)])
+        image.putpixel((1, 0), transparency)
+        pixels = read_image(encoded(image, "png", transparency=transparency))
+        assert pixels.tolist() == [[[9, 9, 9], [255, 255, 255]]], mode
+
+
+def test_large_jpegs_may_be_decoded_smaller() -> None:
+    rows, columns = np.mgrid[:384, :512]
+    picture = np.stack([rows / 2, columns / 2, 128 + 60 * np.sin(rows / 17) * np.cos(columns / 13)], -1).astype(np.uint8)
+    content = encoded(Image.fromarray(picture), "jpeg", quality=95)
+    shapes = {least: read_image(content, least=least).shape[:2] for least in (None, 385, 193, 192, 96, 48, 1)}
+    assert shapes == {
+        None: (384, 512),
+        385: (384, 512),
+        193: (384, 512),
+        192: (192, 256),
+        96: (96, 128),
+        48: (48, 64),
+        1: (48, 64),
+    }
+    whole, half = (Squash(96)(read_image(content, least=least)).astype(int) for least in (None, 192))
+    assert np.abs(whole - half).mean() < 1
+    assert read_image(encoded(Image.fromarray(picture), "png"), least=10).shape[:2] == (384, 512)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 CROOKED = {

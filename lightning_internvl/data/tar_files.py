@@ -1,0 +1,150 @@
+"""Members of tar files, one after the other, from a file that may be a stream. What is not asked for is passed over.
+
+`tarfile` does the same at several times the cost of each header, and keeps a list of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO
+
+BLOCK = 512
+PIECE = 2**20  # bytes read at a time where a stream cannot seek
+REGULAR = (b"0", b"\0", b"7")  # types of members that are files
+WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders
+LONG_NAME, EXTENDED = b"L", b"x"
+MOST_HEADER = 2**20  # bytes of a name or an extended header
+MOST_CONTENT = 2**30  # bytes of a file that is read
+
+
+class TarError(ValueError):
+    """A tar file that is damaged, cut off or none."""
+
+
+class TarMembers:
+    """The files of a tar archive as pairs of name and size; `content` reads the one that came last.
+
+    Plain tar, ustar, GNU and pax headers are read; other kinds of members (folders, links) are passed over.
+
+    Args:
+        file: at its beginning, or at the header of a member.
+
+    Attributes:
+        begun: where the headers of the member that came last begin, in bytes.
+
+    Raises:
+        TarError: where the archive is damaged, or ends without the mark of its end.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.seekable = file.seekable()
+        self.behind = 0  # bytes between the place of the file and the next header
+        self.begun = 0
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        name: str | None = None
+        size: int | None = None
+        count = 0
+        while True:
+            if name is None and size is None:
+                self.begun = self.file.tell() + self.behind
+            header = self._header(count)
+            if header is None:
+                return
+            count += 1
+            kind = header[156:157]
+            length = 0 if kind in WITHOUT_CONTENT else _number(header[124:136])
+            if length < 0:
+                raise TarError(f"damaged: member {count} has no size")
+            self._enter(length)
+            if kind == LONG_NAME:
+                name = self._text(length).rstrip("\0")
+            elif kind == EXTENDED:
+                name, size = _extended(self._text(length), name, size)
+            else:
+                if size is not None:
+                    self._enter(size)
+                if kind in REGULAR:
+                    yield name or _name(header), self.size
+                name = size = None
+
+    def content(self) -> bytes:
+        """The bytes of the member that came last, which can be read once."""
+        if not 0 <= self.size <= MOST_CONTENT:
+            raise TarError(f"a member of {self.size} bytes; at most {MOST_CONTENT} are read")
+        found = self.file.read(self.size)
+        if len(found) < self.size:
+            raise TarError(f"cut off: it ends after {len(found)} of the {self.size} bytes of a member")
+        self.behind -= self.size
+        return found
+
+    def _enter(self, size: int) -> None:
+        self.size, self.behind = size, -(-size // BLOCK) * BLOCK
+
+    def _header(self, count: int) -> bytes | None:
+        """The next header; None at the end of the archive."""
+        self._pass()
+        header = self.file.read(BLOCK)
+        if header.count(0) == BLOCK:
+            return None
+        if not header:
+            raise TarError("empty" if count == 0 else f"cut off: it ends behind {count} members without the mark of its end")
+        if len(header) < BLOCK:
+            raise TarError(f"cut off: it ends within the header of member {count + 1}" if count else _no_tar(header))
+        expected = sum(header) - sum(header[148:156]) + 8 * 32
+        if _number(header[148:156]) != expected:
+            raise TarError(f"damaged: what should be the header of member {count + 1} is none" if count else _no_tar(header))
+        return header
+
+    def _pass(self) -> None:
+        if self.seekable and self.behind:
+            self.file.seek(self.behind, 1)
+            self.behind = 0
+        while self.behind > 0:
+            found = self.file.read(min(self.behind, PIECE))
+            if not found:
+                raise TarError(f"cut off: {self.behind} bytes of a member are missing")
+            self.behind -= len(found)
+
+    def _text(self, length: int) -> str:
+        if length > MOST_HEADER:
+            raise TarError(f"damaged: a name of {length} bytes")
+        return self.content().decode("utf-8", "surrogateescape")
+
+
+def _name(header: bytes) -> str:
+    name = header[:100].split(b"\0", 1)[0]
+    if header[257:263] == b"ustar\0" and (folder := header[345:500].split(b"\0", 1)[0]):
+        name = folder + b"/" + name
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or with its first bit set a number of bytes (GNU); -1 for anything else."""
+    if field[0] & 0x80:
+        return int.from_bytes(field[1:])
+    try:
+        return int(field.strip(b" \0") or b"0", 8)
+    except ValueError:
+        return -1
+
+
+def _extended(text: str, name: str | None, size: int | None) -> tuple[str | None, int | None]:
+    """Name and size as a pax header gives them: lines of "LENGTH NAME=VALUE", where the length is that of the line in bytes."""
+    content = text.encode("utf-8", "surrogateescape")
+    while content:
+        length = content.partition(b" ")[0]
+        if not length.isdigit() or not 0 < int(length) <= len(content):
+            raise TarError("damaged: an extended header that is none")
+        key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
+        if key == b"path":
+            name = value.decode("utf-8", "surrogateescape")
+        elif key == b"size":
+            size = int(value)
+        content = content[int(length) :]
+    return name, size
+
+
+def _no_tar(header: bytes) -> str:
+    return f"not a tar file: it begins with {header[:40]!r}"
