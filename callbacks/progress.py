@@ -41,6 +41,8 @@ class Progress(L.Callback):
         note = "  ".join(
             f"{k.removeprefix('train/')} {float(v):.3f}" for k, v in trainer.callback_metrics.items() if k.startswith("train/")
         )
+        ledger = getattr(getattr(trainer, "datamodule", None), "ledger", None)
+        note += f"  {ledger.note()}" if ledger and ledger.kinds else ""
         if self.bar is not None:
             self.bar.update(self.task, completed=step, note=note)
         elif time.monotonic() - self.printed >= self.seconds or step == pl_module.max_steps:

@@ -54,13 +54,15 @@ def kind_of(error: ValueError) -> str:
 
 @dataclass(frozen=True)
 class Skipped:
-    """One sample that was not used: its name, what was wrong, and the place in the stage's data that it was drawn for."""
+    """One sample that was not used: its name, what was wrong, the place in the stage's data that it was drawn for, and from which
+    of several sources."""
 
     place: int
     key: str
     kind: str
     reason: str
     counts: bool = True
+    source: str | None = None
 
 
 def usable(
@@ -131,6 +133,7 @@ class Ledger:
         rows = _rows(path)
         kept = [row for row in rows if row["batch"] < start]
         self.kinds: Counter[str] = Counter(row["kind"] for row in kept)
+        self.sources: Counter[str] = Counter(row["source"] for row in kept if "source" in row)
         self.bad = sum(row["counts"] for row in kept)
         self.tried = (start * batch_size if drawn is None else drawn) + len(kept)
         if len(kept) < len(rows):
@@ -145,7 +148,7 @@ class Ledger:
         Raises:
             ValueError: if too large a share of the samples is bad.
         """
-        rows = [{"batch": self.batch, **asdict(one)} for one in skipped]
+        rows = [{"batch": self.batch, **{k: v for k, v in asdict(one).items() if v is not None}} for one in skipped]
         self.batch += 1
         self.tried += (self.batch_size if drawn is None else drawn) + len(rows)
         if not rows:
@@ -154,18 +157,26 @@ class Ledger:
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self.kinds.update(one.kind for one in skipped)
+        self.sources.update(one.source for one in skipped if one.source is not None)
         self.bad += sum(one.counts for one in skipped)
         if self.bad > self.max_bad_fraction * max(self.tried, self.minimum):
             last = next(one for one in reversed(skipped) if one.counts)
             raise ValueError(
                 f"{self.bad} of {self.tried} samples cannot be used ({self.counted()}), more than data.max_bad_fraction="
-                f"{self.max_bad_fraction}. The last one: {last.reason}. All are listed in {self.path}; data.validate=true "
-                "checks the files without training"
+                f"{self.max_bad_fraction}. The last one: {last.reason}. All are listed in {self.path}"
+                + ("" if self.sources else "; data.validate=true checks the files without training")
             )
 
     def counted(self) -> str:
-        """How many of each kind, the most frequent first."""
-        return ", ".join(f"{kind}: {number}" for kind, number in self.kinds.most_common())
+        """How many of each kind and of each source, the most frequent first."""
+        counted = [", ".join(f"{name}: {number}" for name, number in one.most_common()) for one in (self.kinds, self.sources)]
+        return "; of ".join(filter(None, counted))
+
+    def note(self) -> str:
+        """A few words for the progress bar; none if every sample was used."""
+        total = sum(self.kinds.values())
+        sources = ", ".join(f"{name} {number}" for name, number in self.sources.most_common())
+        return f"skipped {total}{f' ({sources})' if sources else ''}" if total else ""
 
     def summary(self) -> str | None:
         """A line for the end of the stage; None if every sample was used."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lightning_internvl.accumulation import Windows
 from lightning_internvl.console import console
 from lightning_internvl.data.collation import Collator, Prepared
+from lightning_internvl.data.lane_batches import Lanes
+from lightning_internvl.data.lanes import Layout
 from lightning_internvl.data.ledger import SKIPPED, TRIES, Ledger, Skipped, usable
 from lightning_internvl.data.packed import Grouping
 from lightning_internvl.data.sampler import StepBatchSampler
 from lightning_internvl.data.stream import CHUNK, POSITION, Position, Stream, dealt
-from lightning_internvl.distributed import gather_objects
+from lightning_internvl.data.streamed import Streamed
+from lightning_internvl.distributed import data_share, gather_objects
 
 
 class StageData(L.LightningDataModule):
@@ -26,7 +29,8 @@ class StageData(L.LightningDataModule):
 
     Args:
         dataset: map-style, of samples as mappings with a "key"; each gets "draw", (seed, place in the stage's data), from which
-            chance in its preparation is drawn. `endless` data is read in order, finite data in a new order each epoch.
+            chance in its preparation is drawn. `endless` data is read in order, finite data in a new order each epoch. Or shards,
+            which are read in lanes (`data.lane_batches`).
         collate: samples to a batch.
         batch_size: samples a step on one device; rows, where samples share them.
         batches: micro-batches of the whole stage on one device.
@@ -42,7 +46,7 @@ class StageData(L.LightningDataModule):
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: Dataset[Any] | Streamed,
         collate: Collator,
         *,
         batch_size: int,
@@ -63,29 +67,30 @@ class StageData(L.LightningDataModule):
         self.max_bad_fraction, self.folder = max_bad_fraction, Path(folder)
         self.held_out, self.ledger = held_out, None
         self.grouping, self.accumulate = grouping, accumulate
+        self.feed: Stream | Lanes | None = None
         self.position: Position | None = None  # behind the last batch that this process has trained on
         self.restored: list[Position] | None = None  # those of all processes, from a checkpoint
 
-    def train_dataloader(self) -> DataLoader[Any] | Stream | Windows:
+    def train_dataloader(self) -> Iterable[Any]:
         """Batches of this rank, from `start_batch` on.
 
         Raises:
-            ValueError: without any data; if a stage of chosen samples goes on from a checkpoint that does not say where.
+            ValueError: without any data; if a stage that keeps its position goes on from a checkpoint that does not say it.
         """
         length, rank = self._length(), self.trainer.global_rank
         if self.held_out is not None and len(self.held_out) == 0:
             raise ValueError("data.validation holds no record out; give a larger share, or a file")
-        stream = None if self.grouping is None else self._stream(length)
+        feed = self.feed = self._feed(length)
         self.ledger = Ledger(
             self.folder / (f"skipped.{rank}.jsonl" if rank else "skipped.jsonl"),
             max_bad_fraction=self.max_bad_fraction,
             start=self.start_batch,
             batch_size=self.batch_size,
             epoch=length,
-            drawn=stream and stream.drawn,
+            drawn=feed and feed.drawn,
         )
-        self.position = stream and stream.position
-        batches = self._batches(length) if stream is None else stream
+        self.position = feed and feed.position
+        batches = self._batches(length) if feed is None else feed.loader() if isinstance(feed, Lanes) else feed
         return batches if self.accumulate == 1 else Windows(batches, self.accumulate, self.trainer.lightning_module.counts)
 
     def first(self, count: int) -> list[Prepared]:
@@ -94,13 +99,22 @@ class StageData(L.LightningDataModule):
         Raises:
             ValueError: if the data holds none, or one of them cannot be used (and `max_bad_fraction` is 0).
         """
+        if isinstance(self.dataset, Streamed):
+            return self._first(count)
         length = self._length()
         sampler = StepBatchSampler(count, 1, seed=self.seed, dataset_length=length)
         samples, drawn = self._samples(length), zip(sampler.batch(0), sampler.positions(0), strict=True)
         return [samples[one][0] for one in drawn]
 
+    def _first(self, count: int) -> list[Prepared]:
+        lanes = Lanes(self.dataset, self.collate, self._layout(1), batches=self.batches, seed=self.seed)
+        found, skipped = lanes.first(count)
+        if skipped and not self.max_bad_fraction:
+            raise ValueError(skipped[0].reason)
+        return found
+
     def _length(self) -> int | None:
-        length = None if self.endless else len(self.dataset)
+        length = None if self.endless or isinstance(self.dataset, Streamed) else len(self.dataset)
         if length == 0:
             raise ValueError("there is nothing to train on: the data holds no record (or all of them are held out)")
         return length
@@ -119,21 +133,47 @@ class StageData(L.LightningDataModule):
         return _Usable(self.dataset, self.collate, self.seed, length, TRIES if self.max_bad_fraction else 1)
 
     def _sampler(self, batch_size: int, steps: int, start: int, length: int | None) -> StepBatchSampler:
-        world_size, rank = self.trainer.world_size, self.trainer.global_rank
-        return StepBatchSampler(batch_size, steps, start, world_size, rank, self.seed, dataset_length=length)
+        return StepBatchSampler(batch_size, steps, start, *data_share(self.trainer), self.seed, dataset_length=length)
 
     def _stream(self, length: int | None) -> Stream:
         if self.start_batch and self.restored is None:
             raise ValueError("the checkpoint does not say where its packed data stood; resume the run that has written it")
-        positions = dealt(self.restored, self.trainer.world_size) if self.restored else None
+        shares, share = data_share(self.trainer)
+        positions = dealt(self.restored, shares) if self.restored else None
         return Stream(
             self._samples(length),
             self._sampler(CHUNK, sys.maxsize, 0, length),
             self.grouping,
             batches=self.batches,
             start=self.start_batch,
-            position=positions and positions[self.trainer.global_rank],
+            position=positions and positions[share],
             num_workers=self.num_workers,
+        )
+
+    def _feed(self, length: int | None) -> Stream | Lanes | None:
+        """What keeps a position of its own; None where the position follows from the step."""
+        if isinstance(self.dataset, Streamed):
+            return self._lanes()
+        return None if self.grouping is None else self._stream(length)
+
+    def _layout(self, world_size: int) -> Layout:
+        return Layout.of(self.dataset.lanes, self.dataset.turns, self.batch_size * world_size)
+
+    def _lanes(self) -> Lanes:
+        shares, share = data_share(self.trainer)
+        return Lanes(
+            self.dataset,
+            self.collate,
+            self._layout(shares),
+            rank=share,
+            world_size=shares,
+            batches=self.batches,
+            start=self.start_batch,
+            seed=self.seed,
+            restored=self.restored or (),
+            grouping=self.grouping,
+            num_workers=self.num_workers,
+            accumulate=self.accumulate,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,8 +193,7 @@ class StageData(L.LightningDataModule):
         """
         drawn = None
         if POSITION in batch:
-            before, self.position = self.position, batch.pop(POSITION)
-            drawn = (self.position["chunk"] - before["chunk"]) * CHUNK
+            self.position, drawn = self.feed.behind(self.position, batch.pop(POSITION))
         if self.ledger is not None:
             self.ledger.add(batch.pop(SKIPPED, ()), drawn)
         return batch

@@ -73,6 +73,11 @@ class Stream:
         drawn = iter(self._chunks(self.position["chunk"], self.position["waiting"]))
         return _ahead(self._batches(drawn)) if self.num_workers else self._batches(drawn)
 
+    @staticmethod
+    def behind(before: Position, now: Position) -> tuple[Position, int]:
+        """The position behind a batch, and how many samples were read for it."""
+        return now, (now["chunk"] - before["chunk"]) * CHUNK
+
     def _batches(self, drawn: Iterator[Found]) -> Iterator[dict[str, Any]]:
         chunk, places = self.position["chunk"], self.position["waiting"]
         waiting: list[Waiting] = []
