@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.hardware import hardware_faults
-from lightning_internvl.options import BLOCKWISE, PARTS, block_faults, cache_faults
+from lightning_internvl.hardware import hardware_faults, processes
+from lightning_internvl.launch import is_helper
+from lightning_internvl.options import BLOCKWISE, PARTS, block_faults, cache_faults, is_step
 
 KEYS = (
     "name", "seed", "pipeline", "max_steps", "init_from", "resume", "attention", "plan", "doctor", "device_memory",
@@ -21,6 +22,7 @@ INHERITED = "inherited"  # parts, and how they read, from where a stage starts
 ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
 BACKENDS = ("auto", "xformers", "flash", "flex", "sdpa", "math")  # of attention
 PACKINGS = {None: None, False: None, True: "packed", "packed": "packed", "bucketed": "bucketed"}  # what data.packing may say
+STREAMED = ("shards", "sources", "weights", "schedule")  # settings of data from shards that are looked into before the start
 METHODS = {"peft": ("lora", "dora"), "quantization": ("nf4", "int8", "bf16")}
 STAGE_KEYS = (
     "module", "parts", "objectives", "max_steps", "batch_size", "new", "dropped", "data", "collate", "evaluation", "samples",
@@ -59,9 +61,17 @@ def check_config(config: Mapping[str, Any]) -> None:
     faults = [*_common_faults(config), *_pipeline_faults(config)]
     faults += [] if faults else hardware_faults(config)
     for name in [] if faults else config["pipeline"]:
-        faults += [f"stages.{name}: {fault}" for fault in _stage_faults(config, config["stages"][name])]
+        stage = config["stages"][name]
+        found = _step_faults(config, name) if is_step(stage) else _stage_faults(config, stage)
+        faults += [f"stages.{name}: {fault}" for fault in found]
     if faults:
         raise ConfigError(faults)
+
+
+def _step_faults(config: Mapping[str, Any], name: str) -> Iterable[str]:
+    from lightning_internvl.filtering.rules import step_faults  # which needs this file
+
+    return step_faults(config, name)
 
 
 def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
@@ -88,6 +98,7 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     if isinstance(bad, bool) or not isinstance(bad, int | float) or not 0 <= bad <= 1:
         yield f"data.max_bad_fraction={bad!r} must be a share from 0 to 1"
     yield from _packing_faults(config["data"])
+    yield from _stream_faults(config, {}, look=not config["plan"])
     yield from _schedule_faults(config["optimizer"], config["scheduler"])
     yield from _adapter_faults(config)
     yield from block_faults(config)
@@ -104,6 +115,18 @@ def _packing_faults(data: Mapping[str, Any]) -> Iterable[str]:
     for name in ("tokens", "tiles", "window"):
         if data.get(f"packing_{name}") is not None:
             yield from _not_positive(f"data.packing_{name}", data[f"packing_{name}"], whole=True)
+
+
+def _stream_faults(config: Mapping[str, Any], stage: Mapping[str, Any], look: bool) -> Iterable[str]:
+    data = merged(config["data"], stage.get("datasets"))
+    if "lanes" not in data:
+        return
+    from lightning_internvl.data.stream_options import stream_faults  # for data from shards alone
+
+    count = processes({**config["trainer"], **(stage.get("trainer") or {})})
+    layers = config["strategy"].get("tensor_parallel_size", 1)  # processes that read the same samples
+    readers = count // layers if count and isinstance(layers, int) and layers > 0 else None
+    yield from stream_faults(data, readers, look=look and not is_helper())
 
 
 def _may_be_hub_id(text: str) -> bool:
@@ -183,6 +206,8 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
         yield f"parts={stage['parts']} lacks {' and '.join(missing)}; only the decoder may be left out"
     yield from _adapter_faults({kind: merged(config.get(kind), stage.get(kind)) for kind in METHODS})
     yield from _packing_faults(stage.get("datasets") or {})
+    own = stage.get("datasets") or {}
+    yield from _stream_faults(config, stage, look=not config["plan"] and not own.keys().isdisjoint(STREAMED))
     yield from block_faults(stage)
     yield from cache_faults(stage.get("feature_cache"))
     yield from _schedule_faults(

@@ -23,11 +23,13 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from lightning_internvl.checks import INHERITED, ConfigError, check_config, suggestion
 from lightning_internvl.console import console
 from lightning_internvl.files import RUN_CONFIG, write_text
-from lightning_internvl.hardware import HARDWARE, elsewhere
+from lightning_internvl.hardware import HARDWARE, elsewhere, refusal
 from lightning_internvl.launch import UNKNOWN, is_helper, launch_time, shared_run
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the user's input, told without a traceback
+WORK = ("checkpoints/*/last.ckpt", "handoff/*", "*/scores/*")  # what a run can go on from, of a stage or a filter
+WORKERS = "data.num_workers="  # may be another on a resume; the order of samples does not depend on it
 SCREEN = 20  # lines of an error that are shown
 
 OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
@@ -75,7 +77,7 @@ def run_folder(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any]]:
         with shared_run(plain, run_dir):
             yield plain
     except FAULTS:
-        if ours and not any(run_dir.glob("checkpoints/*/last.ckpt")) and not any(run_dir.glob("handoff/*")):
+        if ours and not any(any(run_dir.glob(work)) for work in WORK):
             for path in set(run_dir.iterdir()) - before:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             _remove_if_empty(run_dir)
@@ -138,12 +140,14 @@ def load_run(config: DictConfig) -> dict[str, Any]:
         )
     given = HydraConfig.get().overrides.task
     moved = {key: config.trainer[key] for key in HARDWARE if any(o.startswith(f"trainer.{key}=") for o in given)}
-    allowed = ("resume=", *(f"trainer.{key}=" for key in HARDWARE))
+    workers = any(o.startswith(WORKERS) for o in given)
+    allowed = ("resume=", WORKERS, *(f"trainer.{key}=" for key in HARDWARE))
     if others := [o for o in given if not o.startswith(allowed)]:
         raise ConfigError(
             [
                 f"resume goes on with a run exactly as it was; leave out {' '.join(others)}, or start anew with "
-                f"init_from={run_dir}. Only the hardware may be another: {', '.join(f'trainer.{key}' for key in HARDWARE)}"
+                f"init_from={run_dir}. Only the hardware may be another: {', '.join(f'trainer.{key}' for key in HARDWARE)}, "
+                f"{WORKERS.rstrip('=')}"
             ]
         )
     path = run_dir / RUN_CONFIG
@@ -155,8 +159,10 @@ def load_run(config: DictConfig) -> dict[str, Any]:
         plain, told = elsewhere(plain, OmegaConf.to_container(OmegaConf.create(moved)))
         for line in told:
             console.print(line, soft_wrap=True)
-    check_config({**plain, "init_from": None})  # the weights it started from may be gone by now
-    if moved and not is_helper():
+    if workers:
+        plain["data"]["num_workers"] = config.data.num_workers
+    check_config({**plain, "init_from": None, "resume": str(run_dir)})  # the weights it started from may be gone by now
+    if (moved or workers) and not is_helper():
         write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain)))  # the next resume goes on with what this one has
     return plain
 
@@ -188,7 +194,8 @@ def explain(error: Exception) -> str:
         return f"cannot read or write {error.filename}: {error.strerror}; paths.run=FOLDER chooses another folder for the run"
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"there is no {option!r} in the group {group}; {suggestion(option, error.options)}"
+        refused = refusal(option) if group == "strategy" else None
+        return refused or f"there is no {option!r} in the group {group}; {suggestion(option, error.options)}"
     if isinstance(error, OverrideParseException):
         reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
         return f"{error.override!r} is not understood ({reason}); write SETTING=VALUE, with quotes around special characters"
@@ -213,10 +220,11 @@ def _unknown_setting(key: str) -> str:
     from hydra import compose, initialize_config_dir
 
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-    chosen = [word for word in sys.argv[1:] if re.fullmatch(rf"\+?({'|'.join(groups)})(@[\w.]+)?=\w+", word)]
+    chosen = [word for word in sys.argv[1:] if re.fullmatch(rf"\+?({'|'.join(groups)})(@[\w.]+)?=(\w+|\[[\w,]+\])", word)]
     own = Path(sys.argv[0]).stem  # chat.py has settings of its own
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        node: Any = compose(own, []) if (CONF / f"{own}.yaml").is_file() else compose("config", overrides=chosen)
+        tasks = [word for word in chosen if word.startswith("task=")]
+        node: Any = compose(own, tasks) if (CONF / f"{own}.yaml").is_file() else compose("config", overrides=chosen)
     parents: list[str] = []
     for word in key.split("."):
         if not isinstance(node, DictConfig):

@@ -1,5 +1,5 @@
 """Settings of how parts run: those given as one word for all parts or by part (`compile: true`, `compile: {decoder: true}`), and
-the feature cache of a stage.
+the feature cache of a stage; and which entries of a pipeline train.
 
 Nothing here imports PyTorch.
 """
@@ -15,6 +15,16 @@ BLOCKWISE: dict[str, tuple[str | bool, ...]] = {  # and their words, beside null
     "compile": (True, "inductor", "aot_eager", "eager"),
 }
 CACHES = {"memory": "{where: memory, gib: 4}", "disk": "{where: disk, gib: 100, path: FOLDER}"}
+
+
+def is_step(stage: Mapping[str, Any]) -> bool:
+    """Whether what stands under `stages` is a step between stages, which trains nothing (see `filtering`)."""
+    return "step" in stage
+
+
+def trained_stages(config: Mapping[str, Any]) -> list[str]:
+    """The names in the pipeline of a configuration that train."""
+    return [name for name in config["pipeline"] if not is_step(config["stages"][name])]
 
 
 def by_part(value: Any) -> dict[str, Any]:

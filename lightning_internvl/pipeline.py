@@ -26,6 +26,9 @@ from lightning_internvl.distributed import world_size
 from lightning_internvl.evaluation.tables import metrics_table
 from lightning_internvl.feature_cache import open_cache
 from lightning_internvl.files import from_aside, read_json
+from lightning_internvl.filtering.job import Job, rehearse_filter
+from lightning_internvl.filtering.step import behind, is_finished, run_filter
+from lightning_internvl.options import is_step, trained_stages
 from lightning_internvl.quantization import BLOCK, quantize
 from lightning_internvl.recompute import recompute_blocks
 from lightning_internvl.shortage import shortage_told
@@ -54,17 +57,21 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
     backend, reason = choose_backend(config["attention"])
     console.print(f"attention: {backend} ({reason})")
     source = config["init_from"]
-    finished = [name for name in config["pipeline"] if (run_dir / "handoff" / name).exists()]
+    finished = [name for name in config["pipeline"] if (run_dir / "handoff" / name).exists() or is_finished(run_dir / name)]
     ahead = [name for name in config["pipeline"] if name not in finished]
-    rehearse(ahead, config, run_dir, build, fresh=not (source or finished))
+    rehearse(ahead, config, run_dir, build, fresh=not (source or set(finished) & set(trained_stages(config))))
     for name in config["pipeline"]:
-        folder = run_dir / "handoff" / name
+        step = is_step(config["stages"][name])
+        folder = run_dir / name if step else run_dir / "handoff" / name
         if name in finished:
             console.print(f"{name}: finished earlier, taken from {folder}", soft_wrap=True)
+        elif step:
+            run_filter(Job(name, config, folder, build, source), run_dir)
         else:
             with shortage_told(name, config):
                 run_stage(name, config, run_dir, build, source)
-        source = folder
+        config = behind(config, folder) if step else config
+        source = source if step else folder  # a step hands on what it was given
     metrics = read_json(run_dir / "metrics.json", {})
     console.print(metrics_table(metrics))
     for what, place in {"run folder": run_dir, "metrics": run_dir / "metrics.json", "report": run_dir / "report.html"}.items():
@@ -87,6 +94,13 @@ def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, f
     before: tuple[str, dict[str, Tensor], dict[str, Any]] | None = (NO_WEIGHTS, {}, {}) if fresh else None
     for name in names:
         try:
+            if is_step(config["stages"][name]):
+                model, settings = rehearse_filter(Job(name, config, run_dir / name, build, None)), config["stages"][name]
+                if before and model is not None:
+                    title, own, adapters = before
+                    tensors = Origin(own, adapters).for_model(None)
+                    handoff.LoadReport.of(model, tensors, source=title, new=settings["new"], dropped=settings["dropped"])
+                continue
             with torch.device("meta"):
                 settings, stage, _, _ = assemble(name, config, run_dir, build)
                 stage.configure_optimizers()
@@ -180,7 +194,7 @@ def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[st
         source: see `read_origin`. Adapters that the stage does not go on with are added to their weights.
         new, dropped: patterns of names that may be missing in the source, and of those that may be left over.
     """
-    model, origin = stage.model, read_origin(source)
+    model, origin = stage.model, read_origin(source, next(stage.model.parameters()).device)
     tensors = origin.for_model(stage.parts.get("peft"))
     report = handoff.LoadReport.of(model, tensors, source=str(source), new=new, dropped=dropped)
     report.load(model, tensors)

@@ -18,6 +18,7 @@ from lightning_internvl.console import console
 from lightning_internvl.data.preview import write_preview
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.validate import Check, Checked, Statistics, describe
+from lightning_internvl.options import trained_stages
 
 READERS = ("lightning_internvl.data.file_datasets.PairsFile", "lightning_internvl.data.file_datasets.ChatsFile")
 SHOWN = 20  # faults that are printed; the file holds all
@@ -35,7 +36,7 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
     Raises:
         ValueError: if no stage reads files, or one of them is not there.
     """
-    stages = [stage_settings(config, name) for name in config["pipeline"]]
+    stages = [stage_settings(config, name) for name in trained_stages(config)]
     sources = sources_of(stages)
     chats = next((stage for stage in stages if stage["data"] == "chats"), None)
     check = _check(chats, build)
@@ -58,7 +59,7 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
     share = bad / max(found.records, 1)
     seconds = time.monotonic() - begun
     console.print(f"{found.records} records read in {seconds:.1f} s; {bad} bad ({share:.2%}); data.max_bad_fraction={limit}")
-    for name, stage in zip(config["pipeline"], stages, strict=True):
+    for name, stage in zip(trained_stages(config), stages, strict=True):
         _preview(name, stage, folder, build)
     return found.records > 0 and share <= limit
 

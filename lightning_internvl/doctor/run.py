@@ -15,6 +15,7 @@ from lightning_internvl.compose import Build
 from lightning_internvl.console import console
 from lightning_internvl.doctor import checks, equals
 from lightning_internvl.doctor.rig import Result, Rig
+from lightning_internvl.options import trained_stages
 from lightning_internvl.pipeline import quiet_lightning, take_over
 from lightning_internvl.quantization import quantize
 
@@ -40,7 +41,7 @@ def run_doctor(config: Config, build: Build) -> bool:
     """
     quiet_lightning()
     begun, found = time.monotonic(), list[Result]()
-    for name in config["pipeline"]:
+    for name in trained_stages(config):
         console.rule(f"[bold]{name}")
         rig = rig_of(name, config, build)
         for result in results_of(rig):
@@ -64,7 +65,7 @@ def rig_of(name: str, config: Config, build: Build) -> Rig:
         torch.manual_seed(config["seed"])
         choose_backend(config["attention"])
         parts = assemble(name, config, Path(), build)
-        if config["init_from"] and name == config["pipeline"][0]:
+        if config["init_from"] and name == trained_stages(config)[0]:
             take_over(parts.stage, config["init_from"], parts.settings["new"], parts.settings["dropped"])
         else:
             console.print("weights: fresh ones, the checks do not depend on what the stage before it has learnt", soft_wrap=True)

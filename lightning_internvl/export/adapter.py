@@ -28,6 +28,7 @@ from lightning_internvl.export.plain import dequantize, make_plain
 from lightning_internvl.export.processors import write_processor
 from lightning_internvl.export.write import Options, Report, card, choose_layout, load_stock, run_config, trained_names
 from lightning_internvl.opened import Opened
+from lightning_internvl.options import trained_stages
 from lightning_internvl.sources import quiet
 
 Library = Any
@@ -127,7 +128,8 @@ def check_earlier(opened: Opened) -> None:
         ValueError: naming the stage.
     """
     run, here = run_config(opened), opened.settings["parts"].get("peft")
-    for name in run["pipeline"][: run["pipeline"].index(_stage(opened))]:
+    trained = trained_stages(run)
+    for name in trained[: trained.index(_stage(opened))]:
         there = stage_settings(run, name)["parts"].get("peft")
         if other := peft.differing(there, here):
             raise ValueError(

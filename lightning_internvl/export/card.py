@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lightning_internvl.evaluation.tables import format_number, with_chance
-from lightning_internvl.options import PARTS
+from lightning_internvl.options import PARTS, trained_stages
 
 if TYPE_CHECKING:
     from lightning_internvl.export.processors import Prepared
@@ -149,12 +149,12 @@ def _use(card: Card) -> str:
 
 def _training(card: Card) -> str:
     rows = []
-    for name in card.run["pipeline"]:
+    for name in trained_stages(card.run):
         stage = card.run["stages"][name]
         what = ", ".join(f"`{rule if isinstance(rule, str) else rule['name']}`" for rule in stage["module"]["train"])
         rows.append(f"| {name} | {stage['data']} | {stage['max_steps']} | {stage['batch_size']} | {what} |")
     table = "\n".join(["| stage | data | steps | batch | trained |", "| --- | --- | ---: | ---: | --- |", *rows])
-    kinds = {stage["data"] for stage in (card.run["stages"][name] for name in card.run["pipeline"])}
+    kinds = {stage["data"] for stage in (card.run["stages"][name] for name in trained_stages(card.run))}
     sources = {kind: (card.run["data"].get(kind) or {}).get("_target_", "").rpartition(".")[2] for kind in sorted(kinds)}
     data = "; ".join(f"{kind}: `{source}`" for kind, source in sources.items() if source)
     seed, last = card.run["seed"], card.manifest["stage"]

@@ -29,6 +29,7 @@ from lightning_internvl.files import RUN_CONFIG, read_json
 from lightning_internvl.freezing import FreezePlan
 from lightning_internvl.model import VLM
 from lightning_internvl.opened import Opened, run_of
+from lightning_internvl.options import trained_stages
 from lightning_internvl.peft import is_update
 from lightning_internvl.quantization import quantized_layers
 from lightning_internvl.sources import quiet
@@ -170,7 +171,7 @@ def round_to(model: nn.Module, dtype: torch.dtype) -> None:
 def trained_names(opened: Opened, names: Iterable[str]) -> list[str]:
     """The tensors that some stage of the run has trained."""
     run = run_config(opened)
-    stages = [stage_settings(run, name) for name in run["pipeline"]]
+    stages = [stage_settings(run, name) for name in trained_stages(run)]
     plans = [FreezePlan(stage["module"]["train"], stage["parts"].get("peft")) for stage in stages]
     return [name for name in names if any(plan.ever_trains(name) for plan in plans)]
 

@@ -1,0 +1,205 @@
+"""Which pairs are kept: the pass between scoring and writing, which sees the scores of all pairs and none of the pairs.
+
+What it decides depends on the scores and the order of the shards alone, not on who scored them when. It keeps columns of numbers
+on disk (21 bytes a pair, twice) and reads them in pieces, so that memory does not grow with the number of pairs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_internvl.filtering.measures import Row
+from lightning_internvl.filtering.rules import LANGUAGES, ORDER, RANGES, SIMILARITY, TOP_SHARE
+from lightning_internvl.filtering.scores import DIGITS, UNUSABLE
+
+KEPT, BAD = 0, 255  # reasons beside 1 + the place of a rule in ORDER
+PIECE = 2**24  # pairs that are looked at together
+STEPS = 10**DIGITS  # values of a similarity from 0 to 1
+Rules = Mapping[str, Mapping[str, Any] | None]
+KINDS = {"reason": np.uint8, "similarity": np.int32, "picture": np.uint64, "caption": np.uint64}
+
+
+class Columns:
+    """The columns that decisions need, a file each: `reason` (KEPT, BAD, or the rule that drops a pair), `similarity` in steps of
+    a millionth, `picture` and `caption` hashes. `starts` tells where each shard begins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.starts = np.load(folder / "starts.npy")
+
+    @classmethod
+    def join(cls, folder: Path, shards: int) -> Columns:
+        """The columns of all shards (see `write_columns`) one after the other."""
+        starts = np.zeros(shards + 1, dtype=np.int64)
+        with contextlib.ExitStack() as stack:
+            files = {name: stack.enter_context((folder / name).open("wb")) for name in KINDS}
+            for shard in range(shards):
+                found = np.load(columns_file(folder, shard))
+                starts[shard + 1] = starts[shard] + len(found)
+                for name, file in files.items():
+                    file.write(found[name].tobytes())
+        np.save(folder / "starts.npy", starts)
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of all pairs, which stays on disk."""
+        if not len(self):
+            return np.zeros(0, dtype=KINDS[name])
+        return np.memmap(self.folder / name, dtype=KINDS[name], mode="r+")
+
+    def pieces(self) -> Iterator[slice]:
+        """All pairs, some at a time."""
+        return (slice(start, start + PIECE) for start in range(0, len(self), PIECE))
+
+    def reasons(self, shard: int) -> list[int]:
+        """What becomes of the pairs of a shard."""
+        return self.column("reason")[self.starts[shard] : self.starts[shard + 1]].tolist()
+
+    def drop(self, positions: np.ndarray, rule: str) -> None:
+        """Drop pairs by a rule."""
+        self.column("reason")[positions] = code(rule)
+
+
+def code(rule: str) -> int:
+    """How a rule is written among the reasons."""
+    return 1 + ORDER.index(rule)
+
+
+def columns_file(folder: Path, shard: int) -> Path:
+    """Where the columns of one shard lie until all are joined."""
+    return folder / f"{shard:06d}.npy"
+
+
+def write_columns(folder: Path, shard: int, rows: Sequence[Row], rules: Rules) -> None:
+    """The columns of one shard, with the reasons of the rules that look at one pair at a time."""
+    found = np.zeros(len(rows), dtype=list(KINDS.items()))
+    for place, row in enumerate(rows):
+        bad = UNUSABLE in row
+        found[place] = (
+            BAD if bad else _reason(row, rules),
+            round(row.get(SIMILARITY, 0.0) * STEPS),
+            *(int(row.get(name, "0"), 16) for name in ("picture", "caption")),
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{shard:06d}.{os.getpid()}.npy"
+    np.save(draft, found)
+    draft.replace(columns_file(folder, shard))
+
+
+def _reason(row: Row, rules: Rules) -> int:
+    """The first rule that a pair fails, of those that look at one pair at a time."""
+    for place, rule in enumerate(ORDER):
+        limits = rules.get(rule)
+        if limits is None or rule not in (*RANGES, *LANGUAGES):
+            continue
+        value = value_of(row, rule, limits)
+        low, high = limits.get("min"), limits.get("max")
+        if (low is not None and value < low) or (high is not None and value > high):
+            return 1 + place
+    return KEPT
+
+
+def value_of(row: Row, rule: str, limits: Mapping[str, Any]) -> float:
+    """The number of a pair that a rule limits."""
+    if rule == "scripts":
+        return round(sum(row["scripts"].get(script, 0.0) for script in limits["allowed"]), 4)
+    if rule == "language":
+        return row["language_probability"] if row["language"] in limits["allowed"] else 0.0
+    return row[rule]
+
+
+def decide(columns: Columns, rules: Rules) -> float | None:
+    """Drop what only a look at all pairs can tell: pictures and captions that came before, and what is not in the top share.
+
+    Returns:
+        the similarity from which on pairs are kept; None without `keep_share`
+    """
+    if (same := rules.get("same_picture")) is not None:
+        columns.drop(repeated(columns, "picture", 1), "same_picture")
+        for shift in range(same["distance"] + 1) if same["distance"] else ():
+            columns.drop(alike(columns, same["distance"], shift), "same_picture")
+    if (same := rules.get("same_caption")) is not None:
+        columns.drop(repeated(columns, "caption", same["copies"]), "same_caption")
+    share = (rules.get(SIMILARITY) or {}).get("keep_share")
+    return None if share is None else _top_share(columns, share)
+
+
+def _top_share(columns: Columns, share: float) -> float:
+    """Keep a share of those that are left, by the exact quantile: each value that occurs is counted."""
+    reason, similarity = columns.column("reason"), columns.column("similarity")
+    counts = np.zeros(2 * STEPS + 3, dtype=np.int64)  # rounding may step over 1
+    for piece in columns.pieces():
+        counts += np.bincount(similarity[piece][reason[piece] == KEPT] + STEPS + 1, minlength=len(counts))
+    wanted = share * counts.sum()
+    reached = np.flatnonzero(np.cumsum(counts[::-1]) >= wanted - 1e-9)
+    threshold = len(counts) - 1 - int(reached[0]) - STEPS - 1
+    for piece in columns.pieces():
+        below = (reason[piece] == KEPT) & (similarity[piece] < threshold)
+        reason[piece][below] = code(TOP_SHARE)
+    return threshold / STEPS
+
+
+# --- what occurred before ---------------------------------------------------------------------------------------------
+
+
+def repeated(columns: Columns, name: str, copies: int) -> np.ndarray:
+    """Positions of kept pairs whose hash occurs in at least `copies` kept pairs before them."""
+    found = []
+    for values, places in _parts(columns, name, 64, 0):
+        order = np.argsort(values, kind="stable")  # places rise within equal values
+        values, places = values[order], places[order]
+        found.append(places[copies:][values[copies:] == values[: len(values) - copies]])
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
+
+def alike(columns: Columns, distance: int, band: int) -> np.ndarray:
+    """Positions of kept pairs whose picture differs in at most `distance` bits from one before them, and agrees in one band.
+
+    Two numbers that differ in d bits agree in one of d + 1 bands, so that all bands together find all.
+    """
+    edges = [64 * i // (distance + 1) for i in range(distance + 2)]
+    found = []
+    for values, places in _parts(columns, "picture", edges[band + 1] - edges[band], edges[band]):
+        bands = _bits(values, edges[band + 1] - edges[band], edges[band])
+        order = np.argsort(bands, kind="stable")
+        values, places, bands = values[order], places[order], bands[order]
+        near, here = np.zeros(len(values), dtype=bool), np.arange(len(values))
+        place = here - np.searchsorted(bands, bands)  # among those of the same band
+        for back in range(1, len(values)):
+            here = here[place[here] >= back]
+            if not len(here):
+                break
+            near[here] |= np.bitwise_count(values[here] ^ values[here - back]) <= distance
+        found.append(places[near])
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
+
+def _parts(columns: Columns, name: str, width: int, shift: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Hashes and positions of all kept pairs, in so many parts that each fits into memory; those that agree in some bits come in
+    the same part."""
+    count = -(-len(columns) // PIECE)
+    reason, hashes = columns.column("reason"), columns.column(name)
+    for part in range(count):
+        values, places = [], []
+        for piece in columns.pieces():
+            some = hashes[piece]
+            chosen = reason[piece] == KEPT
+            if count > 1:
+                chosen &= _bits(some, width, shift) % np.uint64(count) == part
+            values.append(some[chosen])
+            places.append(np.flatnonzero(chosen) + piece.start)
+        yield np.concatenate(values), np.concatenate(places)
+
+
+def _bits(values: np.ndarray, width: int, shift: int) -> np.ndarray:
+    mask = np.uint64(2**width - 1)
+    return (values >> np.uint64(shift)) & mask

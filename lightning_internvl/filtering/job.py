@@ -1,0 +1,210 @@
+"""The work of a filter in pieces of one shard, whoever does them: which are left, and how one is scored and written.
+
+What lies in the folder says how far the work is; a file that is there is whole. So a killed run loses what it had of one shard in
+each process, and writes the same bytes as one that was never killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lightning_internvl.assembly import Config, make_view, stage_settings
+from lightning_internvl.checkpoints import handoff
+from lightning_internvl.checkpoints.origin import read_origin
+from lightning_internvl.compose import Build, compose_model
+from lightning_internvl.data.ledger import Ledger, Skipped
+from lightning_internvl.filtering.decide import Columns, write_columns
+from lightning_internvl.filtering.measures import Row, identifier
+from lightning_internvl.filtering.rules import SIMILARITY, needs_model
+from lightning_internvl.filtering.scores import UNUSABLE, Model, Scorer, read_rows, scores_file, write_rows
+from lightning_internvl.filtering.sources import Joined, joined
+from lightning_internvl.filtering.write import marker, write_shard
+from lightning_internvl.model import VLM
+from lightning_internvl.options import is_step
+
+
+class Job(NamedTuple):
+    """One filter of a run.
+
+    Attributes:
+        config: of the run; its data is what the filter reads.
+        folder: of the filter.
+        source: of the model's weights; None where no model is needed.
+    """
+
+    name: str
+    config: Config
+    folder: Path
+    build: Build
+    source: str | Path | None
+
+    @property
+    def settings(self) -> Config:
+        """The filter's own settings."""
+        return self.config["stages"][self.name]
+
+    @property
+    def columns(self) -> Path:
+        """Where decisions are made."""
+        return self.folder / "columns"
+
+    def shards(self) -> Joined:
+        """The shards that are filtered. Raises ValueError if there are none."""
+        return joined(self.config, self.build)
+
+    def unscored(self, numbers: Sequence[int]) -> list[int]:
+        """Those of some shards that have no scores yet."""
+        return [number for number in numbers if not scores_file(self.folder, number).exists()]
+
+    def unwritten(self, numbers: Sequence[int]) -> list[int]:
+        """Those of some shards that are not written yet."""
+        return [number for number in numbers if not marker(self.folder, number).exists()]
+
+    def scorer(self) -> Scorer:
+        """What scores shards, with the model where one is needed."""
+        settings = self.settings
+        model = loaded(self.name, self.config, self.build, self.source) if needs_model(settings) else None
+        return Scorer(
+            self.shards(),
+            model,
+            language=settings["rules"].get("language") is not None,
+            batch_size=settings["batch_size"],
+            num_workers=settings["num_workers"],
+        )
+
+    def keep(self, number: int, rows: Sequence[Row]) -> None:
+        """Write the scores of a shard, and before them, because they mark it as scored, what is needed of them to decide."""
+        write_columns(self.columns, number, rows, self.settings["rules"])
+        write_rows(scores_file(self.folder, number), rows)
+
+    def take_scores(self, numbers: Sequence[int]) -> None:
+        """Take the scores of an earlier filter over the same shards, so that only the rules are applied anew.
+
+        Raises:
+            ValueError: if there are none, not those of all these shards, or they lack a score that a rule needs.
+        """
+        place = Path(self.settings["scores_from"])
+        found = len(list((place / "scores").glob("*.jsonl")))
+        if found != (count := len(self.shards())):
+            raise ValueError(
+                f"scores_from={place} holds the scores of {found} shards, and there are {count}; give the folder of a filter "
+                "(RUN/filter) that has scored the same shards"
+            )
+        for number in self.unscored(numbers):
+            rows = read_rows(scores_file(place, number))
+            good = next((row for row in rows if UNUSABLE not in row), {})
+            if lacking := [
+                rule for rule in (SIMILARITY, "language") if good and self.settings["rules"].get(rule) and rule not in good
+            ]:
+                raise ValueError(f"scores_from={place} has no {lacking[0]}; set stages.{self.name}.rules.{lacking[0]}=null")
+            self.keep(number, rows)
+
+    def score(self, numbers: Sequence[int], ledger: Ledger) -> Iterator[int]:
+        """Score those of some shards that are not yet, and enter in the ledger what cannot be used of any.
+
+        Yields:
+            for each shard the number of pairs that were scored
+
+        Raises:
+            ValueError: if too many pairs cannot be used.
+        """
+        pending = self.unscored(numbers)
+        scored = self.scorer().score(pending) if pending else iter(())
+        waiting = set(pending)
+        for number in numbers:
+            if number in waiting:
+                _, rows = next(scored)
+                self.keep(number, rows)
+            else:
+                rows = read_rows(scores_file(self.folder, number))
+            enter(ledger, rows)
+            yield len(rows) if number in waiting else 0
+
+    def ledger(self, rank: int = 0) -> Ledger:
+        """A new account of what cannot be used, of one process."""
+        limit = self.config["data"].get("max_bad_fraction") or 0.0
+        path = self.folder / (f"skipped.{rank}.jsonl" if rank else "skipped.jsonl")
+        return Ledger(path, max_bad_fraction=limit, start=0, batch_size=0, epoch=None)
+
+    def write(self, numbers: Iterable[int]) -> Iterator[int]:
+        """Write what is kept of some shards; yields the number of each that is written."""
+        shards, columns = self.shards(), Columns(self.columns)
+        for number in numbers:
+            write_shard(shards, number, self.folder, columns.reasons(number))
+            yield number
+
+
+def enter(ledger: Ledger, rows: Sequence[Row]) -> None:
+    """Enter the rows of the next shard; raises ValueError if too many cannot be used."""
+    bad = [Skipped(place, row["key"], row[UNUSABLE], row["reason"]) for place, row in enumerate(rows) if UNUSABLE in row]
+    ledger.add(bad, len(rows) - len(bad))
+
+
+def as_before(name: str, config: Config) -> Config:
+    """What the stage before a filter says of its parts and of how it reads pairs, so that the filter looks as that stage did."""
+    stages, pipeline = config["stages"], config["pipeline"]
+    before = next((stages[one] for one in reversed(pipeline[: pipeline.index(name)]) if not is_step(stages[one])), {})
+    found = {key: before[key] for key in ("encoder", "middleware", "datasets") if before.get(key)}
+    reads = before.get("collate") or {}
+    kept = reads if before.get("data") == "pairs" else {key: reads[key] for key in ("processor",) if key in reads}
+    return {**found, "collate": {**kept, "tasks": ["itc"]}}
+
+
+def composed(name: str, config: Config, build: Build) -> tuple[Config, VLM, Any]:
+    """The settings of a filter, its model with fresh weights, and how that reads pairs.
+
+    Raises:
+        ValueError: if the model reads no captions.
+    """
+    stage = {"max_steps": 1, "objectives": {}, **as_before(name, config), **config["stages"][name]}
+    settings = stage_settings({**config, "stages": {name: stage}}, name)
+    model, tokenizers = compose_model(settings["parts"], build)
+    if "middleware" not in tokenizers:
+        raise ValueError(
+            "the middleware reads no text, so it cannot compare captions with pictures; choose one that does (middleware=qllama, "
+            f"qformer, clip_text_l14), or leave the rule out: stages.{name}.rules.similarity=null"
+        )
+    return settings, model, make_view(settings, model, tokenizers, build).pairs
+
+
+def loaded(name: str, config: Config, build: Build, source: str | Path) -> Model:
+    """The model of a filter with its weights, on this process's device."""
+    settings, model, pairs = composed(name, config, build)
+    tensors = read_origin(source).for_model(None)
+    handoff.LoadReport.of(model, tensors, source=str(source), new=settings["new"], dropped=settings["dropped"]).load(
+        model, tensors
+    )
+    device = _device(settings["trainer"])
+    half = str(settings["trainer"].get("precision")).startswith("bf16")
+    return Model(model.eval().to(device), pairs, settings["mode"], device, torch.bfloat16 if half else None)
+
+
+def rehearse_filter(job: Job) -> VLM | None:
+    """Find faults of a filter before anything trains: its model is built without memory, its list of shards is read.
+
+    Returns:
+        the model, where one is needed, to compare its names with those of the source
+    """
+    job.shards()
+    if job.settings["rules"].get("language") is not None:
+        identifier()
+    if job.settings["engine"] == "ray":
+        from lightning_internvl.filtering.ray_engine import check_ray
+
+        check_ray()
+    if not needs_model(job.settings):
+        return None
+    with torch.device("meta"):
+        return composed(job.name, job.config, job.build)[1]
+
+
+def _device(trainer: Config) -> torch.device:
+    import os
+
+    if trainer.get("accelerator") == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,0 +1,94 @@
+"""What can be told of a pair without a model: sizes, lengths, scripts, and numbers that equal pairs have in common."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Row = dict[str, Any]  # the scores of one pair, as they are written
+SIDE, KEPT = 32, 8  # a picture is compared at 32 x 32, by the 8 lowest frequencies in each direction
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+ALIASES = {"cjk": "han", "hiragana": "kana", "katakana": "kana", "fullwidth": "latin"}
+READ = 10_000  # characters of a caption whose script and words are looked at
+INSTALL = "pip install -r requirements-language.txt"
+
+
+def measured(image: np.ndarray, caption: str, size: tuple[int, int], language: bool = False) -> Row:
+    """The scores of a picture (H, W, 3) uint8 and its caption.
+
+    Args:
+        size: width and height of the picture as its file says; it may have been decoded at less.
+        language: whether the caption's language is guessed, which takes a package of its own.
+    """
+    width, height = size
+    row: Row = {
+        "width": width,
+        "height": height,
+        "side": min(width, height),
+        "aspect": round(max(width, height) / min(width, height), 4),
+        "characters": len(caption),
+        "words": len(WORD.findall(caption[:READ])),
+        "scripts": scripts(caption[:READ]),
+        "picture": f"{picture_hash(image):016x}",
+        "caption": f"{caption_hash(caption):016x}",
+    }
+    if language:
+        name, probability = identifier().classify(caption[:READ])
+        row |= {"language": name, "language_probability": round(float(probability), 4)}
+    return row
+
+
+def scripts(text: str) -> dict[str, float]:
+    """Shares of a text's letters by script, the largest first."""
+    counts = Counter(script for script in map(_script, text) if script)
+    return {
+        script: round(count / counts.total(), 4) for script, count in sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    }
+
+
+@functools.lru_cache(maxsize=2**16)
+def _script(character: str) -> str | None:
+    """The script of a letter; None of anything else."""
+    if not character.isalpha():
+        return None
+    first = unicodedata.name(character, "UNKNOWN").split()[0].lower()
+    return ALIASES.get(first, first)
+
+
+def caption_hash(caption: str) -> int:
+    """A number of 64 bits that captions share which differ only in case, spaces and what stands around the words."""
+    words = unicodedata.normalize("NFKC", caption).casefold()
+    return int.from_bytes(hashlib.blake2b(" ".join(re.findall(r"\w+", words)).encode(), digest_size=8).digest())
+
+
+@functools.cache
+def _cosines() -> np.ndarray:
+    """The lowest frequencies of a discrete cosine transform, (KEPT, SIDE); whole numbers, so that every machine agrees."""
+    place, frequency = np.arange(SIDE), np.arange(KEPT)[:, None]
+    return np.rint(4096 * np.cos((2 * place + 1) * frequency * np.pi / (2 * SIDE))).astype(np.int64)
+
+
+def picture_hash(image: np.ndarray) -> int:
+    """A number of 64 bits in which alike pictures differ by few: which of the lowest frequencies of its brightness lie above
+    their median (the "perceptual hash" of Zauner, 2010, with DC as one of its bits)."""
+    small = np.asarray(Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.int64)
+    found = (_cosines() @ small @ _cosines().T).ravel()
+    above = 2 * found > np.sort(found)[KEPT * KEPT // 2 - 1 :][:2].sum()
+    return int.from_bytes(np.packbits(above).tobytes())
+
+
+@functools.cache
+def identifier() -> Any:
+    """What guesses languages. Raises ValueError without its package."""
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise ValueError(f"rules.language needs the package py3langid:  {INSTALL}") from error
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,0 +1,91 @@
+"""The same work spread over a cluster by Ray Data: a shard at a time, by as many actors as the cluster has room for.
+
+All machines must see the folder of the run, the shards and this package; what a machine has done is in the folder alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_internvl.attention import choose_backend
+from lightning_internvl.filtering.decide import Columns
+from lightning_internvl.filtering.job import Job
+from lightning_internvl.filtering.scores import Scorer
+from lightning_internvl.filtering.write import write_shard
+
+INSTALL = "pip install -r requirements-ray.txt"
+
+
+def check_ray() -> None:
+    """Raises ValueError where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError(f"engine=ray needs the package ray, which is not installed:  {INSTALL}; engine=local does without")
+
+
+def score_all(job: Job, shards: Sequence[int]) -> int:
+    """Score shards; returns the number of pairs."""
+    return _over(_Scores, job, shards)
+
+
+def write_all(job: Job, shards: Sequence[int]) -> None:
+    """Write what is kept of shards."""
+    _over(_Writes, job, shards)
+
+
+def _over(worker: type, job: Job, shards: Sequence[int]) -> int:
+    if not shards:
+        return 0
+    import ray
+    import ray.data
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)  # RAY_ADDRESS names a cluster; else this machine is one
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    source = Path(job.source).resolve() if job.source and Path(job.source).exists() else job.source
+    job = job._replace(folder=job.folder.resolve(), source=source)  # actors may work in other folders
+    devices = {"num_gpus": 1} if worker is _Scores and torch.cuda.is_available() else {"num_cpus": 1}
+    units = ray.cluster_resources().get("GPU" if "num_gpus" in devices else "CPU", 1)
+    actors = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(int(units), len(shards))))
+    numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    done = numbers.map_batches(worker, fn_constructor_args=(job,), batch_size=1, compute=actors, **devices)
+    return int(sum(row["pairs"] for row in done.iter_rows()))
+
+
+class _Scores:
+    """An actor with the model."""
+
+    def __init__(self, job: Job) -> None:
+        choose_backend(job.config["attention"])
+        self.job, self.scorer = job, job.scorer()
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Score some shards, by their numbers."""
+        found = [_scored(self.job, self.scorer, int(shard)) for shard in batch["shard"]]
+        return {"pairs": np.array(found)}
+
+
+class _Writes:
+    """An actor without a model."""
+
+    def __init__(self, job: Job) -> None:
+        self.folder, self.shards, self.columns = job.folder, job.shards(), Columns(job.columns)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Write some shards, by their numbers."""
+        for shard in map(int, batch["shard"]):
+            write_shard(self.shards, shard, self.folder, self.columns.reasons(shard))
+        return {"pairs": np.zeros(len(batch["shard"]), dtype=np.int64)}
+
+
+def _scored(job: Job, scorer: Scorer, shard: int) -> int:
+    _, rows = next(scorer.score([shard]))
+    job.keep(shard, rows)
+    return len(rows)

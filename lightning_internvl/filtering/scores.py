@@ -1,0 +1,166 @@
+"""Scores of pairs: those of `measures`, and how well a model thinks that picture and caption agree.
+
+Letters: B pairs, E contrastive width, Q queries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_internvl.data.collate import PairCollator
+from lightning_internvl.data.image_files import image_size, read_image
+from lightning_internvl.data.ledger import kind_of
+from lightning_internvl.data.shards import Record, ShardError
+from lightning_internvl.files import write_text
+from lightning_internvl.filtering.measures import READ, Row, measured
+from lightning_internvl.filtering.sources import Joined
+from lightning_internvl.model import VLM
+
+DIGITS = 6  # behind the point of a similarity: `decide` counts each value that this leaves
+UNUSABLE = "unusable"  # the entry of a row without scores: the kind of its fault
+
+
+class Work(NamedTuple):
+    """Neighbouring records of one shard; the last ones of a shard say so, and why it ended early if it did."""
+
+    shard: int
+    records: list[Record]
+    ends: bool = False
+    fault: str | None = None
+
+
+class Model(NamedTuple):
+    """What compares pictures with captions.
+
+    Attributes:
+        pairs: prepares both.
+        mode: of the embeddings, where the system has several: "c" or "g".
+    """
+
+    model: VLM
+    pairs: PairCollator
+    mode: str
+    device: torch.device
+    autocast: torch.dtype | None = None
+
+    @torch.inference_mode()
+    def similarities(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> list[float]:
+        """Cosines of B pictures and their captions; of several embeddings a picture the nearest counts, as in Q-Former."""
+        pixels, ids, mask = (x.to(self.device) for x in (pixels, ids, mask))
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            image = F.normalize(self.model.encode_image(pixels, self.mode).float(), dim=-1)
+            text_BE = F.normalize(self.model.encode_text(ids, mask).float(), dim=-1)
+        image_BQE = image if image.ndim == 3 else image[:, None]
+        found = (image_BQE @ text_BE[..., None])[..., 0].amax(dim=1)
+        if not found.isfinite().all():
+            raise ValueError(
+                "the model finds similarities that are not finite: its weights are broken, or it needs another precision"
+            )
+        return found.tolist()
+
+
+class Scorer:
+    """Scores whole shards, one after the other.
+
+    Args:
+        model: None leaves the similarity out.
+        language: whether the language of captions is guessed.
+        batch_size: pairs that are prepared and compared at a time. Shards share no batch, so that a shard's scores do not
+            depend on what came before it.
+        num_workers: processes that decode; 0 decodes in this one.
+    """
+
+    def __init__(
+        self, shards: Joined, model: Model | None = None, *, language: bool = False, batch_size: int = 64, num_workers: int = 0
+    ) -> None:
+        self.shards, self.model, self.batch_size, self.num_workers = shards, model, batch_size, num_workers
+        self.preparing = _Preparing(shards, model and model.pairs, language)
+
+    def score(self, numbers: Iterable[int]) -> Iterator[tuple[int, list[Row]]]:
+        """The rows of each shard, a row for each record and one for what ended a shard early."""
+        loader = DataLoader(
+            self.preparing,
+            sampler=self._work(numbers),  # type: ignore[arg-type]  # what a "place" in the data set is, is up to us
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            prefetch_factor=4 if self.num_workers else None,
+        )
+        rows: list[Row] = []
+        for work, batch in loader:
+            shard, found, ends, fault = work
+            if batch is not None:
+                usable = [row for row in found if UNUSABLE not in row]
+                for row, similarity in zip(usable, self.model.similarities(*batch), strict=True):
+                    row["similarity"] = round(similarity, DIGITS)
+            rows += found
+            if ends:
+                rows += [{"key": self.shards.name(shard), UNUSABLE: ShardError.kind, "reason": fault}] if fault else []
+                yield shard, rows
+                rows = []
+
+    def _work(self, numbers: Iterable[int]) -> Iterator[Work]:
+        for shard in numbers:
+            records, fault = list[Record](), None
+            try:
+                for record in self.shards.read(shard):
+                    records.append(record)
+                    if len(records) == self.batch_size:
+                        yield Work(shard, records)
+                        records = []
+            except ShardError as error:
+                fault = str(error)
+            yield Work(shard, records, True, fault)
+
+
+def _as_it_is(prepared: Any) -> Any:
+    return prepared
+
+
+class _Preparing(Dataset[Any]):
+    """All that needs no model, for a process of its own. A "place" is the records themselves."""
+
+    def __init__(self, shards: Joined, pairs: PairCollator | None, language: bool) -> None:
+        self.shards, self.pairs, self.language = shards, pairs, language
+
+    def __getitem__(self, work: Work) -> tuple[tuple[int, list[Row], bool, str | None], tuple[Tensor, Tensor, Tensor] | None]:
+        rows, prepared = list[Row](), list[dict[str, Any]]()
+        for record in work.records:
+            try:
+                pair = self.shards.pair(record)
+                size, caption = image_size(pair["image"]), pair["caption"]
+                image = read_image(pair["image"], self.shards.decode_at)
+                row = {"key": record["key"], **measured(image, caption, size, self.language)}
+                if self.pairs is not None:  # of a caption of a million letters the first thousands fill any row
+                    prepared.append(self.pairs.prepare({"key": record["key"], "image": image, "caption": caption[:READ]}))
+                rows.append(row)
+            except ValueError as error:
+                rows.append({"key": str(record["key"]), UNUSABLE: kind_of(error), "reason": str(error)})
+        batch = None
+        if prepared:
+            found = self.pairs.stack(prepared)
+            batch = found["pixel_values"], found["itc_ids"], found["itc_mask"]
+        return (work.shard, rows, work.ends, work.fault), batch
+
+
+def scores_file(folder: Path, shard: int) -> Path:
+    """Where the scores of a shard lie; a file that is there is whole, and marks the shard as scored."""
+    return folder / "scores" / f"{shard:06d}.jsonl"
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows, one a line, all or nothing."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

@@ -1,0 +1,104 @@
+"""What a filter reads, all sources of the data as one row of shards, and the data of the stages behind it."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_internvl.compose import Build
+from lightning_internvl.data.shards import Record, Shards, pair_of
+from lightning_internvl.data.stream_options import ONLY, open_shards, sources_of
+
+Config = dict[str, Any]
+GIVEN = ("shards", "sources")  # the settings of data that say what is read
+
+
+class Joined(Shards):
+    """The shards of several sources, one source after the other.
+
+    Args:
+        image, caption: the extension or column of picture and caption, where they have other names than usual.
+        decode_at: see `read_image`; the stages read pictures so, and so does the filter.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Shards],
+        image: str | None = None,
+        caption: str | None = None,
+        decode_at: int | None = None,
+    ) -> None:
+        self.sources, self.image, self.caption, self.decode_at = dict(sources), image, caption, decode_at
+        self._ends = list(itertools.accumulate(map(len, self.sources.values())))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def source(self, shard: int) -> str:
+        """The name of the source that a shard belongs to."""
+        return list(self.sources)[bisect.bisect_right(self._ends, shard)]
+
+    def name(self, shard: int) -> str:
+        source, place = self._place(shard)
+        return source.name(place)
+
+    def read(self, shard: int, start: int = 0) -> Iterator[Record]:
+        source, place = self._place(shard)
+        return source.read(place, start)
+
+    def pair(self, record: Record) -> dict[str, Any]:
+        """Picture and caption of a record; raises BadSample as `pair_of`."""
+        return pair_of(record, self.image, self.caption)
+
+    def _place(self, shard: int) -> tuple[Shards, int]:
+        which = bisect.bisect_right(self._ends, shard)
+        return list(self.sources.values())[which], shard - (self._ends[which - 1] if which else 0)
+
+
+def read_from(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The settings of the pairs that a filter reads; None where they are in no shards."""
+    pairs = config["data"].get("pairs")
+    return pairs if isinstance(pairs, Mapping) and any(pairs.get(name) for name in GIVEN) else None
+
+
+def joined(config: Mapping[str, Any], build: Build) -> Joined:
+    """The shards that a filter reads. Raises ValueError for a source that has none."""
+    pairs = read_from(config)
+    found = {}
+    for name, source in sources_of(pairs.get("shards"), pairs.get("sources")).items():
+        given = source["shards"]
+        found[name] = open_shards(build(given) if isinstance(given, Mapping) else given)
+    return Joined(found, *(pairs.get(name) for name in ("image", "caption", "decode_at")))
+
+
+def list_of(folder: Path, source: str) -> Path:
+    """The list of the new shards of a source."""
+    return folder / ("shards.txt" if source == ONLY else f"shards.{source}.txt")
+
+
+def filtered(config: Config, folder: Path, kept: Mapping[str, int]) -> Config:
+    """A configuration in which all that read what a filter has read reads what it has kept instead.
+
+    Args:
+        folder: of the filter.
+        kept: pairs by source.
+    """
+    pairs = read_from(config)
+    before, after = {name: pairs.get(name) for name in GIVEN}, {"shards": None, "sources": None}
+    if before["shards"] is not None:
+        after["shards"] = str(list_of(folder, ONLY))
+    else:
+        given = sources_of(None, before["sources"])
+        after["sources"] = {
+            name: {**source, "shards": str(list_of(folder, name)), "samples": kept[name]} for name, source in given.items()
+        }
+    data = dict(config["data"])
+    for name in ("pairs", "chats"):
+        if isinstance(data.get(name), Mapping) and {one: data[name].get(one) for one in GIVEN} == before:
+            data[name] = {**data[name], **after}
+    if {one: data.get(one) for one in GIVEN} == before:
+        data |= after
+    return {**config, "data": data}

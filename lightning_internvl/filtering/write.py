@@ -1,0 +1,149 @@
+"""The last pass: what is kept of a shard goes into a new one, with its scores, and what is not is listed with the rule."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_internvl.data.shards import Record, TarShards, TarWriter
+from lightning_internvl.files import read_json, write_json
+from lightning_internvl.filtering.decide import BAD, KEPT
+from lightning_internvl.filtering.measures import Row
+from lightning_internvl.filtering.rules import ORDER, RANGES, SIMILARITY
+from lightning_internvl.filtering.scores import UNUSABLE, read_rows, scores_file, write_rows
+from lightning_internvl.filtering.sources import Joined
+
+HASHES = ("picture", "caption")
+PER_UNIT, PER_DOUBLING = 40, 2  # columns of a histogram: of similarities, and of the other scores (of which 1 is the least)
+
+
+def marker(folder: Path, shard: int) -> Path:
+    """The file that marks a shard as written; it holds the shard's counts."""
+    return folder / "written" / f"{shard:06d}.json"
+
+
+def new_shard(folder: Path, shard: int) -> Path:
+    """Where the kept pairs of a shard go; there is no file where none are."""
+    return folder / "shards" / f"{shard:06d}.tar"
+
+
+def write_shard(shards: Joined, shard: int, folder: Path, reasons: Sequence[int]) -> None:
+    """Write what is kept of one shard, and last of all its marker.
+
+    Args:
+        reasons: what becomes of each row of its scores.
+
+    Raises:
+        ValueError: if the shard holds other records than when it was scored.
+    """
+    rows = read_rows(scores_file(folder, shard))
+    kept = {place for place, reason in enumerate(reasons) if reason == KEPT}
+    path = new_shard(folder, shard)
+    if kept:
+        with TarWriter(path) as tar:
+            for place, record in enumerate(_records(shards, shard, max(kept) + 1)):
+                row = rows[place]
+                if record["key"] != row["key"]:
+                    raise ValueError(
+                        f"shard {shards.name(shard)} has changed since it was scored: record {place} is {record['key']!r}, it "
+                        f"was {row['key']!r}; delete {scores_file(folder, shard)} and what lies beside `scores`, then resume"
+                    )
+                if place in kept:
+                    tar.write(scored(shards, shard, place, record, row))
+            if tar.written != len(kept):
+                raise ValueError(
+                    f"shard {shards.name(shard)} has changed since it was scored: it now ends after {tar.written} of the "
+                    f"{len(kept)} pairs that are kept of it"
+                )
+    dropped = [{"key": row["key"], "rule": _name(reason)} for row, reason in zip(rows, reasons, strict=True) if reason != KEPT]
+    write_rows(folder / "dropped" / f"{shard:06d}.jsonl", dropped)
+    write_json(marker(folder, shard), _counts(shards.source(shard), rows, reasons, path.stat().st_size if kept else 0))
+
+
+def _records(shards: Joined, shard: int, count: int) -> Iterable[Record]:
+    """The first records of a shard."""
+    return itertools.islice(shards.read(shard), count)  # which asks for no more: what follows may be broken
+
+
+def scored(shards: Joined, shard: int, place: int, record: Record, row: Row) -> Record:
+    """A record with its scores in its json. Files of a tar stay what they are; columns of a table become files."""
+    scores = {name: value for name, value in row.items() if name not in ("key", *HASHES)}
+    if not isinstance(shards.sources[shards.source(shard)], TarShards):
+        pair = shards.pair(record)
+        said = {name: value for name, value in pair.items() if name not in ("image", "caption")}
+        return {
+            "key": f"{shard:06d}_{place:06d}",
+            shards.image or "jpg": pair["image"],
+            "json": {**said, shards.caption or "caption": pair["caption"], "scores": scores},
+        }
+    said = record.get("json", {})
+    said = json.loads(said) if isinstance(said, bytes | str) else said
+    return {**record, "json": {**said, "scores": scores}}
+
+
+def _name(reason: int) -> str:
+    return UNUSABLE if reason == BAD else ORDER[reason - 1]
+
+
+def _counts(source: str, rows: list[Row], reasons: Sequence[int], size: int) -> dict[str, Any]:
+    histograms: dict[str, dict[str, Counter[int]]] = {}
+    for row, reason in zip(rows, reasons, strict=True):
+        for score in RANGES:
+            if score in row:
+                counts = histograms.setdefault(score, {"seen": Counter(), "kept": Counter()})
+                counts["seen"][column_of(score, row[score])] += 1
+                counts["kept"][column_of(score, row[score])] += reason == KEPT
+    return {
+        "source": source,
+        "pairs": len(rows),
+        "kept": reasons.count(KEPT),
+        "bytes": size,
+        "dropped": Counter(_name(reason) for reason in reasons if reason not in (KEPT, BAD)),
+        UNUSABLE: Counter(row[UNUSABLE] for row in rows if UNUSABLE in row),
+        "histograms": histograms,
+    }
+
+
+def column_of(score: str, value: float) -> int:
+    """The column of a histogram that a value falls into."""
+    return math.floor(value * PER_UNIT if score == SIMILARITY else PER_DOUBLING * math.log2(max(value, 1)))
+
+
+def edge_of(score: str, column: int) -> float:
+    """Where a column of a histogram begins."""
+    return column / PER_UNIT if score == SIMILARITY else 2 ** (column / PER_DOUBLING)
+
+
+def summed(folder: Path, shards: int) -> dict[str, Any]:
+    """The counts of all shards together; columns of histograms by where they begin."""
+    total: dict[str, Any] = {"pairs": 0, "kept": 0, "bytes": 0}
+    total |= {"kept_by_source": Counter(), "dropped": Counter(), UNUSABLE: Counter(), "histograms": {}}
+    for shard in range(shards):
+        one = read_json(marker(folder, shard))
+        for name in ("pairs", "kept", "bytes"):
+            total[name] += one[name]
+        total["kept_by_source"][one["source"]] += one["kept"]
+        for name in ("dropped", UNUSABLE):
+            total[name].update(one[name])
+        for score, counts in one["histograms"].items():
+            sums = total["histograms"].setdefault(score, {"seen": Counter(), "kept": Counter()})
+            for kind in sums:
+                sums[kind].update({int(column): number for column, number in counts[kind].items()})
+    total["dropped"] = {rule: total["dropped"][rule] for rule in ORDER if total["dropped"][rule]}
+    total[UNUSABLE] = dict(sorted(total[UNUSABLE].items()))
+    total["histograms"] = {score: _table(score, total["histograms"][score]) for score in RANGES if score in total["histograms"]}
+    return total
+
+
+def _table(score: str, counts: Mapping[str, Counter[int]]) -> list[list[float]]:
+    """[begin, end, seen, kept] of all columns that are not empty."""
+    columns = sorted(counts["seen"])
+    return [
+        [*(round(edge_of(score, c), 4) for c in (column, column + 1)), *(counts[k][column] for k in ("seen", "kept"))]
+        for column in columns
+    ]

@@ -1,0 +1,95 @@
+"""What filters have seen and kept: how many pairs each rule has dropped, and histograms of the scores."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any
+
+from lightning_internvl.evaluation.tables import format_number
+from lightning_internvl.report.charts import bar
+from lightning_internvl.report.read import Run, Stage, numbers
+from lightning_internvl.report.sections import section, words
+
+SIMILARITY = "similarity"  # the axes of other scores are logarithmic
+APART = 12  # percent of a chart's width between two numbers under it
+HEIGHT = 150
+LEGEND = '<ul class="legend"><li class="c-trained"><i></i>kept</li><li class="c-frozen"><i></i>dropped</li></ul>'
+
+
+def filters(run: Run) -> str:
+    """The section of all filters of a run."""
+    lead = "What the stages behind read. A pair is counted under the first rule that dropped it."
+    return section("filter", "Pairs kept", lead, "".join(_filter(stage) for stage in run.stages if stage.summary))
+
+
+def _filter(stage: Stage) -> str:
+    histograms = stage.summary.get("histograms")
+    rows = histograms.items() if isinstance(histograms, dict) else ()
+    charts = "".join(_histogram(str(name), columns, stage.summary) for name, columns in rows)
+    scores = f'<h3>Scores of {escape(stage.name)}</h3><div class="small">{charts}</div>' if charts else ""
+    return f"<h3>{escape(stage.name)}</h3>{_counts(stage.summary)}{scores}"
+
+
+def _counts(found: dict[str, Any]) -> str:
+    seen, dropped, unusable = (numbers(one) for one in (found, found.get("dropped"), found.get("unusable")))
+    total = seen.get("pairs", 0)
+    rows = {"seen": total, **{f"dropped: {words(rule)}": number for rule, number in dropped.items()}}
+    rows |= {f"unusable: {kind}": number for kind, number in unusable.items()} | {"kept": seen.get("kept", 0)}
+    cells = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{number:,.0f}</td><td>{100 * number / max(total, 1):.1f} %</td>'
+        f'<td class="wide">{bar(number, None, total)}</td></tr>'
+        for name, number in rows.items()
+    )
+    return f'<div class="scroll"><table><tbody>{cells}</tbody></table></div>'
+
+
+def _histogram(name: str, rows: Any, found: dict[str, Any]) -> str:
+    """Columns as high as what was seen, filled as high as what was kept."""
+    columns = [row for row in rows if _is_column(row)] if isinstance(rows, list) else []
+    if not columns:
+        return ""
+    low, high = _place(name, columns[0][0]), _place(name, columns[-1][1])
+    tallest = max(column[2] for column in columns)
+
+    def percent(value: float) -> float:
+        return 100 * (_place(name, value) - low) / max(high - low, 1e-9)
+
+    parts = [f'<line class="grid" x1="0" x2="100%" y1="{HEIGHT}" y2="{HEIGHT}"/>']
+    for begin, end, seen, kept in columns:
+        title = f"{format_number(begin)} to {format_number(end)}: {kept:,} of {seen:,} pairs kept"
+        parts.append(f"<g><title>{title}</title>")
+        for kind, number in (("frozen", seen), ("trained", kept)):
+            tall = HEIGHT * number / max(tallest, 1)
+            parts.append(
+                f'<rect class="{kind}" x="{percent(begin):.2f}%" width="{percent(end) - percent(begin):.2f}%" '
+                f'y="{HEIGHT - tall:.1f}" height="{tall:.1f}"/>'
+            )
+        parts.append("</g>")
+    last = -math.inf
+    for value in [*(column[0] for column in columns), columns[-1][1]]:
+        if percent(value) - last >= APART:
+            last = percent(value)
+            parts.append(f'<text class="tick" x="{last:.2f}%" y="{HEIGHT + 18}">{format_number(value)}</text>')
+    threshold = found.get("similarity_from") if name == SIMILARITY else None
+    if isinstance(threshold, int | float):
+        x = f"{min(max(percent(threshold), 0), 100):.2f}%"
+        parts.append(f'<line class="border" x1="{x}" x2="{x}" y1="0" y2="{HEIGHT}"/>')
+    label = f"{words(name)}: pairs seen and kept"
+    return (
+        f'<figure class="panel"><figcaption><b>{escape(words(name))}</b>{LEGEND}</figcaption><svg class="band" role="img" '
+        f'aria-label="{escape(label)}" height="{HEIGHT}">{"".join(parts)}</svg></figure>'
+    )
+
+
+def _is_column(row: Any) -> bool:
+    """Whether a row of a file is what it should be."""
+    return (
+        isinstance(row, list)
+        and len(row) == 4
+        and all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in row)
+    )
+
+
+def _place(name: str, value: float) -> float:
+    return value if name == SIMILARITY else math.log2(max(value, 1e-9))

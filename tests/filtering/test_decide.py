@@ -1,0 +1,132 @@
+"""Which pairs are kept, from scores alone: checked against plain loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_internvl.filtering import decide as module
+from lightning_internvl.filtering.decide import BAD, KEPT, Columns, alike, code, decide, repeated, write_columns
+
+NO_RULES: dict[str, Any] = {}
+
+
+def row(**given: Any) -> dict[str, Any]:
+    usual = {
+        "key": "k", "side": 64, "aspect": 1.0, "characters": 20, "words": 4, "scripts": {"latin": 0.75, "greek": 0.25},
+        "picture": "0", "caption": "0", "similarity": 0.5,
+    }  # fmt: skip
+    return usual | given
+
+
+def columns(folder: Path, shards: list[list[dict[str, Any]]], rules: dict[str, Any] = NO_RULES) -> Columns:
+    for number, rows in enumerate(shards):
+        write_columns(folder, number, rows, rules)
+    return Columns.join(folder, len(shards))
+
+
+def reasons(found: Columns) -> list[int]:
+    return found.column("reason").tolist()
+
+
+def hashes(seed: int, count: int, few_bits: int) -> list[int]:
+    """Numbers that often differ in few bits: copies of some, with up to `few_bits` of them changed."""
+    rng = np.random.default_rng(seed)
+    first = [int(x) for x in rng.integers(0, 2**63, count // 4, dtype=np.uint64)]
+    made = []
+    for _ in range(count):
+        value = first[int(rng.integers(len(first)))]
+        for bit in rng.integers(0, 64, int(rng.integers(few_bits + 1))):
+            value ^= 1 << int(bit)
+        made.append(value)
+    return made
+
+
+def two_shards(folder: Path, name: str, values: list[int]) -> Columns:
+    rows = [row(**{name: f"{value:016x}"}) for value in values]
+    return columns(folder, [rows[: len(rows) // 3], rows[len(rows) // 3 :]])
+
+
+@pytest.fixture(params=[2**24, 7])
+def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Everything in memory at once, and in many parts."""
+    monkeypatch.setattr(module, "PIECE", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("rule", "limits", "values", "kept"),
+    [
+        ("side", {"min": 16}, [15, 16, 17], [16, 17]),
+        ("aspect", {"max": 3}, [3.0, 3.01], [3.0]),
+        ("words", {"min": 2, "max": 5}, [1, 2, 5, 6], [2, 5]),
+        ("similarity", {"min": 0.25, "max": None}, [0.249999, 0.25, -1.0], [0.25]),
+        ("scripts", {"allowed": ["latin", "han"], "min": 0.8}, [{"latin": 0.5, "han": 0.3}, {"latin": 0.7}, {}], [0]),
+    ],
+)
+def test_limits_of_one_pair(tmp_path: Path, rule: str, limits: dict[str, Any], values: list[Any], kept: list[Any]) -> None:
+    found = reasons(columns(tmp_path, [[row(**{rule: value}) for value in values]], {rule: limits}))
+    expected = [values[0]] if rule == "scripts" else kept
+    assert [value for value, reason in zip(values, found, strict=True) if reason == KEPT] == expected
+    assert set(found) <= {KEPT, code(rule)}
+
+
+def test_the_first_rule_counts_and_rows_without_scores_are_bad(tmp_path: Path) -> None:
+    rules = {"words": {"min": 2}, "side": {"min": 16}, "language": {"allowed": ["en"], "min": 0.5}}
+    spoken = {"language": "en", "language_probability": 0.9}
+    rows = [row(side=1, words=1, **spoken), row(words=1, **spoken), row(**spoken), row(**spoken | {"language": "de"})]
+    found = reasons(columns(tmp_path, [rows, [{"key": "x", "unusable": "unreadable image", "reason": "cut off"}]], rules))
+    assert found == [code("side"), code("words"), KEPT, code("language"), BAD]
+
+
+def test_of_equal_captions_the_first_ones_stay(tmp_path: Path, piece: int) -> None:
+    values = [value % 9 for value in hashes(3, 60, 0)]
+    found = two_shards(tmp_path, "caption", values)
+    decide(found, {"same_caption": {"copies": 2}})
+    kept = [reason == KEPT for reason in reasons(found)]
+    assert kept == [values[:at].count(value) < 2 for at, value in enumerate(values)]
+
+
+def test_a_pair_that_a_rule_drops_is_nobodys_first(tmp_path: Path) -> None:
+    found = columns(tmp_path, [[row(side=1, picture="a"), row(picture="a"), row(picture="a")]], {"side": {"min": 16}})
+    decide(found, {"same_picture": {"distance": 0}})
+    assert reasons(found) == [code("side"), KEPT, code("same_picture")]
+
+
+@pytest.mark.parametrize("distance", [1, 3, 6])
+def test_alike_pictures_are_all_found_and_no_others(tmp_path: Path, distance: int, piece: int) -> None:
+    values = hashes(distance, 80, distance)
+    found = two_shards(tmp_path, "picture", values)
+    decide(found, {"same_picture": {"distance": distance}})
+    kept = [at for at, reason in enumerate(reasons(found)) if reason == KEPT]
+    assert 0 in kept
+    assert all((values[a] ^ values[b]).bit_count() > distance for a in kept for b in kept if a < b)
+    for at in set(range(len(values))) - set(kept):  # each was dropped for an earlier one
+        assert any((values[at] ^ values[before]).bit_count() <= distance for before in range(at))
+
+
+def test_bands_are_all_of_the_bits(tmp_path: Path) -> None:
+    found = two_shards(tmp_path, "picture", [0, 1 << 63, 1, 0b11 << 31])
+    assert repeated(found, "picture", 1).tolist() == []
+    near = {place for band in range(3) for place in alike(found, 2, band).tolist()}
+    assert near == {1, 2, 3}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_the_top_share_is_exact_and_keeps_ties(tmp_path: Path, share: float, piece: int) -> None:
+    values = [round(float(x), 6) for x in np.random.default_rng(0).normal(0.2, 0.3, 50).clip(-1, 1)] + [0.2] * 5 + [1.000001]
+    found = columns(tmp_path, [[row(similarity=value) for value in values], [row(side=1)]], {"side": {"min": 16}})
+    threshold = decide(found, {"similarity": {"keep_share": share}})
+    expected = sorted(values, reverse=True)[round(share * len(values) + 0.4999) - 1]
+    assert threshold == pytest.approx(expected, abs=1e-9)
+    kept = [value for value, reason in zip(values, reasons(found), strict=False) if reason == KEPT]
+    assert kept == [value for value in values if value >= expected]
+
+
+def test_no_pairs_at_all(tmp_path: Path) -> None:
+    found = columns(tmp_path, [[], []])
+    assert decide(found, {"same_picture": {"distance": 2}, "same_caption": {"copies": 1}}) is None
+    assert (len(found), found.reasons(1)) == (0, [])
