@@ -10,9 +10,10 @@ from callbacks.progress import Progress
 from callbacks.report import Report
 from callbacks.samples import Samples
 from callbacks.throughput import Throughput
+from callbacks.tracking import Tracking
 from callbacks.validation import Validation
 
 __all__ = [
     "Checkpoint", "Evaluation", "Freezing", "Guard", "HandOff", "HistoryLogger", "Progress", "Report",
-    "Samples", "Throughput", "Validation",
+    "Samples", "Throughput", "Tracking", "Validation",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ from lightning_internvl.data.templates import ChatTemplate, load_template, templ
 from lightning_internvl.data.tokenizer import saved_tokenizer
 from lightning_internvl.export.chat_template import jinja_of
 from lightning_internvl.fitting import check_processor
+from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model import VLM, shifts_labels
 from lightning_internvl.systems import (
     HANDOFF,
@@ -187,10 +188,10 @@ def _chats(
 
 def _reading(layout: str, model: VLM) -> Config:
     """How a model without a decoder reads captions."""
-    if layout in ("clip", "clip_openai", "siglip"):
-        positions = len(model.middleware.text_model.embeddings.position_embedding.weight)
-        return {"itc_prompt": "", "max_length": positions, "fill": layout == "siglip"}
-    return {"itc_prompt": "summarize:" if layout.startswith("internvl") else "", "max_length": 80}
+    tower = getattr(model.middleware, "text_model", None)
+    if tower is not None:
+        return {"itc_prompt": "", "max_length": len(tower.embeddings.position_embedding.weight), "fill": layout == "siglip"}
+    return {"itc_prompt": "summarize:" if isinstance(model.middleware, QLLaMA) else "", "max_length": 80}
 
 
 class FolderPairs(PairCollator):

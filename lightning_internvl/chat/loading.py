@@ -45,7 +45,7 @@ def load(settings: Mapping[str, Any], build: Build) -> Loaded:
     """
     if settings["run"] is None:
         return load_model(settings)
-    return load_run(Path(settings["run"]), build, _place(settings))
+    return load_run(Path(settings["run"]), build, placing(settings))
 
 
 def load_model(settings: Mapping[str, Any]) -> Loaded:
@@ -55,7 +55,7 @@ def load_model(settings: Mapping[str, Any]) -> Loaded:
         raise ValueError(f"model={place} is a run of this project; give run={place}")
     chosen = {name: settings[name] for name in ("template", "system", "tokenizer", "pictures")}
     found = open_model(place, **chosen, dtype=getattr(torch, settings["dtype"]))
-    model, name = _place(settings)(found.view.model), f"{Path(place).name} ({found.layout})"
+    model, name = placing(settings)(found.view.model), f"{Path(place).name} ({found.layout})"
     if found.view.chats is None:
         return Loaded(name, None, Retriever(model, found.view.pairs))
     return Loaded(name, lambda: Session(model, found.view.chats, found.joint), None)
@@ -105,7 +105,8 @@ def _names(folders: Mapping[Path, Any]) -> list[str]:
     return [folder.name for folder in folders]
 
 
-def _place(settings: Mapping[str, Any]) -> Callable[[VLM], VLM]:
+def placing(settings: Mapping[str, Any]) -> Callable[[VLM], VLM]:
+    """What moves a model to `device` and `dtype` of the settings; raises ValueError for a device that is not here."""
     name = settings["device"]
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

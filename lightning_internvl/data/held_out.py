@@ -74,11 +74,12 @@ class HeldOutScenes:
         references = [say.references(scene, language) for scene in scenes]
         return CaptionedImages(np.stack([source.render(s) for s in scenes]), [r[0] for r in references], references, language)
 
-    def labelled(self) -> LabelledImages:
+    def labelled(self, language: str = "en") -> LabelledImages:
         """One thing alone, to be named among all things; training shows at least two objects in every picture."""
         source = Scenes(self.seed, "single", self.image_size, self.styles)
         images = np.stack([source.render(source.scene(i)) for i in range(self.single)])
-        return LabelledImages(images, [i % len(THINGS) for i in range(self.single)], [say.class_prompts(t) for t in THINGS])
+        prompts = [say.class_prompts(thing, language) for thing in THINGS]
+        return LabelledImages(images, [i % len(THINGS) for i in range(self.single)], prompts)
 
     def questioned(self, split: str = "scenes") -> AskedImages:
         """One question for each picture."""

@@ -6,7 +6,7 @@ Their samples are {"image": (H, W, 3) uint8, "label", "key"}.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from lightning_internvl.data.collation import Prepared, Sample, picture_keys, pixels_of, tiles_of
 from lightning_internvl.data.held_out import LabelledImages
 from lightning_internvl.data.image_files import read_image
+from lightning_internvl.data.pictures import Pictures, spread
 from lightning_internvl.data.processors import Processor
 from lightning_internvl.data.prompts import prompts as class_prompts
 from lightning_internvl.data.scenes import Scenes
@@ -65,18 +66,18 @@ class FolderLabels(Dataset[dict[str, Any]]):
     Classes are numbered in the order of their names. Files are listed at the first access.
 
     Args:
-        classes: how many classes the probe has; it must be the number of folders.
+        classes: how many classes the probe has; it must be the number of folders. None takes any number.
 
     Raises:
         ValueError: for a folder that is missing or has another number of classes, and for a picture that cannot be read.
     """
 
-    def __init__(self, path: str | Path, classes: int) -> None:
+    def __init__(self, path: str | Path, classes: int | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
             raise ValueError(f"folder of pictures {path} does not exist")
         self.names = sorted(entry.name for entry in self.path.iterdir() if entry.is_dir())
-        if len(self.names) != classes:
+        if classes is not None and len(self.names) != classes:
             raise ValueError(f"{path} holds {len(self.names)} folders, one a class, but {classes=}")
         self._files: tuple[list[str], array] | None = None  # relative paths, classes
 
@@ -129,26 +130,11 @@ class HeldOutFolder:
         """The pictures, read as they are asked for, their classes, and the prompts of every class."""
         _, labels = self.data.files()
         said = class_prompts(self.data.names, self.prompts)
-        places = np.linspace(0, len(labels) - 1, min(self.single or len(labels), len(labels))).round().astype(int).tolist()
-        return LabelledImages(_Pictures(self.data, places), [labels[place] for place in places], said)
+        places = spread(len(labels), self.single or None)
+        return LabelledImages(Pictures(places, self._picture), [labels[place] for place in places], said)
 
-
-class _Pictures(Sequence[np.ndarray]):
-    """Pictures of a data set in the order of some places; none is kept."""
-
-    def __init__(self, data: FolderLabels, places: list[int]) -> None:
-        self.data, self.places = data, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, which: int | slice) -> Any:
-        if isinstance(which, slice):
-            return _Pictures(self.data, self.places[which])
-        return self.data[self.places[which]]["image"]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self.data[place]["image"] for place in self.places)
+    def _picture(self, place: int) -> np.ndarray:
+        return self.data[place]["image"]
 
 
 class LabelCollator:

@@ -87,10 +87,10 @@ def _held(scene: Scene) -> dict[int, str]:
     return {placed.cell: THINGS[placed.thing].name for placed in scene.objects}
 
 
-def class_prompts(thing: Thing) -> list[str]:
+def class_prompts(thing: Thing, language: str = "en") -> list[str]:
     """Captions of pictures with just this thing, one of each phrasing and colour, after the bare name."""
-    name = noun_phrase(thing, 1)
-    return [name] + [_phrase(pattern, name, colour, "en") for pattern in CAPTIONS["en"] for colour in COLOURS]
+    name = noun_phrase(thing, 1, language)
+    return [name] + [_phrase(pattern, name, colour, language) for pattern in CAPTIONS[language] for colour in COLOURS]
 
 
 def box_text(box: Box) -> str:

@@ -5,36 +5,20 @@ A prompt has "{}" where the name stands; a class is the mean of its prompts (`ev
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-_PICTURES = (
-    "bad photo", "low resolution photo", "cropped photo", "bright photo", "dark photo", "close-up photo", "black and white photo",
-    "pixelated photo", "jpeg corrupted photo", "blurry photo", "good photo", "photo", "sculpture", "rendering", "tattoo",
-    "drawing", "painting", "doodle", "sketch", "rendition",
-)  # fmt: skip
-_LOOKS = ("hard to see", "clean", "dirty", "cool", "large", "nice", "weird", "small")
-_MADE_OF = ("embroidered", "plastic", "origami", "toy", "cartoon", "plushie")
-_OTHER = ("graffiti of {} *", "art of {} *", "itap of {} *", "{} * in a video game")
-_PATTERNS = (
-    *(f"a {picture} of {{}} *" for picture in _PICTURES),
-    *(f"a photo of {{}} {look} *" for look in _LOOKS),
-    *(f"{{}} {stuff} *" for stuff in _MADE_OF),
-    *_OTHER,
-)
-# The 80 prompts of CLIP for ImageNet: 38 with "a" and with "the", and four more.
-IMAGENET = tuple(
-    pattern.replace("*", "{}") + "."
-    for pattern in (
-        *(pattern.format(article) for pattern in _PATTERNS for article in ("a", "the")),
-        "a photo of many *",
-        "a photo of my *",
-        "a photo of one *",
-        "itap of my *",
-    )
-)
-PLAIN = ("a photo of a {}.",)
-CHINESE = ("一张{}的照片。", "一张{}的图片。", "{}")
-SETS: Mapping[str, Sequence[str]] = {"imagenet": IMAGENET, "plain": PLAIN, "chinese": CHINESE}
+import yaml
+
+SETS_FILE = Path(__file__).with_suffix(".yaml")
+
+
+@functools.cache
+def sets() -> Mapping[str, Sequence[str]]:
+    """The sets that come with this project, by name."""
+    return yaml.safe_load(SETS_FILE.read_text(encoding="utf-8"))
 
 
 def prompts(names: Sequence[str], kind: str = "imagenet") -> list[list[str]]:
@@ -42,11 +26,45 @@ def prompts(names: Sequence[str], kind: str = "imagenet") -> list[list[str]]:
 
     Args:
         names: of the classes; underscores, as in names of folders, are read as spaces.
-        kind: a name in `SETS`.
+        kind: a name in `sets`, or a YAML file with a list of prompts, or with such a list for every class.
 
     Raises:
-        ValueError: for an unknown kind.
+        ValueError: for an unknown kind, and for a file that is none of both; it names the class or the prompt.
     """
-    if kind not in SETS:
-        raise ValueError(f"prompts {kind!r} are not known; valid choices: {', '.join(SETS)}")
-    return [[pattern.replace("{}", name.replace("_", " ")) for pattern in SETS[kind]] for name in names]
+    patterns = read_prompts(kind)
+    if isinstance(patterns, Mapping):
+        if missing := [name for name in names if name not in patterns]:
+            raise ValueError(
+                f"{kind}: there are no prompts for the class {missing[0]!r} ({len(missing)} of {len(names)} lack them)"
+            )
+        return [[_said(pattern, name) for pattern in patterns[name]] for name in names]
+    return [[_said(pattern, name) for pattern in patterns] for name in names]
+
+
+def read_prompts(kind: str) -> Sequence[str] | Mapping[str, Sequence[str]]:
+    """Prompts with "{}" in place of a name, or for every class its own; raises ValueError as `prompts`."""
+    if not kind.endswith((".yaml", ".yml")):
+        if kind not in sets():
+            raise ValueError(f"prompts {kind!r} are not known; valid choices: {', '.join(sets())}, or a YAML file of your own")
+        return sets()[kind]
+    if not Path(kind).is_file():
+        raise ValueError(f"{kind}: there is no such file of prompts")
+    try:
+        found = yaml.safe_load(Path(kind).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{kind} is no YAML: {error}") from error
+    if isinstance(found, Mapping) and found and all(_texts(own) for own in found.values()):
+        return {str(name): own for name, own in found.items()}
+    if not _texts(found):
+        raise ValueError(f"{kind} must hold a list of prompts, or for every class such a list")
+    if bare := [pattern for pattern in found if "{}" not in pattern and "{c}" not in pattern]:
+        raise ValueError(f"{kind}: the prompt {bare[0]!r} has no {{}} where the name of the class stands")
+    return found
+
+
+def _texts(found: Any) -> bool:
+    return isinstance(found, list) and bool(found) and all(isinstance(one, str) and one for one in found)
+
+
+def _said(pattern: str, name: str) -> str:
+    return pattern.replace("{c}", "{}").replace("{}", name.replace("_", " "))

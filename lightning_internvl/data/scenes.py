@@ -167,6 +167,16 @@ class Scenes:
         canvas += 0.5
         return canvas.astype(np.uint8)
 
+    def mask(self, scene: Scene) -> np.ndarray:
+        """What every pixel shows: (image_size, image_size) uint8, 0 for the background, 1 + its number for a thing."""
+        side = self.image_size
+        found = np.zeros((side, side), dtype=np.uint8)
+        for placed in scene.objects:
+            x0, y0, x1, y1 = (round(value * side) for value in placed.box)
+            _, keep = self.artwork.layers(placed.thing, placed.style, x1 - x0)
+            found[y0:y1, x0:x1][keep[..., 0] < 0.5] = placed.thing + 1
+        return found
+
     def unique_indices(self, n: int) -> list[int]:
         """Indices of the first n scenes with pairwise different content, so that a caption names one picture.
 

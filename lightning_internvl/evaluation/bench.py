@@ -20,6 +20,7 @@ from lightning_internvl.data.encode import token_id
 from lightning_internvl.data.held_out import HeldOutScenes
 from lightning_internvl.data.labelled import LabelCollator
 from lightning_internvl.data.templates import IMAGE
+from lightning_internvl.evaluation.journal import Journal
 from lightning_internvl.model import VLM
 
 
@@ -31,6 +32,8 @@ class Bench:
         chats: how conversations are prepared for the decoder; None without one.
         labels: how pictures are prepared for a probe; None without one.
         batch_size: squares that the encoder sees at a time.
+        joint: what stands between a picture and a question.
+        journal: where tasks keep answers and pictures; by default nothing is written.
     """
 
     def __init__(
@@ -42,9 +45,12 @@ class Bench:
         chats: ChatCollator | None = None,
         labels: LabelCollator | None = None,
         batch_size: int = 125,
+        joint: str = "\n",
+        journal: Journal | None = None,
     ) -> None:
-        self.model, self.held_out, self.batch_size = model, held_out, batch_size
+        self.model, self.held_out, self.batch_size, self.joint = model, held_out, batch_size, joint
         self.pairs, self.chats, self.labels = pairs, chats, labels
+        self.journal = journal or Journal()
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +89,7 @@ class Bench:
 
     def classify(self, images: Sequence[np.ndarray]) -> Tensor:
         """Scores of a probe for N pictures (H, W, 3) uint8: (N, classes)."""
-        parts = (self.labels.pixels(part, ["held-out"] * len(part)).to(self.device) for part in self._parts(images))
+        parts = (self.placed(self.labels.pixels(part, ["held-out"] * len(part))) for part in self._parts(images))
         return torch.cat([self.model.visual_tokens(pixels) for pixels in parts])
 
     # --- language ---------------------------------------------------------------------------------------------------
@@ -103,12 +109,14 @@ class Bench:
             texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def answer(self, images: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
-        """Answers written by the decoder, greedily, one question an image."""
-        asked = [_asked(image, question) for image, question in zip(images, questions, strict=True)]
-        return self.complete(asked, max_new_tokens)
+    def answer(
+        self, images: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 16, **search: Any
+    ) -> list[str]:
+        """Answers written by the decoder, greedily, one question an image; `search` goes to its `generate`."""
+        asked = [_asked(image, question, self.joint) for image, question in zip(images, questions, strict=True)]
+        return self.complete(asked, max_new_tokens, **search)
 
-    def complete(self, samples: Sequence[dict[str, Any]], max_new_tokens: int = 16) -> list[str]:
+    def complete(self, samples: Sequence[dict[str, Any]], max_new_tokens: int = 16, **search: Any) -> list[str]:
         """Answers to conversations that end with a question, samples as `ChatCollator.prompts` takes them."""
         chats, tokenizer, texts = self.chats, self.chats.tokenizer, []
         end = chats.template.end(tokenizer.eos_token)
@@ -117,15 +125,21 @@ class Bench:
             "do_sample": False,
             "pad_token_id": tokenizer.pad_token_id,
             **stopping(tokenizer, end),
+            **search,
         }
         size = max(1, self.batch_size // chats.processor.max_tiles)
         for part in self._parts(samples, size):
             batch = chats.prompts(part)
-            new = self.model.generate(**{name: tensor.to(self.device) for name, tensor in batch.items()}, **options)
+            new = self.model.generate(**{name: self.placed(tensor) for name, tensor in batch.items()}, **options)
             texts += tokenizer.batch_decode(new, skip_special_tokens=True)
         if "stop_strings" in options:
             texts = [text.partition(end)[0] for text in texts]
         return [text.strip() for text in texts]
+
+    def placed(self, tensor: Tensor) -> Tensor:
+        """A tensor where the model is; numbers with a fraction in the type of the tower's first weights."""
+        weight = next(self.model.parameters())
+        return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else None)
 
     # --- batches ----------------------------------------------------------------------------------------------------
 
@@ -135,7 +149,7 @@ class Bench:
 
     def _pixels(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """The pictures as the middleware that reads text sees them, one square each."""
-        return (self.pairs.pixels(part, ["held-out"] * len(part)).to(self.device) for part in self._parts(images))
+        return (self.placed(self.pairs.pixels(part, ["held-out"] * len(part))) for part in self._parts(images))
 
     def _text_batch(self, task: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids, mask = pad_rows(*self.pairs.rows(task, texts))
@@ -149,5 +163,5 @@ def stopping(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]:
     return {"eos_token_id": token_id(tokenizer, end)}
 
 
-def _asked(image: np.ndarray, question: str) -> dict[str, Any]:
-    return {"images": [image], "conversation": [{"role": "user", "content": f"{IMAGE}\n{question}"}], "key": question}
+def _asked(image: np.ndarray, question: str, joint: str) -> dict[str, Any]:
+    return {"images": [image], "conversation": [{"role": "user", "content": f"{IMAGE}{joint}{question}"}], "key": question}

@@ -11,6 +11,7 @@ import math
 import string
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_N = 4
@@ -65,7 +66,9 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
     return penalty * total / MAX_N
 
 
-def cider(candidates: list[str], references: list[list[str]]) -> tuple[float, list[float]]:
+def cider(
+    candidates: list[str], references: list[list[str]], words: Callable[[str], list[str]] = tokenize
+) -> tuple[float, list[float]]:
     """CIDEr-D of a set of captions: the mean over pictures, and the score of each picture; from 0 to 10.
 
     An n-gram's document frequency is the number of pictures with it in at least one reference, so the score of one
@@ -74,6 +77,7 @@ def cider(candidates: list[str], references: list[list[str]]) -> tuple[float, li
     Args:
         candidates: one generated caption per picture.
         references: the true captions of each picture, at least one.
+        words: how a caption is split; `str.split` for captions that were prepared as the COCO tools do (see `ptb`).
 
     Raises:
         ValueError: no captions, another number of candidates than of references, or a picture without a reference.
@@ -87,7 +91,7 @@ def cider(candidates: list[str], references: list[list[str]]) -> tuple[float, li
     if without:
         raise ValueError(f"cider needs at least one reference per picture; none for the pictures at {without[:10]}.")
 
-    counts = [[_ngrams(tokenize(text)) for text in of_picture] for of_picture in references]
+    counts = [[_ngrams(words(text)) for text in of_picture] for of_picture in references]
     frequency: Counter[tuple[str, ...]] = Counter()
     for of_picture in counts:
         frequency.update(set().union(*of_picture))
@@ -95,7 +99,7 @@ def cider(candidates: list[str], references: list[list[str]]) -> tuple[float, li
 
     scores = []
     for candidate, of_picture in zip(candidates, counts, strict=True):
-        vector = _vector(_ngrams(tokenize(candidate)), frequency, log_documents)
+        vector = _vector(_ngrams(words(candidate)), frequency, log_documents)
         similar = [_similarity(vector, _vector(ngrams, frequency, log_documents)) for ngrams in of_picture]
         scores.append(SCALE * sum(similar) / len(similar))
     return sum(scores) / len(scores), scores

@@ -26,6 +26,8 @@ Metrics = dict[str, float]
 class ZeroShot:
     """Naming a picture by the nearest class, each class the mean of its prompts (CLIP section 3.1.4)."""
 
+    needs = "pairs"
+
     def __init__(self, *, mode: str = "c", top_k: Sequence[int] = (1, 5)) -> None:
         self.mode, self.top_k = mode, tuple(top_k)
 
@@ -39,6 +41,8 @@ class ZeroShot:
 
 class Probe:
     """Naming a picture by a classifier that has learned on the tower's features."""
+
+    needs = "labels"
 
     def __init__(self, *, top_k: Sequence[int] = (1, 5)) -> None:
         self.top_k = tuple(top_k)
@@ -58,6 +62,8 @@ class Retrieval:
         name: prefix of the metrics.
     """
 
+    needs = "pairs"
+
     def __init__(
         self, *, mode: str, name: str, split: str = "scenes", language: str = "en", top_k: Sequence[int] = (1, 5, 10)
     ) -> None:
@@ -73,6 +79,8 @@ class Retrieval:
 
 class Matching:
     """ITM accuracy: for every picture its own caption, and of all others the one that the model itself finds nearest."""
+
+    needs = "pairs"
 
     def __call__(self, bench: Bench) -> Metrics:
         data = bench.held_out.captioned()
@@ -93,6 +101,8 @@ class Captioning:
         search: how the middleware chooses its tokens, beside the default (published captions of QLLaMA: num_beams 5,
             min_new_tokens 8, max_new_tokens 30).
     """
+
+    needs = "captions"
 
     def __init__(self, *, writer: str, split: str = "scenes", images: int = 250, search: Mapping[str, Any] | None = None) -> None:
         if writer not in ("middleware", "decoder"):
@@ -115,6 +125,8 @@ class Answering:
     An answer that is a box counts as right from an overlap (IoU) of `iou` with the true box on.
     """
 
+    needs = "chats"
+
     def __init__(self, *, split: str = "scenes", iou: float = 0.5) -> None:
         self.split, self.iou = split, iou
 
@@ -122,6 +134,8 @@ class Answering:
         data = bench.held_out.questioned(self.split)
         answers = bench.answer(data.images, [turn.question for turn in data.turns])
         right = [is_right(turn, answer, self.iou) for turn, answer in zip(data.turns, answers, strict=True)]
+        for image, turn, answer, hit in zip(data.images, data.turns, answers, right, strict=True):
+            bench.journal.show(image, question=turn.question, answer=answer, truth=turn.answer, right=hit)
         kinds = sorted({turn.kind for turn in data.turns})
         share = {kind: [r for r, t in zip(right, data.turns, strict=True) if t.kind == kind] for kind in kinds}
         commonest = {kind: self._commonest([t for t in data.turns if t.kind == kind]) for kind in kinds}

@@ -15,7 +15,8 @@ USUAL_ORDER = ("contrastive", "generative", "supervised")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run. `start` counts the optimizer steps of the stages before it; all other steps are its own."""
+    """One stage of a run. `start` counts the optimizer steps of the stages before it; all other steps are its own. A filter has
+    a `summary` and no steps."""
 
     name: str
     start: int = 0
@@ -26,6 +27,8 @@ class Stage:
     metrics: dict[str, float] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
     finished: bool = False
+    summary: dict[str, Any] = field(default_factory=dict)
+    cases: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -122,6 +125,8 @@ class _Reader:
             samples=sorted(samples, key=lambda sample: sample["step"]),
             metrics=numbers(metrics),
             timing=timing,
+            cases=[case for case in self.json(folder / "cases.json", list) if isinstance(case, dict)],
+            summary=self.json(self.run_dir / name / "summary.json", dict),
             finished=bool(timing) or (self.run_dir / "handoff" / name / "manifest.json").is_file(),
         )
 

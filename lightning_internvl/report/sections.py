@@ -9,7 +9,7 @@ from html import escape
 
 from lightning_internvl.evaluation.tables import format_number, times_chance, with_chance
 from lightning_internvl.report.charts import bar
-from lightning_internvl.report.read import Run, Stage
+from lightning_internvl.report.read import Run, Stage, numbers
 
 # Kinds of metric that tell most in one number; of each kind a stage shows one before it shows a second.
 KEY_METRICS = [re.compile(kind) for kind in (r"(r|recall)[@_]?1$", r"top[@_]?1$", r"acc", r"cider", r"exact")]
@@ -69,6 +69,9 @@ def _pipeline_step(stage: Stage, ends: dict[str, float]) -> str:
     if not stage.finished:
         state = "stopped" if stage.steps else "planned"
         text = f"unfinished, step {stage.steps:,} · {_minutes(stage.seconds)}" if stage.steps else "not started"
+    if stage.summary:
+        kept, pairs = (numbers(stage.summary).get(name, 0) for name in ("kept", "pairs"))
+        text = f"keeps {kept:,.0f} of {pairs:,.0f} pairs · {_minutes(stage.seconds)}"
     trains = f"<small>trains {escape(', '.join(trained))}</small>" if trained else ""
     return f'<li class="{state}"><b>{escape(stage.name)}</b><span>{text}</span>{trains}{"".join(_tiles(stage, ends))}</li>'
 

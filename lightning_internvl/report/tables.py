@@ -14,6 +14,7 @@ TIMING = {
     "eval_seconds": ("evaluation, minutes", 1 / 60, ".2f"),
     "steps": ("optimizer steps", 1, ",.0f"),
     "samples_per_s": ("samples per second", 1, ",.1f"),
+    "pairs_per_second": ("pairs scored per second", 1, ",.0f"),
     "tokens_per_s": ("tokens per second", 1, ",.0f"),
     "padding_share": ("padding, % of tokens", 100, ".1f"),
     "peak_memory_gib": ("peak memory, GiB", 1, ".2f"),

@@ -9,7 +9,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from lightning_internvl.report import curves, gallery, sections, tables, timeline
+from lightning_internvl.report import cases, curves, filters, gallery, sections, skipped, tables, timeline
 from lightning_internvl.report.pictures import Pictures
 from lightning_internvl.report.read import Run, read_run
 
@@ -19,9 +19,12 @@ HATCH = (
 )
 LINKS = {
     "curves": "Curves",
+    "filter": "Filter",
     "similarity": "Similarity",
     "retrieval": "Retrieval",
     "over-time": "Over time",
+    "cases": "Right and wrong",
+    "skipped": "Skipped",
     "metrics": "Metrics",
     "timing": "Time",
     "freezing": "Freezing",
@@ -55,9 +58,12 @@ def render(run: Run) -> str:
     pictures = Pictures()
     body = [
         curves.curves(run),
+        filters.filters(run),
         gallery.similarity(run, pictures),
         gallery.retrieval(run, pictures),
         timeline.over_time(run, pictures),
+        cases.cases(run, pictures),
+        skipped.skipped(run),
         tables.tables(run),
     ]
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title in LINKS.items() if f' id="{name}"' in "".join(body))

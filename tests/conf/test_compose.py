@@ -13,10 +13,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_internvl.checks import INHERITED, KEYS, check_config
+from lightning_internvl.evaluation.settings import check_settings
 from lightning_internvl.targets import check_arguments, locate, parameters_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-FILES = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml"))
+TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))  # of evaluate.yaml
+FILES = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml") if path.parent.name != "task")
 GROUPS = (
     "callbacks", "data", "debug", "decoder", "encoder", "experiment", "logger", "middleware", "objective", "optimizer",
     "paths", "peft", "peft/part", "processor", "quantization", "scheduler", "stage", "strategy", "trainer",
@@ -27,8 +29,9 @@ NEEDED = {
     "experiment/finetune": ["init_from=owner/name"],
     "processor/inherited": ["experiment=finetune", "init_from=owner/name"],
     "data/image_folder": ["data.path=train", "data.eval_path=val", "data.classes=10"],
+    "data/webdataset": ["data.shards=FOLDER", "plan=true"],  # for which no shard is looked for
 }
-DEFAULT_STAGES = ("contrastive", "generative", "supervised")
+DEFAULT_STAGES = ("contrastive", "generative", "supervised", "filter")
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -82,10 +85,39 @@ def test_every_file_is_part_of_what_was_composed() -> None:
     """A file that no override of `overrides_of` reaches would leave no trace in the composed configuration."""
     assert {file.rpartition("/")[0] for file in FILES} == {"", *GROUPS}
     assert not [path for path in CONF.rglob("*") if path.is_file() and path.suffix != ".yaml"]
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {group.partition("/")[0] for group in (*GROUPS, "task")}
     targets = {file: {node["_target_"] for node in nodes(yaml.safe_load((CONF / f"{file}.yaml").read_text()))} for file in FILES}
     for file, named in targets.items():
         composed_targets = {node["_target_"] for node in nodes(OmegaConf.to_container(composed(*overrides_of(file))))}
         assert named <= composed_targets, f"{file} was not composed"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks_compose_under_their_own_name(task: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composition = compose("evaluate", [f"task=[{task}]", f"run={CONF}"])
+    plain = OmegaConf.to_container(composition, resolve=True, throw_on_missing=True)
+    assert list(plain["task"]) == [task]
+    check_settings(plain)
+    check_arguments(plain["task"][task])
+
+
+def test_documented_evaluations_name_settings_that_there_are() -> None:
+    """Every `python evaluate.py ...` in the documentation, the comments of `conf/` and the script."""
+    files = [CONF.parent / "evaluate.py", *CONF.parent.glob("docs/*.md"), *CONF.rglob("*.yaml")]
+    text = "".join(re.sub(r"\\\n#? *", " ", file.read_text()) for file in files)  # commands of several lines
+    commands = re.findall(r"python evaluate\.py([^|`\n]*)", text)
+    words = {word for command in commands for word in re.findall(r"([\w.]+)=(\S+)", command.partition(" #")[0])}
+    assert len(words) > 30
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composition = compose("evaluate", [f"task=[{','.join(TASKS)}]"])
+    for name, value in words:
+        if name == "task":
+            assert set(re.findall(r"\w+", value)) <= set(TASKS)
+        node = composition
+        for key in name.split("."):
+            assert key in node, f"{name}={value}"
+            node = node._get_node(key)
 
 
 @pytest.mark.parametrize("experiment", [file for file in FILES if file.startswith("experiment/")])
@@ -93,19 +125,21 @@ def test_recipes_carry_their_own_name(experiment: str) -> None:
     assert composed(*overrides_of(experiment)).name == experiment.removeprefix("experiment/")
 
 
-def documented_commands() -> list[str]:
+def documented_commands() -> list[tuple[str, ...]]:
     """Overrides of every `python train.py ...` in the README, the comments of `conf/` and the script; of a sweep, of one job."""
     files = [CONF.parent / "README.md", CONF.parent / "train.py", *CONF.rglob("*.yaml")]
     found = {match for file in files for match in re.findall(r"python train\.py([^#|`\n]*)", file.read_text())}
     found = [match for match in found if "--config-dir" not in match]  # which names a folder of the reader's own
-    words = [[word if "[" in word else word.partition(",")[0] for word in match.split() if "=" in word] for match in found]
-    return sorted({" ".join(overrides) for overrides in words})
+    words = [[word for word in re.findall(r"'[^']*'|\S+", match) if "=" in word] for match in found]
+    return sorted(
+        {tuple(word.strip("'") if word[0] == "'" or "[" in word else word.partition(",")[0] for word in one) for one in words}
+    )
 
 
-@pytest.mark.parametrize("command", documented_commands())
-def test_documented_commands_compose(command: str) -> None:
-    plain = OmegaConf.to_container(composed(*command.split()), resolve=True)
-    check_config({**plain, "init_from": plain["init_from"] and "owner/name", "resume": None})
+@pytest.mark.parametrize("command", documented_commands(), ids=" ".join)
+def test_documented_commands_compose(command: tuple[str, ...]) -> None:
+    plain = OmegaConf.to_container(composed(*command), resolve=True)
+    check_config({**plain, "init_from": plain["init_from"] and "owner/name", "resume": None, "plan": True})  # reads no data
 
 
 def test_the_signature_check_sees_a_wrong_word() -> None:

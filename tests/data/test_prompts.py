@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from lightning_internvl.data.prompts import IMAGENET, prompts
+from lightning_internvl.data.prompts import prompts, sets
 from lightning_internvl.data.templates import load_template
 
 HUMAN = (
@@ -15,9 +17,33 @@ CHAT = [("user", "<image>\nWhat?"), ("assistant", "A cat."), ("user", "Where?"),
 
 
 def test_imagenet_has_80_prompts() -> None:
-    assert len(set(IMAGENET)) == len(IMAGENET) == 80
-    assert {"a bad photo of the {}.", "itap of my {}.", "the plushie {}.", "a {} in a video game."} <= set(IMAGENET)
-    assert all(pattern.count("{}") == 1 and "*" not in pattern for pattern in IMAGENET)
+    imagenet = sets()["imagenet"]
+    assert len(set(imagenet)) == len(imagenet) == 80
+    assert {"a bad photo of the {}.", "itap of my {}.", "the plushie {}.", "a {} in a video game."} <= set(imagenet)
+
+
+def test_every_prompt_has_one_place_for_the_name() -> None:
+    assert {"chinese", "japanese", "arabic", "italian"} <= set(sets())
+    assert all(pattern.count("{}") == 1 for patterns in sets().values() for pattern in patterns)
+
+
+def test_own_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text('["a {}", "my {c}"]')
+    assert prompts(["big_cat"], str(file)) == [["a big cat", "my big cat"]]
+    file.write_text('{cat: ["it purrs"], dog: ["it barks", "a {}"]}')
+    assert prompts(["dog", "cat"], str(file)) == [["it barks", "a dog"], ["it purrs"]]
+    for names, text, message in (
+        (["cat", "cow"], "{cat: [a]}", "own.yaml: there are no prompts for the class 'cow' .1 of 2"),
+        (["cat"], '["a {}", "cat"]', "the prompt 'cat' has no {}"),
+        (["cat"], "7", "must hold a list of prompts"),
+        (["cat"], "[", "is no YAML"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            prompts(names, str(file))
+    with pytest.raises(ValueError, match=r"nowhere.yaml: there is no such file"):
+        prompts(["cat"], "nowhere.yaml")
 
 
 def test_classes_are_named_in_every_prompt() -> None:

@@ -1,0 +1,140 @@
+"""Measures the stage on a few held-out samples while it trains, and keeps its best weights."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image
+
+from lightning_internvl.checkpoints import handoff
+from lightning_internvl.checks import ConfigError, suggestion
+from lightning_internvl.data.held_out import HeldOutScenes
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.journal import Journal
+from lightning_internvl.evaluation.tables import CHANCE_SUFFIX
+from lightning_internvl.files import read_json, write_json
+from lightning_internvl.stages import Stage
+
+LEAST = 10  # scenes of recall at 10
+
+
+class Tracking(L.Callback):
+    """Runs the stage's tasks every so many steps, logs their metrics as "val/<metric>" and right and wrong cases as pictures.
+
+    Args:
+        every_n_steps: optimizer steps between two times; None never measures.
+        samples: of each task, the first ones of those that are measured at the end.
+        best: metric whose best weights are kept in `RUN/best/<stage>/`, a hand-off folder; or such a metric for each stage by its
+            name. None keeps none, nor does a stage that is not named.
+        lowest: whether the lowest value is the best.
+        cases: how many right and how many wrong ones are logged as pictures.
+        tasks: tasks by name (completed).
+        bench: the model with its collators and held-out data (completed); None measures nothing.
+        tokenizers: of the parts that read text (completed).
+
+    Raises:
+        ValueError: for numbers below 1, and `best` without `every_n_steps`.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        samples: int = 50,
+        best: str | Mapping[str, str] | None = None,
+        lowest: bool = False,
+        cases: int = 4,
+        tasks: Mapping[str, Callable[[Bench], dict[str, float]]] | None = None,
+        bench: Bench | None = None,
+        tokenizers: Mapping[str, Any] | None = None,
+    ) -> None:
+        faults = {
+            f"{every_n_steps=} must be 1 or more": every_n_steps is not None and every_n_steps < 1,
+            f"{samples=} must be {LEAST} or more": samples < LEAST,
+            f"{cases=} must be 0 or more": cases < 0,
+        }
+        if found := [f"callbacks.tracking.{fault}" for fault, is_one in faults.items() if is_one]:
+            raise ConfigError(found)
+        if best is not None and every_n_steps is None:
+            raise ValueError(f"callbacks.tracking.{best=} needs every_n_steps=N: how often it is looked for")
+        self.every_n_steps, self.best, self.lowest, self.cases = every_n_steps, best, lowest, cases
+        self.tasks, self.tokenizers = dict(tasks or {}), tokenizers
+        self.bench = _light(bench, samples) if bench is not None and every_n_steps is not None else None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Stage) -> None:
+        """The value before the first step; a metric that does not exist is found here and not after a hundred steps."""
+        if trainer.global_step == 0:
+            self._measure(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
+        last_of_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if last_of_step and self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: L.Trainer, stage: Stage) -> None:
+        if self.bench is None or not (trainer.is_global_zero or stage.divided):
+            return
+        self.bench.journal, found = Journal(cases=self.cases), {}
+        with self.bench.evaluating() as bench, torch.random.fork_rng():
+            for task in self.tasks.values():
+                found |= stage.use(task, bench)
+        best = self.best if isinstance(self.best, str | None) else self.best.get(stage.name)
+        if best is not None and best not in found:
+            names = [name for name in found if not name.endswith(CHANCE_SUFFIX)]
+            fault = f"callbacks.tracking.best={best}: stage {stage.name} has no such metric; {suggestion(best, names)}"
+            raise ConfigError([f"{fault}; of several stages some are named with best={{STAGE: METRIC}}"])
+        if trainer.is_global_zero:
+            self._log(trainer, found)
+        if best is not None:
+            self._keep(trainer.global_step, stage, best, found[best], trainer.is_global_zero)
+
+    def _log(self, trainer: L.Trainer, found: Mapping[str, float]) -> None:
+        step = max(0, trainer.global_step - 1)  # as Lightning counts what is logged after a step
+        values = {f"val/{name}": value for name, value in found.items() if not name.endswith(CHANCE_SUFFIX)}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+            for right in (True, False):
+                cases = [case for case in self.bench.journal.shown if case["right"] == right]
+                if cases:
+                    _log_pictures(logger, "right" if right else "wrong", cases, step)
+
+    def _keep(self, step: int, stage: Stage, metric: str, value: float, first: bool) -> None:
+        """Replace the best weights, if these are better. Where weights are divided, all processes have the same value."""
+        place, note = stage.run_dir / "best" / stage.name, stage.folder / "best.json"
+        before = read_json(note, {}) if place.exists() else {}
+        known = before.get("value") if before.get("metric") == metric else None
+        if known is not None and not (value < known if self.lowest else value > known):
+            return
+        if not first:
+            handoff.take_part(stage.model, stage.base)
+            return
+        known = {"config": stage.parts, "plan": stage.plan, "tokenizers": self.tokenizers, "base": stage.base}
+        handoff.save(stage.model, place, stage=stage.name, step=step, **known)
+        write_json(note, {"metric": metric, "value": value, "step": step})
+
+
+def _light(bench: Bench, samples: int) -> Bench:
+    """A bench of fewer samples."""
+    light, data = copy.copy(bench), bench.held_out
+    counts = {"scenes": min(samples, data.scenes), "questions": min(samples, data.asked), "single": min(samples, data.single)}
+    light.held_out = HeldOutScenes(seed=data.seed, image_size=data.image_size, styles=data.styles, **counts)
+    return light
+
+
+def _log_pictures(logger: Any, kind: str, cases: list[dict[str, Any]], step: int) -> None:
+    """Cases to a logger that takes pictures: TensorBoard's, and those with `log_image` (W&B)."""
+    pictures = [np.array(Image.open(io.BytesIO(base64.b64decode(case["png"]))).convert("RGB")) for case in cases]
+    said = [f"{case['question']} {case['answer']} (true: {case['truth']})" for case in cases]
+    if hasattr(logger, "log_image"):
+        logger.log_image(key=f"val/{kind}", images=pictures, caption=said, step=step)
+    elif hasattr(logger.experiment, "add_image"):
+        for number, (picture, text) in enumerate(zip(pictures, said, strict=True)):
+            logger.experiment.add_image(f"{kind}/{number}", picture, step, dataformats="HWC")
+            logger.experiment.add_text(f"{kind}/{number}", text, step)

@@ -1,0 +1,113 @@
+"""Naming pictures by sentences alone, and the scores of any classifier.
+
+Letters: N pictures, C classes, E contrastive width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_internvl.data.class_folder import read_class_folder
+from lightning_internvl.data.language import LANGUAGES
+from lightning_internvl.data.prompts import prompts, read_prompts
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.features import Asked, scenes_of
+from lightning_internvl.objectives import similarities
+
+Metrics = dict[str, float]
+
+
+class ZeroShotClassification:
+    """Naming a picture by the nearest class, each class the mean of its prompts (CLIP, section 3.1.4).
+
+    Args:
+        path: a folder with one folder a class; None: the built-in pictures of single things.
+        names: a file with the names of the classes; None: those of the folders.
+        templates: what is said about a class, a set of `lightning_internvl.data.prompts` or a file; the built-in things have
+            sentences of their own.
+        language: of those sentences.
+        mode: the image embedding, "c" or "g" where the model has both.
+        samples: only that many pictures, spread over the classes (built-in things take turns, so the first ones are).
+        max_missing: the share of pictures that may be unreadable.
+    """
+
+    needs = "pairs"
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        names: str | None = None,
+        templates: str = "imagenet",
+        language: str = "en",
+        mode: str = "c",
+        top_k: Sequence[int] = (1, 5),
+        samples: int | None = None,
+        max_missing: float = 0.01,
+        version: int = 1,
+    ) -> None:
+        if path is None and names is not None:
+            raise ValueError(f"names={names} are of the classes of a folder; give path=FOLDER with them")
+        if path is not None:
+            read_prompts(templates)  # a wrong word is told before anything is loaded
+        if language not in LANGUAGES:
+            raise ValueError(f"{language=} is not known; valid choices: {', '.join(LANGUAGES)}")
+        self.path, self.names, self.templates, self.language, self.mode = path, names, templates, language, mode
+        self.top_k, self.samples, self.max_missing = tuple(top_k), samples, max_missing
+
+    def __call__(self, bench: Bench) -> Metrics:
+        if self.path is None:
+            data = scenes_of(bench).labelled(self.language)
+            images, labels, said, total = data.images[: self.samples], data.labels[: self.samples], data.prompts, len(data.images)
+            names = [texts[0] for texts in said]
+        else:
+            folder = read_class_folder(self.path, self.names, self.samples)
+            images, labels, names, total = folder.images, folder.labels, folder.names, folder.total
+            said = prompts(names, self.templates)
+        asked = Asked(bench, images, self.max_missing)
+        scores = similarities(bench.embed_images(asked.images, self.mode), classifier(bench, said)).float().cpu()
+        return judged(asked, scores, labels, names, self.top_k) | {"samples_asked": total}
+
+
+def judged(
+    asked: Asked,
+    scores_NC: Tensor,
+    labels: Sequence[int],
+    names: Sequence[str],
+    top_k: Sequence[int],
+    question: str = "which class?",
+) -> Metrics:
+    """The scores of the samples that could be read, and how many these are; each answer is noted."""
+    kept = asked.kept()
+    scores, truth = scores_NC[kept], torch.tensor(labels)[kept]
+    best = scores.argmax(dim=1)
+    said = ([names[place] for place in places.tolist()] for places in (best, truth))
+    asked.note(question, *said, right=(best == truth).tolist())
+    return class_scores(scores, truth, top_k) | {"samples": len(kept)}
+
+
+def classifier(bench: Bench, said: Sequence[Sequence[str]]) -> Tensor:
+    """The prompts of every class -> (C, E), normalised: the mean of the normalised prompts, normalised again."""
+    return F.normalize(torch.stack([bench.embed_texts(texts).mean(dim=0) for texts in said]), dim=-1)
+
+
+def class_scores(scores_NC: Tensor, labels_N: Tensor, top_k: Sequence[int] = (1, 5)) -> Metrics:
+    """Share of pictures whose class is among the best k, and the mean of the classes' own shares, each beside its chance.
+
+    A k of as many classes as there are, or more, is left out: it would always be right.
+    """
+    classes, metrics = scores_NC.shape[1], {}
+    largest = [k for k in top_k if k < classes]
+    best = scores_NC.topk(max([1, *largest]), dim=1).indices
+    right = best == labels_N[:, None]
+    for k in largest:
+        metrics |= {f"top{k}": right[:, :k].any(dim=1).double().mean().item(), f"top{k}_chance": k / classes}
+    shown = torch.bincount(labels_N, minlength=classes)
+    hits = torch.bincount(labels_N, weights=right[:, 0].double(), minlength=classes)
+    there = shown > 0
+    share = (hits[there] / shown[there]).mean().item()
+    return metrics | {"mean_per_class": share, "mean_per_class_chance": 1 / int(there.sum())}

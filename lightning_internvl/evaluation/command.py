@@ -1,0 +1,99 @@
+"""What `evaluate.py` does: every task with the model that can do it, and the files that say what came out and how."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_internvl.compose import Build, Config
+from lightning_internvl.console import console
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.journal import Journal
+from lightning_internvl.evaluation.opening import Subject, subject_for, subjects_of
+from lightning_internvl.evaluation.page import write_page
+from lightning_internvl.evaluation.results import results_table
+from lightning_internvl.evaluation.settings import folder_of
+from lightning_internvl.evaluation.stage_tasks import StageTasks
+from lightning_internvl.files import read_json, write_json
+
+OPEN = ("samples", "max_missing")  # settings that change no answer
+METRICS, RECORD, ANSWERS, CASES = "metrics.json", "record.json", "predictions.jsonl", "cases.json"
+
+
+class Job(NamedTuple):
+    """A task, the model that it measures, and what was asked for."""
+
+    name: str
+    task: Any
+    subject: Subject
+    settings: Config
+
+
+def run_evaluation(settings: Mapping[str, Any], build: Build) -> None:
+    """Do what the settings ask for; raises ValueError for what cannot be opened or measured."""
+    tasks = {name: build(node) for name, node in settings["task"].items()}
+    folder, subjects = folder_of(settings), subjects_of(settings, build)
+    jobs = [job for name, task in tasks.items() for job in _jobs(name, task, subjects, settings["task"][name])]
+    found: dict[str, Any] = {}
+    for subject in subjects:  # each that a task needs is loaded once, and one at a time
+        own = [job for job in jobs if job.subject is subject]
+        bench = subject.open() if own else None
+        for job in own:
+            found[job.name] = _measure(job, bench, folder / job.name, settings, build)
+            write_json(folder / METRICS, read_json(folder / METRICS, {}) | {job.name: found[job.name]})
+        del bench
+    page = write_page(folder)
+    console.print(results_table({job.name: found[job.name] for job in jobs}))
+    console.print(f"answers, settings and numbers: {folder}\nright and wrong cases: {page}", soft_wrap=True, markup=False)
+
+
+def _jobs(name: str, task: Any, subjects: list[Subject], settings: Config) -> Iterator[Job]:
+    if not isinstance(task, StageTasks):
+        yield Job(name, task, subject_for(name, getattr(task, "needs", None), subjects), settings)
+        return
+    for subject in subjects:
+        if subject.tasks is None:
+            yield Job(name, task, subject, settings)
+        elif any(subject.tasks.values()):
+            own = partial(task.of, subject.tasks)
+            yield Job(f"{name}/{subject.name}", own, subject, settings | {"tasks": subject.tasks})
+
+
+def _measure(job: Job, bench: Bench, folder: Path, settings: Mapping[str, Any], build: Build) -> dict[str, float]:
+    """The numbers of a task; its record, answers and cases are written to its folder."""
+    console.print(f"{job.name}: {job.subject.place}", soft_wrap=True, markup=False)
+    record = {
+        "task": job.name,
+        "settings": job.settings,
+        "model": {"place": job.subject.place, "weights": job.subject.weights, "dtype": settings["dtype"]},
+    }
+    _forget_others(folder, record)
+    write_json(folder / RECORD, record)
+    bench.journal, begun = Journal(folder / ANSWERS, settings["cases"]), time.monotonic()
+    with bench.evaluating():
+        found = job.task(bench, build) if isinstance(job.task, partial) else job.task(bench)
+    seconds = round(time.monotonic() - begun, 2)
+    write_json(folder / RECORD, {**record, **bench.journal.record(), "seconds": seconds, "metrics": found})
+    write_json(folder / CASES, bench.journal.shown)
+    return found
+
+
+def _forget_others(folder: Path, record: Config) -> None:
+    """Remove answers that were given under other settings."""
+    before = read_json(folder / RECORD)
+    if before is not None and not _same(before, record) and (folder / ANSWERS).exists():
+        (folder / ANSWERS).unlink()
+        console.print(
+            f"{folder / ANSWERS}: asked again, for the settings or the weights have changed", soft_wrap=True, markup=False
+        )
+
+
+def _same(one: Config, two: Config) -> bool:
+    return all(_answered_by(one, key) == _answered_by(two, key) for key in ("settings", "model"))
+
+
+def _answered_by(record: Config, key: str) -> Config:
+    return {name: value for name, value in record[key].items() if name not in OPEN}

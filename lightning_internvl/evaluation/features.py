@@ -1,0 +1,138 @@
+"""What a frozen tower or a contrastive model gives for many pictures, for the tasks that are judged on features.
+
+Letters: N pictures, P visual tokens, D width of the tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_internvl.data.held_out import HeldOutScenes
+from lightning_internvl.data.pictures import Pictures
+from lightning_internvl.data.processors import Processor, Squash
+from lightning_internvl.evaluation.bench import Bench
+
+GREY = np.full((8, 8, 3), 127, dtype=np.uint8)
+
+
+class Asked:
+    """The pictures that a task asks for. One that cannot be read is noted in the journal and left out of the score.
+
+    Args:
+        images: pictures, or videos where `blank` is one.
+        max_missing: the share that may be left out.
+        blank: what stands in the place of one that cannot be read.
+
+    Attributes:
+        images: what the model is shown.
+    """
+
+    def __init__(self, bench: Bench, images: Sequence[np.ndarray], max_missing: float, blank: np.ndarray = GREY) -> None:
+        self.bench, self.source, self.max_missing, self.blank = bench, images, max_missing, blank
+        self.lost: set[int] = set()
+        self.images = Pictures(range(len(images)), self._read) if isinstance(images, Pictures) else images
+
+    def _read(self, place: int) -> np.ndarray:
+        try:
+            return self.source[place]
+        except ValueError as error:
+            self.bench.journal.lacks(self.key(place), error)
+            self.lost.add(place)
+            if len(self.lost) > self.max_missing * len(self.source):
+                raise ValueError(
+                    f"{len(self.lost)} of {len(self.source)} samples cannot be used, a larger share than "
+                    f"max_missing={self.max_missing}; the last one: {error}"
+                ) from error
+            return self.blank
+
+    def key(self, place: int) -> str:
+        """What a sample is called."""
+        return str(self.source.items[place] if isinstance(self.source, Pictures) else place)
+
+    def kept(self) -> list[int]:
+        """The places of the samples that could be read, once all have been asked for; raises ValueError if there are none."""
+        found = [place for place in range(len(self.source)) if place not in self.lost]
+        if not found:
+            raise ValueError(
+                f"none of {len(self.source)} samples can be used; one of them: {next(iter(self.bench.journal.missing))}"
+            )
+        return found
+
+    def note(self, question: str, answers: Sequence[str], truths: Sequence[str], right: Sequence[bool]) -> None:
+        """Keep what was answered about each of the `kept` samples, and some cases with their pictures (of a video its middle)."""
+        kept, journal = self.kept(), self.bench.journal
+        said = list(zip(kept, answers, truths, right, strict=True))
+        journal.finish(
+            {"key": self.key(place), "question": question, "answer": answer, "truth": truth, "right": bool(is_right)}
+            for place, answer, truth, is_right in said
+        )
+        for place, answer, truth, is_right in said:
+            if journal.wants(is_right):
+                shown = self.source[place]
+                picture = shown[len(shown) // 2] if shown.ndim == 4 else shown
+                journal.show(picture, question=question, answer=answer, truth=truth, right=is_right)
+
+
+def scenes_of(bench: Bench) -> HeldOutScenes:
+    """The built-in scenes that the model's training held out, or those of seed 0 for a model that was trained on others."""
+    if isinstance(bench.held_out, HeldOutScenes):
+        return bench.held_out
+    size = bench.model.encoder.image_size
+    return HeldOutScenes(seed=0, image_size=size + size % 2)
+
+
+def processor_of(bench: Bench) -> Processor:
+    """How the model sees a picture as one square."""
+    found = bench.pairs or bench.labels or bench.chats
+    return found.processor.whole()
+
+
+def squares(bench: Bench, image_size: int | None = None) -> Processor:
+    """Pictures as the model sees them, but whole, so that a place in the picture is the same place in the square."""
+    seen = processor_of(bench)
+    return Squash(image_size or seen.image_size, seen.mean, seen.std)
+
+
+def encoded(bench: Bench, images: Sequence[np.ndarray], layers: Sequence[int], processor: Processor) -> list[Tensor]:
+    """Hidden states (N, P, D), one a layer, of pictures that the tower sees at once.
+
+    Raises:
+        ValueError: for a tower that reads more than one square a picture.
+    """
+    if hasattr(bench.model.encoder, "blank"):
+        raise ValueError(f"{type(bench.model.encoder).__name__} does not read one square a picture, as this task needs it")
+    weight = next(bench.model.encoder.parameters(), torch.zeros(0))
+    pixels = processor.inputs([processor(image) for image in images])["pixel_values"]
+    return bench.model.encoder(pixels.to(weight.device, weight.dtype), layers=tuple(layers))
+
+
+def tower_states(bench: Bench, images: Sequence[np.ndarray], layers: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Hidden states (N, P, D), one a layer, of `bench.batch_size` pictures at a time, on the CPU in float32."""
+    processor = processor_of(bench)
+    for start in range(0, len(images), bench.batch_size):
+        states = encoded(bench, images[start : start + bench.batch_size], layers, processor)
+        yield [state.float().cpu() for state in states]
+
+
+def patches_of(states_NPD: Tensor) -> tuple[Tensor, int]:
+    """The tokens of patches, without those in front that stand for none (CLS), and the side of their square.
+
+    Raises:
+        ValueError: for tokens that are no square.
+    """
+    tokens = states_NPD.shape[1]
+    side = int(tokens**0.5)
+    if tokens - side**2 > 1:
+        raise ValueError(f"{tokens} visual tokens are no square of patches, with CLS or without")
+    return states_NPD[:, tokens - side**2 :], side
+
+
+def pooled(states_NPD: Tensor) -> Tensor:
+    """One vector a picture: the mean of the patches, behind CLS where there is one: (N, D) or (N, 2 D)."""
+    patches, side = patches_of(states_NPD)
+    front = states_NPD[:, : states_NPD.shape[1] - side**2].flatten(1)
+    return torch.cat([front, patches.mean(dim=1)], dim=-1)

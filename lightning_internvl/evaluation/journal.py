@@ -1,0 +1,93 @@
+"""What a task leaves behind beside its numbers: every answer as it comes, samples without a score, and some cases to look at."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lightning_internvl.files import write_text
+
+SIDE = 256  # of a picture that is kept to be looked at
+NAMED = 1000  # samples that could not be used and are named in the record; all are counted
+
+
+class Journal:
+    """The notes of one task. Answers are appended to a file one by one, so that an evaluation that was stopped goes on.
+
+    Args:
+        path: the JSON-lines file of answers; None keeps them in memory alone.
+        cases: how many right and how many wrong cases are kept with their pictures.
+    """
+
+    def __init__(self, path: Path | None = None, cases: int = 0) -> None:
+        self.path, self.cases = path, cases
+        self.missing: dict[str, str] = {}
+        self.notes: dict[str, Any] = {}  # what else tells how a score was found
+        self.shown: list[dict[str, Any]] = []
+        self._known = {(row["key"], row["question"]): row["answer"] for row in _rows(path)} if path else {}
+
+    def answer(self, key: str, question: str) -> str | None:
+        """What was answered to a question about a sample, now or before an interruption."""
+        return self._known.get((key, question))
+
+    def add(self, rows: Iterable[tuple[str, str, str]]) -> None:
+        """Keep (key, question, answer)."""
+        rows = list(rows)
+        self._known |= {(key, question): answer for key, question, answer in rows}
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(_line({"key": k, "question": q, "answer": a}) for k, q, a in rows)
+
+    def finish(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Replace the file by whole rows, each with "key", "question", "answer" and how it was judged."""
+        if self.path:
+            write_text(self.path, "".join(map(_line, rows)))
+
+    def lacks(self, key: str, reason: object) -> None:
+        """Note a sample that was asked for and cannot be scored."""
+        self.missing[key] = str(reason)
+
+    def wants(self, right: bool) -> bool:
+        """Whether another case of this kind is to be shown."""
+        return sum(case["right"] == right for case in self.shown) < self.cases
+
+    def show(self, picture: np.ndarray, *, question: str, answer: str, truth: str, right: bool) -> None:
+        """Keep a case, (H, W, 3) uint8, if there is room for its kind."""
+        if self.wants(right):
+            said = {"question": question, "answer": answer, "truth": truth}
+            self.shown.append({"png": thumbnail(picture), **said, "right": bool(right)})
+
+    def record(self) -> dict[str, Any]:
+        """The notes, and the samples that could not be used, for the record of the task."""
+        return {**self.notes, "missing": len(self.missing), "missing_named": dict(list(self.missing.items())[:NAMED])}
+
+
+def thumbnail(picture: np.ndarray) -> str:
+    """(H, W, 3) uint8 -> base64 PNG, at most SIDE pixels wide and high."""
+    image, stream = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((SIDE, SIDE))
+    image.save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; half a line, left by a process that was killed, is cut off."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_text(path, whole)
+    return [json.loads(line) for line in whole.splitlines()]

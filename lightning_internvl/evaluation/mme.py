@@ -1,0 +1,111 @@
+"""MME: two questions a picture, one to be answered yes and one no (Fu et al., 2023, arXiv:2306.13394)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_internvl.applications.gallery import SUFFIXES
+from lightning_internvl.evaluation.answers import BUILT_IN, Case, Judged
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.scene_cases import mme_cases
+from lightning_internvl.evaluation.tasks import Metrics
+
+PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+QUESTIONS, PICTURES = "questions_answers_YN", "images"  # folders of some subtasks; the others have all files in one
+CHANCE = {"accuracy": 0.5, "accuracy_plus": 0.25, "score": 75.0}  # of answers that are drawn
+
+
+class MME(Judged):
+    """For each subtask the share of right answers, that of pictures with both right (accuracy+), and their sum in percent, the
+    score; over all subtasks of perception and of cognition the sums of their scores.
+
+    Args:
+        path: the folder of the set, a folder a subtask; or one subtask.
+    """
+
+    PROMPT = "{question}"  # the questions of the set ask for yes or no
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.folders = _subtasks(self.path) if self.path else []
+
+    def cases(self, bench: Bench) -> list[Case]:
+        if self.path is None:
+            return mme_cases(bench.held_out, BUILT_IN)
+        return [case for folder in self.folders for case in _read(folder)]
+
+    def judge(self, case: Case, answer: str) -> float:
+        return float(meaning(answer) == case.truth)
+
+    def score(self, cases: Sequence[Case], answers: Sequence[str], bench: Bench) -> Metrics:
+        right: dict[str, dict[str, list[bool]]] = {}
+        for case, answer in zip(cases, answers, strict=True):
+            picture = right.setdefault(case.part, {}).setdefault(case.key.rpartition("/")[0], [])
+            picture.append(bool(self.judge(case, answer)))
+        found: dict[str, Metrics] = {}
+        for part, pictures in right.items():
+            whole = [
+                pair for key, pair in pictures.items() if len(pair) == 2 or bench.journal.lacks(key, "one of its two questions")
+            ]
+            if whole := [pair for pair in pictures.values() if len(pair) == 2]:
+                accuracy, plus = sum(map(sum, whole)) / (2 * len(whole)), sum(map(all, whole)) / len(whole)
+                found[part] = {"accuracy": accuracy, "accuracy_plus": plus, "score": 100 * (accuracy + plus)}
+        scored = 2 * sum(len(pair) == 2 for pictures in right.values() for pair in pictures.values())
+        return {**self._sums(found), **_named(found), "samples": scored}
+
+    @staticmethod
+    def _sums(found: dict[str, Metrics]) -> Metrics:
+        sums = {}
+        for name, parts in (("perception", PERCEPTION), ("cognition", COGNITION)):
+            own = [found[part]["score"] for part in parts if part in found]
+            if own:
+                sums |= {name: sum(own), f"{name}_chance": CHANCE["score"] * len(own), f"{name}_subtasks": len(own)}
+        return sums
+
+
+def meaning(answer: str) -> str:
+    """What an answer means to the official script: yes or no where that is in its first four letters, else "other"."""
+    answer = answer.lower()
+    start = answer if answer in ("yes", "no") else answer[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def _named(found: dict[str, Metrics]) -> Metrics:
+    return {
+        name: value
+        for part, numbers in found.items()
+        for key, number in numbers.items()
+        for name, value in ((f"{part}_{key}", number), (f"{part}_{key}_chance", CHANCE[key]))
+    }
+
+
+def _subtasks(path: Path) -> list[Path]:
+    folders = (
+        [folder for folder in (path, *sorted(path.iterdir())) if folder.is_dir() and _texts(folder)] if path.is_dir() else []
+    )
+    if not folders:
+        raise ValueError(f"path={path} is no MME folder: neither it nor a folder in it holds NAME.txt files of questions")
+    return folders
+
+
+def _texts(folder: Path) -> list[Path]:
+    own = folder / QUESTIONS
+    return sorted((own if own.is_dir() else folder).glob("*.txt"))
+
+
+def _read(folder: Path) -> list[Case]:
+    cases = []
+    pictures = folder / PICTURES if (folder / PICTURES).is_dir() else folder
+    by_stem = {path.stem: path for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES}
+    for text in _texts(folder):
+        picture = by_stem.get(text.stem, pictures / f"{text.stem}.jpg")
+        lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for number, line in enumerate(lines):
+            question, _, truth = line.strip().rpartition("\t")
+            if truth.lower() not in ("yes", "no") or not question:
+                raise ValueError(f"{text}:{number + 1} is no question, a tab, and Yes or No: {line[:80]!r}")
+            cases.append(Case(f"{folder.name}/{text.stem}/{number}", picture, question.strip(), truth.lower(), folder.name))
+    return cases

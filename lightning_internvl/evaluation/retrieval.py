@@ -1,0 +1,191 @@
+"""Finding the captions of a picture and the pictures of a caption, among as many as there are.
+
+Similarities are never all held at once: a block of rows is compared with all columns, and its best columns are kept.
+Letters: N pictures, T captions, Q embeddings of a picture where it has several, E contrastive width, K best columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_internvl.data.caption_files import read_captions
+from lightning_internvl.data.collate import pad_rows
+from lightning_internvl.data.language import LANGUAGES
+from lightning_internvl.data.pictures import Pictures
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.features import Asked, encoded, scenes_of
+from lightning_internvl.middleware.streams import Stream
+from lightning_internvl.objectives import similarities
+
+Metrics = dict[str, float]
+
+
+class ImageTextRetrieval:
+    """Recall at k in both directions: the share of pictures with one of their captions among the best k, and of captions with
+    their picture among them. With `rerank` the matching head reorders the best of each.
+
+    Args:
+        path: a file of captions (see `read_captions`); None: the built-in scenes, one caption a picture.
+        images: the folder where the paths of pictures start; None: that of the file.
+        split: of a file with several, the one that is measured.
+        per_picture: at most that many captions of a picture.
+        language: of the captions of the built-in scenes.
+        mode: the image embedding, "c" or "g" where the model has both.
+        rerank: how many of the nearest the matching head reads, in each direction; 0 leaves it out.
+        block: similarities held at once, in millions.
+        samples: only that many pictures.
+        max_missing: the share of pictures that may be unreadable; their captions are left out with them.
+    """
+
+    needs = "pairs"
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        images: str | None = None,
+        split: str | None = "test",
+        per_picture: int | None = 5,
+        language: str = "en",
+        mode: str = "c",
+        rerank: int = 0,
+        block: float = 16,
+        top_k: Sequence[int] = (1, 5, 10),
+        samples: int | None = None,
+        max_missing: float = 0.01,
+        version: int = 1,
+    ) -> None:
+        if rerank < 0 or block <= 0 or min(top_k, default=0) < 1:
+            raise ValueError(f"{rerank=} must be 0 or more, {block=} above 0, {top_k=} numbers from 1 on")
+        if language not in LANGUAGES:
+            raise ValueError(f"{language=} is not known; valid choices: {', '.join(LANGUAGES)}")
+        self.path, self.images, self.split, self.per_picture, self.language = path, images, split, per_picture, language
+        self.mode, self.rerank, self.block, self.top_k, self.samples = mode, rerank, int(block * 2**20), tuple(top_k), samples
+        self.max_missing = max_missing
+
+    def __call__(self, bench: Bench) -> Metrics:
+        if self.rerank and "itm" not in bench.model.objectives:
+            raise ValueError(f"rerank={self.rerank} needs a matching head, and this model has none; set rerank=0")
+        images, captions, total = self._data(bench)
+        asked = Asked(bench, images, self.max_missing)
+        image = bench.embed_images(asked.images, self.mode).float()
+        kept = asked.kept()
+        image, images, captions = image[kept], _chosen(images, kept), [captions[place] for place in kept]
+        texts = [text for own in captions for text in own]
+        owner = torch.tensor([place for place, own in enumerate(captions) for _ in own])
+        text, widest = bench.embed_texts(texts).float(), max([self.rerank, *self.top_k])
+        to_text = best_columns(image, text, widest, self.block)
+        to_image = best_columns(text, image, widest, self.block)
+        nearest = to_text[1][:, 0]
+        said = [texts[place] for place in nearest.tolist()]
+        asked.note("its caption?", said, [own[0] for own in captions], (owner[nearest] == torch.arange(len(nearest))).tolist())
+        metrics = recalls("", to_text[1], to_image[1], owner, self.top_k)
+        if self.rerank:
+            metrics |= recalls("itm_", *reranked(bench, images, texts, to_text, to_image, self.rerank), owner, self.top_k)
+        return metrics | {"captions": len(texts), "samples": len(images), "samples_asked": total}
+
+    def _data(self, bench: Bench) -> tuple[Sequence[np.ndarray], list[list[str]], int]:
+        if self.path is None:
+            data = scenes_of(bench).captioned(language=self.language)
+            return data.images[: self.samples], [[text] for text in data.captions[: self.samples]], len(data.captions)
+        found = read_captions(self.path, self.images, self.split, self.per_picture, self.samples)
+        return found.images, found.captions, found.total
+
+
+def _chosen(images: Sequence[np.ndarray], places: Sequence[int]) -> Sequence[np.ndarray]:
+    return Pictures(places, images.__getitem__) if isinstance(images, Pictures) else images[places]
+
+
+def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    """The most similar columns of each row, the best first: their similarities and places, both (rows, min(k, columns)), CPU.
+
+    Args:
+        rows, columns: normalised embeddings, one side (.., E), the other side (.., E) or (.., Q, E).
+        block: similarities held at once; a row at least.
+    """
+    queries = max(x.shape[1] if x.ndim == 3 else 1 for x in (rows, columns))
+    step, kept = max(1, block // (len(columns) * queries)), min(k, len(columns))
+    values, places = [], []
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        scores = similarities(part, columns) if columns.ndim == 2 else similarities(columns, part).T
+        best = scores.topk(kept, dim=1)
+        values.append(best.values.cpu())
+        places.append(best.indices.cpu())
+    return torch.cat(values), torch.cat(places)
+
+
+def recalls(name: str, texts_NK: Tensor, images_TK: Tensor, owner_T: Tensor, top_k: Sequence[int]) -> Metrics:
+    """Recall at k from the best captions of each picture and the best pictures of each caption, beside what chance finds.
+
+    Args:
+        name: prefix of the names.
+        owner_T: the picture of each caption.
+    """
+    right = {
+        "image_to_text": owner_T[texts_NK] == torch.arange(len(texts_NK))[:, None],
+        "text_to_image": images_TK == owner_T[:, None],
+    }
+    own = torch.bincount(owner_T, minlength=len(texts_NK)).tolist()
+    metrics = {}
+    for direction, hits in right.items():
+        for k in top_k:
+            found = hits[:, :k].any(dim=1).double().mean().item()
+            if direction == "image_to_text":
+                chance = sum(_found_by_chance(len(owner_T), mine, k) for mine in own) / len(own)
+            else:
+                chance = _found_by_chance(len(own), 1, k)
+            metrics |= {f"{name}{direction}_r{k}": found, f"{name}{direction}_r{k}_chance": chance}
+    return metrics
+
+
+def _found_by_chance(all_of_them: int, own: int, k: int) -> float:
+    """How likely k draws without return hold one of `own` items."""
+    k = min(k, all_of_them)
+    return 1 - math.comb(all_of_them - own, k) / math.comb(all_of_them, k)
+
+
+Best = tuple[Tensor, Tensor]
+
+
+def reranked(
+    bench: Bench, images: Sequence[np.ndarray], texts: Sequence[str], to_text: Best, to_image: Best, k: int
+) -> tuple[Tensor, Tensor]:
+    """The best k of both directions in the order of similarity plus the logit of a match (official evaluation of BLIP-2 in
+    LAVIS): places (N, k) and (T, k). What comes behind them keeps its order. A pair is read once, a picture encoded once."""
+    near_text, near_image = to_text[1][:, :k], to_image[1][:, :k]
+    pictures = torch.arange(len(near_text))[:, None].expand_as(near_text)
+    captions = torch.arange(len(near_image))[:, None].expand_as(near_image)
+    numbers = [pictures * len(texts) + near_text, near_image * len(texts) + captions]
+    pairs = torch.unique(torch.cat([one.flatten() for one in numbers]))
+    logits = match_logits(bench, images, texts, pairs // len(texts), pairs % len(texts))
+    found = []
+    for (values, places), wanted in zip((to_text, to_image), numbers, strict=True):
+        scores = values[:, :k] + logits[torch.searchsorted(pairs, wanted)]
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        found.append(torch.cat([places[:, :k].gather(1, order), places[:, k:]], dim=1))
+    return found[0], found[1]
+
+
+def match_logits(
+    bench: Bench, images: Sequence[np.ndarray], texts: Sequence[str], pictures_M: Tensor, captions_M: Tensor
+) -> Tensor:
+    """The logit of a match for each pair of a picture and a caption, (M,) float32; pairs are in the order of their pictures."""
+    middleware, found = bench.model.middleware, []
+    step = max(1, bench.batch_size // max(1, round(len(pictures_M) / max(1, len(images)))))
+    for start in range(0, len(images), step):
+        part = slice(*torch.searchsorted(pictures_M, torch.tensor([start, start + step])).tolist())
+        visual = encoded(bench, images[start : start + step], middleware.layers[:1], bench.pairs.processor)[0]
+        own, said = pictures_M[part] - start, captions_M[part].tolist()
+        for at in range(0, len(said), bench.batch_size):
+            rows = bench.pairs.rows("itm", [texts[place] for place in said[at : at + bench.batch_size]])
+            ids, mask = (tensor.to(bench.device) for tensor in pad_rows(*rows))
+            seen = visual[own[at : at + bench.batch_size].to(bench.device)]
+            ((queries, _),) = middleware.read(seen, [Stream("itm", ids, mask)])
+            found.append(bench.model.objectives["itm"].logits(queries)[:, 1].float().cpu())
+    return torch.cat(found)

@@ -1,0 +1,220 @@
+"""Semantic segmentation by a head on the frozen features of a tower (InternVL, section 4.2).
+
+Letters: N pictures, D width of the tower, G side of the square of patches, S side of a square of pixels, H, W sides of a picture,
+C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from lightning_internvl.data.mask_folder import IGNORED, SCENE_CLASSES, MaskedPictures, read_mask_folder, scene_masks
+from lightning_internvl.data.processors import Processor
+from lightning_internvl.data.scenes import Scenes
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.classification import Metrics
+from lightning_internvl.evaluation.features import Asked, encoded, patches_of, scenes_of, squares
+from lightning_internvl.evaluation.heads import HEADS
+from lightning_internvl.evaluation.journal import Journal
+
+SCENES = 500  # that are scored unless told otherwise
+RIGHT = 0.9  # share of right pixels from which a picture is shown as a right case
+
+UNKNOWN = np.full((1, 1), IGNORED, dtype=np.uint8)
+
+
+class Segmentation:
+    """Fits a head on training pictures, always in the same way, and scores it on others.
+
+    The whole picture is squashed to a square in training and in scoring, and the answer is enlarged to the picture's own size.
+
+    Args:
+        path: ADE20K's folder (see `read_mask_folder`); None: the built-in scenes (classes: background, things).
+        train, split: names of the folders of the pictures to fit on and of those to score.
+        classes: how many there are.
+        reduce_zero_label: whether 0 stands for no class.
+        head: "linear" on the last hidden state, or "upernet" on four.
+        layers: hidden states that are read; None: the last one, or four that lie evenly apart.
+        image_size: side in pixels of what the tower sees; None: its own.
+        width: channels of the UperNet head.
+        steps, batch_size, lr, weight_decay: of AdamW with a cosine.
+        seed: of the first weights, of which pictures come and of their mirroring.
+        samples: only that many pictures are scored, spread over all.
+        max_missing: the share of pictures that may be unreadable.
+    """
+
+    needs = "encoder"
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        train: str = "training",
+        split: str = "validation",
+        classes: int = 150,
+        reduce_zero_label: bool = True,
+        head: str = "linear",
+        layers: Sequence[int] | None = None,
+        image_size: int | None = None,
+        width: int = 64,
+        steps: int = 400,
+        batch_size: int = 16,
+        lr: float = 3e-3,
+        weight_decay: float = 0.05,
+        seed: int = 0,
+        samples: int | None = None,
+        max_missing: float = 0.01,
+        version: int = 1,
+    ) -> None:
+        if head not in HEADS:
+            raise ValueError(f"{head=} is not known; valid choices: {', '.join(HEADS)}")
+        if layers is not None and len(layers) != HEADS[head].levels:
+            raise ValueError(f"{head=} reads {HEADS[head].levels} hidden state(s), but {layers=}")
+        if min(steps, lr, width) <= 0 or batch_size < 2 or not 2 <= classes <= IGNORED:
+            raise ValueError(f"{steps=}, {lr=}, {width=} must lie above 0, {batch_size=} above 1, {classes=} from 2 to {IGNORED}")
+        self.path, self.splits, self.reduce_zero_label = path, (train, split), reduce_zero_label
+        self.classes = SCENE_CLASSES if path is None else classes
+        self.head, self.layers, self.image_size, self.width = head, layers, image_size, width
+        self.steps, self.batch_size, self.lr, self.weight_decay = steps, batch_size, lr, weight_decay
+        self.seed, self.samples, self.max_missing = seed, samples, max_missing
+
+    def __call__(self, bench: Bench) -> Metrics:
+        processor, (fitted, scored) = squares(bench, self.image_size), self._data(bench)
+        layers = self.layers or layers_of(bench.model.encoder, HEADS[self.head].levels)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            head = HEADS[self.head](bench.model.encoder.dim, self.classes, self.width).to(bench.device)
+            self._fit(bench, head, fitted, layers, processor)
+        asked = Asked(bench, scored.images, self.max_missing)
+        confusion = torch.zeros(self.classes, self.classes, dtype=torch.int64)
+        for start in range(0, len(asked.images), bench.batch_size):
+            images = list(asked.images[start : start + bench.batch_size])
+            answers = head(maps(bench, images, layers, processor)).cpu()
+            for place, image, answer in zip(range(start, len(asked.images)), images, answers, strict=False):
+                if place not in asked.lost:
+                    confusion += self._judged(bench.journal, asked.key(place), image, scored.mask(place), answer)
+        return mask_scores(confusion) | {"samples": len(asked.kept()), "samples_asked": scored.total}
+
+    def _data(self, bench: Bench) -> tuple[MaskedPictures, MaskedPictures]:
+        """Pictures to fit on, and pictures to score."""
+        if self.path is None:
+            scenes = scenes_of(bench)
+            counts = (self.steps * self.batch_size, min(self.samples or SCENES, SCENES))
+            splits = [Scenes(scenes.seed, split, scenes.image_size, scenes.styles) for split in ("train", "scenes")]
+            fitted, scored = (scene_masks(source, count) for source, count in zip(splits, counts, strict=True))
+            return fitted, MaskedPictures(scored.images, scored.mask, SCENES)
+        train, split = self.splits
+        fitted = read_mask_folder(self.path, train, self.classes, self.reduce_zero_label)
+        return fitted, read_mask_folder(self.path, split, self.classes, self.reduce_zero_label, self.samples)
+
+    def _fit(self, bench: Bench, head: nn.Module, data: MaskedPictures, layers: Sequence[int], processor: Processor) -> None:
+        optimizer = torch.optim.AdamW(head.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        rows, learnt = _drawn(len(data.images), self.steps * self.batch_size), Asked(bench, data.images, self.max_missing)
+        head.train()
+        for _ in range(self.steps):
+            places = [next(rows) for _ in range(self.batch_size)]
+            turns = [1 if draw < 0.5 else -1 for draw in torch.rand(self.batch_size).tolist()]  # -1 mirrors a picture
+            images = [np.ascontiguousarray(learnt.images[place][:, ::turn]) for place, turn in zip(places, turns, strict=True)]
+            states = maps(bench, images, layers, processor)
+            side = max(
+                4 * states[0].shape[-1], processor.image_size // 4
+            )  # where heads are judged; finer costs much and says little
+            masks = [UNKNOWN if place in learnt.lost else data.mask(place) for place in places]
+            masks = [_resized(mask[:, ::turn], side) for mask, turn in zip(masks, turns, strict=True)]
+            truth = torch.stack(masks).long().to(bench.device)
+            with torch.enable_grad():
+                loss = F.cross_entropy(_enlarged(head(states), (side, side)), truth, ignore_index=IGNORED)
+                optimizer.zero_grad()
+                loss.backward()
+            optimizer.step()
+            schedule.step()
+        head.eval()
+
+    def _judged(self, journal: Journal, key: str, image: np.ndarray, mask: np.ndarray, answer: Tensor) -> Tensor:
+        """How many pixels of each true class were called what: (C, C), true classes in rows. Some pictures are kept as cases,
+        with the truth and the answer beside them in colours."""
+        if image.shape[:2] != mask.shape:
+            raise ValueError(f"{key} is {image.shape[:2]}, but its annotation {mask.shape} pixels")
+        truth, said = torch.from_numpy(mask).long(), _enlarged(answer[None], mask.shape)[0].argmax(dim=0)
+        judged = truth != IGNORED
+        right = (truth == said)[judged].float().mean().item()
+        if journal.wants(right >= RIGHT):
+            shown = np.concatenate([image, coloured(truth), coloured(said.masked_fill(~judged, IGNORED))], axis=1)
+            text = {"question": f"picture {key}, truth, answer", "answer": f"{right:.0%} of the pixels", "truth": "all"}
+            journal.show(shown, **text, right=right >= RIGHT)
+        pairs = truth[judged] * self.classes + said[judged]
+        return torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
+
+
+def coloured(classes_HW: Tensor) -> np.ndarray:
+    """(H, W, 3) uint8: a colour a class, black for class 0 and grey for no class."""
+    palette = np.random.default_rng(0).integers(40, 256, (IGNORED + 1, 3), dtype=np.uint8)
+    palette[0], palette[IGNORED] = 0, 127
+    return palette[classes_HW.numpy()]
+
+
+def layers_of(encoder: nn.Module, levels: int) -> list[int]:
+    """Hidden states that lie evenly apart, the last one among them; a tower of fewer layers gives some twice.
+
+    Raises:
+        ValueError: if several are wanted of a tower that does not say how many it has.
+    """
+    if levels > 1 and not hasattr(encoder, "depth"):
+        raise ValueError(f"{type(encoder).__name__} does not say how many layers it has; give layers=[...], {levels} of them")
+    depth = getattr(encoder, "depth", 1)
+    return [-1 - (depth * (levels - 1 - level)) // levels for level in range(levels)]
+
+
+def maps(bench: Bench, images: Sequence[np.ndarray], layers: Sequence[int], processor: Processor) -> list[Tensor]:
+    """What the tower makes of the places of some pictures: (N, D, G, G), one a layer, float32."""
+    found = []
+    for state in encoded(bench, images, layers, processor):
+        patches, side = patches_of(state)
+        found.append(patches.float().transpose(1, 2).unflatten(2, (side, side)))
+    return found
+
+
+def mask_scores(confusion_CC: Tensor) -> Metrics:
+    """Mean intersection over union of the classes that occur, the mean of their own shares of right pixels, and the share of all
+    pixels; chance is the commonest class everywhere.
+
+    Raises:
+        ValueError: if no pixel was judged.
+    """
+    counts = confusion_CC.double()
+    right, true, said = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    if not true.sum():
+        raise ValueError("the annotations judge no pixel: all of them stand for no class")
+    union, there = true + said - right, true > 0
+    commonest = (true.max() / true.sum()).item()
+    occurring = union > 0
+    return {
+        "miou": (right[occurring] / union[occurring]).mean().item(),
+        "miou_chance": commonest / int(there.sum()),
+        "mean_accuracy": (right[there] / true[there]).mean().item(),
+        "mean_accuracy_chance": 1 / int(there.sum()),
+        "pixel_accuracy": (right.sum() / true.sum()).item(),
+        "pixel_accuracy_chance": commonest,
+    }
+
+
+def _drawn(pictures: int, wanted: int) -> Iterator[int]:
+    """Pictures in random order, all before one comes again."""
+    for _ in range(-(-wanted // pictures)):
+        yield from torch.randperm(pictures).tolist()
+
+
+def _resized(mask: np.ndarray, side: int) -> Tensor:
+    """(H, W) -> (S, S)"""
+    return torch.from_numpy(np.array(Image.fromarray(np.ascontiguousarray(mask)).resize((side, side), Image.Resampling.NEAREST)))
+
+
+def _enlarged(x_NCGG: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(x_NCGG, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,35 @@
+"""What training measures, measured again: the tasks of a stage as one."""
+
+from __future__ import annotations
+
+from lightning_internvl.compose import Build, Config
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.tasks import Answering, Captioning, Metrics, Retrieval, ZeroShot
+
+
+class StageTasks:
+    """The tasks of every finished stage. `of` gives those of one stage, or those that a model without stages can do."""
+
+    def __init__(self, version: int = 1) -> None:
+        self.version = version
+
+    def __call__(self, bench: Bench) -> Metrics:
+        tasks = [Answering(), Captioning(writer="decoder")] if bench.chats else [ZeroShot(), Retrieval(mode="c", name="c")]
+        return run_all(tasks, bench)
+
+    @staticmethod
+    def of(tasks: Config, bench: Bench, build: Build) -> Metrics:
+        """The numbers of a stage.
+
+        Args:
+            tasks: settings of its tasks by name.
+        """
+        return run_all([build(task) for task in tasks.values() if task], bench)
+
+
+def run_all(tasks: list, bench: Bench) -> Metrics:
+    """The numbers of several tasks together."""
+    found: Metrics = {}
+    for task in tasks:
+        found |= task(bench)
+    return found

@@ -1,0 +1,97 @@
+"""Naming videos by sentences alone, a video being the mean of some frames (InternVL, section 4.2).
+
+Letters: V videos, C classes, E contrastive width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_internvl.data.pictures import Pictures
+from lightning_internvl.data.prompts import prompts, read_prompts
+from lightning_internvl.data.video_lists import evenly, read_video_list, scene_videos
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.classification import Metrics, classifier, judged
+from lightning_internvl.evaluation.features import GREY, Asked, scenes_of
+from lightning_internvl.objectives import similarities
+
+SCENE_VIDEOS = 192  # that are scored unless told otherwise
+
+
+class ZeroShotVideo:
+    """Naming a video by the nearest class, once for each number of frames.
+
+    Args:
+        path: a list of videos and labels (see `read_video_list`); None: built-in things that move.
+        videos: the folder where the paths of videos start; None: that of the list.
+        names: a file with the names of the classes, a line each.
+        templates: what is said about a class, a set of `lightning_internvl.data.prompts` or a file; the built-in things have
+            sentences of their own.
+        frames: how many frames stand for a video, the middles of as many equal parts.
+        mode: the image embedding, "c" or "g" where the model has both.
+        samples: only that many videos, spread over the list.
+        max_missing: the share of videos that may be unreadable.
+    """
+
+    needs = "pairs"
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        videos: str | None = None,
+        names: str | None = None,
+        templates: str = "actions",
+        frames: Sequence[int] = (1, 8),
+        mode: str = "c",
+        top_k: Sequence[int] = (1, 5),
+        samples: int | None = None,
+        max_missing: float = 0.01,
+        version: int = 1,
+    ) -> None:
+        if not frames or min(frames) < 1:
+            raise ValueError(f"{frames=} must be numbers from 1 on")
+        if path is None and (videos or names):
+            raise ValueError(f"{videos=} and {names=} belong to a list of videos; give path=FILE with them")
+        read_prompts(templates)  # a wrong word is told before anything is loaded
+        self.path, self.videos, self.names, self.templates, self.mode = path, videos, names, templates, mode
+        self.frames, self.top_k, self.samples, self.max_missing = tuple(frames), tuple(top_k), samples, max_missing
+
+    def __call__(self, bench: Bench) -> Metrics:
+        if self.path is None:
+            scenes = scenes_of(bench)
+            count = min(self.samples or SCENE_VIDEOS, SCENE_VIDEOS)
+            data, total = scene_videos(scenes.seed, scenes.image_size, scenes.styles, count), SCENE_VIDEOS
+            said = scenes.labelled().prompts
+        else:
+            data = read_video_list(self.path, self.videos, self.names, self.samples)
+            said, total = prompts(data.names, self.templates), data.total
+        videos = Pictures(data.videos.items, lambda item: self._shown(data.videos.read(item)))
+        asked = Asked(bench, videos, self.max_missing, blank=self._shown(GREY[None]))
+        classes, metrics = classifier(bench, said), {}
+        for frames, embeds in zip(self.frames, self._embedded(bench, asked), strict=True):  # the last one's answers are kept
+            scores = similarities(embeds, classes).float().cpu()
+            question = f"which class, from {frames} frames?"
+            found = judged(asked, scores, data.labels, data.names, self.top_k, question)
+            metrics |= {"samples": found.pop("samples"), **{f"frames{frames}_{name}": value for name, value in found.items()}}
+        return metrics | {"samples_asked": total}
+
+    def _shown(self, video: np.ndarray) -> np.ndarray:
+        """The frames that are looked at, for one number after the other; a whole video would take much memory."""
+        return video[[at for wanted in self.frames for at in evenly(len(video), wanted)]]
+
+    def _embedded(self, bench: Bench, asked: Asked) -> list[Tensor]:
+        """Every video for each number of frames: (V, E), or (V, Q, E) with an embedding a query."""
+        found: list[list[Tensor]] = [[] for _ in self.frames]
+        step = max(1, bench.batch_size // sum(self.frames))
+        for start in range(0, len(asked.images), step):
+            videos = list(asked.images[start : start + step])
+            embeds = bench.embed_images([frame for video in videos for frame in video], self.mode)
+            for place, part in enumerate(embeds.unflatten(0, (len(videos), -1)).split(self.frames, dim=1)):
+                found[place].append(F.normalize(part.mean(dim=1), dim=-1))
+        return [torch.cat(parts) for parts in found]

@@ -1,0 +1,80 @@
+"""Questions that ten people have answered (VQAv2, OK-VQA, VizWiz, TextVQA in the files of VQA)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_internvl.evaluation.answers import BUILT_IN, Case, Judged, existing, shares
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.scene_cases import question_cases
+from lightning_internvl.evaluation.set_files import field, picture_in, pictures_by_number, read_object
+from lightning_internvl.evaluation.tasks import Metrics
+from lightning_internvl.evaluation.vqa_words import accuracy
+
+PEOPLE = 10  # who all say the same about a scene
+
+
+class VQA(Judged):
+    """VQA accuracy: the soft score over what ten people answered, after the official normalisation.
+
+    Args:
+        path: the JSON of questions; each names its picture by "image_id" or "image".
+        annotations: the JSON of answers to them.
+    """
+
+    PROMPT = "{question}\nAnswer the question using a single word or phrase."
+
+    def __init__(self, *, annotations: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        path = options.get("path")
+        self.annotations = existing(annotations, "annotations")
+        if (self.path is None) != (self.annotations is None):
+            raise ValueError(f"path={path} (questions) and annotations={annotations} (answers) go together; give both or none")
+
+    def cases(self, bench: Bench) -> list[Case]:
+        if self.path is None:
+            return [_agreed(case) for case in question_cases(bench.held_out, self.samples or BUILT_IN)]
+        people = {}
+        for place, record in enumerate(read_object(self.annotations, "annotations")):
+            people[field(record, ("question_id",), f"{self.annotations}: annotation {place}")] = record
+        numbered: dict[int, Path] | None = None
+        cases = []
+        for place, record in enumerate(read_object(self.path, "questions")):
+            where = f"{self.path}: question {place}"
+            key = field(record, ("question_id",), where)
+            if "image" in record:
+                picture = picture_in(self.images, record["image"])
+            else:
+                numbered = pictures_by_number(self.images) if numbered is None else numbered
+                number = int(field(record, ("image_id",), where))
+                picture = numbered.get(number, self.images / f"*{number:012d}.*")
+            known = people.get(key, {})
+            answers = [answer["answer"] for answer in known.get("answers", ())] or None
+            cases.append(Case(str(key), picture, field(record, ("question",), where), answers, known.get("answer_type", "")))
+        return cases
+
+    def judge(self, case: Case, answer: str) -> float:
+        return accuracy(answer, case.truth)
+
+    def told(self, case: Case) -> str:
+        return ", ".join(f"{answer} ({count})" for answer, count in Counter(case.truth).most_common())
+
+    def score(self, cases: Sequence[Case], answers: Sequence[str], bench: Bench) -> Metrics:
+        found = shares("accuracy", cases, [self.judge(case, answer) for case, answer in zip(cases, answers, strict=True)])
+        chance = shares("accuracy", cases, self._commonest(cases))
+        return {key: value for name in found for key, value in ((name, found[name]), (f"{name}_chance", chance[name]))}
+
+    def _commonest(self, cases: Sequence[Case]) -> list[float]:
+        """What each question gets from the answer that is the commonest of its part."""
+        said: dict[str, Counter[str]] = {}
+        for case in cases:
+            said.setdefault(case.part, Counter()).update(case.truth)
+        best = {part: counts.most_common(1)[0][0] for part, counts in said.items()}
+        return [self.judge(case, best[case.part]) for case in cases]
+
+
+def _agreed(case: Case) -> Case:
+    return Case(case.key, case.picture, case.question, [case.truth] * PEOPLE, case.part)
