@@ -94,7 +94,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(capsys: pytest.CaptureFixtu
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(terminal_module, "print", slow, raising=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
     out = talk("a question\n/quit\n", capsys, monkeypatch, terminal)
+    signal.signal(signal.SIGINT, before)
     assert "[stopped]" in out[-1] or "[stopped]" in out[-2]
     whole = list(session().ask("a question", Sampling(max_new_tokens=200)))[-1]
     assert 0 < len(terminal.session.messages[-1]["content"]) < len(whole)
