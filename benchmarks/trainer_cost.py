@@ -32,7 +32,7 @@ from lightning_internvl.console import console
 from lightning_internvl.pipeline import quiet_lightning
 
 WARM_UP = 10  # steps that do not count
-LEFT_OUT = ("samples", "evaluation", "report", "handoff")
+LEFT_OUT = ("samples", "evaluation", "validation", "tracking", "report", "handoff")
 
 
 class Alternating:
