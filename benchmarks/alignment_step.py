@@ -91,20 +91,28 @@ def kept(loss_of: Callable[[], Tensor], weights: list[Tensor]) -> float:
     return found
 
 
+def both_sides(
+    size: dict[str, Any], folder: Path, steps: int, device: str, tower_graph: bool
+) -> tuple[nn.Module, SupervisedStage, Callable[[], torch.autocast]]:
+    """The usual loop's model, the stage of this trainer with the same weights, and the autocast of both."""
+    native_folder(size, folder / "native")
+    theirs = their_model(folder / "native", tower_graph).to(device)
+    model = load_pretrained(folder / "native").to(device)
+    stage = SupervisedStage(
+        model, name="alignment", run_dir=folder, parts={}, train=["middleware"],
+        optimizer=functools.partial(adamw, lr=LR), scheduler=functools.partial(cosine, min_ratio=1.0), max_steps=steps,
+    )  # fmt: skip
+    stage.plan.apply(model, 0)
+    return theirs, stage, functools.partial(torch.autocast, device, torch.bfloat16, enabled=device == "cuda")
+
+
 def measure(size: dict[str, Any], steps: int, device: str, tower_graph: bool) -> dict[str, Any]:
     """Both sides over the same eight batches; captions, so that every word is to be learnt."""
     torch.manual_seed(0)
     batches = [{name: tensor.to(device) for name, tensor in captions(size).items()} for _ in range(8)]
     with tempfile.TemporaryDirectory() as folder:
-        native_folder(size, Path(folder, "native"))
-        theirs = their_model(Path(folder, "native"), tower_graph).to(device)
-        model = load_pretrained(Path(folder, "native")).to(device)
-        stage = SupervisedStage(
-            model, name="alignment", run_dir=Path(folder), parts={}, train=["middleware"],
-            optimizer=functools.partial(adamw, lr=LR), scheduler=functools.partial(cosine, min_ratio=1.0), max_steps=steps,
-        )  # fmt: skip
-        stage.plan.apply(model, 0)
-        autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=device == "cuda")
+        theirs, stage, autocast = both_sides(size, Path(folder), steps, device, tower_graph)
+        model = stage.model
 
         def their_loss(number: int) -> Tensor:
             with autocast():

@@ -13,7 +13,6 @@ line.
 
 from __future__ import annotations
 
-import functools
 import tempfile
 import time
 from pathlib import Path
@@ -21,17 +20,14 @@ from typing import Any
 
 import torch
 import transformers
-from alignment_step import SIZES, captions, their_model
+from alignment_step import SIZES, both_sides, captions
 from alternating import against, arguments, plain_step, report
-from supervised_step import LR, native_folder
+from supervised_step import LR
 from torch import Tensor
 
-from lightning_internvl import load_pretrained
 from lightning_internvl.data.processors import Squash
 from lightning_internvl.feature_cache import GIB, FeatureCache, fingerprint
 from lightning_internvl.feature_stores import DiskStore, MemoryStore
-from lightning_internvl.optim import adamw, cosine
-from lightning_internvl.stages import SupervisedStage
 
 
 def measure(size: dict[str, Any], steps: int, device: str, tower_graph: bool, where: str) -> dict[str, Any]:
@@ -41,15 +37,8 @@ def measure(size: dict[str, Any], steps: int, device: str, tower_graph: bool, wh
     for number, batch in enumerate(batches):
         batch["keys"] = batch["picture_keys"] = [f"{number}/{row}" for row in range(size["rows"])]
     with tempfile.TemporaryDirectory() as folder:
-        native_folder(size, Path(folder, "native"))
-        theirs = their_model(Path(folder, "native"), tower_graph).to(device)
-        model = load_pretrained(Path(folder, "native")).to(device)
-        stage = SupervisedStage(
-            model, name="alignment", run_dir=Path(folder), parts={}, train=["middleware"],
-            optimizer=functools.partial(adamw, lr=LR), scheduler=functools.partial(cosine, min_ratio=1.0), max_steps=steps,
-        )  # fmt: skip
-        stage.plan.apply(model, 0)
-        autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=device == "cuda")
+        theirs, stage, autocast = both_sides(size, Path(folder), steps, device, tower_graph)
+        model = stage.model
         plain = [{name: x for name, x in batch.items() if isinstance(x, Tensor)} for batch in batches]
 
         def their_loss(number: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The most memory that a piece of work takes beside what was there before it."""
+"""The most memory that a piece of work takes beside what was there before it, and what a forward pass leaves alive."""
 
 from __future__ import annotations
 
@@ -10,9 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 MIB = 2**20
 MMAP_THRESHOLD = -3  # of glibc's malloc.h
+
+
+class Alive(TorchDispatchMode):
+    """Notes the storages that are made, to count the bytes of those that something still holds."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.weights = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.weights:  # of which some operations give views
+                    self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the storages that were made and are still there."""
+        return sum(size for reference, size in self.made.values() if not reference.expired())
 
 
 def peak(make: Callable[..., Callable[[], Any]], *arguments: Any, device: str = "cpu") -> float:

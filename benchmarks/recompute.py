@@ -24,36 +24,15 @@ import torch
 import transformers
 from alignment_step import SIZES as LARGE
 from alternating import arguments, now, report
+from peaks import MIB, Alive
 from supervised_step import SIZES, batch, native_folder
-from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.compiling import compile_blocks
 from lightning_internvl.model import VLM
 from lightning_internvl.options import by_part
 from lightning_internvl.recompute import recompute_blocks
-
-MIB = 2**20
-
-
-class Alive(TorchDispatchMode):
-    """Notes the storages that are made."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.weights = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **kwargs or {})
-        for tensor in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.weights:  # of which some operations give views
-                    self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        return result
 
 
 def kept(model: VLM, loss_of: Callable[[VLM], Tensor], device: str) -> float:
@@ -65,7 +44,7 @@ def kept(model: VLM, loss_of: Callable[[VLM], Tensor], device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / MIB
     with Alive(model) as alive:
         loss = loss_of(model)
-    found = sum(size for reference, size in alive.made.values() if not reference.expired())
+    found = alive.bytes
     loss.backward()
     return found / MIB
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.peaks import Alive
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.connector import MLPConnector
@@ -51,28 +50,6 @@ def loss_of(model: VLM) -> Tensor:
     ids[:, 2:18] = 49
     hidden, labels = model.read(ids, torch.ones_like(ids), torch.randn(2, 3, 16, 16), ids.masked_fill(ids == 49, -100))
     return NextToken()(hidden, labels, model.decoder.head)
-
-
-class Alive(TorchDispatchMode):
-    """Counts the bytes that a forward pass has made and that something still holds."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.weights = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **kwargs or {})
-        for tensor in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.weights:  # of which some operations give views
-                    self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        return result
-
-    @property
-    def bytes(self) -> int:
-        return sum(size for reference, size in self.made.values() if not reference.expired())
 
 
 def kept(model: VLM) -> int:
