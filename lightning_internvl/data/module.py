@@ -103,8 +103,8 @@ class StageData(L.LightningDataModule):
             return self._first(count)
         length = self._length()
         sampler = StepBatchSampler(count, 1, seed=self.seed, dataset_length=length)
-        samples, drawn = self._samples(length), zip(sampler.batch(0), sampler.positions(0), strict=True)
-        return [samples[one][0] for one in drawn]
+        samples = self._samples(length)
+        return [samples[one][0] for one in sampler.drawn(sampler.positions(0))]
 
     def _first(self, count: int) -> list[Prepared]:
         lanes = Lanes(self.dataset, self.collate, self._layout(1), batches=self.batches, seed=self.seed)
@@ -212,7 +212,7 @@ class _Draws(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         steps = range(self.sampler.start_step, self.sampler.steps)
-        return (list(zip(self.sampler.batch(s), self.sampler.positions(s), strict=True)) for s in steps)
+        return (self.sampler.drawn(self.sampler.positions(step)) for step in steps)
 
 
 class _Usable(Dataset[tuple[Prepared, list[Skipped]]]):

@@ -79,6 +79,10 @@ class StepBatchSampler(Sampler[list[int]]):
         """The indices of one step on this rank."""
         return self.indices(self.positions(step))
 
+    def drawn(self, places: Sequence[int]) -> list[tuple[int, int]]:
+        """Pairs of index and place."""
+        return list(zip(self.indices(places), places, strict=True))
+
     def indices(self, places: Sequence[int]) -> list[int]:
         """The indices of places in the whole stage's data."""
         positions = np.array(places, dtype=np.int64)

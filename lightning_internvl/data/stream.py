@@ -120,12 +120,9 @@ class _Draws(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for first in range(0, len(self.places), CHUNK):
-            yield self._pairs(self.places[first : first + CHUNK])
+            yield self.sampler.drawn(self.places[first : first + CHUNK])
         for chunk in range(self.chunk, sys.maxsize):
-            yield self._pairs(self.sampler.positions(chunk))
-
-    def _pairs(self, places: Sequence[int]) -> list[tuple[int, int]]:
-        return list(zip(self.sampler.indices(places), places, strict=True))
+            yield self.sampler.drawn(self.sampler.positions(chunk))
 
 
 def dealt(positions: Sequence[Position], world_size: int) -> list[Position]:
