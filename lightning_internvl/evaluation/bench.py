@@ -23,6 +23,8 @@ from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.evaluation.journal import Journal
 from lightning_internvl.model import VLM
 
+Metrics = dict[str, float]  # what a task returns
+
 
 class Bench:
     """A model with its collators and the held-out data.

@@ -14,11 +14,9 @@ from torch import Tensor
 from lightning_internvl.data.class_folder import read_class_folder
 from lightning_internvl.data.language import LANGUAGES
 from lightning_internvl.data.prompts import prompts, read_prompts
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.bench import Bench, Metrics
 from lightning_internvl.evaluation.features import Asked, scenes_of
 from lightning_internvl.objectives import similarities
-
-Metrics = dict[str, float]
 
 
 class ZeroShotClassification:

@@ -17,12 +17,10 @@ from lightning_internvl.data.caption_files import read_captions
 from lightning_internvl.data.collate import pad_rows
 from lightning_internvl.data.language import LANGUAGES
 from lightning_internvl.data.pictures import Pictures
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.bench import Bench, Metrics
 from lightning_internvl.evaluation.features import Asked, encoded, scenes_of
 from lightning_internvl.middleware.streams import Stream
 from lightning_internvl.objectives import similarities
-
-Metrics = dict[str, float]
 
 
 class ImageTextRetrieval:

@@ -16,11 +16,10 @@ from torchmetrics.functional.classification import binary_accuracy, multiclass_a
 
 from lightning_internvl.data.grounding import Box, box_of
 from lightning_internvl.data.language import CAPTION_REQUEST, Turn
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.bench import Bench, Metrics
 from lightning_internvl.evaluation.cider import cider
+from lightning_internvl.evaluation.classification import classifier
 from lightning_internvl.objectives import similarities
-
-Metrics = dict[str, float]
 
 
 class ZeroShot:
@@ -33,8 +32,7 @@ class ZeroShot:
 
     def __call__(self, bench: Bench) -> Metrics:
         data = bench.held_out.labelled()
-        classes = torch.stack([bench.embed_texts(prompts).mean(dim=0) for prompts in data.prompts])
-        scores = similarities(bench.embed_images(data.images, self.mode), torch.nn.functional.normalize(classes, dim=-1))
+        scores = similarities(bench.embed_images(data.images, self.mode), classifier(bench, data.prompts))
         labels = torch.tensor(data.labels, device=scores.device)
         return _top_k("zero_shot_top", scores, labels, self.top_k)
 
