@@ -15,6 +15,7 @@ from lightning_internvl.checkpoints.origin import handoffs_of
 from lightning_internvl.compose import Build
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.model import VLM
+from lightning_internvl.model_settings import READING
 from lightning_internvl.official import open_model
 from lightning_internvl.opened import Opened, open_run, run_of, settings_of
 
@@ -53,7 +54,7 @@ def load_model(settings: Mapping[str, Any]) -> Loaded:
     place = settings["model"]
     if (Path(place) / RUN_CONFIG).is_file():
         raise ValueError(f"model={place} is a run of this project; give run={place}")
-    chosen = {name: settings[name] for name in ("template", "system", "tokenizer", "pictures")}
+    chosen = {name: settings[name] for name in READING}
     found = open_model(place, **chosen, dtype=getattr(torch, settings["dtype"]))
     model, name = placing(settings)(found.view.model), f"{Path(place).name} ({found.layout})"
     if found.view.chats is None:

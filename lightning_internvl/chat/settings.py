@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.checks import ConfigError, suggestion
+from lightning_internvl.model_settings import dtype_faults, source_faults, whole_faults
 
 UIS = ("terminal", "web")
-DTYPES = ("float32", "bfloat16", "float16")
-READING = ("template", "system", "tokenizer", "pictures")
 WEB = "requirements-chat.txt"
 
 
@@ -21,7 +20,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: with all faults, each naming the setting, its value and what is valid.
     """
-    if faults := [*_source_faults(settings), *_use_faults(settings), *_number_faults(settings)]:
+    if faults := [*source_faults(settings, "nothing to talk to"), *_use_faults(settings), *_number_faults(settings)]:
         raise ConfigError(faults)
 
 
@@ -31,24 +30,10 @@ def images_of(settings: Mapping[str, Any]) -> list[str]:
     return [] if image is None else [str(path) for path in image] if isinstance(image, list) else [str(image)]
 
 
-def _source_faults(settings: Mapping[str, Any]) -> Iterable[str]:
-    run, model = settings["run"], settings["model"]
-    if run is None and model is None:
-        runs = sorted(str(path.parent) for path in Path("outputs").glob("*/*/handoff"))
-        yield f"nothing to talk to; give run=FOLDER (runs here: {', '.join(runs[-5:]) or 'none'}) or model=FOLDER_OR_ID"
-    if run is not None and model is not None:
-        yield f"run={run} and model={model} exclude each other; leave one out"
-    if run is not None and not Path(str(run)).is_dir():
-        yield f"run={run}: there is no such folder"
-    if model is None and (given := [name for name in READING if settings[name] is not None]):
-        yield f"{', '.join(given)}: a run knows how it reads; only with model="
-
-
 def _use_faults(settings: Mapping[str, Any]) -> Iterable[str]:
     if settings["ui"] not in UIS:
         yield f"ui={settings['ui']!r} is not known; {suggestion(settings['ui'], UIS)}"
-    if settings["dtype"] not in DTYPES:
-        yield f"dtype={settings['dtype']!r} is not known; {suggestion(settings['dtype'], DTYPES)}"
+    yield from dtype_faults(settings["dtype"])
     if settings["image"] is not None and settings["question"] is None:
         yield 'image= needs question="..." with it; in a conversation, show a picture with /image PATH'
     for path in images_of(settings):
@@ -68,9 +53,7 @@ def _use_faults(settings: Mapping[str, Any]) -> Iterable[str]:
 def _number_faults(settings: Mapping[str, Any]) -> Iterable[str]:
     whole = {"max_new_tokens": 1, "beams": 1, "seed": 0, "found": 1, "port": 0}
     for name, least in whole.items():
-        value = settings[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            yield f"{name}={value!r} must be a whole number from {least} on"
+        yield from whole_faults(name, settings[name], least)
     for name in ("temperature", "top_p", "max_upload_mb"):
         value = settings[name]
         if isinstance(value, bool) or not isinstance(value, int | float):

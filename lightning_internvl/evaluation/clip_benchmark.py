@@ -24,10 +24,10 @@ from lightning_internvl.data.collate import PairCollator, pad_rows
 from lightning_internvl.evaluation.opening import subject_for, subjects_of
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.model import VLM
+from lightning_internvl.model_settings import READING
 
 TYPE = "lightning_internvl"
 MODES = ("c", "g")
-READING = ("template", "system", "tokenizer", "pictures")
 
 
 class ClipModel(nn.Module):

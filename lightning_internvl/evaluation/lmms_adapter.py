@@ -24,8 +24,9 @@ from lightning_internvl.evaluation.lmms import NAME
 from lightning_internvl.evaluation.opening import subject_for, subjects_of
 from lightning_internvl.evaluation.settings import check_settings
 from lightning_internvl.model import shifts_labels
+from lightning_internvl.model_settings import READING
 
-CHOICES = ("run", "model", "template", "system", "tokenizer", "pictures", "device", "dtype", "batch_size")
+CHOICES = ("run", "model", *READING, "device", "dtype", "batch_size")
 LONGEST = 1024  # tokens of an answer where a task does not say
 
 

@@ -16,6 +16,7 @@ from lightning_internvl.compose import Build
 from lightning_internvl.data.held_out import HeldOutScenes
 from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.files import RUN_CONFIG
+from lightning_internvl.model_settings import READING
 from lightning_internvl.official import open_model
 from lightning_internvl.opened import open_run, settings_of
 
@@ -60,7 +61,7 @@ def subjects_of(settings: Mapping[str, Any], build: Build) -> list[Subject]:
     place = settings["model"]
     if (Path(place) / RUN_CONFIG).is_file():
         raise ValueError(f"model={place} is a run of this project; give run={place}")
-    chosen = {name: settings[name] for name in ("template", "system", "tokenizer", "pictures")}
+    chosen = {name: settings[name] for name in READING}
     found = open_model(place, **chosen, dtype=getattr(torch, settings["dtype"]))
     offers = {"encoder"} | ({"chats", "captions"} if found.view.chats else set()) | ({"pairs"} if found.view.pairs else set())
     bench = _bench(found.view, {}, settings, build, found.joint)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.checks import ConfigError, suggestion
-
-DTYPES = ("float32", "bfloat16", "float16")
+from lightning_internvl.checks import ConfigError
+from lightning_internvl.model_settings import dtype_faults
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ def checked(plain: Mapping[str, Any]) -> Settings:
         faults.append(f"to={to} exists and is not an empty folder; choose another one")
     if not Path(str(plain["run"])).is_dir():
         faults.append(f"run={plain['run']}: there is no such folder; give a run, or a hand-off folder of one")
-    if plain["dtype"] not in DTYPES:
-        faults.append(f"dtype={plain['dtype']!r} is not known; {suggestion(plain['dtype'], DTYPES)}")
+    faults += dtype_faults(plain["dtype"])
     if isinstance(size, bool) or not isinstance(size, int | float) or size <= 0:
         faults.append(f"max_shard_gb={size!r} must be a number above 0")
     if not isinstance(plain["adapter"], bool):
