@@ -8,6 +8,8 @@ python chat.py run=... question="what is this?" image=cat.png   # one answer, fo
 
 from __future__ import annotations
 
+from signal import SIGTERM
+
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,4 +28,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    command(main, signals=[SIGTERM])  # Ctrl-C stops an answer

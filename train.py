@@ -42,7 +42,7 @@ def main(config: DictConfig) -> None:
             from lightning_internvl.data.validate_run import run_validation
 
             sys.exit(0 if run_validation(plain, run_dir, build) else 1)
-    with run_folder(config, run_dir) as plain:
+    with run_folder(config, run_dir) as (plain, run_dir):
         from lightning_internvl.pipeline import run_pipeline
 
         run_pipeline(plain, run_dir, build)

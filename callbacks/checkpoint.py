@@ -1,4 +1,4 @@
-"""Saves the stage so that a kill at any time costs at most `every_n_steps` steps of work."""
+"""Saves the stage so that a kill at any time costs at most `every_n_steps` steps of work, and a signal none."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Timer
 from torch.distributed.checkpoint import CheckpointException
 
 from lightning_internvl.files import into_place, remove
+from lightning_internvl.signals import NOT_FINISHED, WATCH, RunStopped
 from lightning_internvl.stages import Stage
 
 
 class Checkpoint(L.Callback):
     """Writes `checkpoints/<stage>/last.ckpt`, a file or a folder, beside its place and moves it there when it is whole.
+
+    After a signal (SIGTERM, Ctrl-C), and when a time limit or another callback ends training early, the step at work is finished
+    and saved, and the run ends as `RunStopped`: nothing is measured or handed over.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints; the last step of a stage is always saved.
@@ -24,12 +31,40 @@ class Checkpoint(L.Callback):
             raise ValueError(f"checkpoint {every_n_steps=} must be at least 1")
         self.every_n_steps = every_n_steps
         self.saved = -1
+        self.signal, self.stopping = 0, False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Stage) -> None:
+        WATCH.begin()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        if step != self.saved and (step % self.every_n_steps == 0 or step == pl_module.max_steps):
+        self.stopping |= trainer.should_stop
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:  # amid the micro-batches of a step
+            trainer.should_stop = False
+            return
+        step, self.signal = trainer.global_step, _agreed(WATCH.received, pl_module)
+        self.stopping |= bool(self.signal)
+        if step != self.saved and (self.stopping or step % self.every_n_steps == 0 or step == pl_module.max_steps):
             self.save(trainer, pl_module.checkpoint)
             self.saved = step
+        trainer.should_stop = self.stopping
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
+        """After the last step of this process, which has been logged.
+
+        Raises:
+            RunStopped: if it is not the last one of the stage, or a signal ends the run.
+        """
+        if self.signal:
+            raise RunStopped.by(self.signal)
+        check_finished(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
+        WATCH.end()
+        if WATCH.received:  # since the last step
+            raise RunStopped.by(WATCH.received)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Stage, exception: BaseException) -> None:
+        WATCH.end()
 
     @staticmethod
     def save(trainer: L.Trainer, path: Path) -> None:
@@ -54,6 +89,25 @@ class Checkpoint(L.Callback):
         if trainer.is_global_zero:
             into_place(draft, path)
         trainer.strategy.barrier()
+
+
+def check_finished(trainer: L.Trainer, stage: Stage) -> None:
+    """Raises RunStopped if the stage has not done its last step."""
+    if trainer.global_step >= stage.max_steps:
+        return
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+    over = any(timer.time_remaining() is not None and timer.time_remaining() <= 0 for timer in timers)
+    raise RunStopped("not finished: trainer.max_time is over" if over else "not finished: training was ended early", NOT_FINISHED)
+
+
+def _agreed(received: int, stage: Stage) -> int:
+    """The signal that any process has received, so that all end after the same step. Of several processes the trainer waits for
+    the device in each step anyway, where it tells the others of its own signals."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return received
+    seen = torch.full((1,), received, dtype=torch.int32, device=stage.device)
+    dist.all_reduce(seen, dist.ReduceOp.MAX)
+    return int(seen)
 
 
 def _reason(error: BaseException) -> str:

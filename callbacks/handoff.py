@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from callbacks.checkpoint import check_finished
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.stages import Stage
 
@@ -22,6 +23,8 @@ class HandOff(L.Callback):
         self.tokenizers = tokenizers
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
+        """Raises RunStopped if the stage has not done its last step."""
+        check_finished(trainer, pl_module)
         if not trainer.is_global_zero:
             if pl_module.divided:
                 handoff.take_part(pl_module.model, pl_module.base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import io
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -110,7 +111,9 @@ class Tracking(L.Callback):
         place, note = stage.run_dir / "best" / stage.name, stage.folder / "best.json"
         before = read_json(note, {}) if place.exists() else {}
         known = before.get("value") if before.get("metric") == metric else None
-        if known is not None and not (value < known if self.lowest else value > known):
+        if math.isnan(value):
+            return
+        if known is not None and not math.isnan(known) and not (value < known if self.lowest else value > known):
             return
         if not first:
             handoff.take_part(stage.model, stage.base)

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 
 from lightning_internvl.checks import merged
+from lightning_internvl.clusters import stage_clock, trainer_plugins
 from lightning_internvl.compose import Build, completed, compose_model
 from lightning_internvl.data.collate import ChatCollator, PairCollator
 from lightning_internvl.data.encode import ImageTokens, token_id
@@ -60,10 +61,12 @@ def assemble(name: str, config: Config, run_dir: Path, build: Build, start_step:
     stage = build_stage(name, settings, model, run_dir, build, start_step)
     view = make_view(settings, model, tokenizers, build)
     trainer = build(
-        settings["trainer"],
+        {key: value for key, value in settings["trainer"].items() if key not in ("max_time", "plugins")},
         max_steps=settings["max_steps"],
         strategy=build_strategy(config["strategy"], settings["trainer"], build),
-        callbacks=build_callbacks(settings, view, build, tokenizers),
+        callbacks=[*stage_clock(settings["trainer"]), *build_callbacks(settings, view, build, tokenizers)],
+        plugins=trainer_plugins(settings["trainer"], build),
+        default_root_dir=stage.folder,  # nothing is written or looked for where the command was started
         logger=[build(logger) for logger in stage_loggers(config, name, run_dir, start_step)],
     )
     if (shares := getattr(trainer.strategy, "layer_shares", 1)) > 1:
@@ -238,7 +241,7 @@ def stage_loggers(config: Config, name: str, run_dir: Path, start_step: int) -> 
     """Logger configurations with the stage's places filled in."""
     places = {"{run_dir}": str(run_dir), "{stage}": name}
     loggers = []
-    for logger in (config["logger"] or {}).values():
+    for logger in (config.get("logger") or {}).values():
         if logger is None:
             continue
         logger = {k: _fill(v, places) for k, v in logger.items()}

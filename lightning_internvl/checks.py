@@ -31,6 +31,34 @@ STAGE_KEYS = (
 )  # fmt: skip
 
 
+NO_EPOCHS = "a stage is counted in steps (max_steps=N, stages.NAME.max_steps=N)"
+NO_VALIDATION = "callbacks.tracking.every_n_steps=N measures while a stage trains, callbacks.validation at its end"
+SHORTER = "max_steps=N makes all stages shorter, debug=fast tries them with four steps each"
+OWN_ARGUMENTS: dict[str, tuple[Any, str]] = {  # of Lightning's Trainer that the program sets itself, or that break its counting:
+    "max_steps": (None, NO_EPOCHS),  # what they may be, and what does it here
+    "min_steps": (None, NO_EPOCHS),
+    "max_epochs": (-1, NO_EPOCHS),
+    "min_epochs": (None, NO_EPOCHS),
+    "limit_train_batches": (1.0, SHORTER),
+    "fast_dev_run": (False, SHORTER),
+    "overfit_batches": (0, "debug=overfit trains on sixteen samples again and again"),
+    "limit_val_batches": (1.0, "callbacks.validation.samples=N and callbacks.tracking.samples=N say how much is measured"),
+    "limit_test_batches": (1.0, "evaluate.py measures a finished run, on as many samples as its tasks say"),
+    "limit_predict_batches": (1.0, "evaluate.py measures a finished run, on as many samples as its tasks say"),
+    "val_check_interval": (1.0, NO_VALIDATION),
+    "check_val_every_n_epoch": (1, NO_VALIDATION),
+    "num_sanity_val_steps": (0, NO_VALIDATION),
+    "callbacks": (None, "+callbacks.NAME={_target_: CLASS} adds one"),
+    "logger": (None, "logger=[tensorboard,history] chooses them, +logger.NAME={_target_: CLASS} adds one"),
+    "strategy": (None, "strategy=auto, ddp or fsdp2 is a setting of its own, beside the trainer"),
+    "default_root_dir": (None, "paths.run=FOLDER, or paths.root=FOLDER for all runs"),
+    "enable_checkpointing": (False, "callbacks.checkpoint.every_n_steps=N saves, and resume=RUN goes on exactly"),
+    "use_distributed_sampler": (False, "each process has its own samples already"),
+    "reload_dataloaders_every_n_epochs": (0, NO_EPOCHS),
+    "barebones": (False, "logger=[] and ~callbacks.NAME leave out what is not wanted"),
+}
+
+
 class ConfigError(ValueError):
     """All faults that were found, one a line."""
 
@@ -102,10 +130,18 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     yield from _schedule_faults(config["optimizer"], config["scheduler"])
     yield from _adapter_faults(config)
     yield from block_faults(config)
+    yield from _trainer_faults(config["trainer"])
     if not (config["callbacks"] or {}).get("handoff"):
         yield "callbacks.handoff is missing; without it no stage hands its weights over (see conf/callbacks/default.yaml)"
     if start and not Path(start).exists() and not _may_be_hub_id(str(start)):
         yield f"init_from={start}: there is no such folder; give a run, a hand-off folder, an official checkpoint or a hub id"
+
+
+def _trainer_faults(trainer: Mapping[str, Any] | None) -> Iterable[str]:
+    for name, value in (trainer or {}).items():
+        allowed, instead = OWN_ARGUMENTS.get(name, (value, ""))
+        if value is not None and (value != allowed or isinstance(value, bool) != isinstance(allowed, bool)):
+            yield f"trainer.{name}={value!r} is not for the trainer to say: {instead}"
 
 
 def _packing_faults(data: Mapping[str, Any]) -> Iterable[str]:
@@ -206,6 +242,7 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
         yield f"parts={stage['parts']} lacks {' and '.join(missing)}; only the decoder may be left out"
     yield from _adapter_faults({kind: merged(config.get(kind), stage.get(kind)) for kind in METHODS})
     yield from _packing_faults(stage.get("datasets") or {})
+    yield from _trainer_faults(stage.get("trainer"))
     own = stage.get("datasets") or {}
     yield from _stream_faults(config, stage, look=not config["plan"] and not own.keys().isdisjoint(STREAMED))
     yield from block_faults(stage)

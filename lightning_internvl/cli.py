@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import hydra
@@ -24,11 +24,21 @@ from lightning_internvl.checks import INHERITED, ConfigError, check_config, sugg
 from lightning_internvl.console import console
 from lightning_internvl.files import RUN_CONFIG, write_text
 from lightning_internvl.hardware import HARDWARE, elsewhere, refusal
-from lightning_internvl.launch import UNKNOWN, is_helper, launch_time, shared_run
+from lightning_internvl.launch import (
+    UNKNOWN,
+    earlier_attempt,
+    is_helper,
+    is_started_by_trainer,
+    launch_time,
+    note_launch,
+    shared_run,
+)
+from lightning_internvl.signals import NAMES, WATCH, RunStopped
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the user's input, told without a traceback
 WORK = ("checkpoints/*/last.ckpt", "handoff/*", "*/scores/*")  # what a run can go on from, of a stage or a filter
+LISTS = "skipped*.jsonl"  # of samples that could not be used
 WORKERS = "data.num_workers="  # may be another on a resume; the order of samples does not depend on it
 SCREEN = 20  # lines of an error that are shown
 
@@ -57,29 +67,44 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
 
 
 @contextmanager
-def run_folder(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The resolved configuration of a new run, which is written to its folder, or of the run that is resumed.
+def run_folder(config: DictConfig, run_dir: Path) -> Iterator[tuple[dict[str, Any], Path]]:
+    """The resolved configuration of a new run, which is written to its folder, or of the run that is resumed; and the folder.
 
-    A new run that a fault stops before there is anything to go on from leaves no run behind.
+    A process that torchrun or SLURM starts once more goes on with the run that it had begun. A new run that a fault stops before
+    there is anything to go on from leaves no run behind, but for the lists of samples that could not be used.
 
     Raises:
         ConfigError: for any fault of the configuration.
     """
+    command = list(HydraConfig.get().overrides.task)
+    again = None if config.resume else earlier_attempt(run_dir, command)
     try:
-        plain = load_run(config) if config.resume else start_run(config, run_dir)
+        if again is not None:
+            if again[0] != run_dir:
+                _remove_if_empty(run_dir)
+            run_dir, launch = again
+            console.print(f"{launch} was started again: goes on with {run_dir}", soft_wrap=True)
+            plain = _run_config(run_dir)
+        else:
+            plain = load_run(config) if config.resume else start_run(config, run_dir)
     except FAULTS:
         _remove_if_empty(run_dir)
         raise
-    ours, before = not (config.resume or is_helper()), set(run_dir.iterdir())
+    ours, before = not (config.resume or again or is_helper()), set(run_dir.iterdir())
     if ours:
+        note_launch(run_dir, command)
         write_text(run_dir / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
     try:
         with shared_run(plain, run_dir):
-            yield plain
+            yield plain, run_dir
+    except RunStopped as stop:
+        if "resume=" in str(stop):
+            raise
+        raise RunStopped(f"{stop}; go on with python train.py resume={run_dir}", stop.code) from stop
     except FAULTS:
         if ours and not any(any(run_dir.glob(work)) for work in WORK):
             for path in set(run_dir.iterdir()) - before:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove_all_but_lists(path)
             _remove_if_empty(run_dir)
         raise
 
@@ -167,17 +192,49 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     return plain
 
 
+def _run_config(run_dir: Path) -> dict[str, Any]:
+    """The configuration of a run that goes on as it was.
+
+    Raises:
+        ConfigError: for any fault of the configuration.
+    """
+    plain = OmegaConf.to_container(OmegaConf.load(run_dir / RUN_CONFIG), resolve=True)
+    check_config({**plain, "init_from": None, "resume": str(run_dir)})
+    return plain
+
+
+def _remove_all_but_lists(path: Path) -> None:
+    """Remove a file or a folder, but for the lists of samples that could not be used, which an error points to."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            _remove_all_but_lists(inner)
+        _remove_if_empty(path)
+    elif not path.match(LISTS):
+        path.unlink()
+
+
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
-def command(main: Callable[[], None]) -> None:
-    """Run a command; faults of the user's input become a message and exit code 2. HYDRA_FULL_ERROR=1 shows the traceback too."""
+def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES)) -> None:
+    """Run a command; faults of the user's input become a message and exit code 2. HYDRA_FULL_ERROR=1 shows the traceback too.
+
+    Args:
+        signals: those that end it with a message and the exit code 128 + their number; the others do what they did.
+    """
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on to us
     try:
-        main()
+        with WATCH.installed(*signals):
+            main()
+    except RunStopped as stop:
+        if not is_helper():
+            print(f"\n{stop}", file=sys.stderr)
+        # A process that the trainer has started leaves it to the first one to say how the run ended; the trainer kills that one
+        # if another ends with a fault.
+        sys.exit(0 if is_started_by_trainer() else stop.code)
     except FAULTS as error:
         if verbose:
             raise

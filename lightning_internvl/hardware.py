@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning_internvl.launch import started_from_outside
+from lightning_internvl.launch import started_from_outside, started_processes
 from lightning_internvl.options import trained_stages
 
 HARDWARE = ("devices", "num_nodes", "accelerator")  # of the trainer; a run may go on with others
@@ -81,14 +80,9 @@ def hardware_faults(config: Config) -> Iterable[str]:
             setting = f"strategy.tensor_parallel_size={layers}"
             yield f"{setting} does not divide the {count} processes of {asked}; valid choices: {fitting}"
             return
-        if started_from_outside() and not config["plan"] and count not in (None, _started()):
-            yield f"{_started()} processes were started, but {asked} says {count}; let both agree"
+        if started_from_outside() and not config["plan"] and count not in (None, started_processes()):
+            yield f"{started_processes()} processes were started, but {asked} says {count}; let both agree"
             return
-
-
-def _started() -> int:
-    """Processes that torchrun, srun or a script has started."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
 
 
 def elsewhere(config: Config, changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -15,13 +15,18 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from lightning_internvl.files import RUN_CONFIG, read_json, write_json
 
 RUN = "LIGHTNING_INTERNVL_RUN"  # a file with the configuration and the folder of the run that a process belongs to
 NUMBERS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # of a process or its machine, 0 in the first one
 LEFT_BEHIND = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", RUN)  # by a trainer that starts processes
+LAUNCH = "launch.json"  # in a run's folder: what started it
 UNKNOWN = "no_common_time"  # stands in the name of a folder where processes know nothing of each other
+SHELLS = ("bash", "interactive")  # names of SLURM jobs in which somebody types; Lightning knows them by these too
 WATCH = 2.0  # seconds between two looks at the process that started this one
 
 
@@ -30,10 +35,24 @@ def is_helper() -> bool:
     return any(os.environ.get(name, "0") != "0" for name in NUMBERS)
 
 
+def under_srun() -> bool:
+    """Whether srun has started this process. A shell or a batch script in a SLURM job knows the tasks of the job too, but is one
+    process; a batch script even has a SLURM_PROCID, 0."""
+    if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in SHELLS:
+        return False
+    batch_script = os.environ.get("ENVIRONMENT") == "BATCH"  # srun leaves this to its processes, with a SLURM_STEP_ID
+    return "SLURM_STEP_ID" in os.environ or ("SLURM_PROCID" in os.environ and not batch_script)
+
+
+def started_processes() -> int:
+    """Processes that torchrun, srun or a script has started, as far as this one knows."""
+    return int(os.environ.get("WORLD_SIZE") or (os.environ["SLURM_NTASKS"] if under_srun() else 1))
+
+
 def started_from_outside() -> bool:
     """Whether torchrun, srun or a script has started several processes."""
-    sizes = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    return RUN not in os.environ and (any(size != "1" for size in sizes) or "NODE_RANK" in os.environ)
+    several = os.environ.get("WORLD_SIZE", "1") != "1" or started_processes() != 1
+    return RUN not in os.environ and (several or "NODE_RANK" in os.environ)
 
 
 def launch_time(pattern: str) -> str:
@@ -41,14 +60,54 @@ def launch_time(pattern: str) -> str:
     if not started_from_outside():
         return datetime.now().strftime(pattern)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has a store that all processes reach
-        from torch.distributed import TCPStore
-
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        key = f"launched/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        return datetime.fromtimestamp(float(store.compare_set(key, "", str(time.time())))).strftime(pattern)
+        return datetime.fromtimestamp(_torchrun_time()).strftime(pattern)
     if "SLURM_JOB_START_TIME" in os.environ:
         return datetime.fromtimestamp(float(os.environ["SLURM_JOB_START_TIME"])).strftime(pattern)
     return UNKNOWN
+
+
+@cache
+def _torchrun_time() -> float:
+    """When torchrun was started, the same in all processes, and in those that it starts again after a failure."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    key = f"launched/{os.environ['TORCHELASTIC_RUN_ID']}"
+    return float(store.compare_set(key, "", str(time.time())))
+
+
+def launches() -> dict[str, str]:
+    """The launches that this process belongs to, each with what tells its attempts apart: torchrun starts workers again after a
+    failure (`--max-restarts`), SLURM puts a job back into its queue. None for a process that somebody has started by hand."""
+    found, env = {}, os.environ
+    if "TORCHELASTIC_RUN_ID" in env and "MASTER_PORT" in env:
+        name = f"torchrun {env['TORCHELASTIC_RUN_ID']} of {_torchrun_time()}"
+        found[name] = env.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if "SLURM_JOB_ID" in env and env.get("SLURM_JOB_NAME") not in SHELLS:
+        cluster = f" on {env['SLURM_CLUSTER_NAME']}" if "SLURM_CLUSTER_NAME" in env else ""
+        attempt = f"{env.get('SLURM_RESTART_COUNT', '0')} at {env.get('SLURM_JOB_START_TIME', '?')}"
+        found[f"SLURM job {env['SLURM_JOB_ID']}{cluster}"] = attempt
+    return found
+
+
+def note_launch(run_dir: Path, command: list[str]) -> None:
+    """Leave in a new run what started it, if that may start it again."""
+    if known := launches():
+        write_json(run_dir / LAUNCH, {"launches": known, "command": command})
+
+
+def earlier_attempt(run_dir: Path, command: list[str]) -> tuple[Path, str] | None:
+    """The run that an earlier attempt of this launch has begun with the same command, here or in a folder beside this one, and
+    the name of the launch."""
+    own = launches()
+    for file in [run_dir / LAUNCH, *sorted(run_dir.parent.glob(f"*/{LAUNCH}"))] if own else []:
+        noted = read_json(file, {})
+        if noted.get("command") != command or not (file.parent / RUN_CONFIG).exists():
+            continue
+        for name, attempt in noted["launches"].items():
+            if own.get(name, attempt) != attempt:
+                return file.parent, name
+    return None
 
 
 @contextmanager

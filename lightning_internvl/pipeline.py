@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_internvl import peft
-from lightning_internvl.assembly import Config, assemble
+from lightning_internvl.assembly import Config, assemble, stage_settings
 from lightning_internvl.attention import choose_backend
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.files import own_tensors
@@ -32,6 +32,7 @@ from lightning_internvl.options import is_step, trained_stages
 from lightning_internvl.quantization import BLOCK, quantize
 from lightning_internvl.recompute import recompute_blocks
 from lightning_internvl.shortage import shortage_told
+from lightning_internvl.signals import RunStopped
 from lightning_internvl.stages import Stage
 from lightning_internvl.strategies import META
 
@@ -66,9 +67,10 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
         if name in finished:
             console.print(f"{name}: finished earlier, taken from {folder}", soft_wrap=True)
         elif step:
-            run_filter(Job(name, config, folder, build, source), run_dir)
+            with stop_told(name, config, run_dir):
+                run_filter(Job(name, config, folder, build, source), run_dir)
         else:
-            with shortage_told(name, config):
+            with shortage_told(name, config), stop_told(name, config, run_dir):
                 run_stage(name, config, run_dir, build, source)
         config = behind(config, folder) if step else config
         source = source if step else folder  # a step hands on what it was given
@@ -132,10 +134,36 @@ def run_stage(name: str, config: Config, run_dir: Path, build: Build, source: st
     stage.model.feature_cache = cache = open_cache(settings, stage.model.encoder, data.collate)
     recompute_blocks(stage.model, settings["activation_checkpointing"])
     compile_blocks(stage.model, settings["compile"])
-    with others_told(run_dir):
-        trainer.fit(stage, data, ckpt_path=None if start_step is None else checkpoint, weights_only=True)
+    try:
+        with others_told(run_dir):
+            trainer.fit(stage, data, ckpt_path=None if start_step is None else checkpoint, weights_only=True)
+    finally:
+        finish_loggers(trainer.loggers)
     if cache is not None:
         console.print(cache.summary(), soft_wrap=True)
+
+
+def finish_loggers(loggers: Iterable[Any]) -> None:
+    """End what a logger keeps for the whole process, as W&B does; the next stage would write into it."""
+    for logger in loggers:
+        finish = getattr(getattr(logger, "experiment", None), "finish", None)
+        if callable(finish):
+            finish()
+
+
+@contextmanager
+def stop_told(name: str, config: Config, run_dir: Path) -> Iterator[None]:
+    """Let a run that is stopped say in one sentence what is saved and how to go on."""
+    try:
+        yield
+    except RunStopped as stop:
+        if is_step(config["stages"][name]):
+            state = "what it has done is kept"
+        else:
+            checkpoint, last = run_dir / "checkpoints" / name / "last.ckpt", stage_settings(config, name)["max_steps"]
+            step = checkpoint_step(checkpoint)
+            state = f"step {step} of {last} is saved in {checkpoint}" if step else f"no step of {last} is saved"
+        raise RunStopped(f"{stop}; stage {name}: {state}; go on with python train.py resume={run_dir}", stop.code) from stop
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from torch import Tensor
 from lightning_internvl.checkpoints.files import own_tensors, write_folder
 from lightning_internvl.compose import FETCHING, check_trusted, compose_model, trusted_build
 from lightning_internvl.distributed import whole
+from lightning_internvl.files import from_aside, into_place
 from lightning_internvl.freezing import FreezePlan, matches
 from lightning_internvl.layers import resize_positions
 from lightning_internvl.model import PARTS, VLM
@@ -65,8 +66,9 @@ def save(
         config: of the parts; what it reads elsewhere (a language model, tokenizers) is put into the folder instead.
         base: what is not written again but read there: the folder of a stage with adapters is small.
     """
-    for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a process that was killed
-        shutil.rmtree(left)
+    for pattern in (f".{folder.name}.*.partial", f"..{folder.name}.*.partial"):
+        for left in folder.parent.glob(pattern):  # of a process that was killed
+            shutil.rmtree(left)
 
     def write(draft: Path) -> None:
         parts: dict[str, Any] = {}
@@ -87,9 +89,13 @@ def save(
             manifest["base"] = _describe(base, folder)
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
 
-    if folder.exists():
-        shutil.rmtree(folder)
-    write_folder(folder, write)
+    from_aside(folder)  # as far as a process came that was killed
+    if not folder.exists():
+        write_folder(folder, write)
+        return
+    draft = folder.with_name(f".{folder.name}.draft.partial")
+    write_folder(draft, write)
+    into_place(draft, folder)  # the older one stays until the new one is whole
 
 
 def take_part(model: VLM, base: Base | None) -> None:

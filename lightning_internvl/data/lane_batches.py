@@ -18,6 +18,7 @@ from lightning_internvl.data.packed import Grouping
 from lightning_internvl.data.shards import Record, ShardError
 from lightning_internvl.data.stream import POSITION
 from lightning_internvl.data.streamed import Streamed
+from lightning_internvl.signals import shield_worker
 
 # Of a lane, plain: {"count": samples that it gave, "spots": {source: spot}, "waiting": [(number in the lane, source, spot)]}.
 Position = dict[str, Any]
@@ -192,6 +193,7 @@ class Lanes(IterableDataset[dict[str, Any]]):
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
+            worker_init_fn=shield_worker,
             prefetch_factor=4 if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )

@@ -22,6 +22,7 @@ from lightning_internvl.data.sampler import StepBatchSampler
 from lightning_internvl.data.stream import CHUNK, POSITION, Position, Stream, dealt
 from lightning_internvl.data.streamed import Streamed
 from lightning_internvl.distributed import data_share, gather_objects
+from lightning_internvl.signals import shield_worker
 
 
 class StageData(L.LightningDataModule):
@@ -125,6 +126,7 @@ class StageData(L.LightningDataModule):
             batch_sampler=_Draws(self._sampler(self.batch_size, self.batches, self.start_batch, length)),
             collate_fn=_Stacked(self.collate),
             num_workers=self.num_workers,
+            worker_init_fn=shield_worker,
             prefetch_factor=4 if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )

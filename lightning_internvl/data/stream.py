@@ -17,6 +17,7 @@ from lightning_internvl.data.collation import Prepared
 from lightning_internvl.data.ledger import SKIPPED, Skipped
 from lightning_internvl.data.packed import Grouping
 from lightning_internvl.data.sampler import StepBatchSampler
+from lightning_internvl.signals import shield_worker
 
 AHEAD = 2  # batches that are put together before they are asked for
 CHUNK = 8  # samples that one process prepares at a time
@@ -104,6 +105,7 @@ class Stream:
             batch_sampler=_Draws(self.sampler, chunk, places),
             collate_fn=_to_tensors if self.num_workers else _as_it_is,
             num_workers=self.num_workers,
+            worker_init_fn=shield_worker,
             prefetch_factor=2 if self.num_workers else None,
         )
 

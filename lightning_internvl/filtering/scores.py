@@ -23,6 +23,7 @@ from lightning_internvl.files import write_text
 from lightning_internvl.filtering.measures import READ, Row, measured
 from lightning_internvl.filtering.sources import Joined
 from lightning_internvl.model import VLM
+from lightning_internvl.signals import shield_worker
 
 DIGITS = 6  # behind the point of a similarity: `decide` counts each value that this leaves
 UNUSABLE = "unusable"  # the entry of a row without scores: the kind of its fault
@@ -92,6 +93,7 @@ class Scorer:
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
+            worker_init_fn=shield_worker,
             prefetch_factor=4 if self.num_workers else None,
         )
         rows: list[Row] = []

@@ -26,7 +26,7 @@ from lightning_internvl.filtering.rules import ORDER, SIMILARITY, TOP_SHARE
 from lightning_internvl.filtering.scores import UNUSABLE
 from lightning_internvl.filtering.sources import filtered, list_of
 from lightning_internvl.filtering.write import new_shard, summed
-from lightning_internvl.launch import started_from_outside
+from lightning_internvl.launch import started_from_outside, started_processes
 from lightning_internvl.shortage import shortage_of
 
 DECISION, SUMMARY = "decision.json", "summary.json"
@@ -80,11 +80,8 @@ def place() -> tuple[int, int]:
     """The number of this process, and how many there are; also before they have found each other."""
     if distributed.world_size() > 1 or not started_from_outside():
         return distributed.rank(), distributed.world_size()
-    rank, world = (
-        next((int(os.environ[n]) for n in names if n in os.environ), default)
-        for names, default in ((("RANK", "SLURM_PROCID"), 0), (("WORLD_SIZE", "SLURM_NTASKS"), 1))
-    )
-    return rank, world
+    rank = next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID") if name in os.environ), 0)
+    return rank, started_processes()
 
 
 def _score(job: Job, own: Sequence[int], rank: int) -> int:

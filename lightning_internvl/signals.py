@@ -1,0 +1,112 @@
+"""Signals that end a run. While a stage trains they are noted, so that the step is finished and saved; elsewhere
+they end it at once.
+
+Nothing here imports PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+TOLD = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGUSR1": "SIGUSR1", "SIGUSR2": "SIGUSR2"}  # the last two by batch systems
+NAMES = {getattr(signal, name): told for name, told in TOLD.items() if hasattr(signal, name)}
+NOT_FINISHED = 3  # exit status of a run that ends before its last step without a signal, as by trainer.max_time
+REPEATED = 1.0  # seconds in which a second signal is the same one: `timeout` and torchrun tell a process and its group
+WORKER_GRACE = 60  # seconds for which a data worker outlives a SIGTERM, so that the step can be finished
+
+
+class RunStopped(SystemExit):
+    """A run that ends before its end without a fault. No `Exception`, so that nothing takes it for the fault of a sample.
+
+    Args:
+        reason: one sentence, or its beginning.
+        code: exit status: 128 and the number of a signal, or `NOT_FINISHED`.
+    """
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(code)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+    @classmethod
+    def by(cls, number: int) -> RunStopped:
+        """Stopped by a signal."""
+        return cls(f"stopped by {NAMES[signal.Signals(number)]}", 128 + number)
+
+
+class Watch:
+    """The handlers of this process for the signals of `NAMES`.
+
+    Attributes:
+        received: the signal that waits for the end of a step; 0 without one.
+        finishes_steps: whether a stage trains, which looks at `received` after each step.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: tuple[signal.Signals, ...] = ()  # those that are handled, while they are
+        self.pid, self.received, self.last, self.finishes_steps = 0, 0, 0.0, False
+
+    @contextmanager
+    def installed(self, *numbers: signal.Signals) -> Iterator[None]:
+        """Handle these signals inside. Outside of the main thread, where Python takes no handlers, nothing changes."""
+        if threading.current_thread() is not threading.main_thread() or self.numbers:
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in numbers}
+        self.numbers, self.pid, self.received, self.last = numbers, os.getpid(), 0, float("-inf")
+        self._install()
+        try:
+            yield
+        finally:
+            self.numbers, self.finishes_steps = (), False
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def begin(self) -> None:
+        """A stage begins to train. The trainer has just put a handler of its own before ours, which is taken away again: it
+        would end training with exit status 0, and start a collective inside of the handler."""
+        self.finishes_steps = bool(self.numbers)
+        self._install()
+
+    def end(self) -> None:
+        """A stage no longer trains."""
+        self.finishes_steps = False
+
+    def _install(self) -> None:
+        for number in self.numbers:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.pid:  # a data worker; the process that started it ends it
+            return
+        now, repeated = time.monotonic(), time.monotonic() - self.last < REPEATED
+        self.last = now
+        if repeated:
+            return
+        if self.finishes_steps and not self.received:
+            self.received = number
+            os.write(2, f"\n{NAMES[signal.Signals(number)]}: finishes the step and saves; once more ends at once\n".encode())
+            return
+        raise RunStopped.by(number)
+
+
+WATCH = Watch()  # signals belong to a process, so there is one
+
+
+def shield_worker(worker: int) -> None:
+    """For `worker_init_fn` of a data loader: a signal to the whole group does not take the data away from the step at work.
+    Without a main process a worker ends by itself."""
+    for number in NAMES:
+        signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "SIGALRM"):  # on Windows
+        return
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
