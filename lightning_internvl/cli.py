@@ -40,6 +40,7 @@ FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the
 WORK = ("checkpoints/*/last.ckpt", "handoff/*", "*/scores/*")  # what a run can go on from, of a stage or a filter
 LISTS = "skipped*.jsonl"  # of samples that could not be used
 WORKERS = "data.num_workers="  # may be another on a resume; the order of samples does not depend on it
+LIMIT = "trainer.max_time="  # of one process
 SCREEN = 20  # lines of an error that are shown
 
 OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
@@ -166,13 +167,13 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     given = HydraConfig.get().overrides.task
     moved = {key: config.trainer[key] for key in HARDWARE if any(o.startswith(f"trainer.{key}=") for o in given)}
     workers = any(o.startswith(WORKERS) for o in given)
-    allowed = ("resume=", WORKERS, *(f"trainer.{key}=" for key in HARDWARE))
+    allowed = ("resume=", WORKERS, LIMIT, f"+{LIMIT}", *(f"trainer.{key}=" for key in HARDWARE))
     if others := [o for o in given if not o.startswith(allowed)]:
         raise ConfigError(
             [
                 f"resume goes on with a run exactly as it was; leave out {' '.join(others)}, or start anew with "
                 f"init_from={run_dir}. Only the hardware may be another: {', '.join(f'trainer.{key}' for key in HARDWARE)}, "
-                f"{WORKERS.rstrip('=')}"
+                f"{WORKERS.rstrip('=')}, {LIMIT.rstrip('=')}"
             ]
         )
     path = run_dir / RUN_CONFIG
@@ -184,6 +185,9 @@ def load_run(config: DictConfig) -> dict[str, Any]:
         plain, told = elsewhere(plain, OmegaConf.to_container(OmegaConf.create(moved)))
         for line in told:
             console.print(line, soft_wrap=True)
+    for trainer in (plain["trainer"], *(stage.get("trainer") or {} for stage in plain["stages"].values())):
+        trainer.pop("max_time", None)  # of the process that was started with it
+    plain["trainer"]["max_time"] = OmegaConf.to_container(config.trainer).get("max_time")
     if workers:
         plain["data"]["num_workers"] = config.data.num_workers
     check_config({**plain, "init_from": None, "resume": str(run_dir)})  # the weights it started from may be gone by now

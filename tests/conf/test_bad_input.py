@@ -74,6 +74,16 @@ BEFORE_ANY_MODEL = {
     "init_from=./nowhere": r"init_from=\./nowhere: there is no such folder",
     "name=": r"name='' must be a word",
     "name=???": r"name has no value; give name=VALUE",
+    "+trainer.max_steps=3": r"trainer\.max_steps=3 is not for the trainer to say: .*stages\.NAME\.max_steps=N",
+    "+trainer.limit_train_batches=3": r"trainer\.limit_train_batches=3 is not .*max_steps=N makes all stages shorter",
+    "+trainer.fast_dev_run=1": r"trainer\.fast_dev_run=1 is not .*debug=fast",
+    "+trainer.overfit_batches=0.5": r"trainer\.overfit_batches=0\.5 is not .*debug=overfit",
+    "trainer.max_epochs=2": r"trainer\.max_epochs=2 is not .*counted in steps",
+    "+trainer.default_root_dir=here": r"trainer\.default_root_dir='here' is not .*paths\.run=FOLDER",
+    "trainer.enable_checkpointing=true": r"trainer\.enable_checkpointing=True is not .*callbacks\.checkpoint",
+    "+trainer.strategy=ddp": r"trainer\.strategy='ddp' is not .*strategy=auto, ddp or fsdp2",
+    "+trainer.logger=false": r"trainer\.logger=False is not .*logger=\[tensorboard,history\]",
+    "+stages.generative.trainer={min_steps: 9}": r"stages\.generative: trainer\.min_steps=9 is not .*counted in steps",
     "data.num_workers=-1": r"data\.num_workers=-1 must be a whole number from 0 on",
 }  # fmt: skip
 BEFORE_ANY_TRAINING = {
