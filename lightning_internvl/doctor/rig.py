@@ -50,7 +50,6 @@ class Rig:
 
     Attributes:
         samples: a few of the stage's data, prepared; they make two batches of equal size.
-        attention: the backend that the configuration asks for.
     """
 
     settings: Config
@@ -59,17 +58,16 @@ class Rig:
     trainer: L.Trainer
     samples: list[Prepared]
     device: torch.device
-    attention: str
 
     @classmethod
-    def of(cls, assembly: Assembly, count: int, attention: str) -> Rig:
+    def of(cls, assembly: Assembly, count: int) -> Rig:
         """The rig of an assembled stage that has its weights."""
         settings, stage, data, trainer = assembly
         trainer.log_every_n_steps = 0  # nothing is logged
         stage.trainer = trainer
         stage.plan.apply(stage.model, 0)
         device = trainer.strategy.root_device
-        return cls(settings, stage.to(device), data.collate, trainer, data.first(count), device, attention)
+        return cls(settings, stage.to(device), data.collate, trainer, data.first(count), device)
 
     @property
     def halves(self) -> tuple[list[Prepared], list[Prepared]]:
