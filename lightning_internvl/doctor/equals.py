@@ -111,7 +111,7 @@ def merged(rig: Rig) -> Iterator[Result]:
     if not layers:
         yield Result(name, None, "this stage has no adapters")
         return
-    with torch.no_grad():
+    with torch.no_grad(), rig.exactly():
         torch.manual_seed(rig.settings["seed"])
         widen(model)
         for inner, parameter in model.named_parameters():
