@@ -34,7 +34,7 @@ class Evaluation(L.Callback):
             pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         begun, found = time.monotonic(), {}
         self.bench.journal = Journal(cases=self.cases)
-        with self.bench.evaluating() as bench:
+        with self.bench.evaluating(trainer.precision_plugin.forward_context) as bench:
             for task in self.tasks.values():
                 found |= pl_module.use(task, bench)
         if not trainer.is_global_zero:

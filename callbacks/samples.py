@@ -47,7 +47,7 @@ class Samples(L.Callback):
         step = trainer.global_step
         last = step == stage.max_steps
         options = {"stage": stage.name, "mode": self.mode, "writer": self.writer, "images": self.images}
-        with self.bench.evaluating() as bench:
+        with self.bench.evaluating(trainer.precision_plugin.forward_context) as bench:
             found = stage.use(partial(sample, bench, step=step, last=last, **options))
         if trainer.is_global_zero:
             write_json(stage.folder / "samples" / f"step-{step:06d}.json", found)

@@ -83,7 +83,7 @@ class Tracking(L.Callback):
         if self.bench is None or not (trainer.is_global_zero or stage.divided):
             return
         self.bench.journal, found = Journal(cases=self.cases), {}
-        with self.bench.evaluating() as bench, torch.random.fork_rng():
+        with self.bench.evaluating(trainer.precision_plugin.forward_context) as bench, torch.random.fork_rng():
             for task in self.tasks.values():
                 found |= stage.use(task, bench)
         best = self.best if isinstance(self.best, str | None) else self.best.get(stage.name)

@@ -54,7 +54,7 @@ class Validation(L.Callback):
             return
         if not pl_module.divided:
             pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
-        found = self.found | pl_module.use(self._exact, trainer.datamodule, pl_module)
+        found = self.found | pl_module.use(self._exact, trainer, pl_module, trainer.datamodule)
         if not trainer.is_global_zero:
             return
         path = pl_module.run_dir / "metrics.json"
@@ -64,7 +64,7 @@ class Validation(L.Callback):
     def _loss(self, trainer: L.Trainer, stage: Stage, data: StageData) -> dict[str, float]:
         total = weight = used = 0.0
         for batch in self._batches(trainer, data):
-            batch = trainer.strategy.batch_to_device(batch, stage.device)
+            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), stage.device)
             with trainer.precision_plugin.forward_context():
                 losses = stage.losses(batch)
             loss = sum(stage.weights.get(name, 1.0) * value for name, value in losses.items())
@@ -93,7 +93,7 @@ class Validation(L.Callback):
         length = len(data.held_out)
         return sorted(set(np.linspace(0, length - 1, min(self.samples, length)).round().astype(int).tolist()))
 
-    def _exact(self, data: StageData, stage: Stage) -> dict[str, float]:
+    def _exact(self, trainer: L.Trainer, stage: Stage, data: StageData) -> dict[str, float]:
         """Share of first questions with a short answer that the decoder answers word for word."""
         asked, answers = [], []
         if self.short is None or self.view is None or data.collate is not self.view.training or self.view.chats is None:
@@ -110,7 +110,7 @@ class Validation(L.Callback):
                 continue
         if not asked:
             return {}
-        with Bench(stage.model, None, chats=self.view.chats).evaluating() as bench:
+        with Bench(stage.model, None, chats=self.view.chats).evaluating(trainer.precision_plugin.forward_context) as bench:
             written = bench.complete(asked)
         right = sum(text == answer for text, answer in zip(written, answers, strict=True))
         return {"validation_exact_match": right / len(asked), "validation_answers": float(len(asked))}

@@ -1,7 +1,9 @@
 """One attention primitive for every part we write and for the language models that we wrap, and the backend that computes it.
 
-The backend is chosen once, at start: `attention=auto|xformers|flash|flex|sdpa|math` on the command line. `auto` takes on a CUDA
-device what is installed of xformers and flash-attn, else PyTorch's own kernels; the choice and its reason are printed.
+The backend is chosen before a model is built: `attention=auto|xformers|flash|flex|sdpa|math` on the
+command line. `auto` takes what runs of xformers and flash-attn on the device and in the type of the
+trainer, else PyTorch's own kernels; the choice and its reason are printed. A call that the backend has
+no kernel for, as for heads of an odd width, goes to PyTorch's.
 
 Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of a head.
 """
@@ -9,42 +11,65 @@ Letters: B rows, H heads, G heads of keys and values, T query positions, S key p
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_internvl import attention_kernels as kernels
+from lightning_internvl import attention_kernels as kernels, attention_trial as trial
+from lightning_internvl.attention_trial import CAUSAL, EVEN, INSTALL, LENGTHS, PACKAGES, named, titled
 from lightning_internvl.checks import BACKENDS
 from lightning_internvl.masks import Mask, Run
 
-PACKAGES = {"xformers": "xformers", "flash": "flash_attn"}
-NO_CPU = {
-    "xformers": "it has no CPU kernel and no CUDA device was found",
-    "flash": "it has no CPU kernel and no CUDA device was found",
-    "flex": "PyTorch's FlexAttention has no backward on a CPU and no CUDA device was found",
+DEVICES = {"xformers": ("cuda",), "flash": ("cuda",), "flex": ("cuda",)}  # others run on any
+NO_KERNEL = {
+    "xformers": "it has no kernel for",
+    "flash": "it has no kernel for",
+    "flex": "PyTorch's FlexAttention has no backward on",
 }
 _asked, _backend = "auto", "sdpa"
 
 
-def choose_backend(name: str = "auto") -> tuple[str, str]:
+def choose_backend(name: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[str, str]:
     """Resolve and install the attention backend for this process.
+
+    Args:
+        name: of `BACKENDS`.
+        device: where the model will be.
+        dtype: of the matrix products: under automatic mixed precision the lower type.
 
     Returns:
         The backend in force and the reason, for the log.
 
     Raises:
-        ValueError: for an unknown name, or for a backend that cannot run here.
+        ValueError: for an unknown name, or for a backend that cannot run on this device and in this type.
     """
     global _asked, _backend
     if name not in BACKENDS:
         raise ValueError(f"attention={name!r} is not known; valid choices: {', '.join(BACKENDS)}")
-    if lacking := _lacking(name):
-        *others, last = [other for other in BACKENDS if not _lacking(other)]
-        raise ValueError(f"attention={name} cannot run here: {lacking}; use attention={', '.join(others)} or {last}")
-    backend, reason = (name, "asked for by the configuration") if name != "auto" else _best()
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    if name == "auto":
+        backend, reason = _best(device, dtype)
+    else:
+        _check(name, device, dtype)
+        backend, reason = name, "asked for by the configuration"
     _asked, _backend = name, backend
     return backend, reason
+
+
+@contextmanager
+def backend_kept() -> Iterator[None]:
+    """Whatever is chosen inside, afterwards the backend is the one from before."""
+    global _asked, _backend
+    before = _asked, _backend
+    try:
+        yield
+    finally:
+        _asked, _backend = before
 
 
 def asked() -> str:
@@ -52,20 +77,40 @@ def asked() -> str:
     return _asked
 
 
-def _best() -> tuple[str, str]:
-    if not torch.cuda.is_available():
-        return "sdpa", "no CUDA device"
-    for name, package in PACKAGES.items():
-        if not _lacking(name):
-            return name, f"a CUDA device and the {package} package were found"
+def _best(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    faults = {name: _fault(name, device, dtype) for name in PACKAGES if device.type in DEVICES[name] and _is_installed(name)}
+    found = next((name for name, fault in faults.items() if fault is None), None)
+    if found:
+        return found, f"{titled(found)} runs on {device.type} in {named(dtype)}"
+    if faults:
+        return "sdpa", "; ".join(f"{titled(name)} cannot run here: {fault}" for name, fault in faults.items())
+    if all(device.type not in DEVICES[name] for name in PACKAGES):
+        return "sdpa", f"xformers and flash-attn have no kernel for {device.type}"
     return "sdpa", "neither xformers nor flash-attn is installed"
 
 
-def _lacking(name: str) -> str | None:
-    """Why a backend cannot run here."""
-    if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
-        return f"the package {PACKAGES[name]} is not installed"
-    return None if torch.cuda.is_available() else NO_CPU.get(name)
+def _check(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    fault = _fault(name, device, dtype)
+    if fault is None:
+        return
+    low = dtype == torch.float32 and _fault(name, device, torch.bfloat16) is None
+    help_ = "; with trainer.precision=bf16-mixed it can" if low else ""
+    raise ValueError(f"attention={name} cannot run here: {fault}{help_}; use attention=auto, sdpa or math")
+
+
+def _is_installed(name: str) -> bool:
+    return name not in PACKAGES or importlib.util.find_spec(PACKAGES[name]) is not None
+
+
+def _fault(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run on a device and in a type."""
+    if name not in DEVICES:
+        return None
+    if not _is_installed(name):
+        return f"the package {PACKAGES[name]} is not installed ({INSTALL[name]})"
+    if device.type not in DEVICES[name]:
+        return f"{NO_KERNEL[name]} {device.type}, where the model is to run"
+    return trial.fault(name, device, dtype)
 
 
 def attend(
@@ -97,8 +142,10 @@ def attend(
     if _backend == "math":
         return _math(q_BHTK, k_BGSK, v_BGSK, mask, causal, dropout, bias, scale)
     if _backend in PACKAGES and mask is None and bias is None:
-        q, k, v = (x.transpose(1, 2) for x in _lowered(q_BHTK, k_BGSK, v_BGSK))  # these kernels want (B, T, H, K)
-        return kernels.EVEN[_backend](q, k, v, causal, dropout, scale).transpose(1, 2)
+        lowered = _lowered(q_BHTK, k_BGSK, v_BGSK)
+        if _runs(*lowered[:2], CAUSAL if causal else EVEN, dropout):
+            q, k, v = (x.transpose(1, 2) for x in lowered)  # these kernels want (B, T, H, K)
+            return kernels.EVEN[_backend](q, k, v, causal, dropout, scale).transpose(1, 2)
     # Masks that differ by row are left to PyTorch, whose kernels read a bool mask without first making a float copy per head.
     return _sdpa(q_BHTK, k_BGSK, v_BGSK, mask if bias is None else bias, causal, dropout, scale)
 
@@ -113,7 +160,9 @@ def _attend_by_lengths(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Mas
         dense = mask.dense(q_BHTK.device)
         return _math(q_BHTK, k_BGSK, v_BGSK, dense, False, dropout, None, scale) * dense.any(dim=-1, keepdim=True)
     if _backend in PACKAGES:
-        return kernels.side_by_side(_backend, *_lowered(q_BHTK, k_BGSK, v_BGSK), mask, dropout, scale)
+        lowered = _lowered(q_BHTK, k_BGSK, v_BGSK)
+        if _runs(*lowered[:2], LENGTHS, dropout):
+            return kernels.side_by_side(_backend, *lowered, mask, dropout, scale)
     if _backend == "flex" and dropout == 0.0:  # FlexAttention has no dropout
         return kernels.flex(*_lowered(q_BHTK, k_BGSK, v_BGSK), mask, scale)
     return _by_pieces(q_BHTK, k_BGSK, v_BGSK, mask, dropout, scale)
@@ -191,6 +240,10 @@ def _lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
     """In the lower type of automatic mixed precision, which other libraries' kernels do not see."""
     device = tensors[0].device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
-    if _backend == "flash" and dtype == torch.float32:
-        raise ValueError("attention=flash computes in bfloat16 or float16 only: trainer.precision=bf16-mixed, or attention=sdpa")
     return tuple(x.to(dtype) for x in tensors)
+
+
+def _runs(q_BHTK: Tensor, k_BGSK: Tensor, kind: str, dropout: float) -> bool:
+    """Whether the backend has a kernel for a call."""
+    shared = q_BHTK.shape[1] != k_BGSK.shape[1]
+    return trial.runs(_backend, q_BHTK.device, q_BHTK.dtype, q_BHTK.shape[-1], kind, shared, dropout > 0)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.assembly import Config, build_stage
-from lightning_internvl.attention import asked, choose_backend
+from lightning_internvl.attention import asked, backend_kept, choose_backend
 from lightning_internvl.compose import Build, compose_model
 from lightning_internvl.distributed import alone
 from lightning_internvl.objectives import NextToken
@@ -135,16 +135,12 @@ def _of_head(rig: Rig, head: Callable[[Tensor], Tensor], states_TH: Tensor) -> C
 
 def measured(settings: Config, blank: Callable[[int], Mapping[str, Any]], build: Build, step: int) -> Flops:
     """The FLOPs of a stage as its configuration describes it, of one process."""
-    before = asked()
-    choose_backend("math" if before == "math" else "sdpa")  # all others compute the same
-    try:
-        with alone(), torch.random.fork_rng(devices=[]):
-            with torch.device("meta"), Unfilled():
-                model, _ = compose_model(settings["parts"], build)
-                stage = build_stage("measured", settings, model, Path(), build)
-            return flops_of(stage, blank, step)
-    finally:
-        choose_backend(before)
+    with backend_kept(), alone(), torch.random.fork_rng(devices=[]):
+        choose_backend("math" if asked() == "math" else "sdpa")  # all others compute the same
+        with torch.device("meta"), Unfilled():
+            model, _ = compose_model(settings["parts"], build)
+            stage = build_stage("measured", settings, model, Path(), build)
+        return flops_of(stage, blank, step)
 
 
 def peak_flops(device: torch.device, stated: float | None = None) -> tuple[float | None, str]:

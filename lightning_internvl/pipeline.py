@@ -28,7 +28,9 @@ from lightning_internvl.feature_cache import open_cache
 from lightning_internvl.files import from_aside, read_json
 from lightning_internvl.filtering.job import Job, rehearse_filter
 from lightning_internvl.filtering.step import behind, is_finished, run_filter
+from lightning_internvl.hardware import trainer_of
 from lightning_internvl.options import is_step, trained_stages
+from lightning_internvl.placement import place_of
 from lightning_internvl.quantization import BLOCK, quantize
 from lightning_internvl.recompute import recompute_blocks
 from lightning_internvl.shortage import shortage_told
@@ -55,11 +57,12 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
         ValueError: for a fault of the configuration or the data; those of any stage's configuration before the first one trains.
     """
     quiet_lightning()
-    backend, reason = choose_backend(config["attention"])
-    console.print(f"attention: {backend} ({reason})")
     source = config["init_from"]
     finished = [name for name in config["pipeline"] if (run_dir / "handoff" / name).exists() or is_finished(run_dir / name)]
     ahead = [name for name in config["pipeline"] if name not in finished]
+    for name in ahead:  # a refusal comes before a model is built
+        attention_for(name, config)
+    attention = tell_attention((ahead or config["pipeline"])[0], config)
     rehearse(ahead, config, run_dir, build, fresh=not (source or set(finished) & set(trained_stages(config))))
     for name in config["pipeline"]:
         step = is_step(config["stages"][name])
@@ -67,9 +70,11 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
         if name in finished:
             console.print(f"{name}: finished earlier, taken from {folder}", soft_wrap=True)
         elif step:
+            attention = tell_attention(name, config, attention)
             with stop_told(name, config, run_dir):
                 run_filter(Job(name, config, folder, build, source), run_dir)
         else:
+            attention = tell_attention(name, config, attention)
             with shortage_told(name, config), stop_told(name, config, run_dir):
                 run_stage(name, config, run_dir, build, source)
         config = behind(config, folder) if step else config
@@ -79,6 +84,20 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
     for what, place in {"run folder": run_dir, "metrics": run_dir / "metrics.json", "report": run_dir / "report.html"}.items():
         console.print(f"{what:12} {place}", soft_wrap=True)
     return metrics
+
+
+def attention_for(name: str, config: Config) -> str:
+    """Choose the attention of a stage, for its trainer's device and precision; returns what is told of it."""
+    backend, reason = choose_backend(config["attention"], *place_of(trainer_of(config, name)))
+    return f"attention: {backend} ({reason})"
+
+
+def tell_attention(name: str, config: Config, told: str = "") -> str:
+    """Choose the attention of a stage, and say it unless the same was said before."""
+    line = attention_for(name, config)
+    if line != told:
+        console.print(line, soft_wrap=True, markup=False)
+    return line
 
 
 def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, fresh: bool) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from lightning_internvl.applications.gallery import Retriever
 from lightning_internvl.assembly import Config
+from lightning_internvl.attention import choose_backend
 from lightning_internvl.chat.session import CaptionSession, Session
 from lightning_internvl.checkpoints.origin import handoffs_of
 from lightning_internvl.compose import Build
@@ -107,7 +108,11 @@ def _names(folders: Mapping[Path, Any]) -> list[str]:
 
 
 def placing(settings: Mapping[str, Any]) -> Callable[[VLM], VLM]:
-    """What moves a model to `device` and `dtype` of the settings; raises ValueError for a device that is not here."""
+    """What moves a model to `device` and `dtype` of the settings, for which the attention is chosen.
+
+    Raises:
+        ValueError: for a device that is not here.
+    """
     name = settings["device"]
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,4 +122,6 @@ def placing(settings: Mapping[str, Any]) -> Callable[[VLM], VLM]:
         raise ValueError(f"device={name!r} is not known; valid choices: auto, cpu, cuda, cuda:1 and so on") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={name}: no GPU is seen here; leave it out or give device=cpu")
-    return lambda model: model.to(device, getattr(torch, settings["dtype"]))
+    dtype = getattr(torch, settings["dtype"])
+    choose_backend("auto", device, dtype)
+    return lambda model: model.to(device, dtype)

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
 from lightning_internvl import peft
-from lightning_internvl.attention import choose_backend
+from lightning_internvl.attention import backend_kept, choose_backend
 from lightning_internvl.checks import BACKENDS
 from lightning_internvl.data.packed import PackedChats
 from lightning_internvl.decoders.hf_attention import use_ours
@@ -88,18 +88,16 @@ def backends(rig: Rig) -> Iterator[Result]:
     name, names = "attention backends agree", []
     for backend in BACKENDS:
         try:
-            choose_backend(backend)
+            with backend_kept():
+                _choose(rig, backend)
         except ValueError:
             continue
         names += [backend] if backend not in ("auto", "math") else []
     language_model = getattr(rig.stage.model.decoder, "lm", None)
     if isinstance(language_model, PreTrainedModel):
         use_ours(language_model)
-    try:
-        with rig.loud():
-            found = {backend: _by(rig, backend) for backend in ("math", *names)}
-    finally:
-        choose_backend(rig.attention)
+    with backend_kept(), rig.loud():
+        found = {backend: _by(rig, backend) for backend in ("math", *names)}
     results = [_compared(name, found[b], found["math"], f"{b} and math", low=_is_low(rig, b)) for b in names]
     failed = [result for result in results if not result.passed]
     yield Result(name, not failed, "; ".join(result.detail for result in failed or results))
@@ -113,7 +111,7 @@ def merged(rig: Rig) -> Iterator[Result]:
     if not layers:
         yield Result(name, None, "this stage has no adapters")
         return
-    with torch.no_grad():
+    with torch.no_grad(), rig.exactly():
         torch.manual_seed(rig.settings["seed"])
         widen(model)
         for inner, parameter in model.named_parameters():
@@ -146,8 +144,12 @@ def _is_low(rig: Rig, backend: str) -> bool:
     return rig.device.type == "cuda" and backend in ("flash", "xformers")
 
 
+def _choose(rig: Rig, backend: str) -> None:
+    choose_backend(backend, rig.device, torch.bfloat16 if _is_low(rig, backend) else torch.float32)
+
+
 def _by(rig: Rig, backend: str) -> Gradients:
-    choose_backend(backend)
+    _choose(rig, backend)
     low = torch.autocast("cuda", torch.bfloat16, enabled=_is_low(rig, backend))  # these kernels read 16 bits only
     with low:
         return rig.gradients(rig.batch())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -50,7 +51,7 @@ class Rig:
 
     Attributes:
         samples: a few of the stage's data, prepared; they make two batches of equal size.
-        attention: the backend that the configuration asks for.
+        exact: whether losses are computed in float32, whatever the precision of the run.
     """
 
     settings: Config
@@ -59,17 +60,17 @@ class Rig:
     trainer: L.Trainer
     samples: list[Prepared]
     device: torch.device
-    attention: str
+    exact: bool = False
 
     @classmethod
-    def of(cls, assembly: Assembly, count: int, attention: str) -> Rig:
+    def of(cls, assembly: Assembly, count: int) -> Rig:
         """The rig of an assembled stage that has its weights."""
         settings, stage, data, trainer = assembly
         trainer.log_every_n_steps = 0  # nothing is logged
         stage.trainer = trainer
         stage.plan.apply(stage.model, 0)
         device = trainer.strategy.root_device
-        return cls(settings, stage.to(device), data.collate, trainer, data.first(count), device, attention)
+        return cls(settings, stage.to(device), data.collate, trainer, data.first(count), device)
 
     @property
     def halves(self) -> tuple[list[Prepared], list[Prepared]]:
@@ -85,11 +86,19 @@ class Rig:
         """A batch where the model is."""
         return move_data_to_device(batch, self.device)
 
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context that a step of the run computes in. What compares two ways to the same numbers needs
+        float32 (see `loud`); weights of 16 bits (16-true, bf16-true) are checked in float32 altogether."""
+        plugin = self.trainer.precision_plugin
+        mixed = isinstance(plugin, MixedPrecision) and not self.exact
+        return plugin.forward_context() if mixed else nullcontext()
+
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """What a training step of this batch alone would lower; the same draws at every call."""
         torch.manual_seed(self.settings["seed"])
         self.trainer.accumulate_grad_batches = 1
-        return self.stage.training_step(batch, 0)
+        with self.precision():
+            return self.stage.training_step(batch, 0)
 
     def gradients(self, *batches: dict[str, Any]) -> Gradients:
         """Loss and gradients of one step over micro-batches, as the trainer adds them up."""
@@ -98,7 +107,8 @@ class Rig:
         for place, batch in enumerate(Windows(batches, len(batches), self.stage.counts) if len(batches) > 1 else batches):
             torch.manual_seed(self.settings["seed"])
             self.trainer.accumulate_grad_batches = len(batches)
-            loss = self.stage.training_step(batch, place) / len(batches)
+            with self.precision():
+                loss = self.stage.training_step(batch, place) / len(batches)
             loss.backward()
             total += loss.item()
         named = self.stage.model.named_parameters()
@@ -148,7 +158,17 @@ class Rig:
             widen(self.stage.model)
             redraw(self.stage.model)
             self.stage.eval()
+            with self.exactly():
+                yield
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Losses in float32 inside."""
+        before, self.exact = self.exact, True
+        try:
             yield
+        finally:
+            self.exact = before
 
 
 def widen(model: torch.nn.Module) -> None:

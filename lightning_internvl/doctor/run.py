@@ -15,8 +15,10 @@ from lightning_internvl.compose import Build
 from lightning_internvl.console import console
 from lightning_internvl.doctor import checks, equals
 from lightning_internvl.doctor.rig import Result, Rig
+from lightning_internvl.hardware import trainer_of
 from lightning_internvl.options import trained_stages
 from lightning_internvl.pipeline import quiet_lightning, take_over
+from lightning_internvl.placement import place_of
 from lightning_internvl.quantization import quantize
 
 SAMPLES = 8  # they make two micro-batches
@@ -63,14 +65,14 @@ def rig_of(name: str, config: Config, build: Build) -> Rig:
     """
     try:
         torch.manual_seed(config["seed"])
-        choose_backend(config["attention"])
+        choose_backend(config["attention"], *place_of(trainer_of(config, name)))
         parts = assemble(name, config, Path(), build)
         if config["init_from"] and name == trained_stages(config)[0]:
             take_over(parts.stage, config["init_from"], parts.settings["new"], parts.settings["dropped"])
         else:
             console.print("weights: fresh ones, the checks do not depend on what the stage before it has learnt", soft_wrap=True)
         quantize(parts.stage.model, parts.settings["parts"].get("quantization"), keep=parts.stage.trained_names())
-        return Rig.of(parts, SAMPLES, config["attention"])
+        return Rig.of(parts, SAMPLES)
     except (ValueError, TypeError) as error:
         raise ValueError(f"stages.{name}: {error}") from error
 

@@ -5,9 +5,10 @@ Letters: N images, E contrastive width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,22 @@ from lightning_internvl.evaluation.journal import Journal
 from lightning_internvl.model import VLM
 
 Metrics = dict[str, float]  # what a task returns
+Precision = Callable[[], AbstractContextManager[Any]]  # makes the context that a model runs in
+
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def in_precision(run: Callable[Concatenate[Bench, P], R]) -> Callable[Concatenate[Bench, P], R]:
+    """A function that runs the model of a bench, in the bench's precision. What tasks make of its results
+    is computed outside: similarities in bfloat16 would agree in their first digits."""
+
+    @wraps(run)
+    def wrapped(bench: Bench, *args: P.args, **kwargs: P.kwargs) -> R:
+        with bench.precision():
+            return run(bench, *args, **kwargs)
+
+    return wrapped
 
 
 class Bench:
@@ -53,6 +70,7 @@ class Bench:
         self.model, self.held_out, self.batch_size, self.joint = model, held_out, batch_size, joint
         self.pairs, self.chats, self.labels = pairs, chats, labels
         self.journal = journal or Journal()
+        self.precision: Precision = nullcontext
 
     @property
     def device(self) -> torch.device:
@@ -60,9 +78,15 @@ class Bench:
         return next(self.model.parameters()).device
 
     @contextmanager
-    def evaluating(self) -> Iterator[Bench]:
-        """Evaluation mode and no gradients inside; afterwards every module is in the mode it was in."""
+    def evaluating(self, precision: Precision | None = None) -> Iterator[Bench]:
+        """Evaluation mode and no gradients inside; afterwards every module is in the mode it was in.
+
+        Args:
+            precision: makes the context that the model runs in: a trainer's `precision_plugin.forward_context`.
+                None: as before.
+        """
         modes = {module: module.training for module in self.model.modules()}
+        before, self.precision = self.precision, precision or self.precision
         self.model.eval()
         try:
             with torch.no_grad():
@@ -70,32 +94,38 @@ class Bench:
         finally:
             for module, training in modes.items():
                 module.training = training
+            self.precision = before
 
     # --- contrastive ------------------------------------------------------------------------------------------------
 
+    @in_precision
     def embed_images(self, images: Sequence[np.ndarray], mode: str) -> Tensor:
-        """N pictures (H, W, 3) uint8 -> (N, E), or (N, Q, E) with an embedding a query, normalised."""
-        return torch.cat([F.normalize(self.model.encode_image(p, mode), dim=-1) for p in self._pixels(images)])
+        """N pictures (H, W, 3) uint8 -> (N, E), or (N, Q, E) with an embedding a query, normalised, float32."""
+        return torch.cat([F.normalize(self.model.encode_image(p, mode).float(), dim=-1) for p in self._pixels(images)])
 
+    @in_precision
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Captions -> (N, E), normalised."""
+        """Captions -> (N, E), normalised, float32."""
         rows = [self._text_batch("itc", part) for part in self._parts(texts)]
-        return torch.cat([F.normalize(self.model.encode_text(ids, mask), dim=-1) for ids, mask in rows])
+        return torch.cat([F.normalize(self.model.encode_text(ids, mask).float(), dim=-1) for ids, mask in rows])
 
+    @in_precision
     def match(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Tensor:
         """Probability that each text belongs to its image: (N,)."""
         scores = []
         for pixels, part in zip(self._pixels(images), self._parts(texts), strict=True):
-            scores.append(self.model.match(pixels, *self._text_batch("itm", part)).softmax(dim=-1)[:, 1])
+            scores.append(self.model.match(pixels, *self._text_batch("itm", part)).float().softmax(dim=-1)[:, 1])
         return torch.cat(scores)
 
+    @in_precision
     def classify(self, images: Sequence[np.ndarray]) -> Tensor:
         """Scores of a probe for N pictures (H, W, 3) uint8: (N, classes)."""
         parts = (self.placed(self.labels.pixels(part, ["held-out"] * len(part))) for part in self._parts(images))
-        return torch.cat([self.model.visual_tokens(pixels) for pixels in parts])
+        return torch.cat([self.model.visual_tokens(pixels).float() for pixels in parts])
 
     # --- language ---------------------------------------------------------------------------------------------------
 
+    @in_precision
     def caption(self, images: Sequence[np.ndarray], language: str = "en", max_new_tokens: int = 24, **search: Any) -> list[str]:
         """Captions written by the middleware; `search` goes to its `generate`."""
         tokenizer, texts = self.pairs.tokenizer, []
@@ -118,6 +148,7 @@ class Bench:
         asked = [_asked(image, question, self.joint) for image, question in zip(images, questions, strict=True)]
         return self.complete(asked, max_new_tokens, **search)
 
+    @in_precision
     def complete(self, samples: Sequence[dict[str, Any]], max_new_tokens: int = 16, **search: Any) -> list[str]:
         """Answers to conversations that end with a question, samples as `ChatCollator.prompts` takes them."""
         chats, tokenizer, texts = self.chats, self.chats.tokenizer, []

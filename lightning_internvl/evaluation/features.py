@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_internvl.data.held_out import HeldOutScenes
 from lightning_internvl.data.pictures import Pictures
 from lightning_internvl.data.processors import Processor, Squash
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.bench import Bench, in_precision
 
 GREY = np.full((8, 8, 3), 127, dtype=np.uint8)
 
@@ -97,6 +97,7 @@ def squares(bench: Bench, image_size: int | None = None) -> Processor:
     return Squash(image_size or seen.image_size, seen.mean, seen.std)
 
 
+@in_precision
 def encoded(bench: Bench, images: Sequence[np.ndarray], layers: Sequence[int], processor: Processor) -> list[Tensor]:
     """Hidden states (N, P, D), one a layer, of pictures that the tower sees at once.
 

@@ -85,7 +85,7 @@ class LightningInternVL(lmms):
         batch = {name: value for name, value in self.bench.chats([sample]).items() if isinstance(value, Tensor)}
         batch.pop("image_counts")
         model = self.bench.model
-        with self.bench.evaluating():
+        with self.bench.evaluating(), self.bench.precision():
             hidden, labels = model.read(**{name: self.bench.placed(tensor) for name, tensor in batch.items()})
             logits = model.decoder.head(hidden)
         if shifts_labels(model.decoder):

@@ -17,7 +17,7 @@ from lightning_internvl.data.caption_files import read_captions
 from lightning_internvl.data.collate import pad_rows
 from lightning_internvl.data.language import LANGUAGES
 from lightning_internvl.data.pictures import Pictures
-from lightning_internvl.evaluation.bench import Bench, Metrics
+from lightning_internvl.evaluation.bench import Bench, Metrics, in_precision
 from lightning_internvl.evaluation.features import Asked, encoded, scenes_of
 from lightning_internvl.middleware.streams import Stream
 from lightning_internvl.objectives import similarities
@@ -170,6 +170,7 @@ def reranked(
     return found[0], found[1]
 
 
+@in_precision
 def match_logits(
     bench: Bench, images: Sequence[np.ndarray], texts: Sequence[str], pictures_M: Tensor, captions_M: Tensor
 ) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from lightning_internvl.assembly import Build
+from lightning_internvl.attention import choose_backend
 from lightning_internvl.console import console
 from lightning_internvl.export.settings import Settings
 from lightning_internvl.export.write import Options, Report, export
@@ -15,6 +18,7 @@ def run_export(settings: Settings, build: Build) -> Report:
     Raises:
         ValueError: as `open_run` and `export`.
     """
+    choose_backend("auto", "cpu", torch.float32)  # where and how it is read back and compared
     opened = open_run(settings.run, build)
     options = Options(
         layout=settings.layout,

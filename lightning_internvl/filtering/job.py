@@ -25,6 +25,7 @@ from lightning_internvl.filtering.sources import Joined, joined
 from lightning_internvl.filtering.write import marker, write_shard
 from lightning_internvl.model import VLM
 from lightning_internvl.options import is_step
+from lightning_internvl.placement import place_of
 
 
 class Job(NamedTuple):
@@ -178,9 +179,9 @@ def loaded(name: str, config: Config, build: Build, source: str | Path) -> Model
     handoff.LoadReport.of(model, tensors, source=str(source), new=settings["new"], dropped=settings["dropped"]).load(
         model, tensors
     )
-    device = _device(settings["trainer"])
-    half = str(settings["trainer"].get("precision")).startswith("bf16")
-    return Model(model.eval().to(device), pairs, settings["mode"], device, torch.bfloat16 if half else None)
+    device, dtype = place_of(settings["trainer"])
+    half = dtype if dtype in (torch.bfloat16, torch.float16) else None
+    return Model(model.eval().to(device), pairs, settings["mode"], device, half)
 
 
 def rehearse_filter(job: Job) -> VLM | None:
@@ -200,11 +201,3 @@ def rehearse_filter(job: Job) -> VLM | None:
         return None
     with torch.device("meta"):
         return composed(job.name, job.config, job.build)[1]
-
-
-def _device(trainer: Config) -> torch.device:
-    import os
-
-    if trainer.get("accelerator") == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -19,6 +19,8 @@ from lightning_internvl.filtering.decide import Columns
 from lightning_internvl.filtering.job import Job
 from lightning_internvl.filtering.scores import Scorer
 from lightning_internvl.filtering.write import write_shard
+from lightning_internvl.hardware import trainer_of
+from lightning_internvl.placement import place_of
 
 INSTALL = "pip install -r requirements-ray.txt"
 
@@ -63,7 +65,7 @@ class _Scores:
     """An actor with the model."""
 
     def __init__(self, job: Job) -> None:
-        choose_backend(job.config["attention"])
+        choose_backend(job.config["attention"], *place_of(trainer_of(job.config, job.name)))
         self.job, self.scorer = job, job.scorer()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:

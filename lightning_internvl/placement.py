@@ -1,0 +1,49 @@
+"""Where a trainer computes and in which type, as its settings say, before there is a trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+# Beginnings of the names of Lightning's precisions, and the type of their matrix products.
+_TYPES = {
+    "bf16": torch.bfloat16,
+    "16": torch.float16,
+    "64": torch.float64,
+    "transformer-engine-float16": torch.float16,
+    "transformer-engine": torch.bfloat16,
+}
+
+
+def place_of(trainer: Mapping[str, Any]) -> tuple[torch.device, torch.dtype]:
+    """The device of this process and the type of matrix products, for settings of a trainer."""
+    return device_of(trainer), computes_in(trainer.get("precision"))
+
+
+def device_of(trainer: Mapping[str, Any]) -> torch.device:
+    """The device that Lightning gives to this process.
+
+    Args:
+        trainer: its settings; `accelerator` and `devices` are read.
+    """
+    accelerator = trainer.get("accelerator") or "auto"
+    if accelerator in ("auto", "gpu"):  # Lightning looks for them in this order
+        available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
+        accelerator = next((kind for kind, found in available.items() if found), "cpu")
+    if accelerator != "cuda":
+        return torch.device("mps" if accelerator == "mps" else "cpu")
+    place, devices = _local_rank(), trainer.get("devices")
+    return torch.device("cuda", devices[place] if isinstance(devices, list) and place < len(devices) else place)
+
+
+def _local_rank() -> int:
+    """The number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
+def computes_in(precision: str | int | None) -> torch.dtype:
+    """The type of matrix products under a precision of Lightning: bfloat16 for bf16-mixed as for bf16-true."""
+    return next((dtype for name, dtype in _TYPES.items() if str(precision).startswith(name)), torch.float32)
