@@ -101,7 +101,8 @@ def test_a_target_from_elsewhere_is_refused_by_name_wherever_it_stands(path: str
     edit_run(run, path, value)
     with pytest.raises(Untrusted, match=re.escape(f"{run}: {path}") + r".*'planted\.build' comes with .*trust=\[planted\]"):
         check_folder(run)
-    assert not ran.exists() and "planted" not in sys.modules
+    assert not ran.exists()
+    assert "planted" not in sys.modules
 
 
 @pytest.mark.parametrize("door", ["chat", "evaluate", "export", "resume", "init_from"])
@@ -116,7 +117,8 @@ def test_no_command_opens_it(door: str, place: str, run: Path, ran: Path, tmp_pa
     edit_run(run, "trust", ["planted"])  # what the folder says of itself does not count
     outcome = call(*doors(run, tmp_path)[door])
     assert outcome.code == 2, outcome
-    assert "'planted.build' comes with the" in outcome.err and "trust=[planted]" in outcome.err
+    assert "'planted.build' comes with the" in outcome.err
+    assert "trust=[planted]" in outcome.err
     assert not ran.exists()
 
 
@@ -172,7 +174,8 @@ def test_an_interpolation_makes_no_target(run: Path) -> None:
     with pytest.raises(Untrusted, match=r"data\.held_out\.seed: .* is an interpolation; it is not followed"):
         check_folder(run)
     outcome = train(f"resume={run}")
-    assert outcome.code == 2 and "is an interpolation" in outcome.err
+    assert outcome.code == 2
+    assert "is an interpolation" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -186,7 +189,8 @@ def test_what_reads_data_is_no_processor_and_no_held_out_data(path: str, target:
     edit_run(run, path, {"_target_": target, "pretrained": "owner/name", "path": "owner/name"})
     for door in ("chat", "evaluate", "export"):
         outcome = call(*doors(run, tmp_path)[door])
-        assert outcome.code == 2 and f"{path}._target_: '{target}' comes with the run and is none of" in outcome.err
+        assert outcome.code == 2
+        assert f"{path}._target_: '{target}' comes with the run and is none of" in outcome.err
 
 
 def test_conf_is_covered() -> None:
@@ -220,7 +224,8 @@ def test_a_trusted_package_is_run_but_not_what_it_has_imported(run: Path, ran: P
 def test_trust_is_a_list_of_names(word: str, run: Path, tmp_path: Path) -> None:
     for command in doors(run, tmp_path).values():
         outcome = call(*command, word)
-        assert outcome.code == 2 and "must be a list of packages or hub ids, as in trust=[my_package]" in outcome.err, command
+        assert outcome.code == 2, command
+        assert "must be a list of packages or hub ids, as in trust=[my_package]" in outcome.err, command
 
 
 @pytest.mark.parametrize(
@@ -240,7 +245,8 @@ def test_a_hub_id_of_a_manifest_is_fetched_only_if_the_user_names_it(
     place = value.get("place") or value["folder"]
     for door in ("chat", "evaluate", "export", "init_from"):
         outcome = call(*doors(run, tmp_path)[door])
-        assert outcome.code == 2 and f"'{place}' comes with the folder and is no folder on this machine" in outcome.err, door
+        assert outcome.code == 2, door
+        assert f"'{place}' comes with the folder and is no folder on this machine" in outcome.err, door
         assert f"trust=[{place}]" in outcome.err
     with pytest.raises(ValueError, match="comes with the folder and is no folder on this machine"):
         handoff.load(run / "handoff" / "contrastive")
@@ -252,6 +258,7 @@ def test_a_hub_id_of_a_manifest_is_fetched_only_if_the_user_names_it(
 def test_a_run_that_goes_on_fetches_no_weights_that_the_user_has_not_named(run: Path) -> None:
     edit_run(run, "decoder.pretrained", "owner/name")
     outcome = train(f"resume={run}")
-    assert outcome.code == 2 and "decoder.pretrained: 'owner/name' comes with the folder" in outcome.err
+    assert outcome.code == 2
+    assert "decoder.pretrained: 'owner/name' comes with the folder" in outcome.err
     resumed = train(f"resume={run}", "trust=[owner/name]")
     assert resumed.code == 0, resumed.err
