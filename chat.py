@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_internvl.chat.settings import check_settings
 from lightning_internvl.cli import build, command
+from lightning_internvl.trust import trusting
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="chat")
@@ -24,7 +25,8 @@ def main(config: DictConfig) -> None:
     check_settings(settings)
     from lightning_internvl.chat.command import run_chat
 
-    run_chat(settings, build)
+    with trusting(settings["trust"]):
+        run_chat(settings, build)
 
 
 if __name__ == "__main__":

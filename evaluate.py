@@ -12,6 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_internvl.cli import build, command
+from lightning_internvl.trust import trusting
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -23,7 +24,8 @@ def main(config: DictConfig) -> None:
     check_settings(settings)
     from lightning_internvl.evaluation.command import run_evaluation
 
-    run_evaluation(settings, build)
+    with trusting(settings["trust"]):
+        run_evaluation(settings, build)
 
 
 if __name__ == "__main__":

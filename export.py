@@ -10,6 +10,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_internvl.cli import build, command
+from lightning_internvl.trust import trusting
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
@@ -20,7 +21,8 @@ def main(config: DictConfig) -> None:
     settings = checked(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     from lightning_internvl.export.run import run_export
 
-    run_export(settings, build)
+    with trusting(settings.trust):
+        run_export(settings, build)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lightning_internvl.cli import build, command, nothing_written, run_folder
+from lightning_internvl.cli import build, command, named_by_user, nothing_written, run_folder
 from lightning_internvl.launch import is_started_by_trainer, shared_config
+from lightning_internvl.trust import trusting
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -53,7 +54,8 @@ def join() -> None:
     plain, run_dir = shared_config()
     from lightning_internvl.pipeline import run_pipeline
 
-    run_pipeline(plain, run_dir, build)
+    with trusting(named_by_user(plain)):
+        run_pipeline(plain, run_dir, build)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from lightning_internvl.launch import is_helper
 from lightning_internvl.options import BLOCKWISE, PARTS, block_faults, cache_faults, is_step
 
 KEYS = (
-    "name", "seed", "pipeline", "max_steps", "init_from", "resume", "attention", "plan", "doctor", "device_memory",
+    "name", "seed", "pipeline", "max_steps", "init_from", "resume", "trust", "attention", "plan", "doctor", "device_memory",
     "encoder", "middleware", "decoder",
     "stages", "data", "peft", "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
     *BLOCKWISE,
@@ -135,6 +135,17 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
         yield "callbacks.handoff is missing; without it no stage hands its weights over (see conf/callbacks/default.yaml)"
     if start and not Path(start).exists() and not _may_be_hub_id(str(start)):
         yield f"init_from={start}: there is no such folder; give a run, a hand-off folder, an official checkpoint or a hub id"
+    yield from _trust_faults(config)
+
+
+def _trust_faults(config: Mapping[str, Any]) -> Iterable[str]:
+    from lightning_internvl.trust import folder_faults, packages_of, trust_faults  # which need this file
+
+    named = config.get("trust") or []
+    if faults := list(trust_faults(named)):
+        yield from faults
+    elif config["init_from"]:
+        yield from folder_faults(config["init_from"], [*named, *packages_of(config)])  # the user's own parts are named already
 
 
 def _trainer_faults(trainer: Mapping[str, Any] | None) -> Iterable[str]:

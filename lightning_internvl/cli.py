@@ -34,6 +34,7 @@ from lightning_internvl.launch import (
     shared_run,
 )
 from lightning_internvl.signals import NAMES, WATCH, RunStopped
+from lightning_internvl.trust import check_run, packages_of, trust_faults, trusting
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the user's input, told without a traceback
@@ -96,7 +97,7 @@ def run_folder(config: DictConfig, run_dir: Path) -> Iterator[tuple[dict[str, An
         note_launch(run_dir, command)
         write_text(run_dir / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
     try:
-        with shared_run(plain, run_dir):
+        with shared_run(plain, run_dir), trusting(named_by_user(plain)):
             yield plain, run_dir
     except RunStopped as stop:
         if "resume=" in str(stop):
@@ -118,7 +119,9 @@ def nothing_written(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any
         ConfigError: for any fault of the configuration.
     """
     try:
-        yield _inherited(OmegaConf.to_container(config, resolve=True))
+        plain = _inherited(OmegaConf.to_container(config, resolve=True))
+        with trusting(named_by_user(plain)):
+            yield plain
     finally:
         root = Path(config.paths.root).resolve()
         for folder in (run_dir, *(parent for parent in run_dir.parents if parent.is_relative_to(root))):  # Hydra has made them
@@ -145,8 +148,21 @@ def _inherited(plain: dict[str, Any]) -> dict[str, Any]:
     if any(plain["stages"][name]["parts"] == INHERITED for name in plain["pipeline"]):
         from lightning_internvl.inherit import inherit
 
-        return inherit(plain)
+        with trusting(named_by_user(plain)):
+            return inherit(plain)
     return plain
+
+
+def named_by_user(plain: Mapping[str, Any]) -> list[str]:
+    """What a command line names itself, so that a folder may name it too: `trust`, the packages of the configuration (a part of
+    one's own), and the hub id that weights come from.
+
+    Args:
+        plain: the configuration of a new run, or of one that is resumed and has passed `check_run`.
+    """
+    start = str(plain.get("init_from") or "")
+    ids = [start] if "/" in start else []  # a word without a slash would be a package
+    return [*(plain.get("trust") or []), *packages_of(plain), *ids]
 
 
 def load_run(config: DictConfig) -> dict[str, Any]:
@@ -167,20 +183,27 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     given = HydraConfig.get().overrides.task
     moved = {key: config.trainer[key] for key in HARDWARE if any(o.startswith(f"trainer.{key}=") for o in given)}
     workers = any(o.startswith(WORKERS) for o in given)
-    allowed = ("resume=", WORKERS, LIMIT, f"+{LIMIT}", *(f"trainer.{key}=" for key in HARDWARE))
+    hardware = tuple(f"trainer.{key}=" for key in HARDWARE)
+    allowed = ("resume=", "trust=", WORKERS, LIMIT, f"+{LIMIT}", *hardware)
     if others := [o for o in given if not o.startswith(allowed)]:
         raise ConfigError(
             [
                 f"resume goes on with a run exactly as it was; leave out {' '.join(others)}, or start anew with "
                 f"init_from={run_dir}. Only the hardware may be another: {', '.join(f'trainer.{key}' for key in HARDWARE)}, "
-                f"{WORKERS.rstrip('=')}, {LIMIT.rstrip('=')}"
+                f"{WORKERS.rstrip('=')}, {LIMIT.rstrip('=')}; and trust=[PACKAGE]"
             ]
         )
     path = run_dir / RUN_CONFIG
     if not path.is_file():
         runs = sorted(str(p.parent) for p in Path("outputs").glob(f"*/*/{RUN_CONFIG}"))
         raise ConfigError([f"resume={run_dir}: there is no run ({path} is missing); runs here: {', '.join(runs[-5:]) or 'none'}"])
-    plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    trust = OmegaConf.to_container(config.trust) if OmegaConf.is_config(config.trust) else config.trust
+    if faults := list(trust_faults(trust or [])):
+        raise ConfigError(faults)
+    plain = OmegaConf.to_container(OmegaConf.load(path))
+    with trusting(trust or []):
+        check_run(plain, run_dir, fetches=True)
+    plain["trust"] = trust or []  # what the run has recorded itself does not count
     if moved:
         plain, told = elsewhere(plain, OmegaConf.to_container(OmegaConf.create(moved)))
         for line in told:

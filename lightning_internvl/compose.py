@@ -16,54 +16,46 @@ from lightning_internvl.fitting import check_decoder, check_order
 from lightning_internvl.model import VLM
 from lightning_internvl.peft import add_adapters
 from lightning_internvl.targets import check_arguments, locate, parameters_of
+from lightning_internvl.trust import check_parts, is_trusted, targets_of, without_notes
 
 Config = dict[str, Any]
 Build = Callable[..., Any]
 TRUSTED = "lightning_internvl."
 TOKENIZERS = "lightning_internvl.data.tokenizer"
-FETCHING = {"pretrained", "init_from_llm", "trust_remote_code", "auto_map"}
 
 
 def trusted_build(config: Mapping[str, Any], **extra: Any) -> Any:
-    """Build a part or a tokenizer of this package, and nothing else: for configurations that come with a checkpoint."""
+    """Build a part or a tokenizer of this package or of one that the user trusts: for configurations that come with a
+    checkpoint."""
     check_trusted(config)
-    known = {k: _built(v) for k, v in config.items() if not k.startswith("_")}
+    return _built(without_notes(config), **extra)
+
+
+def _built(config: Mapping[str, Any], **extra: Any) -> Any:
+    known = {key: _inner(value) for key, value in config.items() if not key.startswith("_")}
     return locate(config["_target_"])(**known, **extra)
 
 
-def _built(value: Any) -> Any:
+def _inner(value: Any) -> Any:
     """A part inside a part's configuration is built too, as Hydra does."""
-    return trusted_build(value) if isinstance(value, Mapping) and "_target_" in value else value
+    return _built(value) if isinstance(value, Mapping) and "_target_" in value else value
 
 
 def check_trusted(config: Any) -> None:
     """Refuse a configuration that comes with a checkpoint if it names anything but our parts and tokenizers, at any depth.
 
     Raises:
-        ValueError: for another class or function (not even its module is imported), and for settings that would fetch
-            weights, code or kernels from elsewhere.
+        ValueError: for another class or function that the user does not trust (not even its module is imported), and for
+            settings that would fetch weights, code or kernels from elsewhere.
     """
-    if isinstance(config, list | tuple):
-        for value in config:
-            check_trusted(value)
-    if not isinstance(config, Mapping):
-        return
-    if "_target_" in config and not _is_ours(str(config["_target_"])):
-        raise ValueError(
-            f"_target_: {config['_target_']!r} comes with the checkpoint and is no part of {TRUSTED[:-1]}; it is not run"
-        )
-    for key, value in config.items():
-        kernels = key.endswith("_implementation") and "/" in str(value)  # of the hub; names without a slash are built in
-        if value and (key in FETCHING or kernels or (key.startswith("_") and key != "_target_")):
-            raise ValueError(
-                f"{key}: {value!r} comes with the checkpoint and could fetch weights or code from elsewhere; it is not followed. "
-                "Start a run with these parts and init_from instead"
-            )
-        check_trusted(value)
+    check_parts(config)
+    for target in targets_of(config):
+        if not is_trusted(target) and not _is_part(target):
+            raise ValueError(f"_target_: {target!r} comes with the checkpoint and is no part of {TRUSTED[:-1]}; it is not run")
 
 
-def _is_ours(target: str) -> bool:
-    found = locate(target) if target.startswith(TRUSTED) else None
+def _is_part(target: str) -> bool:
+    found = locate(target)
     part = inspect.isclass(found) and issubclass(found, nn.Module) and found.__module__.startswith(TRUSTED)
     return part or (inspect.isfunction(found) and found.__module__ == TOKENIZERS)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.checks import suggestion
+from lightning_internvl.trust import folder_faults
 
 DTYPES = ("float32", "bfloat16", "float16")
 READING = ("template", "system", "tokenizer", "pictures")  # how a folder is read that does not say it
@@ -25,6 +26,7 @@ def source_faults(settings: Mapping[str, Any], nothing: str) -> Iterable[str]:
         yield f"run={run} and model={model} exclude each other; leave one out"
     if run is not None and not Path(str(run)).is_dir():
         yield f"run={run}: there is no such folder"
+    yield from folder_faults(model if run is None else run, settings.get("trust"))
     if model is None and (given := [name for name in READING if settings[name] is not None]):
         yield f"{', '.join(given)}: a run knows how it reads; only with model="
 

@@ -11,7 +11,12 @@ from lightning_internvl.assembly import Config, View, make_view, stage_settings
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.origin import handoff_of
 from lightning_internvl.compose import Build
+from lightning_internvl.data.held_out import HeldOutScenes
+from lightning_internvl.data.labelled import HeldOutFolder
+from lightning_internvl.data.processors import Processor
 from lightning_internvl.files import RUN_CONFIG, read_json
+from lightning_internvl.targets import locate
+from lightning_internvl.trust import Untrusted, check_run, is_trusted
 
 
 class Opened(NamedTuple):
@@ -36,9 +41,33 @@ def open_run(place: str | Path, build: Build) -> Opened:
 
 
 def settings_of(folder: Path) -> Config:
-    """The settings of the stage that wrote a hand-off folder, from the run around it; raises ValueError as `run_of`."""
-    config = yaml.safe_load((run_of(folder) / RUN_CONFIG).read_text(encoding="utf-8"))
-    return stage_settings(config, read_json(folder / handoff.MANIFEST)["stage"])
+    """The settings of the stage that wrote a hand-off folder, from the run around it.
+
+    Raises:
+        ValueError: as `run_of`; for what the run names and the user does not trust (see `lightning_internvl.trust`).
+    """
+    run = run_of(folder)
+    config = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
+    check_run(config, run)
+    settings = stage_settings(config, read_json(folder / handoff.MANIFEST)["stage"])
+    _check_roles(settings, run)
+    return settings
+
+
+def _check_roles(settings: Config, run: Path) -> None:
+    """Refuse parts of this project in a place where they are not used: one that reads data could fetch some."""
+    data, own = settings["data_group"], settings.get("collate") or {}
+    nodes = {f"data.{name}": (data.get(name), (Processor,)) for name in ("processor", "eval_processor")}
+    nodes |= {"collate.processor": (own.get("processor"), (Processor,))}
+    nodes |= {"data.held_out": (data.get("held_out"), (HeldOutScenes, HeldOutFolder))}
+    for path, (node, kinds) in nodes.items():
+        target = (node or {}).get("_target_")
+        if target is None or is_trusted(target):
+            continue
+        found = locate(target)
+        if not (isinstance(found, type) and issubclass(found, kinds)):
+            names = ", ".join(kind.__name__ for kind in kinds)
+            raise Untrusted([f"{run}: {path}._target_: {target!r} comes with the run and is none of {names}; it is not run"])
 
 
 def run_of(folder: Path) -> Path:

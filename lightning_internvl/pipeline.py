@@ -125,6 +125,7 @@ def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, f
             with torch.device("meta"):
                 settings, stage, _, _ = assemble(name, config, run_dir, build)
                 stage.configure_optimizers()
+                handoff.described(stage.model, settings["parts"])  # what nothing could open is told before it is trained
             check_compiler(settings["compile"], settings["trainer"]["accelerator"])
             if before:
                 title, own, adapters = before

@@ -81,7 +81,7 @@ def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> 
     """
     source = local_source(pretrained)
     try:
-        model, info = models.from_pretrained(source, output_loading_info=True, **options)
+        model, info = models.from_pretrained(source, output_loading_info=True, **{**options, "trust_remote_code": False})
     except (OSError, RuntimeError, ValueError) as error:
         fields = ", ".join(name for name in options if name != "dtype")
         given = f" with {fields}" if fields else ""
@@ -125,11 +125,12 @@ def _unpacked(file: Path) -> Path:
 def _unpack(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    source: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     with torch.device("cpu"):  # a rehearsal on the meta device may be the first to ask
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, **source)
     # Its tensors are plain, but transformers counts the model as quantized and would not save it.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    for part in (model.config, model.generation_config, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)):
+    for part in (model.config, model.generation_config, AutoTokenizer.from_pretrained(file.parent, **source)):
         part.save_pretrained(folder)
     save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})

@@ -284,11 +284,13 @@ def test_nothing_but_parts_of_this_package_is_inherited(tmp_path: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["processor"]["_target_"] = "os.system"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ValueError, match=r"'os\.system' is no processor of lightning_internvl; give processor@data\.processor="):
+    with pytest.raises(ValueError, match=r"data\.processor\._target_: 'os\.system' comes with the run"):
         inherited(run)
     manifest = json.loads((run / "handoff" / "supervised" / "manifest.json").read_text())
     manifest["config"]["encoder"]["_target_"] = "os.system"
     (run / "handoff" / "supervised" / "manifest.json").write_text(json.dumps(manifest))
+    config["data"]["processor"]["_target_"] = "lightning_internvl.data.processors.Squash"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match=r"'os\.system' comes with the checkpoint"):
         inherited(run)
 

@@ -15,6 +15,7 @@ from lightning_internvl.applications.gallery import Gallery, Retriever
 from lightning_internvl.cli import build
 from lightning_internvl.files import write_text
 from lightning_internvl.opened import open_run
+from lightning_internvl.trust import trusting
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ValueError: for models that cannot do their part, and as `illustrate`.
     """
     options = _parser().parse_args(arguments)
-    author, retriever = (open_run(place, build).view for place in (options.author, options.retriever or options.author))
+    with trusting(options.trust):
+        author, retriever = (open_run(place, build).view for place in (options.author, options.retriever or options.author))
     if author.chats is None:
         raise ValueError(f"--author {options.author}: this stage has no decoder; take one that answers")
     if retriever.pairs is None:
@@ -57,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pictures", type=Path, required=True, help="the folder to choose from")
     parser.add_argument("--author", type=Path, required=True, help="hand-off folder of a model that answers")
     parser.add_argument("--retriever", type=Path, help="hand-off folder of a contrastive model; by default the author")
+    parser.add_argument("--trust", action="append", default=[], help="a package whose code these folders may name (SECURITY.md)")
     parser.add_argument("--count", type=int, default=1, help="pictures in the article")
     parser.add_argument("--candidates", type=int, default=4, help="pictures that the author chooses from")
     parser.add_argument("--mode", default="c", help="of encode_image: c or g, where the retriever has both")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_internvl.checkpoints.files import own_tensors, write_folder
-from lightning_internvl.compose import FETCHING, check_trusted, compose_model, trusted_build
+from lightning_internvl.compose import check_trusted, compose_model, trusted_build
 from lightning_internvl.distributed import whole
 from lightning_internvl.files import from_aside, into_place
 from lightning_internvl.freezing import FreezePlan, matches
@@ -31,10 +31,12 @@ from lightning_internvl.layers import resize_positions
 from lightning_internvl.model import PARTS, VLM
 from lightning_internvl.peft import is_update, start_magnitudes
 from lightning_internvl.quantization import quantize
+from lightning_internvl.trust import FETCHING, check_base, check_parts, packages_of, trusting, without_notes
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 TOKENIZERS = "tokenizers"
+SAVED = "lightning_internvl.data.tokenizer.saved_tokenizer"
 
 
 class Base(NamedTuple):
@@ -114,14 +116,39 @@ def written(model: VLM, base: Base | None) -> dict[str, dict[str, Tensor]]:
 
 def standalone(model: VLM, config: Mapping[str, Any], tokenizers: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of the parts without anything that is read elsewhere; such tokenizers are saved into `folder`."""
+    known = described(model, config, tokenizers)
+    for part in tokenizers:
+        if known[part].get("tokenizer") == {"_target_": SAVED}:
+            tokenizers[part].save_pretrained(folder / TOKENIZERS / part)
+    return known
+
+
+def described(model: VLM, config: Mapping[str, Any], tokenizers: Iterable[str] = ("middleware", "decoder")) -> dict[str, Any]:
+    """What a manifest says of the parts, which needs nothing from elsewhere, and which the reader of manifests takes.
+
+    Args:
+        tokenizers: the parts whose tokenizers are kept in the folder, where they were read elsewhere.
+
+    Raises:
+        ValueError: if a reader would refuse it, packages that `config` itself names being trusted.
+    """
     known = copy.deepcopy(dict(config))
     for part in ("encoder", "middleware", "decoder"):
-        if any((known.get(part) or {}).get(key) for key in FETCHING) and hasattr(getattr(model, part), "without_source"):
-            known[part] = {**known[part], **getattr(model, part).without_source}
-        if part in tokenizers and {"pretrained", "folder"} & set(known[part].get("tokenizer") or {}):
-            tokenizers[part].save_pretrained(folder / TOKENIZERS / part)
-            known[part]["tokenizer"] = {"_target_": "lightning_internvl.data.tokenizer.saved_tokenizer"}
+        own = known.get(part) or {}
+        if read := [key for key in FETCHING if own.get(key)]:
+            ours = {} if _is_foreign(own) else dict.fromkeys(read)  # all their weights are in the folder
+            known[part] = {**own, **ours, **getattr(getattr(model, part), "without_source", {})}
+        if part in tokenizers and {"pretrained", "folder"} & set(own.get("tokenizer") or {}):
+            known[part]["tokenizer"] = {"_target_": SAVED}
+    known = without_notes(known)
+    with trusting(packages_of(config)):
+        check_trusted(known)
     return known
+
+
+def _is_foreign(part: Mapping[str, Any]) -> bool:
+    """Whether a part is one of the user's own, whose settings have meanings of their own."""
+    return bool(packages_of({"_target_": part.get("_target_")}))
 
 
 def _describe(base: Base, folder: Path) -> dict[str, Any]:
@@ -142,6 +169,7 @@ def _from_base(manifest: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
     """
     from lightning_internvl.checkpoints.origin import fingerprint, read_origin
 
+    check_base(manifest, folder)
     base = manifest["base"]
     beside = folder / base["beside"] if "beside" in base else None
     place = str(beside.resolve()) if beside is not None and beside.exists() else base["place"]
@@ -202,7 +230,8 @@ def trusted_config(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if it names other code or weights elsewhere.
     """
-    config = manifest["config"]
+    config = without_notes(manifest["config"])
+    check_parts(config, folder)
     check_trusted(config)
     for part in ("middleware", "decoder"):
         if (saved := folder / TOKENIZERS / part).is_dir():

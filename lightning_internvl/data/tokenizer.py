@@ -91,7 +91,7 @@ def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> Pr
             "no tokenizer is given; give decoder.pretrained=FOLDER_OR_ID (with its weights), decoder.tokenizer.pretrained=... or "
             "middleware.tokenizer.pretrained=FOLDER_OR_ID"
         )
-    tokenizer = AutoTokenizer.from_pretrained(local_source(pretrained))
+    tokenizer = AutoTokenizer.from_pretrained(local_source(pretrained), trust_remote_code=False)
     wanted = [*IMAGE_AND_BOX_TOKENS, *extra_tokens]
     lacking = [token for token in wanted if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
     tokenizer.add_tokens([AddedToken(token, special=token not in KEPT_TOKENS, normalized=False) for token in lacking])
@@ -109,7 +109,7 @@ def bert_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
     """
     if pretrained is None:
         raise ValueError("no tokenizer is given for the Q-Former; give middleware.pretrained=FOLDER_OR_ID of bert-base-uncased")
-    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    tokenizer = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.eos_token = tokenizer.sep_token
     return tokenizer

@@ -24,6 +24,15 @@ NOTES = (
 )  # fmt: skip
 
 
+def _without_private(value: Any) -> Any:
+    """A configuration without private keys, at any depth: a library's notes, such as where a GGUF file says that it is from."""
+    if isinstance(value, list):
+        return [_without_private(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_private(one) for key, one in value.items() if not key.startswith("_")}
+
+
 class HFCausalLM(Part):
     """A language model that writes the answer; its parameters keep their Hugging Face names below `lm.`.
 
@@ -75,14 +84,16 @@ class HFCausalLM(Part):
 
     def _fresh(self, config: dict[str, Any]) -> Any:
         fields = {k: v for k, v in config.items() if k != "model_type"}
-        return self.models.from_config(self.configs.for_model(config["model_type"], **fields))
+        return self.models.from_config(self.configs.for_model(config["model_type"], **fields), trust_remote_code=False)
 
     def _loaded(self, pretrained: str, config: dict[str, Any]) -> Any:
         shapes_only = torch.get_default_device().type == "meta"
         if shapes_only and "model_type" in config:
             return self._fresh(config)
         if shapes_only:
-            return self.models.from_config(self.configs.from_pretrained(local_source(pretrained), **config))
+            fields = {**config, "trust_remote_code": False}
+            found = self.configs.from_pretrained(local_source(pretrained), **fields)
+            return self.models.from_config(found, trust_remote_code=False)
         return load_weights(self.models, pretrained, "decoder.pretrained", **config)
 
     def grow(self, rows: int, multiple: int = 1) -> None:
@@ -117,7 +128,7 @@ class HFCausalLM(Part):
     def plain_config(self) -> dict[str, Any]:
         """The `config` of the same architecture, in plain values, `model_type` among them; transformers writes it like this."""
         config = json.loads(self.lm.config.to_json_string(use_diff=False))
-        return {key: value for key, value in config.items() if key not in NOTES}
+        return {key: value for key, value in _without_private(config).items() if key not in NOTES}
 
     @property
     def without_source(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class MRopeLM(Qwen2VLPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_config(cls, config: Qwen2VLTextConfig) -> MRopeLM:
+    def from_config(cls, config: Qwen2VLTextConfig, trust_remote_code: bool = False) -> MRopeLM:
         """A model with fresh weights."""
         return cls._from_config(config)
 

@@ -25,6 +25,7 @@ from lightning_internvl.evaluation.opening import subject_for, subjects_of
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.model import VLM
 from lightning_internvl.model_settings import READING
+from lightning_internvl.trust import trusting
 
 TYPE = "lightning_internvl"
 MODES = ("c", "g")
@@ -96,8 +97,11 @@ def triple_of(model: VLM, pairs: PairCollator, mode: str = "c") -> Triple:
     return Triple(ClipModel(model, mode).eval(), Transform(pairs), Tokens(pairs))
 
 
-def load(place: str | Path, mode: str = "c", device: str = "auto", dtype: str = "float32") -> Triple:
+def load(place: str | Path, mode: str = "c", device: str = "auto", dtype: str = "float32", trust: Sequence[str] = ()) -> Triple:
     """The last stage of a run that compares pictures and texts, or a folder or hub id with a model that does.
+
+    Args:
+        trust: packages whose code the folder may name.
 
     Raises:
         ValueError: for what cannot be opened, or does not compare.
@@ -106,7 +110,8 @@ def load(place: str | Path, mode: str = "c", device: str = "auto", dtype: str = 
     ours = any((one / RUN_CONFIG).is_file() for one in (folder, *folder.parents[1:2]))
     settings = dict.fromkeys(READING) | {"run": str(place) if ours else None, "model": None if ours else str(place)}
     settings |= {"device": device, "dtype": dtype, "batch_size": 1}
-    bench = subject_for("clip_benchmark", "pairs", subjects_of(settings, build)).open()
+    with trusting(trust):
+        bench = subject_for("clip_benchmark", "pairs", subjects_of(settings, build)).open()
     return triple_of(bench.model, bench.pairs, mode)
 
 

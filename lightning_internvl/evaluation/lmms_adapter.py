@@ -25,8 +25,9 @@ from lightning_internvl.evaluation.opening import subject_for, subjects_of
 from lightning_internvl.evaluation.settings import check_settings
 from lightning_internvl.model import shifts_labels
 from lightning_internvl.model_settings import READING
+from lightning_internvl.trust import trusting
 
-CHOICES = ("run", "model", *READING, "device", "dtype", "batch_size")
+CHOICES = ("run", "model", "trust", *READING, "device", "dtype", "batch_size")
 LONGEST = 1024  # tokens of an answer where a task does not say
 
 
@@ -47,8 +48,11 @@ class LightningInternVL(lmms):
             raise ConfigError([f"--model_args {name}: {suggestion(name, CHOICES)}" for name in unknown])
         plain = yaml.safe_load((CONF / "evaluate.yaml").read_text(encoding="utf-8"))
         settings = plain | choice | {"batch_size": int(choice.get("batch_size") or 1)}
+        named = choice.get("trust")
+        settings["trust"] = str(named).split("+") if named else []  # trust=one+two: a comma parts settings
         check_settings(settings | {"task": {NAME: {"_target_": NAME, "version": 1}}})
-        self.bench: Bench = subject_for(NAME, "chats", subjects_of(settings, build)).open()
+        with trusting(settings["trust"]):
+            self.bench: Bench = subject_for(NAME, "chats", subjects_of(settings, build)).open()
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers in the order of the requests; those of equal options are asked together."""

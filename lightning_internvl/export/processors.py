@@ -116,11 +116,11 @@ def _write_chat(folder: Path, files: ProcessorFiles, view: View) -> str | None:
 def load_processor(folder: Path, files: ProcessorFiles) -> Any:
     """The processor's class with its parts. The part that prepares videos needs torchvision; here pictures do without it."""
     parts = {
-        "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil"),
-        "tokenizer": AutoTokenizer.from_pretrained(folder),
+        "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False),
+        "tokenizer": AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
     }
     if files.instructed:
-        parts["qformer_tokenizer"] = AutoTokenizer.from_pretrained(folder / SEPARATE)
+        parts["qformer_tokenizer"] = AutoTokenizer.from_pretrained(folder / SEPARATE, trust_remote_code=False)
     kind = getattr(transformers, files.kind)
     if files.video is not None and not is_torchvision_available():
         # The class asks for the type of each part, and there is none of the part that is left out.

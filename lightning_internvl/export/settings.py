@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_internvl.checks import ConfigError
 from lightning_internvl.model_settings import dtype_faults
+from lightning_internvl.trust import folder_faults
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Settings:
     adapter: bool
     licence: str | None
     licence_link: str | None
+    trust: tuple[str, ...] = ()
 
 
 def checked(plain: Mapping[str, Any]) -> Settings:
@@ -37,6 +39,7 @@ def checked(plain: Mapping[str, Any]) -> Settings:
         faults.append(f"to={to} exists and is not an empty folder; choose another one")
     if not Path(str(plain["run"])).is_dir():
         faults.append(f"run={plain['run']}: there is no such folder; give a run, or a hand-off folder of one")
+    faults += folder_faults(plain["run"], plain.get("trust"))
     faults += dtype_faults(plain["dtype"])
     if isinstance(size, bool) or not isinstance(size, int | float) or size <= 0:
         faults.append(f"max_shard_gb={size!r} must be a number above 0")
@@ -51,5 +54,6 @@ def checked(plain: Mapping[str, Any]) -> Settings:
         max_shard_bytes=int(size * 1e9),
         licence=plain["license"],
         licence_link=plain["license_link"],
+        trust=tuple(plain.get("trust") or ()),
         **{name: plain[name] for name in names},
     )

@@ -241,7 +241,7 @@ def load_stock(folder: Path, config: Config, model: VLM) -> nn.Module:
     """
     auto = AutoModelForImageTextToText if model.decoder is not None else getattr(transformers, config["architectures"][0])
     with quiet():
-        stock, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        stock, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
     check.loaded_whole(report, tied=getattr(model.decoder, "tied", False))
     return stock.eval()
 

@@ -50,7 +50,7 @@ def sizes_of(given: dict[str, int | float | None], pretrained: str | None) -> Si
         return Sizes(**given)
     source = local_source(pretrained)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{SETTING}={pretrained} cannot be read: {error}") from error
     if odd := _what_is_odd(config):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.handoff import LoadReport, own_tensors
 from lightning_internvl.checkpoints.origin import read_origin
+from lightning_internvl.cli import build
 from lightning_internvl.compose import compose_model, trusted_build
 from lightning_internvl.freezing import FreezePlan
 from lightning_internvl.model import VLM
@@ -267,6 +268,41 @@ def test_only_our_parts_are_built(path: str, value: Any, folder: Path, tmp_path:
 def test_nothing_is_fetched_for_a_manifest(path: str, value: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"comes with the checkpoint and could fetch weights or code from elsewhere"):
         handoff.load_model(edit(folder, config=with_setting(path, value)))
+
+
+def test_notes_of_a_library_are_dropped(folder: Path) -> None:
+    config = with_setting("decoder.config._model_name_or_path", "Smollm2 135M 8k Lc100K")  # as older hand-offs have it
+    config["decoder"]["config"] |= {"_commit_hash": "a", "_odd": {"_odder": 1, "size": 2}}
+    model = handoff.load_model(edit(folder, config=config))
+    assert not {"_model_name_or_path", "_odd"} & set(vars(model.decoder.lm.config))
+    with pytest.raises(ValueError, match=r"encoder\._note: 1 comes with the checkpoint"):
+        handoff.load_model(edit(folder, config=with_setting("encoder._note", 1)))
+
+
+def test_what_a_library_notes_is_not_written(tmp_path: Path) -> None:
+    config = copy.deepcopy(CONFIG)
+    source = compose_model(CONFIG, trusted_build)[0].decoder.lm
+    source.config._model_name_or_path = "Smollm2 135M 8k Lc100K"  # as a GGUF file's reader sets it
+    source.config.odd = {"_note": 1, "size": [{"_note": 2}]}
+    source.save_pretrained(tmp_path / "lm")
+    noted = json.loads((tmp_path / "lm" / "config.json").read_text())
+    assert "_model_name_or_path" in noted
+    config["decoder"] |= {"pretrained": str(tmp_path / "lm"), "config": None}
+    model = compose_model(config, build)[0]
+    handoff.save(model, tmp_path / "a", stage="a", step=1, config=config, plan=FreezePlan(["decoder"]))
+    written = json.loads((tmp_path / "a" / "manifest.json").read_text())["config"]["decoder"]["config"]
+    assert not [key for key in written if key.startswith("_")]
+    assert written["odd"] == {"size": [{}]}
+    again = handoff.load_model(tmp_path / "a")
+    assert all(tensor.equal(again.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_hand_off_that_nothing_opens_is_not_written(tmp_path: Path) -> None:
+    config = with_setting("encoder._note", 1)
+    model = compose_model(CONFIG, trusted_build)[0]
+    with pytest.raises(ValueError, match=r"encoder\._note: 1 comes with the checkpoint"):
+        handoff.save(model, tmp_path / "a", stage="a", step=1, config=config, plan=FreezePlan(["decoder"]))
+    assert not (tmp_path / "a").exists()
 
 
 def test_settings_that_fetch_nothing_are_kept(folder: Path) -> None:

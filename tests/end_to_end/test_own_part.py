@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import TINY, read_json, train
+from runs import TINY, call, read_json, train
 
 PART = '''
 import torch
@@ -64,8 +64,23 @@ def test_a_part_from_outside_trains_in_a_recipe_from_outside(tmp_path: Path, min
     assert read_json(tmp_path / "run" / "handoff" / "contrastive" / "manifest.json")["config"]["encoder"] == {
         "_target_": "my_encoder.MeanColours", "image_size": 48, "grid": 3,
     }  # fmt: skip
-    resumed = train(f"resume={tmp_path / 'run'}")
+    run = tmp_path / "run"
+    refused = train(f"resume={run}")
+    assert refused.code == 2
+    assert "trust=[my_encoder]" in refused.err
+    resumed = train(f"resume={run}", "trust=[my_encoder]")
     assert resumed.code == 0, resumed.err
+    gallery = Path(__file__).parents[2] / "docs"
+    for command in (
+        ("chat.py", f"run={run}", "question=a cat", f"gallery={gallery}"),
+        ("evaluate.py", f"run={run}", "samples=4", "task=zero_shot"),
+        ("export.py", f"run={run}", f"to={tmp_path / 'exported'}", "layout=handoff"),
+    ):
+        opened = call(*command, "trust=[my_encoder]")
+        assert opened.code == 0, opened.err
+    start = ("--config-dir", str(mine), "experiment=mine", *own, f"init_from={run}")
+    again = train(*start, f"paths.run={tmp_path / 'again'}")  # which names the part itself
+    assert again.code == 0, again.err
 
 
 def test_a_part_from_outside_that_cannot_be_imported_is_named(tmp_path: Path, mine: Path) -> None:
