@@ -8,19 +8,21 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_internvl.checks import INHERITED, ConfigError, check_config, suggestion
+from lightning_internvl.checks import INHERITED, ConfigError, check_config, merged, suggestion
 from lightning_internvl.console import console
 from lightning_internvl.files import RUN_CONFIG, write_text
 from lightning_internvl.hardware import HARDWARE, elsewhere, refusal
@@ -33,6 +35,7 @@ from lightning_internvl.launch import (
     note_launch,
     shared_run,
 )
+from lightning_internvl.overrides import DELETED, GROUP, VALUE, Given, check_given_once, with_given
 from lightning_internvl.signals import NAMES, WATCH, RunStopped
 from lightning_internvl.trust import check_run, packages_of, trust_faults, trusting
 
@@ -119,7 +122,7 @@ def nothing_written(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any
         ConfigError: for any fault of the configuration.
     """
     try:
-        plain = _inherited(OmegaConf.to_container(config, resolve=True))
+        plain = _inherited(_as_given(OmegaConf.to_container(config, resolve=True)))
         with trusting(named_by_user(plain)):
             yield plain
     finally:
@@ -136,10 +139,54 @@ def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
     """
     if UNKNOWN in str(run_dir):
         raise ConfigError(["several processes were started, each would choose a folder of its own; give one: paths.run=FOLDER"])
-    plain = _inherited(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    plain = _inherited(_as_given(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
     if (run_dir / RUN_CONFIG).exists() and not is_helper():
         raise ConfigError([f"{run_dir} already holds a run; go on with resume={run_dir}, or choose another paths.run"])
     return plain
+
+
+def _as_given(plain: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in which the command line and the recipe win over the files of stages; what is replaced is printed."""
+    plain, told = with_given(plain, given_settings(HydraConfig.get().overrides.task), _recipe())
+    for line in told:
+        console.print(line, soft_wrap=True, markup=False)
+    return plain
+
+
+def given_settings(words: Iterable[str]) -> list[Given]:
+    """The words of a command line as settings.
+
+    Raises:
+        HydraException: for a word that is no setting.
+    """
+    found = []
+    for one in OverridesParser.create().parse_overrides(list(words)):
+        path = tuple((one.package or one.key_or_group.replace("/", ".")).split("."))
+        value = None if one.is_delete() or one.is_sweep_override() else one.value()
+        named = isinstance(value, str | list) and (one.package is not None or (CONF / one.key_or_group).is_dir())
+        kind = DELETED if one.is_delete() else GROUP if named else VALUE
+        found.append(Given(path, value, kind, str(one.input_line)))
+    return found
+
+
+def _recipe() -> dict[str, Any]:
+    """What the file of the chosen recipe itself says, with the recipes of the same folder that it builds on."""
+    hydra_config = HydraConfig.get()
+    name = hydra_config.runtime.choices.get("experiment")
+    folders = [Path(s.path) / "experiment" for s in hydra_config.runtime.config_sources if s.schema == "file"]
+    return _recipe_file(name, folders) if name else {}
+
+
+def _recipe_file(name: str, folders: list[Path]) -> dict[str, Any]:
+    path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
+    if path is None:  # a recipe of a package; its stages win over its common groups then
+        return {}
+    own = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
+    below = [word for word in own.pop("defaults", []) if isinstance(word, str) and word != "_self_"]
+    found: dict[str, Any] = {}
+    for word in below:
+        found = merged(found, _recipe_file(word, folders))
+    return merged(found, own)
 
 
 def _inherited(plain: dict[str, Any]) -> dict[str, Any]:
@@ -255,6 +302,7 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on to us
     try:
         with WATCH.installed(*signals):
+            _check_words()
             main()
     except RunStopped as stop:
         if not is_helper():
@@ -269,6 +317,16 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
         sys.exit(2)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "1" if verbose else "0"
+
+
+def _check_words() -> None:
+    """Refuse a setting that stands several times on the command line; before Hydra, which may only print the configuration."""
+    words = get_args_parser().parse_args().overrides
+    try:
+        given = given_settings(words)
+    except OverrideParseException:
+        return  # Hydra says it of the same words
+    check_given_once(given)
 
 
 def explain(error: Exception) -> str:

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_internvl.freezing import FreezePlan, check_matches, matches
 from lightning_internvl.peft import plain_name
+from lightning_internvl.roles import has_role, model_roles, names_of
 
 # Tables, scales and tokens are no matrices that multiply activations; decaying them only pulls them to zero.
 NO_DECAY = ("*query_tokens", "*class_embedding", "*position_embedding", "*.pos_embed", "*logit_scale", "*embed_tokens*")
@@ -36,21 +37,25 @@ def parameter_groups(
     Vectors (biases, norms, scales) and the names in `NO_DECAY` do not decay.
 
     Args:
-        part_lr: learning rates of their own, by name pattern; the first match wins, all others use `lr`.
+        part_lr: learning rates of their own, by name pattern or role (see `lightning_internvl.roles`); the first match wins, all
+            others use `lr`.
         layer_decay: by part, the factor on the learning rate from each layer to the one below it (see `layer_scales`).
 
     Raises:
         ValueError: for a pattern that matches no parameter, which is most often a typing error, or a rate that is none.
     """
     names = [plain_name(name) for name, _ in model.named_parameters()]
-    for pattern in part_lr or {}:
-        check_matches(pattern, names, "optimizer.part_lr")
+    part_lr, roles, setting = dict(part_lr or {}), model_roles(model), "optimizer.part_lr"
+    for pattern in [pattern for pattern in part_lr if not has_role(pattern)]:
+        check_matches(pattern, names, setting)
+    # A name that has a rate of its own as it is written does not take that of its role.
+    named = {p: [n for n in names_of(p, roles, setting) if n == p or n not in part_lr] for p in part_lr}
     scales = layer_scales(model, layer_decay or {})
     groups: dict[tuple[str, str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not plan.ever_trains(name):
             continue
-        pattern = next((p for p in part_lr or {} if matches(plain_name(name), p)), "")
+        pattern = next((p for p, own in named.items() if any(matches(plain_name(name), n) for n in own)), "")
         layer, scale = scales.get(name, ("", 1.0))
         decays = parameter.ndim > 1 and not any(matches(name, p) for p in NO_DECAY)
         group = groups.setdefault(

@@ -4,6 +4,9 @@ A part that reads more than what is listed here names it in a class attribute `i
 (`image_grid_thw`, `qformer_input_ids`); batches carry them under these names, and the model passes each on to the parts that
 list it.
 
+A part may say in a class attribute `roles`, a mapping of roles to patterns of its own names, what of it has a role that rules
+name (`encoder.@patch_embedding`; see `lightning_internvl.roles`). In a part without them such rules apply to nothing.
+
 An encoder whose pictures are no (N, 3, S, S) says with `blank(pixel_values)` what it reads in a batch without any: its inputs by
 name. A decoder that lists `visual` gets the visual tokens (N, T, D) for attention of its own instead of having them inserted.
 One that lists `segments` reads packed rows: it gets for each row the lengths of its samples, and lets none see another.

@@ -40,7 +40,8 @@ class Outcome(NamedTuple):
 
 
 def train(*arguments: str) -> Outcome:
-    """`python train.py ARGUMENTS`."""
+    """`python train.py ARGUMENTS`; of a setting that stands there several times, as one of `TINY` may, the last holds."""
+    arguments = tuple({word.partition("=")[0].lstrip("+~") if "=" in word else word: word for word in arguments}.values())
     if any(word.startswith("-") for word in arguments):
         return call("train.py", *arguments)
     with patch.object(Hydra, "get_mode", lambda *_, **__: None):  # which composes all once more to find that this is no sweep

@@ -31,6 +31,7 @@ from lightning_internvl.layers import resize_positions
 from lightning_internvl.model import PARTS, VLM
 from lightning_internvl.peft import is_update, start_magnitudes
 from lightning_internvl.quantization import quantize
+from lightning_internvl.roles import all_names, model_roles
 from lightning_internvl.trust import FETCHING, check_base, check_parts, packages_of, trusting, without_notes
 
 FORMAT = 1
@@ -280,12 +281,13 @@ class LoadReport:
 
         Args:
             source: what the tensors are called in messages.
-            new, dropped: patterns of names that may be missing in the source, and of those that may be left over.
+            new, dropped: patterns or roles of names that may be missing in the source, and of those that may be left over.
 
         Raises:
             ValueError: for a tensor of another shape, or a name that is missing or left over and not declared so.
         """
-        wanted, new, dropped = own_tensors(model), list(new), list(dropped)
+        roles = model_roles(model)
+        wanted, new, dropped = own_tensors(model), all_names(new, roles, "new"), all_names(dropped, roles, "dropped")
         loaded = [name for name in wanted if name in tensors]
         misfits = [name for name in loaded if tensors[name].shape != wanted[name].shape]
         resized = [name for name in misfits if _is_table(name, tensors[name], wanted[name])]

@@ -6,6 +6,7 @@ Module names are those of transformers' `CLIPVisionModel`. Letters: N images, P 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,8 @@ class CLIPViT(Part):
     Attributes:
         special_tokens: tokens of the last layer that come before its patches.
     """
+
+    roles: ClassVar = {"patch_embedding": ("embeddings.patch_embedding",)}
 
     def __init__(
         self,

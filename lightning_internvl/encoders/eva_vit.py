@@ -7,6 +7,7 @@ follows (`ln_vision`) belongs to the middleware. Letters: N images, P tokens (CL
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ class EvaViT(Part):
     """
 
     special_tokens = 1  # CLS stands before the patches
+    roles: ClassVar = {"patch_embedding": ("patch_embedding",)}
 
     def __init__(
         self,

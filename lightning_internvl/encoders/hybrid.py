@@ -6,6 +6,7 @@ Letters: N images, S side in pixels, P visual tokens, D width of a tower.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ class HybridEncoder(Part):
     inputs = ("high_res_pixel_values",)
     special_tokens = 0
     gives = "pair"  # of states, one of each tower
+    roles: ClassVar = {"patch_embedding": ("*.patch_embed*",)}
 
     def __init__(
         self, *, low: nn.Module, high: nn.Module, image_size: int | None = None, high_image_size: int | None = None

@@ -7,6 +7,7 @@ Letters: N images, P tokens (CLS first), D width, S side of the image in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ class InternViT(Part):
         init_std: deviation of the initial weights.
         embed_std: deviation of the initial CLS token and positions; None: as `init_std`.
     """
+
+    roles: ClassVar = {"patch_embedding": ("embeddings.patch_embedding",)}
 
     def __init__(
         self,

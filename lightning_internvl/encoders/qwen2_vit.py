@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,7 @@ class Qwen2ViT(Part):
 
     inputs = ("image_grid_thw",)
     gives = "blocks"  # of neighbouring patches, one after the other
+    roles: ClassVar = {"patch_embedding": ("patch_embed",)}
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ tokens of a window, K width of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ class SamViT(Part):
     """
 
     special_tokens = 0
+    roles: ClassVar = {"patch_embedding": ("patch_embed",)}
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from lightning_internvl.assembly import stage_settings
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.adapters import Adapter, Config, adapters, layout_of, official
 from lightning_internvl.checkpoints.files import own_tensors, write_folder, write_weights
+from lightning_internvl.compose import TRUSTED
 from lightning_internvl.export import check
 from lightning_internvl.export.card import Card, card_of
 from lightning_internvl.export.plain import make_plain, plain_config
@@ -29,10 +30,12 @@ from lightning_internvl.files import RUN_CONFIG, read_json
 from lightning_internvl.freezing import FreezePlan
 from lightning_internvl.model import VLM
 from lightning_internvl.opened import Opened, run_of
-from lightning_internvl.options import trained_stages
+from lightning_internvl.options import PARTS, trained_stages
 from lightning_internvl.peft import is_update
 from lightning_internvl.quantization import quantized_layers
+from lightning_internvl.roles import model_roles, roles_of
 from lightning_internvl.sources import quiet
+from lightning_internvl.targets import locate
 
 OWN = "handoff"  # the layout of this project, for models that no other one holds
 
@@ -172,8 +175,16 @@ def trained_names(opened: Opened, names: Iterable[str]) -> list[str]:
     """The tensors that some stage of the run has trained."""
     run = run_config(opened)
     stages = [stage_settings(run, name) for name in trained_stages(run)]
-    plans = [FreezePlan(stage["module"]["train"], stage["parts"].get("peft")) for stage in stages]
+    plans = [
+        FreezePlan(stage["module"]["train"], stage["parts"].get("peft"), roles_of(_classes(stage["parts"]))) for stage in stages
+    ]
     return [name for name in names if any(plan.ever_trains(name) for plan in plans)]
+
+
+def _classes(parts: Mapping[str, Any]) -> dict[str, type]:
+    """The classes of a stage's parts; of one that is not of this package, which is not imported, only that it is there."""
+    targets = {part: parts[part]["_target_"] for part in PARTS if parts.get(part)}
+    return {part: locate(target) if target.startswith(TRUSTED) else object for part, target in targets.items()}
 
 
 def weight_of(name: str) -> str:
@@ -191,7 +202,7 @@ def write_model(draft: Path, opened: Opened, adapter: Adapter | None, config: Co
     model, dtype = opened.view.model, getattr(torch, options.dtype)
     if adapter is None:
         manifest = read_json(opened.folder / handoff.MANIFEST)
-        plan = FreezePlan(opened.settings["module"]["train"])
+        plan = FreezePlan(opened.settings["module"]["train"], roles=model_roles(model))
         parts = plain_config(manifest["config"])
         handoff.save(model, draft, stage=manifest["stage"], step=manifest["step"], config=parts, plan=plan)
         if (opened.folder / handoff.TOKENIZERS).is_dir():

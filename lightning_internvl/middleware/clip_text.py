@@ -6,6 +6,8 @@ N images, P visual tokens (CLS or the pooled vector first), D encoder width, E c
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,8 @@ class CLIPText(Part):
         text_bias: whether the projection of texts has a bias.
         embed_std: deviation of the initial token embeddings; positions have half of it (OpenAI: 0.02 and 0.01).
     """
+
+    roles: ClassVar = {"generative": (), "language_head": ()}  # it contrasts, and does nothing else
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ Letters: N images, P visual tokens, D encoder width, Q queries, H decoder width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class PerceiveSampler(QFormer):
         num_queries: Q (published: 64).
         options: sizes of the `QFormer`, which reads no text here.
     """
+
+    roles: ClassVar = QFormer.roles | {"connector": ("proj", "flag_*")}
 
     def __init__(self, *, encoder_dim: int, decoder_dim: int, num_queries: int = 64, **options: Any) -> None:
         super().__init__(encoder_dim=encoder_dim, decoder_dim=decoder_dim, num_queries=num_queries, text="none", **options)

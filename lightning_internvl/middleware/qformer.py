@@ -10,7 +10,7 @@ H decoder width, T = Q + L.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,8 @@ class QFormer(Part):
 
     On the meta device no weights are loaded.
     """
+
+    roles: ClassVar = {"connector": ("proj",), "generative": ("qformer.head",), "language_head": ("qformer.head",)}
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ H decoder width.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,10 @@ class QLLaMA(Part):
     """
 
     connector = "mlp*"  # of all this, what fine-tuning with a decoder trains
+    roles: ClassVar = {
+        "generative": ("query_tokens", "qllama.model.layers.*.cross_attn", "qllama.lm_head", "clip_projector2"),
+        "language_head": ("qllama.lm_head",),
+    }
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from lightning_internvl.feature_cache import features
 from lightning_internvl.freezing import FreezePlan
 from lightning_internvl.model import VLM
 from lightning_internvl.peft import plain_name
+from lightning_internvl.roles import model_roles
 
 Batch = dict[str, Any]
 
@@ -64,7 +65,7 @@ class Stage(L.LightningModule):
         missing = [name for name in self.objectives if name not in model.objectives]
         if missing:
             raise ValueError(f"stage {name} needs the objectives {missing}; present: {list(model.objectives)}")
-        self.model, self.plan = model, FreezePlan(train, parts.get("peft"))
+        self.model, self.plan = model, FreezePlan(train, parts.get("peft"), model_roles(model))
         self.plan.check(model)
         self.optimizer, self.scheduler, self.max_steps = optimizer, scheduler, max_steps
         self.weights, self.seed, self.start_step = dict(weights or {}), seed, start_step
