@@ -19,12 +19,14 @@ CAPTION_COLUMNS = ("caption", "raw", "comment", "title", "text")
 
 @dataclass(frozen=True)
 class CaptionedPictures:
-    """`images`, the captions of each, where each is, and how many pictures the file lists."""
+    """`images`, the captions of each, where each is, how many pictures the file lists, and the name of each there, which no other
+    has."""
 
     images: Pictures
     captions: list[list[str]]
     paths: list[Path]
     total: int
+    names: list[str]
 
 
 def read_captions(
@@ -63,7 +65,8 @@ def read_captions(
     if not (root / names[0]).is_file():
         raise ValueError(f"{path}: the picture {names[0]} is not in {root}; say where pictures are with images=FOLDER")
     paths = [root / name for name in names]
-    return CaptionedPictures(Pictures(paths, read_image), [found[name][:per_picture] for name in names], paths, len(found))
+    captions = [found[name][:per_picture] for name in names]
+    return CaptionedPictures(Pictures(paths, read_image), captions, paths, len(found), names)
 
 
 def _pairs(path: Path, split: str | None) -> Iterator[Pair]:
