@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from lightning_internvl.data.image_files import read_image
 from lightning_internvl.data.pictures import Pictures, spread
+from lightning_internvl.data.table_rows import read_table
 
 Pair = tuple[str, str]  # a picture's file and one of its captions
 PICTURE_COLUMNS = ("image", "image_name", "filename", "filepath", "file_name", "path")
@@ -19,12 +19,14 @@ CAPTION_COLUMNS = ("caption", "raw", "comment", "title", "text")
 
 @dataclass(frozen=True)
 class CaptionedPictures:
-    """`images`, the captions of each, where each is, and how many pictures the file lists."""
+    """`images`, the captions of each, where each is, how many pictures the file lists, and the name of each there, which no other
+    has."""
 
     images: Pictures
     captions: list[list[str]]
     paths: list[Path]
     total: int
+    names: list[str]
 
 
 def read_captions(
@@ -38,7 +40,7 @@ def read_captions(
 
     Args:
         path: COCO's `captions_*.json`; Karpathy's JSON of COCO or Flickr30K, as released or as a list of {"image", "caption"};
-            or a table (.csv, .tsv, .txt) with a column for pictures and one for captions, a caption a row.
+            or a table (.csv, .tsv, .txt; see `table_rows`) with a column for pictures and one for captions, a caption a row.
         images: where the paths of pictures start; None: the folder of the file.
         split: of a file that holds several ("split" in its records), the one that is measured.
         per_picture: at most that many captions of a picture, the first ones.
@@ -63,7 +65,8 @@ def read_captions(
     if not (root / names[0]).is_file():
         raise ValueError(f"{path}: the picture {names[0]} is not in {root}; say where pictures are with images=FOLDER")
     paths = [root / name for name in names]
-    return CaptionedPictures(Pictures(paths, read_image), [found[name][:per_picture] for name in names], paths, len(found))
+    captions = [found[name][:per_picture] for name in names]
+    return CaptionedPictures(Pictures(paths, read_image), captions, paths, len(found), names)
 
 
 def _pairs(path: Path, split: str | None) -> Iterator[Pair]:
@@ -112,25 +115,20 @@ def _of_records(path: Path, records: list[Any], split: str | None) -> Iterator[P
 
 
 def _of_table(path: Path, split: str | None) -> Iterator[Pair]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
-    mark = next((mark for mark in ("\t", "|") if lines and mark in lines[0]), ",")
-    rows = csv.DictReader(lines, delimiter=mark, skipinitialspace=True)
-    columns = [name.strip() for name in rows.fieldnames or []]
-    rows.fieldnames = columns
+    found = read_table(path)
+    _, columns = next(found, (1, []))
     picture, caption = ([name for name in columns if name in known] for known in (PICTURE_COLUMNS, CAPTION_COLUMNS))
     if not picture or not caption:
         raise ValueError(
             f"{path}: its first line must name a column of pictures ({', '.join(PICTURE_COLUMNS)}) and one of captions "
             f"({', '.join(CAPTION_COLUMNS)}); it names {', '.join(columns) or 'none'}"
         )
-    for row in rows:
+    for line, fields in found:
+        row = dict(zip(columns, fields, strict=True))
         if split and (row.get("split") or split) != split:
             continue
-        place = f"{path}: line {rows.line_num}"
-        yield _text(row, (picture[0],), place).strip(), _text(row, (caption[0],), place).strip()
+        place = f"{path}: line {line}"
+        yield _text(row, (picture[0],), place), _text(row, (caption[0],), place)
 
 
 def _field(record: Any, names: tuple[str, ...], place: str) -> Any:

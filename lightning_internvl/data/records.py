@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import itertools
 import json
 import re
 from abc import ABC, abstractmethod
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_internvl.data.ledger import BadSample
+from lightning_internvl.data.table_rows import BOM, fields_of, misfit, rows
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson", *SEPARATORS)
@@ -67,7 +66,7 @@ class Records(ABC):
 
 
 class RecordFile(Records):
-    """JSONL has one record a line; CSV and TSV too, after a header line; JSON is one list of records.
+    """JSONL has one record a line; CSV and TSV a row, after a header line (see `table_rows`); JSON is one list of records.
 
     Raises ValueError naming the file where it is missing or of another kind, and file and line for a record that is broken.
     """
@@ -115,24 +114,20 @@ class RecordFile(Records):
 
     def _parse(self, content: bytes) -> dict[str, Any]:
         try:
-            if self.separator is None:
-                record = json.loads(content)
-            else:
-                record = dict(zip(self._columns, self._fields(content.decode("utf-8")), strict=True))
-        except (ValueError, csv.Error) as error:
-            fields = "" if self.separator is None else f" of {len(self._columns)} fields"
-            raise BadSample(f"not a record{fields}: {error}", "broken line") from error
+            record = json.loads(content) if self.separator is None else self._row(content, self.separator)
+        except BadSample:
+            raise
+        except ValueError as error:
+            raise BadSample(f"not a record: {error}", "broken line") from error
         if not isinstance(record, dict):
             raise BadSample(f"not a record, but a {type(record).__name__}", "broken line")
         return record
 
-    def _fields(self, text: str) -> list[str]:
-        try:
-            return next(csv.reader([text], delimiter=self.separator, strict=True))
-        except csv.Error:
-            if self.separator == ",":
-                raise
-            return text.rstrip("\r\n").split(self.separator)  # text that happens to begin with a quote
+    def _row(self, content: bytes, separator: str) -> dict[str, str]:
+        fields = fields_of(content, separator)
+        if wrong := misfit(fields, self._columns, separator):
+            raise BadSample(wrong, "broken line")
+        return dict(zip(self._columns, fields, strict=True))
 
     def _index(self) -> _Index:
         if self._found is None:
@@ -149,26 +144,28 @@ class RecordFile(Records):
 
     def _lines(self, blank: bool = False) -> Iterator[tuple[int, bytes]]:
         """The records as they stand, with their line numbers. With `blank` every byte of the file: empty lines too, and under the
-        number 0 the header of a table and a byte order mark. A field of a CSV in quotes may go over several lines."""
+        number 0 the header of a table and a byte order mark. Fields of a table may go over several lines (see `table_rows`)."""
         with self.path.open("rb") as file:
-            if file.read(3) != b"\xef\xbb\xbf":
+            if file.read(len(BOM)) != BOM:
                 file.seek(0)
             elif blank:
-                yield 0, b"\xef\xbb\xbf"
-            first = 1
+                yield 0, BOM
+            found: Iterator[tuple[int, bytes]] = enumerate(file, start=1)
             if self.separator is not None:
-                header, first = file.readline(), 2
-                self._columns = next(csv.reader([header.decode("utf-8")], delimiter=self.separator), [])
+                header = file.readline()
+                self._columns = self._named_columns(header, self.separator)
                 if blank:
                     yield 0, header
-            numbers = itertools.count(first)
-            for content in file:
-                line = next(numbers)
-                while self.separator == "," and content.count(b'"') % 2 and (more := file.readline()):
-                    content += more
-                    next(numbers)
+                found = rows(file, self.separator, len(self._columns))
+            for line, content in found:
                 if blank or content.strip():
                     yield line, content
+
+    def _named_columns(self, header: bytes, separator: str) -> list[str]:
+        try:
+            return fields_of(header, separator)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}: the first line is no text in UTF-8: {error}") from error
 
     def _index_list(self) -> _Index:
         index = _Index.empty()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from lightning_internvl.data.pictures import Pictures, spread
 from lightning_internvl.data.scenes import COLOUR_JITTER, SIZE_RANGE, Placed, Scene, Scenes
+from lightning_internvl.data.table_rows import read_table
 from lightning_internvl.data.things import COLOURS, THINGS
 from lightning_internvl.data.video_files import read_video
 
@@ -91,13 +91,16 @@ def read_video_list(
 def _rows(path: Path) -> list[tuple[int, str, str]]:
     """Number of the line, path and label."""
     lines = _lines(path)
-    columns = list(csv.reader(lines)) if "," in lines[0] else [line.rsplit(maxsplit=1) for line in lines]
-    first, fields = [name.strip() for name in columns[0]], (0, 1)
+    if "," in lines[0]:
+        table = list(read_table(path, (",",)))
+    else:
+        table = [(number, line.rsplit(maxsplit=1)) for number, line in enumerate(lines, start=1)]
+    first, fields = table[0][1], (0, 1)
     headed = "path" in first and "label" in first
     if headed:
         fields = first.index("path"), first.index("label")
     found = []
-    for number, row in enumerate(columns[headed:], start=1 + headed):
+    for number, row in table[headed:]:
         if len(row) <= max(fields) or not all(row[field].strip() for field in fields):
             raise ValueError(f"{path}: line {number} lacks a path or a label: {','.join(row)!r}")
         found.append((number, row[fields[0]].strip(), row[fields[1]].strip()))

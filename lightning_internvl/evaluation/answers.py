@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from lightning_internvl.checks import some
 from lightning_internvl.console import console
 from lightning_internvl.data.image_files import read_image
 from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.journal import with_picture
 from lightning_internvl.evaluation.results import ASKED, SCORED, TOTAL
 from lightning_internvl.evaluation.tasks import Metrics
 
@@ -26,7 +28,7 @@ class Case:
     """One question about a picture.
 
     Attributes:
-        key: names it among all of its task.
+        key: names it among all of its task; no other has the same.
         picture: a file, or what draws it.
         question: as the set has it, without the prompt around it.
         truth: what the answer is judged by; None where the set has no true answer.
@@ -106,6 +108,8 @@ class Judged(ABC):
     def __call__(self, bench: Bench) -> Metrics:
         bench.journal.notes["prompt"] = self.prompt
         cases = self.cases(bench)
+        check_keys(cases)
+        self._digests: dict[Path, str] = {}
         asked = cases[: self.samples]
         usable = self._usable(asked, bench)
         answers = dict(self._answers(usable, len(asked), bench))
@@ -141,26 +145,44 @@ class Judged(ABC):
         """Key and answer of every question, those of an earlier attempt first. `asked` counts those that cannot be used too."""
         journal, waiting = bench.journal, []
         for case in cases:
-            known = journal.answer(case.key, self._asked(case))
+            known = self._known(case, bench)
             if known is None:
                 waiting.append(case)
             else:
                 yield case.key, known
+        if other := sum(journal.asked(case.key, self._asked(case)) for case in waiting):
+            reason = f"their pictures have changed, or {journal.path} does not say which were shown"
+            console.print(f"{other} questions are asked again: {reason}", soft_wrap=True, markup=False)
         size = self._at_a_time(bench)
         parts = [waiting[start : start + size] for start in range(0, len(waiting), size)]
         for part in track(
             parts, "asking", console=console, transient=True, disable=journal.path is None or not console.is_terminal
         ):
             rows = list(self._answered(part, bench))
-            journal.add(rows)
+            journal.add(rows, {case.key: self._shown(case) for case in part})
             yield from ((key, answer) for key, _, answer in rows)
             self._check_missing(asked, bench)
+
+    def _known(self, case: Case, bench: Bench) -> str | None:
+        """The answer of an earlier attempt to the same question about the same picture."""
+        question = self._asked(case)
+        if not bench.journal.asked(case.key, question):
+            return None  # its picture need not be read to know that
+        return bench.journal.answer(case.key, question, self._shown(case))
 
     def _at_a_time(self, bench: Bench) -> int:
         return max(1, bench.batch_size // (bench.chats.processor.max_tiles if bench.chats else 1))
 
     def _asked(self, case: Case) -> str:
         return self.prompt.replace("{question}", case.question)
+
+    def _shown(self, case: Case) -> str | None:
+        """A digest of the picture's file; None for a picture that is drawn, which key and seed tell."""
+        if not isinstance(case.picture, Path):
+            return None
+        if case.picture not in self._digests:
+            self._digests[case.picture] = digest_of_file(case.picture)
+        return self._digests[case.picture]
 
     def _answered(self, cases: Sequence[Case], bench: Bench) -> Iterator[tuple[str, str, str]]:
         """Key, question and answer; samples that cannot be asked are noted."""
@@ -195,7 +217,10 @@ class Judged(ABC):
         written = [answers[case.key] for case in cases]
         rows = list(zip(cases, written, self.grades(cases, written), strict=True))
         bench.journal.finish(
-            {"key": c.key, "part": c.part, "question": self._asked(c), "answer": a, "truth": self.told(c), "score": s}
+            {
+                **{"key": c.key, "part": c.part, "question": self._asked(c), "answer": a, "truth": self.told(c), "score": s},
+                **with_picture(self._shown(c)),
+            }
             for c, a, s in rows
         )
         for right in (True, False):
@@ -204,6 +229,29 @@ class Judged(ABC):
             for case, answer, _ in kind[::step]:
                 if bench.journal.wants(right):
                     bench.journal.show(case.look(), question=self._asked(case), answer=answer, truth=self.told(case), right=right)
+
+
+def check_keys(cases: Sequence[Case]) -> None:
+    """Raise ValueError where two samples share a key, by which answers are kept: one would get the answer of the other."""
+    places: dict[str, int] = {}
+    for place, case in enumerate(cases):
+        first = places.setdefault(case.key, place)
+        if first != place:
+            two = (f"sample {at + 1} ({_described(cases[at])})" for at in (first, place))
+            raise ValueError(f"two samples have the key {case.key!r}: {' and '.join(two)}; give each a key of its own")
+
+
+def _described(case: Case) -> str:
+    return f"{case.picture if isinstance(case.picture, Path) else 'a scene'}, {case.question[:80]!r}"
+
+
+def digest_of_file(path: Path) -> str:
+    """A digest of a file's content; empty for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return ""  # what reads the picture says what is wrong with it
 
 
 def existing(path: str | None, setting: str) -> Path | None:

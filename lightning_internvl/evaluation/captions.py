@@ -65,7 +65,8 @@ class Captions(Judged):
         if self.path is None:
             return caption_cases(bench.held_out, self.samples or BUILT_IN)
         found = read_captions(self.path, self.images, self.split)
-        return [Case(path.name, path, "", said) for path, said in zip(found.paths, found.captions, strict=True)]
+        named = zip(found.names, found.paths, found.captions, strict=True)
+        return [Case(name, path, "", said) for name, path, said in named]
 
     def write(self, pictures: Sequence[np.ndarray], questions: Sequence[str], bench: Bench) -> list[str]:
         writer = self._writer(bench)

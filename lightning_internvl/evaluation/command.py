@@ -18,6 +18,7 @@ from lightning_internvl.evaluation.results import results_table
 from lightning_internvl.evaluation.settings import folder_of
 from lightning_internvl.evaluation.stage_tasks import StageTasks
 from lightning_internvl.files import read_json, write_json
+from lightning_internvl.model_settings import READING
 
 OPEN = ("samples", "max_missing")  # settings that change no answer
 METRICS, RECORD, ANSWERS, CASES = "metrics.json", "record.json", "predictions.jsonl", "cases.json"
@@ -65,11 +66,7 @@ def _jobs(name: str, task: Any, subjects: list[Subject], settings: Config) -> It
 def _measure(job: Job, bench: Bench, folder: Path, settings: Mapping[str, Any], build: Build) -> dict[str, float]:
     """The numbers of a task; its record, answers and cases are written to its folder."""
     console.print(f"{job.name}: {job.subject.place}", soft_wrap=True, markup=False)
-    record = {
-        "task": job.name,
-        "settings": job.settings,
-        "model": {"place": job.subject.place, "weights": job.subject.weights, "dtype": settings["dtype"]},
-    }
+    record = _record(job, settings)
     _forget_others(folder, record)
     write_json(folder / RECORD, record)
     bench.journal, begun = Journal(folder / ANSWERS, settings["cases"]), time.monotonic()
@@ -79,6 +76,13 @@ def _measure(job: Job, bench: Bench, folder: Path, settings: Mapping[str, Any], 
     write_json(folder / RECORD, {**record, **bench.journal.record(), "seconds": seconds, "metrics": found})
     write_json(folder / CASES, bench.journal.shown)
     return found
+
+
+def _record(job: Job, settings: Mapping[str, Any]) -> Config:
+    """What the answers of a task depend on, beside the questions and pictures of its files."""
+    model = {"place": job.subject.place, "weights": job.subject.weights, "dtype": settings["dtype"]}
+    reading = {name: settings[name] for name in READING if settings[name] is not None}
+    return {"task": job.name, "settings": job.settings, "model": model | reading}
 
 
 def _forget_others(folder: Path, record: Config) -> None:

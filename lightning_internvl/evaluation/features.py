@@ -5,6 +5,7 @@ Letters: N pictures, P visual tokens, D width of the tower.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -35,6 +36,8 @@ class Asked:
         self.bench, self.source, self.max_missing, self.blank = bench, images, max_missing, blank
         self.lost: set[int] = set()
         self.images = Pictures(range(len(images)), self._read) if isinstance(images, Pictures) else images
+        named = images.items if isinstance(images, Pictures) else ()
+        self._shared = {name for name, times in Counter(map(str, named)).items() if times > 1}
 
     def _read(self, place: int) -> np.ndarray:
         try:
@@ -50,8 +53,9 @@ class Asked:
             return self.blank
 
     def key(self, place: int) -> str:
-        """What a sample is called."""
-        return str(self.source.items[place] if isinstance(self.source, Pictures) else place)
+        """What a sample is called, as no other is: a file that is listed twice is two samples."""
+        name = str(self.source.items[place] if isinstance(self.source, Pictures) else place)
+        return f"{name} (sample {place + 1})" if name in self._shared else name
 
     def kept(self) -> list[int]:
         """The places of the samples that could be read, once all have been asked for; raises ValueError if there are none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ NAMED = 1000  # samples that could not be used and are named in the record; all 
 
 
 class Journal:
-    """The notes of one task. Answers are appended to a file one by one, so that an evaluation that was stopped goes on.
+    """The notes of one task. Answers are appended to a file one by one, so that an evaluation that was stopped goes on. An answer
+    is known by its sample, the question as it was asked, and the content of the picture file that was shown.
 
     Args:
         path: the JSON-lines file of answers; None keeps them in memory alone.
@@ -31,20 +32,33 @@ class Journal:
         self.missing: dict[str, str] = {}
         self.notes: dict[str, Any] = {}  # what else tells how a score was found
         self.shown: list[dict[str, Any]] = []
-        self._known = {(row["key"], row["question"]): row["answer"] for row in _rows(path)} if path else {}
+        self._known: dict[tuple[str, str], tuple[str, str | None]] = {}
+        for row in _rows(path) if path else ():
+            self._known[row["key"], row["question"]] = row["answer"], row.get("picture")
 
-    def answer(self, key: str, question: str) -> str | None:
-        """What was answered to a question about a sample, now or before an interruption."""
-        return self._known.get((key, question))
+    def asked(self, key: str, question: str) -> bool:
+        """Whether a question about a sample was answered, whatever picture was shown."""
+        return (key, question) in self._known
 
-    def add(self, rows: Iterable[tuple[str, str, str]]) -> None:
-        """Keep (key, question, answer)."""
-        rows = list(rows)
-        self._known |= {(key, question): answer for key, question, answer in rows}
+    def answer(self, key: str, question: str, picture: str | None = None) -> str | None:
+        """What was answered to a question about a sample, now or before an interruption.
+
+        Args:
+            picture: digest of the file that is shown; an answer about another one is not given. None: of what is drawn.
+        """
+        answer, shown = self._known.get((key, question), (None, None))
+        return answer if shown == picture else None
+
+    def add(self, rows: Iterable[tuple[str, str, str]], pictures: Mapping[str, str | None] | None = None) -> None:
+        """Keep (key, question, answer), with the digests of the picture files that were shown, by key."""
+        rows, pictures = list(rows), pictures or {}
+        self._known |= {(key, question): (answer, pictures.get(key)) for key, question, answer in rows}
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(_line({"key": k, "question": q, "answer": a}) for k, q, a in rows)
+                file.writelines(
+                    _line({"key": k, "question": q, "answer": a, **with_picture(pictures.get(k))}) for k, q, a in rows
+                )
 
     def finish(self, rows: Iterable[dict[str, Any]]) -> None:
         """Replace the file by whole rows, each with "key", "question", "answer" and how it was judged."""
@@ -70,6 +84,11 @@ class Journal:
         return {**self.notes, "missing": len(self.missing), "missing_named": dict(list(self.missing.items())[:NAMED])}
 
 
+def with_picture(digest: str | None) -> dict[str, str]:
+    """What a row says of the picture that was shown: the digest of its file, nothing of one that was drawn."""
+    return {} if digest is None else {"picture": digest}
+
+
 def thumbnail(picture: np.ndarray) -> str:
     """(H, W, 3) uint8 -> base64 PNG, at most SIDE pixels wide and high."""
     image, stream = Image.fromarray(picture), io.BytesIO()
@@ -90,4 +109,4 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_text(path, whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    return [json.loads(line) for line in whole.split("\n")[:-1]]  # answers may hold other marks of a line's end

@@ -34,14 +34,19 @@ class POPE(Judged):
         return [case for file in self.files for case in self._read(file)]
 
     def _read(self, file: Path) -> list[Case]:
-        part, cases = file.stem.rpartition("_")[2], []
+        part, cases, numbers = file.stem.rpartition("_")[2], [], set()
+        name = file.stem if sum(other.stem == file.stem for other in self.files) == 1 else file.name
         for place, record in read_lines(file):
             label = str(field(record, ("label",), place)).lower()
             if label not in ("yes", "no"):
                 raise ValueError(f"{place}: label {record['label']!r} is neither yes nor no")
             picture = picture_in(self.images, field(record, ("image",), place))
-            number = record.get("question_id", place.rpartition(":")[2])
-            cases.append(Case(f"{file.stem}/{number}", picture, field(record, ("text", "question"), place), label, part))
+            line = place.rpartition(":")[2]
+            number = str(record.get("question_id", line))
+            if number in numbers:  # several files of the set in one, which all count from 1
+                number = f"{number}, line {line}"
+            numbers.add(number)
+            cases.append(Case(f"{name}/{number}", picture, field(record, ("text", "question"), place), label, part))
         return cases
 
     def judge(self, case: Case, answer: str) -> float:

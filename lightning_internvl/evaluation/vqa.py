@@ -37,14 +37,13 @@ class VQA(Judged):
     def cases(self, bench: Bench) -> list[Case]:
         if self.path is None:
             return [_agreed(case) for case in question_cases(bench.held_out, self.samples or BUILT_IN)]
-        people = {}
-        for place, record in enumerate(read_object(self.annotations, "annotations")):
-            people[field(record, ("question_id",), f"{self.annotations}: annotation {place}")] = record
+        people = self._by_question(read_object(self.annotations, "annotations"))
         numbered: dict[int, Path] | None = None
-        cases = []
+        cases, places = [], {}
         for place, record in enumerate(read_object(self.path, "questions")):
             where = f"{self.path}: question {place}"
             key = field(record, ("question_id",), where)
+            self._only(key, where, places)
             if "image" in record:
                 picture = picture_in(self.images, record["image"])
             else:
@@ -55,6 +54,22 @@ class VQA(Judged):
             answers = [answer["answer"] for answer in known.get("answers", ())] or None
             cases.append(Case(str(key), picture, field(record, ("question",), where), answers, known.get("answer_type", "")))
         return cases
+
+    def _by_question(self, records: Sequence[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+        people, places = {}, {}
+        for place, record in enumerate(records):
+            where = f"{self.annotations}: annotation {place}"
+            key = field(record, ("question_id",), where)
+            self._only(key, where, places)
+            people[key] = record
+        return people
+
+    @staticmethod
+    def _only(key: Any, where: str, places: dict[Any, str]) -> None:
+        """Note where a question_id stands; raises ValueError for one that stands elsewhere too: nothing else tells which answers
+        belong to which question."""
+        if (first := places.setdefault(key, where)) != where:
+            raise ValueError(f"{first} and {where.rpartition(': ')[2]} have the same question_id {key!r}; give each its own")
 
     def judge(self, case: Case, answer: str) -> float:
         return accuracy(answer, case.truth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lightning_internvl.data.held_out import HeldOutScenes
-from lightning_internvl.evaluation.answers import Judged
+from lightning_internvl.evaluation.answers import Case, Judged
 from lightning_internvl.evaluation.captions import Captions
 from lightning_internvl.evaluation.journal import Journal
 from lightning_internvl.evaluation.mme import MME
@@ -42,6 +43,7 @@ def picture(path: Path, value: int = 0) -> None:
 
 
 def lines(path: Path, *rows: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -108,6 +110,103 @@ def test_goes_on_where_it_was_stopped(vqa: dict[str, str], tmp_path: Path) -> No
     again = Talker(lambda *_: "3", Journal(path))
     VQA(**vqa, prompt="{question}")(again)
     assert len(again.asked) == 4  # another question is another answer
+
+
+def test_an_answer_about_another_picture_is_not_used_again(
+    vqa: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, changed = tmp_path / "out" / "predictions.jsonl", tmp_path / "val2014" / "COCO_val2014_000000000003.jpg"
+    VQA(**vqa)(Talker(lambda *_: "2", Journal(path)))
+    before = changed.stat()
+    picture(changed, 200)
+    changed.write_bytes(changed.read_bytes().ljust(before.st_size, b"\0"))
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = Talker(lambda *_: "3", Journal(path))
+    assert VQA(**vqa)(again)["accuracy"] == 0.75
+    assert [question.split("?")[0] for question in again.asked] == ["how many 3"]
+    assert "1 questions are asked again: their pictures have changed" in capsys.readouterr().out
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({row["picture"] for row in rows}) == 4
+
+
+def test_answers_of_a_journal_that_does_not_say_what_was_shown_are_asked_again(
+    vqa: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(
+        lines(tmp_path / "p.jsonl", *({"key": f"{n}0", "question": f"how many {n}?", "answer": "3"} for n in range(1, 5)))
+    )
+    bench = Talker(lambda *_: "2", Journal(path))
+    assert VQA(**vqa, prompt="{question}")(bench)["accuracy"] == 1.0
+    assert len(bench.asked) == 4
+    assert f"4 questions are asked again: their pictures have changed, or {path} does not say" in capsys.readouterr().out
+    later = Talker(lambda *_: "", Journal(path))
+    assert VQA(**vqa, prompt="{question}")(later)["accuracy"] == 1.0
+    assert not later.asked
+
+
+def test_answers_with_other_marks_of_a_line_end_are_read_again(tmp_path: Path) -> None:
+    Journal(tmp_path / "p.jsonl").add([("1", "what?", "one\u2028two\x85three\x0c")])
+    assert Journal(tmp_path / "p.jsonl").answer("1", "what?") == "one\u2028two\x85three\x0c"
+
+
+def thing(picture: np.ndarray) -> str:
+    return ["dog", "cat", "pig"][picture[0, 0, 0] // 90]
+
+
+def test_pictures_of_one_file_name_in_several_folders(tmp_path: Path) -> None:
+    rows = ["image,caption"]
+    for number, name in enumerate(("dog", "cat", "pig")):
+        picture(tmp_path / name / "001.png", 100 * number)
+        rows.append(f"{name}/001.png,a photo of a {name}")
+    (tmp_path / "captions.csv").write_text("\n".join(rows))
+    path = tmp_path / "out.jsonl"
+    for _ in range(2):  # the second time from the file
+        bench = Talker(lambda picture, _: f"a photo of a {thing(picture)}", Journal(path))
+        found = Captions(path=str(tmp_path / "captions.csv"), meteor=False)(bench)
+        assert (found["exact_match"], found["samples"]) == (1.0, 3)
+    assert not bench.asked
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["dog/001.png", "cat/001.png", "pig/001.png"]
+
+
+def test_pope_files_put_together_and_of_one_stem(tmp_path: Path) -> None:
+    """Each official file counts its questions from 1 on, and the three share those whose answer is yes."""
+    for number, name in enumerate(("dog", "cat")):
+        picture(tmp_path / "val" / f"{name}.png", 100 * number)
+    asked = [("dog", "dog", "yes"), ("cat", "dog", "no"), ("dog", "dog", "yes"), ("cat", "pig", "no")]
+    rows = [
+        {"question_id": 1 + n % 2, "image": f"{shown}.png", "text": f"Is there a {what}?", "label": label}
+        for n, (shown, what, label) in enumerate(asked)
+    ]
+    lines(tmp_path / "pope" / "all.json", *rows)
+    lines(tmp_path / "pope" / "all.jsonl", *({**row, "image": "cat.png", "label": "no"} for row in rows))
+    bench = Talker(lambda picture, question: "yes" if thing(picture) in question else "no", Journal(tmp_path / "out.jsonl"))
+    found = POPE(path=str(tmp_path / "pope"), images=str(tmp_path / "val"))(bench)
+    assert (found["accuracy"], found["samples"]) == (1.0, 8)
+    keys = [json.loads(line)["key"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert keys[:4] == ["all.json/1", "all.json/2", "all.json/1, line 3", "all.json/2, line 4"]
+    assert len(set(keys)) == 8
+
+
+@pytest.mark.parametrize("twice", ["path", "annotations"])
+def test_a_question_id_that_comes_twice_is_refused(vqa: dict[str, str], twice: str) -> None:
+    found = json.loads(Path(vqa[twice]).read_text())
+    found["questions" if twice == "path" else "annotations"][3]["question_id"] = 20
+    Path(vqa[twice]).write_text(json.dumps(found))
+    bench = Talker(lambda *_: "2")
+    with pytest.raises(ValueError, match=r"(q|a)\.json: \w+ 1 and \w+ 3 have the same question_id 20; give each its own"):
+        VQA(**vqa)(bench)
+    assert not bench.asked
+
+
+def test_samples_of_any_task_that_share_a_key_are_refused(tmp_path: Path) -> None:
+    class Own(VQA):
+        def cases(self, bench: Any) -> list[Case]:
+            return [Case(key, tmp_path / f"{n}.png", f"what is {n}?", ["2"]) for n, key in enumerate(("a", "b", "a"))]
+
+    bench = Talker(lambda *_: "2")
+    with pytest.raises(ValueError, match=r"key 'a': sample 1 \(.*0.png, 'what is 0\?'\) and sample 3 \(.*2.png, 'what is 2\?'\)"):
+        Own()(bench)
+    assert not bench.asked
 
 
 def test_a_question_that_is_too_long_costs_only_itself(vqa: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ from runs import ROOT, Outcome, call, read_json, tiny_run
 
 from lightning_internvl.checks import ConfigError
 from lightning_internvl.evaluation import lmms
+from lightning_internvl.evaluation.command import Job, _forget_others, _record
 from lightning_internvl.evaluation.settings import check_settings
 
 
@@ -79,6 +80,21 @@ def test_tasks_their_answers_and_their_records(run: Path, tmp_path: Path) -> Non
     assert read_json(tmp_path / "metrics.json")["vqa"]["accuracy"] > found["vqa"]["accuracy"]  # it was not asked again
     assert "asked again" in evaluate(*arguments, "task.vqa.max_new_tokens=4").out
     assert read_json(tmp_path / "metrics.json")["captions"] == found["captions"]
+
+
+def test_answers_of_a_model_that_was_read_in_another_way_are_forgotten(tmp_path: Path) -> None:
+    subject = SimpleNamespace(place="model", weights="1f")
+    plain = {"dtype": "float32", "template": None, "system": None, "tokenizer": None, "pictures": None}
+    first, again, other = (
+        _record(Job("vqa", None, subject, {"version": 1}), settings)
+        for settings in (plain, plain, {**plain, "template": "vicuna"})
+    )
+    (tmp_path / "predictions.jsonl").write_text("{}")
+    (tmp_path / "record.json").write_text(json.dumps(first))
+    _forget_others(tmp_path, again)
+    assert (tmp_path / "predictions.jsonl").exists()
+    _forget_others(tmp_path, other)
+    assert not (tmp_path / "predictions.jsonl").exists()
 
 
 def test_a_run_as_a_model_of_lmms_eval(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,15 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- naming -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_file_that_is_listed_twice_is_two_samples(bench: Bench, tmp_path: Path) -> None:
+    files = [tmp_path / "a.png", tmp_path / "none.png", tmp_path / "none.png"]
+    Image.new("RGB", (4, 4)).save(files[0])
+    asked = Asked(bench, Pictures(files, read_image), max_missing=1.0)
+    assert len(list(asked.images)) == 3
+    assert (asked.kept(), len(bench.journal.missing)) == ([0], 2)
+    assert {key.removeprefix(str(files[1])) for key in bench.journal.missing} == {" (sample 2)", " (sample 3)"}
+
+
 def test_shares_of_classes() -> None:
     scores = torch.tensor([[9.0, 5, 1, 0], [9, 5, 1, 0], [1, 9, 5, 0], [0, 1, 5, 9]])
     found = class_scores(scores, torch.tensor([0, 1, 1, 1]), (1, 2, 4))
