@@ -14,8 +14,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_internvl.chat.settings import check_settings
-from lightning_internvl.cli import build, command
-from lightning_internvl.trust import trusting
+from lightning_internvl.cli import command
+from lightning_internvl.config.targets import build
+from lightning_internvl.config.trust import trusting
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="chat")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_internvl.cli import build, command
-from lightning_internvl.trust import trusting
+from lightning_internvl.cli import command
+from lightning_internvl.config.targets import build
+from lightning_internvl.config.trust import trusting
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
@@ -19,7 +20,7 @@ def main(config: DictConfig) -> None:
     from lightning_internvl.export.settings import checked
 
     settings = checked(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-    from lightning_internvl.export.run import run_export
+    from lightning_internvl.export.command import run_export
 
     with trusting(settings.trust):
         run_export(settings, build)

@@ -18,9 +18,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lightning_internvl.cli import build, command, named_by_user, nothing_written, run_folder
+from lightning_internvl.cli import command, named_by_user, nothing_written, run_folder
+from lightning_internvl.config.targets import build
+from lightning_internvl.config.trust import trusting
 from lightning_internvl.launch import is_started_by_trainer, shared_config
-from lightning_internvl.trust import trusting
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -40,7 +41,7 @@ def main(config: DictConfig) -> None:
             sys.exit(0 if run_doctor(plain, build) else 1)
     if config.data.get("validate"):
         with nothing_written(config, run_dir) as plain:
-            from lightning_internvl.data.validate_run import run_validation
+            from lightning_internvl.validate.command import run_validation
 
             sys.exit(0 if run_validation(plain, run_dir, build) else 1)
     with run_folder(config, run_dir) as (plain, run_dir):

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.optim import adamw, cosine
 from lightning_internvl.stages import SupervisedStage
+from lightning_internvl.training.optim import adamw, cosine
 
 MIB = 2**20
 

@@ -30,10 +30,10 @@ from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.clip_text import CLIPText
 from lightning_internvl.middleware.qllama import QLLaMA
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC
-from lightning_internvl.optim import adamw, cosine
 from lightning_internvl.stages import ContrastiveStage
+from lightning_internvl.training.optim import adamw, cosine
 
 LENGTH, LR = 77, 1e-4
 SIZES: dict[str, dict[str, int]] = {

@@ -25,9 +25,9 @@ from alternating import against, arguments, plain_step, report
 from supervised_step import LR
 from torch import Tensor
 
-from lightning_internvl.data.processors import Squash
-from lightning_internvl.feature_cache import GIB, FeatureCache, fingerprint
-from lightning_internvl.feature_stores import DiskStore, MemoryStore
+from lightning_internvl.data.processors.basic import Squash
+from lightning_internvl.model.feature_cache import GIB, FeatureCache, fingerprint
+from lightning_internvl.model.feature_stores import DiskStore, MemoryStore
 
 
 def measure(size: dict[str, Any], steps: int, device: str, tower_graph: bool, where: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from lightning_internvl.data.scene_shards import write_scene_shards
-from lightning_internvl.data.shards import TarShards
+from lightning_internvl.data.shards.tar import TarShards
 from lightning_internvl.filtering.scores import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
-from lightning_internvl.middleware.generation import write
+from lightning_internvl.middleware.beam_search import write
 from lightning_internvl.middleware.qllama import QLLaMA
 
 SETTINGS = {

@@ -33,11 +33,11 @@ import torch
 from alternating import arguments, report
 from PIL import Image
 
-from lightning_internvl.data.lane_batches import Lanes
-from lightning_internvl.data.lanes import Layout
-from lightning_internvl.data.processors import IMAGENET_MEAN, IMAGENET_STD, Squash
-from lightning_internvl.data.shards import TarWriter
-from lightning_internvl.data.streamed import ShardPairs
+from lightning_internvl.data.processors.basic import IMAGENET_MEAN, IMAGENET_STD, Squash
+from lightning_internvl.data.shards.cursor import Layout
+from lightning_internvl.data.shards.datasets import ShardPairs
+from lightning_internvl.data.shards.stream import Lanes
+from lightning_internvl.data.shards.tar import TarWriter
 
 SIDE, WIDTH, HEIGHT = 448, 640, 480
 SHARDS = 4

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.model import VLM
-from lightning_internvl.optim import adamw, cosine
-from lightning_internvl.peft import add_adapters
+from lightning_internvl.layers.peft import add_adapters
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.stages import SupervisedStage
+from lightning_internvl.training.optim import adamw, cosine
 
 OURS = {"decoder": {"method": "lora", "rank": 16, "alpha": 32, "dropout": 0.0, "targets": "blocks"}}
 THEIRS = {"r": 16, "lora_alpha": 32, "target_modules": r".*language_model\.layers\..*_proj"}

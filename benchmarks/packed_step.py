@@ -24,9 +24,9 @@ from supervised_step import IMAGE, LR, SIZES, native_folder
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.data.collation import Prepared
-from lightning_internvl.data.packed import Buckets, Grouping, PackedChats, Rows
-from lightning_internvl.data.processors import Tiles
+from lightning_internvl.data.collate.base import Prepared
+from lightning_internvl.data.collate.packed import Buckets, Grouping, PackedChats, Rows
+from lightning_internvl.data.processors.basic import Tiles
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.stages import SupervisedStage

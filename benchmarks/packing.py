@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from alternating import arguments, report
 
-from lightning_internvl.data.packing import WINDOW, plan
+from lightning_internvl.data.collate.packing import WINDOW, plan
 
 PROCESSES = 8
 CASES: dict[str, dict[str, int | None]] = {  # tokens of a row, tokens of a tile, tiles of a row

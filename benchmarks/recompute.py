@@ -29,10 +29,10 @@ from supervised_step import SIZES, batch, native_folder
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.compiling import compile_blocks
-from lightning_internvl.model import VLM
-from lightning_internvl.options import by_part
-from lightning_internvl.recompute import recompute_blocks
+from lightning_internvl.choices import by_part
+from lightning_internvl.model.vlm import VLM
+from lightning_internvl.training.activation_checkpointing import recompute_blocks
+from lightning_internvl.training.compile import compile_blocks
 
 
 def kept(model: VLM, loss_of: Callable[[VLM], Tensor], device: str) -> float:

@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lightning_internvl.data.collate import PairCollator
+from lightning_internvl.config.stream_checks import stream_faults
+from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.module import StageData
-from lightning_internvl.data.processors import RandomCrop
-from lightning_internvl.data.shards import Marked, Record, Shards, TarShards, TarWriter
-from lightning_internvl.data.stream_options import stream_faults
-from lightning_internvl.data.streamed import ShardPairs, Streamed
+from lightning_internvl.data.processors.basic import RandomCrop
+from lightning_internvl.data.shards.datasets import ShardPairs, Streamed
+from lightning_internvl.data.shards.tar import Marked, Record, Shards, TarShards, TarWriter
 from lightning_internvl.data.tokenizer import toy_tokenizer
 
 BATCH, FILES = 64, 10

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.optim import adamw, cosine
 from lightning_internvl.stages import SupervisedStage
+from lightning_internvl.training.optim import adamw, cosine
 
 IMAGE, LR = 5, 1e-4
 SIZES: dict[str, dict[str, Any]] = {

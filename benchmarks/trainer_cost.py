@@ -26,10 +26,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightning_internvl.assembly import Config, assemble
-from lightning_internvl.cli import CONF, build
+from lightning_internvl.choices import Config
+from lightning_internvl.cli import CONF
+from lightning_internvl.config.targets import build
 from lightning_internvl.console import console
 from lightning_internvl.pipeline import quiet_lightning
+from lightning_internvl.training.assembly import assemble
 
 WARM_UP = 10  # steps that do not count
 LEFT_OUT = ("samples", "evaluation", "validation", "tracking", "report", "handoff")

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Timer
 from torch.distributed.checkpoint import CheckpointException
 
+from lightning_internvl.distributed.signals import NOT_FINISHED, WATCH, RunStopped
 from lightning_internvl.files import into_place, remove
-from lightning_internvl.signals import NOT_FINISHED, WATCH, RunStopped
 from lightning_internvl.stages import Stage
 
 

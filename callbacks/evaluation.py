@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 import lightning as L
 
-from lightning_internvl.evaluation.bench import Bench
-from lightning_internvl.evaluation.journal import Journal
 from lightning_internvl.files import read_json, write_json
+from lightning_internvl.inference.journal import Journal
+from lightning_internvl.inference.predictor import Bench
 from lightning_internvl.stages import Stage
 
 

@@ -13,9 +13,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from rich.table import Table
 
 from lightning_internvl.console import console
+from lightning_internvl.distributed.fsdp2 import gather_once
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.stages import Stage
-from lightning_internvl.strategies import gather_once
 
 
 class Freezing(L.Callback):

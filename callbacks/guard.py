@@ -12,10 +12,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from lightning_internvl.checks import some
 from lightning_internvl.console import console
-from lightning_internvl.distributed import gather_objects, rank
+from lightning_internvl.distributed.collectives import gather_objects, rank
 from lightning_internvl.files import write_json
+from lightning_internvl.messages import some
 from lightning_internvl.stages import Stage
 
 CHOICES = ("stop", "skip")

@@ -8,9 +8,9 @@ from typing import Any
 
 import lightning as L
 
-from lightning_internvl.evaluation.bench import Bench
-from lightning_internvl.evaluation.samples import sample
+from lightning_internvl.evaluation.probe_samples import sample
 from lightning_internvl.files import write_json
+from lightning_internvl.inference.predictor import Bench
 from lightning_internvl.stages import Stage
 
 
@@ -21,7 +21,7 @@ class Samples(L.Callback):
         bench: the model with its collators and held-out data; None keeps nothing.
         at: moments, as shares of the stage; the start (0) and the end (1) among them if wanted.
         images: how many pictures.
-        mode, writer: see `lightning_internvl.evaluation.samples.sample`.
+        mode, writer: see `lightning_internvl.evaluation.probe_samples.sample`.
     """
 
     def __init__(

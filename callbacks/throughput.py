@@ -11,11 +11,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lightning_internvl.compose import Build
 from lightning_internvl.console import console
-from lightning_internvl.distributed import data_share
+from lightning_internvl.distributed.collectives import data_share
 from lightning_internvl.files import read_json, write_json
-from lightning_internvl.flops import Amount, Flops, amount_of, measured, peak_flops
+from lightning_internvl.model.compose import Build
+from lightning_internvl.plan.flops import Amount, Flops, amount_of, measured, peak_flops
 from lightning_internvl.stages import Stage
 
 GIB = 2**30
@@ -26,7 +26,7 @@ class Throughput(L.Callback):
     `every_n_steps` and summed up in `timing.json`.
 
     Everything is counted on the device and read once a report, so that no step waits for it. The first `skip_steps` steps, in
-    which kernels and caches warm up, do not count. How FLOPs are counted: `lightning_internvl.flops`.
+    which kernels and caches warm up, do not count. How FLOPs are counted: `lightning_internvl.plan.flops`.
 
     Args:
         peak_tflops: dense TFLOP/s of one device in the precision that is trained in; None: as stated for known GPUs.

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from lightning_internvl.checkpoints import handoff
-from lightning_internvl.checks import ConfigError, suggestion
-from lightning_internvl.data.held_out import HeldOutScenes
-from lightning_internvl.evaluation.bench import Bench
-from lightning_internvl.evaluation.journal import Journal
-from lightning_internvl.evaluation.tables import CHANCE_SUFFIX
+from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.files import read_json, write_json
+from lightning_internvl.inference.journal import Journal
+from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.messages import ConfigError, suggestion
+from lightning_internvl.report.metrics_table import CHANCE_SUFFIX
 from lightning_internvl.stages import Stage
 
 LEAST = 10  # scenes of recall at 10

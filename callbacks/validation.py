@@ -9,14 +9,14 @@ import lightning as L
 import numpy as np
 import torch
 
-from lightning_internvl.assembly import View
 from lightning_internvl.console import console
-from lightning_internvl.data.encode import IGNORE
+from lightning_internvl.data.collate.encode import IGNORE
 from lightning_internvl.data.module import StageData
 from lightning_internvl.data.templates import IMAGE
-from lightning_internvl.distributed import data_share, gather
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.distributed.collectives import data_share, gather
 from lightning_internvl.files import read_json, write_json
+from lightning_internvl.inference.collators import View
+from lightning_internvl.inference.predictor import Bench
 from lightning_internvl.stages import Stage
 
 

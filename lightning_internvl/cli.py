@@ -14,7 +14,6 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,10 +21,15 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_internvl.checks import INHERITED, ConfigError, check_config, merged, suggestion
+from lightning_internvl.choices import INHERITED
+from lightning_internvl.config.checks import check_config
+from lightning_internvl.config.hardware import HARDWARE, elsewhere, refusal
+from lightning_internvl.config.overrides import DELETED, GROUP, VALUE, Given, check_given_once, with_given
+from lightning_internvl.config.stage_settings import merged
+from lightning_internvl.config.trust import check_run, packages_of, trust_faults, trusting
 from lightning_internvl.console import console
+from lightning_internvl.distributed.signals import NAMES, WATCH, RunStopped
 from lightning_internvl.files import RUN_CONFIG, write_text
-from lightning_internvl.hardware import HARDWARE, elsewhere, refusal
 from lightning_internvl.launch import (
     UNKNOWN,
     earlier_attempt,
@@ -35,9 +39,7 @@ from lightning_internvl.launch import (
     note_launch,
     shared_run,
 )
-from lightning_internvl.overrides import DELETED, GROUP, VALUE, Given, check_given_once, with_given
-from lightning_internvl.signals import NAMES, WATCH, RunStopped
-from lightning_internvl.trust import check_run, packages_of, trust_faults, trusting
+from lightning_internvl.messages import ConfigError, suggestion
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the user's input, told without a traceback
@@ -49,26 +51,6 @@ SCREEN = 20  # lines of an error that are shown
 
 OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
-
-
-def build(node: Mapping[str, Any], **extra: Any) -> Any:
-    """The object of a configuration node. Runtime objects are passed past Hydra, which would copy them.
-
-    Raises:
-        ValueError: if the class does not take its settings.
-    """
-    from lightning_internvl.targets import check_arguments
-
-    check_arguments(node)
-    maker = hydra.utils.instantiate(node, _partial_=True, _convert_="all")
-    if node.get("_partial_") and not extra:
-        return maker
-    try:
-        return maker(**extra)
-    except ValueError:
-        raise
-    except Exception as error:  # of any kind, by parts and libraries that do not check what they are given
-        raise ConfigError([f"{node['_target_']} cannot be built from its settings: {error}"]) from error
 
 
 @contextmanager
@@ -193,7 +175,7 @@ def _inherited(plain: dict[str, Any]) -> dict[str, Any]:
     """A configuration, checked, and with the parts that its stages take from where they start."""
     check_config(plain)
     if any(plain["stages"][name]["parts"] == INHERITED for name in plain["pipeline"]):
-        from lightning_internvl.inherit import inherit
+        from lightning_internvl.training.inherit import inherit
 
         with trusting(named_by_user(plain)):
             return inherit(plain)

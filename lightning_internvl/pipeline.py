@@ -13,30 +13,32 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from lightning_internvl import peft
-from lightning_internvl.assembly import Config, assemble, stage_settings
-from lightning_internvl.attention import choose_backend
 from lightning_internvl.checkpoints import handoff
-from lightning_internvl.checkpoints.files import own_tensors
-from lightning_internvl.checkpoints.origin import Origin, handoff_of, is_ours, read_origin
-from lightning_internvl.compiling import check_compiler, compile_blocks
-from lightning_internvl.compose import Build
+from lightning_internvl.checkpoints.load_report import LoadReport
+from lightning_internvl.checkpoints.weight_source import Origin, handoff_of, is_ours, read_origin
+from lightning_internvl.choices import Config, is_step, trained_stages
+from lightning_internvl.config.hardware import trainer_of
+from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.console import console
-from lightning_internvl.distributed import world_size
-from lightning_internvl.evaluation.tables import metrics_table
-from lightning_internvl.feature_cache import open_cache
+from lightning_internvl.distributed.collectives import world_size
+from lightning_internvl.distributed.fsdp2 import META
+from lightning_internvl.distributed.placement import place_of
+from lightning_internvl.distributed.signals import RunStopped
 from lightning_internvl.files import from_aside, read_json
+from lightning_internvl.filtering.command import behind, is_finished, run_filter
 from lightning_internvl.filtering.job import Job, rehearse_filter
-from lightning_internvl.filtering.step import behind, is_finished, run_filter
-from lightning_internvl.hardware import trainer_of
-from lightning_internvl.options import is_step, trained_stages
-from lightning_internvl.placement import place_of
-from lightning_internvl.quantization import BLOCK, quantize
-from lightning_internvl.recompute import recompute_blocks
-from lightning_internvl.shortage import shortage_told
-from lightning_internvl.signals import RunStopped
+from lightning_internvl.layers import peft
+from lightning_internvl.layers.attention import choose_backend
+from lightning_internvl.layers.quantization import BLOCK, quantize
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.model.compose import Build
+from lightning_internvl.model.feature_cache import open_cache
+from lightning_internvl.report.metrics_table import metrics_table
 from lightning_internvl.stages import Stage
-from lightning_internvl.strategies import META
+from lightning_internvl.training.activation_checkpointing import recompute_blocks
+from lightning_internvl.training.assembly import assemble
+from lightning_internvl.training.compile import check_compiler, compile_blocks
+from lightning_internvl.training.out_of_memory import shortage_told
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "NCCL communicator was aborted")
 NO_WEIGHTS = "a start without weights (init_from=RUN gives some)"
@@ -120,7 +122,7 @@ def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, f
                 if before and model is not None:
                     title, own, adapters = before
                     tensors = Origin(own, adapters).for_model(None)
-                    handoff.LoadReport.of(model, tensors, source=title, new=settings["new"], dropped=settings["dropped"])
+                    LoadReport.of(model, tensors, source=title, new=settings["new"], dropped=settings["dropped"])
                 continue
             with torch.device("meta"):
                 settings, stage, _, _ = assemble(name, config, run_dir, build)
@@ -130,7 +132,7 @@ def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, f
             if before:
                 title, own, adapters = before
                 tensors = Origin(own, adapters).for_model(settings["parts"].get("peft"))
-                handoff.LoadReport.of(stage.model, tensors, source=title, new=settings["new"], dropped=settings["dropped"])
+                LoadReport.of(stage.model, tensors, source=title, new=settings["new"], dropped=settings["dropped"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"stages.{name}: {error}") from error
         before = f"stage {name}", own_tensors(stage.model), settings["parts"].get("peft") or {}
@@ -244,7 +246,7 @@ def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[st
     """
     model, origin = stage.model, read_origin(source, next(stage.model.parameters()).device)
     tensors = origin.for_model(stage.parts.get("peft"))
-    report = handoff.LoadReport.of(model, tensors, source=str(source), new=new, dropped=dropped)
+    report = LoadReport.of(model, tensors, source=str(source), new=new, dropped=dropped)
     report.load(model, tensors)
     if stage.light:
         same = set(report.loaded) - set(report.resized) - stage.trained_names()

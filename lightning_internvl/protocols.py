@@ -5,7 +5,7 @@ A part that reads more than what is listed here names it in a class attribute `i
 list it.
 
 A part may say in a class attribute `roles`, a mapping of roles to patterns of its own names, what of it has a role that rules
-name (`encoder.@patch_embedding`; see `lightning_internvl.roles`). In a part without them such rules apply to nothing.
+name (`encoder.@patch_embedding`; see `lightning_internvl.stages.roles`). In a part without them such rules apply to nothing.
 
 An encoder whose pictures are no (N, 3, S, S) says with `blank(pixel_values)` what it reads in a batch without any: its inputs by
 name. A decoder that lists `visual` gets the visual tokens (N, T, D) for attention of its own instead of having them inserted.
@@ -17,8 +17,10 @@ L text length, E contrastive width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -87,3 +89,54 @@ class Decoder(Protocol):
 
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
         """(B, new tokens)"""
+
+
+class Part(nn.Module):
+    """Encoders, middlewares and decoders.
+
+    Attributes:
+        settings: the arguments of its constructor by name, those of a base class that they were handed on to among them.
+    """
+
+    settings: dict[str, Any]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = _remembering(cls.__init__)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of a part with the same architecture: `_target_` and settings in plain values. It is that of the part
+        as it was made: a table of positions that was resized since has its first size."""
+        own = {name: value.config if isinstance(value, Part) else value for name, value in self.settings.items()}
+        own |= getattr(self, "without_source", {})
+        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **own}
+
+
+def _remembering(init: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(init)
+    others = next((name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD), None)
+
+    @functools.wraps(init)
+    def wrapped(self: Part, *args: Any, **kwargs: Any) -> None:
+        if "settings" not in self.__dict__:  # the outermost class has been told everything
+            given = dict(signature.bind(self, *args, **kwargs).arguments)
+            given |= given.pop(others, {}) if others else {}
+            self.__dict__["settings"] = {name: value for name, value in given.items() if name != "self"}
+        init(self, *args, **kwargs)
+
+    return wrapped
+
+
+class TensorPlan(NamedTuple):
+    """How a part is divided.
+
+    Attributes:
+        columns, rows: patterns of names of linear layers, below the part.
+        counts: numbers that a share must be a whole part of (heads, widths), by their names in messages.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    counts: Mapping[str, int]

@@ -9,13 +9,15 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightning_internvl.assembly import View, make_view, stage_settings
 from lightning_internvl.checkpoints.adapters import deepseek_vl
-from lightning_internvl.checkpoints.language import language_config
-from lightning_internvl.cli import CONF, build
-from lightning_internvl.compose import compose_model
-from lightning_internvl.data.processors import IMAGENET_MEAN, IMAGENET_STD
-from lightning_internvl.model import VLM
+from lightning_internvl.checkpoints.families.language_model import language_config
+from lightning_internvl.cli import CONF
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.targets import build
+from lightning_internvl.data.processors.basic import IMAGENET_MEAN, IMAGENET_STD
+from lightning_internvl.inference.collators import View, make_view
+from lightning_internvl.model.compose import compose_model
+from lightning_internvl.model.vlm import VLM
 
 IMAGENET = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
 SQUASHED = IMAGENET | {"image_processor_type": "BlipImageProcessor"}

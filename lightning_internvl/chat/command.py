@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_internvl.applications.gallery import Gallery
 from lightning_internvl.chat.loading import Loaded, load
 from lightning_internvl.chat.session import Sampling
 from lightning_internvl.chat.settings import images_of
 from lightning_internvl.chat.terminal import Terminal, as_lines
-from lightning_internvl.checks import ConfigError
-from lightning_internvl.compose import Build
+from lightning_internvl.inference.picture_search import Gallery
+from lightning_internvl.messages import ConfigError
+from lightning_internvl.model.compose import Build
 
 
 def run_chat(settings: Mapping[str, Any], build: Build) -> None:

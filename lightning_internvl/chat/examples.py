@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from lightning_internvl.assembly import Config
-from lightning_internvl.data import language as say
-from lightning_internvl.data.scenes import Scenes
+from lightning_internvl.choices import Config
+from lightning_internvl.data.scenes import language as say
+from lightning_internvl.data.scenes.generator import Scenes
 
 SIDE = 480  # pixels
 GALLERY = 24  # scenes to look through

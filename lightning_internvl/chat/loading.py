@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lightning_internvl.applications.gallery import Retriever
-from lightning_internvl.assembly import Config
-from lightning_internvl.attention import choose_backend
 from lightning_internvl.chat.session import CaptionSession, Session
-from lightning_internvl.checkpoints.origin import handoffs_of
-from lightning_internvl.compose import Build
+from lightning_internvl.checkpoints.weight_source import handoffs_of
+from lightning_internvl.choices import Config
+from lightning_internvl.config.model_source import READING
 from lightning_internvl.files import RUN_CONFIG
-from lightning_internvl.model import VLM
-from lightning_internvl.model_settings import READING
-from lightning_internvl.official import open_model
-from lightning_internvl.opened import Opened, open_run, run_of, settings_of
+from lightning_internvl.inference.device import placing
+from lightning_internvl.inference.load_official import open_model
+from lightning_internvl.inference.load_run import Opened, open_run, run_of, settings_of
+from lightning_internvl.inference.picture_search import Retriever
+from lightning_internvl.model.compose import Build
+from lightning_internvl.model.vlm import VLM
 
 SCENES = "HeldOutScenes"
 
@@ -105,23 +105,3 @@ def _comparing(found: Opened) -> Retriever:
 
 def _names(folders: Mapping[Path, Any]) -> list[str]:
     return [folder.name for folder in folders]
-
-
-def placing(settings: Mapping[str, Any]) -> Callable[[VLM], VLM]:
-    """What moves a model to `device` and `dtype` of the settings, for which the attention is chosen.
-
-    Raises:
-        ValueError: for a device that is not here.
-    """
-    name = settings["device"]
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device={name!r} is not known; valid choices: auto, cpu, cuda, cuda:1 and so on") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name}: no GPU is seen here; leave it out or give device=cpu")
-    dtype = getattr(torch, settings["dtype"])
-    choose_backend("auto", device, dtype)
-    return lambda model: model.to(device, dtype)

@@ -17,12 +17,13 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from lightning_internvl.data.collate import ChatCollator, PairCollator
-from lightning_internvl.data.encode import TooLong
-from lightning_internvl.data.image_files import read_image
+from lightning_internvl.data.collate.chats import ChatCollator
+from lightning_internvl.data.collate.encode import TooLong
+from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.templates import IMAGE, Message
-from lightning_internvl.evaluation.bench import stopping
-from lightning_internvl.model import VLM
+from lightning_internvl.inference.predictor import stopping
+from lightning_internvl.model.vlm import VLM
 
 
 @dataclass(frozen=True)

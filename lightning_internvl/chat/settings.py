@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.checks import ConfigError, suggestion
-from lightning_internvl.model_settings import dtype_faults, source_faults, whole_faults
+from lightning_internvl.config.model_source import dtype_faults, source_faults, whole_faults
+from lightning_internvl.messages import ConfigError, suggestion
 
 UIS = ("terminal", "web")
 WEB = "requirements-chat.txt"

@@ -8,10 +8,10 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lightning_internvl.applications.gallery import Found, Gallery
 from lightning_internvl.chat.loading import Loaded
 from lightning_internvl.chat.session import Sampling
-from lightning_internvl.checks import suggestion
+from lightning_internvl.inference.picture_search import Found, Gallery
+from lightning_internvl.messages import suggestion
 
 PROMPT = "> "
 

@@ -17,12 +17,12 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when the library is imp
 
 import gradio as gr
 
-from lightning_internvl.applications.gallery import SUFFIXES, Gallery
 from lightning_internvl.chat.examples import Example, drawn, examples_of
 from lightning_internvl.chat.loading import Loaded
 from lightning_internvl.chat.session import CaptionSession, Sampling, Session
-from lightning_internvl.checks import ConfigError
-from lightning_internvl.data.image_files import read_image
+from lightning_internvl.data.files.images import read_image
+from lightning_internvl.inference.picture_search import SUFFIXES, Gallery
+from lightning_internvl.messages import ConfigError
 
 STYLE = Path(__file__).with_name("page.css")
 THUMBNAIL = 512  # side in pixels of a picture that was found

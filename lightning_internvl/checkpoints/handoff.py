@@ -11,28 +11,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_internvl.checkpoints.files import own_tensors, write_folder
-from lightning_internvl.compose import check_trusted, compose_model, trusted_build
-from lightning_internvl.distributed import whole
+from lightning_internvl.checkpoints.weight_files import write_folder
+from lightning_internvl.config.trust import FETCHING, packages_of, trusting, without_notes
+from lightning_internvl.distributed.collectives import whole
 from lightning_internvl.files import from_aside, into_place
-from lightning_internvl.freezing import FreezePlan, matches
-from lightning_internvl.layers import resize_positions
-from lightning_internvl.model import PARTS, VLM
-from lightning_internvl.peft import is_update, start_magnitudes
-from lightning_internvl.quantization import quantize
-from lightning_internvl.roles import all_names, model_roles
-from lightning_internvl.trust import FETCHING, check_base, check_parts, packages_of, trusting, without_notes
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.model.compose import check_trusted
+from lightning_internvl.model.vlm import PARTS, VLM
+from lightning_internvl.stages.freezing import FreezePlan
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -154,57 +147,12 @@ def _is_foreign(part: Mapping[str, Any]) -> bool:
 
 def _describe(base: Base, folder: Path) -> dict[str, Any]:
     """A base in a manifest; a folder is named as seen from the hand-off too, so that both may move together."""
-    from lightning_internvl.checkpoints.origin import fingerprint
+    from lightning_internvl.checkpoints.weight_source import fingerprint
 
     place = Path(base.place)
     beside = {"beside": os.path.relpath(place.resolve(), folder.resolve())} if place.exists() else {}
     known = {"place": str(place.resolve()) if place.exists() else base.place, **beside}
     return {**known, "fingerprint": fingerprint(base.place), "names": sorted(base.names)}
-
-
-def _from_base(manifest: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
-    """The tensors that a hand-off leaves at its base.
-
-    Raises:
-        ValueError: if the base has gone, is another one by now, or lacks one of them.
-    """
-    from lightning_internvl.checkpoints.origin import fingerprint, read_origin
-
-    check_base(manifest, folder)
-    base = manifest["base"]
-    beside = folder / base["beside"] if "beside" in base else None
-    place = str(beside.resolve()) if beside is not None and beside.exists() else base["place"]
-    if beside is not None and not Path(place).exists():
-        raise ValueError(f"{folder} holds adapters only, and their base {place} has gone; put it back, or move both together")
-    if fingerprint(place) != base["fingerprint"]:
-        raise ValueError(f"{folder} holds adapters for another base than what {place} holds now; they cannot be put together")
-    tensors = read_origin(place).for_model(manifest["config"].get("peft"))
-    if lost := [name for name in base["names"] if name not in tensors]:
-        raise ValueError(f"{place}, the base of {folder}, lacks {_some(lost)}")
-    return {name: tensors[name] for name in base["names"]}
-
-
-def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of a hand-off folder, with those of its base, and its manifest.
-
-    Raises:
-        ValueError: if the manifest or a file is missing, damaged, or not the one that the manifest describes; if its base is.
-    """
-    manifest = read_manifest(folder)
-    tensors: dict[str, Tensor] = {}
-    for part, entry in manifest["parts"].items():
-        file = folder / f"{part}.safetensors"
-        if not file.is_file():
-            raise ValueError(f"{file} is missing, although {MANIFEST} names it")
-        if _hash(file) != entry["sha256"]:
-            raise ValueError(f"{file} is damaged: its contents are not those that {MANIFEST} describes; take another hand-off")
-        try:
-            tensors |= load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged: {error}") from error
-    if "base" in manifest:
-        tensors |= _from_base(manifest, folder)
-    return tensors, manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -223,125 +171,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(isinstance(entry, dict) and "sha256" in entry for entry in entries):
         raise ValueError(f"{path} is damaged: it needs `config`, and `parts` with a sha256 for some of {', '.join(PARTS)}")
     return manifest
-
-
-def trusted_config(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the model in a manifest, in which the tokenizers that the folder holds now have their places.
-
-    Raises:
-        ValueError: if it names other code or weights elsewhere.
-    """
-    config = without_notes(manifest["config"])
-    check_parts(config, folder)
-    check_trusted(config)
-    for part in ("middleware", "decoder"):
-        if (saved := folder / TOKENIZERS / part).is_dir():
-            config[part]["tokenizer"]["folder"] = str(saved.resolve())
-    return config
-
-
-def load(folder: Path) -> tuple[VLM, dict[str, Any], dict[str, Any]]:
-    """The model of a hand-off folder in evaluation mode, built from the configuration in its manifest (parts of this package
-    only), the tokenizers of its parts, and the manifest.
-
-    Raises:
-        ValueError: as `read`; if the configuration names other code or weights elsewhere; if tensors do not fit the model.
-    """
-    tensors, manifest = read(folder)
-    config = trusted_config(folder, manifest)
-    model, tokenizers = compose_model(config, trusted_build)
-    LoadReport.of(model, tensors, source=str(folder), new=(), dropped=()).load(model, tensors)
-    quantize(model, config.get("quantization"), keep=manifest.get("trained", ()))
-    return model.eval(), tokenizers, manifest
-
-
-def load_model(folder: str | Path) -> VLM:
-    """The model of a hand-off folder alone; see `load`."""
-    return load(Path(folder))[0]
-
-
-@dataclass
-class LoadReport:
-    """What a stage takes over: names loaded, new (fresh weights) and dropped (in the source, not in this model).
-
-    Position tables of another size are loaded resized, which is how a stage changes the resolution.
-    """
-
-    source: str
-    loaded: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(
-        cls, model: VLM, tensors: Mapping[str, Tensor], *, source: str, new: Iterable[str], dropped: Iterable[str]
-    ) -> LoadReport:
-        """Compare a source with a model; both may be on the meta device.
-
-        Args:
-            source: what the tensors are called in messages.
-            new, dropped: patterns or roles of names that may be missing in the source, and of those that may be left over.
-
-        Raises:
-            ValueError: for a tensor of another shape, or a name that is missing or left over and not declared so.
-        """
-        roles = model_roles(model)
-        wanted, new, dropped = own_tensors(model), all_names(new, roles, "new"), all_names(dropped, roles, "dropped")
-        loaded = [name for name in wanted if name in tensors]
-        misfits = [name for name in loaded if tensors[name].shape != wanted[name].shape]
-        resized = [name for name in misfits if _is_table(name, tensors[name], wanted[name])]
-        wrong = [f"{n}: {tuple(tensors[n].shape)}, {tuple(wanted[n].shape)}" for n in misfits if n not in resized]
-        if wrong:
-            more = f"\n  ... and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-            raise ValueError(f"{source} has tensors of another shape (there, in this model):{_some(wrong[:8])}{more}")
-        new_names, left_names = [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted]
-        report = cls(source, loaded, new_names, left_names, resized)
-        if missing := [n for n in report.new if not (is_update(n) or any(matches(n, p) for p in new))]:
-            raise ValueError(f"{source} lacks names that the stage does not list under `new`:{_some(missing)}")
-        if left := [n for n in report.dropped if not any(matches(n, p) for p in dropped)]:
-            raise ValueError(f"{source} has names that the model lacks and the stage does not list under `dropped`:{_some(left)}")
-        return report
-
-    def load(self, model: VLM, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the loaded names into the model."""
-        own = own_tensors(model)
-        with torch.no_grad():
-            for name in self.loaded:
-                tensor = tensors[name]
-                if name in self.resized:
-                    tensor = resize_positions(tensor, round((own[name].shape[1] - 1) ** 0.5))
-                own[name].copy_(tensor)
-        start_magnitudes(model, self.new)
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Tensors loaded, new and dropped by group (a part and the module right below it)."""
-        kinds = {kind: Counter(map(_group, getattr(self, kind))) for kind in ("loaded", "new", "dropped")}
-        groups = dict.fromkeys(_group(name) for name in [*self.loaded, *self.new, *self.dropped])
-        return {group: {kind: count[group] for kind, count in kinds.items()} for group in groups}
-
-
-def _is_table(name: str, there: Tensor, here: Tensor) -> bool:
-    """Whether a tensor is a learned position table (1, 1 + grid * grid, D) that can be resized to another grid."""
-    tables = there.ndim == here.ndim == 3 and there.shape[::2] == here.shape[::2]
-    return (
-        name.endswith("position_embedding")
-        and tables
-        and all(round((t.shape[1] - 1) ** 0.5) ** 2 == t.shape[1] - 1 for t in (there, here))
-    )
-
-
-def _some(names: list[str], limit: int = 8) -> str:
-    """Names one a line; of many, how many lie in each group."""
-    if len(names) > limit:
-        groups = Counter(_group(name) for name in names)
-        names = [f"{group} ({count} {'name' if count == 1 else 'names'})" for group, count in groups.items()]
-    return "".join(f"\n  {name}" for name in names)
-
-
-def _group(name: str) -> str:
-    """A part and the module right below it."""
-    return ".".join(name.split(".")[:2])
 
 
 def _hash(file: Path) -> str:

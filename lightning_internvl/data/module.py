@@ -11,18 +11,18 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_internvl.accumulation import Windows
 from lightning_internvl.console import console
-from lightning_internvl.data.collation import Collator, Prepared
-from lightning_internvl.data.lane_batches import Lanes
-from lightning_internvl.data.lanes import Layout
-from lightning_internvl.data.ledger import SKIPPED, TRIES, Ledger, Skipped, usable
-from lightning_internvl.data.packed import Grouping
-from lightning_internvl.data.sampler import StepBatchSampler
-from lightning_internvl.data.stream import CHUNK, POSITION, Position, Stream, dealt
-from lightning_internvl.data.streamed import Streamed
-from lightning_internvl.distributed import data_share, gather_objects
-from lightning_internvl.signals import shield_worker
+from lightning_internvl.data.bad_samples import SKIPPED, TRIES, Ledger, Skipped, usable
+from lightning_internvl.data.collate.base import Collator, Prepared
+from lightning_internvl.data.collate.packed import Grouping
+from lightning_internvl.data.gradient_accumulation import Windows
+from lightning_internvl.data.order.sampler import StepBatchSampler
+from lightning_internvl.data.packed_stream import CHUNK, POSITION, Position, Stream, dealt
+from lightning_internvl.data.shards.cursor import Layout
+from lightning_internvl.data.shards.datasets import Streamed
+from lightning_internvl.data.shards.stream import Lanes
+from lightning_internvl.distributed.collectives import data_share, gather_objects
+from lightning_internvl.distributed.signals import shield_worker
 
 
 class StageData(L.LightningDataModule):

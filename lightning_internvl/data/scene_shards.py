@@ -20,10 +20,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from lightning_internvl.checks import suggestion
-from lightning_internvl.data import language as say
-from lightning_internvl.data.scene_datasets import ScenePairs
-from lightning_internvl.data.shards import Record, TarWriter
+from lightning_internvl.data.scenes import language as say
+from lightning_internvl.data.scenes.datasets import ScenePairs
+from lightning_internvl.data.shards.tar import Record, TarWriter
+from lightning_internvl.messages import suggestion
 
 FAULTS = {
     "mismatched": 0.4,  # the caption of another scene

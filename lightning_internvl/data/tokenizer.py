@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lightning_internvl.data.language import chinese_words, vocabulary_texts
-from lightning_internvl.sources import local_source, quiet
+from lightning_internvl.data.scenes.language import chinese_words, vocabulary_texts
+from lightning_internvl.hub import local_source, quiet
 
 SPECIAL_TOKENS = (
     "<pad>", "<s>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>",
@@ -134,3 +135,23 @@ def saved_tokenizer(folder: str | None = None, extra_tokens: Sequence[str] = ())
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.add_tokens(list(extra_tokens), special_tokens=True)
     return tokenizer
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached_ids(tokenizer: PreTrainedTokenizerBase, size: int, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    return _cached_ids(tokenizer, len(tokenizer), text)  # its size, so that tokens added later are seen
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """Id of a special token. Raises ValueError when the tokenizer does not have it as one token."""
+    ids = _ids_of(tokenizer, token)
+    found = tokenizer.convert_tokens_to_ids(token)
+    if len(ids) != 1 or found != ids[0]:
+        raise ValueError(
+            f"the tokenizer has no token {token!r}; choose another template, or add it to decoder.tokenizer.extra_tokens"
+        )
+    return ids[0]

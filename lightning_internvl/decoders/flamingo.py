@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.attention import attend
 from lightning_internvl.decoders.hf_causal import HFCausalLM
-from lightning_internvl.layers import init_normal, merge_heads, split_heads
-from lightning_internvl.masks import Segments, check_segments, on_device, starts
-from lightning_internvl.middleware.perceiver_resampler import feed_forward
+from lightning_internvl.layers.attention import attend
+from lightning_internvl.layers.attention_masks import Segments, check_segments, on_device, starts
+from lightning_internvl.layers.basic import feed_forward, init_normal, merge_heads, split_heads
 
 
 class FlamingoCausalLM(HFCausalLM):

@@ -18,8 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lightning_internvl.attention import asked, attend
-from lightning_internvl.masks import Mask, Segments, check_segments, on_device, packed, positions
+from lightning_internvl.layers.attention import asked, attend
+from lightning_internvl.layers.attention_masks import Mask, Segments, check_segments, on_device, packed, positions
 
 OURS = "lightning_internvl"  # name of the attention below, for transformers
 _reads_masks: set[str] = set()

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightning_internvl.attention import asked
 from lightning_internvl.decoders.hf_attention import packed_inputs, use_ours
-from lightning_internvl.layers import fill_with_mean
-from lightning_internvl.masks import Segments
-from lightning_internvl.part import Part
-from lightning_internvl.sources import load_weights, local_source
-from lightning_internvl.tensor_parallel import TensorPlan
+from lightning_internvl.hub import load_weights, local_source
+from lightning_internvl.layers.attention import asked
+from lightning_internvl.layers.attention_masks import Segments
+from lightning_internvl.layers.basic import fill_with_mean
+from lightning_internvl.protocols import Part, TensorPlan
 
 # Written by a library about itself or about how weights are stored, not about the model.
 NOTES = (

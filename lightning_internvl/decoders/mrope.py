@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLPreTrainedMode
 
 from lightning_internvl.decoders.hf_attention import packed_inputs
 from lightning_internvl.decoders.hf_causal import HFCausalLM
-from lightning_internvl.masks import Segments, on_device, starts
+from lightning_internvl.layers.attention_masks import Segments, on_device, starts
 
 Grid = tuple[int, int, int]
 KINDS = ("qwen2", "qwen2_vl_text")

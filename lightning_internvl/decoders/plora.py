@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
-from lightning_internvl.masks import Segments
+from lightning_internvl.layers.attention_masks import Segments
 
 # Projections that share one A, by the module that holds them: InternLM2 has queries, keys and values in one matrix.
 GROUPS = {

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lightning_internvl.decoders import hf_attention
 from lightning_internvl.decoders.hf_causal import HFCausalLM
-from lightning_internvl.layers import rotary_table
-from lightning_internvl.masks import Mask, Segments
+from lightning_internvl.layers.attention_masks import Mask, Segments
+from lightning_internvl.layers.basic import rotary_table
 
 LOG_N = "sdpa_log_n"  # name of the attention below, for transformers
 

@@ -14,11 +14,12 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_internvl.accumulation import Windows
-from lightning_internvl.assembly import Assembly, Config
-from lightning_internvl.checks import some as told
-from lightning_internvl.data.collation import Prepared
+from lightning_internvl.choices import Config
+from lightning_internvl.data.collate.base import Prepared
+from lightning_internvl.data.gradient_accumulation import Windows
+from lightning_internvl.messages import some as told
 from lightning_internvl.stages import Stage
+from lightning_internvl.training.assembly import Assembly
 
 LOSS, GRADIENT = 1e-5, 1e-4  # how far two computations in float32 may differ, relatively; a few 1e-7 and 1e-6 are usual
 LEAST_RATE = 1e-3  # of the steps that are tried: those of a warm-up are too small to move a weight of 1 in float32

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.layers import keep_random, resize_positions
-from lightning_internvl.part import Part
-from lightning_internvl.tensor_parallel import TensorPlan
-from lightning_internvl.transformer import Block, block_plan, init_blocks
+from lightning_internvl.layers.basic import keep_random, resize_positions
+from lightning_internvl.layers.transformer import Block, block_plan, init_blocks
+from lightning_internvl.protocols import Part, TensorPlan
 
 POST_NORMS = ("cls", "all", "unused")
 

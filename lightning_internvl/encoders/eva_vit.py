@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from lightning_internvl.attention import attend
-from lightning_internvl.layers import DropPath, biased, init_normal, keep_random, merge_heads, resize_positions, split_heads
-from lightning_internvl.part import Part
+from lightning_internvl.layers.attention import attend
+from lightning_internvl.layers.basic import DropPath, biased, init_normal, keep_random, merge_heads, resize_positions, split_heads
+from lightning_internvl.protocols import Part
 
 
 class EvaViT(Part):

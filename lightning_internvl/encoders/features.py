@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_internvl.part import Part
+from lightning_internvl.protocols import Part
 
 
 class Features(Part):

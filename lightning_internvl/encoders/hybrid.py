@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lightning_internvl.part import Part
+from lightning_internvl.protocols import Part
 
 
 class HybridEncoder(Part):

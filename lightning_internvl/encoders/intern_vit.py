@@ -13,10 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.attention import attend
-from lightning_internvl.layers import DropPath, RMSNorm, init_normal, keep_random, merge_heads, resize_positions, split_heads
-from lightning_internvl.part import Part
-from lightning_internvl.tensor_parallel import TensorPlan
+from lightning_internvl.layers.attention import attend
+from lightning_internvl.layers.basic import (
+    DropPath,
+    RMSNorm,
+    init_normal,
+    keep_random,
+    merge_heads,
+    resize_positions,
+    split_heads,
+)
+from lightning_internvl.protocols import Part, TensorPlan
 
 
 class InternViT(Part):

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.attention import attend
-from lightning_internvl.layers import init_normal, merge_heads
-from lightning_internvl.part import Part
+from lightning_internvl.layers.attention import attend
+from lightning_internvl.layers.basic import init_normal, merge_heads
+from lightning_internvl.protocols import Part
 
 Grid = tuple[int, int, int]
 Runs = list[tuple[int, int]]

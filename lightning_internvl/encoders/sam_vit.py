@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.attention import attend
-from lightning_internvl.layers import init_normal, merge_heads, resize_positions
-from lightning_internvl.part import Part
-from lightning_internvl.transformer import MLP
+from lightning_internvl.layers.attention import attend
+from lightning_internvl.layers.basic import init_normal, merge_heads, resize_positions
+from lightning_internvl.layers.transformer import MLP
+from lightning_internvl.protocols import Part
 
 
 class SamViT(Part):

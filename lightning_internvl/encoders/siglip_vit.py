@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_internvl.encoders.clip_vit import CLIPViT
-from lightning_internvl.transformer import MLP
+from lightning_internvl.layers.transformer import MLP
 
 HEADS = ("first", "unused", "none")
 

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from lightning_internvl.checks import suggestion
 from lightning_internvl.console import console
-from lightning_internvl.data.caption_files import read_captions
-from lightning_internvl.data.language import CAPTION_REQUEST
-from lightning_internvl.evaluation.answers import BUILT_IN, Case, Judged
-from lightning_internvl.evaluation.bench import Bench
-from lightning_internvl.evaluation.bleu import bleu
-from lightning_internvl.evaluation.cider import cider
-from lightning_internvl.evaluation.meteor import meteor
-from lightning_internvl.evaluation.ptb import lacking, official_words, words_of
+from lightning_internvl.data.files.captions import read_captions
+from lightning_internvl.data.scenes.language import CAPTION_REQUEST
+from lightning_internvl.evaluation.answer_task import BUILT_IN, Case, Judged
+from lightning_internvl.evaluation.metrics.bleu import bleu
+from lightning_internvl.evaluation.metrics.cider import cider
+from lightning_internvl.evaluation.metrics.meteor import meteor
+from lightning_internvl.evaluation.metrics.ptb_tokenizer import lacking, official_words, words_of
 from lightning_internvl.evaluation.scene_cases import caption_cases
 from lightning_internvl.evaluation.tasks import Metrics
+from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.messages import suggestion
 
 WRITERS, TOKENIZERS = ("decoder", "middleware"), ("own", "official")
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_internvl.data.class_folder import read_class_folder
-from lightning_internvl.data.language import LANGUAGES
-from lightning_internvl.data.prompts import prompts, read_prompts
-from lightning_internvl.evaluation.bench import Bench, Metrics
+from lightning_internvl.data.files.class_folder import read_class_folder
+from lightning_internvl.data.files.class_prompts import prompts, read_prompts
+from lightning_internvl.data.scenes.language import LANGUAGES
 from lightning_internvl.evaluation.features import Asked, scenes_of
+from lightning_internvl.inference.predictor import Bench, Metrics
 from lightning_internvl.objectives import similarities
 
 
@@ -25,7 +25,7 @@ class ZeroShotClassification:
     Args:
         path: a folder with one folder a class; None: the built-in pictures of single things.
         names: a file with the names of the classes; None: those of the folders.
-        templates: what is said about a class, a set of `lightning_internvl.data.prompts` or a file; the built-in things have
+        templates: what is said about a class, a set of `lightning_internvl.data.files.class_prompts` or a file; the built-in things have
             sentences of their own.
         language: of those sentences.
         mode: the image embedding, "c" or "g" where the model has both.

@@ -19,13 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lightning_internvl.cli import build
-from lightning_internvl.data.collate import PairCollator, pad_rows
-from lightning_internvl.evaluation.opening import subject_for, subjects_of
+from lightning_internvl.config.model_source import READING
+from lightning_internvl.config.targets import build
+from lightning_internvl.config.trust import trusting
+from lightning_internvl.data.collate.chats import pad_rows
+from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.evaluation.models import subject_for, subjects_of
 from lightning_internvl.files import RUN_CONFIG
-from lightning_internvl.model import VLM
-from lightning_internvl.model_settings import READING
-from lightning_internvl.trust import trusting
+from lightning_internvl.model.vlm import VLM
 
 TYPE = "lightning_internvl"
 MODES = ("c", "g")

@@ -8,17 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_internvl.compose import Build, Config
+from lightning_internvl.config.model_source import READING
 from lightning_internvl.console import console
-from lightning_internvl.evaluation.bench import Bench
-from lightning_internvl.evaluation.journal import Journal
-from lightning_internvl.evaluation.opening import Subject, subject_for, subjects_of
-from lightning_internvl.evaluation.page import write_page
-from lightning_internvl.evaluation.results import results_table
+from lightning_internvl.evaluation.models import Subject, subject_for, subjects_of
 from lightning_internvl.evaluation.settings import folder_of
 from lightning_internvl.evaluation.stage_tasks import StageTasks
 from lightning_internvl.files import read_json, write_json
-from lightning_internvl.model_settings import READING
+from lightning_internvl.inference.journal import Journal
+from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.model.compose import Build, Config
+from lightning_internvl.report.evaluation_page import write_page
+from lightning_internvl.report.metrics_table import results_table
 
 OPEN = ("samples", "max_missing")  # settings that change no answer
 METRICS, RECORD, ANSWERS, CASES = "metrics.json", "record.json", "predictions.jsonl", "cases.json"

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_internvl.data.held_out import HeldOutScenes
-from lightning_internvl.data.pictures import Pictures
-from lightning_internvl.data.processors import Processor, Squash
-from lightning_internvl.evaluation.bench import Bench, in_precision
+from lightning_internvl.data.files.lazy_pictures import Pictures
+from lightning_internvl.data.processors.basic import Processor, Squash
+from lightning_internvl.data.scenes.held_out import HeldOutScenes
+from lightning_internvl.inference.predictor import Bench, in_precision
 
 GREY = np.full((8, 8, 3), 127, dtype=np.uint8)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 
-from lightning_internvl.checks import ConfigError
 from lightning_internvl.cli import command
+from lightning_internvl.messages import ConfigError
 
 NAME = "lightning_internvl"  # of the model
 

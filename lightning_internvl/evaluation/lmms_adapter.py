@@ -14,18 +14,19 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from torch import Tensor
 
-from lightning_internvl.checks import ConfigError, suggestion
-from lightning_internvl.cli import CONF, build
-from lightning_internvl.data.encode import IGNORE
-from lightning_internvl.data.image_files import read_image
+from lightning_internvl.cli import CONF
+from lightning_internvl.config.model_source import READING
+from lightning_internvl.config.targets import build
+from lightning_internvl.config.trust import trusting
+from lightning_internvl.data.collate.encode import IGNORE
+from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.templates import IMAGE
-from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.evaluation.lmms import NAME
-from lightning_internvl.evaluation.opening import subject_for, subjects_of
+from lightning_internvl.evaluation.models import subject_for, subjects_of
 from lightning_internvl.evaluation.settings import check_settings
-from lightning_internvl.model import shifts_labels
-from lightning_internvl.model_settings import READING
-from lightning_internvl.trust import trusting
+from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.messages import ConfigError, suggestion
+from lightning_internvl.model.vlm import shifts_labels
 
 CHOICES = ("run", "model", "trust", *READING, "device", "dtype", "batch_size")
 LONGEST = 1024  # tokens of an answer where a task does not say

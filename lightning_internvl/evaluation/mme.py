@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.applications.gallery import SUFFIXES
-from lightning_internvl.evaluation.answers import BUILT_IN, Case, Judged
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.answer_task import BUILT_IN, Case, Judged
 from lightning_internvl.evaluation.scene_cases import mme_cases
 from lightning_internvl.evaluation.tasks import Metrics
+from lightning_internvl.inference.picture_search import SUFFIXES
+from lightning_internvl.inference.predictor import Bench
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")

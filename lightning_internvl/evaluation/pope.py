@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.evaluation.answers import BUILT_IN, Case, Judged
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.answer_task import BUILT_IN, Case, Judged
+from lightning_internvl.evaluation.benchmark_files import field, picture_in, read_lines
 from lightning_internvl.evaluation.scene_cases import pope_cases
-from lightning_internvl.evaluation.set_files import field, picture_in, read_lines
 from lightning_internvl.evaluation.tasks import Metrics
+from lightning_internvl.inference.predictor import Bench
 
 NO = {"No", "not", "no"}
 

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.data.class_folder import NamedPictures, read_class_folder
-from lightning_internvl.data.labelled import SceneLabels
-from lightning_internvl.data.pictures import Pictures
-from lightning_internvl.data.things import THINGS
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.data.files.class_folder import NamedPictures, read_class_folder
+from lightning_internvl.data.files.lazy_pictures import Pictures
+from lightning_internvl.data.scenes.labels import SceneLabels
+from lightning_internvl.data.scenes.things import THINGS
 from lightning_internvl.evaluation.classification import Metrics, judged
 from lightning_internvl.evaluation.features import Asked, pooled, scenes_of, tower_states
+from lightning_internvl.inference.predictor import Bench
 from lightning_internvl.middleware.probe import AttentionProbe, GlobalBatchNorm
 
 GIB = 2**30

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_internvl.data.grounding import SCALE, Box, box_text
-from lightning_internvl.evaluation.answers import BUILT_IN, Case, Judged
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.answer_task import BUILT_IN, Case, Judged
+from lightning_internvl.evaluation.benchmark_files import field, picture_in, read_lines
 from lightning_internvl.evaluation.scene_cases import grounding_cases
-from lightning_internvl.evaluation.set_files import field, picture_in, read_lines
 from lightning_internvl.evaluation.tasks import Metrics, overlap
+from lightning_internvl.inference.predictor import Bench
 
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
 _CORNERS = re.compile(rf"\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)")  # <box>(x0,y0),(x1,y1)</box>

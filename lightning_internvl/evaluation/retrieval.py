@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_internvl.data.caption_files import read_captions
-from lightning_internvl.data.collate import pad_rows
-from lightning_internvl.data.language import LANGUAGES
-from lightning_internvl.data.pictures import Pictures
-from lightning_internvl.evaluation.bench import Bench, Metrics, in_precision
+from lightning_internvl.data.collate.chats import pad_rows
+from lightning_internvl.data.files.captions import read_captions
+from lightning_internvl.data.files.lazy_pictures import Pictures
+from lightning_internvl.data.scenes.language import LANGUAGES
 from lightning_internvl.evaluation.features import Asked, encoded, scenes_of
-from lightning_internvl.middleware.streams import Stream
+from lightning_internvl.inference.predictor import Bench, Metrics, in_precision
+from lightning_internvl.middleware.text_streams import Stream
 from lightning_internvl.objectives import similarities
 
 

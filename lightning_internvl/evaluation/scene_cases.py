@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lightning_internvl.data import language as say
-from lightning_internvl.data.held_out import HeldOutScenes
-from lightning_internvl.data.scenes import Scene, Scenes
-from lightning_internvl.data.things import COLOURS, THINGS
-from lightning_internvl.evaluation.answers import Case
+from lightning_internvl.data.scenes import language as say
+from lightning_internvl.data.scenes.generator import Scene, Scenes
+from lightning_internvl.data.scenes.held_out import HeldOutScenes
+from lightning_internvl.data.scenes.things import COLOURS, THINGS
+from lightning_internvl.evaluation.answer_task import Case
 
 POPE_SPLITS = ("random", "popular", "adversarial")
 HARD = 3  # things that are not there, by rank, among which one is drawn

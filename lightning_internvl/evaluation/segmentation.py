@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from lightning_internvl.data.mask_folder import IGNORED, SCENE_CLASSES, MaskedPictures, read_mask_folder, scene_masks
-from lightning_internvl.data.processors import Processor
-from lightning_internvl.data.scenes import Scenes
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.data.files.mask_folder import IGNORED, MaskedPictures, read_mask_folder
+from lightning_internvl.data.processors.basic import Processor
+from lightning_internvl.data.scenes.generator import Scenes
+from lightning_internvl.data.scenes.masks import SCENE_CLASSES, scene_masks
 from lightning_internvl.evaluation.classification import Metrics
 from lightning_internvl.evaluation.features import Asked, encoded, patches_of, scenes_of, squares
-from lightning_internvl.evaluation.heads import HEADS
-from lightning_internvl.evaluation.journal import Journal
+from lightning_internvl.evaluation.segmentation_heads import HEADS
+from lightning_internvl.inference.journal import Journal
+from lightning_internvl.inference.predictor import Bench
 
 SCENES = 500  # that are scored unless told otherwise
 RIGHT = 0.9  # share of right pixels from which a picture is shown as a right case

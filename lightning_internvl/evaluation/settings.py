@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.checks import ConfigError
-from lightning_internvl.model_settings import dtype_faults, source_faults, whole_faults
+from lightning_internvl.config.model_source import dtype_faults, source_faults, whole_faults
+from lightning_internvl.messages import ConfigError
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_internvl.compose import Build, Config
-from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.evaluation.tasks import Answering, Captioning, Metrics, Retrieval, ZeroShot
+from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.model.compose import Build, Config
 
 
 class StageTasks:

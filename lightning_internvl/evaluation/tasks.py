@@ -15,10 +15,10 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_accuracy, multiclass_accuracy
 
 from lightning_internvl.data.grounding import Box, box_of
-from lightning_internvl.data.language import CAPTION_REQUEST, Turn
-from lightning_internvl.evaluation.bench import Bench, Metrics
-from lightning_internvl.evaluation.cider import cider
+from lightning_internvl.data.scenes.language import CAPTION_REQUEST, Turn
 from lightning_internvl.evaluation.classification import classifier
+from lightning_internvl.evaluation.metrics.cider import cider
+from lightning_internvl.inference.predictor import Bench, Metrics
 from lightning_internvl.objectives import similarities
 
 

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_internvl.data.pictures import Pictures
-from lightning_internvl.data.prompts import prompts, read_prompts
-from lightning_internvl.data.video_lists import evenly, read_video_list, scene_videos
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.data.files.class_prompts import prompts, read_prompts
+from lightning_internvl.data.files.lazy_pictures import Pictures
+from lightning_internvl.data.files.video_lists import evenly, read_video_list
+from lightning_internvl.data.scenes.videos import scene_videos
 from lightning_internvl.evaluation.classification import Metrics, classifier, judged
 from lightning_internvl.evaluation.features import GREY, Asked, scenes_of
+from lightning_internvl.inference.predictor import Bench
 from lightning_internvl.objectives import similarities
 
 SCENE_VIDEOS = 192  # that are scored unless told otherwise
@@ -30,7 +31,7 @@ class ZeroShotVideo:
         path: a list of videos and labels (see `read_video_list`); None: built-in things that move.
         videos: the folder where the paths of videos start; None: that of the list.
         names: a file with the names of the classes, a line each.
-        templates: what is said about a class, a set of `lightning_internvl.data.prompts` or a file; the built-in things have
+        templates: what is said about a class, a set of `lightning_internvl.data.files.class_prompts` or a file; the built-in things have
             sentences of their own.
         frames: how many frames stand for a video, the middles of as many equal parts.
         mode: the image embedding, "c" or "g" where the model has both.

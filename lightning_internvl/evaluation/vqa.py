@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.evaluation.answers import BUILT_IN, Case, Judged, existing, shares
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.evaluation.answer_task import BUILT_IN, Case, Judged, existing, shares
+from lightning_internvl.evaluation.benchmark_files import field, picture_in, pictures_by_number, read_object
+from lightning_internvl.evaluation.metrics.vqa_accuracy import accuracy
 from lightning_internvl.evaluation.scene_cases import question_cases
-from lightning_internvl.evaluation.set_files import field, picture_in, pictures_by_number, read_object
 from lightning_internvl.evaluation.tasks import Metrics
-from lightning_internvl.evaluation.vqa_words import accuracy
+from lightning_internvl.inference.predictor import Bench
 
 PEOPLE = 10  # who all say the same about a scene
 

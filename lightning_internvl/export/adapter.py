@@ -17,19 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl import peft
-from lightning_internvl.assembly import stage_settings
 from lightning_internvl.checkpoints.adapters import Adapter, Config, official
-from lightning_internvl.checkpoints.files import listed, own_tensors, write_folder, write_weights
-from lightning_internvl.checkpoints.mapping import Group, grouped
+from lightning_internvl.checkpoints.name_rules import Group, grouped
+from lightning_internvl.checkpoints.weight_files import write_folder, write_weights
+from lightning_internvl.choices import trained_stages
+from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.export import check
 from lightning_internvl.export.card import card_of
 from lightning_internvl.export.plain import dequantize, make_plain
 from lightning_internvl.export.processors import write_processor
-from lightning_internvl.export.write import Options, Report, card, choose_layout, load_stock, run_config, trained_names
-from lightning_internvl.opened import Opened
-from lightning_internvl.options import trained_stages
-from lightning_internvl.sources import quiet
+from lightning_internvl.export.report import Options, Report
+from lightning_internvl.export.write import card, choose_layout, load_stock, run_config, trained_names
+from lightning_internvl.hub import quiet
+from lightning_internvl.inference.load_run import Opened
+from lightning_internvl.layers import peft
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.messages import listed
 
 Library = Any
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lightning_internvl.evaluation.tables import format_number, with_chance
-from lightning_internvl.options import PARTS, trained_stages
+from lightning_internvl.choices import PARTS, trained_stages
+from lightning_internvl.report.metrics_table import format_number, with_chance
 
 if TYPE_CHECKING:
     from lightning_internvl.export.processors import Prepared
-    from lightning_internvl.export.write import Options, Report
+    from lightning_internvl.export.report import Options, Report
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.assembly import View
-from lightning_internvl.checkpoints import handoff
+from lightning_internvl.checkpoints import weight_source
 from lightning_internvl.checkpoints.adapters import Adapter, Config
-from lightning_internvl.checkpoints.files import WeightFiles, listed, own_tensors
-from lightning_internvl.checkpoints.mapping import grouped
-from lightning_internvl.data.collation import pad_id, pad_rows
-from lightning_internvl.data.encode import TooLong
+from lightning_internvl.checkpoints.name_rules import grouped
+from lightning_internvl.checkpoints.weight_files import WeightFiles
+from lightning_internvl.data.collate.base import pad_id, pad_rows
+from lightning_internvl.data.collate.encode import TooLong
 from lightning_internvl.data.templates import IMAGE
-from lightning_internvl.model import VLM, shifts_labels
+from lightning_internvl.inference.collators import View
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.messages import listed
+from lightning_internvl.model.vlm import VLM, shifts_labels
 
 LIMIT = 1e-4  # of the largest value, for the same weights in float32
 ROUNDING = {"float32": LIMIT, "float16": 0.02, "bfloat16": 0.1}  # for weights rounded to a type, beside those that were trained
@@ -176,7 +178,7 @@ def cover(folder: Path, adapter: Adapter | None, config: Config, model: VLM) -> 
         ValueError: naming those that the folder lacks, and those that have other values there.
     """
     wanted = own_tensors(model)
-    there = handoff.read(folder)[0] if adapter is None else _read_back(folder, adapter, config, wanted)
+    there = weight_source.read(folder)[0] if adapter is None else _read_back(folder, adapter, config, wanted)
     lost = [name for name in wanted if name not in there]
     changed = [name for name, tensor in wanted.items() if name in there and not _same(tensor, there[name])]
     problems = [f"{len(found)} {what}: {listed(found)}" for what, found in (("lost", lost), ("changed", changed)) if found]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lightning_internvl import peft
 from lightning_internvl.checkpoints.adapters import Config
-from lightning_internvl.checkpoints.files import listed, own_tensors
-from lightning_internvl.model import VLM
-from lightning_internvl.quantization import Bf16Linear, Int8Head, dequantized, is_quantized, plain_linear
+from lightning_internvl.layers import peft
+from lightning_internvl.layers.quantization import Bf16Linear, Int8Head, dequantized, is_quantized, plain_linear
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.messages import listed
+from lightning_internvl.model.vlm import VLM
 
 
 def make_plain(model: VLM) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from lightning_internvl.data.any_resolution import AnyResolution
-from lightning_internvl.data.collate import ChatCollator
-from lightning_internvl.data.pad_square import PadSquare
-from lightning_internvl.data.padded import FILTERS, PaddedPair, PaddedSquare
-from lightning_internvl.data.processors import BICUBIC, CenterCrop, Processor, RandomCrop, Squash, Tiles
+from lightning_internvl.data.collate.chats import ChatCollator
+from lightning_internvl.data.processors.any_resolution import AnyResolution
+from lightning_internvl.data.processors.basic import BICUBIC, CenterCrop, Processor, RandomCrop, Squash, Tiles
+from lightning_internvl.data.processors.padded import FILTERS, PaddedPair, PaddedSquare, PadSquare
 from lightning_internvl.data.templates import IMAGE
 
 Fields = dict[str, Any]

@@ -14,11 +14,11 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.utils import is_torchvision_available
 
-from lightning_internvl.assembly import View
-from lightning_internvl.data.collation import pad_id
+from lightning_internvl.data.collate.base import pad_id
+from lightning_internvl.data.jinja_templates import jinja_of
 from lightning_internvl.export import check
-from lightning_internvl.export.chat_template import jinja_of
 from lightning_internvl.export.processor_files import ProcessorFiles, processor_files
+from lightning_internvl.inference.collators import View
 
 PIXELS = 1e-4  # the most that a normalised pixel may differ
 NO_CLASS = "none: transformers has no class that prepares pictures and text as this run did"

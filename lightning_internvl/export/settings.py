@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.checks import ConfigError
-from lightning_internvl.model_settings import dtype_faults
-from lightning_internvl.trust import folder_faults
+from lightning_internvl.config.model_source import dtype_faults
+from lightning_internvl.config.trust import folder_faults
+from lightning_internvl.messages import ConfigError
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,67 +15,30 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.assembly import stage_settings
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.adapters import Adapter, Config, adapters, layout_of, official
-from lightning_internvl.checkpoints.files import own_tensors, write_folder, write_weights
-from lightning_internvl.compose import TRUSTED
+from lightning_internvl.checkpoints.weight_files import write_folder, write_weights
+from lightning_internvl.choices import PARTS, trained_stages
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.targets import locate
 from lightning_internvl.export import check
 from lightning_internvl.export.card import Card, card_of
 from lightning_internvl.export.plain import make_plain, plain_config
 from lightning_internvl.export.processor_files import config_fields
 from lightning_internvl.export.processors import Prepared, write_processor
+from lightning_internvl.export.report import Options, Report
 from lightning_internvl.files import RUN_CONFIG, read_json
-from lightning_internvl.freezing import FreezePlan
-from lightning_internvl.model import VLM
-from lightning_internvl.opened import Opened, run_of
-from lightning_internvl.options import PARTS, trained_stages
-from lightning_internvl.peft import is_update
-from lightning_internvl.quantization import quantized_layers
-from lightning_internvl.roles import model_roles, roles_of
-from lightning_internvl.sources import quiet
-from lightning_internvl.targets import locate
+from lightning_internvl.hub import quiet
+from lightning_internvl.inference.load_run import Opened, run_of
+from lightning_internvl.layers.peft import is_update
+from lightning_internvl.layers.quantization import quantized_layers
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.model.compose import TRUSTED
+from lightning_internvl.model.vlm import VLM
+from lightning_internvl.stages.freezing import FreezePlan
+from lightning_internvl.stages.roles import model_roles, roles_of
 
 OWN = "handoff"  # the layout of this project, for models that no other one holds
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may be chosen.
-
-    Attributes:
-        layout: a module of `checkpoints.adapters`, or "handoff"; None: the one that transformers loads, where there is one, else
-            the official one, else "handoff".
-        dtype: float32, bfloat16 or float16, of the weights that are written.
-        licence: of the card, with the place of its text where it is none of the well-known ones.
-    """
-
-    layout: str | None = None
-    dtype: str = "float32"
-    max_shard_bytes: int = 5 * 10**9
-    licence: str | None = None
-    licence_link: str | None = None
-
-
-@dataclass
-class Report:
-    """What was written and how it was checked."""
-
-    layout: str
-    loader: str  # what read the folder back
-    tensors: int
-    trained: int
-    logits: dict[str, float]  # difference of each prompt, relative to the largest logit
-    rounding: float  # of the written type, beside the trained weights
-    processor: str
-    skipped: list[str]
-    writes: bool = True  # whether greedy ids were compared too
-    adapters: int = 0  # layers with adapters, where these alone were written
-
-    @property
-    def worst(self) -> float:
-        """The largest difference of all prompts."""
-        return max(self.logits.values())
 
 
 def export(opened: Opened, to: Path, options: Options) -> Report:

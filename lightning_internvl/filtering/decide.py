@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from lightning_internvl.config.filter_checks import LANGUAGES, ORDER, RANGES, SIMILARITY, TOP_SHARE
 from lightning_internvl.filtering.measures import Row
-from lightning_internvl.filtering.rules import LANGUAGES, ORDER, RANGES, SIMILARITY, TOP_SHARE
 from lightning_internvl.filtering.scores import DIGITS, UNUSABLE
 
 KEPT, BAD = 0, 255  # reasons beside 1 + the place of a rule in ORDER

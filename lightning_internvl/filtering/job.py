@@ -12,20 +12,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lightning_internvl.assembly import Config, make_view, stage_settings
-from lightning_internvl.checkpoints import handoff
-from lightning_internvl.checkpoints.origin import read_origin
-from lightning_internvl.compose import Build, compose_model
-from lightning_internvl.data.ledger import Ledger, Skipped
+from lightning_internvl.checkpoints.load_report import LoadReport
+from lightning_internvl.checkpoints.weight_source import read_origin
+from lightning_internvl.choices import Config, is_step
+from lightning_internvl.config.filter_checks import SIMILARITY, needs_model
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.data.bad_samples import Ledger, Skipped
+from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.filtering.decide import Columns, write_columns
 from lightning_internvl.filtering.measures import Row, identifier
-from lightning_internvl.filtering.rules import SIMILARITY, needs_model
 from lightning_internvl.filtering.scores import UNUSABLE, Model, Scorer, read_rows, scores_file, write_rows
 from lightning_internvl.filtering.sources import Joined, joined
 from lightning_internvl.filtering.write import marker, write_shard
-from lightning_internvl.model import VLM
-from lightning_internvl.options import is_step
-from lightning_internvl.placement import place_of
+from lightning_internvl.inference.collators import make_view
+from lightning_internvl.model.compose import Build, compose_model
+from lightning_internvl.model.vlm import VLM
 
 
 class Job(NamedTuple):
@@ -176,9 +177,7 @@ def loaded(name: str, config: Config, build: Build, source: str | Path) -> Model
     """The model of a filter with its weights, on this process's device."""
     settings, model, pairs = composed(name, config, build)
     tensors = read_origin(source).for_model(None)
-    handoff.LoadReport.of(model, tensors, source=str(source), new=settings["new"], dropped=settings["dropped"]).load(
-        model, tensors
-    )
+    LoadReport.of(model, tensors, source=str(source), new=settings["new"], dropped=settings["dropped"]).load(model, tensors)
     device, dtype = place_of(settings["trainer"])
     half = dtype if dtype in (torch.bfloat16, torch.float16) else None
     return Model(model.eval().to(device), pairs, settings["mode"], device, half)
@@ -194,7 +193,7 @@ def rehearse_filter(job: Job) -> VLM | None:
     if job.settings["rules"].get("language") is not None:
         identifier()
     if job.settings["engine"] == "ray":
-        from lightning_internvl.filtering.ray_engine import check_ray
+        from lightning_internvl.filtering.engines import check_ray
 
         check_ray()
     if not needs_model(job.settings):

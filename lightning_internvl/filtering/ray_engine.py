@@ -5,7 +5,6 @@ All machines must see the folder of the run, the shards and this package; what a
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,21 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_internvl.attention import choose_backend
+from lightning_internvl.config.hardware import trainer_of
+from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.filtering.decide import Columns
 from lightning_internvl.filtering.job import Job
 from lightning_internvl.filtering.scores import Scorer
 from lightning_internvl.filtering.write import write_shard
-from lightning_internvl.hardware import trainer_of
-from lightning_internvl.placement import place_of
-
-INSTALL = "pip install -r requirements-ray.txt"
-
-
-def check_ray() -> None:
-    """Raises ValueError where Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
-        raise ValueError(f"engine=ray needs the package ray, which is not installed:  {INSTALL}; engine=local does without")
+from lightning_internvl.layers.attention import choose_backend
 
 
 def score_all(job: Job, shards: Sequence[int]) -> int:

@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_internvl.data.collate import PairCollator
-from lightning_internvl.data.image_files import image_size, read_image
-from lightning_internvl.data.ledger import kind_of
-from lightning_internvl.data.shards import Record, ShardError
+from lightning_internvl.data.bad_samples import kind_of
+from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.data.files.images import image_size, read_image
+from lightning_internvl.data.shards.tar import Record, ShardError
+from lightning_internvl.distributed.signals import shield_worker
 from lightning_internvl.files import write_text
 from lightning_internvl.filtering.measures import READ, Row, measured
 from lightning_internvl.filtering.sources import Joined
-from lightning_internvl.model import VLM
-from lightning_internvl.signals import shield_worker
+from lightning_internvl.model.vlm import VLM
 
 DIGITS = 6  # behind the point of a similarity: `decide` counts each value that this leaves
 UNUSABLE = "unusable"  # the entry of a row without scores: the kind of its fault

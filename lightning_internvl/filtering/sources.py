@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.compose import Build
-from lightning_internvl.data.shards import Record, Shards, pair_of
-from lightning_internvl.data.stream_options import ONLY, open_shards, sources_of
+from lightning_internvl.data.shards.sources import ONLY, open_shards, sources_of
+from lightning_internvl.data.shards.tar import Record, Shards, pair_of
+from lightning_internvl.model.compose import Build
 
 Config = dict[str, Any]
 GIVEN = ("shards", "sources")  # the settings of data that say what is read

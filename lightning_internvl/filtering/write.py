@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.data.shards import Record, TarShards, TarWriter
+from lightning_internvl.config.filter_checks import ORDER, RANGES, SIMILARITY
+from lightning_internvl.data.shards.tar import Record, TarShards, TarWriter
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.filtering.decide import BAD, KEPT
 from lightning_internvl.filtering.measures import Row
-from lightning_internvl.filtering.rules import ORDER, RANGES, SIMILARITY
 from lightning_internvl.filtering.scores import UNUSABLE, read_rows, scores_file, write_rows
 from lightning_internvl.filtering.sources import Joined
 

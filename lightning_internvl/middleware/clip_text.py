@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.part import Part
-from lightning_internvl.transformer import Block, init_blocks
+from lightning_internvl.layers.transformer import Block, init_blocks
+from lightning_internvl.protocols import Part
 
 POOLINGS = ("eos", "argmax", "last")
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.part import Part
+from lightning_internvl.protocols import Part
 
 
 def projection(in_dim: int, out_dim: int, layers: int = 2, bias: bool = True) -> nn.Sequential:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.part import Part
+from lightning_internvl.protocols import Part
 
 
 class HybridMLP(Part):

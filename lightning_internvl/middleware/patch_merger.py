@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_internvl.part import Part
+from lightning_internvl.protocols import Part
 
 
 class PatchMerger(Part):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.attention import attend
-from lightning_internvl.layers import init_normal, merge_heads, split_heads
-from lightning_internvl.part import Part
+from lightning_internvl.layers.attention import attend
+from lightning_internvl.layers.basic import feed_forward, init_normal, merge_heads, split_heads
+from lightning_internvl.protocols import Part
 
 
 class PerceiverResampler(Part):
@@ -107,10 +107,3 @@ class _LatentAttention(nn.Module):
         keys, values = self.to_kv(torch.cat([self.norm_media(x_NPD), latents], dim=1)).chunk(2, dim=-1)
         q, k, v = (split_heads(t, self.heads) for t in (self.to_q(latents), keys, values))
         return self.to_out(merge_heads(attend(q, k, v)))
-
-
-def feed_forward(dim: int, ratio: int) -> nn.Sequential:
-    """LayerNorm, Linear, GELU, Linear without biases, numbered as in OpenFlamingo's checkpoints."""
-    return nn.Sequential(
-        nn.LayerNorm(dim), nn.Linear(dim, ratio * dim, bias=False), nn.GELU(), nn.Linear(ratio * dim, dim, bias=False)
-    )

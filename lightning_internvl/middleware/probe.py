@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.distributed import gather_with_grad, world_size
-from lightning_internvl.layers import AttentionPooling
-from lightning_internvl.part import Part
+from lightning_internvl.distributed.collectives import gather_with_grad, world_size
+from lightning_internvl.layers.basic import AttentionPooling
+from lightning_internvl.protocols import Part
 
 EPS = 1e-6
 

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.layers import init_normal
-from lightning_internvl.middleware.bert import start_from_bert
-from lightning_internvl.middleware.generation import write
+from lightning_internvl.layers.basic import init_normal
+from lightning_internvl.middleware.beam_search import write
+from lightning_internvl.middleware.qformer_init import start_from_bert
 from lightning_internvl.middleware.qformer_lm import KeyValues, QFormerLM
-from lightning_internvl.middleware.streams import Stream
-from lightning_internvl.part import Part
+from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.protocols import Part
 
 INSTRUCTION = ("qformer_input_ids", "qformer_attention_mask")
 TEXTS = ("none", "read", "write")
@@ -219,7 +219,7 @@ class QFormer(Part):
 
         Args:
             prompt_BL: (B, L), the same length in every row (no padding); its first token is that of writing ([DEC]).
-            options: of `lightning_internvl.middleware.generation.write`, `max_new_tokens` and `eos_id` at least.
+            options: of `lightning_internvl.middleware.beam_search.write`, `max_new_tokens` and `eos_id` at least.
         """
         return write(_Captions(self, visual_BPD), prompt_BL, **options)
 

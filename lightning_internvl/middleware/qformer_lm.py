@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from lightning_internvl.attention import attend
-from lightning_internvl.layers import merge_heads, split_heads
+from lightning_internvl.layers.attention import attend
+from lightning_internvl.layers.basic import merge_heads, split_heads
 
 KeyValues = tuple[Tensor, Tensor]
 

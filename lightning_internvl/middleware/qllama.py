@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.layers import AttentionPooling, init_normal, rotary_table
+from lightning_internvl.layers.basic import AttentionPooling, init_normal, rotary_table
+from lightning_internvl.middleware.beam_search import write
 from lightning_internvl.middleware.connector import projection
-from lightning_internvl.middleware.generation import write
-from lightning_internvl.middleware.qllama_llm import sizes_of, start_from_llama
+from lightning_internvl.middleware.qllama_init import sizes_of, start_from_llama
 from lightning_internvl.middleware.qllama_lm import KeyValues, QLlamaLM
-from lightning_internvl.middleware.streams import Stream, Task
-from lightning_internvl.part import Part
+from lightning_internvl.middleware.text_streams import Stream, Task
+from lightning_internvl.protocols import Part
 
 Mode = Literal["c", "g"]
 
@@ -205,7 +205,7 @@ class QLLaMA(Part):
         Args:
             prompt_BL: (B, L), the same length in every row (no padding).
             use_cache: keep keys and values; False reads everything again for every token, with the same result.
-            options: of `lightning_internvl.middleware.generation.write`, `max_new_tokens` and `eos_id` at least.
+            options: of `lightning_internvl.middleware.beam_search.write`, `max_new_tokens` and `eos_id` at least.
         """
         return write(_Captions(self, visual_BPD, use_cache), prompt_BL, **options)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
 
-from lightning_internvl.attention import attend
-from lightning_internvl.layers import RMSNorm, merge_heads, rotate, split_heads
+from lightning_internvl.layers.attention import attend
+from lightning_internvl.layers.basic import RMSNorm, merge_heads, rotate, split_heads
 
 KeyValues = tuple[Tensor, Tensor]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.attention import attend
-from lightning_internvl.layers import init_normal, merge_heads, resize_positions, split_heads
-from lightning_internvl.part import Part
+from lightning_internvl.layers.attention import attend
+from lightning_internvl.layers.basic import init_normal, merge_heads, resize_positions, split_heads
+from lightning_internvl.protocols import Part
 
 
 class Resampler(Part):

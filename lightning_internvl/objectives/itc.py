@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.chunks import check_chunk, chunks_of, in_chunks
-from lightning_internvl.distributed import gather, gather_with_grad, global_mean, rank, world_size
+from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank, world_size
+from lightning_internvl.layers.chunking import check_chunk, chunks_of, in_chunks
 
 GATHERS = ("exact", "global", "detached")
 

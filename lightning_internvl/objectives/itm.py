@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.distributed import global_mean
+from lightning_internvl.distributed.collectives import global_mean
 
 IGNORED = -100
 

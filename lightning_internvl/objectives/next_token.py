@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.chunks import check_chunk, chunks_of, in_chunks
-from lightning_internvl.distributed import global_mean, largest, world_size
+from lightning_internvl.distributed.collectives import global_mean, largest, world_size
+from lightning_internvl.layers.chunking import check_chunk, chunks_of, in_chunks
 from lightning_internvl.objectives.linear_cross_entropy import linear_cross_entropy, plain_layer
 
 IGNORED = -100

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.chunks import check_chunk, chunks_of, in_chunks
-from lightning_internvl.distributed import gather, gather_with_grad, global_mean, rank
+from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank
+from lightning_internvl.layers.chunking import check_chunk, chunks_of, in_chunks
 
 Scores = Callable[[Tensor, Tensor], Tensor]  # rows and columns to scaled similarities (B, C)
 

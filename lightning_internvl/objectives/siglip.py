@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.chunks import check_chunk, chunks_of, in_chunks
-from lightning_internvl.distributed import global_mean, peers, rank, world_size
+from lightning_internvl.distributed.collectives import global_mean, peers, rank, world_size
+from lightning_internvl.layers.chunking import check_chunk, chunks_of, in_chunks
 
 
 class SigLIP(nn.Module):

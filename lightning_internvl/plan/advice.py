@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lightning_internvl.plan.memory import Memory
 from lightning_internvl.plan.meter import parts_of
-from lightning_internvl.plan.run import StagePlan
+from lightning_internvl.plan.stage_plan import StagePlan
 
 MOST_DEVICES = 4096
 WORTH = 0.97  # what saves less than three hundredths is not told

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_internvl.model import VLM
+from lightning_internvl.layers.quantization import quantized_bytes
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.plan.measure import PRECISIONS, Measured
 from lightning_internvl.plan.meter import ACTIVATIONS, COPIES, LOGITS, OTHER, parts_of
-from lightning_internvl.quantization import quantized_bytes
 from lightning_internvl.stages import Stage
 
 GIB = 2**30

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 OTHER = "other"  # outside all parts
 ACTIVATIONS, LOGITS, COPIES = "activations", "logits", "copies"  # kept by layers, by the losses, and weights in a lower type

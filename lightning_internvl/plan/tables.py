@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 
-from lightning_internvl.data.packed import packing_of
-from lightning_internvl.data.packing import PACKED
+from lightning_internvl.data.collate.packed import packing_of
+from lightning_internvl.data.collate.packing import PACKED
 from lightning_internvl.plan.advice import advice
 from lightning_internvl.plan.measure import Curve
 from lightning_internvl.plan.memory import GIB, KINDS, Memory
 from lightning_internvl.plan.meter import OTHER, parts_of
-from lightning_internvl.plan.run import StagePlan
+from lightning_internvl.plan.stage_plan import StagePlan
 
 
 def stage_report(plan: StagePlan) -> Iterator[Table | str]:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.plan.kernels import Kernels
 from lightning_internvl.plan.meter import COPIES, Meter, parts_of
-from lightning_internvl.recompute import KEPT, has_backward
+from lightning_internvl.training.activation_checkpointing import KEPT, has_backward
 
 PLACE = ("layer_idx", "layer_id", "layer_index")  # numbers that only say which block it is
 
@@ -43,7 +43,7 @@ class Units:
     """Replaces the forward of all sharding units by a replay of the first equal one.
 
     Args:
-        recompute: parts whose blocks are computed again, full or selective (see `lightning_internvl.recompute`).
+        recompute: parts whose blocks are computed again, full or selective (see `lightning_internvl.training.activation_checkpointing`).
 
     Attributes:
         kernels: those in force.

@@ -14,7 +14,7 @@ from html import escape
 from itertools import accumulate
 from typing import Any
 
-from lightning_internvl.evaluation.tables import format_number
+from lightning_internvl.report.metrics_table import format_number
 
 Line = list[tuple[int, float]]
 Span = tuple[int, int, float, str]  # first step, last step, trained share from 0 to 1, explanation

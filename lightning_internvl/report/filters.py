@@ -6,8 +6,8 @@ import math
 from html import escape
 from typing import Any
 
-from lightning_internvl.evaluation.tables import format_number
 from lightning_internvl.report.charts import bar
+from lightning_internvl.report.metrics_table import format_number
 from lightning_internvl.report.read import Run, Stage, numbers
 from lightning_internvl.report.sections import section, words
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from html import escape
 
-from lightning_internvl.evaluation.tables import format_number, times_chance, with_chance
 from lightning_internvl.report.charts import bar
+from lightning_internvl.report.metrics_table import format_number, times_chance, with_chance
 from lightning_internvl.report.read import Run, Stage, numbers
 
 # Kinds of metric that tell most in one number; of each kind a stage shows one before it shows a second.

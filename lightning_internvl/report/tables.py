@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from lightning_internvl.evaluation.tables import format_number, times_chance, with_chance
 from lightning_internvl.report.charts import bar
+from lightning_internvl.report.metrics_table import format_number, times_chance, with_chance
 from lightning_internvl.report.read import Run
 from lightning_internvl.report.sections import section, tops
 

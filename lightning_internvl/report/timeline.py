@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from lightning_internvl.evaluation.cider import tokenize
+from lightning_internvl.evaluation.metrics.cider import tokenize
 from lightning_internvl.report.charts import thin
 from lightning_internvl.report.gallery import closest, matrix_of
 from lightning_internvl.report.pictures import Pictures

@@ -14,14 +14,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_internvl.accumulation import WINDOW, window_shares
 from lightning_internvl.checkpoints.handoff import Base
-from lightning_internvl.distributed import data_share
-from lightning_internvl.feature_cache import features
-from lightning_internvl.freezing import FreezePlan
-from lightning_internvl.model import VLM
-from lightning_internvl.peft import plain_name
-from lightning_internvl.roles import model_roles
+from lightning_internvl.data.gradient_accumulation import WINDOW, window_shares
+from lightning_internvl.distributed.collectives import data_share
+from lightning_internvl.layers.peft import plain_name
+from lightning_internvl.model.feature_cache import features
+from lightning_internvl.model.vlm import VLM
+from lightning_internvl.stages.freezing import FreezePlan
+from lightning_internvl.stages.roles import model_roles
 
 Batch = dict[str, Any]
 
@@ -34,7 +34,7 @@ class Stage(L.LightningModule):
         name: the stage's name in the pipeline; its files carry it.
         run_dir: the run's folder.
         parts: resolved configuration of the parts, kept with the hand-off.
-        train: rules of the freezing schedule (see `lightning_internvl.freezing`).
+        train: rules of the freezing schedule (see `lightning_internvl.stages.freezing`).
         optimizer: called with (model, plan).
         scheduler: called with (optimizer, total_steps=max_steps).
         max_steps: optimizer steps of the stage.
@@ -101,7 +101,7 @@ class Stage(L.LightningModule):
         """What losses of this rank's batch, as the data gives it, are means over, by name: labelled tokens, judged pairs.
 
         With `accumulate_grad_batches` these losses are means over all items of a step's micro-batches on all ranks (see
-        `lightning_internvl.accumulation`). A loss that is not named counts equally in each micro-batch, as a contrast does, which
+        `lightning_internvl.data.gradient_accumulation`). A loss that is not named counts equally in each micro-batch, as a contrast does, which
         compares the pairs of one micro-batch: accumulation does not give it more to compare with, `cached_chunk` does.
         """
         return {}

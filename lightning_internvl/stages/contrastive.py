@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_internvl.chunks import check_chunk, chunks_of, in_chunks
+from lightning_internvl.layers.chunking import check_chunk, chunks_of, in_chunks
 from lightning_internvl.stages.base import Batch, Stage
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_internvl.middleware.streams import Stream
-from lightning_internvl.model import VLM
+from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
 from lightning_internvl.objectives.itm import IGNORED
 from lightning_internvl.objectives.next_token import labelled_tokens

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_internvl.middleware.streams import Stream
-from lightning_internvl.model import VLM
+from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
 from lightning_internvl.objectives.itm import IGNORED
 from lightning_internvl.stages.base import Batch, Stage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_internvl.model import shifts_labels
+from lightning_internvl.model.vlm import shifts_labels
 from lightning_internvl.objectives.next_token import labelled_tokens
 from lightning_internvl.stages.base import Batch, Stage
 

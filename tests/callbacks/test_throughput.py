@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_internvl.assembly import build_stage, make_view, stage_settings
-from lightning_internvl.attention import asked
-from lightning_internvl.cli import build
-from lightning_internvl.compose import compose_model
-from lightning_internvl.flops import Amount, Flops, amount_of, measured, peak_flops, shortened
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.targets import build
+from lightning_internvl.inference.collators import make_view
+from lightning_internvl.layers.attention import asked
+from lightning_internvl.model.compose import compose_model
+from lightning_internvl.plan.flops import Amount, Flops, amount_of, measured, peak_flops, shortened
 from lightning_internvl.stages import Stage
+from lightning_internvl.training.assembly import build_stage
 
 STAGES = ("contrastive", "generative", "supervised")
 # Wide enough for matrix products to be most of the work, as in any model that is trained.

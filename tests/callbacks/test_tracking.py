@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from callbacks import Tracking, tracking
-from lightning_internvl.data.held_out import HeldOutScenes
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.files import read_json
+from lightning_internvl.inference.predictor import Bench
 
 
 class Notebook:

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 
 from lightning_internvl.chat.session import Session
-from lightning_internvl.data.collate import ChatCollator, PairCollator
-from lightning_internvl.data.processors import Squash
+from lightning_internvl.data.collate.chats import ChatCollator
+from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.data.processors.basic import Squash
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.middleware.qllama import QLLaMA
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 TOWER = {"image_size": 16, "patch_size": 8, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
 LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

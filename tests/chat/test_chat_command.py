@@ -10,8 +10,8 @@ from PIL import Image
 from runs import ROOT, Outcome, call, tiny_run
 
 from lightning_internvl.chat.session import Sampling, Session
-from lightning_internvl.cli import build
-from lightning_internvl.opened import open_run
+from lightning_internvl.config.targets import build
+from lightning_internvl.inference.load_run import open_run
 
 
 def chat(*arguments: str, typed: str = "") -> Outcome:

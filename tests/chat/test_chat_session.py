@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from chat_toys import comparer, picture, session, talker
 
-from lightning_internvl.applications.article import Author
 from lightning_internvl.chat.session import CaptionSession, Sampling, Session, shown
-from lightning_internvl.evaluation.bench import stopping
+from lightning_internvl.inference.illustrate import Author
+from lightning_internvl.inference.predictor import stopping
 
 SHORT = Sampling(max_new_tokens=12)
 DRAWN = Sampling(temperature=2.0, max_new_tokens=12)

@@ -12,11 +12,11 @@ import pytest
 from chat_toys import comparer, picture, session
 from PIL import Image
 
-from lightning_internvl.applications.gallery import Gallery, Retriever
 from lightning_internvl.chat import terminal as terminal_module
 from lightning_internvl.chat.loading import Loaded
 from lightning_internvl.chat.session import CaptionSession, Sampling
 from lightning_internvl.chat.terminal import Terminal
+from lightning_internvl.inference.picture_search import Gallery, Retriever
 
 SHORT = Sampling(max_new_tokens=8)
 

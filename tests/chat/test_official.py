@@ -22,11 +22,11 @@ from transformers import (
     SiglipModel,
 )
 
-from lightning_internvl.applications.gallery import Retriever
 from lightning_internvl.chat.session import Sampling, Session
+from lightning_internvl.data.jinja_templates import jinja_of
 from lightning_internvl.data.tokenizer import toy_tokenizer
-from lightning_internvl.export.chat_template import jinja_of
-from lightning_internvl.official import open_model
+from lightning_internvl.inference.load_official import open_model
+from lightning_internvl.inference.picture_search import Retriever
 
 SHORT = Sampling(max_new_tokens=6)
 # Recipe and overrides; the layout that holds it; what stands in preprocessor_config.json; what is asked for.

@@ -14,7 +14,7 @@ from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.decoders.hf_seq2seq import HFSeq2SeqLM
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.middleware.qformer import QFormer
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITM, NextToken, QueryITC
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "official" / "blip2_stage1"

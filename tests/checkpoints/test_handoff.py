@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_internvl.checkpoints import handoff
-from lightning_internvl.checkpoints.handoff import LoadReport, own_tensors
-from lightning_internvl.checkpoints.origin import read_origin
-from lightning_internvl.cli import build
-from lightning_internvl.compose import compose_model, trusted_build
-from lightning_internvl.freezing import FreezePlan
-from lightning_internvl.model import VLM
+from lightning_internvl.checkpoints import handoff, load_handoff, weight_source
+from lightning_internvl.checkpoints.handoff import own_tensors
+from lightning_internvl.checkpoints.load_report import LoadReport
+from lightning_internvl.checkpoints.weight_source import read_origin
+from lightning_internvl.config.targets import build
+from lightning_internvl.model.compose import compose_model, trusted_build
+from lightning_internvl.model.vlm import VLM
+from lightning_internvl.stages.freezing import FreezePlan
 
 TOKENIZER = {"_target_": "lightning_internvl.data.tokenizer.toy_tokenizer"}
 CONFIG: dict[str, Any] = {
@@ -69,14 +70,14 @@ def edit(folder: Path, **changes: Any) -> Path:
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     model = composed()
     folder = save(model, tmp_path / "one")
-    tensors, manifest = handoff.read(folder)
+    tensors, manifest = weight_source.read(folder)
     assert tensors.keys() == own_tensors(model).keys()
     assert all(tensor.equal(tensors[name]) for name, tensor in own_tensors(model).items())
     assert (manifest["stage"], manifest["step"], manifest["config"]) == ("supervised", 7, CONFIG)
     assert {part: entry["origin"] for part, entry in manifest["parts"].items()} == {
         "encoder": "inherited", "middleware": "trained", "decoder": "trained", "objectives": "inherited"
     }  # fmt: skip
-    again = handoff.load_model(folder)
+    again = load_handoff.load_model(folder)
     assert not again.training
     assert all(tensor.equal(own_tensors(model)[name]) for name, tensor in own_tensors(again).items())
     assert again.image_token_id == model.image_token_id
@@ -86,7 +87,7 @@ def test_tied_weights_are_saved_once_and_stay_tied(folder: Path) -> None:
     names = set(load_file(folder / "decoder.safetensors"))
     assert "decoder.lm.model.embed_tokens.weight" in names
     assert "decoder.lm.lm_head.weight" not in names
-    lm = handoff.load_model(folder).decoder.lm
+    lm = load_handoff.load_model(folder).decoder.lm
     assert lm.lm_head.weight is lm.model.embed_tokens.weight
 
 
@@ -126,7 +127,7 @@ def test_what_a_kill_left_behind_is_not_read_and_goes_away(folder: Path) -> None
 def test_an_older_hand_off_is_replaced(folder: Path) -> None:
     (folder / "left.safetensors").touch()
     save(composed(), folder, step=9)
-    assert handoff.read(folder)[1]["step"] == 9
+    assert weight_source.read(folder)[1]["step"] == 9
     assert not (folder / "left.safetensors").exists()
 
 
@@ -148,7 +149,7 @@ def test_another_content_than_the_manifest_describes(folder: Path) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"middleware\.safetensors is damaged"):
-        handoff.read(folder)
+        weight_source.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -166,16 +167,16 @@ def test_another_content_than_the_manifest_describes(folder: Path) -> None:
 def test_manifests_that_are_none(manifest: str, message: str, folder: Path) -> None:
     (folder / "manifest.json").write_text(manifest)
     with pytest.raises(ValueError, match=message):
-        handoff.read(folder)
+        weight_source.read(folder)
 
 
 def test_a_file_or_the_manifest_is_missing(folder: Path) -> None:
     (folder / "encoder.safetensors").unlink()
     with pytest.raises(ValueError, match=r"encoder\.safetensors is missing"):
-        handoff.read(folder)
+        weight_source.read(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"is no hand-off folder: it holds no manifest\.json"):
-        handoff.read(folder)
+        weight_source.read(folder)
 
 
 # --- strictness -----------------------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ def with_setting(path: str, value: Any) -> dict[str, Any]:
         ("encoder._target_", "lightning_internvl.files.write_text"),
         ("encoder._target_", "lightning_internvl.checkpoints.pretrained.load_pretrained"),
         ("encoder._target_", "lightning_internvl.decoders.hf_causal.AutoModelForCausalLM"),
-        ("encoder._target_", "lightning_internvl.model.nn"),
+        ("encoder._target_", "lightning_internvl.model.vlm.nn"),
         ("encoder._target_", "lightning_internvl.nothing.Here"),
         ("middleware.norm", {"_target_": "planted.Encoder"}),
         ("decoder.tokenizer._target_", "planted.Encoder"),
@@ -248,7 +249,7 @@ def test_only_our_parts_are_built(path: str, value: Any, folder: Path, tmp_path:
     (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=r"_target_: '.*' (comes with the checkpoint and is no part of|cannot be found)"):
-        handoff.load_model(edit(folder, config=with_setting(path, value)))
+        load_handoff.load_model(edit(folder, config=with_setting(path, value)))
     assert not (tmp_path / "ran").exists()
     assert "planted" not in sys.modules
 
@@ -267,16 +268,16 @@ def test_only_our_parts_are_built(path: str, value: Any, folder: Path, tmp_path:
 )
 def test_nothing_is_fetched_for_a_manifest(path: str, value: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"comes with the checkpoint and could fetch weights or code from elsewhere"):
-        handoff.load_model(edit(folder, config=with_setting(path, value)))
+        load_handoff.load_model(edit(folder, config=with_setting(path, value)))
 
 
 def test_notes_of_a_library_are_dropped(folder: Path) -> None:
     config = with_setting("decoder.config._model_name_or_path", "Smollm2 135M 8k Lc100K")  # as older hand-offs have it
     config["decoder"]["config"] |= {"_commit_hash": "a", "_odd": {"_odder": 1, "size": 2}}
-    model = handoff.load_model(edit(folder, config=config))
+    model = load_handoff.load_model(edit(folder, config=config))
     assert not {"_model_name_or_path", "_odd"} & set(vars(model.decoder.lm.config))
     with pytest.raises(ValueError, match=r"encoder\._note: 1 comes with the checkpoint"):
-        handoff.load_model(edit(folder, config=with_setting("encoder._note", 1)))
+        load_handoff.load_model(edit(folder, config=with_setting("encoder._note", 1)))
 
 
 def test_what_a_library_notes_is_not_written(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_what_a_library_notes_is_not_written(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "a" / "manifest.json").read_text())["config"]["decoder"]["config"]
     assert not [key for key in written if key.startswith("_")]
     assert written["odd"] == {"size": [{}]}
-    again = handoff.load_model(tmp_path / "a")
+    again = load_handoff.load_model(tmp_path / "a")
     assert all(tensor.equal(again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
@@ -308,4 +309,4 @@ def test_a_hand_off_that_nothing_opens_is_not_written(tmp_path: Path) -> None:
 def test_settings_that_fetch_nothing_are_kept(folder: Path) -> None:
     config = with_setting("decoder.pretrained", None)
     config["decoder"]["config"]["attn_implementation"] = "eager"
-    assert handoff.load_model(edit(folder, config=config)).decoder.lm.config._attn_implementation == "eager"
+    assert load_handoff.load_model(edit(folder, config=config)).decoder.lm.config._attn_implementation == "eager"

@@ -12,13 +12,14 @@ import torch
 from test_handoff import CONFIG
 from transformers import PreTrainedTokenizerFast
 
-from lightning_internvl import peft
-from lightning_internvl.checkpoints import handoff
-from lightning_internvl.checkpoints.files import own_tensors
-from lightning_internvl.compose import compose_model, trusted_build
+from lightning_internvl.checkpoints import handoff, load_handoff, weight_source
+from lightning_internvl.checkpoints.load_report import LoadReport
 from lightning_internvl.decoders.hf_causal import HFCausalLM
-from lightning_internvl.freezing import FreezePlan
-from lightning_internvl.model import VLM
+from lightning_internvl.layers import peft
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.model.compose import compose_model, trusted_build
+from lightning_internvl.model.vlm import VLM
+from lightning_internvl.stages.freezing import FreezePlan
 
 LORA = {"decoder": {"method": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "targets": peft.BLOCKS}}
 ADAPTED = CONFIG | {"peft": LORA}
@@ -32,8 +33,8 @@ def first(folder: Path) -> Path:
 def second(folder: Path, base: Path, config: dict[str, Any] = ADAPTED) -> VLM:
     """A stage that adapts the decoder and trains the middleware on the weights of another."""
     model = compose_model(config, trusted_build)[0]
-    tensors, plan = handoff.read(base)[0], FreezePlan(["middleware", "decoder"], config["peft"])
-    handoff.LoadReport.of(model, tensors, source="base", new=(), dropped=()).load(model, tensors)
+    tensors, plan = weight_source.read(base)[0], FreezePlan(["middleware", "decoder"], config["peft"])
+    LoadReport.of(model, tensors, source="base", new=(), dropped=()).load(model, tensors)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if plan.ever_trains(name):
@@ -60,46 +61,46 @@ def test_adapters_and_what_trained_whole_lie_alone(run: Path) -> None:
 
 def test_put_together_with_its_base(run: Path, tmp_path: Path) -> None:
     model = second(tmp_path / "again", run / "a")
-    found, _ = handoff.read(tmp_path / "again")
+    found, _ = weight_source.read(tmp_path / "again")
     wanted = own_tensors(model)
     assert found.keys() == wanted.keys()
     assert all(tensor.equal(wanted[name]) for name, tensor in found.items())
-    loaded = own_tensors(handoff.load_model(tmp_path / "again"))
+    loaded = own_tensors(load_handoff.load_model(tmp_path / "again"))
     assert all(tensor.equal(wanted[name]) for name, tensor in loaded.items())
 
 
 def test_both_may_move_together(run: Path, tmp_path: Path) -> None:
-    before = handoff.read(run / "b")[0]
+    before = weight_source.read(run / "b")[0]
     moved = Path(shutil.move(run, tmp_path / "elsewhere"))
-    assert all(tensor.equal(before[name]) for name, tensor in handoff.read(moved / "b")[0].items())
+    assert all(tensor.equal(before[name]) for name, tensor in weight_source.read(moved / "b")[0].items())
 
 
 def test_a_base_that_has_gone_or_is_another_one(run: Path, tmp_path: Path) -> None:
     shutil.move(run / "a", tmp_path / "kept")
     with pytest.raises(ValueError, match=r"holds adapters only, and their base .*/a has gone; put it back"):
-        handoff.read(run / "b")
+        weight_source.read(run / "b")
     first(run / "a")
     with pytest.raises(ValueError, match=r"holds adapters for another base than what .*/a holds now"):
-        handoff.read(run / "b")
+        weight_source.read(run / "b")
 
 
 def test_a_second_fine_tune_goes_on_from_the_first(run: Path, tmp_path: Path) -> None:
     """Adapters on adapters: of equal kind they go on; others are merged, which changes no answer."""
     other = {"decoder": LORA["decoder"] | {"rank": 3}}
     model = compose_model(CONFIG | {"peft": other}, trusted_build)[0]
-    tensors = peft.merged_tensors(handoff.read(run / "b")[0], LORA)
-    report = handoff.LoadReport.of(model, tensors, source="b", new=(), dropped=())
+    tensors = peft.merged_tensors(weight_source.read(run / "b")[0], LORA)
+    report = LoadReport.of(model, tensors, source="b", new=(), dropped=())
     report.load(model, tensors)
     assert all(peft.is_update(name) for name in report.new)
-    before, now = handoff.load_model(run / "b").decoder, model.decoder.eval()
+    before, now = load_handoff.load_model(run / "b").decoder, model.decoder.eval()
     embeds, mask = torch.randn(2, 4, 8), torch.ones(2, 4)
     torch.testing.assert_close(now.hidden(embeds, mask), before.hidden(embeds, mask), rtol=1e-5, atol=1e-5)
     third = second(tmp_path / "c", run / "b")
-    assert all(tensor.equal(own_tensors(third)[name]) for name, tensor in handoff.read(tmp_path / "c")[0].items())
+    assert all(tensor.equal(own_tensors(third)[name]) for name, tensor in weight_source.read(tmp_path / "c")[0].items())
 
 
 def test_a_fingerprint_sees_the_contents_of_official_files(tmp_path: Path) -> None:
-    from lightning_internvl.checkpoints.origin import fingerprint
+    from lightning_internvl.checkpoints.weight_source import fingerprint
 
     (tmp_path / "model.safetensors").write_bytes(b"a" * 10_000)
     before = fingerprint(tmp_path)
@@ -127,10 +128,10 @@ def test_what_was_read_elsewhere_is_kept_with_the_weights(tmp_path: Path, monkey
     folder = tmp_path / "handoff"
     handoff.save(model, folder, stage="a", step=1, config=config, plan=FreezePlan(["decoder"]), tokenizers={"decoder": tokenizer})
     shutil.rmtree(source)
-    loaded, tokenizers, _ = handoff.load(folder)
+    loaded, tokenizers, _ = load_handoff.load(folder)
     assert isinstance(tokenizers["decoder"], PreTrainedTokenizerFast)
     assert tokenizers["decoder"].get_vocab() == tokenizer.get_vocab()
     assert all(t.equal(own_tensors(model)[n]) for n, t in own_tensors(loaded).items())
     shutil.rmtree(folder / "tokenizers")
     with pytest.raises(ValueError, match="the tokenizer of this hand-off is missing"):
-        handoff.load(folder)
+        load_handoff.load(folder)

@@ -15,11 +15,11 @@ from transformers import InternVLForConditionalGeneration
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import adapters
-from lightning_internvl.checkpoints.files import own_tensors
-from lightning_internvl.checkpoints.handoff import LoadReport
-from lightning_internvl.checkpoints.language import fused_rows
-from lightning_internvl.layers import resize_positions
-from lightning_internvl.model import VLM
+from lightning_internvl.checkpoints.families.language_model import fused_rows
+from lightning_internvl.checkpoints.load_report import LoadReport
+from lightning_internvl.layers.basic import resize_positions
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.model.vlm import VLM
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "official"
 HEADS, GROUPS, HEAD = 4, 2, 8

@@ -14,11 +14,12 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import llava, llava_native, official
-from lightning_internvl.checkpoints.files import WeightFiles, own_tensors
+from lightning_internvl.checkpoints.weight_files import WeightFiles
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
+from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.middleware.connector import LinearConnector, MLPConnector
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "official"
 IMAGE = 59

@@ -13,7 +13,7 @@ from lightning_internvl import load_pretrained
 from lightning_internvl.decoders.flamingo import FlamingoCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.perceiver_resampler import PerceiverResampler
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 2,

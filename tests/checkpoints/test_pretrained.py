@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, safe_open, save_file
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints import files
+from lightning_internvl.checkpoints import weight_files as files
 from lightning_internvl.checkpoints.adapters import adapters, internvl_14b, official
 from lightning_internvl.checkpoints.pretrained import save_pretrained
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.middleware.qllama import QLLaMA
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, ITM
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "official" / "internvl_g_stage2"
@@ -384,7 +384,7 @@ def test_an_incomplete_folder_says_what_it_lacks(tmp_path: Path, present: tuple[
 
 def test_a_folder_with_a_manifest_is_a_hand_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    monkeypatch.setattr("lightning_internvl.checkpoints.handoff.load_model", lambda folder: small_model())
+    monkeypatch.setattr("lightning_internvl.checkpoints.load_handoff.load_model", lambda folder: small_model())
     assert load_pretrained(tmp_path, dtype=torch.float64).encoder.embeddings.class_embedding.dtype == torch.float64
 
 

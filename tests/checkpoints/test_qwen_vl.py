@@ -16,7 +16,7 @@ from lightning_internvl.checkpoints.adapters import qwen_vl
 from lightning_internvl.decoders.qwen import Qwen
 from lightning_internvl.encoders.openclip_vit import OpenCLIPViT
 from lightning_internvl.middleware.resampler import Resampler
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "official"
 WHOLE, VISUAL = FIXTURES / "qwen_vl_lm", FIXTURES / "qwen_vl_visual"

@@ -11,12 +11,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightning_internvl.assembly import stage_settings
 from lightning_internvl.checkpoints import handoff
-from lightning_internvl.cli import build
-from lightning_internvl.compose import compose_model, trusted_build
-from lightning_internvl.options import trained_stages
-from lightning_internvl.sources import INSTALL
+from lightning_internvl.choices import trained_stages
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.targets import build
+from lightning_internvl.hub import INSTALL
+from lightning_internvl.model.compose import compose_model, trusted_build
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TOYS = sorted(path.stem for path in (CONF / "experiment").glob("*_toy.yaml"))

@@ -22,7 +22,7 @@ from lightning_internvl.middleware.concat import ConcatConnector
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.middleware.perceive_sampler import PerceiveSampler
 from lightning_internvl.middleware.qformer import QFormer
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "official"
 FIXTURES = ("xcomposer2_plora", "minigpt4", "minigpt4_llama2", "xcomposer1_sampler")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from runs import TINY, Outcome, read_json, tiny_run, train
 
-from lightning_internvl.data.sampler import StepBatchSampler
+from lightning_internvl.data.order.sampler import StepBatchSampler
 
 SCREEN = 24  # lines
 

@@ -12,9 +12,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_internvl.checks import INHERITED, KEYS, check_config
+from lightning_internvl.choices import INHERITED
+from lightning_internvl.config.checks import KEYS, check_config
+from lightning_internvl.config.targets import check_arguments, locate, parameters_of
 from lightning_internvl.evaluation.settings import check_settings
-from lightning_internvl.targets import check_arguments, locate, parameters_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))  # of evaluate.yaml

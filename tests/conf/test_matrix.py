@@ -10,10 +10,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightning_internvl.assembly import make_view, stage_settings
-from lightning_internvl.cli import CONF, build
-from lightning_internvl.compose import compose_model
-from lightning_internvl.model import shifts_labels
+from lightning_internvl.cli import CONF
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.targets import build
+from lightning_internvl.inference.collators import make_view
+from lightning_internvl.model.compose import compose_model
+from lightning_internvl.model.vlm import shifts_labels
 from lightning_internvl.objectives import NextToken
 
 

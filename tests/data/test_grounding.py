@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_internvl.data import language as say
 from lightning_internvl.data.grounding import Grounded, box_of, box_text, from_pixels, grounded_text, parse
-from lightning_internvl.data.scene_language import SceneGrounding, SceneTexts
-from lightning_internvl.data.scenes import Scenes
+from lightning_internvl.data.scenes import language as say
+from lightning_internvl.data.scenes.generator import Scenes
+from lightning_internvl.data.scenes.grounding import SceneGrounding, SceneTexts
 
 BOX = (0.12, 0.048, 0.51, 1.0)
 

@@ -10,7 +10,7 @@ import pytest
 from torch.utils.data import Dataset
 
 from lightning_internvl.data.module import StageData
-from lightning_internvl.data.processors import RandomCrop
+from lightning_internvl.data.processors.basic import RandomCrop
 
 
 class Pictures(Dataset[dict[str, Any]]):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lightning_internvl.data.scene_shards import FAULTS, SpoiltScenes, main, write_scene_shards
-from lightning_internvl.data.shards import TarShards, pair_of
+from lightning_internvl.data.shards.tar import TarShards, pair_of
 
 
 def size(record: dict[str, Any]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from lightning_internvl.decoders.flamingo import FlamingoCausalLM, GatedCrossAttention
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.perceiver_resampler import PerceiverResampler
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 IMAGE, WIDTH = 50, 16
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 2,

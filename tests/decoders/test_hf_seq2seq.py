@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_internvl.decoders.hf_seq2seq import HFSeq2SeqLM
-from lightning_internvl.model import shifts_labels
+from lightning_internvl.model.vlm import shifts_labels
 from lightning_internvl.objectives import NextToken
 
 CONFIG = {

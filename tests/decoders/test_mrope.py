@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from lightning_internvl.decoders.mrope import MRopeCausalLM
 from lightning_internvl.encoders.qwen2_vit import Qwen2ViT
 from lightning_internvl.middleware.patch_merger import PatchMerger
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 IMAGE, VIDEO = 50, 51
 CONFIG = {"model_type": "qwen2_vl_text", "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 60,

@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_internvl import attention
-from lightning_internvl.attention import choose_backend
 from lightning_internvl.decoders.flamingo import FlamingoCausalLM
 from lightning_internvl.decoders.hf_attention import OURS
 from lightning_internvl.decoders.hf_causal import HFCausalLM
@@ -21,8 +19,10 @@ from lightning_internvl.decoders.mrope import MRopeCausalLM
 from lightning_internvl.decoders.plora import PartialLoRACausalLM
 from lightning_internvl.decoders.qwen import Qwen
 from lightning_internvl.encoders.intern_vit import InternViT
+from lightning_internvl.layers import attention
+from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.middleware.connector import MLPConnector
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 SIZES = {
     "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50,

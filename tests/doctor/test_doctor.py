@@ -13,12 +13,13 @@ from omegaconf import OmegaConf
 from runs import TINY, train
 from torch import Tensor
 
-from lightning_internvl import attention, peft
-from lightning_internvl.cli import CONF, build
-from lightning_internvl.data.packed import PackedChats
-from lightning_internvl.doctor import checks, equals
+from lightning_internvl.cli import CONF
+from lightning_internvl.config.targets import build
+from lightning_internvl.data.collate.packed import PackedChats
+from lightning_internvl.doctor import equivalences as equals, single_stage as checks
+from lightning_internvl.doctor.command import results_of, rig_of, run_doctor
 from lightning_internvl.doctor.rig import Result, Rig
-from lightning_internvl.doctor.run import results_of, rig_of, run_doctor
+from lightning_internvl.layers import attention, peft
 from lightning_internvl.stages import base
 
 Check = Callable[[Rig], Any]

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
-from lightning_internvl.attention import choose_backend
 from lightning_internvl.encoders.qwen2_vit import Qwen2ViT, frame_runs, patch_places
+from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.middleware.patch_merger import PatchMerger
 
 SIZES = {"patch_size": 4, "dim": 24, "depth": 2, "heads": 2, "mlp_dim": 48}

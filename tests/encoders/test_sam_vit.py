@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import SamVisionConfig, SamVisionModel
 
-from lightning_internvl.attention import choose_backend
-from lightning_internvl.checkpoints.mapping import grouped
-from lightning_internvl.checkpoints.sam_config import moved, native_rules, sam_tower
+from lightning_internvl.checkpoints.families.sam import moved, native_rules, sam_tower
+from lightning_internvl.checkpoints.name_rules import grouped
 from lightning_internvl.encoders.hybrid import HybridEncoder
 from lightning_internvl.encoders.openclip_vit import OpenCLIPViT
 from lightning_internvl.encoders.sam_vit import SamViT, between, unwindowed, windowed
+from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.middleware.hybrid_mlp import HybridMLP
 from lightning_internvl.protocols import Encoder, Middleware
 

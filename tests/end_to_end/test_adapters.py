@@ -10,7 +10,7 @@ from runs import TINY, read_json, same_weights, tiny_run, train, weights
 from test_resume import Crash
 
 import callbacks
-from lightning_internvl.peft import is_update
+from lightning_internvl.layers.peft import is_update
 
 TUNE = ("pipeline=[supervised]", "peft.decoder.rank=2", "decoder.config.hidden_size=64", "decoder.config.intermediate_size=64")
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from runs import TINY, losses, tiny_run, train
 
-CROPS = "{_target_: lightning_internvl.data.processors.RandomCrop, image_size: 48, flip: true}"  # of one stage alone
+CROPS = "{_target_: lightning_internvl.data.processors.basic.RandomCrop, image_size: 48, flip: true}"  # of one stage alone
 
 
 def own_data(folder: Path) -> list[str]:

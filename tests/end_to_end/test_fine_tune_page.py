@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from runs import ROOT, train
 
-from lightning_internvl.data.scene_datasets import SceneChats
+from lightning_internvl.data.scenes.datasets import SceneChats
 
 PAGE = (ROOT / "docs" / "fine-tune.md").read_text(encoding="utf-8")
 

@@ -15,7 +15,7 @@ import yaml
 from runs import ROOT, STAGES, TINY, losses, read_json, same_weights, tiny_run, train, weights
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.freezing import FreezePlan
+from lightning_internvl.stages.freezing import FreezePlan
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from runs import losses, same_weights, tiny_run, train
 
-from lightning_internvl.checks import ConfigError, check_config
 from lightning_internvl.cli import CONF
-from lightning_internvl.data.shards import TarWriter
+from lightning_internvl.config.checks import check_config
+from lightning_internvl.data.shards.tar import TarWriter
+from lightning_internvl.messages import ConfigError
 from lightning_internvl.stages import ContrastiveStage, SupervisedStage
 
 STAGES = {"contrastive": ContrastiveStage, "supervised": SupervisedStage}

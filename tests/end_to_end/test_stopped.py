@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from runs import ROOT, TINY, losses, same_weights, tiny_run, train
 
+from lightning_internvl.distributed.signals import NOT_FINISHED
 from lightning_internvl.pipeline import checkpoint_step
-from lightning_internvl.signals import NOT_FINISHED
 
 STEPS = 60
 LONG = (

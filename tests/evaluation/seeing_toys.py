@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from lightning_internvl.data.collate import PairCollator
-from lightning_internvl.data.held_out import HeldOutScenes
-from lightning_internvl.data.processors import Squash
+from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.data.processors.basic import Squash
+from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.encoders.intern_vit import InternViT
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.inference.predictor import Bench
 from lightning_internvl.middleware.qllama import QLLaMA
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITM
 
 

@@ -14,10 +14,10 @@ from seeing_toys import seeing_bench
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.evaluation.classification import class_scores, classifier
 from lightning_internvl.evaluation.clip_benchmark import register, triple_of
 from lightning_internvl.evaluation.retrieval import ImageTextRetrieval, best_columns, recalls
+from lightning_internvl.inference.predictor import Bench
 from lightning_internvl.objectives import similarities
 
 CLASSES, PROMPTS, PICTURES, WIDTH = 7, 3, 90, 12

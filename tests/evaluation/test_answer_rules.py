@@ -12,12 +12,12 @@ import json
 import pytest
 from test_cider import CANDIDATES, REFERENCES, tokenize
 
-from lightning_internvl.evaluation.bleu import bleu
+from lightning_internvl.evaluation.metrics.bleu import bleu
+from lightning_internvl.evaluation.metrics.ptb_tokenizer import words_of
+from lightning_internvl.evaluation.metrics.vqa_accuracy import CONTRACTIONS, accuracy
 from lightning_internvl.evaluation.mme import meaning
 from lightning_internvl.evaluation.pope import says_no
-from lightning_internvl.evaluation.ptb import words_of
 from lightning_internvl.evaluation.refer import first_box
-from lightning_internvl.evaluation.vqa_words import CONTRACTIONS, accuracy
 
 ALL_YES = ["yes"] * 10
 

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_internvl.data.held_out import HeldOutScenes
-from lightning_internvl.evaluation.answers import Case, Judged
+from lightning_internvl.data.scenes.held_out import HeldOutScenes
+from lightning_internvl.evaluation.answer_task import Case, Judged
 from lightning_internvl.evaluation.captions import Captions
-from lightning_internvl.evaluation.journal import Journal
 from lightning_internvl.evaluation.mme import MME
 from lightning_internvl.evaluation.pope import POPE
 from lightning_internvl.evaluation.refer import Referring
-from lightning_internvl.evaluation.results import scored_of
 from lightning_internvl.evaluation.vqa import VQA
+from lightning_internvl.inference.journal import Journal
+from lightning_internvl.report.metrics_table import scored_of
 
 
 class Talker:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from lightning_internvl.evaluation.cider import cider, tokenize
+from lightning_internvl.evaluation.metrics.cider import cider, tokenize
 
 CANDIDATES = [
     "two cats on a blue field",

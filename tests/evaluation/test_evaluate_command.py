@@ -15,10 +15,10 @@ import yaml
 from PIL import Image
 from runs import ROOT, Outcome, call, read_json, tiny_run
 
-from lightning_internvl.checks import ConfigError
 from lightning_internvl.evaluation import lmms
 from lightning_internvl.evaluation.command import Job, _forget_others, _record
 from lightning_internvl.evaluation.settings import check_settings
+from lightning_internvl.messages import ConfigError
 
 
 def evaluate(*arguments: str) -> Outcome:

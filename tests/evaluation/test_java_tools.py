@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_internvl.evaluation import meteor as meteor_module, ptb
 from lightning_internvl.evaluation.captions import Captions
+from lightning_internvl.evaluation.metrics import meteor as meteor_module, ptb_tokenizer as ptb
 
 PROGRAM = """#!{python}
 import sys

@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 from seeing_toys import seeing_bench
 
-from lightning_internvl.data.collate import pad_rows
-from lightning_internvl.data.image_files import read_image
-from lightning_internvl.data.pictures import Pictures
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.data.collate.chats import pad_rows
+from lightning_internvl.data.files.images import read_image
+from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.evaluation.classification import ZeroShotClassification, class_scores
 from lightning_internvl.evaluation.features import Asked, patches_of, pooled, scenes_of
-from lightning_internvl.evaluation.heads import LinearHead, UperNetHead
-from lightning_internvl.evaluation.journal import Journal
 from lightning_internvl.evaluation.probing import FeatureProbe, fit
 from lightning_internvl.evaluation.retrieval import ImageTextRetrieval, best_columns, match_logits, recalls
 from lightning_internvl.evaluation.segmentation import Segmentation, layers_of, mask_scores
+from lightning_internvl.evaluation.segmentation_heads import LinearHead, UperNetHead
 from lightning_internvl.evaluation.video import ZeroShotVideo
+from lightning_internvl.inference.journal import Journal
+from lightning_internvl.inference.predictor import Bench
 
 COLOURS = {"red": (230, 30, 20), "green": (20, 200, 40), "blue": (20, 40, 220)}
 SHORT = {"steps": 3, "batch_size": 4}

@@ -8,7 +8,7 @@ import math
 import pytest
 from rich.console import Console
 
-from lightning_internvl.evaluation.tables import format_number, metrics_table, times_chance, with_chance
+from lightning_internvl.report.metrics_table import format_number, metrics_table, times_chance, with_chance
 
 METRICS = {
     "contrastive": {"R@1": 0.46, "R@1_chance": 0.002, "margin[mean]": 0.31},

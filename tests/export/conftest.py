@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from export_toys import write_run
 
-from lightning_internvl.cli import build
-from lightning_internvl.export.write import Options, Report, export
-from lightning_internvl.opened import open_run
+from lightning_internvl.config.targets import build
+from lightning_internvl.export.report import Options, Report
+from lightning_internvl.export.write import export
+from lightning_internvl.inference.load_run import open_run
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from lightning_internvl.assembly import stage_settings
 from lightning_internvl.checkpoints import handoff
-from lightning_internvl.cli import CONF, build
-from lightning_internvl.compose import compose_model
+from lightning_internvl.cli import CONF
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.targets import build
 from lightning_internvl.files import RUN_CONFIG, write_json
-from lightning_internvl.freezing import FreezePlan
+from lightning_internvl.model.compose import compose_model
+from lightning_internvl.stages.freezing import FreezePlan
 
 
 def composed(experiment: str, *overrides: str) -> dict[str, Any]:

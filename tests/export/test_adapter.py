@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lightning_internvl.checkpoints.mapping import grouped, joined_rows, rename, stacked_rows
-from lightning_internvl.cli import build
+from lightning_internvl.checkpoints.name_rules import grouped, joined_rows, rename, stacked_rows
+from lightning_internvl.config.targets import build
 from lightning_internvl.export.adapter import Update, export_adapter, owners, split
-from lightning_internvl.export.write import Options, export
-from lightning_internvl.opened import open_run
+from lightning_internvl.export.report import Options
+from lightning_internvl.export.write import export
+from lightning_internvl.inference.load_run import open_run
 
 MakeRun = Callable[..., Path]
 LORA = ("peft=lora", "peft.decoder.rank=4")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from jinja2.exceptions import TemplateError
 
+from lightning_internvl.data.jinja_templates import jinja_of
 from lightning_internvl.data.templates import IMAGE, VIDEO, Message, load_template, template_names
 from lightning_internvl.data.tokenizer import toy_tokenizer
-from lightning_internvl.export.chat_template import jinja_of
 
 RUN, FILM = "<img><IMG_CONTEXT></img>", "<film>"
 TOKENIZER = toy_tokenizer()

@@ -12,15 +12,16 @@ import pytest
 from export_toys import composed, draw
 from torch import nn
 
-from lightning_internvl import peft
-from lightning_internvl.assembly import View, make_view, stage_settings
-from lightning_internvl.checkpoints.files import own_tensors
-from lightning_internvl.cli import build
-from lightning_internvl.compose import compose_model
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.targets import build
 from lightning_internvl.export import check
 from lightning_internvl.export.plain import make_plain
-from lightning_internvl.opened import open_run
-from lightning_internvl.quantization import dequantized, quantized_layers
+from lightning_internvl.inference.collators import View, make_view
+from lightning_internvl.inference.load_run import open_run
+from lightning_internvl.layers import peft
+from lightning_internvl.layers.quantization import dequantized, quantized_layers
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.model.compose import compose_model
 
 RECIPES = (
     "internvl_toy", "internvl_chat_toy", "internvl_1_5_toy", "internvl_retrieval_toy", "llava_toy", "blip2_toy",

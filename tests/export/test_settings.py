@@ -10,14 +10,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from runs import call
 
-from lightning_internvl.checkpoints import handoff
-from lightning_internvl.checkpoints.files import own_tensors
-from lightning_internvl.checks import ConfigError
-from lightning_internvl.cli import CONF, build
+from lightning_internvl.checkpoints import handoff, weight_source
+from lightning_internvl.cli import CONF
+from lightning_internvl.config.targets import build
+from lightning_internvl.export.report import Options
 from lightning_internvl.export.settings import checked
-from lightning_internvl.export.write import Options, export
-from lightning_internvl.freezing import FreezePlan
-from lightning_internvl.opened import open_run
+from lightning_internvl.export.write import export
+from lightning_internvl.inference.load_run import open_run
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.messages import ConfigError
+from lightning_internvl.stages.freezing import FreezePlan
 
 MakeRun = Callable[..., Path]
 
@@ -92,7 +94,7 @@ def test_our_own_layout_keeps_its_type(make_run: MakeRun, tmp_path: Path) -> Non
 def test_adapters_on_another_base_than_they_were_trained_on(make_run: MakeRun) -> None:
     base, run = make_run("llava_toy", name="base"), make_run("llava_toy", "peft=lora")
     opened = open_run(run, build)
-    manifest = handoff.read(opened.folder)[1]
+    manifest = weight_source.read(opened.folder)[1]
     place = base / "handoff" / "supervised"
     frozen = frozenset(n for n in own_tensors(opened.view.model) if n.startswith("encoder."))
     plan = FreezePlan(["decoder"], manifest["config"]["peft"])

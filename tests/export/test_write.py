@@ -16,11 +16,12 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.files import own_tensors
-from lightning_internvl.cli import build
+from lightning_internvl.config.targets import build
 from lightning_internvl.export import check, write
-from lightning_internvl.export.write import Options, Report, export
-from lightning_internvl.opened import open_run
+from lightning_internvl.export.report import Options, Report
+from lightning_internvl.export.write import export
+from lightning_internvl.inference.load_run import open_run
+from lightning_internvl.layers.state_dict import own_tensors
 
 Exported = Callable[..., tuple[Path, Report]]
 NATIVE = {

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_internvl.filtering.rules import ORDER, RANGES, step_faults
-from lightning_internvl.options import trained_stages
+from lightning_internvl.choices import trained_stages
+from lightning_internvl.config.filter_checks import ORDER, RANGES, step_faults
 
 STAGE = yaml.safe_load((Path(__file__).resolve().parents[2] / "conf" / "stage" / "filter.yaml").read_text())
 

@@ -16,11 +16,11 @@ import pytest
 import yaml
 from runs import TINY, read_json, same_weights, tiny_run, train
 
-from lightning_internvl.cli import build
+from lightning_internvl.config.targets import build
 from lightning_internvl.data.scene_shards import write_scene_shards
-from lightning_internvl.data.shards import TarShards, TarWriter, pair_of
-from lightning_internvl.data.table_shards import ParquetShards
-from lightning_internvl.filtering import job as work, step
+from lightning_internvl.data.shards.tables import ParquetShards
+from lightning_internvl.data.shards.tar import TarShards, TarWriter, pair_of
+from lightning_internvl.filtering import command as step, job as work
 from lightning_internvl.filtering.scores import read_rows
 from lightning_internvl.filtering.sources import Joined
 from lightning_internvl.filtering.write import scored

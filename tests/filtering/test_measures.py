@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_internvl.data.scene_datasets import ScenePairs
+from lightning_internvl.data.scenes.datasets import ScenePairs
 from lightning_internvl.filtering import measures
 from lightning_internvl.filtering.measures import caption_hash, measured, picture_hash, scripts
 

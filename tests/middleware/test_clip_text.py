@@ -7,7 +7,7 @@ import torch
 
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.clip_text import CLIPText
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, SigLIP
 from lightning_internvl.protocols import TextMiddleware
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_internvl.middleware.generation import write
+from lightning_internvl.middleware.beam_search import write
 from lightning_internvl.middleware.qllama import QLLaMA
 
 VOCABULARY, EOS, PAD = 11, 2, 1  # transformers fills with the end token where padding is 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
 from lightning_internvl.middleware.qformer import QFormer, apart_mask
-from lightning_internvl.middleware.streams import Stream
+from lightning_internvl.middleware.text_streams import Stream
 
 Q, P, L = 3, 5, 6
 

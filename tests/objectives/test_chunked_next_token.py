@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.layers.peft import add_adapters
+from lightning_internvl.layers.quantization import quantize
 from lightning_internvl.objectives import NextToken
 from lightning_internvl.objectives.linear_cross_entropy import plain_layer
-from lightning_internvl.peft import add_adapters
-from lightning_internvl.quantization import quantize
 
 VOCAB, WIDTH = 70, 64
 Head = Callable[[Tensor], Tensor]

@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_internvl.accumulation import window_shares
-from lightning_internvl.chunks import in_chunks
+from lightning_internvl.data.gradient_accumulation import window_shares
+from lightning_internvl.layers.chunking import in_chunks
 from lightning_internvl.objectives.itc import ITC
 from lightning_internvl.objectives.itm import ITM
 from lightning_internvl.objectives.next_token import NextToken, labelled_tokens

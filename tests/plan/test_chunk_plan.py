@@ -10,8 +10,8 @@ import pytest
 from runs import TINY, train
 from test_plan import composed
 
-from lightning_internvl.cli import build
-from lightning_internvl.plan.run import StagePlan, stage_plan
+from lightning_internvl.config.targets import build
+from lightning_internvl.plan.stage_plan import StagePlan, stage_plan
 
 ITC = "stages.contrastive.objectives.itc.chunk"
 NEXT = "+stages.supervised.objectives.next_token.chunk"

@@ -15,14 +15,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_internvl.assembly import build_stage, make_view, stage_settings
-from lightning_internvl.cli import build
-from lightning_internvl.compose import compose_model
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.targets import build
+from lightning_internvl.inference.collators import make_view
+from lightning_internvl.model.compose import compose_model
 from lightning_internvl.plan.measure import SAMPLES, Curve, precision_of
 from lightning_internvl.plan.memory import GIB, Setup, largest_batch, setup_of
 from lightning_internvl.plan.meter import ACTIVATIONS, COPIES, LOGITS, parts_of
-from lightning_internvl.plan.run import StagePlan, stage_plan, stage_plans
+from lightning_internvl.plan.stage_plan import StagePlan, stage_plan, stage_plans
 from lightning_internvl.stages import Stage
+from lightning_internvl.training.assembly import build_stage
 
 STAGES = ("contrastive", "generative", "supervised")
 SMALL = (*TINY, "encoder.depth=3", "encoder.drop_path=0.2", "middleware.depth=4", "decoder.config.num_hidden_layers=3")
@@ -173,7 +175,7 @@ def test_sharding_divides_what_does_not_depend_on_the_batch(plans: dict[str, Sta
 
 
 def test_attention_with_all_scores_keeps_them(plans: dict[str, StagePlan], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_internvl.attention._backend", "math")
+    monkeypatch.setattr("lightning_internvl.layers.attention._backend", "math")
     math = stage_plan("contrastive", composed(*SMALL), build)
     assert math.memory().parts["activations"].total() > 1.1 * plans["contrastive"].memory().parts["activations"].total()
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from test_plan import SMALL, composed, kept_bytes, real_stage
 
-from lightning_internvl.cli import build
-from lightning_internvl.options import by_part
+from lightning_internvl.choices import by_part
+from lightning_internvl.config.targets import build
 from lightning_internvl.plan.advice import advice
 from lightning_internvl.plan.measure import SAMPLES
 from lightning_internvl.plan.meter import ACTIVATIONS
-from lightning_internvl.plan.run import StagePlan, stage_plan
-from lightning_internvl.recompute import recompute_blocks
+from lightning_internvl.plan.stage_plan import StagePlan, stage_plan
+from lightning_internvl.training.activation_checkpointing import recompute_blocks
 
 STAGE = "contrastive"
 

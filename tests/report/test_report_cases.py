@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_internvl.evaluation.journal import Journal
 from lightning_internvl.files import write_json
+from lightning_internvl.inference.journal import Journal
 from lightning_internvl.report import write_report
 
 

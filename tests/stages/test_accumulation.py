@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_internvl.accumulation import WINDOW, Windows
+from lightning_internvl.data.gradient_accumulation import WINDOW, Windows
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, ITM, NextToken
 from lightning_internvl.objectives.itm import IGNORED
 from lightning_internvl.pipeline import quiet_lightning

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.encoders.intern_vit import InternViT
-from lightning_internvl.layers import DropPath
+from lightning_internvl.layers.basic import DropPath
 from lightning_internvl.middleware.qllama import QLLaMA
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, SigLIP
 from lightning_internvl.stages import ContrastiveStage
 

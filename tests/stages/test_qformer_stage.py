@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.middleware.qformer import QFormer
-from lightning_internvl.middleware.streams import Stream
-from lightning_internvl.model import VLM
+from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITM, NextToken, QueryITC
 from lightning_internvl.stages import GenerativeStage
 from lightning_internvl.stages.generative import match_both

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA, Stream
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, ITM
 from lightning_internvl.stages import RetrievalStage
 

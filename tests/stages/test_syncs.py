@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from runs import ROOT, TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_internvl.assembly import Assembly, assemble
-from lightning_internvl.cli import build
+from lightning_internvl.config.targets import build
 from lightning_internvl.pipeline import quiet_lightning
+from lightning_internvl.training.assembly import Assembly, assemble
 
 aten = torch.ops.aten
 READS, LOOKS = "item", "nonzero"

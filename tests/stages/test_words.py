@@ -12,11 +12,11 @@ import torch
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.connector import MLPConnector
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC
-from lightning_internvl.optim import adamw, cosine
 from lightning_internvl.stages import WordStage
-from lightning_internvl.stages.words import described, mean_word, rarity, token_scores
+from lightning_internvl.stages.word_alignment import described, mean_word, rarity, token_scores
+from lightning_internvl.training.optim import adamw, cosine
 
 A, B, C, END = 5, 6, 7, 1
 

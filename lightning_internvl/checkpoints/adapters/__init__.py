@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lightning_internvl.checkpoints.files import own_tensors
-from lightning_internvl.checkpoints.mapping import Rule, grouped
-from lightning_internvl.model import VLM
-from lightning_internvl.peft import adapted
+from lightning_internvl.checkpoints.name_rules import Rule, grouped
+from lightning_internvl.layers.peft import adapted
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.model.vlm import VLM
 
 Config = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.language import language_config, language_model, language_rules
-from lightning_internvl.checkpoints.mapping import Rule, rename
-from lightning_internvl.checkpoints.qformer_config import (
+from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
+from lightning_internvl.checkpoints.families.qformer import (
     QFORMER,
     VISION,
     hf_qformer_rules,
@@ -17,11 +16,12 @@ from lightning_internvl.checkpoints.qformer_config import (
     qformer_config,
     qformer_of,
 )
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.decoders.hf_seq2seq import HFSeq2SeqLM
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.middleware.qformer import QFormer
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 NAME = "BLIP-2 of transformers (Blip2ForConditionalGeneration)"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.mapping import Rule, rename
-from lightning_internvl.checkpoints.qformer_config import (
+from lightning_internvl.checkpoints.families.qformer import (
     QFORMER,
     VISION,
     hf_qformer_rules,
@@ -16,9 +15,10 @@ from lightning_internvl.checkpoints.qformer_config import (
     qformer_config,
     qformer_of,
 )
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.middleware.qformer import QFormer
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITM, QueryITC
 
 NAME = "BLIP-2 retrieval of transformers (Blip2ForImageTextRetrieval)"

@@ -11,8 +11,7 @@ import re
 from torch import Tensor
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.mapping import Rule, rename
-from lightning_internvl.checkpoints.qformer_config import (
+from lightning_internvl.checkpoints.families.qformer import (
     hf_tower,
     hf_tower_config,
     lavis_qformer_rules,
@@ -20,10 +19,11 @@ from lightning_internvl.checkpoints.qformer_config import (
     qformer_config,
     qformer_of,
 )
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.encoders.features import Features
 from lightning_internvl.middleware.qformer import QFormer
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITM, NextToken, QueryITC
 
 NAME = "BLIP-2 stage 1 of LAVIS (model_type 'blip2_qformer', or a bare .pth file)"

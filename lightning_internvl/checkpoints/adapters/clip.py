@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.clip_config import (
+from lightning_internvl.checkpoints.families.clip import (
     OLD_EOS,
     TEXT,
     VISION,
@@ -13,10 +13,10 @@ from lightning_internvl.checkpoints.clip_config import (
     text_config,
     vision_rules,
 )
-from lightning_internvl.checkpoints.mapping import Rule, rename, scalar
+from lightning_internvl.checkpoints.name_rules import Rule, rename, scalar
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.clip_text import CLIPText
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC
 
 NAME = "CLIP of transformers (model_type 'clip')"

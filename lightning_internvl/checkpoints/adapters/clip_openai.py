@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, clip as native
-from lightning_internvl.checkpoints.clip_config import add_first_dimension, clip_text, clip_tower, clip_tower_config, transposed
-from lightning_internvl.checkpoints.mapping import Rule, rename, scalar
+from lightning_internvl.checkpoints.families.clip import add_first_dimension, clip_text, clip_tower, clip_tower_config, transposed
+from lightning_internvl.checkpoints.name_rules import Rule, rename, scalar
 from lightning_internvl.encoders.clip_vit import CLIPViT
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC
 
 NAME = "CLIP (a bare state dict with `visual.transformer.*`; heads and activation from a config.json beside it, else OpenAI's)"

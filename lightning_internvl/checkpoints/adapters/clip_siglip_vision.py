@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.clip_config import (
+from lightning_internvl.checkpoints.families.clip import (
     SIGLIP_VISION,
     VISION,
     clip_tower,
@@ -12,10 +12,10 @@ from lightning_internvl.checkpoints.clip_config import (
     siglip_tower_config,
     vision_rules,
 )
-from lightning_internvl.checkpoints.mapping import Rule
+from lightning_internvl.checkpoints.name_rules import Rule
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 NAME = "a tower of CLIP or SigLIP of transformers (model_type 'clip_vision_model' or 'siglip_vision_model')"
 NATIVE = True

@@ -11,17 +11,17 @@ import re
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.adapters.deepseek_vl_hf import vision_configs
-from lightning_internvl.checkpoints.intern_vit_config import check_only
-from lightning_internvl.checkpoints.language import language_config, language_model, language_rules
-from lightning_internvl.checkpoints.mapping import Rule, rename, stacked_rows
-from lightning_internvl.checkpoints.sam_config import release_rules
+from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
+from lightning_internvl.checkpoints.families.sam import release_rules
+from lightning_internvl.checkpoints.name_rules import Rule, rename, stacked_rows
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.hybrid import HybridEncoder
 from lightning_internvl.encoders.sam_vit import SamViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.middleware.hybrid_mlp import HybridMLP
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 NAME = "DeepSeek-VL as released (model_type 'multi_modality')"

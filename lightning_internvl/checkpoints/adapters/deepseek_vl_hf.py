@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.clip_config import SIGLIP_VISION, siglip_tower, siglip_tower_config, vision_rules
-from lightning_internvl.checkpoints.intern_vit_config import check_only
-from lightning_internvl.checkpoints.language import language_config, language_model
-from lightning_internvl.checkpoints.mapping import Rule, rename
-from lightning_internvl.checkpoints.sam_config import DEFAULTS as SAM, moved, native_rules, sam_tower, sam_tower_config
+from lightning_internvl.checkpoints.families.clip import SIGLIP_VISION, siglip_tower, siglip_tower_config, vision_rules
+from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.language_model import language_config, language_model
+from lightning_internvl.checkpoints.families.sam import DEFAULTS as SAM, moved, native_rules, sam_tower, sam_tower_config
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.hybrid import HybridEncoder
 from lightning_internvl.encoders.sam_vit import SamViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.middleware.hybrid_mlp import HybridMLP
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 NAME = "DeepSeek-VL of transformers (model_type 'deepseek_vl' or 'deepseek_vl_hybrid')"

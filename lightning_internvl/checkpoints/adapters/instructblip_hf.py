@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, blip2_hf as blip2, updated
-from lightning_internvl.checkpoints.language import language_rules
-from lightning_internvl.checkpoints.mapping import Rule, rename
-from lightning_internvl.checkpoints.qformer_config import QFORMER, VISION, hf_qformer_rules, hf_tower_rules
-from lightning_internvl.model import VLM
+from lightning_internvl.checkpoints.families.language_model import language_rules
+from lightning_internvl.checkpoints.families.qformer import QFORMER, VISION, hf_qformer_rules, hf_tower_rules
+from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.model.vlm import VLM
 
 NAME = "InstructBLIP of transformers (InstructBlipForConditionalGeneration)"
 NATIVE = True

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.intern_vit_config import DEFAULTS, release_rules, tower, tower_config
-from lightning_internvl.checkpoints.mapping import Rule
+from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, release_rules, tower, tower_config
+from lightning_internvl.checkpoints.name_rules import Rule
 from lightning_internvl.encoders.intern_vit import InternViT
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 NAME = "InternViT (model_type 'intern_vit_6b')"
 NATIVE = SINGLE_FILE = False

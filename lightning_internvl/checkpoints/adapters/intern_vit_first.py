@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes
 from lightning_internvl.checkpoints.adapters.internvl_c import release_shapes
-from lightning_internvl.checkpoints.intern_vit_config import config_from_shapes, first_rules, tower, tower_config
-from lightning_internvl.checkpoints.mapping import Rule
+from lightning_internvl.checkpoints.families.intern_vit import config_from_shapes, first_rules, tower, tower_config
+from lightning_internvl.checkpoints.name_rules import Rule
 from lightning_internvl.encoders.intern_vit import InternViT
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 NAME = "InternViT (a bare .pth with `blocks.*`; heads from a config.json beside it, else as published)"
 NATIVE = False

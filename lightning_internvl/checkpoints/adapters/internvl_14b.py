@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.intern_vit_config import DEFAULTS, check_only, release_rules, tower, tower_config
-from lightning_internvl.checkpoints.mapping import Rule, rename, scalar
+from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, check_only, release_rules, tower, tower_config
+from lightning_internvl.checkpoints.name_rules import Rule, rename, scalar
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, ITM, NextToken
 
 NAME = "InternVL-14B (InternViT + QLLaMA; model_type 'internvl' with a qllama_config)"

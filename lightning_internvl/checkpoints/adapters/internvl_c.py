@@ -6,7 +6,7 @@ import math
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes
 from lightning_internvl.checkpoints.adapters.internvl_14b import LLAMA, ROPE_THETA, TOP, qllama_of
-from lightning_internvl.checkpoints.intern_vit_config import (
+from lightning_internvl.checkpoints.families.intern_vit import (
     FIRST_NAMES,
     HEAD_DIM,
     config_from_shapes,
@@ -14,10 +14,10 @@ from lightning_internvl.checkpoints.intern_vit_config import (
     tower,
     tower_config,
 )
-from lightning_internvl.checkpoints.mapping import Rule, grouped, rename, scalar
+from lightning_internvl.checkpoints.name_rules import Rule, grouped, rename, scalar
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC
 
 NAME = "InternVL-C (a bare .pth with `blocks.*` and `transformer.*`; heads from a config.json beside it, else as published)"

@@ -8,16 +8,16 @@ from torch import nn
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.adapters.internvl_14b import LLAMA, TOP, qllama_config, qllama_of
-from lightning_internvl.checkpoints.intern_vit_config import DEFAULTS, release_rules, tower, tower_config
-from lightning_internvl.checkpoints.language import language_config, language_model
-from lightning_internvl.checkpoints.mapping import Rule, rename
+from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, release_rules, tower, tower_config
+from lightning_internvl.checkpoints.families.language_model import language_config, language_model
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.middleware.qllama import QLLaMA
-from lightning_internvl.model import VLM
+from lightning_internvl.model.placeholders import ImagePlaceholders
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
-from lightning_internvl.placeholders import ImagePlaceholders
 
 NAME = "InternVL-Chat 1.0 (LLaVA code with InternViT: mm_projector_type 'two_mlp' or 'mlp2x_gelu')"
 NATIVE = SINGLE_FILE = False

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.intern_vit_config import (
+from lightning_internvl.checkpoints.families.intern_vit import (
     NATIVE_DEFAULTS,
     check_only,
     native_rules,
     native_tower,
     native_tower_config,
 )
-from lightning_internvl.checkpoints.language import language_config, language_model, language_rules
-from lightning_internvl.checkpoints.mapping import Rule, rename
+from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.pixel_shuffle import PixelShuffleMLP
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 NAME = "InternVL of transformers (model_type 'internvl' with a text_config)"

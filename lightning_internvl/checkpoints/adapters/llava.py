@@ -7,16 +7,16 @@ import re
 from torch import nn
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, internvl_chat_llava, updated
-from lightning_internvl.checkpoints.clip_config import VISION, clip_tower, clip_tower_config, vision_rules
-from lightning_internvl.checkpoints.intern_vit_config import check_only
-from lightning_internvl.checkpoints.language import language_config, language_model
-from lightning_internvl.checkpoints.mapping import Rule, rename
+from lightning_internvl.checkpoints.families.clip import VISION, clip_tower, clip_tower_config, vision_rules
+from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.language_model import language_config, language_model
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.connector import LinearConnector, MLPConnector
-from lightning_internvl.model import VLM
+from lightning_internvl.model.placeholders import ImagePlaceholders
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
-from lightning_internvl.placeholders import ImagePlaceholders
 
 NAME = "LLaVA v1 and v1.5 (LLaVA code with a CLIP tower: mm_projector_type 'linear' or 'mlp2x_gelu')"
 NATIVE = SINGLE_FILE = False

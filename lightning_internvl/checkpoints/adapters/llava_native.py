@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.clip_config import (
+from lightning_internvl.checkpoints.families.clip import (
     SIGLIP_VISION,
     VISION,
     clip_tower,
@@ -12,14 +12,14 @@ from lightning_internvl.checkpoints.clip_config import (
     siglip_tower_config,
     vision_rules,
 )
-from lightning_internvl.checkpoints.intern_vit_config import check_only
-from lightning_internvl.checkpoints.language import language_config, language_model, language_rules
-from lightning_internvl.checkpoints.mapping import Rule, rename
+from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
 from lightning_internvl.middleware.connector import MLPConnector
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 NAME = "LLaVA of transformers (model_type 'llava' with a vision_config)"

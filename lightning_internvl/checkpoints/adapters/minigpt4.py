@@ -9,14 +9,14 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.language import language_config, language_model
-from lightning_internvl.checkpoints.lavis_encoder import DEFAULTS, NORM_EPS, TOWER, lavis_encoder, lavis_encoder_config
-from lightning_internvl.checkpoints.mapping import Rule, rename
-from lightning_internvl.checkpoints.qformer_config import lavis_qformer_rules, lavis_tower_rules, qformer_config, qformer_of
+from lightning_internvl.checkpoints.families.language_model import language_config, language_model
+from lightning_internvl.checkpoints.families.lavis import DEFAULTS, NORM_EPS, TOWER, lavis_encoder, lavis_encoder_config
+from lightning_internvl.checkpoints.families.qformer import lavis_qformer_rules, lavis_tower_rules, qformer_config, qformer_of
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.middleware.concat import ConcatConnector
 from lightning_internvl.middleware.qformer import QFormer
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 NAME = "MiniGPT-4 with its own names (model_type 'minigpt4')"

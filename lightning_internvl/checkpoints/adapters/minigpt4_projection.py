@@ -6,10 +6,10 @@ A run takes it as a part of its start: `init_from=FILE`, with all other names un
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes
-from lightning_internvl.checkpoints.mapping import Rule, rename
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.encoders.features import Features
 from lightning_internvl.middleware.connector import LinearConnector
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 NAME = "MiniGPT-4's released projection (a bare .pth with `llama_proj.*`)"
 NATIVE = False

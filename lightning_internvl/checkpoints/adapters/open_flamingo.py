@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, clip_openai, updated
-from lightning_internvl.checkpoints.clip_config import clip_tower, clip_tower_config
-from lightning_internvl.checkpoints.language import language_config
-from lightning_internvl.checkpoints.mapping import Rule, rename
+from lightning_internvl.checkpoints.families.clip import clip_tower, clip_tower_config
+from lightning_internvl.checkpoints.families.language_model import language_config
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.decoders.flamingo import FlamingoCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.perceiver_resampler import PerceiverResampler
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 NAME = "Flamingo under the names of OpenFlamingo (model_type 'open_flamingo')"

@@ -9,13 +9,13 @@ from typing import Any
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.intern_vit_config import check_only
-from lightning_internvl.checkpoints.language import language_config
-from lightning_internvl.checkpoints.mapping import Rule, rename
+from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.language_model import language_config
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.decoders.mrope import MRopeCausalLM
 from lightning_internvl.encoders.qwen2_vit import Qwen2ViT
 from lightning_internvl.middleware.patch_merger import PatchMerger
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 NAME = "Qwen2-VL (model_type 'qwen2_vl')"

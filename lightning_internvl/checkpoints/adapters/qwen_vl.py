@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.clip_config import add_first_dimension, transposed
-from lightning_internvl.checkpoints.intern_vit_config import check_only
-from lightning_internvl.checkpoints.language import fused_rows
-from lightning_internvl.checkpoints.mapping import Rule, rename, stacked_rows
+from lightning_internvl.checkpoints.families.clip import add_first_dimension, transposed
+from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.language_model import fused_rows
+from lightning_internvl.checkpoints.name_rules import Rule, rename, stacked_rows
 from lightning_internvl.decoders.qwen import Qwen
 from lightning_internvl.encoders.openclip_vit import OpenCLIPViT
 from lightning_internvl.middleware.resampler import Resampler
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 NAME = "Qwen-VL as released (model_type 'qwen' with 'visual'), or its visual part ('qwen_vl_visual')"

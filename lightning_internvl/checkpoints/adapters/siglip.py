@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.clip_config import (
+from lightning_internvl.checkpoints.families.clip import (
     SIGLIP_TEXT,
     SIGLIP_VISION,
     siglip_tower,
@@ -14,10 +14,10 @@ from lightning_internvl.checkpoints.clip_config import (
     text_settings,
     vision_rules,
 )
-from lightning_internvl.checkpoints.mapping import Rule, rename
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.encoders.siglip_vit import SiglipViT
 from lightning_internvl.middleware.clip_text import CLIPText
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import SigLIP
 
 NAME = "SigLIP of transformers (model_type 'siglip')"

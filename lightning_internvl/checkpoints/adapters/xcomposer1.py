@@ -11,13 +11,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.language import language_config, language_model
-from lightning_internvl.checkpoints.lavis_encoder import DEFAULTS, NORM_EPS, TOWER, lavis_encoder, lavis_encoder_config
-from lightning_internvl.checkpoints.mapping import Rule, rename
-from lightning_internvl.checkpoints.qformer_config import QFORMER, lavis_qformer_rules, lavis_tower_rules, qformer_config
+from lightning_internvl.checkpoints.families.language_model import language_config, language_model
+from lightning_internvl.checkpoints.families.lavis import DEFAULTS, NORM_EPS, TOWER, lavis_encoder, lavis_encoder_config
+from lightning_internvl.checkpoints.families.qformer import QFORMER, lavis_qformer_rules, lavis_tower_rules, qformer_config
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.middleware.perceive_sampler import PerceiveSampler
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 NAME = "InternLM-XComposer 1 as released (model_type 'InternLMXComposer')"

@@ -7,14 +7,14 @@ import dataclasses
 import functools
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
-from lightning_internvl.checkpoints.clip_config import VISION, clip_tower, clip_tower_config, vision_rules
-from lightning_internvl.checkpoints.intern_vit_config import check_only
-from lightning_internvl.checkpoints.language import fused_rows, internlm2_config, language_model, language_rules
-from lightning_internvl.checkpoints.mapping import Rule, rename
+from lightning_internvl.checkpoints.families.clip import VISION, clip_tower, clip_tower_config, vision_rules
+from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.language_model import fused_rows, internlm2_config, language_model, language_rules
+from lightning_internvl.checkpoints.name_rules import Rule, rename
 from lightning_internvl.decoders.plora import PartialLoRACausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.connector import MLPConnector
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 
 NAME = "InternLM-XComposer2 as released (model_type 'internlmxcomposer2')"

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import adapter_for, blip2_hf, blip2_itm_hf, instructblip_hf, official
 from lightning_internvl.decoders.hf_seq2seq import HFSeq2SeqLM
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 SYSTEM = "BLIP-2 and InstructBLIP of transformers"
 ECHOES: frozenset[str] = frozenset()

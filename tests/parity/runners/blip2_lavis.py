@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import blip2_lavis, official
-from lightning_internvl.middleware.streams import Stream
+from lightning_internvl.middleware.text_streams import Stream
 from lightning_internvl.stages.generative import itc_features, match_both, similarity, three_losses
 
 SYSTEM = "BLIP-2 stage 1 (Q-Former)"

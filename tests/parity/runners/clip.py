@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import adapter_for, clip, clip_siglip_vision, official, siglip
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 SYSTEM = "CLIP and SigLIP of transformers (whole models, or a tower alone)"
 ECHOES: frozenset[str] = frozenset()

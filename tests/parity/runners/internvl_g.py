@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import internvl_14b, official
 from lightning_internvl.middleware.qllama import Stream
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.stages.generative import three_losses
 
 SYSTEM = "InternVL-G (InternViT + QLLaMA), stage 2"

@@ -6,7 +6,7 @@ import torch
 from golden import Fixture
 from torch import Tensor
 
-from lightning_internvl.data.processors import Tiles, choose_grid
+from lightning_internvl.data.processors.basic import Tiles, choose_grid
 from lightning_internvl.middleware.pixel_shuffle import pixel_shuffle
 
 SYSTEM = "InternVL 1.5 preprocessing (dynamic tiles, pixel shuffle)"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import llava, official
-from lightning_internvl.model import VLM
-from lightning_internvl.placeholders import Expanded
+from lightning_internvl.model.placeholders import Expanded
+from lightning_internvl.model.vlm import VLM
 
 SYSTEM = "LLaVA v1 and v1.5 (own layout)"
 ECHOES: frozenset[str] = frozenset()

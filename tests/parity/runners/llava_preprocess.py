@@ -6,8 +6,8 @@ import torch
 from golden import Fixture
 from torch import Tensor
 
-from lightning_internvl.data.pad_square import PadSquare
-from lightning_internvl.data.processors import CenterCrop, to_pixels
+from lightning_internvl.data.processors.basic import CenterCrop, to_pixels
+from lightning_internvl.data.processors.padded import PadSquare
 
 SYSTEM = "LLaVA preprocessing (pad to square, resize and crop)"
 ECHOES: frozenset[str] = frozenset()

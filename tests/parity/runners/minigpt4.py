@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
+from continuations import Rows, joined, loss_over_length
 from golden import Fixture
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import minigpt4, official
-from lightning_internvl.data.continuations import Rows, joined, loss_over_length
 from lightning_internvl.middleware.qformer import QFormer
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 SYSTEM = "MiniGPT-4 (Vicuna with Q-Former; LLaMA 2 with concatenated patches)"
 ECHOES: frozenset[str] = frozenset()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import official, qwen2_vl
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 SYSTEM = "Qwen2-VL (Qwen2VLForConditionalGeneration)"
 ECHOES: frozenset[str] = frozenset()

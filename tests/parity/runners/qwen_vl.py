@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import official, qwen_vl
 from lightning_internvl.middleware.resampler import sincos_positions
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 SYSTEM = "Qwen-VL (visual part, and language model with pictures)"
 ECHOES: frozenset[str] = frozenset()

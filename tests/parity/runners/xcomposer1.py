@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from golden import Fixture
+from marked_labels import labels_by_ends
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import official, xcomposer1
-from lightning_internvl.data.marked_labels import labels_by_ends
 
 SYSTEM = "InternLM-XComposer 1 (perceive sampler)"
 ECHOES: frozenset[str] = frozenset()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 from golden import Fixture
+from marked_labels import labels_by_turns
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import official, xcomposer2
-from lightning_internvl.checkpoints.language import fused_rows
-from lightning_internvl.data.marked_labels import labels_by_turns
+from lightning_internvl.checkpoints.families.language_model import fused_rows
 from lightning_internvl.decoders.plora import mark, rows_of
-from lightning_internvl.layers import resize_positions
-from lightning_internvl.model import VLM
+from lightning_internvl.layers.basic import resize_positions
+from lightning_internvl.model.vlm import VLM
 
 SYSTEM = "InternLM-XComposer2 (Partial LoRA)"
 ECHOES: frozenset[str] = frozenset()

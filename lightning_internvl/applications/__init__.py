@@ -1,1 +1,0 @@
-"""What finished models are used for beyond questions about one picture."""

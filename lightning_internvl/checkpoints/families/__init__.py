@@ -1,0 +1,1 @@
+"""Configurations that several official layouts share, by family of parts."""

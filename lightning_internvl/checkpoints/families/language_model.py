@@ -1,0 +1,98 @@
+"""The language model inside a chat checkpoint: Hugging Face's own layouts, and InternLM2's fused one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.decoders.hf_causal import NOTES, HFCausalLM
+
+Config = dict[str, Any]
+FUSED = "InternLM2ForCausalLM"  # grouped query, key and value in one matrix; a LLaMA otherwise
+
+# Fields of InternLM2 that LLaMA has under the same name.
+_SHARED = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+    "rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings", "hidden_act", "bos_token_id", "eos_token_id",
+    "pad_token_id", "initializer_range",
+)  # fmt: skip
+_INTERNLM2_DEFAULTS: Config = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048}
+
+
+def is_fused(config: Config) -> bool:
+    """Whether a language model's config is InternLM2's."""
+    return FUSED in config.get("architectures", []) or config.get("model_type") == "internlm2"
+
+
+def language_model(config: Config, *, tied: bool, make: Callable[..., HFCausalLM] = HFCausalLM) -> HFCausalLM:
+    """The decoder of a language model's config, with fresh weights.
+
+    Args:
+        tied: whether output and input embeddings are one tensor; what the files hold decides, not the config.
+        make: called with the config that transformers knows; a decoder with parts of its own, or the plain one.
+
+    Raises:
+        ValueError: if the config does not say which model it is.
+    """
+    if is_fused(config):
+        known = _INTERNLM2_DEFAULTS | config
+        fields = {key: known[key] for key in _SHARED if known.get(key) is not None}
+        config = {**fields, "model_type": "llama", "attention_bias": config.get("bias", True)}
+    if "model_type" not in config:
+        raise ValueError("the config of the language model has no model_type")
+    fields = {key: value for key, value in config.items() if key not in NOTES}
+    return make(config=fields | {"tie_word_embeddings": tied})
+
+
+def language_config(decoder: HFCausalLM) -> Config:
+    """The config of a decoder as transformers writes it."""
+    return decoder.plain_config
+
+
+def internlm2_config(decoder: HFCausalLM) -> Config:
+    """The config of a decoder of LLaMA's architecture as InternLM2 writes it."""
+    config = language_config(decoder)
+    rope = dict(config.pop("rope_parameters", None) or {})
+    config["rope_theta"], kind = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
+    config["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
+    return {key: config.get(key) for key in _SHARED} | {"bias": config["attention_bias"]}
+
+
+def language_rules(config: Config, prefix: str = "language_model.") -> list[Rule]:
+    """The language model below `prefix`."""
+    if not is_fused(config):
+        return [rename("decoder.lm.**", f"{prefix}**")]
+    heads = config["num_attention_heads"]
+    groups = config.get("num_key_value_heads") or heads
+    ours, theirs = "decoder.lm.model.layers.*", f"{prefix}model.layers.*"
+    return [
+        rename("decoder.lm.model.embed_tokens.weight", f"{prefix}model.tok_embeddings.weight"),
+        rename("decoder.lm.model.norm.weight", f"{prefix}model.norm.weight"),
+        rename("decoder.lm.lm_head.weight", f"{prefix}output.weight"),
+        *(fused_rows(ours, f"{theirs}.attention.wqkv.{leaf}", leaf, heads, groups) for leaf in ("weight", "bias")),
+        rename(f"{ours}.self_attn.o_proj.*", f"{theirs}.attention.wo.*"),
+        rename(f"{ours}.mlp.gate_proj.weight", f"{theirs}.feed_forward.w1.weight"),
+        rename(f"{ours}.mlp.up_proj.weight", f"{theirs}.feed_forward.w3.weight"),
+        rename(f"{ours}.mlp.down_proj.weight", f"{theirs}.feed_forward.w2.weight"),
+        rename(f"{ours}.input_layernorm.weight", f"{theirs}.attention_norm.weight"),
+        rename(f"{ours}.post_attention_layernorm.weight", f"{theirs}.ffn_norm.weight"),
+    ]
+
+
+def fused_rows(ours: str, official: str, leaf: str, heads: int, groups: int) -> Rule:
+    """Query, key and value in one matrix, group by group: the queries that share a key, then this key, then its value."""
+    per_group = heads // groups
+
+    def read(fused: Tensor) -> tuple[Tensor, ...]:
+        grouped = fused.unflatten(0, (groups, per_group + 2, -1))
+        return tuple(rows.flatten(0, 2).contiguous() for rows in grouped.split([per_group, 1, 1], dim=1))
+
+    def write(*rows: Tensor) -> tuple[Tensor, ...]:
+        parts = [r.unflatten(0, (groups, n, -1)) for r, n in zip(rows, (per_group, 1, 1), strict=True)]
+        return (torch.cat(parts, dim=1).flatten(0, 2),)
+
+    return Rule(tuple(f"{ours}.self_attn.{x}_proj.{leaf}" for x in "qkv"), (official,), read, write)

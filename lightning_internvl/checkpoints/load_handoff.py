@@ -1,0 +1,50 @@
+"""A model from a hand-off folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_internvl.checkpoints.handoff import TOKENIZERS
+from lightning_internvl.checkpoints.load_report import LoadReport
+from lightning_internvl.checkpoints.weight_source import read
+from lightning_internvl.config.trust import check_parts, without_notes
+from lightning_internvl.layers.quantization import quantize
+from lightning_internvl.model.compose import check_trusted, compose_model, trusted_build
+from lightning_internvl.model.vlm import VLM
+
+
+def trusted_config(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the model in a manifest, in which the tokenizers that the folder holds now have their places.
+
+    Raises:
+        ValueError: if it names other code or weights elsewhere.
+    """
+    config = without_notes(manifest["config"])
+    check_parts(config, folder)
+    check_trusted(config)
+    for part in ("middleware", "decoder"):
+        if (saved := folder / TOKENIZERS / part).is_dir():
+            config[part]["tokenizer"]["folder"] = str(saved.resolve())
+    return config
+
+
+def load(folder: Path) -> tuple[VLM, dict[str, Any], dict[str, Any]]:
+    """The model of a hand-off folder in evaluation mode, built from the configuration in its manifest (parts of this package
+    only), the tokenizers of its parts, and the manifest.
+
+    Raises:
+        ValueError: as `read`; if the configuration names other code or weights elsewhere; if tensors do not fit the model.
+    """
+    tensors, manifest = read(folder)
+    config = trusted_config(folder, manifest)
+    model, tokenizers = compose_model(config, trusted_build)
+    LoadReport.of(model, tensors, source=str(folder), new=(), dropped=()).load(model, tensors)
+    quantize(model, config.get("quantization"), keep=manifest.get("trained", ()))
+    return model.eval(), tokenizers, manifest
+
+
+def load_model(folder: str | Path) -> VLM:
+    """The model of a hand-off folder alone; see `load`."""
+    return load(Path(folder))[0]

@@ -1,0 +1,204 @@
+"""Weight files of a folder in the Hugging Face layout, read and written one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_internvl.messages import listed
+
+SINGLE = "model.safetensors"
+INDEX = f"{SINGLE}.index.json"
+Shape = tuple[int, ...]
+
+
+WRAPPERS = ("module", "model", "state_dict")  # keys under which trainers have put a whole state dict
+
+
+class WeightFiles:
+    """The tensors of a folder or of one file. Safetensors are preferred; pickles are read with `weights_only=True`.
+
+    Attributes:
+        shapes: every tensor's name and shape.
+
+    Raises:
+        ValueError: for a folder without weights, a shard that is not there or is damaged, or a name that two shards hold.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.files = [place] if place.is_file() else _weight_files(place)
+        self.shapes: dict[str, Shape] = {}
+        for file in self.files:
+            shapes = _shapes(file)
+            if twice := sorted(shapes.keys() & self.shapes.keys()):
+                raise ValueError(f"{file.name} repeats tensors of another file beside it: {listed(twice)}")
+            self.shapes |= shapes
+
+    def tensors(self, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor, one after another, on `device`; each owns its memory, so the file may go away afterwards.
+
+        Args:
+            dtype: type of floating-point tensors; None keeps that of the file.
+        """
+
+        def own(tensor: Tensor) -> Tensor:
+            # One copy out of the mapped file, straight into the type and the place that are wanted.
+            return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
+
+        for file in self.files:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118 - not a dict
+                        yield name, own(opened.get_tensor(name))
+            else:
+                for name, tensor in _unpickled(file).items():
+                    yield name, own(tensor)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for index, single in ((INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin")):
+        if (folder / index).is_file():
+            return _indexed(folder / index)
+        if (folder / single).is_file():
+            return [folder / single]
+    if pickles := sorted(folder.glob("*.pth")):
+        return pickles
+    expected = f"{INDEX}, {SINGLE}, pytorch_model.bin.index.json, pytorch_model.bin or *.pth"
+    raise ValueError(f"{folder} holds no weights: expected {expected}")
+
+
+def read_config(place: Path) -> dict[str, Any]:
+    """`config.json` of a folder, or beside a file; empty for a bare file.
+
+    Raises:
+        ValueError: if a folder has none, or it is no JSON object.
+    """
+    path = (place if place.is_dir() else place.parent) / "config.json"
+    if not path.is_file():
+        if place.is_file() or any(place.glob("*.pth")):
+            return {}
+        raise ValueError(f"{place} holds neither config.json (an official layout) nor manifest.json (a hand-off)")
+    return _json_object(path)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} should hold a JSON object, but holds a {type(found).__name__}")
+    return found
+
+
+def _indexed(index: Path) -> list[Path]:
+    weight_map = _json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} is damaged: it maps no tensors to files")
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if missing:
+        raise ValueError(f"{index} names files that are not beside it: {listed(missing)}")
+    return [index.parent / name for name in names]
+
+
+def _shapes(file: Path) -> dict[str, Shape]:
+    if file.suffix != ".safetensors":
+        return {name: tuple(tensor.shape) for name, tensor in _unpickled(file).items()}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or cut off: {error}") from error
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    try:
+        # Only the zip format of PyTorch can be mapped into memory instead of being read whole.
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{file} is refused: it holds more than tensors, or is no PyTorch file ({error})") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{file} is damaged or cut off: {error}") from error
+    if isinstance(loaded, dict):
+        wrapped = [loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)]
+        loaded = wrapped[0] if wrapped else loaded
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{file} should map names to tensors, but holds a {type(loaded).__name__}")
+    if odd := [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{file} should map names to tensors; no tensor: {listed(odd)}")
+    return loaded
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder that appears at `path` complete or not at all.
+
+    Raises:
+        ValueError: if something other than an empty folder stands at `path`.
+    """
+    path = path.absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not an empty folder; nothing was written")
+    # A sibling, because a rename is atomic only within one file system.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one .pth file, complete or not at all.
+
+    Raises:
+        ValueError: if something stands at `path`.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists; nothing was written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, partial)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:
+    """Write `model.safetensors`, or numbered shards and their index if there are more bytes than fit into one file."""
+    shards = _shards(tensors, max_shard_bytes)
+    weight_map: dict[str, Any] = {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({n: tensors[n].detach().cpu().contiguous() for n in names}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards

@@ -1,0 +1,139 @@
+"""Where weights come from: a run, a hand-off folder, an official checkpoint, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lightning_internvl.checkpoints import handoff, weight_source
+from lightning_internvl.checkpoints.handoff import MANIFEST, _hash, read_manifest
+from lightning_internvl.checkpoints.load_report import _some
+from lightning_internvl.config.trust import check_base
+from lightning_internvl.files import RUN_CONFIG
+from lightning_internvl.layers import peft
+from lightning_internvl.layers.state_dict import own_tensors
+
+SAMPLES, SAMPLE_BYTES = 64, 16384  # of a weight file, for its fingerprint
+
+
+class Origin(NamedTuple):
+    """Tensors under our names, and the settings of the adapters among them by part."""
+
+    tensors: Mapping[str, Tensor]
+    peft: Mapping[str, Any]
+
+    def for_model(self, settings: Mapping[str, Any] | None) -> Mapping[str, Tensor]:
+        """The tensors for a model with these adapters: updates of others are added to their weights."""
+        return peft.merged_tensors(self.tensors, peft.differing(self.peft, settings))
+
+
+def read_origin(place: str | Path, device: torch.device | str = "cpu") -> Origin:
+    """What a run (its last hand-off), a hand-off folder, or an official checkpoint holds; on the meta device without values.
+
+    Raises:
+        ValueError: if there is nothing to read, or it is damaged.
+    """
+    if is_ours(folder := Path(place)):
+        tensors, manifest = weight_source.read(handoff_of(folder))
+        return Origin({name: tensor.to(device) for name, tensor in tensors.items()}, manifest["config"].get("peft") or {})
+    from lightning_internvl.checkpoints.pretrained import load_pretrained
+
+    return Origin(own_tensors(load_pretrained(place, device=device)), {})
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder is a run or a hand-off."""
+    return (folder / handoff.MANIFEST).exists() or (folder / RUN_CONFIG).exists()
+
+
+def handoff_of(place: Path) -> Path:
+    """A hand-off folder itself, or that of the last finished stage of a run; raises ValueError as `handoffs_of`."""
+    return handoffs_of(place)[-1]
+
+
+def handoffs_of(place: Path) -> list[Path]:
+    """A hand-off folder itself, or those of the finished stages of a run, in their order.
+
+    Raises:
+        ValueError: if this is neither, or no stage has finished.
+    """
+    if (place / handoff.MANIFEST).is_file():
+        return [place]
+    if not (place / RUN_CONFIG).is_file():
+        raise ValueError(f"{place} is neither a run ({RUN_CONFIG}) nor a hand-off folder ({handoff.MANIFEST})")
+    pipeline = yaml.safe_load((place / RUN_CONFIG).read_text(encoding="utf-8"))["pipeline"]
+    finished = [stage for stage in pipeline if (place / "handoff" / stage / handoff.MANIFEST).is_file()]
+    if not finished:
+        raise ValueError(f"{place}: no stage of this run has finished; use resume={place} to go on with it")
+    return [place / "handoff" / stage for stage in finished]
+
+
+def fingerprint(place: str | Path) -> str:
+    """What tells one set of weights from another: a hand-off's manifest, which holds their hashes; of other weight files their
+    sizes and samples of their bytes, which takes no time however large they are; a hub id itself."""
+    folder, digest = Path(place), hashlib.sha256()
+    if is_ours(folder):
+        return hashlib.sha256((handoff_of(folder) / handoff.MANIFEST).read_bytes()).hexdigest()
+    if not folder.exists():
+        return f"id:{place}"
+    kinds = ("*.safetensors", "*.bin", "*.pth")
+    for file in [folder] if folder.is_file() else sorted(f for kind in kinds for f in folder.glob(kind)):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            for i in range(SAMPLES):
+                stream.seek(max(0, size - SAMPLE_BYTES) * i // max(1, SAMPLES - 1))
+                digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _from_base(manifest: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
+    """The tensors that a hand-off leaves at its base.
+
+    Raises:
+        ValueError: if the base has gone, is another one by now, or lacks one of them.
+    """
+
+    check_base(manifest, folder)
+    base = manifest["base"]
+    beside = folder / base["beside"] if "beside" in base else None
+    place = str(beside.resolve()) if beside is not None and beside.exists() else base["place"]
+    if beside is not None and not Path(place).exists():
+        raise ValueError(f"{folder} holds adapters only, and their base {place} has gone; put it back, or move both together")
+    if fingerprint(place) != base["fingerprint"]:
+        raise ValueError(f"{folder} holds adapters for another base than what {place} holds now; they cannot be put together")
+    tensors = read_origin(place).for_model(manifest["config"].get("peft"))
+    if lost := [name for name in base["names"] if name not in tensors]:
+        raise ValueError(f"{place}, the base of {folder}, lacks {_some(lost)}")
+    return {name: tensors[name] for name in base["names"]}
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a hand-off folder, with those of its base, and its manifest.
+
+    Raises:
+        ValueError: if the manifest or a file is missing, damaged, or not the one that the manifest describes; if its base is.
+    """
+    manifest = read_manifest(folder)
+    tensors: dict[str, Tensor] = {}
+    for part, entry in manifest["parts"].items():
+        file = folder / f"{part}.safetensors"
+        if not file.is_file():
+            raise ValueError(f"{file} is missing, although {MANIFEST} names it")
+        if _hash(file) != entry["sha256"]:
+            raise ValueError(f"{file} is damaged: its contents are not those that {MANIFEST} describes; take another hand-off")
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+    if "base" in manifest:
+        tensors |= _from_base(manifest, folder)
+    return tensors, manifest

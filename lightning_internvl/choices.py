@@ -1,0 +1,73 @@
+"""Settings of how parts run: those given as one word for all parts or by part (`compile: true`, `compile: {decoder: true}`), and
+the feature cache of a stage; and which entries of a pipeline train.
+
+Nothing here imports PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Config = dict[str, Any]
+INHERITED = "inherited"  # parts, and how they read, from where a stage starts
+BACKENDS = ("auto", "xformers", "flash", "flex", "sdpa", "math")  # of attention
+PACKINGS = {None: None, False: None, True: "packed", "packed": "packed", "bucketed": "bucketed"}  # what data.packing may say
+METHODS = {"peft": ("lora", "dora"), "quantization": ("nf4", "int8", "bf16")}
+
+PARTS = ("encoder", "middleware", "decoder")
+BLOCKWISE: dict[str, tuple[str | bool, ...]] = {  # and their words, beside null
+    "activation_checkpointing": ("full", "selective"),
+    "compile": (True, "inductor", "aot_eager", "eager"),
+}
+CACHES = {"memory": "{where: memory, gib: 4}", "disk": "{where: disk, gib: 100, path: FOLDER}"}
+
+
+def is_step(stage: Mapping[str, Any]) -> bool:
+    """Whether what stands under `stages` is a step between stages, which trains nothing (see `filtering`)."""
+    return "step" in stage
+
+
+def trained_stages(config: Mapping[str, Any]) -> list[str]:
+    """The names in the pipeline of a configuration that train."""
+    return [name for name in config["pipeline"] if not is_step(config["stages"][name])]
+
+
+def by_part(value: Any) -> dict[str, Any]:
+    """A setting by part; null says nothing about any, false turns it off for all."""
+    if value is None:
+        return {}
+    return dict(value) if isinstance(value, Mapping) else dict.fromkeys(PARTS, value)
+
+
+def block_settings(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of `BLOCKWISE` for one stage: its own over the common ones."""
+    return {name: by_part(common.get(name)) | by_part(own.get(name)) for name in BLOCKWISE}
+
+
+def block_faults(settings: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the settings of `BLOCKWISE`."""
+    for name, words in BLOCKWISE.items():
+        choices = ", ".join("true" if word is True else str(word) for word in words)
+        for part, word in by_part(settings.get(name)).items():
+            if part not in PARTS:
+                yield f"{name}: there is no part {part!r}; valid choices: {', '.join(PARTS)}"
+            elif word and not (isinstance(word, str | bool) and word in words):
+                where = f"{name}.{part}" if isinstance(settings[name], Mapping) else name
+                yield f"{where}={word!r} is not known; valid choices: null, {choices}, or one of them by part"
+
+
+def cache_faults(cache: Any) -> Iterator[str]:
+    """What is wrong with a stage's `feature_cache`."""
+    if cache is None:
+        return
+    if not isinstance(cache, Mapping) or cache.get("where") not in CACHES:
+        yield f"feature_cache={cache!r} is not known; valid choices: null, {', '.join(CACHES.values())}"
+        return
+    for name in cache.keys() - {"where", "gib", "path"}:
+        yield f"feature_cache: there is no setting {name!r}; valid choices: where, gib, path"
+    gib = cache.get("gib")
+    if isinstance(gib, bool) or not isinstance(gib, int | float) or gib <= 0:
+        yield f"feature_cache.gib={gib!r} must be a number above 0, the most GiB that it may take"
+    if (cache["where"] == "disk") != bool(cache.get("path")):
+        yield f"feature_cache={dict(cache)}: a path belongs to where=disk, and where=disk needs one; as in {CACHES['disk']}"

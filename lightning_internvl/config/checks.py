@@ -1,0 +1,269 @@
+"""Faults of a configuration, found before PyTorch is imported or any model is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_internvl.choices import (
+    BACKENDS,
+    BLOCKWISE,
+    INHERITED,
+    METHODS,
+    PACKINGS,
+    PARTS,
+    block_faults,
+    cache_faults,
+    is_step,
+)
+from lightning_internvl.config.hardware import hardware_faults, processes
+from lightning_internvl.config.stage_settings import merged
+from lightning_internvl.launch import is_helper
+from lightning_internvl.messages import ConfigError, suggestion
+
+KEYS = (
+    "name", "seed", "pipeline", "max_steps", "init_from", "resume", "trust", "attention", "plan", "doctor", "device_memory",
+    "encoder", "middleware", "decoder",
+    "stages", "data", "peft", "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
+    *BLOCKWISE,
+)  # fmt: skip
+ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
+STREAMED = ("shards", "sources", "weights", "schedule")  # settings of data from shards that are looked into before the start
+STAGE_KEYS = (
+    "module", "parts", "objectives", "max_steps", "batch_size", "new", "dropped", "data", "collate", "evaluation", "samples",
+    "encoder", "middleware", "decoder", "peft", "quantization", "optimizer", "scheduler",
+    "trainer", "datasets", "feature_cache", *BLOCKWISE,
+)  # fmt: skip
+
+
+NO_EPOCHS = "a stage is counted in steps (max_steps=N, stages.NAME.max_steps=N)"
+NO_VALIDATION = "callbacks.tracking.every_n_steps=N measures while a stage trains, callbacks.validation at its end"
+SHORTER = "max_steps=N makes all stages shorter, debug=fast tries them with four steps each"
+OWN_ARGUMENTS: dict[str, tuple[Any, str]] = {  # of Lightning's Trainer that the program sets itself, or that break its counting:
+    "max_steps": (None, NO_EPOCHS),  # what they may be, and what does it here
+    "min_steps": (None, NO_EPOCHS),
+    "max_epochs": (-1, NO_EPOCHS),
+    "min_epochs": (None, NO_EPOCHS),
+    "limit_train_batches": (1.0, SHORTER),
+    "fast_dev_run": (False, SHORTER),
+    "overfit_batches": (0, "debug=overfit trains on sixteen samples again and again"),
+    "limit_val_batches": (1.0, "callbacks.validation.samples=N and callbacks.tracking.samples=N say how much is measured"),
+    "limit_test_batches": (1.0, "evaluate.py measures a finished run, on as many samples as its tasks say"),
+    "limit_predict_batches": (1.0, "evaluate.py measures a finished run, on as many samples as its tasks say"),
+    "val_check_interval": (1.0, NO_VALIDATION),
+    "check_val_every_n_epoch": (1, NO_VALIDATION),
+    "num_sanity_val_steps": (0, NO_VALIDATION),
+    "callbacks": (None, "+callbacks.NAME={_target_: CLASS} adds one"),
+    "logger": (None, "logger=[tensorboard,history] chooses them, +logger.NAME={_target_: CLASS} adds one"),
+    "strategy": (None, "strategy=auto, ddp or fsdp2 is a setting of its own, beside the trainer"),
+    "default_root_dir": (None, "paths.run=FOLDER, or paths.root=FOLDER for all runs"),
+    "enable_checkpointing": (False, "callbacks.checkpoint.every_n_steps=N saves, and resume=RUN goes on exactly"),
+    "use_distributed_sampler": (False, "each process has its own samples already"),
+    "reload_dataloaders_every_n_epochs": (0, NO_EPOCHS),
+    "barebones": (False, "logger=[] and ~callbacks.NAME leave out what is not wanted"),
+}
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check what can be checked without building anything.
+
+    Raises:
+        ConfigError: with all faults, each naming the setting, its value and what is valid.
+    """
+    faults = [*_common_faults(config), *_pipeline_faults(config)]
+    faults += [] if faults else hardware_faults(config)
+    for name in [] if faults else config["pipeline"]:
+        stage = config["stages"][name]
+        found = _step_faults(config, name) if is_step(stage) else _stage_faults(config, stage)
+        faults += [f"stages.{name}: {fault}" for fault in found]
+    if faults:
+        raise ConfigError(faults)
+
+
+def _step_faults(config: Mapping[str, Any], name: str) -> Iterable[str]:
+    from lightning_internvl.config.filter_checks import step_faults  # which needs this file
+
+    return step_faults(config, name)
+
+
+def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
+    for key in config:
+        if key not in KEYS:
+            yield f"there is no setting {key!r}; {suggestion(key, KEYS)}"
+    name, start = config["name"], config["init_from"]
+    if not isinstance(name, str) or not name or "/" in name:
+        yield f"name={name!r} must be a word; it names the run's folder"
+    yield from _negative("seed", config["seed"], whole=True)
+    if config["attention"] not in BACKENDS:
+        yield f"attention={config['attention']!r} is not known; {suggestion(config['attention'], BACKENDS)}"
+    if not isinstance(config["plan"], bool):
+        yield f"plan={config['plan']!r} must be true (print what the run needs) or false (run)"
+    if not isinstance(config.get("doctor", False), bool):  # runs from before it have none
+        yield f"doctor={config['doctor']!r} must be true (check each stage on a few samples) or false (run)"
+    if config.get("max_steps") is not None:
+        yield from _not_positive("max_steps", config["max_steps"], whole=True)
+    yield from _not_positive("device_memory", config["device_memory"])
+    yield from _negative("data.num_workers", config["data"].get("num_workers", 0), whole=True)
+    if not isinstance(config["data"].get("validate", False), bool):
+        yield f"data.validate={config['data']['validate']!r} must be true (check the data) or false (train)"
+    bad = config["data"].get("max_bad_fraction", 0.0)
+    if isinstance(bad, bool) or not isinstance(bad, int | float) or not 0 <= bad <= 1:
+        yield f"data.max_bad_fraction={bad!r} must be a share from 0 to 1"
+    yield from _packing_faults(config["data"])
+    yield from _stream_faults(config, {}, look=not config["plan"])
+    yield from _schedule_faults(config["optimizer"], config["scheduler"])
+    yield from _adapter_faults(config)
+    yield from block_faults(config)
+    yield from _trainer_faults(config["trainer"])
+    if not (config["callbacks"] or {}).get("handoff"):
+        yield "callbacks.handoff is missing; without it no stage hands its weights over (see conf/callbacks/default.yaml)"
+    if start and not Path(start).exists() and not _may_be_hub_id(str(start)):
+        yield f"init_from={start}: there is no such folder; give a run, a hand-off folder, an official checkpoint or a hub id"
+    yield from _trust_faults(config)
+
+
+def _trust_faults(config: Mapping[str, Any]) -> Iterable[str]:
+    from lightning_internvl.config.trust import folder_faults, packages_of, trust_faults  # which need this file
+
+    named = config.get("trust") or []
+    if faults := list(trust_faults(named)):
+        yield from faults
+    elif config["init_from"]:
+        yield from folder_faults(config["init_from"], [*named, *packages_of(config)])  # the user's own parts are named already
+
+
+def _trainer_faults(trainer: Mapping[str, Any] | None) -> Iterable[str]:
+    for name, value in (trainer or {}).items():
+        allowed, instead = OWN_ARGUMENTS.get(name, (value, ""))
+        if value is not None and (value != allowed or isinstance(value, bool) != isinstance(allowed, bool)):
+            yield f"trainer.{name}={value!r} is not for the trainer to say: {instead}"
+
+
+def _packing_faults(data: Mapping[str, Any]) -> Iterable[str]:
+    packing = data.get("packing")
+    if not isinstance(packing, bool | str | None) or packing not in PACKINGS:
+        yield f"data.packing={packing!r} is not known; valid choices: null, true (the same as packed), packed, bucketed"
+    for name in ("tokens", "tiles", "window"):
+        if data.get(f"packing_{name}") is not None:
+            yield from _not_positive(f"data.packing_{name}", data[f"packing_{name}"], whole=True)
+
+
+def _stream_faults(config: Mapping[str, Any], stage: Mapping[str, Any], look: bool) -> Iterable[str]:
+    data = merged(config["data"], stage.get("datasets"))
+    if "lanes" not in data:
+        return
+    from lightning_internvl.config.stream_checks import stream_faults  # for data from shards alone
+
+    count = processes({**config["trainer"], **(stage.get("trainer") or {})})
+    layers = config["strategy"].get("tensor_parallel_size", 1)  # processes that read the same samples
+    readers = count // layers if count and isinstance(layers, int) and layers > 0 else None
+    yield from stream_faults(data, readers, look=look and not is_helper())
+
+
+def _may_be_hub_id(text: str) -> bool:
+    """Whether it reads OWNER/NAME and does not begin with a folder that is here."""
+    owner, _, name = text.partition("/")
+    return bool(re.fullmatch(r"[\w.-]+", name)) and bool(re.fullmatch(r"\w[\w.-]*", owner)) and not Path(owner).exists()
+
+
+def _adapter_faults(settings: Mapping[str, Any]) -> Iterable[str]:
+    for part, own in (settings.get("peft") or {}).items():
+        if part not in PARTS:
+            yield f"peft: there is no part {part!r}; {suggestion(part, PARTS)}"
+        elif own and (lacking := [key for key in ADAPTER_KEYS if own.get(key) is None]):
+            yield f"peft.{part} lacks {', '.join(lacking)}; take them from a file: peft/part@peft.{part}=lora"
+        elif own:
+            for key in own:
+                if key not in ADAPTER_KEYS:
+                    yield f"peft.{part}: there is no setting {key!r}; {suggestion(key, ADAPTER_KEYS)}"
+            if own["method"] not in METHODS["peft"]:
+                yield f"peft.{part}.method={own['method']!r} is not known; {suggestion(own['method'], METHODS['peft'])}"
+            yield from _not_positive(f"peft.{part}.rank", own["rank"], whole=True)
+            yield from _not_positive(f"peft.{part}.alpha", own["alpha"])
+            yield from _negative(f"peft.{part}.dropout", own["dropout"])
+    for part, method in (settings.get("quantization") or {}).items():
+        if part not in PARTS:
+            yield f"quantization: there is no part {part!r}; {suggestion(part, PARTS)}"
+        elif method and method not in METHODS["quantization"]:
+            yield f"quantization.{part}={method!r} is not known; {suggestion(method, METHODS['quantization'])}, null"
+
+
+def _pipeline_faults(config: Mapping[str, Any]) -> Iterable[str]:
+    pipeline, stages = config["pipeline"], config["stages"]
+    if not isinstance(pipeline, list) or not pipeline:
+        example = f"pipeline=[{next(iter(stages), '')}]"
+        yield f"pipeline={pipeline!r} must be a list of stages, as in {example}; {suggestion(pipeline, stages)}"
+        return
+    for name in pipeline:
+        if name not in stages:
+            yield f"pipeline: there is no stage {name!r}; {suggestion(name, stages)}"
+    if all(stages.get(name, {}).get("parts") != INHERITED for name in pipeline):
+        for setting, value in _heirlooms(config["data"]).items():
+            if value == INHERITED:
+                yield f"{setting}={INHERITED} is for stages with parts={INHERITED}; pipeline=[{', '.join(pipeline)}] has none"
+    for name in {n for n in pipeline if pipeline.count(n) > 1}:
+        yield f"pipeline: stage {name!r} is listed twice; give the second one a name of its own under stages"
+
+
+def _heirlooms(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the data that a stage with inherited parts may take from where it starts."""
+    processor, chats = data.get("processor") or {}, data.get("chats_collate") or {}
+    return {
+        "data.tokenizer": data.get("tokenizer"),
+        "processor@data.processor": processor.get("_target_"),
+        **{f"data.processor.{name}": value for name, value in processor.items() if name != "_target_"},
+        **{f"data.chats_collate.{name}": value for name, value in chats.items()},
+    }
+
+
+def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterable[str]:
+    for key in stage:
+        if key not in STAGE_KEYS:
+            yield f"{key!r} is no setting of a stage; {suggestion(key, STAGE_KEYS)}"
+    for key in ("max_steps", "batch_size"):
+        yield from _not_positive(key, stage.get(key), whole=True)
+    if not stage.get("module", {}).get("train"):
+        yield "module.train is empty: the stage would train nothing; name parts, e.g. [encoder, middleware]"
+    if stage["parts"] == INHERITED:
+        if not config["init_from"]:
+            yield "its parts are those of init_from; give init_from=FOLDER_OR_ID: a checkpoint, a run or a hand-off folder"
+        parts = PARTS
+    else:
+        parts = stage["parts"]
+    for part in parts:
+        if part not in PARTS:
+            yield f"parts: {part!r} is no part; {suggestion(part, PARTS)}"
+    if missing := [part for part in ("encoder", "middleware") if part not in parts]:
+        yield f"parts={stage['parts']} lacks {' and '.join(missing)}; only the decoder may be left out"
+    yield from _adapter_faults({kind: merged(config.get(kind), stage.get(kind)) for kind in METHODS})
+    yield from _packing_faults(stage.get("datasets") or {})
+    yield from _trainer_faults(stage.get("trainer"))
+    own = stage.get("datasets") or {}
+    yield from _stream_faults(config, stage, look=not config["plan"] and not own.keys().isdisjoint(STREAMED))
+    yield from block_faults(stage)
+    yield from cache_faults(stage.get("feature_cache"))
+    yield from _schedule_faults(
+        {**config["optimizer"], **(stage.get("optimizer") or {})}, {**config["scheduler"], **(stage.get("scheduler") or {})}
+    )
+
+
+def _schedule_faults(optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterable[str]:
+    yield from _not_positive("optimizer.lr", optimizer.get("lr"))
+    for pattern, rate in (optimizer.get("part_lr") or {}).items():
+        yield from _not_positive(f"optimizer.part_lr.{pattern}", rate)
+    yield from _negative("optimizer.weight_decay", optimizer.get("weight_decay", 0.0))
+    yield from _negative("scheduler.warmup_steps", scheduler.get("warmup_steps", 0), whole=True)
+
+
+def _negative(name: str, value: Any, whole: bool = False) -> Iterable[str]:
+    kind = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kind) or value < 0:
+        yield f"{name}={value!r} must be a {'whole ' if whole else ''}number from 0 on"
+
+
+def _not_positive(name: str, value: Any, whole: bool = False) -> Iterable[str]:
+    kind = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
+        yield f"{name}={value!r} must be a {'whole ' if whole else ''}number above 0"

@@ -1,0 +1,115 @@
+"""The rules of a filter: what a pair must be like to be kept. Nothing here imports PyTorch or NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_internvl.choices import is_step
+from lightning_internvl.messages import suggestion
+
+Setting = Mapping[str, Any]
+STEP, ENGINES, MODES = "filter", ("local", "ray"), ("c", "g")
+SIMILARITY = "similarity"
+RANGES = ("side", "aspect", "characters", "words", SIMILARITY)  # rules on a number of each pair
+LANGUAGES = ("scripts", "language")  # rules on what a caption is written in
+COPIES = {"same_picture": "distance", "same_caption": "copies"}  # rules that look at all pairs, and their setting
+TOP_SHARE = "top_share"  # what `similarity.keep_share` drops is counted apart from what lies outside its range
+FIELDS = {
+    **dict.fromkeys(RANGES, ("min", "max")),
+    SIMILARITY: ("min", "max", "keep_share"),
+    **dict.fromkeys(LANGUAGES, ("allowed", "min")),
+    **{rule: (field,) for rule, field in COPIES.items()},
+}
+ORDER = (*RANGES[:-1], *LANGUAGES, SIMILARITY, *COPIES, TOP_SHARE)  # a pair is counted under the first that drops it
+SCRIPTS = ("latin", "han", "kana", "hangul", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "bengali", "tamil", "thai")
+MOST_DISTANCE = 15  # bits of 64; beyond it pictures have nothing in common
+KEYS = (
+    "step", "rules", "scores_from", "mode", "engine", "batch_size", "num_workers", "parts", "data", "new", "dropped",
+)  # fmt: skip
+
+
+def needs_model(stage: Setting) -> bool:
+    """Whether a filter compares pictures with captions itself."""
+    return not stage.get("scores_from") and (stage.get("rules") or {}).get(SIMILARITY) is not None
+
+
+def step_faults(config: Setting, name: str) -> Iterator[str]:
+    """What is wrong with a step, without building anything."""
+    stage = config["stages"][name]
+    for key in stage:
+        if key not in KEYS:
+            yield f"{key!r} is no setting of a filter; {suggestion(key, KEYS)}"
+    if stage["step"] != STEP:
+        yield f"step={stage['step']!r} is not known; valid choices: {STEP}"
+        return
+    for key, choices in (("engine", ENGINES), ("mode", MODES)):
+        if stage.get(key) not in choices:
+            yield f"{key}={stage.get(key)!r} is not known; {suggestion(stage.get(key), choices)}"
+    for key, least in (("batch_size", 1), ("num_workers", 0)):
+        if not _number(stage.get(key), whole=True) or stage[key] < least:
+            yield f"{key}={stage.get(key)!r} must be a whole number from {least} on"
+    yield from _rule_faults(stage.get("rules"))
+    if stage.get("scores_from") and not Path(stage["scores_from"], "scores").is_dir():
+        yield f"scores_from={stage['scores_from']} holds no scores; give the folder of a filter, RUN/filter"
+    before = config["pipeline"][: config["pipeline"].index(name)]
+    trained = any(not is_step(config["stages"][one]) for one in before)
+    if needs_model(stage) and not (trained or config["init_from"] or config["resume"]):  # a resumed run has been asked before
+        yield (
+            "there is no model before it that could tell how well pictures and captions agree; put it behind a stage, as in "
+            f"pipeline=[contrastive,{name},generative], give init_from=RUN, or leave it out: stages.{name}.rules.similarity=null"
+        )
+    if not any((config["data"].get("pairs") or {}).get(given) for given in ("shards", "sources")):
+        yield "the data has no shards that could be filtered; give data=webdataset data.shards=FOLDER"
+
+
+def _rule_faults(rules: Any) -> Iterator[str]:
+    if not isinstance(rules, Mapping):
+        yield f"rules={rules!r} must name rules with their limits; valid choices: {', '.join(FIELDS)}"
+        return
+    for rule, setting in rules.items():
+        if rule not in FIELDS:
+            yield f"rules: there is no rule {rule!r}; {suggestion(rule, FIELDS)}"
+        elif setting is None:
+            continue
+        elif not isinstance(setting, Mapping):
+            yield f"rules.{rule}={setting!r} must be null (leave it out) or have {', '.join(FIELDS[rule])}"
+        else:
+            for field in setting:
+                if field not in FIELDS[rule]:
+                    yield f"rules.{rule}: there is no setting {field!r}; {suggestion(field, FIELDS[rule])}"
+            yield from _limit_faults(rule, setting)
+
+
+def _limit_faults(rule: str, setting: Setting) -> Iterator[str]:
+    place, low, high = f"rules.{rule}", setting.get("min"), setting.get("max")
+    for field, value in (("min", low), ("max", high)):
+        if value is not None and not _number(value):
+            yield f"{place}.{field}={value!r} must be a number, or null for no limit"
+            return
+    if low is not None and high is not None and low > high:
+        yield f"{place}: min={low} is above max={high}, so it would drop every pair"
+    share = setting.get("keep_share")
+    if share is not None and not (_number(share) and 0 < share <= 1):
+        yield f"{place}.keep_share={share!r} must be above 0 and at most 1, the share of most similar pairs to keep, or null"
+    if rule in LANGUAGES:
+        yield from _language_faults(rule, setting)
+    if rule == "same_picture" and not (_number(found := setting.get("distance"), whole=True) and 0 <= found <= MOST_DISTANCE):
+        yield f"{place}.distance={found!r} must be a whole number from 0 (equal) to {MOST_DISTANCE}: bits of 64 that may differ"
+    if rule == "same_caption" and not (_number(found := setting.get("copies"), whole=True) and found >= 1):
+        yield f"{place}.copies={found!r} must be a whole number from 1 on: how often a caption may occur"
+
+
+def _language_faults(rule: str, setting: Setting) -> Iterator[str]:
+    allowed, low = setting.get("allowed"), setting.get("min")
+    if not isinstance(allowed, list) or not allowed:
+        yield f"rules.{rule}.allowed={allowed!r} must be a list, as in {'[latin, han]' if rule == 'scripts' else '[en, zh]'}"
+    elif rule == "scripts" and (unknown := [one for one in allowed if one not in SCRIPTS]):
+        yield f"rules.scripts.allowed: there is no script {unknown[0]!r}; {suggestion(unknown[0], SCRIPTS)}"
+    if low is None or not 0 <= low <= 1:
+        yield f"rules.{rule}.min={low!r} must be a share from 0 to 1"
+
+
+def _number(value: Any, whole: bool = False) -> bool:
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)

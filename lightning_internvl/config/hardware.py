@@ -1,0 +1,121 @@
+"""How many processes a configuration asks for, whether they fit the strategy, and how a run goes on with another number."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning_internvl.choices import trained_stages
+from lightning_internvl.launch import started_from_outside, started_processes
+
+HARDWARE = ("devices", "num_nodes", "accelerator")  # of the trainer; a run may go on with others
+INSTEAD = "use strategy=fsdp2, which does as {0}, with strategy.reshard_after_forward=false as {1}"
+REFUSED = {  # strategies of Lightning by the beginnings of their names, why stages cannot use them, and what does the same
+    "fsdp": (
+        "FSDP 1 lays weights out flat and renames their modules, but a stage freezes, decays and hands over by name and shape; "
+        + INSTEAD.format("FULL_SHARD", "SHARD_GRAD_OP")
+    ),
+    "deepspeed": (
+        "DeepSpeed's checkpoints are read by as many processes as have written them, and its engine keeps weights in a layout of "
+        "its own, so that resume, freezing within a stage and the hand-off would not be exact; "
+        + INSTEAD.format("ZeRO 3", "ZeRO 2")
+    ),
+}
+Config = Mapping[str, Any]
+
+
+def processes(trainer: Config) -> int | None:
+    """Processes that a trainer runs in; None where that depends on the machine (`devices: auto`)."""
+    devices = trainer.get("devices", 1)
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else None
+    return None if not count else count * (trainer.get("num_nodes") or 1)
+
+
+def readers(config: Config, stage: str) -> int | None:
+    """Processes of a stage that read samples of their own."""
+    count = processes(trainer_of(config, stage))
+    return count and count // config["strategy"].get("tensor_parallel_size", 1)
+
+
+def trainer_of(config: Config, stage: str) -> dict[str, Any]:
+    """The trainer's settings of a stage."""
+    return {**config["trainer"], **(config["stages"][stage].get("trainer") or {})}
+
+
+def refusal(strategy: str) -> str | None:
+    """Why stages cannot use a strategy of Lightning, given by its name or class, and what does the same."""
+    found = re.fullmatch(rf"({'|'.join(REFUSED)})(_\w+|strategy)?", strategy.rpartition(".")[2].lower())
+    return found and f"strategy={strategy}: {REFUSED[found[1]]}"
+
+
+def hardware_faults(config: Config) -> Iterable[str]:
+    """A strategy that stages cannot use, and numbers of processes that do not fit each other."""
+    strategy, target = config["strategy"], str(config["strategy"].get("_target_"))
+    # A share of each layer is held by the processes of a group, which read the same samples.
+    groups, layers = strategy.get("data_parallel_size"), strategy.get("tensor_parallel_size", 1)
+    if refused := refusal(str(strategy.get("_target_") or strategy.get("name"))):
+        yield refused
+        return
+    for stage in config["pipeline"] if target.endswith(".FSDP2") else []:
+        own = (config["stages"][stage].get("optimizer") or {}).get("_target_")
+        if "adamw_8bit" in str(own or config["optimizer"].get("_target_")):
+            where = f"optimizer@stages.{stage}.optimizer" if own else "optimizer"
+            yield f"{where}=adamw_8bit cannot divide its state, as strategy=fsdp2 needs it; use {where}=adamw, or strategy=ddp"
+            if not own:
+                break
+    for stage in config["pipeline"]:
+        trainer = trainer_of(config, stage)
+        count = processes(trainer)
+        asked = f"trainer.devices={trainer.get('devices', 1)} x trainer.num_nodes={trainer.get('num_nodes') or 1}"
+        if isinstance(groups, int) and count is not None and groups * layers != count:
+            yield (
+                f"strategy.data_parallel_size={groups} x tensor_parallel_size={layers} differs from the {count} processes of "
+                f"{asked}; leave data_parallel_size at auto, or give {count}"
+            )
+            return
+        if count is not None and isinstance(layers, int) and layers > 0 and count % layers:
+            fitting = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+            setting = f"strategy.tensor_parallel_size={layers}"
+            yield f"{setting} does not divide the {count} processes of {asked}; valid choices: {fitting}"
+            return
+        if started_from_outside() and not config["plan"] and count not in (None, started_processes()):
+            yield f"{started_processes()} processes were started, but {asked} says {count}; let both agree"
+            return
+
+
+def elsewhere(config: Config, changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The configuration of a run that goes on with other hardware, and what is to be said about it.
+
+    Each device reads so many samples that a step still reads those it would have read.
+
+    Args:
+        changes: settings of the trainer, of `HARDWARE`; they hold for all stages.
+
+    Raises:
+        ValueError: for a number of processes that is not known, or that does not divide the samples of a step.
+    """
+    found, told, layers = copy.deepcopy(dict(config)), [], config["strategy"].get("tensor_parallel_size", 1)
+    found["trainer"] |= changes
+    for name in trained_stages(config):
+        stage = found["stages"][name]
+        stage["trainer"] = {k: v for k, v in (stage.get("trainer") or {}).items() if k not in changes}
+        before, now = readers(config, name), readers(found, name)
+        if before is None or now is None:
+            raise ValueError("resume on other hardware needs numbers: trainer.devices=N, where the run had a number too")
+        samples, all_before, all_now = stage["batch_size"] * before, before * layers, now * layers
+        if samples % now:
+            fitting = ", ".join(str(n * layers) for n in range(1, samples + 1) if samples % n == 0)
+            raise ValueError(
+                f"stages.{name}: a step reads {samples} samples, which {all_now} processes cannot share evenly; fitting numbers "
+                f"of processes (devices x nodes): {fitting}"
+            )
+        if now != before:
+            told.append(
+                f"{name}: {all_now} processes instead of {all_before}, batch_size {stage['batch_size']} -> {samples // now}: "
+                "each step reads the same samples in the same order; what chance draws on a device (masks, wrong captions) "
+                "changes"
+            )
+        stage["batch_size"] = samples // now
+    return found, told

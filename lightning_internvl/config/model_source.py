@@ -1,0 +1,43 @@
+"""Settings that say which finished model a command takes, and how: what `evaluate.py`, `chat.py` and `export.py` have in common.
+
+Nothing here imports PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_internvl.config.trust import folder_faults
+from lightning_internvl.messages import suggestion
+
+DTYPES = ("float32", "bfloat16", "float16")
+READING = ("template", "system", "tokenizer", "pictures")  # how a folder is read that does not say it
+
+
+def source_faults(settings: Mapping[str, Any], nothing: str) -> Iterable[str]:
+    """Faults of `run` and `model`, of which one must be given; `nothing` tells what there is not without either."""
+    run, model = settings["run"], settings["model"]
+    if run is None and model is None:
+        runs = sorted(str(path.parent) for path in Path("outputs").glob("*/*/handoff"))
+        yield f"{nothing}; give run=FOLDER (runs here: {', '.join(runs[-5:]) or 'none'}) or model=FOLDER_OR_ID"
+    if run is not None and model is not None:
+        yield f"run={run} and model={model} exclude each other; leave one out"
+    if run is not None and not Path(str(run)).is_dir():
+        yield f"run={run}: there is no such folder"
+    yield from folder_faults(model if run is None else run, settings.get("trust"))
+    if model is None and (given := [name for name in READING if settings[name] is not None]):
+        yield f"{', '.join(given)}: a run knows how it reads; only with model="
+
+
+def dtype_faults(dtype: Any) -> Iterable[str]:
+    """Faults of `dtype`."""
+    if dtype not in DTYPES:
+        yield f"dtype={dtype!r} is not known; {suggestion(dtype, DTYPES)}"
+
+
+def whole_faults(name: str, value: Any, least: int) -> Iterable[str]:
+    """Faults of a setting that is a whole number."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        yield f"{name}={value!r} must be a whole number from {least} on"

@@ -1,0 +1,322 @@
+"""Settings of the command line reach every stage: command line > recipe > stage file > common group.
+
+A stage carries changes to the common groups (`stages.contrastive.optimizer.lr`), and these win over the groups. What the user
+gives for a group (`optimizer.lr=1e-4`, `optimizer=sgd`) is therefore written into the stages' own changes, once, where the
+command line is known, so that the configuration of the run shows what holds. What is given for one stage
+(`stages.contrastive.optimizer.lr=1e-3`) wins over what is given for all.
+
+Nothing here imports PyTorch or Hydra; all is done on plain containers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from lightning_internvl.choices import BLOCKWISE, INHERITED, PARTS, by_part, is_step
+from lightning_internvl.messages import ConfigError
+
+Path = tuple[str, ...]
+Config = dict[str, Any]
+VALUE, GROUP, DELETED = "value", "group", "deleted"  # how a setting is given: X.Y=1, X=FILE, ~X.Y
+TRAINING = ("optimizer", "scheduler")  # groups without a meaning where nothing trains
+RECIPE = ("optimizer", "scheduler", "trainer")  # groups of a recipe that win over stage files
+KEPT = {"scheduler": ("warmup_steps",)}  # of a stage's own where another file of the group is chosen; else what the file names
+ABSENT = object()
+
+
+class Given(NamedTuple):
+    """One setting as a user gives it.
+
+    Attributes:
+        path: its place in the configuration.
+        value: what is given: a value, or the name of a file for a group.
+        text: the words of the command line, for messages.
+    """
+
+    path: Path
+    value: Any
+    kind: str
+    text: str
+
+
+def check_given_once(given: Iterable[Given]) -> None:
+    """Refuse a setting that is given several times, as when a shell expands braces that are not quoted.
+
+    Raises:
+        ConfigError: naming each such setting with all its values.
+    """
+    words: dict[Path, list[str]] = {}
+    for one in given:
+        words.setdefault(one.path, []).append(one.text)
+    faults = []
+    for path, texts in words.items():
+        if len(texts) > 1:
+            shown = " ".join(texts[:4]) + (" ..." if len(texts) > 4 else "")
+            setting = ".".join(path)
+            faults.append(
+                f"{setting} is given {len(texts)} times ({shown}), and only one can hold; give it once. A shell makes several "
+                f"words of braces without quotes; write '{setting}=\"...{{000..003}}...\"'"
+            )
+    if faults:
+        raise ConfigError(faults)
+
+
+def with_given(
+    config: Mapping[str, Any], given: Iterable[Given], recipe: Mapping[str, Any] | None = None
+) -> tuple[Config, list[str]]:
+    """The configuration in which the settings of the command line, and of a recipe, hold for all stages of the pipeline.
+
+    Args:
+        config: resolved, as plain containers.
+        given: what the command line gives.
+        recipe: the settings that the file of a recipe itself names, those for stages among them.
+
+    Returns:
+        the configuration, and for each stage in which something was replaced one line that says what
+
+    Raises:
+        ConfigError: for a setting that cannot have an effect in any stage of the pipeline.
+    """
+    found, given = copy.deepcopy(dict(config)), list(given)
+    _empty(found, given)
+    names, lines, whys = _trained(found), [], {one.text: [] for one in given}
+    lengths = any(one.path[-1] == "max_steps" for one in given)
+    for name in names:
+        change = _Change(found, name, given)
+        change.take_recipe(recipe or {})
+        change.take_groups()
+        change.take_values()
+        change.take_blockwise()
+        if lengths:
+            change.take_length()
+        lines += [f"{name}: {'; '.join(change.told)}"] if change.told else []
+        for one in given:
+            whys[one.text].append(change.unreached.get(one.text))
+    if lengths and names and _whole(found.get("max_steps")) and found["max_steps"] > 0:
+        found["max_steps"] = None  # each stage has its length now
+    faults = [f"{text} has no effect: {'; '.join(why)}" for text, why in whys.items() if why and all(why)]
+    faults += [] if names else _without_training(config, given)
+    if faults:
+        raise ConfigError(faults)
+    return found, lines
+
+
+def _empty(config: Config, given: list[Given]) -> None:
+    """`X={}` makes X empty; of itself it would be merged into what stands there, and change nothing."""
+    for one in given:
+        below = any(other.path[: len(one.path)] == one.path and other.path != one.path for other in given)
+        node = _at(config, one.path)
+        if one.kind == VALUE and one.value == {} and isinstance(node, dict) and not below:
+            node.clear()
+
+
+def _trained(config: Mapping[str, Any]) -> list[str]:
+    """The stages of the pipeline that train, as far as the configuration, which is not checked yet, says it."""
+    stages, pipeline = config.get("stages") or {}, config.get("pipeline")
+    names = pipeline if isinstance(pipeline, list) else []
+    return [name for name in dict.fromkeys(names) if isinstance(stages.get(name), Mapping) and not is_step(stages[name])]
+
+
+def _without_training(config: Mapping[str, Any], given: Iterable[Given]) -> list[str]:
+    """Settings of training, where every entry of a (valid) pipeline is a step that trains nothing."""
+    pipeline, stages = config.get("pipeline"), config.get("stages") or {}
+    if not isinstance(pipeline, list) or not pipeline or any(name not in stages for name in pipeline):
+        return []
+    names = ", ".join(pipeline)
+    useless = [one.text for one in given if one.path[0] in (*TRAINING, "max_steps")]
+    return [f"{text} has no effect: pipeline=[{names}] trains nothing; name a stage that does" for text in useless]
+
+
+class _Change:
+    """What becomes of one stage's own settings.
+
+    Attributes:
+        told: what was replaced, in words.
+        unreached: why a setting cannot reach the stage, by its words on the command line.
+    """
+
+    def __init__(self, config: Config, name: str, given: list[Given]) -> None:
+        self.config, self.name, self.stage = config, name, config["stages"][name]
+        own = [one._replace(path=one.path[2:]) for one in given if one.path[:2] == ("stages", name)]
+        self.common = [one for one in given if one.path[0] != "stages"]
+        self.own_groups = {one.path for one in own if one.kind == GROUP}
+        self.own_values = {path for one in own if one.kind != GROUP for path in _leaves(one.path, one.value)}
+        self.told: list[str] = []
+        self.unreached: dict[str, str] = {}
+
+    def take_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """What a recipe says for all stages wins over a stage's file, not over what it says for the stage."""
+        for group in RECIPE:
+            spoken = set(_leaves((group,), _at(recipe, ("stages", self.name, group))))
+            for path in _leaves((group,), _at(recipe, (group,))):
+                if path not in spoken and path[-1] != "_target_" and len(path) > 1:
+                    self._write(path, path, "of the recipe")
+
+    def take_groups(self) -> None:
+        """`optimizer=sgd`: the stage keeps of its own what the new choice has too."""
+        for one in self.common:
+            group, own = one.path[0], self.stage.get(one.path[0])
+            if one.kind != GROUP or one.path in self.own_groups:
+                continue
+            if group == "peft":
+                self._swap_adapters(one, one.path[1:] or PARTS)
+            elif len(one.path) == 1 and isinstance(own, dict) and own:
+                if group in ("optimizer", "scheduler", "trainer"):
+                    self._swap(one, own)
+                elif group == "quantization":
+                    chosen = self.config["quantization"]
+                    for part in [p for p in chosen if chosen[p] or not any(chosen.values())]:
+                        self._write((group, part), (group, part))
+
+    def _swap(self, one: Given, own: Config) -> None:
+        group, common = one.path[0], self.config[one.path[0]]
+        if "_target_" in own:
+            if own["_target_"] == common.get("_target_"):
+                return
+            self.stage[group] = {key: value for key, value in own.items() if self._is_own((group, key)) and key in common}
+            self.told.append(f"{one.text} in place of {own['_target_'].rpartition('.')[2]} and its settings")
+            return
+        kept = {k: v for k, v in own.items() if (k in KEPT.get(group, common) and k in common) or self._is_own((group, k))}
+        self.stage[group] = kept
+        left = [f"{key} {own[key]}" for key in own if key not in kept]
+        words = [f"with its {', '.join(f'{k} {v}' for k, v in kept.items())}" if kept else ""]
+        words.append(f"without its {', '.join(left)}" if left else "")
+        self.told.append(f"{one.text} {' and '.join(filter(None, words))}")
+
+    def _swap_adapters(self, one: Given, parts: Iterable[str]) -> None:
+        chosen, own = self.config["peft"] or {}, self.stage.get("peft") or {}
+        lacking = self._lacking([part for part in parts if chosen.get(part)])
+        self.unreached |= {one.text: lacking} if lacking else {}
+        for part in [part for part in parts if part in own and not self._is_own(("peft", part))]:
+            if not any(chosen.get(p) for p in parts) and own[part]:
+                self.told.append(f"{one.text} in place of its own adapters on the {part}")
+                del own[part]
+            elif chosen.get(part) and own[part] is None:
+                self._below_nothing(("peft", part, "method"), 2, own, one.text)
+            elif chosen.get(part) and "method" in own[part]:
+                self._write(("peft", part, "method"), ("peft", part, "method"))
+
+    def _lacking(self, parts: list[str]) -> str | None:
+        """Why settings of parts cannot reach the stage, if it has none of these."""
+        has = self.stage.get("parts")
+        if not parts or has == INHERITED or not isinstance(has, list) or set(parts) & set(has):
+            return None
+        return f"stage {self.name} has no {' and no '.join(parts)}"
+
+    def take_values(self) -> None:
+        """`optimizer.lr=1e-4`: in place of the stage's own."""
+        for one in [one for one in self.common if one.kind != GROUP]:
+            if one.path[0] in ("peft", "quantization") and (lacking := self._lacking(list(one.path[1:2]))):
+                self.unreached[one.text] = lacking
+                continue
+            for path in _leaves(one.path, one.value):
+                for prefix, place in self._places():
+                    if path[: len(prefix)] == prefix and len(path) > len(prefix):
+                        own = (*place, *path[len(prefix) :])
+                        self._delete(own) if one.kind == DELETED else self._write(path, own, text=one.text)
+
+    def _places(self) -> Iterator[tuple[Path, Path]]:
+        """Where a stage keeps its changes to what is common."""
+        for group in ("optimizer", "scheduler", "trainer", "peft", "quantization", *PARTS):
+            yield (group,), (group,)
+        yield ("data",), ("datasets",)
+        yield ("data", "processor"), ("collate", "processor")
+        yield ("data", f"{self.stage.get('data')}_collate"), ("collate",)
+
+    def _write(self, path: Path, own: Path, of: str = "", text: str = "") -> None:
+        """Let the common value at `path` hold at `own` in the stage, where the stage says something else."""
+        group = self.stage.get(own[0])
+        if not isinstance(group, dict) or self._is_own(own):
+            return
+        whole = group.get("_target_")  # of a class of its own, so that nothing common is left below it
+        if whole and own[0] in PARTS and whole != _at(self.config, (own[0], "_target_")):
+            return
+        node: Any = group
+        for depth, key in enumerate(own[1:-1], 2):
+            child = node.get(key, ABSENT)
+            if child is ABSENT:
+                break
+            if not isinstance(child, dict):  # null for all that lies below
+                self._below_nothing(own, depth, node, text)
+                return
+            node = child
+        else:
+            if own[-1] in node or (whole and len(own) > 2):
+                self._replace(path, node, own[-1], of)
+                return
+        if whole and text:
+            fitting = ", ".join(key for key in group if not key.startswith("_"))
+            self.unreached[text] = f"stage {self.name} has {whole.rpartition('.')[2]} as its {own[0]}, with {fitting}"
+
+    def _replace(self, path: Path, node: Config, key: str, of: str) -> None:
+        old, new = node.get(key), _at(self.config, path)
+        if new is not ABSENT and old != new:
+            node[key] = copy.deepcopy(new)
+            self.told.append(f"{'.'.join(path)} {new}{f' {of}' if of else ''} in place of {old}")
+
+    def _below_nothing(self, own: Path, depth: int, node: Config, text: str) -> None:
+        setting = ".".join(own[:depth])
+        if own[0] != "peft":
+            del node[own[depth - 1]]
+            self.told.append(f"{text or '.'.join(own)} in place of {setting}=null")
+        elif text:
+            self.unreached[text] = f"stages.{self.name}.{setting}=null keeps adapters off"
+            self.told.append(f"{text} does not reach it: stages.{self.name}.{setting}=null")
+
+    def _delete(self, own: Path) -> None:
+        node = _at(self.stage, own[:-1])
+        if isinstance(node, dict) and own[-1] in node and not self._is_own(own):
+            self.told.append(f"without its {'.'.join(own)} {node.pop(own[-1])}")
+
+    def take_blockwise(self) -> None:
+        """`compile=true` and the like, which are one word or one for each part."""
+        for one in self.common:
+            name = one.path[0]
+            own = by_part(self.stage.get(name)) if name in BLOCKWISE else {}
+            for part, old in list(own.items()):
+                new = by_part(self.config.get(name)).get(part)
+                if one.path[1:] in ((), (part,)) and old != new and not self._is_own((name, part)):
+                    own[part] = new
+                    self.told.append(f"{name}.{part} {new} in place of {old}")
+                    self.stage[name] = own
+
+    def take_length(self) -> None:
+        """`max_steps` of the command line is the length of each stage; that of a file only shortens stages."""
+        old, cap = self.stage.get("max_steps"), self.config.get("max_steps")
+        if self._is_own(("max_steps",)):
+            return
+        if any(one.path == ("max_steps",) for one in self.common):
+            new = old if cap is None else cap
+            if new != old:
+                self.told.append(f"max_steps {new} in place of {old}")
+            self.stage["max_steps"] = new
+        elif _whole(old) and _whole(cap):
+            self.stage["max_steps"] = min(old, cap)
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether the command line says something for this stage at a path, above or below it."""
+        return any(path[: len(own)] == own or own[: len(path)] == path for own in self.own_values)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _at(node: Any, path: Path) -> Any:
+    """What stands at a path; `ABSENT` where nothing does."""
+    for key in path:
+        if not isinstance(node, Mapping) or key not in node:
+            return ABSENT
+        node = node[key]
+    return node
+
+
+def _leaves(path: Path, value: Any) -> list[Path]:
+    """The paths of all values at and below a path; an empty mapping is a value."""
+    if value is ABSENT:
+        return []
+    if not isinstance(value, Mapping) or not value:
+        return [path]
+    return [leaf for key, child in value.items() for leaf in _leaves((*path, str(key)), child)]

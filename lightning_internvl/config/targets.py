@@ -1,0 +1,81 @@
+"""Classes and functions named by `_target_` in a configuration, and the settings that they take."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import hydra
+
+from lightning_internvl.messages import ConfigError
+
+OURS = ("lightning_internvl.", "callbacks.")
+
+
+def locate(target: str) -> Any:
+    """The class or function behind a dotted path.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"_target_: {target!r} cannot be found ({error})") from error
+
+
+def parameters_of(target: str) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The parameters of a class or function by name, and whether it takes any other name too.
+
+    A class of this project that passes `**settings` on to its base class takes the names of that class as well.
+    """
+    found = locate(target)
+    if not inspect.isclass(found):
+        return _named(found)
+    parameters: dict[str, inspect.Parameter] = {}
+    for owner in (c for c in found.__mro__ if "__init__" in vars(c)):
+        named, anything = _named(owner.__init__)
+        parameters |= {name: p for name, p in named.items() if name not in parameters}
+        if not anything or not f"{owner.__module__}.".startswith(OURS):
+            return parameters, anything
+    return parameters, True
+
+
+def _named(function: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name != "self"}
+    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def check_arguments(config: Mapping[str, Any]) -> None:
+    """Refuse settings that the class or function of a configuration does not take.
+
+    Raises:
+        ValueError: naming them and the valid ones.
+    """
+    parameters, anything = parameters_of(config["_target_"])
+    unknown = sorted(k for k in config if k not in parameters and not k.startswith("_"))
+    if unknown and not anything:
+        raise ValueError(f"{config['_target_']} does not know {', '.join(unknown)}; valid choices: {', '.join(parameters)}")
+
+
+def build(node: Mapping[str, Any], **extra: Any) -> Any:
+    """The object of a configuration node. Runtime objects are passed past Hydra, which would copy them.
+
+    Raises:
+        ValueError: if the class does not take its settings.
+    """
+
+    check_arguments(node)
+    maker = hydra.utils.instantiate(node, _partial_=True, _convert_="all")
+    if node.get("_partial_") and not extra:
+        return maker
+    try:
+        return maker(**extra)
+    except ValueError:
+        raise
+    except Exception as error:  # of any kind, by parts and libraries that do not check what they are given
+        raise ConfigError([f"{node['_target_']} cannot be built from its settings: {error}"]) from error

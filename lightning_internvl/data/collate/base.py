@@ -1,0 +1,83 @@
+"""What all collators share: the two steps of their work, pictures to tiles, rows to tensors.
+
+A collator does all that one sample needs in `prepare`, which alone can find fault with it; `stack` puts prepared samples into one
+batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lightning_internvl.data.processors.basic import Processor
+
+Sample = Mapping[str, Any]
+Prepared = dict[str, Any]
+
+
+class Collator(Protocol):
+    """Samples to a batch, one at a time and then together."""
+
+    def prepare(self, sample: Sample) -> Prepared:
+        """All work on one sample. Raises ValueError naming the sample if it cannot be used."""
+
+    def stack(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
+        """Prepared samples to a batch."""
+
+
+def tiles_of(processor: Processor, image: np.ndarray, key: str, draw: Sequence[int] | None = None) -> np.ndarray:
+    """What the encoder sees of one picture: (n, S, S, 3) uint8. Raises ValueError naming the sample for no (H, W, 3) uint8."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"sample {key}: its picture is {image.shape} {image.dtype}, not (H, W, 3) uint8")
+    try:
+        return processor(image, draw)
+    except ValueError as error:
+        raise ValueError(f"sample {key}: {error}") from error
+
+
+def video_of(processor: Processor, frames: np.ndarray, fps: float, key: str) -> np.ndarray:
+    """What the encoder sees of one video: (F, H, W, 3) uint8. Raises ValueError naming the sample for no (F, H, W, 3) uint8."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        raise ValueError(f"sample {key}: its video is {frames.shape} {frames.dtype}, not (F, H, W, 3) uint8 with a frame")
+    try:
+        return processor.video(frames, fps)
+    except ValueError as error:
+        raise ValueError(f"sample {key}: {error}") from error
+
+
+def pixels_of(processor: Processor, tiles: Sequence[np.ndarray]) -> Tensor:
+    """The tiles of some pictures, one after the other and normalised: (N, 3, S, S) float32; N may be 0."""
+    return processor.inputs(tiles)["pixel_values"]
+
+
+def picture_keys(prepared: Sequence[Prepared], wanted: bool) -> dict[str, list[str]]:
+    """`picture_keys`: a name for the bytes of each square of prepared samples, as the pixels come; nothing unless wanted."""
+    if not wanted:
+        return {}
+    squares = (square for one in prepared for picture in one.get("pictures", [one.get("tiles")]) for square in picture)
+    return {"picture_keys": [hashlib.blake2b(square.tobytes(), digest_size=16).hexdigest() for square in squares]}
+
+
+def stable_id(name: str) -> int:
+    """A whole number below 2**63 for a name, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1
+
+
+def pad_rows(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Right-pad to the longest row: (B, L) int64 filled up with `value`, and its (B, L) int64 mask (1: real)."""
+    lengths = [len(row) for row in rows]
+    width = max(lengths)
+    padded = torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64)
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    return padded, mask.long()
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any id does for padding, because the masks come from lengths."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

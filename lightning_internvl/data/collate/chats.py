@@ -1,0 +1,169 @@
+"""Samples to batches of tensors. Masks come from lengths, never from token ids."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lightning_internvl.data.bad_samples import Unwanted
+from lightning_internvl.data.collate.base import (
+    Prepared,
+    Sample,
+    pad_id,
+    pad_rows,
+    picture_keys,
+    tiles_of,
+    video_of,
+)
+from lightning_internvl.data.collate.encode import (
+    IGNORE,
+    ImageTokens,
+    TooLong,
+    encode_conversation,
+    encode_prompt,
+)
+from lightning_internvl.data.collate.instructions import Instructions, encode_question
+from lightning_internvl.data.processors.basic import Processor
+from lightning_internvl.data.templates import ChatTemplate
+from lightning_internvl.data.tokenizer import token_id
+
+PAIR_TASKS = ("itc", "itm", "itg")
+TOO_LONG = ("cut", "skip")
+
+
+class ChatCollator:
+    """Conversations about pictures to a batch for next-token prediction.
+
+    Takes samples {"images": [(H, W, 3) uint8 of any size, ...], "conversation", "key"[, "draw"]}. Gives `input_ids`,
+    `attention_mask` and `labels` (B, longest row) int64, `pixel_values` (N, 3, S, S) float32 with the N tiles of all pictures of
+    all samples in order, `image_counts` (B,) int64, the pictures of each sample, and `keys`. A picture of n tiles has
+    n * `tokens_per_tile` placeholders. A batch without pictures has `pixel_values` of shape (0, 3, S, S). A processor of any
+    resolution gives other inputs (`Processor.inputs`) and counts its placeholders itself. Raises ValueError naming the sample for
+    what `encode_conversation` refuses.
+
+    Where `image_tokens` names a token of videos, samples may hold "videos": [((F, H, W, 3) uint8, frames a second), ...], marked
+    "<video>" in the conversation, and the batch has `pixel_values_videos` and what else describes pictures (`video_grid_thw`).
+
+    Args:
+        tokens_per_tile: decoder tokens of one square.
+        max_length: tokens of a row, text and pictures together.
+        image_tokens: names of the placeholder and of the tokens around a picture; None: as the template has them.
+        split_answers: for an encoder-decoder: a row ends before the last answer, which alone makes the row's labels.
+        instructions: adds what an instructed middleware reads, a row for every square.
+        too_long: what becomes of a conversation over `max_length`: "cut" leaves whole turns at its end out, "skip" refuses it.
+    """
+
+    picture_keys = False  # whether batches name their pictures (see `feature_cache`)
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: ChatTemplate,
+        processor: Processor,
+        tokens_per_tile: int,
+        max_length: int,
+        image_tokens: ImageTokens | None = None,
+        split_answers: bool = False,
+        instructions: Instructions | None = None,
+        too_long: str = "cut",
+    ) -> None:
+        if too_long not in TOO_LONG:
+            raise ValueError(f"{too_long=} is not known; valid choices: {', '.join(TOO_LONG)}")
+        self.tokenizer, self.template, self.processor = tokenizer, template, processor
+        self.split_answers, self.encode = split_answers, encode_question if split_answers else encode_conversation
+        self.instructions, self.too_long = instructions, too_long
+        self.tokens_per_tile, self.max_length = tokens_per_tile, max_length
+        self.row_length, self.blank_tiles = max_length, processor.max_tiles  # the most that a row of a batch has
+        start, end = template.image_frame or (None, None)
+        self.image_tokens = image_tokens or ImageTokens(start=start, end=end)
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        return self.stack([self.prepare(sample) for sample in samples])
+
+    def prepare(self, sample: Sample) -> Prepared:
+        """Tiles, ids and labels of one conversation. Raises ValueError naming the sample."""
+        return self._prepared(sample, self.encode)
+
+    def stack(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
+        """A batch of prepared conversations."""
+        input_ids, mask = pad_rows([one["row"][0] for one in prepared], pad_id(self.tokenizer))
+        labels, _ = pad_rows([one["row"][1] for one in prepared], IGNORE)
+        return {
+            "keys": [one["key"] for one in prepared],
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "labels": labels,
+            **self._inputs(prepared),
+            **picture_keys(prepared, self.picture_keys),
+            "image_counts": torch.tensor([len(one["pictures"]) for one in prepared]),
+        }
+
+    def prompts(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """What to generate from, given samples whose conversations end with a user message: `input_ids` and `attention_mask`,
+        padded on the left so that all rows end where the answer begins, and the pictures and videos."""
+        prepared = [self._prepared(sample, encode_prompt) for sample in samples]
+        ids, mask = pad_rows([one["row"][::-1] for one in prepared], pad_id(self.tokenizer))
+        return {"input_ids": ids.flip(1), "attention_mask": mask.flip(1), **self._inputs(prepared)}
+
+    def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Any]:
+        """The largest batch that a step can meet, without data: rows of `max_length`, one picture of the most tiles in each."""
+        names = self.image_tokens
+        before = [names.start] if names.start else []
+        after = [names.end] if names.end else []
+        tiles = min(self.blank_tiles, (self.row_length - len(before + after) - 1) // self.tokens_per_tile)
+        run = [token_id(self.tokenizer, t) for t in [*before, *[names.context] * (tiles * self.tokens_per_tile), *after]]
+        text = [pad_id(self.tokenizer)] * (self.row_length - len(run))
+        ids, labels = (torch.tensor(row, device=device).repeat(batch_size, 1) for row in (run + text, [IGNORE] * len(run) + text))
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": labels,
+            **self.processor.blank(batch_size * tiles, device),
+            **(self.instructions.blank(batch_size * tiles, device) if self.instructions else {}),
+            "image_counts": torch.ones(batch_size, dtype=torch.int64, device=device),
+        }
+
+    def _prepared(self, sample: Sample, encode: Callable[..., Any]) -> Prepared:
+        """A sample's row by `encode`, and its pictures and videos as the encoder sees them."""
+        key = sample["key"]
+        pictures = [
+            tiles_of(self.processor, image, key, [*sample["draw"], place] if "draw" in sample else None)
+            for place, image in enumerate(sample["images"])
+        ]
+        videos = [video_of(self.processor, video, fps, key) for video, fps in sample.get("videos", ())]
+        row = self._row(sample, pictures, videos, encode)
+        return {"key": key, "row": row, "pictures": pictures, "videos": videos, "conversation": sample["conversation"]}
+
+    def _inputs(self, prepared: Sequence[Prepared]) -> dict[str, Tensor]:
+        """What the encoder reads of all pictures and videos."""
+        inputs = self.processor.inputs([picture for one in prepared for picture in one["pictures"]])
+        if self.instructions:
+            inputs |= self.instructions(prepared, [sum(len(picture) for picture in one["pictures"]) for one in prepared])
+        if self.image_tokens.video is not None:
+            named = {"pixel_values": "pixel_values_videos"}
+            videos = self.processor.inputs([video for one in prepared for video in one["videos"]])
+            inputs |= {named.get(n, n.replace("image_", "video_", 1)): x for n, x in videos.items()}
+        return inputs
+
+    def _row(self, sample: Sample, pictures: list[np.ndarray], videos: list[np.ndarray], encode: Callable[..., Any]) -> Any:
+        lengths, video_lengths = ([self.processor.tokens(x, self.tokens_per_tile) for x in xs] for xs in (pictures, videos))
+        conversation, key = sample["conversation"], sample["key"]
+        skips = self.too_long == "skip" and encode is not encode_prompt
+        limit = sys.maxsize if skips else self.max_length
+        try:
+            row = encode(conversation, self.template, self.tokenizer, lengths, limit, key, self.image_tokens, video_lengths)
+        except TooLong as error:
+            counts = " + ".join(str(len(x)) for x in [*pictures, *videos]) or "no"
+            raise TooLong(
+                f"{error} ({counts} tiles of {self.tokens_per_tile}); raise data.chats_collate.max_length, or lower "
+                f"data.processor.{self.processor.limit}"
+            ) from error
+        if skips and (longest := max(map(len, row))) > self.max_length:
+            raise Unwanted(f"sample {key}: it has {longest} tokens, more than {self.max_length}, and data.too_long is skip")
+        return row

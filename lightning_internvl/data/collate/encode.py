@@ -1,0 +1,195 @@
+"""Conversations to token ids and labels. Text and answers are tokenised apart, so labels are exact by construction."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from lightning_internvl.data.templates import IMAGE, VIDEO, ChatTemplate, Message, Segment
+from lightning_internvl.data.tokenizer import _ids_of, token_id
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Names of the special tokens around and inside the run that stands for one picture; start and end may be None.
+
+    `video` stands inside the run of a video; None where there are no videos.
+    """
+
+    context: str = "<IMG_CONTEXT>"
+    start: str | None = "<img>"
+    end: str | None = "</img>"
+    video: str | None = None
+
+
+IMAGE_TOKENS = ImageTokens()
+Runs = dict[str, Iterator[list[int]]]
+
+
+class TooLong(ValueError):
+    """A conversation that does not fit; a placeholder is never cut off."""
+
+    kind = "too long"  # under which `data.ledger` counts it
+
+
+def encode_conversation(
+    turns: Sequence[Message],
+    template: ChatTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    image_lengths: Sequence[int],
+    max_length: int,
+    sample: str,
+    image_tokens: ImageTokens = IMAGE_TOKENS,
+    video_lengths: Sequence[int] = (),
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of a conversation; labels are -100 but on the answers and their end markers.
+
+    The n-th "<image>" becomes a run of `image_lengths[n]` context tokens between the start and end tokens, and likewise each
+    "<video>" where `image_tokens` has a token for it. A conversation
+    over `max_length` loses whole turns at its end. Raises TooLong (a ValueError) naming `sample`, `max_length` and
+    `image_lengths` when the first turn does not fit or a picture would be lost, and ValueError naming `sample` for a malformed
+    conversation or one whose marks and pictures differ in number.
+    """
+    _check_answers(turns, sample)
+    ids, labels = _beginning(template, tokenizer)
+    runs = _runs(turns, tokenizer, image_lengths, video_lengths, image_tokens, sample)
+    fits = True
+    for segments in _rounds(turns, template, tokenizer, sample):
+        round_ids, round_labels = _encode_segments(segments, tokenizer, runs, image_tokens, sample)
+        fits = fits and len(ids) + len(round_ids) <= max_length
+        if not fits:
+            if not any(label != IGNORE for label in labels):
+                raise _too_long("its first turn does not fit", sample, max_length, image_lengths)
+            if any(mark in segment.text for segment in segments for mark in runs):
+                raise _too_long("a picture would be cut off", sample, max_length, image_lengths)
+            continue
+        ids += round_ids
+        labels += round_labels
+    return ids, labels
+
+
+def encode_prompt(
+    turns: Sequence[Message],
+    template: ChatTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    image_lengths: Sequence[int],
+    max_length: int,
+    sample: str,
+    image_tokens: ImageTokens = IMAGE_TOKENS,
+    video_lengths: Sequence[int] = (),
+) -> list[int]:
+    """Token ids to generate from: the turns end with a user message, and the assistant's turn is left open.
+
+    The ids are exactly those that stand before the answer in `encode_conversation`. Raises ValueError like it, and
+    when the prompt is over `max_length` or the last message is not the user's.
+    """
+    if not turns or turns[-1]["role"] != "user":
+        raise ValueError(f"sample {sample}: a prompt must end with a user message")
+    ids, _ = _beginning(template, tokenizer)
+    runs = _runs(turns, tokenizer, image_lengths, video_lengths, image_tokens, sample)
+    for segments in _rounds(turns, template, tokenizer, sample):
+        ids += _encode_segments(segments, tokenizer, runs, image_tokens, sample)[0]
+    if len(ids) > max_length:
+        raise _too_long(f"the prompt has {len(ids)} tokens", sample, max_length, image_lengths)
+    return ids
+
+
+@functools.lru_cache(maxsize=16)
+def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a space before every text by itself, as SentencePiece vocabularies do."""
+    tokens = tokenizer.tokenize("a")
+    return bool(tokens) and tokens[0].startswith("▁")
+
+
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text that follows other text; a leading space is not doubled where the tokenizer adds its own."""
+    if _adds_space(tokenizer) and text.startswith(" "):
+        text = text[1:]
+    return list(_ids_of(tokenizer, text)) if text else []
+
+
+def _beginning(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    if template.begins_with_bos and tokenizer.bos_token_id is not None:
+        return [tokenizer.bos_token_id], [IGNORE]
+    return [], []
+
+
+def _rounds(
+    turns: Sequence[Message], template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, sample: str
+) -> Iterable[list[Segment]]:
+    try:
+        return template.rounds(turns, tokenizer.eos_token or "")
+    except ValueError as error:
+        raise ValueError(f"sample {sample}: {error}") from error
+
+
+def _runs(
+    turns: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    image_lengths: Sequence[int],
+    video_lengths: Sequence[int],
+    image_tokens: ImageTokens,
+    sample: str,
+) -> Runs:
+    """The tokens that stand for each picture and each video, in order, by their mark."""
+    start, end = ([token_id(tokenizer, token)] if token else [] for token in (image_tokens.start, image_tokens.end))
+    kinds = [("pictures", IMAGE, image_tokens.context, image_lengths), ("videos", VIDEO, image_tokens.video, video_lengths)]
+    runs: Runs = {}
+    for kind, mark, token, lengths in kinds:
+        if token is None and lengths:
+            raise ValueError(f"sample {sample}: it has videos, for which this recipe has no token; set data.video_token")
+        if token is None:
+            continue
+        marks = sum(message["content"].count(mark) for message in turns)
+        if marks != len(lengths):
+            raise ValueError(f"sample {sample}: {len(lengths)} {kind} but {marks} {mark!r} marks")
+        context = token_id(tokenizer, token)
+        runs[mark] = iter([[*start, *[context] * length, *end] for length in lengths])
+    return runs
+
+
+def _encode_segments(
+    segments: Sequence[Segment],
+    tokenizer: PreTrainedTokenizerBase,
+    runs: Runs,
+    image_tokens: ImageTokens,
+    sample: str,
+) -> tuple[list[int], list[int]]:
+    ids: list[int] = []
+    labels: list[int] = []
+    contexts = {token_id(tokenizer, token): token for token in (image_tokens.context, image_tokens.video) if token}
+    for text, is_answer in segments:
+        for part in re.split("|".join(f"({re.escape(mark)})" for mark in runs), text):
+            if not part:
+                continue
+            if part in runs:
+                run = next(runs[part])
+                ids += run
+                labels += [IGNORE] * len(run)
+                continue
+            part_ids = continuation_ids(tokenizer, part)
+            if found := contexts.keys() & set(part_ids):
+                name = contexts[found.pop()]
+                raise ValueError(f"sample {sample}: its text contains {name!r}; write {' or '.join(map(repr, runs))}")
+            ids += part_ids
+            labels += part_ids if is_answer else [IGNORE] * len(part_ids)
+    return ids, labels
+
+
+def _check_answers(turns: Sequence[Message], sample: str) -> None:
+    if not turns or turns[-1]["role"] != "assistant":
+        raise ValueError(f"sample {sample}: the conversation must end with an answer of the assistant")
+    for position, message in enumerate(turns):
+        if message["role"] == "assistant" and (IMAGE in message["content"] or not message["content"].strip()):
+            raise ValueError(f"sample {sample}: answer {position} is empty or contains {IMAGE!r}")
+
+
+def _too_long(what: str, sample: str, max_length: int, image_lengths: Sequence[int]) -> TooLong:
+    tokens = " + ".join(map(str, image_lengths)) or "no"
+    return TooLong(f"sample {sample}: {what} within max_length={max_length}; its pictures have {tokens} tokens")

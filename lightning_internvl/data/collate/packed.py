@@ -1,0 +1,178 @@
+"""Conversations that share rows, or batches of conversations of one length: what `data.packing` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lightning_internvl.choices import PACKINGS
+from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.collate.base import Collator, Prepared, Sample, pad_id, pad_rows, picture_keys
+from lightning_internvl.data.collate.chats import ChatCollator
+from lightning_internvl.data.collate.encode import IGNORE
+from lightning_internvl.data.collate.packing import PACKED, WINDOW, choose_alike, choose_row, is_enough
+
+
+class PackedChats(ChatCollator):
+    """Conversations to packed rows, in which each goes on where the one before it ends, and no one sees another.
+
+    `pack` makes a batch of rows: what `ChatCollator` gives, with B rows of several samples, and `segments`, the lengths of the
+    samples in each row. `keys`, `image_counts`, pictures and videos are those of all samples, row by row. The first token of a
+    sample carries no label, because no state of its own stands before it. `stack` goes on to make a row of each sample.
+
+    Args:
+        row_tokens: tokens of a row; None: `max_length`.
+        row_tiles: tiles of all pictures of a row; None: any number. Pictures without tiles count by their visual tokens, a
+            square of the processor's size as one.
+        settings: of `ChatCollator`.
+
+    Raises:
+        ValueError: if a row could not hold a single sample or picture of the largest size.
+    """
+
+    def __init__(self, *given: Any, row_tokens: int | None = None, row_tiles: int | None = None, **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        if row_tokens is not None and row_tokens < self.max_length:
+            raise ValueError(
+                f"data.packing_tokens={row_tokens} is less than the {self.max_length} tokens that one conversation may have; "
+                "raise it, or lower data.chats_collate.max_length (or max_text_tokens)"
+            )
+        if row_tiles is not None and row_tiles < self.processor.max_tiles:
+            raise ValueError(
+                f"data.packing_tiles={row_tiles} is less than the {self.processor.max_tiles} tiles that one picture may have; "
+                "raise it, or lower data.processor.max_tiles"
+            )
+        self.row_length = row_tokens or self.max_length
+        self.row_tiles, self.blank_tiles = row_tiles, row_tiles or self.row_length
+
+    @property
+    def row_visual(self) -> int | None:
+        """The visual tokens of a row's pictures; None: any number."""
+        return None if self.row_tiles is None else self.row_tiles * self.tokens_per_tile
+
+    def prepare(self, sample: Sample) -> Prepared:
+        """A sample that fits into a row. Raises ValueError naming it otherwise."""
+        prepared = super().prepare(sample)
+        visual = self.visual(prepared)
+        if self.row_visual is not None and visual > self.row_visual:
+            raise BadSample(
+                f"sample {sample['key']}: its pictures have {visual / self.tokens_per_tile:g} tiles, more than "
+                f"data.packing_tiles={self.row_tiles}",
+                kind="too many tiles",
+            )
+        return prepared
+
+    def visual(self, prepared: Prepared) -> int:
+        """Visual tokens of a sample."""
+        return sum(self.processor.tokens(x, self.tokens_per_tile) for x in [*prepared["pictures"], *prepared["videos"]])
+
+    def pack(self, rows: Sequence[Sequence[Prepared]]) -> dict[str, Any]:
+        """A batch of rows of prepared samples."""
+        samples = [one for row in rows for one in row]
+        ids = [list(chain.from_iterable(one["row"][0] for one in row)) for row in rows]
+        labels = [[label for one in row for label in (IGNORE, *one["row"][1][1:])] for row in rows]
+        input_ids, mask = pad_rows(ids, pad_id(self.tokenizer))
+        return {
+            "keys": [one["key"] for one in samples],
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "labels": pad_rows(labels, IGNORE)[0],
+            "segments": [[len(one["row"][0]) for one in row] for row in rows],
+            **self._inputs(samples),
+            **picture_keys(samples, self.picture_keys),
+            "image_counts": torch.tensor([len(one["pictures"]) for one in samples]),
+        }
+
+
+class Grouping(Protocol):
+    """How batches are made of waiting samples, the oldest first. A batch is made of `groups` choices, one after the other."""
+
+    groups: int
+
+    def size(self, prepared: Prepared) -> tuple[int, int]:
+        """What counts in the choice: tokens and visual tokens of a sample."""
+
+    def enough(self, sizes_N2: np.ndarray) -> bool:
+        """Whether so many wait that one may choose."""
+
+    def choose(self, sizes_N2: np.ndarray) -> list[int]:
+        """Places of those that go together."""
+
+    def batch(self, groups: Sequence[Sequence[Prepared]]) -> dict[str, Any]:
+        """What was chosen, as a batch."""
+
+
+class Rows:
+    """Packed rows.
+
+    Args:
+        rows: of a batch.
+        window: rows' worth of samples that wait.
+    """
+
+    def __init__(self, chats: PackedChats, rows: int, window: int = WINDOW) -> None:
+        self.chats, self.groups, self.window = chats, rows, window
+
+    def size(self, prepared: Prepared) -> tuple[int, int]:
+        """Tokens and visual tokens of a sample."""
+        return len(prepared["row"][0]), self.chats.visual(prepared)
+
+    def enough(self, sizes_N2: np.ndarray) -> bool:
+        """Whether a window full of samples waits."""
+        tokens, visual = sizes_N2.sum(axis=0).tolist()
+        return is_enough(tokens, visual, self.chats.row_length, self.chats.row_visual, self.window)
+
+    def choose(self, sizes_N2: np.ndarray) -> list[int]:
+        """The samples of the next row."""
+        return choose_row(sizes_N2[:, 0], sizes_N2[:, 1], self.chats.row_length, self.chats.row_visual)
+
+    def batch(self, groups: Sequence[Sequence[Prepared]]) -> dict[str, Any]:
+        """A packed batch."""
+        return self.chats.pack(groups)
+
+
+class Buckets:
+    """Batches of samples of nearly one length, each in a row of its own.
+
+    Args:
+        samples: of a batch.
+        window: batches' worth of samples that wait.
+    """
+
+    groups = 1
+
+    def __init__(self, collate: Collator, samples: int, window: int = WINDOW) -> None:
+        self.collate, self.samples, self.window = collate, samples, window
+
+    def size(self, prepared: Prepared) -> tuple[int, int]:
+        """Tokens of a sample; those of its answer too, where an encoder-decoder reads it apart."""
+        return max(map(len, prepared["row"])), 0
+
+    def enough(self, sizes_N2: np.ndarray) -> bool:
+        """Whether a window full of samples waits."""
+        return len(sizes_N2) >= self.window * self.samples
+
+    def choose(self, sizes_N2: np.ndarray) -> list[int]:
+        """The samples of the next batch."""
+        return choose_alike(sizes_N2[:, 0], self.samples)
+
+    def batch(self, groups: Sequence[Sequence[Prepared]]) -> dict[str, Any]:
+        """A padded batch."""
+        return self.collate.stack(groups[0])
+
+
+def packing_of(settings: Mapping[str, Any]) -> str | None:
+    """How a stage's batches are made: packed, bucketed, or None: as samples come, as pairs and labels always."""
+    return PACKINGS[settings["data_group"].get("packing")] if settings["data"] == "chats" else None
+
+
+def grouping_of(settings: Mapping[str, Any], collate: Collator) -> Grouping | None:
+    """What makes a stage's batches; None for those in the order in which samples come."""
+    kind, window = packing_of(settings), settings["data_group"].get("packing_window") or WINDOW
+    if kind is None:
+        return None
+    return (Rows if kind == PACKED else Buckets)(collate, settings["batch_size"], window)

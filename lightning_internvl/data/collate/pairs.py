@@ -1,0 +1,135 @@
+"""Batches of pictures and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lightning_internvl.data.collate.base import Prepared, Sample, pad_id, pad_rows, picture_keys, pixels_of, stable_id, tiles_of
+from lightning_internvl.data.collate.chats import PAIR_TASKS
+from lightning_internvl.data.collate.encode import IGNORE, continuation_ids
+from lightning_internvl.data.processors.basic import Processor
+
+
+class PairCollator:
+    """Image-caption pairs to a batch for contrastive (itc), matching (itm) and generative (itg) objectives.
+
+    Takes samples {"image": (H, W, 3) uint8 of any size, "caption", "language", "key"[, "image_id"][, "draw"]}. Gives
+    `pixel_values` (B, 3, S, S) float32, `image_ids` (B,) int64 (equal where `image_id`, by default the key, is), `keys`, and for
+    each task `<task>_ids` and `<task>_mask`, int64, (B, longest row):
+    itc: bos, prompt, " " + caption, eos; itm: bos, caption, eos; itg: bos, prompt of the language, " " + caption, eos,
+    where itc and itm begin with the token of classification instead if the tokenizer has one (BERT),
+    with `itg_labels`, -100 on padding, bos and the prompt but its last token, as in the published collator.
+    A caption over `max_length` loses its end, never its eos. Raises ValueError for an empty caption, naming the sample, and
+    for a processor that gives several tiles a picture.
+    """
+
+    picture_keys = False  # whether batches name their pictures (see `feature_cache`)
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        processor: Processor,
+        max_length: int = 48,
+        itc_prompt: str = "summarize:",
+        caption_prompts: Mapping[str, str] | None = None,
+        tasks: Sequence[str] = PAIR_TASKS,
+    ) -> None:
+        if unknown := set(tasks) - set(PAIR_TASKS):
+            raise ValueError(f"unknown tasks {sorted(unknown)}; choose from {list(PAIR_TASKS)}")
+        if processor.max_tiles != 1:
+            raise ValueError(f"pairs need one square a picture, the processor gives up to {processor.max_tiles}; use its whole()")
+        self.tokenizer, self.processor, self.max_length, self.tasks = tokenizer, processor, max_length, tuple(tasks)
+        self.itc_prompt = itc_prompt
+        self.caption_prompts = dict(caption_prompts or {"en": "English caption:", "zh": "Chinese caption:"})
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        return self.stack([self.prepare(sample) for sample in samples])
+
+    def prepare(self, sample: Sample) -> Prepared:
+        """The square of one picture and the token rows of its caption. Raises ValueError naming the sample."""
+        key = sample["key"]
+        found: Prepared = {
+            "key": key,
+            "image_id": stable_id(sample.get("image_id", key)),
+            "tiles": tiles_of(self.processor, sample["image"], key, sample.get("draw")),
+        }
+        for task in self.tasks:
+            prompt = self._prompt(sample, task)
+            found[task] = self._row(prompt, sample)
+            if task == "itg":
+                hidden = max(1, len(prompt) - 1)
+                found["itg_labels"] = [IGNORE] * hidden + found[task][hidden:]
+        return found
+
+    def stack(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
+        """A batch of prepared pairs."""
+        batch: dict[str, Any] = {
+            "keys": [one["key"] for one in prepared],
+            "pixel_values": pixels_of(self.processor, [one["tiles"] for one in prepared]),
+            **picture_keys(prepared, self.picture_keys),
+            "image_ids": torch.tensor([one["image_id"] for one in prepared]),
+        }
+        for task in self.tasks:
+            batch[f"{task}_ids"], batch[f"{task}_mask"] = pad_rows([one[task] for one in prepared], pad_id(self.tokenizer))
+            if task == "itg":
+                batch["itg_labels"], _ = pad_rows([one["itg_labels"] for one in prepared], IGNORE)
+        return batch
+
+    def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """The largest batch that a step can meet, without data: what the memory of a step is measured with."""
+        side = self.processor.image_size
+        batch = {
+            "pixel_values": torch.zeros(batch_size, 3, side, side, device=device),
+            "image_ids": torch.arange(batch_size, device=device),
+        }
+        rows = {"dtype": torch.int64, "device": device}
+        for task in self.tasks:
+            batch[f"{task}_ids"] = torch.zeros(batch_size, self.max_length, **rows)
+            batch[f"{task}_mask"] = torch.ones(batch_size, self.max_length, **rows)
+            if task == "itg":
+                batch["itg_labels"] = torch.zeros(batch_size, self.max_length, **rows)
+        return batch
+
+    def pixels(
+        self, images: Sequence[np.ndarray], keys: Sequence[str], draws: Sequence[Sequence[int] | None] | None = None
+    ) -> Tensor:
+        """Pictures of any size to (B, 3, S, S) float32; `draws` fixes the chance of each (see `Processor`)."""
+        found = zip(images, keys, draws or [None] * len(images), strict=True)
+        return pixels_of(self.processor, [tiles_of(self.processor, image, key, draw) for image, key, draw in found])
+
+    def rows(self, task: str, captions: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Token rows of bare captions for itc or itm, and the id to pad them with: the arguments of `pad_rows`."""
+        samples = [{"caption": caption, "key": caption} for caption in captions]
+        return [self._row(self._prompt(sample, task), sample) for sample in samples], pad_id(self.tokenizer)
+
+    def prompt_ids(self, prompt: str, first: int | None = None) -> list[int]:
+        """bos, or another first token, and a prompt, from which a caption is generated."""
+        first = self.tokenizer.bos_token_id if first is None else first
+        return ([] if first is None else [first]) + continuation_ids(self.tokenizer, prompt)
+
+    def _prompt(self, sample: Sample, task: str) -> list[int]:
+        if task != "itg":
+            return self.prompt_ids(self.itc_prompt if task == "itc" else "", self.tokenizer.cls_token_id)
+        language = sample.get("language", "en")
+        if language not in self.caption_prompts:
+            raise ValueError(
+                f"sample {sample['key']}: no caption prompt for language {language!r}; choose from {sorted(self.caption_prompts)}"
+            )
+        return self.prompt_ids(self.caption_prompts[language])
+
+    def _row(self, prompt: list[int], sample: Sample) -> list[int]:
+        caption = sample["caption"].strip()
+        if not caption:
+            raise ValueError(f"sample {sample['key']}: its caption is empty")
+        follows_text = prompt and prompt[-1] not in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
+        ids = continuation_ids(self.tokenizer, f" {caption}" if follows_text else caption)
+        room = self.max_length - len(prompt) - 1
+        if room < 1:
+            raise ValueError(f"max_length={self.max_length} leaves no room for a caption after {len(prompt)} tokens")
+        return [*prompt, *ids[:room], self.tokenizer.eos_token_id]

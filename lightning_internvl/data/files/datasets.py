@@ -1,0 +1,136 @@
+"""Map-style datasets of your own files: image-caption pairs, and conversations about pictures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of
+from lightning_internvl.data.files.conversations import CAPTION_REQUEST, Entry, Source, read_entry
+from lightning_internvl.data.files.images import read_image
+from lightning_internvl.data.files.record_sources import Joined, open_records
+from lightning_internvl.data.files.videos import read_video
+
+
+class FileDataset(Dataset[dict[str, Any]], ABC):
+    """Samples of files of records (see `open_records` and `read_entry`).
+
+    Args:
+        path: a file, a folder of pictures with captions, or a list of them; None is answered with the setting to give.
+        image_root: where the paths of pictures start; None: the folder of each file.
+        length: only that many records, from the first on.
+        validation: a share of the records that is held out (which ones depends on each record alone), or a file of others.
+        caption_request: the question that a bare caption answers.
+        apart: the records that are held out, in place of the others.
+
+    A record that cannot be used raises a ValueError that names file, line and the record's `id`.
+    """
+
+    what: str
+    setting: str
+
+    def __init__(
+        self,
+        path: str | Path | Sequence[str | Path] | None,
+        image_root: str | Path | None = None,
+        length: int | None = None,
+        validation: float | str | Path | None = None,
+        caption_request: str = CAPTION_REQUEST,
+        apart: bool = False,
+    ) -> None:
+        if path is None:
+            raise ValueError(f"no file of {self.what} is given; give {self.setting}=FILE")
+        share = 0.0 if validation is None or isinstance(validation, str | Path) else float(validation)
+        if not 0.0 <= share < 1.0:
+            raise ValueError(f"data.validation={validation!r} must be a share from 0 on and below 1, or a file")
+        self.settings: dict[str, Any] = {"path": path, "image_root": image_root, "length": length, "validation": validation}
+        self.settings["caption_request"] = self.caption_request = caption_request
+        self.records = Joined(open_records(path), length, share, apart)
+        self.image_root = None if image_root is None else Path(image_root)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def held_out(self) -> FileDataset | None:
+        """The data that is measured and never trained on; None without any."""
+        validation = self.settings["validation"]
+        if isinstance(validation, str | Path):
+            return type(self)(**{**self.settings, "path": validation, "length": None, "validation": None})
+        return type(self)(**self.settings, apart=True) if validation else None
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        source, record, line = self.records.read(position)
+        marked = named(record)
+        key = source.key(line) + marked
+        try:
+            entry = read_entry(record, self.caption_request)
+            return {**self.sample(entry, source.root if self.image_root is None else self.image_root), "key": key}
+        except ValueError as error:
+            kept = Unwanted if isinstance(error, Unwanted) else BadSample
+            raise kept(f"{source.name(line)}{marked}: {error}", kind_of(error), key) from error
+
+    @abstractmethod
+    def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
+        """What a record gives, without its key; paths start at `root`. Raises ValueError when it cannot be used."""
+
+
+def named(record: Mapping[str, Any]) -> str:
+    """The record's own name as an addition to its place."""
+    return "" if record.get("id") in (None, "") else f" (id {record['id']!s:.80})"
+
+
+def load_image(source: Source, root: Path) -> np.ndarray:
+    """A picture of a record, (H, W, 3) uint8."""
+    return read_image(source if isinstance(source, bytes) else root / source)
+
+
+def load_video(source: Source, root: Path) -> tuple[np.ndarray, float]:
+    """A video of a record, (F, H, W, 3) uint8, and its frames a second."""
+    if isinstance(source, bytes):
+        raise BadSample("videos are read by their paths, not from bytes", "video")
+    try:
+        return read_video(root / source)
+    except ValueError as error:
+        raise BadSample(str(error), "video") from error
+
+
+class PairsFile(FileDataset):
+    """{"image": (H, W, 3) uint8, "caption", "language", "image_id", "key"} from records of a picture and its caption.
+
+    `image_id` is the path, so that all captions of one picture are known to be its own. A conversation among the records is left
+    out.
+    """
+
+    what, setting = "image-caption pairs", "data.path=FILE or data.pairs_path"
+
+    def __init__(self, path: Any, *args: Any, language: str = "en", **options: Any) -> None:
+        super().__init__(path, *args, **options)
+        self.settings["language"] = self.language = language
+
+    def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
+        """Picture and caption of a record."""
+        if entry.caption is None:
+            raise Unwanted("it is a conversation, and this stage reads image-caption pairs", "left out: no pair")
+        (name,) = entry.images
+        found = {"image": load_image(name, root), "caption": entry.caption, "language": entry.language or self.language}
+        return found if isinstance(name, bytes) else {**found, "image_id": name}
+
+
+class ChatsFile(FileDataset):
+    """{"images": [(H, W, 3) uint8], "conversation": [messages][, "videos"], "key"} from conversations and from captions.
+
+    A caption is the answer to `caption_request`. Videos stand under "videos" with their frames a second (see `read_video`). An
+    answer before the first question and a question after the last answer are left out.
+    """
+
+    what, setting = "conversations", "data.path=FILE or data.chats_path"
+
+    def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
+        """Pictures and conversation of a record."""
+        found = {"images": [load_image(name, root) for name in entry.images], "conversation": entry.messages}
+        return {**found, "videos": [load_video(name, root) for name in entry.videos]} if entry.videos else found

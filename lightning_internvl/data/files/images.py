@@ -1,0 +1,99 @@
+"""Pictures from files: one reader with clear errors."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lightning_internvl.data.bad_samples import BadSample
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+
+MAX_PIXELS = 89_478_485  # the size from which Pillow warns of a decompression bomb
+TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# What Pillow's decoders raise on damaged files, beside its own errors.
+DAMAGED = (
+    UnidentifiedImageError, OSError, SyntaxError, EOFError, struct.error, zlib.error, LookupError, TypeError, RuntimeError,
+    ArithmeticError, AttributeError,
+)  # fmt: skip
+WEB_PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
+SHOWN = 40  # bytes of a file that is no picture, in messages
+
+
+def read_image(source: str | Path | bytes, least: int | None = None) -> np.ndarray:
+    """A picture as (H, W, 3) uint8 RGB: turned upright by its EXIF tag, transparency over white, any mode, the first of several.
+
+    Args:
+        source: a path, or the bytes of a file.
+        least: a JPEG is decoded at a half, quarter or eighth of its size, the smallest of which both sides are `least` or more.
+            Its decoder averages blocks where a resize would filter: at twice the size that is wanted in the end, values differ by
+            about 1 of 255. None: at its own size.
+
+    Raises:
+        ValueError: naming the file when it is missing, unreadable, cut off or over MAX_PIXELS.
+    """
+    with _opened(source) as image:
+        if least is not None:
+            image.draft(None, (least, least))
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.array(_to_rgb(image))
+
+
+def image_size(source: str | Path | bytes) -> tuple[int, int]:
+    """Width and height of a picture as its header tells; no pixel is decoded. Raises ValueError as `read_image`."""
+    with _opened(source) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(source: str | Path | bytes) -> Iterator[Image.Image]:
+    name = f"of {len(source)} bytes" if isinstance(source, bytes) else source
+    try:
+        # The file is opened here, because Pillow leaves it open where it fails.
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file, Image.open(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height} px"
+                raise BadSample(f"image {name} has {size}, more than {MAX_PIXELS} in all", "large image")
+            yield image
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise BadSample(f"image {name} does not exist", "missing image") from error
+    except TOO_LARGE as error:
+        raise BadSample(f"image {name} is larger than {MAX_PIXELS} px: {error}", "large image") from error
+    except BadSample:
+        raise
+    except (*DAMAGED, ValueError) as error:
+        raise BadSample(f"image {name} cannot be read: {_reason(source, error)}", "unreadable image") from error
+
+
+def _reason(source: str | Path | bytes, error: Exception) -> str:
+    """What is wrong with a file, in words; Pillow says of all strange files that it cannot identify them."""
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error) or type(error).__name__
+    if isinstance(source, bytes):
+        head = source[:SHOWN]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(SHOWN)
+    if not head.strip(b"\0"):
+        return "it is empty" if not head else "it begins with zeros"
+    if head.lstrip().lower().startswith(WEB_PAGES):
+        return f"it is a web page, not a picture: {head.decode('utf-8', 'replace')!r}"
+    return f"no known kind of picture, or its header is damaged; it begins with {head!r}"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image).astype(np.float64)
+        deep = image.mode != "F" and values.max(initial=0) > 255
+        return Image.fromarray(np.clip(values / 257 if deep else values, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

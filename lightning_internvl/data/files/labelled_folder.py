@@ -1,0 +1,104 @@
+"""Labelled pictures for probes: single things from the built-in artwork, and folders with one class each.
+
+Their samples are {"image": (H, W, 3) uint8, "label", "key"}.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from lightning_internvl.data.files.class_prompts import prompts as class_prompts
+from lightning_internvl.data.files.images import SUFFIXES, read_image
+from lightning_internvl.data.files.lazy_pictures import Pictures, spread
+
+
+class FolderLabels(Dataset[dict[str, Any]]):
+    """Pictures in one folder a class, as ImageNet is kept: `path/<class>/<any depth>/<picture>`.
+
+    Classes are numbered in the order of their names. Files are listed at the first access.
+
+    Args:
+        classes: how many classes the probe has; it must be the number of folders. None takes any number.
+
+    Raises:
+        ValueError: for a folder that is missing or has another number of classes, and for a picture that cannot be read.
+    """
+
+    def __init__(self, path: str | Path, classes: int | None = None) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"folder of pictures {path} does not exist")
+        self.names = sorted(entry.name for entry in self.path.iterdir() if entry.is_dir())
+        if classes is not None and len(self.names) != classes:
+            raise ValueError(f"{path} holds {len(self.names)} folders, one a class, but {classes=}")
+        self._files: tuple[list[str], array] | None = None  # relative paths, classes
+
+    def __len__(self) -> int:
+        return len(self.files()[0])
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        files, labels = self.files()
+        name = files[position]
+        return {"image": read_image(self.path / name), "label": labels[position], "key": name}
+
+    def files(self) -> tuple[list[str], array]:
+        """The pictures by their paths below the folder, and the class of each."""
+        if self._files is None:
+            files, labels = [], array("i")
+            for label, name in enumerate(self.names):
+                found = sorted(p for p in (self.path / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+                if not found:
+                    raise ValueError(f"{self.path / name} holds no picture; known kinds: {', '.join(sorted(SUFFIXES))}")
+                files += [str(p.relative_to(self.path)) for p in found]
+                labels.extend([label] * len(found))
+            self._files = files, labels
+        return self._files
+
+
+class HeldOutFolder:
+    """The pictures of a second folder, on which a probe is measured.
+
+    Args:
+        path, classes: as in `FolderLabels`.
+        single: how many pictures are read, spread over all classes; None reads all.
+        prompts: what is said about a class for zero-shot naming, a set of `lightning_internvl.data.files.class_prompts`; the names of the
+            classes are those of the folders.
+        scenes, questions: sizes of other held-out data, which `debug=fast` sets whatever the data; a folder has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | Path,
+        classes: int,
+        single: int | None = None,
+        scenes: int | None = None,
+        questions: int | None = None,
+        prompts: str = "imagenet",
+    ) -> None:
+        self.data, self.single, self.prompts = FolderLabels(path, classes), single, prompts
+
+    def labelled(self) -> LabelledImages:
+        """The pictures, read as they are asked for, their classes, and the prompts of every class."""
+        _, labels = self.data.files()
+        said = class_prompts(self.data.names, self.prompts)
+        places = spread(len(labels), self.single or None)
+        return LabelledImages(Pictures(places, self._picture), [labels[place] for place in places], said)
+
+    def _picture(self, place: int) -> np.ndarray:
+        return self.data[place]["image"]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """`images` (N, S, S, 3) uint8, the class of each, and for every class its prompts."""
+
+    images: np.ndarray
+    labels: list[int]
+    prompts: list[list[str]]

@@ -1,0 +1,145 @@
+"""What `data.path` may be: a file of records, a folder of pictures with captions, or a list of them; and what of it is read."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.files.parquet import ParquetRecords
+from lightning_internvl.data.files.records import DIGESTS, KINDS, PARQUET, Found, RecordFile, Records, digest_of
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class FolderRecords(Records):
+    """Pictures of a folder, at any depth, each with its caption in a text file of the same name."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = self.root = Path(path)
+        names: dict[str, dict[str, str]] = {}
+        for file in sorted(self.path.rglob("*")):
+            kind = "image" if file.suffix.lower() in PICTURES else "caption" if file.suffix.lower() == ".txt" else None
+            if kind and not any(part.startswith(".") for part in file.relative_to(self.path).parts):
+                name = file.relative_to(self.path)
+                names.setdefault(str(name.with_suffix("")), {})[kind] = str(name)
+        self.names = list(names.values())
+        if not any(len(one) == 2 for one in self.names):
+            raise ValueError(
+                f"{path}: the folder holds no picture with a text file of the same name (cat.jpg and cat.txt); or give a list of "
+                f"records ({', '.join(KINDS)})"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, position: int) -> tuple[dict[str, Any], int]:
+        """{"image": its path from the folder, "caption": text} and its number, counted from 1.
+
+        Raises:
+            IndexError: beyond the last one.
+            BadSample: naming the record if it has no picture, no text file, or one that is not in UTF-8.
+        """
+        if not 0 <= position < len(self.names):
+            raise IndexError(f"record {position} of {len(self.names)}")
+        names = self.names[position]
+        if missing := {"image", "caption"} - names.keys():
+            raise BadSample(
+                f"{self.name(position + 1)}: there is no {'picture' if 'image' in missing else 'text file'} of that name",
+                "missing image" if "image" in missing else "empty caption",
+                self.key(position + 1),
+            )
+        try:
+            caption = (self.path / names["caption"]).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            message = f"{self.path / names['caption']}: not a text in UTF-8: {error}"
+            raise BadSample(message, "broken line", self.key(position + 1)) from error
+        return {"image": names["image"], "caption": caption}, position + 1
+
+    def scan(self) -> Iterator[Found]:
+        """All records in their order by numbers from 1 on; of a broken one the fault in place of the record."""
+        for position in range(len(self)):
+            try:
+                yield Found(position + 1, self.read(position)[0])
+            except BadSample as error:
+                yield Found(position + 1, None, error)
+
+    def digest(self, position: int) -> int:
+        return digest_of(self.key(position + 1).encode())
+
+    def name(self, line: int) -> str:
+        return str(self.path / self.key(line))
+
+    def key(self, line: int) -> str:
+        names = self.names[line - 1]
+        return names.get("image") or names["caption"]
+
+
+def open_records(path: str | Path | Sequence[str | Path]) -> list[Records]:
+    """The sources of a setting: a file, a folder of pictures with captions, or a list of them.
+
+    Raises:
+        ValueError: for a path that is not there or of an unknown kind.
+    """
+    if not isinstance(path, str | Path):
+        return [source for one in path for source in open_records(one)]
+    if Path(path).is_dir():
+        return [FolderRecords(path)]
+    if Path(path).suffix in PARQUET:
+        return [ParquetRecords(path)]
+    return [RecordFile(path)]
+
+
+class Joined:
+    """The records of several sources, one after the other.
+
+    Args:
+        length: only that many records, from the first on.
+        held_out: the share of records that is set apart; which ones depends on each record alone.
+        apart: the records set apart, in place of the others.
+    """
+
+    def __init__(self, sources: Sequence[Records], length: int | None = None, held_out: float = 0.0, apart: bool = False) -> None:
+        self.sources, self.limit, self.held_out, self.apart = list(sources), length, held_out, apart
+        self._ends: list[int] | None = None
+        self._kept: array | None = None
+
+    def __len__(self) -> int:
+        return len(self._places()) if self.held_out else self._total()
+
+    def read(self, position: int) -> tuple[Records, dict[str, Any], int]:
+        """The source of a record, the record, and its line there, counted from 1.
+
+        Args:
+            position: from 0 on, among the records that are read.
+
+        Raises:
+            IndexError: beyond the last one.
+            BadSample: naming the record if it is broken.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"record {position} of {len(self)}")
+        source, place = self._source(self._places()[position] if self.held_out else position)
+        record, line = source.read(place)
+        return source, record, line
+
+    def _total(self) -> int:
+        if self._ends is None:
+            self._ends = list(itertools.accumulate(len(source) for source in self.sources))
+        return self._ends[-1] if self.limit is None else min(self.limit, self._ends[-1])
+
+    def _source(self, position: int) -> tuple[Records, int]:
+        total = self._total()
+        which = bisect.bisect_right(self._ends, position) if total else 0
+        return self.sources[which], position - (self._ends[which - 1] if which else 0)
+
+    def _places(self) -> array:
+        if self._kept is None:
+            places = (self._source(position) for position in range(self._total()))
+            below = self.held_out * DIGESTS
+            self._kept = array("q", (n for n, (source, at) in enumerate(places) if (source.digest(at) < below) == self.apart))
+        return self._kept

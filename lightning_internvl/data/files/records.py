@@ -1,0 +1,230 @@
+"""Files of records, one mapping each, read one at a time: JSONL, CSV, TSV, or JSON with one list."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.files.table_rows import BOM, fields_of, misfit, rows
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+LINES = (".jsonl", ".ndjson", *SEPARATORS)
+KINDS = (*LINES, ".json")
+PARQUET = (".parquet", ".pq")  # see `data.parquet`
+BETWEEN = re.compile(r"[\s,]*")  # of the entries of a JSON list
+DIGESTS = 2**32  # how many there are
+
+
+class Found(NamedTuple):
+    """A row as `Records.scan` meets it: the record, or what is wrong with it."""
+
+    line: int
+    record: dict[str, Any] | None
+    error: BadSample | None = None
+
+
+class Records(ABC):
+    """The records of one source in their order. Only their places are held, and found at the first access.
+
+    Attributes:
+        path: file or folder.
+        root: where the paths of pictures start.
+    """
+
+    path: Path
+    root: Path
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, position: int) -> tuple[dict[str, Any], int]:
+        """A record and its line number. Raises IndexError beyond the last one, BadSample for a record that is broken."""
+
+    @abstractmethod
+    def scan(self) -> Iterator[Found]:
+        """All records from the first to the last, broken ones too, in one reading."""
+
+    @abstractmethod
+    def digest(self, position: int) -> int:
+        """A number below 2**32 that depends on the record alone."""
+
+    def name(self, line: int) -> str:
+        """How a record is called in messages."""
+        return f"{self.path}, line {line}"
+
+    def key(self, line: int) -> str:
+        """The short name of a record."""
+        return f"{self.path.name}:{line}"
+
+
+class RecordFile(Records):
+    """JSONL has one record a line; CSV and TSV a row, after a header line (see `table_rows`); JSON is one list of records.
+
+    Raises ValueError naming the file where it is missing or of another kind, and file and line for a record that is broken.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.root = self.path.parent
+        if self.path.suffix not in KINDS:
+            known = [*KINDS, *PARQUET]
+            raise ValueError(f"{path}: unknown kind of list {self.path.suffix!r}; choose from {known}, or give a folder")
+        if not self.path.is_file():
+            raise ValueError(f"list {path} does not exist")
+        self.separator = SEPARATORS.get(self.path.suffix)
+        self._found: _Index | None = None
+        self._columns: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._index().offsets)
+
+    def digest(self, position: int) -> int:
+        return self._index().digests[position]
+
+    def read(self, position: int) -> tuple[dict[str, Any], int]:
+        index = self._index()
+        if not 0 <= position < len(index.offsets):
+            raise IndexError(f"record {position} of {len(index.offsets)}")
+        with self.path.open("rb") as file:
+            file.seek(index.offsets[position])
+            content = file.read(index.sizes[position])
+        line = index.lines[position]
+        try:
+            return self._parse(content), line
+        except BadSample as error:
+            raise BadSample(f"{self.name(line)}: {error}", error.kind, self.key(line)) from error
+
+    def scan(self) -> Iterator[Found]:
+        if self.path.suffix == ".json":
+            yield from self._scan_list()
+            return
+        for line, content in self._lines():
+            try:
+                yield Found(line, self._parse(content))
+            except BadSample as error:
+                yield Found(line, None, error)
+
+    def _parse(self, content: bytes) -> dict[str, Any]:
+        try:
+            record = json.loads(content) if self.separator is None else self._row(content, self.separator)
+        except BadSample:
+            raise
+        except ValueError as error:
+            raise BadSample(f"not a record: {error}", "broken line") from error
+        if not isinstance(record, dict):
+            raise BadSample(f"not a record, but a {type(record).__name__}", "broken line")
+        return record
+
+    def _row(self, content: bytes, separator: str) -> dict[str, str]:
+        fields = fields_of(content, separator)
+        if wrong := misfit(fields, self._columns, separator):
+            raise BadSample(wrong, "broken line")
+        return dict(zip(self._columns, fields, strict=True))
+
+    def _index(self) -> _Index:
+        if self._found is None:
+            self._found = self._index_list() if self.path.suffix == ".json" else self._index_lines()
+        return self._found
+
+    def _index_lines(self) -> _Index:
+        index, offset = _Index.empty(), 0
+        for line, content in self._lines(blank=True):
+            if line and content.strip():
+                index.add(offset, content, line)
+            offset += len(content)
+        return index
+
+    def _lines(self, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+        """The records as they stand, with their line numbers. With `blank` every byte of the file: empty lines too, and under the
+        number 0 the header of a table and a byte order mark. Fields of a table may go over several lines (see `table_rows`)."""
+        with self.path.open("rb") as file:
+            if file.read(len(BOM)) != BOM:
+                file.seek(0)
+            elif blank:
+                yield 0, BOM
+            found: Iterator[tuple[int, bytes]] = enumerate(file, start=1)
+            if self.separator is not None:
+                header = file.readline()
+                self._columns = self._named_columns(header, self.separator)
+                if blank:
+                    yield 0, header
+                found = rows(file, self.separator, len(self._columns))
+            for line, content in found:
+                if blank or content.strip():
+                    yield line, content
+
+    def _named_columns(self, header: bytes, separator: str) -> list[str]:
+        try:
+            return fields_of(header, separator)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}: the first line is no text in UTF-8: {error}") from error
+
+    def _index_list(self) -> _Index:
+        index = _Index.empty()
+        for line, offset, content, _ in self._entries():
+            index.add(offset, content, line)
+        return index
+
+    def _scan_list(self) -> Iterator[Found]:
+        try:
+            for line, _, _, record in self._entries():
+                if isinstance(record, dict):
+                    yield Found(line, record)
+                else:
+                    yield Found(line, None, BadSample(f"not a record, but a {type(record).__name__}", "broken line"))
+        except BadSample as error:  # what follows cannot be found
+            yield Found(int(error.key or 0), None, error)
+
+    def _entries(self) -> Iterator[tuple[int, int, bytes, Any]]:
+        """Line, first byte, bytes and value of each entry of a JSON list; none is kept."""
+        text, decoder = self.path.read_bytes().decode("utf-8"), json.JSONDecoder()
+        position = text.find("[") + 1
+        if text[:position].strip("\ufeff \t\r\n") != "[":
+            raise ValueError(f"{self.path}: not a JSON list of records; a file of one record a line ends in .jsonl")
+        offset, line, counted = 0, 1, 0
+        while True:
+            position = BETWEEN.match(text, position).end()
+            offset, line = offset + len(text[counted:position].encode()), line + text.count("\n", counted, position)
+            if text[position : position + 1] == "]":
+                return
+            try:
+                value, end = decoder.raw_decode(text, position)
+            except ValueError as error:
+                raise BadSample(f"{self.name(line)}: not a record: {error}", "broken list", str(line)) from error
+            content = text[position:end].encode()
+            yield line, offset, content, value
+            line += text.count("\n", position, end)
+            position = counted = end
+            offset += len(content)
+
+
+class _Index(NamedTuple):
+    """First byte, number of bytes, line number and digest of each record."""
+
+    offsets: array
+    sizes: array
+    lines: array
+    digests: array
+
+    @classmethod
+    def empty(cls) -> _Index:
+        """An index to be filled."""
+        return cls(array("q"), array("q"), array("q"), array("I"))
+
+    def add(self, offset: int, content: bytes, line: int) -> None:
+        """One more record."""
+        for column, value in zip(self, (offset, len(content), line, digest_of(content.strip())), strict=True):
+            column.append(value)
+
+
+def digest_of(content: bytes) -> int:
+    """A number below `DIGESTS` that depends on the content alone."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=4).digest())

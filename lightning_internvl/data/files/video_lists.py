@@ -1,0 +1,96 @@
+"""Videos with a class each: lists as of Kinetics, and short ones of built-in things that move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_internvl.data.files.lazy_pictures import Pictures, spread
+from lightning_internvl.data.files.table_rows import read_table
+from lightning_internvl.data.files.videos import read_video
+
+STREAM = 5  # apart from those of scenes and of what is said about them
+
+
+@dataclass(frozen=True)
+class LabelledVideos:
+    """`videos` (F, H, W, 3) uint8, the class of each, the names of the classes, and how many videos there are in all."""
+
+    videos: Pictures
+    labels: list[int]
+    names: list[str]
+    total: int
+
+
+def read_video_list(
+    path: str | Path, videos: str | Path | None = None, names: str | Path | None = None, samples: int | None = None
+) -> LabelledVideos:
+    """A table with a column `path` and a column `label`, or without such a first line: the path, then the label.
+
+    Args:
+        path: columns are set apart by commas, or by blanks as in the lists of VideoMAE.
+        videos: the folder where the paths start; None: that of the list. What a path names is what `read_video` reads.
+        names: a text with the name of a class a line; labels are then names or numbers from 0 on. None: the labels are the
+            names, and classes are numbered in their order.
+        samples: only that many videos, spread over the list.
+
+    Raises:
+        ValueError: naming file and line, for a line without path or label, a label that is no class, and a first video that is
+            not there.
+    """
+    path, root = Path(path), Path(videos) if videos else Path(path).parent
+    rows = _rows(path)
+    classes = _lines(Path(names)) if names else sorted({label for _, _, label in rows})
+    known = {name: number for number, name in enumerate(classes)}
+    if names:
+        known = {str(number): number for number in range(len(classes))} | known
+    labels = []
+    for line, _, label in rows:
+        if label not in known:
+            raise ValueError(f"{path}: line {line}: {label!r} is no class of {names}")
+        labels.append(known[label])
+    if len(classes) < 2:
+        raise ValueError(f"{path} lists one class; classes are told apart from two on")
+    places = spread(len(rows), samples)
+    if not (root / rows[places[0]][1]).exists():
+        raise ValueError(f"{path}: the video {rows[places[0]][1]} is not in {root}; say where videos are with videos=FOLDER")
+    chosen = Pictures([root / rows[place][1] for place in places], lambda file: read_video(file)[0])
+    return LabelledVideos(chosen, [labels[place] for place in places], [name.replace("_", " ") for name in classes], len(rows))
+
+
+def _rows(path: Path) -> list[tuple[int, str, str]]:
+    """Number of the line, path and label."""
+    lines = _lines(path)
+    if "," in lines[0]:
+        table = list(read_table(path, (",",)))
+    else:
+        table = [(number, line.rsplit(maxsplit=1)) for number, line in enumerate(lines, start=1)]
+    first, fields = table[0][1], (0, 1)
+    headed = "path" in first and "label" in first
+    if headed:
+        fields = first.index("path"), first.index("label")
+    found = []
+    for number, row in table[headed:]:
+        if len(row) <= max(fields) or not all(row[field].strip() for field in fields):
+            raise ValueError(f"{path}: line {number} lacks a path or a label: {','.join(row)!r}")
+        found.append((number, row[fields[0]].strip(), row[fields[1]].strip()))
+    if not found:
+        raise ValueError(f"{path} lists no video")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+    if not lines:
+        raise ValueError(f"{path} is empty")
+    return [line.strip() for line in lines]
+
+
+def evenly(frames: int, wanted: int) -> list[int]:
+    """The middles of as many equal parts: of one part the middle frame; a short video gives some frames twice."""
+    return [int((part + 0.5) * frames / wanted) for part in range(wanted)]

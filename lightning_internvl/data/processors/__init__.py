@@ -1,0 +1,1 @@
+"""Pictures become pixel values."""

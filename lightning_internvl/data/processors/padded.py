@@ -1,0 +1,140 @@
+"""Pictures whole and in their proportions, on a square of one colour: DeepSeek-VL (official `image_processing_vlm.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightning_internvl.data.processors.basic import BICUBIC, CLIP_MEAN, CLIP_STD, Processor, to_pixels
+
+HALF = (0.5, 0.5, 0.5)
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": BICUBIC}
+
+
+class PaddedSquare(Processor):
+    """The longest side resized to S, centred on a square of the mean colour.
+
+    Args:
+        min_side: the shorter side is never made smaller than this.
+        nearest: the shorter side is rounded to the nearest pixel, as transformers does; the original cuts it off.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        mean: Sequence[float] = HALF,
+        std: Sequence[float] = HALF,
+        min_side: int = 14,
+        nearest: bool = False,
+    ) -> None:
+        super().__init__(image_size, mean, std)
+        self.min_side, self.nearest = min(min_side, image_size), nearest
+        self.colour = tuple(int(255 * value) for value in self.mean)
+
+    def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
+        return padded(image, self.image_size, self.colour, self.min_side, self.nearest)[None]
+
+
+class PaddedPair(PaddedSquare):
+    """Two sizes of a picture, for an encoder of two towers: `high_res_pixel_values`, and `pixel_values` made from it.
+
+    Args:
+        image_size, mean, std: of the small size. The square has the mean colour of the large one.
+        high_image_size, high_mean, high_std: of the large size.
+        low_filter: how the small one is made: bilinear (original) or bicubic (transformers).
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        high_image_size: int,
+        mean: Sequence[float] = HALF,
+        std: Sequence[float] = HALF,
+        high_mean: Sequence[float] = CLIP_MEAN,
+        high_std: Sequence[float] = CLIP_STD,
+        min_side: int = 14,
+        nearest: bool = False,
+        low_filter: str = "bilinear",
+    ) -> None:
+        super().__init__(image_size, mean, std, min_side, nearest)
+        if low_filter not in FILTERS:
+            raise ValueError(f"{low_filter=} is not known; valid choices: {', '.join(FILTERS)}")
+        self.high = PaddedSquare(high_image_size, high_mean, high_std, min_side, nearest)
+        self.low_filter = low_filter
+
+    def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 -> (1, S', S', 3) uint8, the large size; `inputs` makes the small one."""
+        return self.high(image)
+
+    def whole(self) -> Processor:
+        """The small size alone."""
+        return PaddedSquare(self.image_size, self.mean, self.std, self.min_side, self.nearest)
+
+    def inputs(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """Both sizes of pictures as `__call__` returned them."""
+        size = (self.image_size, self.image_size)
+        small = [np.asarray(Image.fromarray(p[0]).resize(size, FILTERS[self.low_filter])) for p in pictures]
+        empty = np.zeros((0, *size, 3), dtype=np.uint8)
+        low = to_pixels(np.stack(small) if small else empty, self.mean, self.std)
+        return {"pixel_values": low, "high_res_pixel_values": self.high.inputs(pictures)["pixel_values"]}
+
+    def blank(self, squares: int, device: str | torch.device = "cpu") -> dict[str, Any]:
+        """Both sizes of as many empty pictures."""
+        high = self.high.blank(squares, device)["pixel_values"]
+        return {**super().blank(squares, device), "high_res_pixel_values": high}
+
+
+def padded(image: np.ndarray, side: int, colour: Sequence[int], min_side: int, nearest: bool) -> np.ndarray:
+    """(H, W, 3) uint8 -> (side, side, 3) uint8: the longest side resized to `side`, centred on a square of `colour`."""
+    longest = max(image.shape[:2])  # in the order of operations of each, which decides halves
+    sides = (round(length * (side / longest)) if nearest else int(length / longest * side) for length in image.shape[:2])
+    height, width = (max(length, min_side) for length in sides)
+    if (height, width) != image.shape[:2]:
+        image = np.asarray(Image.fromarray(image).resize((width, height), BICUBIC))
+    square = np.empty((side, side, 3), dtype=np.uint8)
+    square[:] = colour
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+class PadSquare(Processor):
+    """The whole picture in the middle of a square of one colour, resized to S.
+
+    Args:
+        image_size, mean, std, resize: as in `Processor`.
+        colour: red, green and blue of the border, 0 to 255; None: the mean of the channels, rounded down, which is close to zero
+            once normalised (LLaVA 1.5). XComposer2 uses black in its benchmarks.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        colour: Sequence[int] | None = None,
+        resize: str = "pillow",
+    ) -> None:
+        super().__init__(image_size, mean, std, resize)
+        self.colour = tuple(int(255 * m) for m in self.mean) if colour is None else tuple(colour)
+        if len(self.colour) != 3 or not all(0 <= value <= 255 for value in self.colour):
+            raise ValueError(f"the border needs red, green and blue from 0 to 255: {colour=}")
+
+    def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
+        return self._resized(self.square(image))[None]
+
+    def square(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> (L, L, 3) with the longer side L; of an odd difference the smaller part comes first."""
+        height, width = image.shape[:2]
+        if height == width:
+            return image
+        longer = max(height, width)
+        top, left = (longer - height) // 2, (longer - width) // 2
+        padded = np.full((longer, longer, 3), self.colour, dtype=np.uint8)
+        padded[top : top + height, left : left + width] = image
+        return padded

@@ -1,0 +1,1 @@
+"""The built-in pictures: scenes of emoji with captions, questions and answers."""

@@ -1,0 +1,1 @@
+"""Streaming from tar, parquet and datasets shards."""

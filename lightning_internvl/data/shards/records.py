@@ -1,0 +1,112 @@
+"""What a record of a shard says: a picture with its caption, or a conversation about pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.files.conversations import CAPTIONS, IMAGES, check_length
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+TEXTS = ("txt", *CAPTIONS)
+CHATS = ("conversations", "messages")
+DIGITS = re.compile(r"(\d+)")
+
+
+def pair_of(record: Mapping[str, Any], image: str | None = None, caption: str | None = None) -> dict[str, Any]:
+    """{"image": bytes of a file, "caption": text, "key"[, "language"]} of a record.
+
+    The caption is the entry "txt", "caption" or "text", or one of this name in the entry "json".
+
+    Args:
+        image, caption: the extension or column, where it has another name.
+
+    Raises:
+        BadSample: saying what is missing, or cannot be read.
+    """
+    key = str(record["key"])
+    said = _json(record)
+    names = (caption,) if caption else TEXTS
+    text = next((source[name] for source in (record, said) for name in names if source.get(name) is not None), None)
+    if text is None:
+        raise BadSample(f"it has no caption: none of {', '.join(names)} among {_names(record, said)}", "missing caption", key)
+    found = {"image": _picture(record, said, image), "caption": _text(text, key), "key": key}
+    language = said.get("language") or record.get("language")
+    return {**found, "language": language} if isinstance(language, str) else found
+
+
+def chats_of(record: Mapping[str, Any], image: str | None = None, caption: str | None = None) -> dict[str, Any]:
+    """A record as `conversations.read_entry` reads it: a conversation with its pictures as bytes, or a picture and its caption.
+
+    A conversation is the entry "conversations" or "messages", of the record or of its "json". In a tar file its pictures are the
+    record's pictures in the order of the numbers in their extensions (0.jpg, 1.jpg), whatever the conversation calls them.
+
+    Raises:
+        BadSample: as `pair_of`.
+    """
+    said = _json(record)
+    source = next((one for one in (record, said) if any(one.get(name) for name in CHATS)), None)
+    if source is None:
+        return pair_of(record, image, caption)
+    files = sorted((name for name in record if name.rpartition(".")[2] in PICTURES), key=_natural)
+    chat = {name: value for name, value in source.items() if not (files and name in IMAGES)}
+    if image is not None and record.get(image):
+        chat["images"] = record[image]
+    elif files:
+        chat["images"] = [record[name] for name in files]
+    return {**chat, "key": str(record["key"])}
+
+
+def _picture(record: Mapping[str, Any], said: Mapping[str, Any], name: str | None) -> bytes:
+    key = str(record["key"])
+    names = (name,) if name else (*PICTURES, *IMAGES)
+    found = next((record[one] for one in names if record.get(one)), None)
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    if isinstance(found, Mapping):  # of a Hugging Face data set
+        found = found.get("bytes")
+    if isinstance(found, bytes):
+        return found
+    what = f"{found!r:.100} is not the bytes of a file" if found else f"none of {', '.join(names)} among {_names(record, said)}"
+    raise BadSample(f"it has no picture: {what}", "missing image", key)
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str | bytes):
+        raise BadSample(f"its caption is no text, but {value!r:.100}", "broken caption", key)
+    check_length(value)
+    try:
+        text = (value.decode("utf-8") if isinstance(value, bytes) else value).strip()
+    except UnicodeDecodeError as error:
+        raise BadSample(f"its caption is not a text in UTF-8: {error}", "broken caption", key) from error
+    if not text:
+        raise BadSample("its caption is empty", "empty caption", key)
+    check_length(text)
+    return text
+
+
+def _json(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entry "json", read; empty where there is none."""
+    given = record.get("json")
+    if given is None:
+        return {}
+    try:
+        found = json.loads(given) if isinstance(given, bytes | str) else given
+    except ValueError as error:
+        raise BadSample(f"its json cannot be read: {error}", "broken line", str(record["key"])) from error
+    if not isinstance(found, Mapping):
+        raise BadSample(f"its json is no mapping, but a {type(found).__name__}", "broken line", str(record["key"]))
+    return found
+
+
+def _names(record: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+    names = [name for name in record if name != "key"]
+    return ", ".join([*names, *(f"json.{name}" for name in said)][:20]) or "nothing"
+
+
+def _natural(name: str) -> list[Any]:
+    """Names with numbers in the order of the numbers."""
+    return [int(part) if part.isdigit() else part for part in DIGITS.split(name)]

@@ -1,0 +1,108 @@
+"""Settings of training data from shards, and what is wrong with them, found before any model is built.
+
+Nothing here imports PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_internvl.data.files.records import PARQUET
+from lightning_internvl.data.shards.tables import ParquetShards
+from lightning_internvl.data.shards.tar import Shards, TarShards
+from lightning_internvl.messages import suggestion
+
+ONLY = "shards"  # the name of a source that has none
+SOURCE_KEYS = ("shards", "weight", "samples", "language")
+BY_SIZE = {"size": 1.0, "sqrt": 0.5}
+LOOKED_FOR = 200_000  # shards whose files are looked for before the start; of more the first ones
+EXAMPLE = "'data.shards=\"DIR/{00000..00099}.tar\"'"  # the shell and Hydra both want quotes around braces
+
+
+def sources_of(shards: Any, sources: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The sources by name, whichever way they are given.
+
+    Raises:
+        ValueError: for none, both, or a setting that a source does not have.
+    """
+    if (shards is None) == (not sources):
+        given = "both data.shards and data.sources are" if shards is not None else "no shards are"
+        raise ValueError(f"{given} given; give {EXAMPLE}, or several as data.sources={{NAME: {{shards: ..., weight: 2}}}}")
+    found = {ONLY: {"shards": shards}} if sources is None or shards is not None else {}
+    for name, source in (sources or {}).items():
+        source = dict(source) if isinstance(source, Mapping) and "_target_" not in source else {"shards": source}
+        if unknown := [key for key in source if key not in SOURCE_KEYS]:
+            raise ValueError(f"data.sources.{name}: there is no setting {unknown[0]!r}; {suggestion(unknown[0], SOURCE_KEYS)}")
+        if source.get("shards") is None:
+            raise ValueError(f"data.sources.{name} has no shards; give data.sources.{name}.shards=...")
+        found[name] = source
+    return found
+
+
+def open_shards(given: Any) -> Shards:
+    """The shards of a source: an object that reads them, or paths, URLs and patterns of tar or parquet files.
+
+    Raises:
+        ValueError: for a pattern that is broken or matches nothing, or where a package is missing.
+    """
+    if hasattr(given, "read"):
+        return given
+    first = given if isinstance(given, str | Path) else next(iter(given), "")
+    return (ParquetShards if str(first).endswith(PARQUET) else TarShards)(given)
+
+
+def weights_of(given: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], weights: Any) -> dict[str, float]:
+    """The weight of each source.
+
+    Args:
+        given: the sources, with their own "weight" and "samples".
+        sizes: their numbers of shards.
+        weights: null, "size", "sqrt", or numbers by name.
+
+    Raises:
+        ValueError: for weights that are none, or none of which is above 0.
+    """
+    if isinstance(weights, str):
+        if weights not in BY_SIZE:
+            raise ValueError(f"data.weights={weights!r} is not known; valid choices: null, {', '.join(BY_SIZE)}, numbers by name")
+        known = [name for name, source in given.items() if source.get("samples")]
+        if known and len(known) < len(given):
+            lacking = ", ".join(name for name in given if name not in known)
+            raise ValueError(f"data.weights={weights}: {lacking} must say their samples too, as {', '.join(known)} do")
+        numbers = {name: source["samples"] for name, source in given.items()} if known else sizes
+        return {name: float(number) ** BY_SIZE[weights] for name, number in numbers.items()}
+    found = {name: source.get("weight", 1) for name, source in given.items()} if weights is None else dict(weights)
+    if unknown := [name for name in found if name not in given]:
+        raise ValueError(f"data.weights: there is no source {unknown[0]!r}; {suggestion(unknown[0], given)}")
+    if lacking := [name for name in given if name not in found]:
+        raise ValueError(f"data.weights has none for {', '.join(lacking)}; 0 leaves a source out")
+    for name, weight in found.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            raise ValueError(f"the weight of source {name} is {weight!r}; it must be a number from 0 on")
+    if not any(found.values()):
+        raise ValueError(f"all sources have weight 0 ({', '.join(found)}); give one of them more")
+    return {name: float(weight) for name, weight in found.items()}
+
+
+def knots_of(
+    given: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], weights: Any, schedule: Any
+) -> list[dict[str, Any]]:
+    """Steps and the weights there: those of a schedule, or the same for ever.
+
+    Raises:
+        ValueError: for both, a schedule that is none, and what `weights_of` refuses.
+    """
+    if schedule is None:
+        return [{"step": 0, "weights": weights_of(given, sizes, weights)}]
+    if weights is not None:
+        raise ValueError("data.weights and data.schedule exclude each other; leave one out")
+    if not isinstance(schedule, list) or not all(
+        isinstance(knot, Mapping) and set(knot) == {"step", "weights"} for knot in schedule
+    ):
+        raise ValueError(f"data.schedule={schedule!r} is no list of steps, as in [{{step: 0, weights: {{NAME: 1}}}}]")
+    steps = [knot["step"] for knot in schedule]
+    if not all(isinstance(step, int) for step in steps) or steps[:1] != [0] or steps != sorted(set(steps)):
+        raise ValueError(f"the steps of data.schedule start at 0 and rise, but they are {steps}")
+    return [{"step": knot["step"], "weights": weights_of(given, sizes, knot["weights"])} for knot in schedule]

@@ -1,0 +1,215 @@
+"""Shards: files of many samples that are read from the first to the last. Tar files as img2dataset and webdataset write them.
+
+A record is a mapping: "key", the sample's name in its shard, and one entry for each file extension or column. Pictures stay the
+bytes of their files until they are needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import re
+import tarfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from lightning_internvl.data.shards.names import ShardNames, Urls, protocol_of
+from lightning_internvl.data.shards.records import chats_of, pair_of
+from lightning_internvl.data.shards.tar_members import TarMembers
+
+__all__ = ["Record", "ShardError", "Shards", "TarShards", "TarWriter", "chats_of", "pair_of"]
+
+TARS = (".tar", ".tar.gz", ".tgz")
+BUFFER = 2**18  # bytes that are read at a time from a local file
+KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^/.]+)\.([^/]*)")  # as webdataset splits names
+
+Record = dict[str, Any]
+Mark = tuple[int, int]  # the number of a record in its shard, and where it stands there
+
+
+class ShardError(ValueError):
+    """A shard that cannot be read, or not to its end.
+
+    Args:
+        shard: its name.
+        reason: what is wrong with it.
+    """
+
+    kind = "broken shard"
+    counts = True
+
+    def __init__(self, shard: str, reason: str) -> None:
+        super().__init__(f"shard {shard}: {reason}")
+        self.shard, self.key, self.reason = shard, shard, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.shard, self.reason)  # for the way from a data process to the training process
+
+
+class Shards(ABC):
+    """A source of shards."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many shards there are."""
+
+    @abstractmethod
+    def name(self, shard: int) -> str:
+        """How a shard is called in messages."""
+
+    @abstractmethod
+    def read(self, shard: int, start: int = 0) -> Iterator[Record]:
+        """The records of a shard from the `start`-th on, in their order.
+
+        Raises:
+            ShardError: after the records that were whole, if the shard cannot be read or ends early.
+        """
+
+    def read_near(self, shard: int, start: int, mark: Mark) -> Iterator[Record]:
+        """The same, given the attribute `mark` of a record up to the `start`-th, as it was read earlier: a source whose records
+        have one need not look at what stands before it."""
+        return self.read(shard, start)
+
+
+class Marked(dict[str, Any]):
+    """A record that knows where it stands."""
+
+    mark: Mark
+
+
+class TarShards(Shards):
+    """Tar files; the files of one name up to its first dot, one after the other, are a record. Extensions are in lower case.
+
+    Args:
+        urls: see `ShardNames`. Paths, and URLs of every protocol that fsspec has a package for; web servers must be able to
+            send a part of a file.
+    """
+
+    def __init__(self, urls: Urls) -> None:
+        self.names = ShardNames(urls, TARS)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, shard: int) -> str:
+        return self.names[shard]
+
+    def read(self, shard: int, start: int = 0) -> Iterator[Record]:
+        return self.read_near(shard, start, (0, 0))
+
+    def read_near(self, shard: int, start: int, mark: Mark) -> Iterator[Record]:
+        name = self.names[shard]
+        try:
+            with _opened(name) as file:
+                first, place = mark if file.seekable() else (0, 0)
+                if place:
+                    file.seek(place)
+                yield from _records(TarMembers(file), start, first)
+        except FileNotFoundError as error:
+            cause = f", or cannot be reached: {error.__cause__!s:.120}" if error.__cause__ else ""  # which fsspec says so too
+            raise ShardError(name, f"does not exist{cause}") from error
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            raise ShardError(name, str(error) or type(error).__name__) from error
+        except Exception as error:  # each protocol has errors of its own
+            if protocol_of(name) is None:
+                raise
+            raise ShardError(name, f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[IO[bytes]]:
+    with contextlib.ExitStack() as stack:
+        if protocol_of(name) is None:
+            file: IO[bytes] = stack.enter_context(open(name, "rb", buffering=BUFFER))
+        else:
+            import fsspec
+
+            file = stack.enter_context(fsspec.open(name, "rb"))
+        yield gzip.GzipFile(fileobj=file) if name.endswith(("gz", "tgz")) else file
+
+
+def _records(members: TarMembers, start: int, first: int = 0) -> Iterator[Marked]:
+    """Neighbours of one name together, from record `first` on. Of those before `start` the headers alone are read."""
+    record = Marked()
+    key, seen, count = None, set[str](), first - 1
+    for name, _ in members:
+        found = KEY_AND_EXTENSION.fullmatch(name)
+        if found is None:
+            continue
+        stem, extension = found[1], found[2].lower()
+        if stem != key or extension in seen:
+            if count >= start:
+                yield record
+            key, seen, count = stem, set(), count + 1
+            record = Marked(key=key)
+            record.mark = count, members.begun
+        seen.add(extension)
+        if count >= start and extension != "key":
+            record[extension] = members.content()
+    if count >= start:
+        yield record
+
+
+class TarWriter:
+    """Writes records to a tar file, which appears at its place when all are written, and not at all after an error.
+
+        with TarWriter("00000.tar") as tar:
+            tar.write({"key": "000000000", "jpg": picture, "txt": "a cat", "json": {"score": 0.3}})
+
+    Equal records give equal files. Texts are written in UTF-8, mappings and lists as JSON.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        if protocol_of(str(path)) is not None:
+            raise ValueError(f"{path}: shards are written to paths only, not to URLs")
+        self.path = Path(path)
+        self.draft = self.path.with_name(f".{self.path.name}.{os.getpid()}.draft")
+        self.written = 0
+
+    def __enter__(self) -> TarWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._tar = tarfile.open(self.draft, "w", format=tarfile.PAX_FORMAT)
+        return self
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record; its key may hold folders, but no dot behind the last of them.
+
+        Raises:
+            ValueError: for a key that would be read as another one, or a value that is no content of a file.
+        """
+        key = record["key"]
+        for extension, value in record.items():
+            if extension == "key" or value is None:
+                continue
+            found = KEY_AND_EXTENSION.fullmatch(f"{key}.{extension}")
+            if found is None or found[1] != key:
+                raise ValueError(f"{key!r} cannot be the key of a record: behind the last / there must be a name without a dot")
+            content = _content(value, f"{key}.{extension}")
+            member = tarfile.TarInfo(f"{key}.{extension}")
+            member.size = len(content)
+            self._tar.addfile(member, io.BytesIO(content))
+        self.written += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._tar.close()
+        if kind is None:
+            self.draft.replace(self.path)
+        else:
+            self.draft.unlink()
+
+
+def _content(value: Any, name: str) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    if isinstance(value, Mapping | list | int | float):
+        return json.dumps(value, ensure_ascii=False).encode("utf-8")
+    raise ValueError(f"{name}: {type(value).__name__} is no content of a file; give bytes, a text, or what JSON can hold")

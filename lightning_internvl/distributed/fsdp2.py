@@ -1,0 +1,240 @@
+"""Weights, gradients and optimizer state divided among processes: PyTorch's FSDP2 below Lightning.
+
+What is divided, and how:
+
+- The blocks of a part (its `sharding_units`) are gathered one by one when they run. Where trained and frozen weights meet in a
+  block, as with adapters, those that are fewer are units of their own, so that no unit holds both.
+- What trains outside of the blocks (embeddings, queries, heads, the objectives' parameters) is one unit, gathered for the whole
+  step, so that any method of a part may use it.
+- Frozen weights outside of blocks, and quantised parts, stay whole on every device: they have neither gradient nor state, and
+  would be gathered for the whole step anyway.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor.parallel import parallelize_module
+from torch.optim import Optimizer
+
+from lightning_internvl.console import console
+from lightning_internvl.distributed.collectives import see
+from lightning_internvl.distributed.tensor_parallel import clip_by_norm, styles_of
+from lightning_internvl.distributed.weight_broadcast import Spread
+from lightning_internvl.layers.quantization import is_quantized
+from lightning_internvl.stages import Stage
+
+META = "meta.pt"  # in the folder of a checkpoint: all that is no tensor
+Kind = tuple[int, int | None] | None  # from when until when a weight trains; None: never
+
+
+class FSDP2(ModelParallelStrategy):
+    """Lightning's strategy, with the sharding of our stages and a checkpoint that any number of processes can read.
+
+    Args:
+        data_parallel_size: processes that read samples of their own, among which weights are divided; "auto": all, but for
+            `tensor_parallel_size`.
+        tensor_parallel_size: processes, numbered in turn, that read the same samples and divide single layers among them, of
+            the parts that say how (see `lightning_internvl.distributed.tensor_parallel`).
+        reshard_after_forward: False keeps a block whole from its forward to its backward pass, so that it is gathered once a
+            step; gradients and optimizer state are divided all the same.
+
+    Raises:
+        ValueError: for a tensor_parallel_size that is no number of processes.
+    """
+
+    def __init__(
+        self, *, data_parallel_size: int | str = "auto", tensor_parallel_size: int = 1, reshard_after_forward: bool = True
+    ) -> None:
+        if isinstance(tensor_parallel_size, bool) or not isinstance(tensor_parallel_size, int) or tensor_parallel_size < 1:
+            raise ValueError(f"strategy.{tensor_parallel_size=} must be a whole number from 1 on, 1 divides no layers")
+        super().__init__(data_parallel_size=data_parallel_size, tensor_parallel_size=tensor_parallel_size)
+        self.reshard_after_forward, self.layer_shares = reshard_after_forward, tensor_parallel_size
+
+    def setup_environment(self) -> None:
+        if self._data_parallel_size == "auto":
+            self._data_parallel_size = self.num_nodes * self.num_processes // self.layer_shares
+        super().setup_environment()
+        if self.layer_shares > 1:
+            see(self.device_mesh["data_parallel"].get_group())
+
+    def setup(self, trainer: L.Trainer) -> None:
+        super().setup(trainer)
+        if self.layer_shares > 1:  # PyTorch's own cannot add up gradients that are divided in different ways
+            self.precision_plugin.clip_grad_by_norm = clip_by_norm
+
+    def teardown(self) -> None:
+        see(None)
+        super().teardown()
+
+    # --- sharding ---------------------------------------------------------------------------------------------------
+
+    def shard(self, stage: Stage) -> None:
+        """Divide the weights of a stage that is complete: loaded, adapted, quantised."""
+        if isinstance(stage, FSDPModule):
+            return
+        check_shapes(stage)
+        if whole := [name for name, part in stage.model.named_children() if any(map(is_quantized, part.modules()))]:
+            console.print(f"{stage.name}: quantised, so whole on every device: {', '.join(whole)}; adapters are divided")
+        mesh, spread = self.device_mesh["data_parallel"], Spread(stage.model, self.root_device)
+        kinds = {parameter: kind_of(stage, name) for name, parameter in stage.model.named_parameters()}
+        styles = styles_of(stage.model) if self.layer_shares > 1 else {}
+        for unit in [unit for part in stage.model.children() for unit in units_of(part, kinds)]:
+            spread.fill(unit)
+            for layer in [layer for layer in unit.modules() if layer in styles]:  # in the same order in all processes
+                parallelize_module(layer, self.device_mesh["tensor_parallel"], styles.pop(layer))
+            again = self.reshard_after_forward
+            fully_shard(unit, mesh=mesh, mp_policy=self._policy(low=True), reshard_after_forward=again)
+        spread.fill(stage.model)
+        frozen = {parameter for name, parameter in stage.model.named_parameters() if kind_of(stage, name) is None}
+        fully_shard(stage, mesh=mesh, mp_policy=self._policy(low=False), ignored_params=frozen)
+        register_fsdp_forward_method(stage, "losses")
+        register_fsdp_forward_method(stage, "use")
+        stage.use = resharding(stage, stage.use)
+
+    def _policy(self, *, low: bool) -> MixedPrecisionPolicy:
+        """In bf16 blocks are gathered in bf16 and gradients summed in float32. Inputs are cast by autocast, not here: tables of
+        positions, for one, must stay in float32."""
+        if not str(self.precision_plugin.precision).startswith("bf16"):
+            return MixedPrecisionPolicy(cast_forward_inputs=False)
+        return MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if low else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+
+    # --- checkpoint -------------------------------------------------------------------------------------------------
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """State by the names of parameters, which do not depend on the number of processes."""
+        state = {name: optimizer.state[p] for name, p in self.lightning_module.named_parameters() if p in optimizer.state}
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        return {"state": state, "param_groups": groups}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Every process writes its share into one folder."""
+        path = Path(self.broadcast(str(filepath)))
+        tensors = {f"model/{name}": tensor for name, tensor in checkpoint.pop("state_dict").items()}
+        states = checkpoint.pop("optimizer_states")
+        for name, state in states[0]["state"].items():
+            tensors |= {f"optimizer/{name}/{key}": value for key, value in state.items()}
+        dcp.save(tensors, checkpoint_id=path)
+        if self.is_global_zero:
+            torch.save(checkpoint | {"param_groups": states[0]["param_groups"]}, path / META)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Every process reads its share, whatever the number of those that wrote it.
+
+        Raises:
+            ValueError: if the checkpoint holds other tensors than the stage.
+        """
+        path, stage, optimizer = Path(checkpoint_path), self.lightning_module, self.optimizers[0]
+        known = FileSystemReader(path).read_metadata().state_dict_metadata
+        model = {f"model/{name}": tensor for name, tensor in stage.kept(stage.state_dict()).items()}
+        named = dict(stage.named_parameters())
+        owners = {key: key.removeprefix("optimizer/").rpartition("/")[0] for key in known if key.startswith("optimizer/")}
+        saved = {key for key in known if key.startswith("model/")}
+        if model.keys() != saved or not set(owners.values()) <= named.keys():
+            raise ValueError(f"{path} holds other tensors than those of stage {stage.name}; start the stage again")
+        groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+        state = {key: blank_state(known[key], named[name], groups[named[name]]) for key, name in owners.items()}
+        dcp.load({**model, **state}, checkpoint_id=path)
+        for key, name in owners.items():
+            optimizer.state[named[name]][key.rpartition("/")[2]] = state[key]
+        meta = torch.load(path / META, weights_only=True)
+        for group, values in zip(optimizer.param_groups, meta.pop("param_groups"), strict=True):
+            group.update(values)
+        return meta | {"state_dict": {key.removeprefix("model/"): tensor for key, tensor in model.items()}}
+
+
+def kind_of(stage: Stage, name: str) -> Kind:
+    """From when until when a parameter trains."""
+    rule = stage.plan.rule(name)
+    return None if rule is None else (rule.from_step, rule.until_step)
+
+
+def check_shapes(stage: Stage) -> None:
+    """Refuse parameters without a dimension, which cannot be divided.
+
+    Raises:
+        ValueError: with their names.
+    """
+    if scalars := [name for name, p in stage.model.named_parameters() if p.ndim == 0 and kind_of(stage, name) is not None]:
+        raise ValueError(f"strategy=fsdp2 cannot divide parameters without a dimension; give them the shape (1,): {scalars}")
+
+
+def units_of(part: nn.Module, kinds: dict[nn.Parameter, Kind]) -> Iterator[nn.Module]:
+    """The units of a part, inner ones first."""
+    if not hasattr(part, "sharding_units") or any(map(is_quantized, part.modules())):
+        return
+    for block in part.sharding_units():
+        if any(True for _ in block.parameters()):
+            yield from _inside(block, kinds)
+            yield block
+
+
+def _inside(block: nn.Module, kinds: dict[nn.Parameter, Kind]) -> list[nn.Module]:
+    """The units inside a block: what is of other kinds than the block's own. That is the kind of most of its weights, unless some
+    of another kind belong to no module of their own."""
+    sizes = Counter[Kind]()
+    for parameter in block.parameters():
+        sizes[kinds[parameter]] += parameter.numel()
+    choices = [list(_apart(block, kinds, kind)) for kind, _ in sizes.most_common()]
+    return next((units for units in choices if _is_rest_alike(block, units, kinds)), choices[0])
+
+
+def _is_rest_alike(block: nn.Module, units: list[nn.Module], kinds: dict[nn.Parameter, Kind]) -> bool:
+    apart = {parameter for unit in units for parameter in unit.parameters()}
+    return len({kinds[parameter] for parameter in block.parameters() if parameter not in apart}) == 1
+
+
+def _apart(module: nn.Module, kinds: dict[nn.Parameter, Kind], main: Kind) -> Iterator[nn.Module]:
+    """The largest modules inside that are of one other kind."""
+    for child in module.children():
+        here = {kinds[parameter] for parameter in child.parameters()}
+        runs = not isinstance(child, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict)
+        if len(here) == 1 and main not in here and runs:
+            yield child
+        elif here - {main}:
+            yield from _apart(child, kinds, main)
+
+
+def resharding(stage: FSDPModule, method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, after which weights are divided again; without a backward pass they would stay whole."""
+
+    def wrapped(*arguments: Any) -> Any:
+        found = method(*arguments)
+        for module in stage.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        return found
+
+    return wrapped
+
+
+def gather_once(stage: Stage) -> None:
+    """Gather each unit and divide it again, which lets it see what trains now: in which type gradients are summed is settled by
+    the weights of a unit that train."""
+    for module in stage.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
+
+
+def blank_state(saved: Any, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
+    """Room for one tensor of the optimizer's state: as the parameter is divided, or a single number."""
+    if saved.size == parameter.shape:
+        return torch.zeros_like(parameter, dtype=saved.properties.dtype, requires_grad=False)
+    device = parameter.device if group.get("fused") or group.get("capturable") else "cpu"
+    return torch.zeros(saved.size, dtype=saved.properties.dtype, device=device)

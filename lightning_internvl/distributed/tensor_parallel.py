@@ -1,0 +1,90 @@
+"""Linear layers of a block divided among the processes of a group that read the same samples (Shoeybi et al. 2019, Megatron-LM).
+
+A part says with `tensor_plan()` which of its layers are divided by their outputs (columns) and which by their inputs (rows). What
+lies between them must work on each share alone, without weights of its own; so must attention, on a share of the heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from lightning_internvl.protocols import TensorPlan
+
+
+def plan_of(part: nn.Module | None) -> TensorPlan | None:
+    """The plan of a part, None where its layers are not divided."""
+    return part.tensor_plan() if hasattr(part, "tensor_plan") else None
+
+
+def styles_of(model: nn.Module) -> dict[nn.Module, ParallelStyle]:
+    """How each layer of a model is divided, for those that are."""
+    return {layer: style for part in model.children() for layer, style in _styles(part, plan_of(part)).items()}
+
+
+def _styles(part: nn.Module, plan: TensorPlan | None) -> dict[nn.Module, ParallelStyle]:
+    ways = {} if plan is None else {ColwiseParallel: plan.columns, RowwiseParallel: plan.rows}
+    return {
+        layer: way()
+        for name, layer in part.named_modules()
+        for way, patterns in ways.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def check_layers(model: nn.Module, settings: Mapping[str, Any], size: int) -> None:
+    """Refuse a number of shares that the parts of a stage cannot be divided into.
+
+    Raises:
+        ValueError: naming the part, the reason and what is valid.
+    """
+    parts = {name: part for name, part in model.named_children() if name != "objectives"}
+    plans = {name: plan for name, part in parts.items() if (plan := plan_of(part))}
+    setting = f"strategy.tensor_parallel_size={size}"
+    if not plans:
+        kinds = ", ".join(f"{name}: {type(part).__name__}" for name, part in parts.items())
+        raise ValueError(
+            f"{setting}: no part of this stage can divide its layers ({kinds}); set it to 1, or take parts that can: InternViT, "
+            "the towers of CLIP and SigLIP, language models whose layers are those of LLaMA (llama, qwen2, mistral, gemma2)"
+        )
+    for name, plan in plans.items():
+        if wrong := {what: count for what, count in plan.counts.items() if count % size}:
+            fitting = [n for n in range(1, min(plan.counts.values()) + 1) if not any(c % n for c in plan.counts.values())]
+            told = ", ".join(f"{what}={count}" for what, count in wrong.items())
+            valid = ", ".join(map(str, fitting))
+            raise ValueError(f"{setting} does not divide the {name}'s {told}; valid choices with this {name}: {valid}")
+        for kind in ("peft", "quantization"):
+            if (settings["parts"].get(kind) or {}).get(name):
+                raise ValueError(
+                    f"{setting}: {kind}.{name} holds layers that cannot be divided; set it to null, or the size to 1"
+                )
+        if settings["compile"].get(name):
+            raise ValueError(f"{setting}: compile.{name} has not been shown to work with divided layers; set one of them back")
+
+
+def clip_by_norm(optimizer: Optimizer, limit: float) -> None:
+    """`torch.nn.utils.clip_grad_norm_` for gradients of which some are divided otherwise than others."""
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    total = torch.linalg.vector_norm(torch.stack([_norm(some) for some in _by_mesh(grads)]))
+    scale = (limit / (total + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads], scale)
+
+
+def _by_mesh(grads: Iterable[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
+    found: dict[Any, list[torch.Tensor]] = {}
+    for grad in grads:
+        found.setdefault(getattr(grad, "device_mesh", None), []).append(grad)
+    return found.values()
+
+
+def _norm(grads: list[torch.Tensor]) -> torch.Tensor:
+    norm = get_total_norm(grads)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,0 +1,87 @@
+"""Every stage of a pipeline checked on a few of its samples, a line for each check: nothing is written and nothing is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from rich.text import Text
+
+from lightning_internvl.choices import Config, trained_stages
+from lightning_internvl.config.hardware import trainer_of
+from lightning_internvl.console import console
+from lightning_internvl.distributed.placement import place_of
+from lightning_internvl.doctor import equivalences as equals, single_stage as checks
+from lightning_internvl.doctor.rig import Result, Rig
+from lightning_internvl.layers.attention import choose_backend
+from lightning_internvl.layers.quantization import quantize
+from lightning_internvl.model.compose import Build
+from lightning_internvl.pipeline import quiet_lightning, take_over
+from lightning_internvl.training.assembly import assemble
+
+SAMPLES = 8  # they make two micro-batches
+Check = Callable[[Rig], Iterable[Result]]
+CHECKS: tuple[Check, ...] = (
+    # First what needs no whole step: on a GPU a wrong number of placeholders ends all that comes after that step.
+    checks.one_group, checks.labels, checks.placeholders, checks.step_by_step, checks.saved_activations,
+    equals.packed, equals.accumulated, equals.resumed, equals.backends,
+    equals.merged,  # the last one: it takes the adapters away
+)  # fmt: skip
+MARKS = {True: ("PASS", "green"), False: ("FAIL", "bold red"), None: ("  - ", "dim")}
+
+
+def run_doctor(config: Config, build: Build) -> bool:
+    """Check all stages of the pipeline and print a line for each check.
+
+    Returns:
+        whether all have passed
+
+    Raises:
+        ValueError: naming the stage whose settings do not fit together, or whose data cannot be read.
+    """
+    quiet_lightning()
+    begun, found = time.monotonic(), list[Result]()
+    for name in trained_stages(config):
+        console.rule(f"[bold]{name}")
+        rig = rig_of(name, config, build)
+        for result in results_of(rig):
+            found.append(result)
+            word, style = MARKS[result.passed]
+            console.print(Text.assemble((word, style), f"  {result.name}: {result.detail}"), soft_wrap=True)
+    failed = sum(result.passed is False for result in found)
+    seconds = time.monotonic() - begun
+    passed = sum(result.passed is True for result in found)
+    console.print(f"{passed} checks passed, {failed} failed, {len(found) - passed - failed} do not apply; {seconds:.0f} s")
+    return failed == 0
+
+
+def rig_of(name: str, config: Config, build: Build) -> Rig:
+    """One stage, with its weights and a few of its samples.
+
+    Raises:
+        ValueError: naming the stage and the fault.
+    """
+    try:
+        torch.manual_seed(config["seed"])
+        choose_backend(config["attention"], *place_of(trainer_of(config, name)))
+        parts = assemble(name, config, Path(), build)
+        if config["init_from"] and name == trained_stages(config)[0]:
+            take_over(parts.stage, config["init_from"], parts.settings["new"], parts.settings["dropped"])
+        else:
+            console.print("weights: fresh ones, the checks do not depend on what the stage before it has learnt", soft_wrap=True)
+        quantize(parts.stage.model, parts.settings["parts"].get("quantization"), keep=parts.stage.trained_names())
+        return Rig.of(parts, SAMPLES)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"stages.{name}: {error}") from error
+
+
+def results_of(rig: Rig) -> Iterator[Result]:
+    """What all checks find. One that cannot go on has failed, for the reason that stopped it."""
+    for check in CHECKS:
+        try:
+            yield from check(rig)
+        except Exception as error:  # of any kind: what a step of the run would have met
+            first = next(iter(str(error).splitlines()), "")
+            yield Result(check.__name__.replace("_", " "), False, f"it stopped with {type(error).__name__}: {first}")

@@ -1,0 +1,271 @@
+"""What all tasks share that ask a model about pictures and judge its text."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from rich.progress import track
+
+from lightning_internvl.console import console
+from lightning_internvl.data.files.images import read_image
+from lightning_internvl.evaluation.tasks import Metrics
+from lightning_internvl.inference.journal import with_picture
+from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.messages import some
+from lightning_internvl.report.metrics_table import ASKED, SCORED, TOTAL
+
+BUILT_IN = 250  # scenes of a task without a path
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question about a picture.
+
+    Attributes:
+        key: names it among all of its task; no other has the same.
+        picture: a file, or what draws it.
+        question: as the set has it, without the prompt around it.
+        truth: what the answer is judged by; None where the set has no true answer.
+        part: of the set, where it has parts.
+    """
+
+    key: str
+    picture: Path | Callable[[], np.ndarray]
+    question: str
+    truth: Any
+    part: str = ""
+
+    def look(self) -> np.ndarray:
+        """(H, W, 3) uint8; raises ValueError for a file that is no picture."""
+        return read_image(self.picture) if isinstance(self.picture, Path) else self.picture()
+
+
+class Judged(ABC):
+    """A task whose score is a function of answers.
+
+    Args:
+        path: the file or folder of a public set; None: the built-in scenes.
+        images: the folder of its pictures; None: that of `path`.
+        prompt: what is asked; {question} stands for the question of the set. None: `PROMPT` with a path, else the question alone.
+        max_new_tokens: the longest answer.
+        beams: 1 takes the likeliest token each time.
+        samples: the first so many, None for all.
+        max_missing: share of samples that may lack a picture or a true answer.
+        version: raised when a change of the task changes scores.
+    """
+
+    needs: ClassVar[str] = "chats"
+    PROMPT: ClassVar[str] = "{question}"
+    SCENES_PROMPT: ClassVar[str] = "{question}"
+    RIGHT: ClassVar[float] = 0.5  # the grade from which the page shows an answer as a right one
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        images: str | None = None,
+        prompt: str | None = None,
+        max_new_tokens: int = 16,
+        beams: int = 1,
+        samples: int | None = None,
+        max_missing: float = 0.01,
+        version: int = 1,
+    ) -> None:
+        self.path = existing(path, "path")
+        self.images = existing(images, "images") or (self.path and (self.path if self.path.is_dir() else self.path.parent))
+        self.prompt = prompt or (self.PROMPT if path else self.SCENES_PROMPT)
+        if "{question}" not in self.prompt and "{question}" in self.PROMPT:
+            raise ValueError(f"{prompt=} has no place for the question; write {{question}} where it belongs")
+        self.max_new_tokens, self.beams = max_new_tokens, beams
+        self.samples, self.max_missing, self.version = samples, max_missing, version
+
+    @abstractmethod
+    def cases(self, bench: Bench) -> list[Case]:
+        """All questions, in the order of the set."""
+
+    @abstractmethod
+    def judge(self, case: Case, answer: str) -> float:
+        """How right an answer is, from 0 to 1."""
+
+    def grades(self, cases: Sequence[Case], answers: Sequence[str]) -> list[float]:
+        """How right each of all answers is, as predictions.jsonl keeps it."""
+        return [self.judge(case, answer) for case, answer in zip(cases, answers, strict=True)]
+
+    @abstractmethod
+    def score(self, cases: Sequence[Case], answers: Sequence[str], bench: Bench) -> Metrics:
+        """The numbers over all questions that were answered."""
+
+    def told(self, case: Case) -> str:
+        """The truth as the page shows it."""
+        return str(case.truth)
+
+    def __call__(self, bench: Bench) -> Metrics:
+        bench.journal.notes["prompt"] = self.prompt
+        cases = self.cases(bench)
+        check_keys(cases)
+        self._digests: dict[Path, str] = {}
+        asked = cases[: self.samples]
+        usable = self._usable(asked, bench)
+        answers = dict(self._answers(usable, len(asked), bench))
+        scored = [case for case in usable if case.key in answers]
+        if not scored:
+            raise ValueError(f"none of {len(asked)} samples can be scored: {some(bench.journal.missing.values(), 1)}")
+        found = self.score(scored, [answers[case.key] for case in scored], bench)
+        self._keep(scored, answers, bench)
+        return {**found, SCORED: found.get(SCORED, len(scored)), ASKED: len(asked), TOTAL: len(cases)}
+
+    def _usable(self, cases: Sequence[Case], bench: Bench) -> list[Case]:
+        """Those with a truth and a picture file; raises ValueError where too many lack one, before anything is asked."""
+        usable = []
+        for case in cases:
+            if case.truth is None:
+                bench.journal.lacks(case.key, "there is no true answer")
+            elif isinstance(case.picture, Path) and not case.picture.is_file():
+                bench.journal.lacks(case.key, f"image {case.picture} does not exist")
+            else:
+                usable.append(case)
+        self._check_missing(len(cases), bench)
+        return usable
+
+    def _check_missing(self, asked: int, bench: Bench) -> None:
+        missing = bench.journal.missing
+        if len(missing) > self.max_missing * asked:
+            raise ValueError(
+                f"{len(missing)} of {asked} samples cannot be scored, more than max_missing={self.max_missing} allows: "
+                + "; ".join(f"{key}: {reason}" for key, reason in list(missing.items())[:3])
+            )
+
+    def _answers(self, cases: Sequence[Case], asked: int, bench: Bench) -> Iterator[tuple[str, str]]:
+        """Key and answer of every question, those of an earlier attempt first. `asked` counts those that cannot be used too."""
+        journal, waiting = bench.journal, []
+        for case in cases:
+            known = self._known(case, bench)
+            if known is None:
+                waiting.append(case)
+            else:
+                yield case.key, known
+        if other := sum(journal.asked(case.key, self._asked(case)) for case in waiting):
+            reason = f"their pictures have changed, or {journal.path} does not say which were shown"
+            console.print(f"{other} questions are asked again: {reason}", soft_wrap=True, markup=False)
+        size = self._at_a_time(bench)
+        parts = [waiting[start : start + size] for start in range(0, len(waiting), size)]
+        for part in track(
+            parts, "asking", console=console, transient=True, disable=journal.path is None or not console.is_terminal
+        ):
+            rows = list(self._answered(part, bench))
+            journal.add(rows, {case.key: self._shown(case) for case in part})
+            yield from ((key, answer) for key, _, answer in rows)
+            self._check_missing(asked, bench)
+
+    def _known(self, case: Case, bench: Bench) -> str | None:
+        """The answer of an earlier attempt to the same question about the same picture."""
+        question = self._asked(case)
+        if not bench.journal.asked(case.key, question):
+            return None  # its picture need not be read to know that
+        return bench.journal.answer(case.key, question, self._shown(case))
+
+    def _at_a_time(self, bench: Bench) -> int:
+        return max(1, bench.batch_size // (bench.chats.processor.max_tiles if bench.chats else 1))
+
+    def _asked(self, case: Case) -> str:
+        return self.prompt.replace("{question}", case.question)
+
+    def _shown(self, case: Case) -> str | None:
+        """A digest of the picture's file; None for a picture that is drawn, which key and seed tell."""
+        if not isinstance(case.picture, Path):
+            return None
+        if case.picture not in self._digests:
+            self._digests[case.picture] = digest_of_file(case.picture)
+        return self._digests[case.picture]
+
+    def _answered(self, cases: Sequence[Case], bench: Bench) -> Iterator[tuple[str, str, str]]:
+        """Key, question and answer; samples that cannot be asked are noted."""
+        seen: list[tuple[Case, np.ndarray]] = []
+        for case in cases:
+            try:
+                seen.append((case, case.look()))
+            except ValueError as error:
+                bench.journal.lacks(case.key, error)
+        for (case, _), answer in zip(*self._written(seen, bench), strict=True):
+            yield case.key, self._asked(case), answer
+
+    def _written(self, seen: list[tuple[Case, np.ndarray]], bench: Bench) -> tuple[list[tuple[Case, np.ndarray]], list[str]]:
+        """The questions that the model can read, and its answers. One that is too long must not cost the others theirs."""
+        if not seen:
+            return [], []
+        try:
+            return seen, self.write([picture for _, picture in seen], [self._asked(case) for case, _ in seen], bench)
+        except ValueError as error:
+            if len(seen) == 1:
+                bench.journal.lacks(seen[0][0].key, error)
+                return [], []
+        alone = [self._written([one], bench) for one in seen]
+        return [one for ones, _ in alone for one in ones], [text for _, texts in alone for text in texts]
+
+    def write(self, pictures: Sequence[np.ndarray], questions: Sequence[str], bench: Bench) -> list[str]:
+        """Answers of the model."""
+        return bench.answer(pictures, questions, self.max_new_tokens, **({"num_beams": self.beams} if self.beams > 1 else {}))
+
+    def _keep(self, cases: Sequence[Case], answers: dict[str, str], bench: Bench) -> None:
+        """Every answer with its judgement, and a few with their pictures, taken from all over the set."""
+        written = [answers[case.key] for case in cases]
+        rows = list(zip(cases, written, self.grades(cases, written), strict=True))
+        bench.journal.finish(
+            {
+                **{"key": c.key, "part": c.part, "question": self._asked(c), "answer": a, "truth": self.told(c), "score": s},
+                **with_picture(self._shown(c)),
+            }
+            for c, a, s in rows
+        )
+        for right in (True, False):
+            kind = [row for row in rows if (row[2] >= self.RIGHT) == right]
+            step = max(1, len(kind) // max(1, bench.journal.cases))
+            for case, answer, _ in kind[::step]:
+                if bench.journal.wants(right):
+                    bench.journal.show(case.look(), question=self._asked(case), answer=answer, truth=self.told(case), right=right)
+
+
+def check_keys(cases: Sequence[Case]) -> None:
+    """Raise ValueError where two samples share a key, by which answers are kept: one would get the answer of the other."""
+    places: dict[str, int] = {}
+    for place, case in enumerate(cases):
+        first = places.setdefault(case.key, place)
+        if first != place:
+            two = (f"sample {at + 1} ({_described(cases[at])})" for at in (first, place))
+            raise ValueError(f"two samples have the key {case.key!r}: {' and '.join(two)}; give each a key of its own")
+
+
+def _described(case: Case) -> str:
+    return f"{case.picture if isinstance(case.picture, Path) else 'a scene'}, {case.question[:80]!r}"
+
+
+def digest_of_file(path: Path) -> str:
+    """A digest of a file's content; empty for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return ""  # what reads the picture says what is wrong with it
+
+
+def existing(path: str | None, setting: str) -> Path | None:
+    """A path, if one is given; raises ValueError if nothing is there."""
+    if path is not None and not Path(path).exists():
+        raise ValueError(f"{setting}={path}: there is no such file or folder")
+    return None if path is None else Path(path)
+
+
+def shares(name: str, cases: Sequence[Case], values: Sequence[float]) -> Metrics:
+    """Means over all samples, and by part of the set where it has several."""
+    found = {name: sum(values) / len(values)}
+    parts = dict.fromkeys(case.part for case in cases)
+    for part in parts if len(parts) > 1 else ():
+        own = [value for case, value in zip(cases, values, strict=True) if case.part == part]
+        found[f"{name}_{part}"] = sum(own) / len(own)
+    return found

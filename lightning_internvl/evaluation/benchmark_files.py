@@ -1,0 +1,79 @@
+"""Files of public sets: JSON and JSON lines with clear errors, and pictures by the number in their name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_internvl.inference.picture_search import SUFFIXES
+
+
+def read_object(path: Path, key: str) -> list[dict[str, Any]]:
+    """The list under one key of a JSON file.
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, Mapping) or not isinstance(found.get(key), list):
+        raise ValueError(
+            f"{path} holds no list of {key!r}; it holds {', '.join(found) if isinstance(found, Mapping) else 'a list'}"
+        )
+    return found[key]
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a file of JSON lines, each with its place ("FILE:LINE").
+
+    Raises:
+        ValueError: for a line that is no record.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}:{number}", _record(line, f"{path}:{number}")
+
+
+def _record(line: str, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{place} is no record of names and values, but {line.strip()[:60]!r}")
+    return found
+
+
+def field(record: Mapping[str, Any], names: tuple[str, ...], place: str) -> Any:
+    """The first of several names that a record has.
+
+    Raises:
+        ValueError: if it has none, with those that it has.
+    """
+    for name in names:
+        if record.get(name) is not None:
+            return record[name]
+    raise ValueError(f"{place} has no {' or '.join(map(repr, names))}; it has {', '.join(map(repr, record))}")
+
+
+def pictures_by_number(folder: Path) -> dict[int, Path]:
+    """Pictures by the last number in their name, as COCO_val2014_000000000042.jpg is picture 42."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and (number := re.search(r"(\d+)$", path.stem)):
+            found[int(number[1])] = path
+    return found
+
+
+def picture_in(folder: Path, name: str) -> Path:
+    """A picture by its path in a set's file, which may begin at a folder above: the longest end of it that is there, else the
+    whole of it below `folder`."""
+    parts = Path(name).parts
+    tails = (folder.joinpath(*parts[start:]) for start in range(len(parts)))
+    return next((path for path in tails if path.is_file()), folder / name)

@@ -1,0 +1,119 @@
+"""What there is to measure: the finished stages of a run, or a folder in an official layout, each opened when a task needs it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lightning_internvl.checkpoints.weight_source import fingerprint, handoffs_of
+from lightning_internvl.choices import Config
+from lightning_internvl.config.model_source import READING
+from lightning_internvl.data.scenes.held_out import HeldOutScenes
+from lightning_internvl.files import RUN_CONFIG
+from lightning_internvl.inference.collators import View
+from lightning_internvl.inference.device import placing
+from lightning_internvl.inference.load_official import open_model
+from lightning_internvl.inference.load_run import open_run, settings_of
+from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.model.compose import Build
+
+NEEDS = {
+    "chats": "a decoder that answers",
+    "captions": "a decoder, or a middleware that writes captions",
+    "pairs": "a middleware that compares pictures and texts",
+    "labels": "a probe that names pictures",
+    "encoder": "an encoder",
+}
+
+
+class Subject(NamedTuple):
+    """A model that can be measured.
+
+    Attributes:
+        name: the stage that trained it; "" for a folder in an official layout.
+        place: where its weights are.
+        offers: what tasks may need of it, among `NEEDS`.
+        open: loads it.
+        tasks: settings of the tasks that training measured it by; None where nobody says.
+        weights: what tells its weights from others.
+    """
+
+    name: str
+    place: str
+    offers: frozenset[str]
+    open: Callable[[], Bench]
+    tasks: Config | None
+    weights: str
+
+
+def subjects_of(settings: Mapping[str, Any], build: Build) -> list[Subject]:
+    """All that `run` or `model` of the settings names, in the order of training.
+
+    Raises:
+        ValueError: for what cannot be opened.
+    """
+    placing(settings)  # a device that is not here is told before anything is read
+    if settings["run"] is not None:
+        return [_stage(folder, settings, build) for folder in handoffs_of(Path(settings["run"]))]
+    place = settings["model"]
+    if (Path(place) / RUN_CONFIG).is_file():
+        raise ValueError(f"model={place} is a run of this project; give run={place}")
+    chosen = {name: settings[name] for name in READING}
+    found = open_model(place, **chosen, dtype=getattr(torch, settings["dtype"]))
+    offers = {"encoder"} | ({"chats", "captions"} if found.view.chats else set()) | ({"pairs"} if found.view.pairs else set())
+    bench = _bench(found.view, {}, settings, build, found.joint)
+    return [Subject("", str(place), frozenset(offers), lambda: bench, None, fingerprint(place))]
+
+
+def subject_for(task: str, needs: str | None, subjects: list[Subject]) -> Subject:
+    """The last model that can do a task.
+
+    Raises:
+        ValueError: if none can, or the task does not say what it needs.
+    """
+    if needs not in NEEDS:
+        raise ValueError(f"task.{task}: the class has needs={needs!r}; valid choices: {', '.join(NEEDS)}")
+    able = [subject for subject in subjects if needs in subject.offers]
+    if not able:
+        seen = ", ".join(f"{s.name or s.place} ({', '.join(sorted(s.offers))})" for s in subjects)
+        raise ValueError(f"task.{task} needs {NEEDS[needs]}; there is {seen}")
+    return able[-1]
+
+
+def _stage(folder: Path, settings: Mapping[str, Any], build: Build) -> Subject:
+    stage = settings_of(folder)
+    offers = {"encoder"}
+    if stage["parts"]["decoder"]:
+        offers |= {"chats", "captions"}
+    elif stage["data"] in ("pairs", "labels"):
+        offers |= {stage["data"]}
+    if (stage.get("samples") or {}).get("writer") == "middleware":
+        offers |= {"captions"}
+
+    def opened() -> Bench:
+        found = open_run(folder, build)
+        return _bench(found.view, found.settings["data_group"].get("held_out") or {}, settings, build)
+
+    return Subject(folder.name, str(folder), frozenset(offers), opened, stage.get("evaluation") or {}, fingerprint(folder))
+
+
+def _bench(view: View, held_out: Config, settings: Mapping[str, Any], build: Build, joint: str = "\n") -> Bench:
+    """A model where it is to run, with its own held-out scenes or, of one that has none, scenes as large as it sees pictures."""
+    model, chats = placing(settings)(view.model).eval(), None
+    if view.chats is not None:
+        chats = copy.copy(view.chats)  # a question may be longer than the conversations of training were
+        chats.max_length = max(chats.max_length, _context(model) - 1)
+    reader = next(one for one in (view.chats, view.pairs, view.labels) if one is not None)
+    scenes = build(held_out) if "_target_" in held_out else HeldOutScenes(seed=0, image_size=reader.processor.image_size)
+    options = {"pairs": view.pairs, "labels": view.labels, "batch_size": settings["batch_size"], "joint": joint}
+    return Bench(model, scenes, chats=chats, **options)
+
+
+def _context(model: Any) -> int:
+    """Tokens that the language model reads and writes in all; 0 where it does not say."""
+    config = getattr(getattr(model.decoder, "lm", None), "config", None)
+    return getattr(config, "max_position_embeddings", None) or 0

@@ -1,0 +1,68 @@
+"""What a model makes of a few fixed pictures at one moment of its training, as plain data for the report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lightning_internvl.data.scenes.held_out import AskedImages, CaptionedImages
+from lightning_internvl.evaluation.tasks import is_right, write_captions
+from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.objectives import similarities
+
+
+def sample(
+    bench: Bench, *, stage: str, step: int, mode: str, writer: str | None, images: int = 10, last: bool = False
+) -> dict[str, Any]:
+    """Similarities, captions and answers for the probe pictures; at the end of a stage also what texts retrieve.
+
+    Args:
+        mode: image embedding of the similarities, "c" or "g".
+        writer: who writes captions, "middleware" or "decoder"; None writes none.
+    """
+    data = bench.held_out.captioned()
+    probes, captions = data.images[:images], data.captions[:images]
+    found: dict[str, Any] = {"stage": stage, "step": step, "images": [png(p) for p in probes], "captions_true": captions}
+    if writer != "decoder":
+        similarity = similarities(bench.embed_images(probes, mode), bench.embed_texts(captions))
+        found["similarity"] = [[round(v, 4) for v in row] for row in similarity.tolist()]
+    if writer is not None:
+        found["captions"] = write_captions(bench, probes, writer)
+    if writer == "decoder":
+        found["answers"] = _answers(bench, bench.held_out.questioned(), images)
+    if last and writer != "decoder":
+        found["retrieval"] = _retrieval(bench, data, mode)
+    return found
+
+
+def _answers(bench: Bench, asked: AskedImages, images: int) -> list[list[dict[str, Any]]]:
+    turns = asked.turns[:images]
+    answers = bench.answer(asked.images[:images], [turn.question for turn in turns])
+    return [
+        [{"question": t.question, "truth": t.answer, "answer": a, "correct": is_right(t, a)}]
+        for t, a in zip(turns, answers, strict=True)
+    ]
+
+
+def _retrieval(bench: Bench, data: CaptionedImages, mode: str, queries: int = 6, shown: int = 5) -> list[dict[str, Any]]:
+    scores = similarities(bench.embed_images(data.images, mode), bench.embed_texts(data.captions[:queries])).T
+    rows = []
+    for truth, (text, row) in enumerate(zip(data.captions, scores, strict=False)):
+        best, places = row.topk(shown)
+        ranked = [
+            {"png": png(data.images[place]), "score": round(score, 4), "correct": place == truth}
+            for score, place in zip(best.tolist(), places.tolist(), strict=True)
+        ]
+        rows.append({"text": text, "truth": truth, "ranked": ranked})
+    return rows
+
+
+def png(image: np.ndarray) -> str:
+    """(S, S, 3) uint8 -> base64 PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,61 @@
+"""`export.py`: open the run, write the folder, say what was checked."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_internvl.console import console
+from lightning_internvl.export.report import Options, Report
+from lightning_internvl.export.settings import Settings
+from lightning_internvl.export.write import export
+from lightning_internvl.inference.load_run import open_run
+from lightning_internvl.layers.attention import choose_backend
+from lightning_internvl.training.assembly import Build
+
+
+def run_export(settings: Settings, build: Build) -> Report:
+    """Export a run and print each check.
+
+    Raises:
+        ValueError: as `open_run` and `export`.
+    """
+    choose_backend("auto", "cpu", torch.float32)  # where and how it is read back and compared
+    opened = open_run(settings.run, build)
+    options = Options(
+        layout=settings.layout,
+        dtype=settings.dtype,
+        max_shard_bytes=settings.max_shard_bytes,
+        licence=settings.licence,
+        licence_link=settings.licence_link,
+    )
+    if settings.adapter:
+        from lightning_internvl.export.adapter import export_adapter
+
+        report = export_adapter(opened, settings.to, options)
+    else:
+        report = export(opened, settings.to, options)
+    for line in lines_of(report, options):
+        console.print(line, soft_wrap=True)
+    console.print(f"{'exported':12} {settings.to}", soft_wrap=True)
+    return report
+
+
+def lines_of(report: Report, options: Options) -> list[str]:
+    """What was checked, one line each."""
+    prompts = [f"{'logits':12} {name}: {value:.1e} of the largest" for name, value in report.logits.items()]
+    skipped = [f"{'':12} {name}: this class takes no text without a picture" for name in report.skipped]
+    weights = f"{'tensors':12} {report.tensors} found with their values, {report.trained} of them trained"
+    if report.adapters:
+        weights = f"{'adapters':12} on {report.adapters} layers, and {report.trained} tensors that were trained whole"
+    lines = [
+        f"{'layout':12} {report.layout}, {options.dtype}",
+        f"{'read by':12} {report.loader}",
+        weights,
+        *prompts,
+        *skipped,
+    ]
+    if report.writes:
+        lines.append(f"{'greedy ids':12} equal for {len(report.logits)} prompts")
+    if options.dtype != "float32":
+        lines.append(f"{options.dtype:12} logits within {report.rounding:.1e} of those of the trained weights")
+    return [*lines, f"{'processor':12} {report.processor}"]

@@ -1,0 +1,44 @@
+"""What an export was asked to do, and what it found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen.
+
+    Attributes:
+        layout: a module of `checkpoints.adapters`, or "handoff"; None: the one that transformers loads, where there is one, else
+            the official one, else "handoff".
+        dtype: float32, bfloat16 or float16, of the weights that are written.
+        licence: of the card, with the place of its text where it is none of the well-known ones.
+    """
+
+    layout: str | None = None
+    dtype: str = "float32"
+    max_shard_bytes: int = 5 * 10**9
+    licence: str | None = None
+    licence_link: str | None = None
+
+
+@dataclass
+class Report:
+    """What was written and how it was checked."""
+
+    layout: str
+    loader: str  # what read the folder back
+    tensors: int
+    trained: int
+    logits: dict[str, float]  # difference of each prompt, relative to the largest logit
+    rounding: float  # of the written type, beside the trained weights
+    processor: str
+    skipped: list[str]
+    writes: bool = True  # whether greedy ids were compared too
+    adapters: int = 0  # layers with adapters, where these alone were written
+
+    @property
+    def worst(self) -> float:
+        """The largest difference of all prompts."""
+        return max(self.logits.values())

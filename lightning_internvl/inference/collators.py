@@ -1,0 +1,104 @@
+"""The collators that a stage's parts can use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lightning_internvl.choices import Config
+from lightning_internvl.data.collate.chats import ChatCollator
+from lightning_internvl.data.collate.encode import ImageTokens
+from lightning_internvl.data.collate.instructions import Instructions
+from lightning_internvl.data.collate.labels import LabelCollator
+from lightning_internvl.data.collate.packed import PackedChats, packing_of
+from lightning_internvl.data.collate.packing import PACKED
+from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.data.processors.basic import Processor
+from lightning_internvl.data.templates import load_template
+from lightning_internvl.data.tokenizer import token_id
+from lightning_internvl.model.compatibility import check_captions, check_packable, check_processor
+from lightning_internvl.model.compose import Build
+from lightning_internvl.model.vlm import VLM, shifts_labels
+
+
+class View(NamedTuple):
+    """How a stage sees data: `pairs` and `chats` prepare what is measured, `training` the batches of a step."""
+
+    pairs: PairCollator | None
+    chats: ChatCollator | None
+    training: Any
+    model: VLM
+    labels: LabelCollator | None = None
+
+
+def make_view(settings: Config, model: VLM, tokenizers: Mapping[str, Any], build: Build) -> View:
+    """The collators that the stage's parts can use: pairs for a middleware that reads text, chats for a decoder.
+
+    Pictures go through `data.processor` in training and, where it is given, `data.eval_processor` in evaluation; a stage with a
+    `collate.processor` uses that for both. `eval_processor` and a stage's processor may be changes only, without a `_target_`.
+    """
+    data, own = settings["data_group"], (settings.get("collate") or {}).get("processor")
+    processor = build(_changed(data["processor"], own))
+    measured = build(_changed(data["processor"], own or data.get("eval_processor")))
+    training = make_collators(settings, model, tokenizers, processor, packed=packing_of(settings) == PACKED)
+    if settings["data"] not in training:
+        raise ValueError(
+            f"data: {settings['data']!r} does not fit the stage's parts; "
+            "valid choices: pairs (with a middleware that reads text), chats (with a decoder), labels (with a probe)"
+        )
+    found = make_collators(settings, model, tokenizers, measured, more_tiles=measured.max_tiles - processor.max_tiles)
+    return View(found.get("pairs"), found.get("chats"), training[settings["data"]], model, found.get("labels"))
+
+
+def make_collators(
+    settings: Config,
+    model: VLM,
+    tokenizers: Mapping[str, Any],
+    processor: Processor,
+    more_tiles: int = 0,
+    packed: bool = False,
+) -> dict[str, Any]:
+    """Collators by kind of data, with one processor.
+
+    Args:
+        more_tiles: by how many tiles a picture may exceed those that `max_length` was made for.
+        packed: whether conversations share rows.
+
+    Raises:
+        ValueError: for rows that the decoder cannot read, or that could not hold a conversation.
+    """
+    data, found = settings["data_group"], {}
+    collate = {name: value for name, value in (settings.get("collate") or {}).items() if name != "processor"}
+    if "middleware" in tokenizers:
+        options = dict(data["pairs_collate"]) | (collate if settings["data"] == "pairs" else {})
+        found["pairs"] = pairs = PairCollator(tokenizers["middleware"], processor.whole(), **options)
+        check_captions(model.middleware, pairs.max_length)
+    if hasattr(model.middleware, "classes"):
+        found["labels"] = LabelCollator(processor.whole())
+    if "decoder" in tokenizers:
+        check_processor(model.encoder, processor)
+        tokens = model.placeholders(processor.image_size)
+        options = dict(data["chats_collate"]) | (collate if settings["data"] == "chats" else {})
+        template = load_template(options.pop("template"), options.pop("system", None))
+        frame = options.pop("image_frame", None)
+        start, end = (template.image_frame if frame is None else frame) or (None, None)
+        names = ImageTokens(data["image_token"], start, end, data.get("video_token"))
+        for name in filter(None, (names.start, names.end)):
+            token_id(tokenizers["decoder"], name)
+        options["image_tokens"] = names
+        text, total = options.pop("max_text_tokens"), options.pop("max_length", None)
+        max_length = total + max(0, more_tiles) * tokens if total else text + processor.max_tiles * tokens
+        options["split_answers"] = not shifts_labels(model.decoder)
+        if getattr(model.middleware, "instructed", False):
+            options["instructions"] = Instructions(tokenizers["middleware"])
+        if packed:
+            check_packable(model.decoder)
+            options |= {name: data.get(f"packing_{name.removeprefix('row_')}") for name in ("row_tokens", "row_tiles")}
+        kind = PackedChats if packed else ChatCollator
+        found["chats"] = kind(tokenizers["decoder"], template, processor, tokens, max_length, **options)
+    return found
+
+
+def _changed(processor: Config, change: Config | None) -> Config:
+    """A processor's configuration with some settings changed, or another one."""
+    return dict(change) if change and "_target_" in change else {**processor, **(change or {})}

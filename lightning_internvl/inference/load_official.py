@@ -1,0 +1,219 @@
+"""A folder in an official layout, opened for use: the model with its weights, and how it reads pictures and text.
+
+What the files say is taken from there: the tokenizer, sizes and channel statistics of pictures, the chat format of a folder that
+`export.py` wrote. The rest is what each system was published with (`lightning_internvl.inference.published_systems`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lightning_internvl.checkpoints import handoff
+from lightning_internvl.checkpoints.adapters import Config, adapter_for
+from lightning_internvl.checkpoints.pretrained import load_pretrained
+from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config
+from lightning_internvl.data.collate.chats import ChatCollator
+from lightning_internvl.data.collate.encode import ImageTokens
+from lightning_internvl.data.collate.instructions import Instructions
+from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.data.jinja_templates import jinja_of
+from lightning_internvl.data.processors.basic import Processor
+from lightning_internvl.data.templates import ChatTemplate, load_template, template_names
+from lightning_internvl.data.tokenizer import saved_tokenizer
+from lightning_internvl.hub import local_folder
+from lightning_internvl.inference.collators import View
+from lightning_internvl.inference.published_systems import (
+    HANDOFF,
+    PROCESSORS,
+    SYSTEMS,
+    Lacking,
+    System,
+    make_processor,
+    named,
+    picture_fields,
+    processor_name,
+)
+from lightning_internvl.messages import suggestion
+from lightning_internvl.middleware.qllama import QLLaMA
+from lightning_internvl.model.compatibility import check_processor
+from lightning_internvl.model.vlm import VLM, shifts_labels
+
+PLACEHOLDER = "<IMG_CONTEXT>"  # in text, where a layout has no word for a visual token
+SAVED = "lightning_internvl.data.tokenizer.saved_tokenizer"
+LONGEST = 4096  # tokens of a conversation, where the model does not say
+Frame = tuple[str, str] | None
+
+
+class OfficialModel(NamedTuple):
+    """A model with its collators, the layout it came in, and what stands between pictures and a question."""
+
+    view: View
+    layout: str
+    joint: str
+
+
+def open_model(
+    place: str | Path,
+    *,
+    template: str | None = None,
+    system: str | None = None,
+    tokenizer: str | Path | None = None,
+    pictures: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> OfficialModel:
+    """A folder in an official layout, an exported hand-off, or a hub id, for use. No code from it is run.
+
+    Args:
+        template: a chat format in place of the folder's own or the published one.
+        system: a system message in place of that of the chat format; "" leaves it out.
+        tokenizer: a folder or hub id with a tokenizer, where the model's own folder holds none.
+        pictures: how they are prepared, one of `PROCESSORS`, in place of the published way.
+        dtype: as in `load_pretrained`.
+
+    Raises:
+        ValueError: as `load_pretrained`; for a model that neither answers nor compares; for what is missing, with how to give it.
+    """
+    if pictures is not None and pictures not in PROCESSORS:
+        raise ValueError(f"pictures={pictures!r} is not known; {suggestion(pictures, PROCESSORS)}")
+    if template is not None and template not in template_names():
+        raise ValueError(f"template={template!r} is not known; {suggestion(template, template_names())}")
+    folder = local_folder(place)
+    layout, config, native = layout_of(folder)
+    if layout not in SYSTEMS:
+        raise ValueError(f"{place} ({layout}) neither answers nor compares; layouts that do: {', '.join(SYSTEMS)}")
+    words = load_tokenizer(tokenizer or (folder if Path(place).exists() else place))
+    model, known, found = load_pretrained(place, dtype=dtype), SYSTEMS[layout], picture_fields(folder)
+    name = pictures or processor_name(known, found, config, model, by_class=native)
+    prepared = make_processor(name, model, found, config, known.statistics)
+    if model.decoder is None:
+        pairs = FolderPairs(words, prepared.whole(), **_reading(layout, model))
+        return OfficialModel(View(pairs, None, pairs, model), layout, known.joint)
+    context = placeholder(model, words)
+    chosen, frame, joint = chat_format(words, known, context, template or named(known.template, config, model), bool(template))
+    chosen = chosen if system is None else chosen.with_system(system)
+    chats = _chats(folder, model, words, prepared, chosen, ImageTokens(context, *(frame or (None, None))))
+    return OfficialModel(View(None, chats, chats, model), layout, joint)
+
+
+def layout_of(folder: Path) -> tuple[str, Config, bool]:
+    """Name, `config.json`, and whether transformers prepares pictures for it as `preprocessor_config.json` says."""
+    if (folder / handoff.MANIFEST).is_file():
+        return HANDOFF, {}, True
+    config = read_config(folder)
+    adapter = adapter_for(config, WeightFiles(folder).shapes)
+    return adapter.__name__.rpartition(".")[2], config, adapter.NATIVE
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        ValueError: if there is none that can be read without running code that comes with it.
+    """
+    place = Path(source).parent if Path(source).is_file() else source
+    try:
+        return saved_tokenizer(str(place))
+    except Exception as error:  # of any kind: the library does not check what it reads
+        reason = " ".join(str(error).split())[:200]
+        kind = type(error).__name__
+        what = f"{place} holds no tokenizer that can be read without running code from there ({kind}: {reason})"
+        raise Lacking(what, "tokenizer", "FOLDER_OR_ID") from error
+
+
+def placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
+    """The word that stands for a visual token; one is added where the layout has an id that is no word."""
+    model.image_placeholders = None  # in rows made here every visual token has a placeholder
+    if model.image_token_id is not None and 0 <= model.image_token_id < len(words):
+        return words.convert_ids_to_tokens(model.image_token_id)
+    words.add_tokens(PLACEHOLDER, special_tokens=True)
+    model.image_token_id = words.convert_tokens_to_ids(PLACEHOLDER)
+    return PLACEHOLDER
+
+
+def chat_format(
+    words: PreTrainedTokenizerBase, known: System, context: str, name: str, chosen: bool
+) -> tuple[ChatTemplate, Frame, str]:
+    """The chat format, the tokens around a picture, and what stands between pictures and a question.
+
+    Args:
+        name: the format that was asked for (`chosen`) or published, "" if there is none.
+    """
+    vocabulary = words.get_vocab()
+    if not chosen and (found := written_format(words.chat_template or "", known, context)):
+        return *found, "\n"
+    if not name:
+        raise Lacking("the folder does not say its chat format", "template", f"NAME, one of {', '.join(template_names())}")
+    template = load_template(name, None if chosen else known.system)
+    frame = known.frame or (template.image_frame if chosen else None)
+    return template, frame if frame and all(token in vocabulary for token in frame) else None, known.joint
+
+
+def written_format(text: str, known: System, context: str) -> tuple[ChatTemplate, Frame] | None:
+    """The chat format that `export.py` wrote as this `chat_template.jinja`; None for one from elsewhere."""
+    system = re.search(r'namespace\(system=("(?:[^"\\]|\\.)*")', text)
+    if not system:
+        return None
+    for name in template_names():
+        template = load_template(name, json.loads(system[1]))
+        if template.image_frame and text == jinja_of(template, context.join(template.image_frame)):
+            return template, template.image_frame
+        if text in (jinja_of(template, context), jinja_of(template, "")):  # a processor adds the rest, if there is any
+            return template, known.frame
+    return None
+
+
+def _chats(
+    folder: Path, model: VLM, words: PreTrainedTokenizerBase, processor: Processor, template: ChatTemplate, names: ImageTokens
+) -> ChatCollator:
+    check_processor(model.encoder, processor)
+    instructions = None
+    if getattr(model.middleware, "instructed", False):
+        instructions = Instructions(load_tokenizer(folder / "qformer_tokenizer"))
+    return ChatCollator(
+        words,
+        template,
+        processor,
+        model.placeholders(processor.image_size),
+        LONGEST,
+        names,
+        split_answers=not shifts_labels(model.decoder),
+        instructions=instructions,
+    )
+
+
+def _reading(layout: str, model: VLM) -> Config:
+    """How a model without a decoder reads captions."""
+    tower = getattr(model.middleware, "text_model", None)
+    if tower is not None:
+        return {"itc_prompt": "", "max_length": len(tower.embeddings.position_embedding.weight), "fill": layout == "siglip"}
+    return {"itc_prompt": "summarize:" if isinstance(model.middleware, QLLaMA) else "", "max_length": 80}
+
+
+class FolderPairs(PairCollator):
+    """A `PairCollator` whose tokenizer, where it puts the end token by itself, makes rows of bare captions as it does for the
+    original model.
+
+    Args:
+        fill: whether rows are filled up to `max_length` and count as full (SigLIP).
+    """
+
+    def __init__(self, *args: Any, fill: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fill = fill
+
+    def rows(self, task: str, captions: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Token rows and the id to pad them with."""
+        words = self.tokenizer
+        if self.itc_prompt or words("a")["input_ids"][-1] != words.eos_token_id:
+            rows, pad = super().rows(task, captions)
+            return [row + [pad] * (self.max_length - len(row)) for row in rows] if self.fill else rows, pad
+        padding = "max_length" if self.fill else False
+        rows = words(list(captions), truncation=True, max_length=self.max_length, padding=padding)["input_ids"]
+        return rows, words.eos_token_id if words.pad_token_id is None else words.pad_token_id

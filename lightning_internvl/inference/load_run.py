@@ -1,0 +1,84 @@
+"""A finished run, opened for use: the model with its weights, and how it saw pictures and text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from lightning_internvl.checkpoints import handoff, load_handoff
+from lightning_internvl.checkpoints.weight_source import handoff_of
+from lightning_internvl.choices import Config
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.targets import locate
+from lightning_internvl.config.trust import Untrusted, check_run, is_trusted
+from lightning_internvl.data.files.labelled_folder import HeldOutFolder
+from lightning_internvl.data.processors.basic import Processor
+from lightning_internvl.data.scenes.held_out import HeldOutScenes
+from lightning_internvl.files import RUN_CONFIG, read_json
+from lightning_internvl.inference.collators import View, make_view
+from lightning_internvl.model.compose import Build
+
+
+class Opened(NamedTuple):
+    """A model in evaluation mode with its collators (`view`), the settings of the stage that trained it, and its hand-off."""
+
+    view: View
+    settings: Config
+    folder: Path
+
+
+def open_run(place: str | Path, build: Build) -> Opened:
+    """The last finished stage of a run, or the stage of a hand-off folder inside one.
+
+    Raises:
+        ValueError: if this is neither, or no stage of the run has finished; as `handoff.load_model`.
+    """
+    folder = handoff_of(Path(place))
+    run_of(folder)
+    model, tokenizers, _ = load_handoff.load(folder)
+    settings = settings_of(folder)
+    return Opened(make_view(settings, model, tokenizers, build), settings, folder)
+
+
+def settings_of(folder: Path) -> Config:
+    """The settings of the stage that wrote a hand-off folder, from the run around it.
+
+    Raises:
+        ValueError: as `run_of`; for what the run names and the user does not trust (see `lightning_internvl.config.trust`).
+    """
+    run = run_of(folder)
+    config = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
+    check_run(config, run)
+    settings = stage_settings(config, read_json(folder / handoff.MANIFEST)["stage"])
+    _check_roles(settings, run)
+    return settings
+
+
+def _check_roles(settings: Config, run: Path) -> None:
+    """Refuse parts of this project in a place where they are not used: one that reads data could fetch some."""
+    data, own = settings["data_group"], settings.get("collate") or {}
+    nodes = {f"data.{name}": (data.get(name), (Processor,)) for name in ("processor", "eval_processor")}
+    nodes |= {"collate.processor": (own.get("processor"), (Processor,))}
+    nodes |= {"data.held_out": (data.get("held_out"), (HeldOutScenes, HeldOutFolder))}
+    for path, (node, kinds) in nodes.items():
+        target = (node or {}).get("_target_")
+        if target is None or is_trusted(target):
+            continue
+        found = locate(target)
+        if not (isinstance(found, type) and issubclass(found, kinds)):
+            names = ", ".join(kind.__name__ for kind in kinds)
+            raise Untrusted([f"{run}: {path}._target_: {target!r} comes with the run and is none of {names}; it is not run"])
+
+
+def run_of(folder: Path) -> Path:
+    """The run around a hand-off folder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    run = folder.resolve().parents[1]
+    if not (run / RUN_CONFIG).is_file():
+        raise ValueError(f"{folder} is no hand-off folder inside a run: {run / RUN_CONFIG} is missing")
+    return run

@@ -1,0 +1,87 @@
+"""A folder of pictures that is searched with words, by a model with one space for both.
+
+Letters: N pictures, Q embeddings of a picture (1; BLIP-2 has some), E contrastive width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_internvl.data.collate.chats import pad_rows
+from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.data.files.images import read_image
+from lightning_internvl.model.vlm import VLM
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
+
+
+class Retriever:
+    """Embeddings of pictures and texts by a model with `encode_image` and `encode_text`.
+
+    Args:
+        pairs: how the model sees pictures and texts.
+        mode: of `encode_image`, where the model has several.
+        batch_size: pictures or texts at a time.
+    """
+
+    def __init__(self, model: VLM, pairs: PairCollator, mode: str = "c", batch_size: int = 64) -> None:
+        self.model, self.pairs, self.mode, self.batch_size = model.eval(), pairs, mode, batch_size
+
+    @torch.no_grad()
+    def images(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Pictures (H, W, 3) uint8 of any size -> (N, Q, E), normalised."""
+        batches = (self.pairs.pixels(part, [f"picture {i}" for i in range(len(part))]) for part in self._parts(images))
+        embeds = F.normalize(torch.cat([self.model.encode_image(pixels, self.mode) for pixels in batches]), dim=-1)
+        return embeds if embeds.ndim == 3 else embeds[:, None]
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (N, E), normalised."""
+        batches = (pad_rows(*self.pairs.rows("itc", part)) for part in self._parts(texts))
+        return F.normalize(torch.cat([self.model.encode_text(ids, mask) for ids, mask in batches]), dim=-1)
+
+    def _parts(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        return (items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size))
+
+
+class Found(NamedTuple):
+    """A picture and its cosine similarity to what was looked for."""
+
+    path: Path
+    similarity: float
+
+
+class Gallery:
+    """The pictures of a folder, at any depth, in the order of their names.
+
+    Raises:
+        ValueError: for a folder that is not there or holds no picture.
+    """
+
+    def __init__(self, folder: str | Path, retriever: Retriever) -> None:
+        if not Path(folder).is_dir():
+            raise ValueError(f"{folder} is no folder")
+        self.paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not self.paths:
+            raise ValueError(f"{folder} holds no picture; known endings: {', '.join(sorted(SUFFIXES))}")
+        self.retriever = retriever
+        size = retriever.batch_size
+        parts = (self.paths[i : i + size] for i in range(0, len(self.paths), size))
+        self.embeds_NQE = torch.cat([retriever.images([read_image(path) for path in part]) for part in parts])
+
+    def search(self, texts: Sequence[str], count: int) -> list[list[Found]]:
+        """For each text the `count` pictures nearest to it (all, where there are fewer), the best first."""
+        texts_TE = self.retriever.texts(texts)
+        similarity_TN = torch.einsum("te,nqe->tnq", texts_TE, self.embeds_NQE).amax(dim=-1)
+        values, places = similarity_TN.topk(min(count, len(self.paths)), dim=1)
+        return [
+            [Found(self.paths[place], value) for value, place in zip(*row, strict=True)]
+            for row in zip(values.tolist(), places.tolist(), strict=True)
+        ]

@@ -1,0 +1,201 @@
+"""A model in use: embeddings, captions and answers in batches, as the evaluation tasks and the sample pictures need them.
+
+Letters: N images, E contrastive width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lightning_internvl.data.collate.chats import ChatCollator, pad_rows
+from lightning_internvl.data.collate.labels import LabelCollator
+from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.data.scenes.held_out import HeldOutScenes
+from lightning_internvl.data.templates import IMAGE
+from lightning_internvl.data.tokenizer import token_id
+from lightning_internvl.inference.journal import Journal
+from lightning_internvl.model.vlm import VLM
+
+Metrics = dict[str, float]  # what a task returns
+Precision = Callable[[], AbstractContextManager[Any]]  # makes the context that a model runs in
+
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def in_precision(run: Callable[Concatenate[Bench, P], R]) -> Callable[Concatenate[Bench, P], R]:
+    """A function that runs the model of a bench, in the bench's precision. What tasks make of its results
+    is computed outside: similarities in bfloat16 would agree in their first digits."""
+
+    @wraps(run)
+    def wrapped(bench: Bench, *args: P.args, **kwargs: P.kwargs) -> R:
+        with bench.precision():
+            return run(bench, *args, **kwargs)
+
+    return wrapped
+
+
+class Bench:
+    """A model with its collators and the held-out data.
+
+    Args:
+        pairs: how texts and pictures are prepared for a middleware that reads texts; None without one.
+        chats: how conversations are prepared for the decoder; None without one.
+        labels: how pictures are prepared for a probe; None without one.
+        batch_size: squares that the encoder sees at a time.
+        joint: what stands between a picture and a question.
+        journal: where tasks keep answers and pictures; by default nothing is written.
+    """
+
+    def __init__(
+        self,
+        model: VLM,
+        held_out: HeldOutScenes,
+        *,
+        pairs: PairCollator | None = None,
+        chats: ChatCollator | None = None,
+        labels: LabelCollator | None = None,
+        batch_size: int = 125,
+        joint: str = "\n",
+        journal: Journal | None = None,
+    ) -> None:
+        self.model, self.held_out, self.batch_size, self.joint = model, held_out, batch_size, joint
+        self.pairs, self.chats, self.labels = pairs, chats, labels
+        self.journal = journal or Journal()
+        self.precision: Precision = nullcontext
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is now; a trainer moves it."""
+        return next(self.model.parameters()).device
+
+    @contextmanager
+    def evaluating(self, precision: Precision | None = None) -> Iterator[Bench]:
+        """Evaluation mode and no gradients inside; afterwards every module is in the mode it was in.
+
+        Args:
+            precision: makes the context that the model runs in: a trainer's `precision_plugin.forward_context`.
+                None: as before.
+        """
+        modes = {module: module.training for module in self.model.modules()}
+        before, self.precision = self.precision, precision or self.precision
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield self
+        finally:
+            for module, training in modes.items():
+                module.training = training
+            self.precision = before
+
+    # --- contrastive ------------------------------------------------------------------------------------------------
+
+    @in_precision
+    def embed_images(self, images: Sequence[np.ndarray], mode: str) -> Tensor:
+        """N pictures (H, W, 3) uint8 -> (N, E), or (N, Q, E) with an embedding a query, normalised, float32."""
+        return torch.cat([F.normalize(self.model.encode_image(p, mode).float(), dim=-1) for p in self._pixels(images)])
+
+    @in_precision
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Captions -> (N, E), normalised, float32."""
+        rows = [self._text_batch("itc", part) for part in self._parts(texts)]
+        return torch.cat([F.normalize(self.model.encode_text(ids, mask).float(), dim=-1) for ids, mask in rows])
+
+    @in_precision
+    def match(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Tensor:
+        """Probability that each text belongs to its image: (N,)."""
+        scores = []
+        for pixels, part in zip(self._pixels(images), self._parts(texts), strict=True):
+            scores.append(self.model.match(pixels, *self._text_batch("itm", part)).float().softmax(dim=-1)[:, 1])
+        return torch.cat(scores)
+
+    @in_precision
+    def classify(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Scores of a probe for N pictures (H, W, 3) uint8: (N, classes)."""
+        parts = (self.placed(self.labels.pixels(part, ["held-out"] * len(part))) for part in self._parts(images))
+        return torch.cat([self.model.visual_tokens(pixels).float() for pixels in parts])
+
+    # --- language ---------------------------------------------------------------------------------------------------
+
+    @in_precision
+    def caption(self, images: Sequence[np.ndarray], language: str = "en", max_new_tokens: int = 24, **search: Any) -> list[str]:
+        """Captions written by the middleware; `search` goes to its `generate`."""
+        tokenizer, texts = self.pairs.tokenizer, []
+        prompt = torch.tensor(self.pairs.prompt_ids(self.pairs.caption_prompts[language]), device=self.device)
+        for pixels in self._pixels(images):
+            ids = self.model.middleware.generate(
+                self.model.encoder(pixels, layers=self.model.middleware.layers[:1])[0],
+                prompt.expand(len(pixels), -1),
+                max_new_tokens=max_new_tokens,
+                eos_id=tokenizer.eos_token_id,
+                **search,
+            )
+            texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def answer(
+        self, images: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 16, **search: Any
+    ) -> list[str]:
+        """Answers written by the decoder, greedily, one question an image; `search` goes to its `generate`."""
+        asked = [_asked(image, question, self.joint) for image, question in zip(images, questions, strict=True)]
+        return self.complete(asked, max_new_tokens, **search)
+
+    @in_precision
+    def complete(self, samples: Sequence[dict[str, Any]], max_new_tokens: int = 16, **search: Any) -> list[str]:
+        """Answers to conversations that end with a question, samples as `ChatCollator.prompts` takes them."""
+        chats, tokenizer, texts = self.chats, self.chats.tokenizer, []
+        end = chats.template.end(tokenizer.eos_token)
+        options = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+            "pad_token_id": tokenizer.pad_token_id,
+            **stopping(tokenizer, end),
+            **search,
+        }
+        size = max(1, self.batch_size // chats.processor.max_tiles)
+        for part in self._parts(samples, size):
+            batch = chats.prompts(part)
+            new = self.model.generate(**{name: self.placed(tensor) for name, tensor in batch.items()}, **options)
+            texts += tokenizer.batch_decode(new, skip_special_tokens=True)
+        if "stop_strings" in options:
+            texts = [text.partition(end)[0] for text in texts]
+        return [text.strip() for text in texts]
+
+    def placed(self, tensor: Tensor) -> Tensor:
+        """A tensor where the model is; numbers with a fraction in the type of the tower's first weights."""
+        weight = next(self.model.parameters())
+        return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else None)
+
+    # --- batches ----------------------------------------------------------------------------------------------------
+
+    def _parts(self, items: Sequence[Any], size: int | None = None) -> Iterator[Sequence[Any]]:
+        size = size or self.batch_size
+        return (items[i : i + size] for i in range(0, len(items), size))
+
+    def _pixels(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """The pictures as the middleware that reads text sees them, one square each."""
+        return (self.placed(self.pairs.pixels(part, ["held-out"] * len(part))) for part in self._parts(images))
+
+    def _text_batch(self, task: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids, mask = pad_rows(*self.pairs.rows(task, texts))
+        return ids.to(self.device), mask.to(self.device)
+
+
+def stopping(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]:
+    """Options of `generate` that let an answer end with its mark, be that one token or some (MiniGPT-4's "###")."""
+    if tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
+        return {"eos_token_id": tokenizer.eos_token_id, "stop_strings": [end], "tokenizer": tokenizer}
+    return {"eos_token_id": token_id(tokenizer, end)}
+
+
+def _asked(image: np.ndarray, question: str, joint: str) -> dict[str, Any]:
+    return {"images": [image], "conversation": [{"role": "user", "content": f"{IMAGE}{joint}{question}"}], "key": question}

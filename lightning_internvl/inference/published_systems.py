@@ -1,0 +1,172 @@
+"""How published systems read pictures and text, by the name of their layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_internvl.checkpoints.adapters import Config
+from lightning_internvl.data.processors.any_resolution import AnyResolution
+from lightning_internvl.data.processors.basic import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CenterCrop,
+    Processor,
+    Squash,
+    Tiles,
+)
+from lightning_internvl.data.processors.padded import HALF, PaddedPair, PaddedSquare, PadSquare
+from lightning_internvl.decoders.hf_seq2seq import HFSeq2SeqLM
+from lightning_internvl.files import read_json
+from lightning_internvl.model.vlm import VLM
+
+CLIP, IMAGENET, HALVES = (CLIP_MEAN, CLIP_STD), (IMAGENET_MEAN, IMAGENET_STD), (HALF, HALF)
+HANDOFF = "handoff"  # an exported folder of this project's own layout
+PROCESSORS: Mapping[str, type[Processor]] = {
+    "squash": Squash, "center_crop": CenterCrop, "pad_square": PadSquare, "tiles": Tiles, "padded": PaddedSquare,
+    "padded_pair": PaddedPair, "any_resolution": AnyResolution,
+}  # fmt: skip
+
+
+class Lacking(ValueError):
+    """Something that a folder does not say, and the setting of `open_model` that does."""
+
+    def __init__(self, what: str, setting: str, value: str) -> None:
+        super().__init__(f"{what}; give {setting}={value}")
+        self.what, self.setting, self.value = what, setting, value
+
+
+class System(NamedTuple):
+    """How a published system reads.
+
+    `joint` stands between pictures and question, `frame` are the special tokens around a picture. A name of `template` or
+    `processor` may be found by a function of `config.json` and the model; without a template the folder must say its own.
+    """
+
+    template: str | Callable[[Config, VLM], str] = ""
+    processor: str | Callable[[Config, VLM], str] = "squash"
+    statistics: tuple[Any, Any] = CLIP
+    system: str | None = None
+    joint: str = "\n"
+    frame: tuple[str, str] | None = None
+
+
+def _internvl_template(config: Config, model: VLM) -> str:
+    """The name in `config.json`, else by the language model."""
+    released = {"vicuna_v1.1": "vicuna", "internlm2-chat": "internlm2", "Hermes-2": "internlm2", "internvl2_5": "chatml"}
+    named, language = config.get("template"), str(config.get("llm_config", {}).get("model_type"))
+    if named is not None and named not in released:
+        raise Lacking(f"config.json names the chat format {named!r}, which is not known here", "template", "NAME")
+    return released[named] if named else {"llama": "vicuna", "internlm2": "internlm2"}.get(language, "chatml")
+
+
+def _t5(name: str) -> Callable[[Config, VLM], str]:
+    return lambda config, model: f"{name}_t5" if isinstance(model.decoder, HFSeq2SeqLM) else name
+
+
+def _llava_template(config: Config, model: VLM) -> str:
+    return "llava_v1" if config.get("mm_projector_type", "linear") == "linear" else "vicuna"
+
+
+def _llava_processor(config: Config, model: VLM) -> str:
+    return "pad_square" if config.get("image_aspect_ratio") == "pad" else "center_crop"
+
+
+def _minigpt4_template(config: Config, model: VLM) -> str:
+    return "minigpt4" if config.get("has_qformer", True) else "minigpt4_llama2"
+
+
+def _padded(config: Config, model: VLM) -> str:
+    return "padded_pair" if hasattr(model.encoder, "high") else "padded"
+
+
+_IMG = ("<img>", "</img>")
+# What the classes of transformers do, where a folder names one: by its name without "ImageProcessor" and what follows.
+_CLASSES: Mapping[str, Callable[[Config], str]] = {
+    "GotOcr2": lambda found: "tiles",
+    "Qwen2VL": lambda found: "any_resolution",
+    "DeepseekVL": lambda found: "padded",
+    "DeepseekVLHybrid": lambda found: "padded_pair",
+    "Llava": lambda found: "pad_square" if found.get("do_pad") else "center_crop",
+    "CLIP": lambda found: "center_crop" if found.get("do_center_crop", True) else "squash",
+    "Blip": lambda found: "squash",
+    "Siglip": lambda found: "squash",
+}
+SYSTEMS: Mapping[str, System] = {
+    HANDOFF: System(statistics=IMAGENET),
+    "internvl_native": System("chatml", "tiles", IMAGENET, frame=_IMG),
+    "internvl_chat": System(_internvl_template, "tiles", IMAGENET, frame=_IMG),
+    "internvl_chat_llava": System("vicuna", _llava_processor, IMAGENET),
+    "llava": System(_llava_template, _llava_processor),
+    "llava_native": System("vicuna", "center_crop", system=""),
+    "qwen2_vl": System("qwen2_vl", "any_resolution", joint="", frame=("<|vision_start|>", "<|vision_end|>")),
+    "qwen_vl": System("qwen", frame=_IMG),
+    "blip2_hf": System(_t5("blip2")),
+    "instructblip_hf": System(_t5("instructblip")),
+    "deepseek_vl": System("deepseek", _padded, HALVES, joint=""),
+    "deepseek_vl_hf": System("deepseek", _padded, HALVES, joint=""),
+    "minigpt4": System(_minigpt4_template, joint=" "),
+    "xcomposer1": System("xcomposer", joint=""),
+    "xcomposer2": System("xcomposer2", joint=""),
+    "open_flamingo": System("flamingo", "center_crop", joint=""),
+    "internvl_14b": System(statistics=IMAGENET),
+    "internvl_c": System(statistics=IMAGENET),
+    "clip": System(processor="center_crop"),
+    "clip_openai": System(processor="center_crop"),
+    "siglip": System(statistics=HALVES),
+    "blip2_itm_hf": System(),
+    "blip2_lavis": System(),
+}
+
+
+def picture_fields(folder: Path) -> Config:
+    """What a folder says of the preparation of pictures."""
+    folder = folder if folder.is_dir() else folder.parent
+    nested = read_json(folder / "processor_config.json", {}).get("image_processor") or {}
+    return read_json(folder / "preprocessor_config.json", {}) | nested
+
+
+def processor_name(known: System, found: Config, config: Config, model: VLM, *, by_class: bool) -> str:
+    """The name in `PROCESSORS`: by the class that the folder names, where transformers prepares pictures of this layout, else the
+    published one."""
+    kind = str(found.get("image_processor_type", "")).partition("ImageProcessor")[0]
+    return _CLASSES[kind](found) if by_class and kind in _CLASSES else named(known.processor, config, model)
+
+
+def named(name: str | Callable[[Config, VLM], str], config: Config, model: VLM) -> str:
+    """A name of the table, found out where it depends on the checkpoint."""
+    return name if isinstance(name, str) else name(config, model)
+
+
+def make_processor(name: str, model: VLM, found: Config, config: Config, statistics: tuple[Any, Any]) -> Processor:
+    """How pictures are prepared: what the folder says (`picture_fields`, `config.json`) over the published numbers."""
+    settings = processor_settings(name, model, found, config, statistics)
+    return PROCESSORS[name](**{key: value for key, value in settings.items() if key != "_target_"})
+
+
+def processor_settings(name: str, model: VLM, found: Config, config: Config, statistics: tuple[Any, Any]) -> Config:
+    """The configuration of that processor."""
+    mean, std = found.get("image_mean", statistics[0]), found.get("image_std", statistics[1])
+    options: Config = {"image_size": model.encoder.image_size, "mean": mean, "std": std}
+    size = found.get("size") or {}
+    if name == "tiles":  # the fields of the release, then those of transformers
+        dynamic = config.get("dynamic_image_size", True)
+        most = config.get("max_dynamic_patch", found.get("max_patches", 12)) if dynamic else 1
+        least = config.get("min_dynamic_patch", found.get("min_patches", 1)) if dynamic else 1
+        options |= {"min_tiles": least, "max_tiles": most, "thumbnail": config.get("use_thumbnail", True)}
+    elif name == "any_resolution":
+        options |= {"patch_size": model.encoder.patch_size, "merge_size": model.encoder.merge_size}
+        options |= {"frames": model.encoder.frames, "min_pixels": found.get("min_pixels") or size.get("shortest_edge", 56 * 56)}
+        options["max_pixels"] = found.get("max_pixels") or size.get("longest_edge")
+    elif name in ("padded", "padded_pair"):
+        options |= {"min_side": found.get("min_size", 14), "nearest": "image_processor_type" in found}
+        if name == "padded_pair":
+            options["high_image_size"] = model.encoder.high_image_size
+            options["high_mean"] = found.get("high_res_image_mean", CLIP_MEAN)
+            options["high_std"] = found.get("high_res_image_std", CLIP_STD)
+            options["low_filter"] = "bilinear" if found.get("resample", 3 if options["nearest"] else 2) == 2 else "bicubic"
+    maker = PROCESSORS[name]
+    return {"_target_": f"{maker.__module__}.{maker.__qualname__}", **options}

@@ -1,0 +1,117 @@
+"""Kernels for masks that are described by lengths: FlexAttention, and those of xformers and flash-attn.
+
+Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of a head.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_internvl.layers.attention_masks import Mask, Varlen, on_device
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None) -> Tensor:
+    """PyTorch's FlexAttention: (B, H, T, K)."""
+    return _flex_kernel(q.device.type)(
+        q, k, v, block_mask=block_mask(mask, q.device), scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+@functools.cache
+def _flex_kernel(device: str) -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if device == "cuda" else flex_attention
+
+
+def block_mask(mask: Mask, device: torch.device) -> object:
+    """What FlexAttention wants of a mask: which blocks of 128 x 128 are empty, full, or to be looked into."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows, _, queries, keys = mask.shape
+    compiled = device.type == "cuda"  # blocks are then counted without a square of tokens
+    return mask.once(
+        ("flex", device),
+        lambda: create_block_mask(mask.sees(device), rows, None, queries, keys, device=device, _compile=compiled),
+    )
+
+
+# --- xformers and flash-attn: (B, T, H, K), or uneven lengths side by side as (1, all, H, K) --------------------------------
+
+
+def side_by_side(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
+    """All pieces of all rows in one call of xformers or flash-attn, or in two where some are causal: (B, H, T, K)."""
+    rows, heads, queries, width = q.shape
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B * T, H, K)
+    groups = mask.varlen(q.device)
+    out = None if len(groups) == 1 and groups[0].query_places is None else q.new_zeros(rows * queries, heads, width)
+    for group in groups:
+        places, seen = group.query_places, group.key_places
+        own_q = q if places is None else q.index_select(0, places)
+        own_k, own_v = (x if seen is None else x.index_select(0, seen) for x in (k, v))
+        part = _UNEVEN[backend](own_q, own_k, own_v, group, mask, dropout, scale)
+        out = part if out is None else out.index_copy(0, places, part)
+    return out.unflatten(0, (rows, queries)).transpose(1, 2)
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float, scale: float | None) -> Tensor:
+    from xformers.ops import LowerTriangularMask
+
+    return _xformers_call(q, k, v, LowerTriangularMask() if causal else None, dropout, scale)
+
+
+def _xformers_uneven(q: Tensor, k: Tensor, v: Tensor, group: Varlen, mask: Mask, dropout: float, scale: float | None) -> Tensor:
+    bias = mask.once(("xformers", group.causal, q.device), lambda: xformers_bias(group, q.device))
+    return _xformers_call(q[None], k[None], v[None], bias, dropout, scale)[0]
+
+
+def xformers_bias(group: Varlen, device: torch.device) -> object:
+    """The block-diagonal mask of xformers for pieces side by side."""
+    from xformers.ops.fmha import attn_bias
+
+    kind = "BlockDiagonalMask"
+    if group.causal:
+        kind = "BlockDiagonalCausalMask" if group.queries == group.keys else "BlockDiagonalCausalFromBottomRightMask"
+    return getattr(attn_bias, kind).from_seqlens(group.queries, group.keys, device=device)
+
+
+def _xformers_call(q: Tensor, k: Tensor, v: Tensor, bias: object, dropout: float, scale: float | None) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    shared = q.shape[2] // k.shape[2]
+    if shared > 1:  # heads that share keys and values have no backward here
+        k, v = (x.repeat_interleave(shared, dim=2) for x in (k, v))
+    return memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout, scale=scale)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float, scale: float | None) -> Tensor:
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(q, k, v, dropout_p=dropout, softmax_scale=scale, causal=causal)
+
+
+def cumulated(lengths: list[int]) -> Tensor:
+    """Where each piece begins among all, and the end of the last: int32, one more than there are."""
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device="cpu")
+
+
+def _flash_uneven(q: Tensor, k: Tensor, v: Tensor, group: Varlen, mask: Mask, dropout: float, scale: float | None) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    starts_q, starts_k = mask.once(
+        ("flash", group.causal, q.device),
+        lambda: [on_device(cumulated(lengths), q.device) for lengths in (group.queries, group.keys)],
+    )
+    longest = max(group.queries), max(group.keys)
+    return flash_attn_varlen_func(
+        q, k, v, starts_q, starts_k, *longest, dropout_p=dropout, softmax_scale=scale, causal=group.causal
+    )
+
+
+EVEN = {"xformers": _xformers, "flash": _flash}
+_UNEVEN = {"xformers": _xformers_uneven, "flash": _flash_uneven}

@@ -1,0 +1,180 @@
+"""Low-rank adapters on any part: LoRA (Hu et al. 2021) and DoRA (Liu et al. 2024), with the layers of the PEFT library.
+
+Adapted parts keep the plain names of their weights in every file, beside those of the updates
+(`...q_proj.lora_A.default.weight`), so weights go from a stage without adapters to one with them and, merged, back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_internvl.layers.quantization import WRAPPED, dequantized, plain_linear, plain_name
+
+NAME = "default"  # of the adapter, there is one
+UPDATES = ("lora_A", "lora_B", "lora_magnitude_vector")
+BLOCKS = "blocks"  # the target that stands for every linear layer of a part's blocks
+
+Settings = Mapping[str, Any]
+
+
+def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | None) -> None:
+    """Put adapters on the linear layers of the parts that `settings` names; a fresh adapter changes nothing.
+
+    Args:
+        settings: by part: `method` (lora or dora), `rank`, `alpha` (updates count alpha / rank), `dropout` (of what they read,
+            while training) and `targets`: names of linear layers below the part, with `*`, or "blocks" for all of its blocks.
+
+    Raises:
+        ValueError: for targets that match no linear layer.
+    """
+    for name, own in (settings or {}).items():
+        part = getattr(model, name, None)
+        if not own or part is None:
+            continue
+        targets = _targets(name, part, own["targets"])
+        library = _library()
+        config = library.LoraConfig(
+            r=own["rank"],
+            lora_alpha=own["alpha"],
+            lora_dropout=own["dropout"],
+            use_dora=own["method"] == "dora",
+            target_modules="|".join(map(re.escape, targets)),  # exact names: a list would match their ends elsewhere too
+        )
+        if own["method"] == "dora" and any(part.get_submodule(target)._forward_hooks for target in targets):
+            raise ValueError(
+                f"peft.{name}.method=dora cannot be combined with Partial LoRA, whose updates it would scale; choose lora"
+            )
+        trained = {parameter for parameter in part.parameters() if parameter.requires_grad}
+        library.inject_adapter_in_model(config, part)
+        for inner, parameter in part.named_parameters():
+            parameter.requires_grad_(parameter in trained or parameter.requires_grad)  # who trains is said by the stage
+            if is_update(inner) and parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = parameter.data.float()  # steps smaller than a short number's last digit would be lost
+        part.register_state_dict_post_hook(_plain_names)
+        part.register_load_state_dict_pre_hook(_wrapped_names)
+
+
+def _library() -> Any:
+    """PEFT, imported where there is something to adapt: that takes seconds."""
+    return import_module("peft")
+
+
+def _targets(name: str, part: nn.Module, patterns: str | Iterable[str]) -> list[str]:
+    linear = [n for n, module in part.named_modules() if isinstance(module, nn.Linear)]
+    if patterns == BLOCKS:
+        inside = {id(module) for block in part.sharding_units() for module in block.modules()}
+        found = [n for n in linear if id(part.get_submodule(n)) in inside] or linear
+    else:
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        if idle := [p for p in patterns if not any(fnmatchcase(n, p) for n in linear)]:
+            raise ValueError(
+                f"peft.{name}.targets: {', '.join(map(repr, idle))} matches no linear layer; "
+                f"valid choices: {BLOCKS}, {', '.join(_kinds(linear)) or 'none, this part has no linear layer'}"
+            )
+        found = [n for n in linear if any(fnmatchcase(n, p) for p in patterns)]
+    if not found:
+        raise ValueError(f"peft.{name}: {type(part).__name__} has no linear layers; use peft.{name}=null and train it as it is")
+    return found
+
+
+def _kinds(names: Iterable[str]) -> list[str]:
+    """Names with a star for every number."""
+    return sorted({re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name) for name in names})
+
+
+def _plain_names(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Mapping[str, Any]) -> None:
+    for name in [n for n in state if n.startswith(prefix) and WRAPPED in n]:
+        state[plain_name(name)] = state.pop(name)
+
+
+def _wrapped_names(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+    for name, layer in module.named_modules():
+        if _is_adapted(layer):
+            start = f"{prefix}{name}."
+            for key in [k for k in state if k.startswith(start) and not is_update(k)]:
+                state[f"{start}base_layer.{key[len(start) :]}"] = state.pop(key)
+
+
+def is_update(name: str) -> bool:
+    """Whether a tensor's name is that of an adapter."""
+    return any(f".{kind}." in name for kind in UPDATES)
+
+
+def adapted(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers that carry an adapter, by name."""
+    return [(name, module) for name, module in model.named_modules() if _is_adapted(module)]
+
+
+def _is_adapted(layer: nn.Module) -> bool:
+    return hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer")
+
+
+def start_magnitudes(model: nn.Module, names: Iterable[str]) -> None:
+    """Let DoRA's magnitudes of these names be those of the weights, which have been loaded since the adapters were made."""
+    fresh = set(names)
+    for name, layer in adapted(model):
+        if NAME in layer.lora_magnitude_vector and f"{name}.lora_magnitude_vector.{NAME}.weight" in fresh:
+            weight, update = dequantized(layer.get_base_layer()), layer.lora_magnitude_vector[NAME].weight
+            with torch.no_grad():
+                whole = _sum(weight, _updates(layer), layer.scaling[NAME])
+                update.copy_(torch.linalg.vector_norm(whole, dim=1).to(update.dtype))
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Add every update to its weight and leave plain layers behind, which every layout of the parts can hold."""
+    for name, layer in adapted(model):
+        base = layer.get_base_layer()
+        weight = merged(dequantized(base), _updates(layer), layer.scaling[NAME])
+        model.set_submodule(name, plain_linear(base, weight))
+
+
+def _updates(layer: nn.Module) -> dict[str, Tensor]:
+    return {kind: getattr(layer, kind)[NAME].weight for kind in UPDATES if NAME in getattr(layer, kind, {})}
+
+
+def _sum(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
+    """Weight and update in the type of the weight, before any magnitude: (O, I)."""
+    return weight + (scale * (updates["lora_B"] @ updates["lora_A"])).to(weight.dtype)
+
+
+def merged(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
+    """The weight (O, I) that does what weight and update do together; works on the meta device too."""
+    updates = {kind: tensor.float() for kind, tensor in updates.items()}
+    whole = _sum(weight.float(), updates, scale)
+    if "lora_magnitude_vector" in updates:
+        whole *= (updates["lora_magnitude_vector"] / torch.linalg.vector_norm(whole, dim=1))[:, None]
+    return whole.to(weight.dtype)
+
+
+def merged_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Settings | None]) -> dict[str, Tensor]:
+    """Tensors by name in which the updates of the parts that `settings` names have been added to their weights."""
+    found = dict(tensors)
+    for name in [n for n in tensors if ".lora_A." in n]:
+        part, owner = name.split(".", 1)[0], name.partition(".lora_A.")[0]
+        own = settings.get(part)
+        if not own:
+            continue
+        updates = {
+            kind: found.pop(f"{owner}.{kind}.{NAME}.weight") for kind in UPDATES if f"{owner}.{kind}.{NAME}.weight" in found
+        }
+        key = f"{owner}.weight"
+        found[key] = merged(found[key], updates, own["alpha"] / own["rank"])
+    return found
+
+
+def differing(there: Mapping[str, Settings | None] | None, here: Mapping[str, Settings | None] | None) -> dict[str, Settings]:
+    """The adapters of a source that a model does not go on with: those of parts that it adapts otherwise or not at all."""
+    same = ("method", "rank", "alpha", "targets")
+    return {
+        part: own
+        for part, own in (there or {}).items()
+        if own and any(((here or {}).get(part) or {}).get(key) != own[key] for key in same)
+    }

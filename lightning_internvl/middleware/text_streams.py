@@ -1,0 +1,17 @@
+"""What a middleware that reads pictures and text together is asked to read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lightning_internvl.layers.attention_masks import Task
+
+
+class Stream(NamedTuple):
+    """One text for every image, read under the mask of one task."""
+
+    task: Task
+    ids: Tensor  # (B, L)
+    mask: Tensor  # (B, L), 1 on text, 0 on padding

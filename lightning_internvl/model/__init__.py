@@ -1,0 +1,1 @@
+"""Composition: encoder, middleware and decoder as one model."""

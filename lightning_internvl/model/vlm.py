@@ -1,0 +1,300 @@
+"""Encoder, middleware and decoder, composed.
+
+Letters: B rows, L text length, N images of the batch, S side in pixels, T decoder tokens of an image, H decoder width,
+E contrastive width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_internvl.layers.attention_masks import without_firsts
+from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.model.feature_cache import FeatureCache, features
+from lightning_internvl.model.placeholders import EMPTY, Expanded, ImagePlaceholders
+from lightning_internvl.model.videos import VIDEOS, joined
+from lightning_internvl.objectives import NextToken
+from lightning_internvl.protocols import Decoder, Encoder, Middleware
+
+PARTS = ("encoder", "middleware", "decoder", "objectives")
+
+
+class Output(NamedTuple):
+    """What a forward pass returns; fields that the call did not ask for are None."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+
+
+class Read(NamedTuple):
+    """States (B, L, H) after the decoder's final norm, and the labels (B, L) of the same rows."""
+
+    hidden: Tensor
+    labels: Tensor | None
+
+
+class VLM(nn.Module):
+    """Holds the parts under the names of the checkpoint files; the losses live in stages, their parameters in `objectives`.
+
+    Args:
+        middleware: None for a tower alone, as a checkpoint may hold it.
+        decoder: None in stages that need none.
+        objectives: losses by name; those with parameters (logit scale, matching head) are saved with the model.
+        image_token_id: the placeholder that visual tokens replace in the decoder's input, one for each of them.
+        image_placeholders: where one placeholder stands for a whole picture instead, how rows are expanded.
+        video_token_id: the placeholder of videos, where they have their own.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        middleware: Middleware | None = None,
+        decoder: Decoder | None = None,
+        *,
+        objectives: dict[str, nn.Module] | None = None,
+        image_token_id: int | None = None,
+        image_placeholders: ImagePlaceholders | None = None,
+        video_token_id: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.middleware, self.decoder = encoder, middleware, decoder
+        self.objectives = nn.ModuleDict(objectives or {})
+        self.image_placeholders = image_placeholders
+        self.image_token_id = image_placeholders.id if image_placeholders else image_token_id
+        self.video_token_id = video_token_id
+        self.feature_cache: FeatureCache | None = None  # of a stage with a frozen encoder
+        self.config: dict[str, Any] | None = None  # of the official checkpoint it was loaded from
+
+    # --- contrastive ------------------------------------------------------------------------------------------------
+
+    def encode_image(self, pixel_values: Tensor, mode: str = "c") -> Tensor:
+        """(N, 3, S, S) -> (N, E), as the original returns it; mode "c" or "g" where the system has both."""
+        return self.middleware.embed_image(self.encoder(pixel_values, layers=self.middleware.layers[:1]), mode)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L) -> (B, E), as the original returns it."""
+        return self.middleware.embed_text(input_ids, attention_mask)
+
+    def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits of the matching head for pairs of picture and text, column 1 for a match: (B, 2)."""
+        visual = self.encoder(pixel_values, layers=self.middleware.layers[:1])[0]
+        ((queries, _),) = self.middleware.read(visual, [Stream("itm", input_ids, attention_mask)])
+        return self.objectives["itm"].logits(queries)
+
+    # --- decoder ----------------------------------------------------------------------------------------------------
+
+    def visual_tokens(self, pixel_values: Tensor, **inputs: Any) -> Tensor:
+        """Images as the decoder reads them: (N, 3, S, S) -> (N, T, H), or all tokens in one row (tokens, H) where images differ.
+
+        Args:
+            inputs: what else encoder or middleware read, by the names that they list under `inputs`, and `picture_keys`.
+        """
+        feats = features(self, pixel_values, self.middleware.layers, inputs, **_taken(self.encoder, inputs))
+        return self.middleware(feats, **_taken(self.middleware, inputs))
+
+    def placeholders(self, image_size: int | None = None) -> int:
+        """Placeholders that one square picture takes in the decoder's text."""
+        return 1 if self.attends else self.middleware.tokens_out(self.encoder.num_tokens(image_size))
+
+    @property
+    def attends(self) -> bool:
+        """Whether the decoder reads visual tokens by attention of its own, so that one placeholder stands for a whole picture."""
+        return "visual" in _inputs(self.decoder)
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, **inputs: Any) -> Tensor:
+        """Text embeddings with the visual tokens in place of the placeholders: (B, L, H).
+
+        Args:
+            inputs: what the parts read (see `visual_tokens`), and `pixel_values_videos`: videos go the way of pictures, with
+                inputs that are called `video_...` where those of pictures are called `image_...`.
+
+        Raises:
+            ValueError: if placeholders and visual tokens differ in number.
+        """
+        return self._embedded(input_ids, pixel_values, inputs)[0]
+
+    def _embedded(self, input_ids: Tensor, pixel_values: Tensor | None, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """What the decoder reads: embeddings (B, L, H) and, for one that attends to them, visual tokens (N, T, D)."""
+        embeds, places = self._words(input_ids), input_ids == self.image_token_id
+        pixels, shares, inputs = joined(pixel_values, inputs)
+        if pixels is None:
+            return embeds, None
+        if len(pixels) == 0:
+            for kind in (self.image_token_id, self.video_token_id):
+                if kind is not None:
+                    _check_places(input_ids == kind, 0, 0)
+            # A batch without images still runs the visual parts, so that every rank has the same parameters in its graph.
+            blank = self.encoder.blank(pixels) if hasattr(self.encoder, "blank") else {"pixel_values": _blank(pixels)}
+            return embeds + 0.0 * self.visual_tokens(**{**inputs, **blank}).sum().to(embeds.dtype), None
+        visual = self.visual_tokens(pixels, **inputs)
+        if self.attends:
+            _check_places(places, len(visual), len(pixels))
+            return embeds, visual
+        visual = visual.flatten(0, -2).to(embeds.dtype)
+        images, videos = visual.split([len(visual) * share // len(pixels) for share in shares])
+        flat = "patches of " if pixels.ndim == 2 else ""
+        _check_places(places, len(images), shares[0], f"{flat}image(s)")
+        embeds = embeds.masked_scatter(places[..., None], images)
+        if self.video_token_id is not None:
+            places = input_ids == self.video_token_id
+            _check_places(places, len(videos), shares[1], f"{flat}video(s)")
+            embeds = embeds.masked_scatter(places[..., None], videos)
+        return embeds, None
+
+    def _known(self, input_ids: Tensor, labels: Tensor | None, visual: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What a decoder may list under `inputs`."""
+        videos = torch.zeros_like(input_ids, dtype=torch.bool)
+        if self.video_token_id is not None:
+            videos = input_ids == self.video_token_id
+        places = {"visual_places": (input_ids == self.image_token_id) | videos, "video_places": videos, "visual": visual}
+        return {"input_ids": input_ids, "labels": labels, **places, **inputs}
+
+    def _words(self, input_ids: Tensor) -> Tensor:
+        if self.image_placeholders is None and 0 <= (self.image_token_id or 0) < getattr(self.decoder, "vocab_size", math.inf):
+            return self.decoder.embed(input_ids)
+        words = self.decoder.embed(input_ids.masked_fill(input_ids == self.image_token_id, 0).clamp(min=0))
+        return words.masked_fill((input_ids == EMPTY)[..., None], 0.0)
+
+    def expand(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        side: str | None = None,
+    ) -> Expanded:
+        """Rows in which every visual token has a placeholder of its own; the rows themselves where that is so already.
+
+        Args:
+            side: where shorter rows are filled up; None: as `image_placeholders` says.
+        """
+        if self.image_placeholders is None:
+            return Expanded(input_ids, attention_mask, labels, pixel_values)
+        tokens = 0
+        if pixel_values is not None:
+            tokens = self.middleware.tokens_out(self.encoder.num_tokens(pixel_values.shape[-1]))
+        placeholders = self.image_placeholders if side is None else replace(self.image_placeholders, side=side)
+        return placeholders.expand(input_ids, attention_mask, labels, pixel_values, tokens)
+
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> Read:
+        """What the decoder makes of text and pictures.
+
+        Args:
+            inputs: what else the parts read, by the names that they list under `inputs`, and videos (see `embed`). A decoder may
+                also list `input_ids`, `labels`, `visual_places` (bool (B, L), where visual tokens stand), `video_places` (which
+                of them are of videos) and `visual` (see `attends`). With `segments` rows are packed (see `HFCausalLM`): the first
+                token of a sample has no label, because nothing before it could judge it.
+
+        Raises:
+            ValueError: for packed rows and a decoder that reads none.
+        """
+        input_ids, attention_mask, labels, pixel_values = self.expand(input_ids, attention_mask, labels, pixel_values)
+        if (segments := inputs.get("segments")) is not None:
+            if "segments" not in _inputs(self.decoder):
+                raise ValueError(f"{type(self.decoder).__name__} reads no packed rows; set data.packing=null")
+            labels = labels if labels is None else without_firsts(labels, segments)
+        embeds, visual = self._embedded(input_ids, pixel_values, inputs)
+        known = self._known(input_ids, labels, visual, inputs)
+        return Read(self.decoder.hidden(embeds, attention_mask, **_taken(self.decoder, known)), labels)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        mode: str = "c",
+        **inputs: Any,
+    ) -> Output:
+        """With a decoder: logits (B, L, V) and, given labels, the loss. Without one: logits of all pairs of picture and text and,
+        with `return_loss=True`, their loss; with `use_image_text_matching_head=True` those of the matching head (see `match`)."""
+        if self.decoder is None and inputs.get("use_image_text_matching_head"):
+            logits = self.match(pixel_values, input_ids, attention_mask)
+            return Output(logits_per_image=logits, logits_per_text=logits.T)
+        if self.decoder is None:
+            contrast = self.objectives["itc"]
+            image = F.normalize(self.encode_image(pixel_values, mode), dim=-1)
+            text = F.normalize(self.encode_text(input_ids, attention_mask), dim=-1)
+            logits = contrast.logits(image, text)
+            loss = contrast(image, text) if inputs.get("return_loss") else None
+            return Output(loss=loss, logits_per_image=logits, logits_per_text=logits.T)
+        hidden, labels = self.read(input_ids, attention_mask, pixel_values, labels, **inputs)
+        loss = None
+        if labels is not None:
+            loss = NextToken()(hidden, labels, self.decoder.head, shifts=shifts_labels(self.decoder))
+        return Output(loss=loss, logits=self.decoder.head(hidden))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """New ids only. With a decoder `options` are those of transformers and prompts are padded on the left; without one the
+        middleware writes a caption after the prompt `input_ids` (see `QLLaMA.generate`)."""
+        if self.decoder is None:
+            visual = self.encoder(pixel_values, layers=self.middleware.layers[:1])[0]
+            return self.middleware.generate(visual, input_ids, **options)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        input_ids, mask, _, pixel_values = self.expand(input_ids, mask, None, pixel_values, side="left")
+        listed = {name for part in (self.encoder, self.middleware, self.decoder) for name in _inputs(part)}
+        inputs = {n: options.pop(n) for n in list(options) if n in listed or n == VIDEOS or n.startswith("video_")}
+        embeds, visual = self._embedded(input_ids, pixel_values, inputs)
+        known = self._known(input_ids, None, visual, inputs)
+        return self.decoder.generate(embeds, mask, **_taken(self.decoder, known), **options)
+
+    def save_pretrained(self, path: str | Path, layout: str | None = None) -> None:
+        """Write the layout that the original library loads (see `lightning_internvl.checkpoints.pretrained`)."""
+        from lightning_internvl.checkpoints.pretrained import save_pretrained
+
+        save_pretrained(self, path, layout=layout)
+
+
+def shifts_labels(decoder: nn.Module) -> bool:
+    """Whether the state before a token judges it; False for encoder-decoders, whose inputs are shifted instead."""
+    return getattr(decoder, "shifts", True)
+
+
+def _inputs(part: nn.Module) -> tuple[str, ...]:
+    """What a part reads beside the common inputs."""
+    return getattr(part, "inputs", ())
+
+
+def _taken(part: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: inputs[name] for name in _inputs(part) if name in inputs}
+
+
+def _blank(pixels: Tensor) -> Tensor:
+    """One picture of nothing, of the size that the batch would have."""
+    return pixels.new_zeros(1, *pixels.shape[1:])
+
+
+def _check_places(places_BL: Tensor, tokens: int, images: int, what: str = "image(s)") -> None:
+    if places_BL.is_meta:  # shapes only, nothing to count
+        return
+    message = (
+        f"{images} {what} give {tokens} visual tokens, but the text holds another number of placeholders; "
+        "the encoder's image size, the middleware or max_length differ from what the text was prepared for"
+    )
+    if places_BL.is_cuda:
+        torch._assert_async(places_BL.sum() == tokens, message)  # an error without a host-device sync
+    elif int(places_BL.sum()) != tokens:
+        raise ValueError(f"{message} ({int(places_BL.sum())} placeholders)")

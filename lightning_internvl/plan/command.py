@@ -1,0 +1,27 @@
+"""Every stage of a pipeline built on the meta device, measured, and told: nothing is trained, written or downloaded."""
+
+from __future__ import annotations
+
+from lightning_internvl.choices import Config
+from lightning_internvl.console import console
+from lightning_internvl.layers.attention import choose_backend
+from lightning_internvl.model.compose import Build
+from lightning_internvl.plan.stage_plan import StagePlan, stage_plans
+
+
+def run_plan(config: Config, build: Build) -> list[StagePlan]:
+    """Print what each stage of the pipeline needs.
+
+    Raises:
+        ValueError: naming the stage whose settings do not fit together.
+    """
+    from lightning_internvl.plan.tables import NOTES, stage_report
+
+    choose_backend("math" if config["attention"] == "math" else "sdpa")  # what all others keep is the same
+    plans = []
+    for plan in stage_plans(config, build):
+        for part in stage_report(plan):
+            console.print(part)
+        plans.append(plan)
+    console.print(NOTES)
+    return plans

@@ -1,0 +1,160 @@
+"""What training steps compute, in FLOPs by part, and what share of a device's peak that is (MFU).
+
+A stage is built once more on the meta device and measured there at three lengths of text, once for each state of freezing. What
+trains then costs 6 FLOPs a parameter and token, what is frozen on the way of a gradient 4, what is frozen and detached 2, and
+attention comes on top (a multiply-add counts as two). Through the three points goes, for each part,
+
+    FLOPs = a x squares + b x tokens + c x (sum of squared lengths) + d x labelled tokens
+
+of which a real batch gives the quantities without padding: tiles (or patches, where pictures are no squares), tokens, the squared
+length of each sample (in a packed row each for itself), and the tokens that a language model's head judges. Texts of several
+kinds in a batch count together, as if they shared it like its longest rows do. Not counted: losses, norms and other work without
+matrix products, and what is computed a second time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_internvl.choices import PARTS, Config
+from lightning_internvl.distributed.collectives import alone
+from lightning_internvl.layers.attention import asked, backend_kept, choose_backend
+from lightning_internvl.model.compose import Build, compose_model
+from lightning_internvl.objectives import NextToken
+from lightning_internvl.plan.kernels import Unfilled
+from lightning_internvl.plan.measure import SAMPLES, Rig
+from lightning_internvl.stages import Stage
+from lightning_internvl.training.assembly import build_stage
+
+IGNORED = -100
+LENGTHS = (1.0, 0.75, 0.5)  # shares of the longest rows that are measured
+PIXELS = ("pixel_values", "pixel_values_videos")
+# Dense bf16 matrix products with float32 sums, as the makers state them, in TFLOP/s; the first name that fits counts.
+PEAKS = {
+    "B200": 2250, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
+    "L40S": 362, "L4": 121, "A10": 125, "RTX 4090": 165, "RTX 3090": 71,
+}  # fmt: skip
+
+
+class Amount(NamedTuple):
+    """What a batch holds, without padding: numbers, or tensors on the device that nobody has waited for."""
+
+    squares: Any = 0
+    tokens: Any = 0
+    squared: Any = 0
+    labelled: Any = 0
+
+    def plus(self, other: Amount) -> Amount:
+        """The sum."""
+        return Amount(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def amount_of(batch: Mapping[str, Any]) -> Amount:
+    """The quantities of a batch; of packed rows each sample counts for itself."""
+    squares = sum(len(batch[name]) for name in PIXELS if batch.get(name) is not None)
+    lengths = [x.sum(dim=-1) for name, x in batch.items() if name.endswith("mask") and isinstance(x, Tensor)]
+    squared = sum((x * x).sum() for x in lengths)
+    if "segments" in batch:
+        squared = sum(length**2 for row in batch["segments"] for length in row)
+    labels = [x for name, x in batch.items() if name.endswith("labels") and isinstance(x, Tensor) and x.ndim == 2]
+    return Amount(squares, sum(x.sum() for x in lengths), squared, sum((x != IGNORED).sum() for x in labels))
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of a training step by part: for each square, token, squared length and labelled token."""
+
+    rates: dict[str, Amount]
+
+    def of(self, amount: Amount) -> dict[str, float]:
+        """FLOPs by part."""
+        return {part: sum(a * float(b) for a, b in zip(rate, amount, strict=True)) for part, rate in self.rates.items()}
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{part}: " + " + ".join(f"{rate:.4g} x {name}" for name, rate in rates._asdict().items() if rate)
+            for part, rates in self.rates.items()
+        )
+
+
+def flops_of(stage: Stage, blank: Callable[[int], Mapping[str, Any]], step: int = 0) -> Flops:
+    """Measure a stage on the meta device in its state at a step. The stage is changed and serves nothing else afterwards."""
+    heads: list[tuple[Callable[[Tensor], Tensor], Tensor]] = []
+    for objective in stage.model.objectives.values():
+        if isinstance(objective, NextToken):  # on the meta device it would judge all tokens
+            objective._judged = lambda states, targets, head: heads.append((head, states)) or states.sum()
+    rig = Rig(stage, blank)
+    rig.prepare("32-true", step)
+    rows, counts = [], []
+    for share in LENGTHS:
+        batch = shortened(blank(SAMPLES[0]), share)
+        rows.append([float(x) for x in amount_of(batch)[:3]])
+        heads.clear()
+        tally, _ = rig.run(batch)
+        counts.append(tally.forward + tally.backward)
+    of_heads = sum((_of_head(rig, *head) for head in heads), Counter())
+    sizes = np.array(rows)
+    scale = np.maximum(sizes.max(axis=0), 1)
+    rates = {}
+    for part in PARTS:
+        found = np.linalg.lstsq(sizes / scale, np.array([float(count[part]) for count in counts]), rcond=1e-9)[0] / scale
+        found[np.abs(found * scale) < 1e-6 * np.abs(found * scale).max(initial=1.0)] = 0.0  # but for rounding
+        if getattr(stage.model, part) is not None:
+            rates[part] = Amount(*found.tolist(), of_heads[part])
+    return Flops(rates)
+
+
+def shortened(batch: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """A batch whose rows of text are cut at a share of their length."""
+    texts = ("ids", "mask", "labels")
+    return {
+        name: x[:, : round(x.shape[1] * share)] if isinstance(x, Tensor) and x.ndim == 2 and name.endswith(texts) else x
+        for name, x in batch.items()
+    }
+
+
+def _of_head(rig: Rig, head: Callable[[Tensor], Tensor], states_TH: Tensor) -> Counter[str]:
+    """FLOPs of a head for one token, by the part that it belongs to."""
+    meter, tokens = rig.meter, len(states_TH)
+    states = torch.empty_like(states_TH).requires_grad_(states_TH.requires_grad)
+    with torch.device("meta"), meter.scope() as tally, meter:
+        logits = head(states)
+        if logits.requires_grad:
+            meter.backward(logits.sum().backward)
+    ((part, _),) = tally.forward.items()
+    return Counter({part: (tally.forward.total() + tally.backward.total()) / tokens})
+
+
+def measured(settings: Config, blank: Callable[[int], Mapping[str, Any]], build: Build, step: int) -> Flops:
+    """The FLOPs of a stage as its configuration describes it, of one process."""
+    with backend_kept(), alone(), torch.random.fork_rng(devices=[]):
+        choose_backend("math" if asked() == "math" else "sdpa")  # all others compute the same
+        with torch.device("meta"), Unfilled():
+            model, _ = compose_model(settings["parts"], build)
+            stage = build_stage("measured", settings, model, Path(), build)
+        return flops_of(stage, blank, step)
+
+
+def peak_flops(device: torch.device, stated: float | None = None) -> tuple[float | None, str]:
+    """FLOPs a second that a device can do at most, and where the number comes from.
+
+    Args:
+        stated: TFLOP/s, as the user gives them.
+    """
+    if stated:
+        return stated * 1e12, "callbacks.throughput.peak_tflops"
+    if device.type != "cuda":
+        return None, "of a CPU no peak is known; callbacks.throughput.peak_tflops=N gives one"
+    name = torch.cuda.get_device_name(device)
+    for part, peak in PEAKS.items():
+        if part.lower() in name.lower():
+            return peak * 1e12, f"dense bf16, as stated for {name}"
+    return None, f"the peak of {name} is not known; callbacks.throughput.peak_tflops=N gives one"

@@ -1,0 +1,122 @@
+"""What one stage needs: parameters, memory and FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_internvl.choices import Config, trained_stages
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.inference.collators import make_view
+from lightning_internvl.model.compose import Build, compose_model
+from lightning_internvl.plan.kernels import Unfilled
+from lightning_internvl.plan.measure import Blank, Measured, Rig, precision_of
+from lightning_internvl.plan.memory import Fixed, Memory, Setup, device_memory, fixed_memory, largest_batch, setup_of
+from lightning_internvl.plan.tokens import without_words
+from lightning_internvl.stages import Stage
+from lightning_internvl.training.assembly import build_stage
+
+
+@dataclass
+class StagePlan:
+    """A stage and what it needs at its most expensive step."""
+
+    name: str
+    settings: Config
+    stage: Stage
+    rig: Rig
+    blank: Callable[[int | None], Blank]
+    setup: Setup
+    precision: str
+    step: int
+    fixed: Fixed
+    measured: Measured
+
+    @property
+    def batch(self) -> int:
+        """Samples of a micro-batch on one device."""
+        return self.settings["batch_size"]
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches of a step."""
+        return self.settings["trainer"].get("accumulate_grad_batches") or 1
+
+    def memory(self, batch: int | None = None, **change: Any) -> Memory:
+        """The memory of one device, for another micro-batch or a changed setup."""
+        return device_memory(self.fixed, self.measured, replace(self.setup, **change), batch or self.batch)
+
+    def fits(self, memory: Memory) -> bool:
+        """Whether it fits on a device."""
+        return memory.total <= self.setup.capacity
+
+    def largest(self, **change: Any) -> int:
+        """The largest micro-batch that fits; 0 if none does."""
+        return largest_batch(lambda batch: self.fits(self.memory(batch, **change)))
+
+    def changed(
+        self,
+        *,
+        precision: str | None = None,
+        frozen: str | None = None,
+        image_size: int | None = None,
+        recompute: str | None = None,
+    ) -> StagePlan:
+        """The same stage in another precision, with one part frozen, with smaller pictures, or with all blocks computed again. It
+        stays in the first two."""
+        precision = precision or self.precision
+        blank = self.blank(image_size) if image_size else None
+        linear, kinds = self.measured.linear, self.rig.units.recompute
+        self.rig.units.recompute = dict.fromkeys(kinds, recompute) if recompute else kinds
+        measured = self.rig.measure(precision, self.step, frozen=frozen, blank=blank, kept_only=True, linear=linear)
+        self.rig.units.recompute = kinds
+        return replace(self, precision=precision, measured=measured, fixed=fixed_memory(self.stage, precision, frozen))
+
+
+def stage_plans(config: Config, build: Build) -> Iterator[StagePlan]:
+    """The plans of all stages, in the order of the pipeline."""
+    for name in trained_stages(config):
+        try:
+            yield stage_plan(name, config, build)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"stages.{name}: {error}") from error
+
+
+def stage_plan(name: str, config: Config, build: Build) -> StagePlan:
+    """Build one stage on the meta device and measure it at each step where its state may change."""
+    settings = stage_settings(config, name)
+    precision = precision_of(settings["trainer"]["precision"])
+    setup = setup_of(config["strategy"], settings["trainer"], config["device_memory"])
+    for part in ("middleware", "decoder"):
+        if settings["parts"][part]:
+            settings["parts"][part] = without_words(settings["parts"][part])
+    with torch.device("meta"), Unfilled():
+        model, tokenizers = compose_model(settings["parts"], build)
+        stage = build_stage(name, settings, model, Path(), build)
+
+    def blank(image_size: int | None = None) -> Blank:
+        return make_view(_resized(settings, image_size) if image_size else settings, model, tokenizers, build).training.blank
+
+    rig = Rig(stage, blank(), setup.devices // setup.layer_shares, settings["activation_checkpointing"])
+    last = settings["max_steps"] - 1
+    plans = []
+    for step in sorted({min(step, last) for step in stage.plan.changes()[1:]} | {last}):
+        measured = rig.measure(precision, step)
+        fixed = fixed_memory(stage, precision)
+        plans.append(StagePlan(name, settings, stage, rig, blank, setup, precision, step, fixed, measured))
+    plan = max(plans, key=lambda plan: plan.memory().total)
+    rig.prepare(precision, plan.step)
+    return plan
+
+
+def _resized(settings: Config, image_size: int) -> Config:
+    """The settings of a stage with pictures of another side."""
+    collate = dict(settings.get("collate") or {})
+    data = {**settings["data_group"], "processor": {**settings["data_group"]["processor"], "image_size": image_size}}
+    if collate.get("processor"):
+        collate["processor"] = {**collate["processor"], "image_size": image_size}
+    return settings | {"data_group": data, "collate": collate}

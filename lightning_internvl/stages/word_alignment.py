@@ -1,0 +1,91 @@
+"""A start for a new connector in front of a language model that knows its words: visual tokens are drawn to those of captions.
+
+The language model does not run, only its table of embeddings is read, so a step costs little more than the tower. What
+follows, the usual alignment through the whole model, starts from visual tokens that lie where words lie, and at their length,
+instead of from noise many times as loud. Token by token the contrast is that of FILIP (Yao et al. 2021, section 3.1).
+
+Letters: B pictures of this rank, C captions of all ranks, P visual tokens, L words of a caption, H decoder width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_internvl.distributed.collectives import gather, gather_with_grad, largest, rank
+from lightning_internvl.objectives.next_token import IGNORED
+from lightning_internvl.stages.base import Batch, Stage
+
+NEVER = -2.0  # below every cosine
+
+
+class WordStage(Stage):
+    """Draws visual tokens to the words that describe their picture and away from those of other pictures, on batches of one
+    picture and one description each. A word counts the more the fewer captions of the batch hold it."""
+
+    objectives = ("itc",)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """`itc` contrasts mean visual tokens with mean words; `tokens` the best word of each visual token and the best visual
+        token of each word; `distance` is that of a visual token from its best word, squared, in units of the words' spread.
+
+        Every rank compares its pictures with the captions of all, and its captions with the pictures of all.
+        """
+        ids_CL = described(batch["input_ids"], batch["labels"])
+        words_CLH, rarity_CL = self.model.decoder.embed(ids_CL.clamp(min=0)).detach().float(), rarity(ids_CL)
+        seen_BPH = self.model.visual_tokens(batch["pixel_values"], picture_keys=batch.get("picture_keys")).float()
+        seen_CPH, first = gather_with_grad(seen_BPH), rank() * len(seen_BPH)
+        own = slice(first, first + len(seen_BPH))
+        centre_H = self.model.decoder.embed(ids_CL[ids_CL >= 0].unique()).detach().float().mean(dim=0)
+        near_BPH, near_CPH, near_CLH = (F.normalize(x - centre_H, dim=-1) for x in (seen_BPH, seen_CPH, words_CLH))
+        telling_CL = rarity_CL > 1  # in few captions: what one shows, not what stands in every sentence
+        to_text = token_scores(near_BPH, near_CLH, rarity_CL, telling_CL)
+        to_image = token_scores(near_CPH, near_CLH[own], rarity_CL[own], telling_CL[own])
+        target_B, scale = torch.arange(len(seen_BPH), device=seen_BPH.device) + first, self.model.objectives["itc"].scale
+        rows = [*to_text, *(scores_CB.T for scores_CB in to_image)]
+        tokens = sum(F.cross_entropy(scale * scores_BC, target_B) for scores_BC in rows) / len(rows)
+        return {"itc": self._means(seen_CPH, words_CLH, rarity_CL, own), "tokens": tokens} | {
+            "distance": self._distance(seen_BPH, words_CLH[own], near_BPH, near_CLH[own], telling_CL[own])
+        }
+
+    def _means(self, seen_CPH: Tensor, words_CLH: Tensor, rarity_CL: Tensor, own: slice) -> Tensor:
+        seen_CH, words_CH = seen_CPH.mean(dim=1), mean_word(words_CLH, rarity_CL)
+        return self.model.objectives["itc"]((seen_CH - seen_CH.mean(dim=0))[own], (words_CH - words_CH.mean(dim=0))[own])
+
+    def _distance(self, seen_BPH: Tensor, words_BLH: Tensor, near_BPH: Tensor, near_BLH: Tensor, telling_BL: Tensor) -> Tensor:
+        """Of each visual token from the telling word of its caption that is most similar to it."""
+        similar_BPL = (near_BPH @ near_BLH.mT).masked_fill(~telling_BL[:, None], NEVER)
+        best_BPH = words_BLH.gather(1, similar_BPL.argmax(dim=-1)[..., None].expand(-1, -1, words_BLH.shape[-1]))
+        return F.mse_loss(seen_BPH, best_BPH) / words_BLH[telling_BL].var()
+
+
+def described(ids_BL: Tensor, labels_BL: Tensor) -> Tensor:
+    """The words that are learnt, of the captions of all ranks, -1 behind the last one: (C, L)."""
+    rows = [ids[labels != IGNORED] for ids, labels in zip(ids_BL, labels_BL, strict=True)]
+    ids_BL = pad_sequence(rows, batch_first=True, padding_value=-1)
+    return gather(F.pad(ids_BL, (0, largest(ids_BL.shape[1]) - ids_BL.shape[1]), value=-1))
+
+
+def rarity(ids_CL: Tensor) -> Tensor:
+    """log(captions / captions with this word), 0 for a word of all captions, -1 behind the last word: (C, L)."""
+    words, places_CL = ids_CL.unique(return_inverse=True)
+    holds = torch.zeros(len(ids_CL), len(words), device=ids_CL.device).scatter_(1, places_CL, 1.0)
+    return (len(ids_CL) / holds.sum(dim=0)).log()[places_CL].masked_fill(ids_CL < 0, -1.0)
+
+
+def mean_word(words_CLH: Tensor, rarity_CL: Tensor) -> Tensor:
+    """The mean of each caption's words by their rarity: (C, H)."""
+    weights_CL = rarity_CL.clamp(min=0)
+    return (words_CLH * weights_CL[..., None]).sum(dim=1) / weights_CL.sum(dim=1).clamp(min=1e-6)[:, None]
+
+
+def token_scores(seen_BPH: Tensor, words_CLH: Tensor, rarity_CL: Tensor, telling_CL: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities of pictures and captions, (B, C) each, given rows of length 1: the mean over visual tokens of the best telling
+    word, and the mean over words, by their rarity, of the best visual token."""
+    similar_BCPL = torch.einsum("bph,clh->bcpl", seen_BPH, words_CLH)
+    by_seen = similar_BCPL.masked_fill(~telling_CL[None, :, None], NEVER).amax(dim=-1).mean(dim=-1)
+    weights_CL = rarity_CL.clamp(min=0)
+    by_word = (similar_BCPL.amax(dim=2) * weights_CL).sum(dim=-1) / weights_CL.sum(dim=-1).clamp(min=1e-6)
+    return by_seen, by_word

@@ -1,0 +1,1 @@
+"""Assembly of a stage, optimizers, compilation and recomputation."""

@@ -1,0 +1,195 @@
+"""Stages that take their parts from where they start: an official checkpoint, a run, or a hand-off folder.
+
+A stage says `parts: inherited`; this turns it into one whose parts are named with all their sizes, so that a run's folder says
+what it trained, wherever its start may be by then. `connector` under `train` becomes what the middleware has between tower and
+language model. `inherited` may also stand for the tokenizer, the processor of pictures or settings of it, the chat format and its
+system message; what is given instead of it stays.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lightning_internvl.checkpoints import handoff, load_handoff
+from lightning_internvl.checkpoints.official import meta_model
+from lightning_internvl.checkpoints.weight_source import handoff_of, is_ours
+from lightning_internvl.choices import INHERITED
+from lightning_internvl.config.checks import PARTS
+from lightning_internvl.config.targets import locate
+from lightning_internvl.data.collate.base import pad_id
+from lightning_internvl.data.processors.basic import Processor
+from lightning_internvl.files import RUN_CONFIG
+from lightning_internvl.hub import local_folder
+from lightning_internvl.inference.load_official import SAVED, chat_format, layout_of, load_tokenizer, placeholder
+from lightning_internvl.inference.load_run import settings_of
+from lightning_internvl.inference.published_systems import (
+    HANDOFF,
+    SYSTEMS,
+    Lacking,
+    named,
+    picture_fields,
+    processor_name,
+    processor_settings,
+)
+from lightning_internvl.model.compose import TRUSTED, Config, compose_model, trusted_build
+from lightning_internvl.model.vlm import VLM
+
+GIVE = {"template": "data.chats_collate.template", "tokenizer": "data.tokenizer"}
+CONNECTOR = "connector"  # stands in `train` for the names of the middleware that a language model reads through
+NO_DECODER = "has no decoder, so it cannot answer; start from a stage or a checkpoint that has one"
+
+
+class Legacy(NamedTuple):
+    """What there is to inherit.
+
+    Attributes:
+        data: `image_token` and, where videos have one, `video_token`.
+        processor: a configuration.
+        chats: `template`, `system` and `image_frame`, the tokens around a picture (None: those of the template).
+    """
+
+    parts: dict[str, Config]
+    data: Config
+    processor: Config
+    chats: Config
+
+
+def inherit(config: Config) -> Config:
+    """A configuration in which nothing is inherited any more.
+
+    Raises:
+        ValueError: for a start that does not answer, or does not say what is to be inherited from it.
+    """
+    config = copy.deepcopy(config)
+    data, start = config["data"], config["init_from"]
+    chats, tokenizer = data["chats_collate"], _given(data.pop("tokenizer", None))
+    try:
+        found = _legacy(start, _given(chats["template"]), tokenizer)
+    except Lacking as error:
+        raise ValueError(f"init_from={start}: {error.what}; give {GIVE[error.setting]}={error.value}") from error
+    connector = _connector(found.parts["middleware"]["_target_"])
+    for stage in config["stages"].values():
+        if stage["parts"] == INHERITED:
+            stage["parts"] = list(PARTS)
+            stage["module"]["train"] = [connector if rule == CONNECTOR else rule for rule in stage["module"]["train"]]
+    config |= found.parts
+    data |= found.data
+    whole = data["processor"].get("_target_") == INHERITED
+    if whole:
+        _check_processor(found.processor["_target_"], start)
+    data["processor"] = (found.processor if whole else {}) | _filled(data["processor"], found.processor)
+    data["chats_collate"] = {"image_frame": found.chats["image_frame"]} | _filled(chats, found.chats)
+    return config
+
+
+def _connector(target: str) -> str:
+    """What of a middleware stands between tower and language model, as a line of `train`."""
+    names = getattr(locate(target), CONNECTOR, None)
+    return f"middleware.{names}" if names else "middleware"
+
+
+def _check_processor(target: str, start: str) -> None:
+    """Refuse a processor that a run names and that is none of this package; not even its module is imported."""
+    kind = locate(target) if target.startswith(TRUSTED) else None
+    if not (inspect.isclass(kind) and issubclass(kind, Processor)):
+        raise ValueError(f"init_from={start}: {target!r} is no processor of {TRUSTED[:-1]}; give processor@data.processor=NAME")
+
+
+def _given(value: str | None) -> str | None:
+    """What the user asks for in place of what would be inherited."""
+    return None if value == INHERITED else value
+
+
+def _filled(own: Config, found: Mapping[str, Any]) -> Config:
+    return {key: found[key] if value == INHERITED else value for key, value in own.items() if value != INHERITED or key in found}
+
+
+def _legacy(start: str, template: str | None, tokenizer: str | None) -> Legacy:
+    """What a start leaves to its stages.
+
+    Args:
+        template, tokenizer: a chat format and a folder or hub id in place of those of the start.
+    """
+    if is_ours(Path(start)) and (folder := handoff_of(Path(start))).resolve().parents[1].joinpath(RUN_CONFIG).is_file():
+        found = _of_run(folder, template)
+    else:
+        found = _of_folder(start, template, tokenizer)
+    if tokenizer:
+        found.parts["decoder"]["tokenizer"] |= {"_target_": SAVED, "folder": tokenizer}
+    return found
+
+
+def _of_run(folder: Path, template: str | None) -> Legacy:
+    """What a hand-off says of its parts, and the run around it of how they read."""
+    known, settings = _handed_over(folder), settings_of(folder)
+    data, own = settings["data_group"], settings.get("collate") or {}
+    chats = {**data["chats_collate"], **own}
+    videos = {"video_token": known["video_token"]} if known.get("video_token") else {}
+    return Legacy(
+        parts={part: known[part] for part in PARTS},
+        data={"image_token": known["image_token"], **videos},
+        processor={**data["processor"], **(own.get("processor") or {})},
+        chats={
+            "template": template or chats["template"],
+            "system": None if template else chats.get("system"),
+            "image_frame": chats.get("image_frame"),
+        },
+    )
+
+
+def _handed_over(folder: Path) -> Config:
+    """The configuration of the model in a hand-off folder, with the places of its tokenizers."""
+    known = load_handoff.trusted_config(folder, handoff.read_manifest(folder))
+    if not known.get("decoder"):
+        raise ValueError(f"init_from={folder} {NO_DECODER}")
+    return known
+
+
+def _of_folder(start: str, template: str | None, tokenizer: str | None) -> Legacy:
+    """What the files of a checkpoint or an exported hand-off say, and how its system was published."""
+    folder = local_folder(start)
+    place = str(folder.resolve()) if Path(start).exists() else start  # of a hub id more is read than its weights
+    layout, config, native = layout_of(folder)
+    model, parts = _exported(folder) if layout == HANDOFF else _published(folder)
+    words, known, fields = load_tokenizer(tokenizer or place), SYSTEMS[layout], picture_fields(folder)
+    if pad_id(words) >= model.decoder.vocab_size:
+        rows = f"{model.decoder.vocab_size} rows"
+        raise Lacking(f"the tokenizer pads with id {pad_id(words)}, the language model has {rows}", "tokenizer", "FOLDER_OR_ID")
+    video = words.convert_ids_to_tokens(model.video_token_id) if model.video_token_id is not None else None
+    rows, context = len(words), placeholder(model, words)
+    added = {"extra_tokens": [context]} if len(words) > rows else {}
+    parts["decoder"]["tokenizer"] = {"_target_": SAVED, "folder": place, **added}
+    chosen = template or named(known.template, config, model)
+    chats, frame, _ = chat_format(words, known, context, chosen, bool(template))
+    name = processor_name(known, fields, config, model, by_class=native)
+    return Legacy(
+        parts,
+        data={"image_token": context} | ({"video_token": video} if video else {}),
+        processor=processor_settings(name, model, fields, config, known.statistics),
+        chats={"template": chats.name, "system": chats.system, "image_frame": list(frame or ())},
+    )
+
+
+def _exported(folder: Path) -> tuple[VLM, dict[str, Config]]:
+    """The model of a hand-off without its weights, and its parts."""
+    known = _handed_over(folder)
+    with torch.device("meta"):
+        model, _ = compose_model({name: value for name, value in known.items() if name != "peft"}, trusted_build)
+    return model, {part: known[part] for part in PARTS}
+
+
+def _published(folder: Path) -> tuple[VLM, dict[str, Config]]:
+    """The model of an official checkpoint without its weights, and its parts."""
+    model = meta_model(folder)
+    if model.decoder is None:
+        raise ValueError(f"init_from={folder} {NO_DECODER}")
+    parts = {part: getattr(model, part).config for part in PARTS}
+    if getattr(model.middleware, "instructed", False):
+        parts["middleware"]["tokenizer"] = {"_target_": SAVED, "folder": str((folder / "qformer_tokenizer").resolve())}
+    return model, parts

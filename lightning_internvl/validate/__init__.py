@@ -1,0 +1,1 @@
+"""Whether data can be trained on, and what of it is used."""

@@ -1,0 +1,223 @@
+"""Checks files of records without training: every line is read and understood, of pictures only the headers.
+
+What it finds wrong is what training would skip; see `data.conversations` for the formats, `data.ledger` for what skipping means.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of
+from lightning_internvl.data.files.conversations import Entry, read_entry
+from lightning_internvl.data.files.datasets import named
+from lightning_internvl.data.files.images import image_size
+from lightning_internvl.data.files.record_sources import open_records
+from lightning_internvl.data.files.videos import ANIMATED, PICTURES
+from lightning_internvl.data.templates import VIDEO, ChatTemplate
+
+REMEMBERED = 2**20  # pictures whose headers are not read again
+LONG = 1000  # long records that are tokenised, and records whose tokens are counted for the statistics
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file, folder or list of them, and how it is read."""
+
+    path: Any
+    image_root: str | None = None
+    caption_request: str = ""
+    pairs: bool = False
+    chats: bool = True
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one record; `bad` where training would skip it."""
+
+    file: str
+    line: int
+    id: str | None
+    kind: str
+    reason: str
+    bad: bool = True
+
+
+@dataclass
+class Statistics:
+    """What the records hold."""
+
+    records: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    roles: Counter[str] = field(default_factory=Counter)
+    turns: Counter[int] = field(default_factory=Counter)
+    images: Counter[int] = field(default_factory=Counter)
+    videos: int = 0
+    characters: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Check:
+    """One reading of all sources.
+
+    Args:
+        template: the chat format, whose rules for the order of turns hold; None where no stage reads conversations.
+        tokenizer: for lengths; None counts characters only.
+        max_text_tokens: of a conversation.
+        too_long: "cut" or "skip", as in training.
+        videos: whether the recipe has a token for videos.
+    """
+
+    def __init__(
+        self,
+        *,
+        template: ChatTemplate | None = None,
+        tokenizer: Any = None,
+        max_text_tokens: int | None = None,
+        too_long: str = "cut",
+        videos: bool = False,
+    ) -> None:
+        self.template, self.tokenizer, self.videos = template, tokenizer, videos
+        self.limit, self.too_long = max_text_tokens, too_long
+        self.statistics = Statistics()
+        self._size = functools.lru_cache(maxsize=REMEMBERED)(_size)
+        self._frames = functools.lru_cache(maxsize=REMEMBERED)(_frames)
+        self._tokenised = 0
+
+    def faults(self, sources: Sequence[Checked]) -> Iterator[Fault]:
+        """Everything that is wrong, in the order of the records. Raises ValueError for a source that is not there."""
+        for source in sources:
+            for records in open_records(source.path):
+                root = str(records.root if source.image_root is None else source.image_root)
+                for line, record, error in records.scan():
+                    self.statistics.records += 1
+                    for fault in (error,) if record is None else self._record(record, root, source):
+                        own = None if record is None or record.get("id") in (None, "") else str(record["id"])
+                        bad = fault.counts
+                        yield Fault(str(records.path), line, own, kind_of(fault), str(fault), bad)
+
+    def _record(self, record: Mapping[str, Any], root: str, source: Checked) -> Iterator[BadSample]:
+        """What is wrong with one record; the first fault that training would meet, and notes."""
+        found = self.statistics
+        try:
+            entry = read_entry(record, source.caption_request)
+        except BadSample as error:
+            yield error
+            return
+        kind = "pairs" if entry.caption is not None else "messages" if "messages" in record else "conversations"
+        found.formats[kind] += 1
+        found.images[len(entry.images)] += 1
+        found.videos += len(entry.videos)
+        if source.chats:
+            found.turns[sum(message["role"] == "user" for message in entry.messages)] += 1
+            found.roles.update(message["role"] for message in entry.messages)
+        try:
+            self._pictures(entry, root)
+            if source.chats:
+                self._turns(entry)
+                yield from self._length(entry)
+        except BadSample as error:
+            yield error
+        yield from self._notes(entry, root, source)
+
+    def _pictures(self, entry: Entry, root: str) -> None:
+        for image in entry.images:
+            size = self._size(_place(image, root)) if isinstance(image, str) else image_size(image)
+            if isinstance(size, BadSample):
+                raise size
+            if self.statistics.records <= LONG:
+                self.statistics.sizes.append(size)
+        for video in entry.videos:
+            if not self.videos:
+                raise BadSample("it has videos, for which this recipe has no token; set data.video_token", "video")
+            frames = (
+                self._frames(_place(video, root)) if isinstance(video, str) else BadSample("a video is read by path", "video")
+            )
+            if isinstance(frames, BadSample):
+                raise frames
+
+    def _turns(self, entry: Entry) -> None:
+        if self.videos and not entry.videos and any(VIDEO in message["content"] for message in entry.messages):
+            raise BadSample(f"0 videos but {VIDEO!r} marks", "placeholders")
+        roles = [message["role"] for message in entry.messages]
+        if self.template is not None and roles[roles[0] == "system" :] != ["user", "assistant"] * (len(roles) // 2):
+            try:  # the order is not the usual one: it depends on the template
+                self.template.rounds(entry.messages, "</s>")
+            except ValueError as error:
+                raise BadSample(str(error), "order of turns") from error
+
+    def _length(self, entry: Entry) -> Iterator[BadSample]:
+        """Notes and the fault of a conversation whose text is too long."""
+        found, texts = self.statistics, [message["content"] for message in entry.messages]
+        characters = sum(map(len, texts))
+        found.characters.append(characters)
+        if self.tokenizer is None:
+            return
+        counted = None
+        if len(found.tokens) < LONG:
+            counted = self._count(texts)
+            found.tokens.append(counted)
+        if self.limit is None or characters <= self.limit // 2:
+            return
+        if counted is None and self._tokenised < LONG:
+            self._tokenised += 1
+            counted = self._count(texts)
+        if counted is None or counted <= self.limit:
+            return
+        first = self._count(texts[: 3 if entry.messages[0]["role"] == "system" else 2])
+        over = f"its text has {counted} tokens, max_text_tokens is {self.limit}"
+        if self.too_long == "skip":
+            yield Unwanted(f"{over}, and data.too_long is skip: left out", "left out: too long")
+        elif first > self.limit:
+            raise BadSample(f"{over}, and its first turn alone has {first}", "too long")
+        else:
+            yield Unwanted(f"{over}: its last turns are left out", "note: cut")
+
+    def _count(self, texts: Sequence[str]) -> int:
+        return len(self.tokenizer.encode("\n".join(texts), add_special_tokens=False))
+
+    def _notes(self, entry: Entry, root: str, source: Checked) -> Iterator[BadSample]:
+        if source.pairs and not source.chats and entry.caption is None:
+            yield Unwanted("it is a conversation, and the stages read image-caption pairs", "left out: no pair")
+        if any(isinstance(video, str) and self.videos and self._frames(_place(video, root)) == 1 for video in entry.videos):
+            yield Unwanted("its video has one frame and is seen as a still picture", "note: video of one frame")
+
+
+def describe(fault: Fault) -> str:
+    """A fault as a line of text."""
+    return f"{fault.file}, line {fault.line}{named({'id': fault.id})}: {fault.reason}"
+
+
+def _place(source: str, root: str) -> str:
+    return os.path.join(root, source)
+
+
+def _size(path: str) -> tuple[int, int] | BadSample:
+    try:
+        return image_size(path)
+    except BadSample as error:
+        return error
+
+
+def _frames(path: str) -> int | BadSample:
+    """Frames of a video, as far as a header tells: 0 where they are not known without decoding."""
+    if os.path.isdir(path):
+        frames = sum(os.path.splitext(name)[1].lower() in PICTURES for name in os.listdir(path))
+        return frames or BadSample(f"{path}: the folder holds no frames", "video")
+    if not os.path.isfile(path):
+        return BadSample(f"{path}: there is no such video", "video")
+    if Path(path).suffix.lower() not in ANIMATED:
+        return 0
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "n_frames", 1)
+    except (OSError, SyntaxError, ValueError) as error:
+        return BadSample(f"{path}: damaged, or no picture: {error}", "video")

@@ -1,0 +1,154 @@
+"""`data.validate=true`: what is wrong with the files of all stages, what they hold, and a preview; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from lightning_internvl.choices import Config, trained_stages
+from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.console import console
+from lightning_internvl.data.templates import load_template
+from lightning_internvl.model.compose import Build
+from lightning_internvl.validate.check_files import Check, Checked, Statistics, describe
+from lightning_internvl.validate.preview import write_preview
+
+READERS = ("lightning_internvl.data.files.datasets.PairsFile", "lightning_internvl.data.files.datasets.ChatsFile")
+SHOWN = 20  # faults that are printed; the file holds all
+
+
+def run_validation(config: Config, folder: Path, build: Build) -> bool:
+    """Check the records that the stages of the pipeline read, and tell what was found.
+
+    Args:
+        folder: gets `faults.jsonl`, where there are any, and `preview.html`.
+
+    Returns:
+        whether the share of bad records is within `data.max_bad_fraction`
+
+    Raises:
+        ValueError: if no stage reads files, or one of them is not there.
+    """
+    stages = [stage_settings(config, name) for name in trained_stages(config)]
+    sources = sources_of(stages)
+    chats = next((stage for stage in stages if stage["data"] == "chats"), None)
+    check = _check(chats, build)
+    begun, kinds, bad, shown = time.monotonic(), Counter(), 0, []
+    path = folder / "faults.jsonl"
+    for fault in check.faults(sources):
+        kinds[fault.kind] += 1
+        bad += fault.bad
+        if fault.bad and len(shown) < SHOWN:
+            shown.append(describe(fault))
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("w" if kinds.total() == 1 else "a", encoding="utf-8") as file:
+            file.write(json.dumps(fault.__dict__, ensure_ascii=False) + "\n")
+    found, limit = check.statistics, float(config["data"].get("max_bad_fraction") or 0.0)
+    for line in shown:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    if kinds.total() > len(shown):
+        console.print(f"... and {kinds.total() - len(shown)} more faults and notes in {path}", soft_wrap=True)
+    console.print(_table(found, kinds))
+    share = bad / max(found.records, 1)
+    seconds = time.monotonic() - begun
+    console.print(f"{found.records} records read in {seconds:.1f} s; {bad} bad ({share:.2%}); data.max_bad_fraction={limit}")
+    for name, stage in zip(trained_stages(config), stages, strict=True):
+        _preview(name, stage, folder, build)
+    return found.records > 0 and share <= limit
+
+
+def sources_of(stages: Sequence[Config]) -> list[Checked]:
+    """What the stages read, each once. Raises ValueError if there is nothing to check."""
+    found: dict[str, Checked] = {}
+    for stage in stages:
+        for node in _readers(stage["data_group"].get(stage["data"])):
+            validation = node.get("validation")
+            paths = [node.get("path"), validation if isinstance(validation, str) else None]
+            for path in filter(None, paths):
+                options = {"image_root": node.get("image_root"), "caption_request": node.get("caption_request") or ""}
+                before = found.get(str(path))
+                pairs, chats = (node["_target_"] == reader or bool(before and was) for reader, was in _read(before))
+                found[str(path)] = Checked(path, **options, pairs=pairs, chats=chats)
+    if not found:
+        raise ValueError("data.validate=true: no file is given for the stages of the pipeline; give data.path=FILE")
+    return list(found.values())
+
+
+def _read(before: Checked | None) -> list[tuple[str, bool]]:
+    was = (before.pairs, before.chats) if before else (False, False)
+    return list(zip(READERS, was, strict=True))
+
+
+def _readers(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Every dataset of files in a dataset's configuration, be it one or a mixture."""
+    if isinstance(node, Mapping):
+        if node.get("_target_") in READERS:
+            yield node
+        for child in node.values():
+            yield from _readers(child)
+
+
+def _check(stage: Config | None, build: Build) -> Check:
+    """The check with the template and, where it can be had without a download, the tokenizer of the stage's decoder."""
+    if stage is None:
+        return Check()
+    options = {**stage["data_group"]["chats_collate"], **(stage.get("collate") or {})}
+    node = (stage["parts"]["decoder"] or {}).get("tokenizer") or {}
+    pretrained = node.get("pretrained")
+    here = "_target_" in node and ("pretrained" not in node or (pretrained and Path(str(pretrained)).exists()))
+    return Check(
+        template=load_template(options["template"], options.get("system")),
+        tokenizer=build(node) if here else None,
+        max_text_tokens=options.get("max_length") or options.get("max_text_tokens"),
+        too_long=options.get("too_long") or "cut",
+        videos=bool(stage["data_group"].get("video_token")),
+    )
+
+
+def _preview(name: str, stage: Config, folder: Path, build: Build) -> None:
+    path = folder / f"preview-{name}.html"
+    try:
+        write_preview(name, stage, path, build)
+    except ValueError as error:
+        console.print(f"{name}: no preview: {error}", soft_wrap=True, markup=False)
+    else:
+        console.print(f"{name}: some samples as the model sees them: {path}", soft_wrap=True)
+
+
+def _table(found: Statistics, kinds: Counter[str]) -> Table:
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for kind, count in kinds.most_common():
+        table.add_row(kind, f"{count:,}")
+    if kinds:
+        table.add_section()
+    table.add_row("records", f"{found.records:,}")
+    for title, counter in (("formats", found.formats), ("roles", found.roles)):
+        table.add_row(title, ", ".join(f"{name}: {count:,}" for name, count in counter.most_common()))
+    for title, numbers in (("questions a record", found.turns), ("images a record", found.images)):
+        table.add_row(title, ", ".join(f"{number}: {count:,}" for number, count in sorted(numbers.items())[:12]))
+    table.add_row("videos", f"{found.videos:,}")
+    if found.sizes:
+        ordered = sorted(found.sizes, key=lambda size: size[0] * size[1])
+        low, middle, high = (f"{w} x {h}" for w, h in (ordered[0], ordered[len(ordered) // 2], ordered[-1]))
+        table.add_row("picture sizes", f"{low} to {high} px, median {middle} ({len(ordered):,} looked at)")
+    for title, lengths in (("characters", found.characters), (f"tokens (of {len(found.tokens):,} records)", found.tokens)):
+        if lengths:
+            table.add_row(title, histogram(lengths))
+    return table
+
+
+def histogram(lengths: Sequence[int], width: int = 20) -> str:
+    """Counts by powers of two as bars, one line each."""
+    counts = Counter(max(0, math.ceil(math.log2(max(length, 1)))) for length in lengths)
+    most = max(counts.values())
+    rows = range(min(counts), max(counts) + 1)
+    return "\n".join(f"up to {2**n:>7,}  {'█' * math.ceil(width * counts[n] / most):<{width}} {counts[n]:,}" for n in rows)

@@ -1,0 +1,52 @@
+"""Strategies and numbers of processes that do not fit are refused before anything is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lightning_internvl.config.hardware import elsewhere, hardware_faults, readers, refusal
+
+FSDP2 = {"_target_": "lightning_internvl.distributed.fsdp2.FSDP2", "data_parallel_size": "auto", "tensor_parallel_size": 1}
+ADAMW, BITS = ({"_target_": f"lightning_internvl.training.optim.{name}"} for name in ("adamw", "adamw_8bit"))
+
+
+def config(strategy: dict[str, Any], devices: int = 2, optimizer: dict[str, Any] = ADAMW, second: Any = None) -> dict[str, Any]:
+    return {
+        "strategy": strategy, "trainer": {"devices": devices, "num_nodes": 1}, "pipeline": ["first", "second"], "plan": False,
+        "optimizer": optimizer, "stages": {"first": {"batch_size": 4}, "second": {"batch_size": 4, **(second or {})}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (config(FSDP2 | {"data_parallel_size": 3}), "differs from the 2 processes"),
+        (config(FSDP2 | {"tensor_parallel_size": 2}, devices=3), "valid choices: 1, 3"),
+        (config(FSDP2 | {"tensor_parallel_size": 2, "data_parallel_size": 2}), "data_parallel_size=2 x tensor_parallel_size=2"),
+        (config(FSDP2, optimizer=BITS), "use optimizer=adamw, or strategy=ddp"),
+        (config(FSDP2, second={"optimizer": BITS}), "use optimizer@stages.second.optimizer=adamw, or strategy=ddp"),
+        (config({"name": "fsdp_cpu_offload"}), "strategy.reshard_after_forward=false as SHARD_GRAD_OP"),
+        (config({"_target_": "lightning.pytorch.strategies.FSDPStrategy"}), "FSDP 1 lays weights out flat"),
+        (config({"_target_": "lightning.pytorch.strategies.DeepSpeedStrategy"}), "DeepSpeed's checkpoints"),
+    ],
+)
+def test_what_is_refused(given: dict[str, Any], told: str) -> None:
+    (fault,) = hardware_faults(given)
+    assert told in fault
+
+
+def test_what_fits() -> None:
+    assert not list(hardware_faults(config(FSDP2)))
+    assert not list(hardware_faults(config(FSDP2 | {"tensor_parallel_size": 2}, devices=4)))
+    assert not list(hardware_faults(config({"name": "auto"}, optimizer=BITS)))
+    assert not any(map(refusal, ("auto", "ddp", "fsdp2", "lightning_internvl.distributed.fsdp2.FSDP2", "my.OwnStrategy")))
+
+
+def test_processes_that_divide_layers_read_the_same_samples() -> None:
+    given = config(FSDP2 | {"tensor_parallel_size": 2}, devices=4)
+    assert readers(given, "first") == 2
+    found, (told, _) = elsewhere(given, {"devices": 8})
+    assert found["stages"]["first"]["batch_size"] == 2
+    assert told.startswith("first: 8 processes instead of 4, batch_size 4 -> 2")

@@ -1,0 +1,173 @@
+"""Reading pictures, and what is said when they are broken."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.files import images as image_files
+from lightning_internvl.data.files.images import read_image
+from lightning_internvl.data.processors.basic import CenterCrop, RandomCrop, Squash, Tiles, choose_grid
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr"])
+def test_every_mode(tmp_path: Path, mode: str) -> None:
+    suffix = {"CMYK": "jpg", "YCbCr": "jpg", "F": "tiff", "I": "tiff"}.get(mode, "png")
+    path = tmp_path / f"a.{suffix}"
+    if mode == "I;16":
+        Image.fromarray(np.full((4, 6), 65535 // 2, dtype=np.uint16)).save(path)
+    else:
+        Image.new("L", (6, 4), 128).convert(mode).save(path)
+    pixels = read_image(path)
+    assert pixels.shape == (4, 6, 3)
+    assert pixels.dtype == np.uint8
+    if mode != "1":
+        assert np.abs(pixels.astype(int) - 128).max() <= 2
+
+
+def test_transparency_becomes_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png") == 255).all()
+
+
+def test_exif_orientation(tmp_path: Path) -> None:
+    image = Image.new("RGB", (30, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (30, 20, 3)
+
+
+def test_unreadable_images(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"none\.png does not exist"):
+        read_image(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:900])
+    for name in ("text.png", "cut.png"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            read_image(tmp_path / name)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 500)
+    with pytest.raises(ValueError, match=r"a\.png has 30 x 20 px"):
+        read_image(picture)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"a\.png is larger"):
+        read_image(picture)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"\0" * 300, "it begins with zeros"),
+        (b"\n<!DOCTYPE html><title>404</title>", "it is a web page, not a picture: '.n<!DOCTYPE html><title>404</title>'"),
+        (b"GIF8 but no", "no known kind of picture, or its header is damaged; it begins with b'GIF8 but no'"),
+        (b"\xff\xd8\xff\xe0", "no known kind of picture|truncated|EOF"),
+    ],
+)
+def test_the_reason_why_a_file_is_no_picture(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    for source in (content, tmp_path / "a.jpg"):
+        with pytest.raises(BadSample, match=f"cannot be read: ({reason})") as caught:
+            read_image(source)
+        assert caught.value.kind == "unreadable image"
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "webp", "tiff", "bmp", "avif"])
+def test_damaged_files_are_bad_samples_and_nothing_else(kind: str) -> None:
+    rng, file = np.random.default_rng(0), io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file, kind)
+    whole, bad = file.getvalue(), 0
+    for number in range(60):
+        content = bytearray(whole)
+        for place in rng.integers(len(content) if number % 2 else 100, size=6):
+            content[place] = rng.integers(256)
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                assert read_image(bytes(content[: rng.integers(len(content))] if number % 3 == 0 else content)).ndim == 3
+            except BadSample:
+                bad += 1
+    assert bad > 5
+
+
+def test_sixteen_bits_and_palettes_with_transparency() -> None:
+    deep = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    assert read_image(encoded(Image.fromarray(deep), "png"))[0, :, 0].tolist() == [0, 1, 128, 255]
+    for mode, transparency in (("L", 7), ("P", 7), ("RGB", (7, 7, 7))):
+        image = Image.new(mode, (2, 1), 9 if mode != "RGB" else (9, 9, 9))
+        if mode == "P":
+            image.putpalette([value for value in range(256) for _ in range(3)])
+        image.putpixel((1, 0), transparency)
+        pixels = read_image(encoded(image, "png", transparency=transparency))
+        assert pixels.tolist() == [[[9, 9, 9], [255, 255, 255]]], mode
+
+
+def test_large_jpegs_may_be_decoded_smaller() -> None:
+    rows, columns = np.mgrid[:384, :512]
+    picture = np.stack([rows / 2, columns / 2, 128 + 60 * np.sin(rows / 17) * np.cos(columns / 13)], -1).astype(np.uint8)
+    content = encoded(Image.fromarray(picture), "jpeg", quality=95)
+    shapes = {least: read_image(content, least=least).shape[:2] for least in (None, 385, 193, 192, 96, 48, 1)}
+    assert shapes == {
+        None: (384, 512),
+        385: (384, 512),
+        193: (384, 512),
+        192: (192, 256),
+        96: (96, 128),
+        48: (48, 64),
+        1: (48, 64),
+    }
+    whole, half = (Squash(96)(read_image(content, least=least)).astype(int) for least in (None, 192))
+    assert np.abs(whole - half).mean() < 1
+    assert read_image(encoded(Image.fromarray(picture), "png"), least=10).shape[:2] == (384, 512)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+CROOKED = {
+    "1x1.png": lambda path: Image.new("RGB", (1, 1), (10, 20, 30)).save(path),
+    "1x5000.png": lambda path: Image.new("RGB", (1, 5000), (10, 20, 30)).save(path),
+    "5000x1.jpg": lambda path: Image.new("RGB", (5000, 1), (10, 20, 30)).save(path, quality=100, subsampling=0),
+    "cmyk.jpg": lambda path: Image.new("RGB", (30, 20), (10, 20, 30)).convert("CMYK").save(path, quality=100, subsampling=0),
+    "palette.png": lambda path: Image.new("RGB", (30, 20), (10, 20, 30)).convert("P", palette=Image.Palette.ADAPTIVE).save(path),
+    "animated.gif": lambda path: save_frames(path),
+    "animated.webp": lambda path: save_frames(path, lossless=True),
+}
+
+
+def save_frames(path: Path, **options: bool) -> None:
+    """Two frames, of which only the first has the colour that is expected."""
+    first, second = Image.new("RGB", (30, 20), (10, 20, 30)), Image.new("RGB", (30, 20), (200, 0, 0))
+    first.save(path, save_all=True, append_images=[second], duration=50, **options)
+
+
+@pytest.mark.parametrize("name", CROOKED)
+def test_crooked_pictures_reach_the_encoder(tmp_path: Path, name: str) -> None:
+    CROOKED[name](tmp_path / name)
+    pixels = read_image(tmp_path / name)
+    for squares in (Tiles(16)(pixels), Squash(16)(pixels), CenterCrop(16)(pixels), RandomCrop(16)(pixels, (1, 2))):
+        assert squares.shape[1:] == (16, 16, 3)
+        assert np.abs(squares.astype(int) - [10, 20, 30]).max() <= 4
+
+
+def test_a_turned_picture_is_tiled_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert choose_grid(*read_image(tmp_path / "a.jpg").shape[1::-1], 16, 1, 4) == (1, 2)

@@ -1,0 +1,154 @@
+"""Masks described by lengths: the dense reference by brute force, and what each library makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_internvl.layers import attention_masks as masks
+from lightning_internvl.layers.attention_kernels import block_mask, cumulated, xformers_bias
+from lightning_internvl.layers.attention_masks import Mask
+from lightning_internvl.middleware.qformer import apart_mask
+from lightning_internvl.middleware.qllama import task_mask
+from lightning_internvl.middleware.text_streams import Stream
+
+CPU = torch.device("cpu")
+SEGMENTS, LENGTHS = [[3, 4, 2], [5], [1, 1, 8]], [7, 3, 0]
+# Every kind of mask, three rows each, and who may look at whom, written out for one row, query and key.
+KINDS: dict[str, tuple[Mask, Callable[[int, int, int], bool]]] = {
+    "causal": (masks.causal(3, 10), lambda row, q, k: k <= q),
+    "packed": (masks.packed(SEGMENTS, 10), lambda row, q, k: k <= q and sample(row, q) == sample(row, k) >= 0),
+    "packed, both ways": (masks.packed(SEGMENTS, 10, causal=False), lambda row, q, k: sample(row, q) == sample(row, k) >= 0),
+    "padded": (masks.padded([10, 4, 1], 10), lambda row, q, k: max(q, k) < [10, 4, 1][row]),
+    "padded, causal": (masks.padded([10, 4, 1], 10, causal=True), lambda row, q, k: k <= q < [10, 4, 1][row]),
+    "prefix": (masks.prefix([4, 0, 3], [10, 6, 3], 10), lambda row, q, k: q < [10, 6, 3][row] and k <= max(q, [3, -1, 2][row])),
+    "itm": (masks.beside_queries("itm", 3, LENGTHS, 7), lambda row, q, k: max(q, k) < 3 + LENGTHS[row]),
+    "itc": (
+        masks.beside_queries("itc", 3, LENGTHS, 7),
+        lambda row, q, k: q < 3 + LENGTHS[row] and (k < 3 if q < 3 else 3 <= k <= q),
+    ),
+    "itg": (masks.beside_queries("itg", 3, LENGTHS, 7), lambda row, q, k: q < 3 + LENGTHS[row] and k <= max(q, 2)),
+    "apart": (
+        masks.apart(2, [("itc", [4, 2, 1], 4), ("itg", [1, 3, 4], 4)]),
+        lambda row, q, k: (
+            k < 2
+            if q < 2
+            else min(q, k) >= 2 and max(q, k) < 2 + [4, 2, 1][row]
+            if q < 6
+            else (k < 2 or 6 <= k <= q) and q < 6 + [1, 3, 4][row]
+        ),
+    ),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def sample(row: int, place: int) -> int:
+    """Which sample of the packed rows a place belongs to; -1 for padding."""
+    flat = [index for index, length in enumerate(SEGMENTS[row]) for _ in range(length)]
+    return flat[place] if place < len(flat) else -1
+
+
+@kinds
+def test_the_dense_mask_is_what_it_says(kind: str) -> None:
+    mask, looks = KINDS[kind]
+    expected = [[[[looks(row, q, k) for k in range(mask.keys)] for q in range(mask.queries)]] for row in range(len(mask.rows))]
+    assert mask.dense().tolist() == expected
+    assert mask.shape == tuple(mask.dense().shape)
+    assert mask.ndim == 4
+
+
+@pytest.mark.parametrize("task", ["itm", "itc", "itg"])
+def test_streams_are_those_of_qllama(task: str) -> None:
+    lengths = [7, 3, 1]
+    text = torch.arange(7) < torch.tensor(lengths)[:, None]
+    real = torch.cat([torch.ones(3, 3, dtype=torch.bool), text], dim=1)[:, None, :, None]  # nobody asks what padding sees
+    theirs = task_mask(task, 3, text) & real
+    assert torch.equal(masks.beside_queries(task, 3, lengths, 7).dense(), theirs)
+
+
+def test_streams_are_those_of_the_qformer() -> None:
+    lengths = {"itc": [4, 2, 1], "itg": [1, 3, 4]}
+    texts = {task: torch.arange(4) < torch.tensor(n)[:, None] for task, n in lengths.items()}
+    theirs = apart_mask(2, [Stream(task, text.long(), text) for task, text in texts.items()])
+    real = torch.cat([torch.ones(3, 2, dtype=torch.bool), *texts.values()], dim=1)[:, None, :, None]
+    assert torch.equal(masks.apart(2, [(task, n, 4) for task, n in lengths.items()]).dense(), theirs & real)
+
+
+@kinds
+def test_xformers_masks_are_the_dense_one(kind: str) -> None:
+    pytest.importorskip("xformers")
+    mask, _ = KINDS[kind]
+    rows = mask.dense()[:, 0]
+    # What is side by side is a part of one square of all rows.
+    square = torch.block_diag(*(row.int() for row in rows)).bool()
+    seen = torch.zeros(len(square), dtype=torch.bool)
+    for group in mask.varlen(CPU):
+        bias = xformers_bias(group, CPU)
+        allowed = bias.materialize((sum(group.queries), sum(group.keys))) == 0
+        queries = all_or(group.query_places, square.shape[0])
+        keys = all_or(group.key_places, square.shape[1])
+        found = torch.zeros(len(queries), square.shape[1], dtype=torch.int)
+        found.index_add_(1, keys, allowed.int())  # keys that two pieces see are there twice
+        assert torch.equal(found.bool(), square[queries])
+        assert int(found.max()) == 1
+        seen[queries] = True
+    assert torch.equal(seen, square.any(dim=1))
+
+
+def all_or(places: Tensor | None, count: int) -> Tensor:
+    return torch.arange(count) if places is None else places
+
+
+def test_full_rows_are_read_where_they_lie() -> None:
+    (group,) = masks.packed([[4, 6], [10]], 10).varlen(CPU)
+    assert group.query_places is None
+    assert group.key_places is None
+    assert group.queries == group.keys == [4, 6, 10]
+    assert cumulated(group.queries).tolist() == [0, 4, 10, 20]
+
+
+@kinds
+def test_flex_looks_where_the_dense_mask_does(kind: str) -> None:
+    from torch.nn.attention.flex_attention import create_mask
+
+    mask, _ = KINDS[kind]
+    assert torch.equal(create_mask(mask.sees(CPU), *mask.shape, device="cpu"), mask.dense())
+
+
+def test_flex_leaves_out_empty_blocks() -> None:
+    mask = masks.packed([[128, 128, 256]], 512)
+    assert block_mask(mask, CPU).to_dense()[0, 0].tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+
+
+def test_what_a_device_was_given_is_made_once() -> None:
+    mask = masks.packed(SEGMENTS, 10)
+    assert mask.varlen(CPU) is mask.varlen(CPU)
+    assert mask.dense() is mask.dense("cpu")
+    assert mask == masks.packed(SEGMENTS, 10)  # whatever was made of it
+
+
+def test_positions_and_starts() -> None:
+    assert masks.positions([[3, 2], [4]], 6).tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0]]
+    assert masks.starts([[3, 2], [4]], 6).tolist() == [[0, 0, 0, 3, 3, 5], [0, 0, 0, 0, 4, 5]]
+
+
+def test_first_tokens_have_no_label() -> None:
+    labels = torch.arange(12).view(2, 6)
+    assert masks.without_firsts(labels, [[3, 2], [4]]).tolist() == [[-100, 1, 2, -100, 4, 5], [-100, 7, 8, 9, 10, 11]]
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [([[3], [4, 7]], r"row 1 are \[4, 7\]; .* at most 10"), ([[3, 0]], r"row 0 are \[3, 0\]; each must be 1 or more")],
+)
+def test_segments_that_do_not_fit_are_named(segments: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        masks.packed(segments, 10)
+
+
+def test_a_prefix_longer_than_its_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="a prefix of 5 tokens does not fit a row of 4"):
+        masks.prefix([5], [4], 6)

@@ -1,0 +1,111 @@
+"""Compiled blocks: the same numbers and names, one compilation for equal blocks, and an early word where no compiler is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import TINY, losses, same_weights, tiny_run, train
+from test_activation_checkpointing import LLAMA, loss_of, tiny
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from lightning_internvl.choices import by_part
+from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.stages import ContrastiveStage
+from lightning_internvl.training import compile as compiling
+from lightning_internvl.training.compile import check_compiler, compile_blocks
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by PyTorch, of PyTorch
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("again", [None, "full", "selective"])
+def test_losses_gradients_and_names_stay(again: str | None) -> None:
+    plain, compiled = tiny(), tiny(again)
+    names = list(plain.state_dict())
+    compile_blocks(compiled, by_part("aot_eager"))
+    ends = [loss_of(model) for model in (plain, compiled)]
+    for loss in ends:
+        loss.backward()
+    assert ends[0].equal(ends[1])
+    assert names == list(compiled.state_dict())
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(compiled.get_parameter(name).grad, parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_equal_blocks_share_what_is_compiled_and_rows_of_any_length_too() -> None:
+    decoder, counter = HFCausalLM(config=LLAMA | {"num_hidden_layers": 6}, vocab_size=50), CompileCounter()
+    model = torch.nn.Module()
+    model.decoder = decoder
+    compile_blocks(model, {"decoder": counter})
+    for length in (8, 9, 10, 11, 12, 30):
+        decoder.hidden(torch.randn(2, length, 32), torch.ones(2, length, dtype=torch.int64)).sum().backward()
+    # One length, then any, for a first block, whose input has no gradient, and for all others; not one for each of 36.
+    assert 2 <= counter.frame_count <= 4
+
+
+def test_a_copy_is_not_compiled() -> None:
+    model = tiny()
+    compile_blocks(model, by_part("eager"))
+    assert model.encoder.sharding_units()[0]._compiled_call_impl is not None
+    assert copy.deepcopy(model).encoder.sharding_units()[0]._compiled_call_impl is None
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"compile=true needs a C\+\+ compiler \(no-such-compiler"):
+        check_compiler(by_part(True), "cpu")
+    check_compiler(by_part("aot_eager"), "cpu")
+    check_compiler({"decoder": None}, "cpu")
+    monkeypatch.setattr(compiling, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs Triton"):
+        check_compiler({"decoder": "inductor"}, "gpu")
+
+
+def test_a_run_says_so_before_it_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    outcome = train(*TINY, f"paths.run={tmp_path}/run", "trainer.accelerator=cpu", "+stages.generative.compile=true")
+    assert outcome.code == 2
+    assert "stages.generative: compile=true needs a C++ compiler" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_all_stages_is_the_same(tmp_path: Path) -> None:
+    plain = tiny_run(tmp_path / "plain", "pipeline=[contrastive,generative]")
+    other = tiny_run(
+        tmp_path / "other", "pipeline=[contrastive,generative]", "compile=eager", "activation_checkpointing=selective"
+    )
+    for stage in ("contrastive", "generative"):
+        assert losses(plain, stage) == losses(other, stage)
+        assert same_weights(plain, other, stage)
+
+
+def test_a_run_that_was_stopped_goes_on_as_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    often = "callbacks.checkpoint.every_n_steps=1"
+    settings = ("pipeline=[contrastive]", "max_steps=3", "compile=eager", "activation_checkpointing=full", often)
+    whole = tiny_run(tmp_path / "whole", *settings)
+    plain, steps = ContrastiveStage.losses, list[int]()
+
+    def stopping(stage: ContrastiveStage, batch: dict[str, Any]) -> dict[str, Tensor]:
+        steps.append(stage.global_step)
+        if steps[-1] == 2:
+            raise RuntimeError("stopped")
+        return plain(stage, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ContrastiveStage, "losses", stopping)
+        with pytest.raises(RuntimeError, match="stopped"):
+            train(*TINY, *settings, f"paths.run={tmp_path}/run")
+    assert train(f"resume={tmp_path}/run").code == 0
+    assert same_weights(whole, tmp_path / "run", "contrastive")
