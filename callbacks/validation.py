@@ -9,8 +9,8 @@ import lightning as L
 import numpy as np
 import torch
 
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.console import console
-from lightning_internvl.data.collate.encode import IGNORE
 from lightning_internvl.data.module import StageData
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.distributed.collectives import data_share, gather
@@ -69,7 +69,7 @@ class Validation(L.Callback):
                 losses = stage.losses(batch)
             loss = sum(stage.weights.get(name, 1.0) * value for name, value in losses.items())
             rows = len(batch["keys"])
-            learnt = int((batch["labels"] != IGNORE).sum()) if "input_ids" in batch else rows
+            learnt = int((batch["labels"] != IGNORE_INDEX).sum()) if "input_ids" in batch else rows
             here = gather(torch.tensor([[learnt, rows]], device=loss.device)).sum(dim=0).tolist()
             # Each process has its share of the mean over all, times their number.
             total += float(gather(loss.detach().reshape(1)).mean()) * here[0]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Config = dict[str, Any]
+IGNORE_INDEX = -100  # label of what no loss judges, as PyTorch's cross-entropy has it
 INHERITED = "inherited"  # parts, and how they read, from where a stage starts
 BACKENDS = ("auto", "xformers", "flash", "flex", "sdpa", "math")  # of attention
 PACKINGS = {None: None, False: None, True: "packed", "packed": "packed", "bucketed": "bucketed"}  # what data.packing may say

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.load_report import LoadReport
-from lightning_internvl.checkpoints.weight_source import Origin, handoff_of, is_ours, read_origin
+from lightning_internvl.checkpoints.weight_source import Origin, fingerprint, handoff_of, is_ours, read_origin
 from lightning_internvl.choices import Config, is_step, trained_stages
 from lightning_internvl.config.hardware import trainer_of
 from lightning_internvl.config.stage_settings import stage_settings
@@ -35,6 +35,7 @@ from lightning_internvl.model.compose import Build
 from lightning_internvl.model.feature_cache import open_cache
 from lightning_internvl.report.metrics_table import metrics_table
 from lightning_internvl.stages import Stage
+from lightning_internvl.stages.base import BaseWeights
 from lightning_internvl.training.activation_checkpointing import recompute_blocks
 from lightning_internvl.training.assembly import assemble
 from lightning_internvl.training.compile import check_compiler, compile_blocks
@@ -250,7 +251,8 @@ def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[st
     report.load(model, tensors)
     if stage.light:
         same = set(report.loaded) - set(report.resized) - stage.trained_names()
-        stage.base = handoff.Base(str(handoff_of(Path(source)) if is_ours(Path(source)) else source), frozenset(same))
+        place = handoff_of(Path(source)) if is_ours(Path(source)) else source
+        stage.base = BaseWeights(str(place), frozenset(same), fingerprint(place))
     if other := peft.differing(origin.peft, stage.parts.get("peft")):
         console.print(f"the adapters of {source} on {', '.join(other)} were added to their weights", soft_wrap=True)
     console.print(f"weights from {source}", soft_wrap=True)

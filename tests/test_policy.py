@@ -16,6 +16,24 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 HYDRA = [ROOT / "lightning_internvl" / name for name in ("cli.py", "config/targets.py")]
 LONGEST = 400  # lines
 
+# Folders and root files, from top to bottom. An import goes from one line to a line further down.
+HOUSE = (
+    "train.py evaluate.py chat.py export.py",
+    "callbacks doctor",
+    "pipeline.py evaluation",
+    "cli.py filtering plan export",
+    "chat validate training",
+    "__init__.py inference",
+    "checkpoints",
+    "stages",
+    "model",
+    "config",
+    "data middleware decoders objectives",
+    "distributed hub.py encoders",
+    "report layers console.py",
+    "launch.py messages.py files.py choices.py protocols.py",
+)
+
 
 def imported(path: Path) -> set[str]:
     """The top-level packages that a file imports, anywhere in it."""
@@ -43,11 +61,60 @@ def test_callbacks_do_not_import_hydra(path: Path) -> None:
     assert not {"hydra", "omegaconf", "train"} & imported(path)
 
 
-def test_parts_and_objectives_do_not_know_stages_or_lightning() -> None:
-    for folder in ("encoders", "middleware", "decoders", "objectives"):
+def room_of(path: Path) -> str:
+    """The line of `HOUSE` to which a source file belongs: a folder's name, or that of a file at a root."""
+    parts = path.relative_to(ROOT).parts
+    return parts[1 if parts[0] == "lightning_internvl" else 0]
+
+
+def arrows() -> list[tuple[Path, Path]]:
+    """All imports from one source file to another, anywhere in the files."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCE}
+    files = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found = []
+    for path in SOURCE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                full = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = [name if name in files else str(node.module) for name in full]
+            else:
+                continue
+            found += [(path, files[target]) for target in targets if target in files]
+    return [(path, target) for path, target in found if path != target]
+
+
+def test_imports_point_down() -> None:
+    """So packages form no ring. A file that this names belongs elsewhere, or what it imports does."""
+    floor = {room: row for row, rooms in enumerate(HOUSE) for room in rooms.split()}
+    assert not sorted({room_of(path) for path in SOURCE} - floor.keys()), "no line of HOUSE"
+    crossing = [(a, b) for a, b in arrows() if room_of(a) != room_of(b)]
+    assert not [f"{called(a)} imports {called(b)}" for a, b in crossing if floor[room_of(a)] >= floor[room_of(b)]]
+
+
+def test_files_form_no_circle() -> None:
+    imports: dict[Path, set[Path]] = {path: set() for path in SOURCE}
+    for path, target in arrows():
+        imports[path].add(target)
+    while free := [path for path, targets in imports.items() if not targets]:
+        for path in free:
+            del imports[path]
+        for targets in imports.values():
+            targets.difference_update(free)
+    assert not sorted(map(called, imports))
+
+
+def test_folders_are_no_heaps() -> None:
+    package = ROOT / "lightning_internvl"
+    assert len(list(package.glob("*.py"))) <= 10
+    assert len(list((package / "data").glob("*.py"))) <= 9
+
+
+def test_parts_do_not_know_lightning() -> None:
+    for folder in ("encoders", "middleware", "decoders", "objectives", "layers", "model"):
         for path in (ROOT / "lightning_internvl" / folder).rglob("*.py"):
             assert "lightning" not in imported(path), called(path)
-            assert not re.search(r"lightning_internvl\.(stages|pipeline|assembly|data)\b", path.read_text()), called(path)
 
 
 @pytest.mark.parametrize("path", [*SOURCE, *TESTS], ids=called)

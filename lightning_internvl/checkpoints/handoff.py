@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,24 +25,13 @@ from lightning_internvl.files import from_aside, into_place
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.compose import check_trusted
 from lightning_internvl.model.vlm import PARTS, VLM
+from lightning_internvl.stages.base import BaseWeights
 from lightning_internvl.stages.freezing import FreezePlan
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 TOKENIZERS = "tokenizers"
 SAVED = "lightning_internvl.data.tokenizer.saved_tokenizer"
-
-
-class Base(NamedTuple):
-    """Where the weights lie that a stage with adapters took over and left as they were.
-
-    Attributes:
-        place: a run's hand-off, an official checkpoint, or a hub id.
-        names: the tensors that are the same there.
-    """
-
-    place: str
-    names: frozenset[str]
 
 
 def save(
@@ -54,7 +43,7 @@ def save(
     config: Mapping[str, Any],
     plan: FreezePlan,
     tokenizers: Mapping[str, Any] | None = None,
-    base: Base | None = None,
+    base: BaseWeights | None = None,
 ) -> None:
     """Write the hand-off folder of a finished stage, all or nothing; an older one is replaced.
 
@@ -75,7 +64,7 @@ def save(
                 save_file(tensors, draft / f"{part}.safetensors", metadata={"format": "pt"})
                 parts[part] = {
                     "parameters": sum(t.numel() for t in tensors.values()),
-                    "sha256": _hash(draft / f"{part}.safetensors"),
+                    "sha256": sha256_of(draft / f"{part}.safetensors"),
                     "origin": "trained" if any(plan.ever_trains(n) for n in tensors) else "inherited",
                 }
         known = standalone(model, config, tokenizers or {}, draft)
@@ -94,7 +83,7 @@ def save(
     into_place(draft, folder)  # the older one stays until the new one is whole
 
 
-def take_part(model: VLM, base: Base | None) -> None:
+def take_part(model: VLM, base: BaseWeights | None) -> None:
     """What the other processes do while the first one saves weights that are divided among all: each tensor is gathered, one at
     a time, in the order in which it is written."""
     for names in written(model, base).values():
@@ -102,7 +91,7 @@ def take_part(model: VLM, base: Base | None) -> None:
             whole(tensor)
 
 
-def written(model: VLM, base: Base | None) -> dict[str, dict[str, Tensor]]:
+def written(model: VLM, base: BaseWeights | None) -> dict[str, dict[str, Tensor]]:
     """The tensors that are saved, by part and name, in the order in which they are."""
     own = own_tensors(model, without=base.names if base else ())
     return {part: {name: tensor for name, tensor in own.items() if name.startswith(f"{part}.")} for part in PARTS}
@@ -145,14 +134,12 @@ def _is_foreign(part: Mapping[str, Any]) -> bool:
     return bool(packages_of({"_target_": part.get("_target_")}))
 
 
-def _describe(base: Base, folder: Path) -> dict[str, Any]:
+def _describe(base: BaseWeights, folder: Path) -> dict[str, Any]:
     """A base in a manifest; a folder is named as seen from the hand-off too, so that both may move together."""
-    from lightning_internvl.checkpoints.weight_source import fingerprint
-
     place = Path(base.place)
     beside = {"beside": os.path.relpath(place.resolve(), folder.resolve())} if place.exists() else {}
     known = {"place": str(place.resolve()) if place.exists() else base.place, **beside}
-    return {**known, "fingerprint": fingerprint(base.place), "names": sorted(base.names)}
+    return {**known, "fingerprint": base.fingerprint, "names": sorted(base.names)}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -173,6 +160,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _hash(file: Path) -> str:
+def sha256_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -51,13 +51,15 @@ class LoadReport:
         wrong = [f"{n}: {tuple(tensors[n].shape)}, {tuple(wanted[n].shape)}" for n in misfits if n not in resized]
         if wrong:
             more = f"\n  ... and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-            raise ValueError(f"{source} has tensors of another shape (there, in this model):{_some(wrong[:8])}{more}")
+            raise ValueError(f"{source} has tensors of another shape (there, in this model):{in_groups(wrong[:8])}{more}")
         new_names, left_names = [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted]
         report = cls(source, loaded, new_names, left_names, resized)
         if missing := [n for n in report.new if not (is_update(n) or any(matches(n, p) for p in new))]:
-            raise ValueError(f"{source} lacks names that the stage does not list under `new`:{_some(missing)}")
+            raise ValueError(f"{source} lacks names that the stage does not list under `new`:{in_groups(missing)}")
         if left := [n for n in report.dropped if not any(matches(n, p) for p in dropped)]:
-            raise ValueError(f"{source} has names that the model lacks and the stage does not list under `dropped`:{_some(left)}")
+            raise ValueError(
+                f"{source} has names that the model lacks and the stage does not list under `dropped`:{in_groups(left)}"
+            )
         return report
 
     def load(self, model: VLM, tensors: Mapping[str, Tensor]) -> None:
@@ -88,7 +90,7 @@ def _is_table(name: str, there: Tensor, here: Tensor) -> bool:
     )
 
 
-def _some(names: list[str], limit: int = 8) -> str:
+def in_groups(names: list[str], limit: int = 8) -> str:
     """Names one a line; of many, how many lie in each group."""
     if len(names) > limit:
         groups = Counter(_group(name) for name in names)

@@ -35,7 +35,15 @@ def meta_model(place: Path) -> VLM:
     return model
 
 
-def _official_model(place: Path, dtype: torch.dtype | None, device: torch.device) -> VLM:
+def official_model(place: Path, dtype: torch.dtype | None, device: torch.device) -> VLM:
+    """The model of an official folder or file, with its weights.
+
+    Args:
+        dtype: type of all floating-point parameters; None keeps the types of the file.
+
+    Raises:
+        ValueError: if no layout is known for it, or if tensors are missing, unexpected or of another shape.
+    """
     config, files = read_config(place), WeightFiles(place)
     adapter = adapter_for(config, files.shapes)
     names = {name: adapter.canonical(name) for name in files.shapes}

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from lightning_internvl.checkpoints.adapters import layout_of, official
-from lightning_internvl.checkpoints.official import _official_model
+from lightning_internvl.checkpoints.load_handoff import load_model
+from lightning_internvl.checkpoints.official import official_model
 from lightning_internvl.checkpoints.weight_files import write_folder, write_pickle, write_weights
 from lightning_internvl.hub import local_folder
 from lightning_internvl.layers.state_dict import own_tensors
@@ -40,12 +41,10 @@ def load_pretrained(
     """
     place = local_folder(path)
     if (place / "manifest.json").is_file():
-        from lightning_internvl.checkpoints.load_handoff import load_model
-
         model = load_model(place)
         model = (model if dtype is None else model.to(dtype)).to(device)
     else:
-        model = _official_model(place, dtype, torch.device(device))
+        model = official_model(place, dtype, torch.device(device))
     if image_size is not None:
         model.encoder.resize(image_size)
     return model.eval()

@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightning_internvl.checkpoints import handoff, weight_source
-from lightning_internvl.checkpoints.handoff import MANIFEST, _hash, read_manifest
-from lightning_internvl.checkpoints.load_report import _some
+from lightning_internvl.checkpoints.handoff import MANIFEST, read_manifest, sha256_of
+from lightning_internvl.checkpoints.load_report import in_groups
+from lightning_internvl.checkpoints.official import official_model
 from lightning_internvl.config.trust import check_base
 from lightning_internvl.files import RUN_CONFIG
+from lightning_internvl.hub import local_folder
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.state_dict import own_tensors
 
@@ -42,16 +43,14 @@ def read_origin(place: str | Path, device: torch.device | str = "cpu") -> Origin
         ValueError: if there is nothing to read, or it is damaged.
     """
     if is_ours(folder := Path(place)):
-        tensors, manifest = weight_source.read(handoff_of(folder))
+        tensors, manifest = read(handoff_of(folder))
         return Origin({name: tensor.to(device) for name, tensor in tensors.items()}, manifest["config"].get("peft") or {})
-    from lightning_internvl.checkpoints.pretrained import load_pretrained
-
-    return Origin(own_tensors(load_pretrained(place, device=device)), {})
+    return Origin(own_tensors(official_model(local_folder(place), None, torch.device(device))), {})
 
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder is a run or a hand-off."""
-    return (folder / handoff.MANIFEST).exists() or (folder / RUN_CONFIG).exists()
+    return (folder / MANIFEST).exists() or (folder / RUN_CONFIG).exists()
 
 
 def handoff_of(place: Path) -> Path:
@@ -65,12 +64,12 @@ def handoffs_of(place: Path) -> list[Path]:
     Raises:
         ValueError: if this is neither, or no stage has finished.
     """
-    if (place / handoff.MANIFEST).is_file():
+    if (place / MANIFEST).is_file():
         return [place]
     if not (place / RUN_CONFIG).is_file():
-        raise ValueError(f"{place} is neither a run ({RUN_CONFIG}) nor a hand-off folder ({handoff.MANIFEST})")
+        raise ValueError(f"{place} is neither a run ({RUN_CONFIG}) nor a hand-off folder ({MANIFEST})")
     pipeline = yaml.safe_load((place / RUN_CONFIG).read_text(encoding="utf-8"))["pipeline"]
-    finished = [stage for stage in pipeline if (place / "handoff" / stage / handoff.MANIFEST).is_file()]
+    finished = [stage for stage in pipeline if (place / "handoff" / stage / MANIFEST).is_file()]
     if not finished:
         raise ValueError(f"{place}: no stage of this run has finished; use resume={place} to go on with it")
     return [place / "handoff" / stage for stage in finished]
@@ -81,7 +80,7 @@ def fingerprint(place: str | Path) -> str:
     sizes and samples of their bytes, which takes no time however large they are; a hub id itself."""
     folder, digest = Path(place), hashlib.sha256()
     if is_ours(folder):
-        return hashlib.sha256((handoff_of(folder) / handoff.MANIFEST).read_bytes()).hexdigest()
+        return hashlib.sha256((handoff_of(folder) / MANIFEST).read_bytes()).hexdigest()
     if not folder.exists():
         return f"id:{place}"
     kinds = ("*.safetensors", "*.bin", "*.pth")
@@ -112,7 +111,7 @@ def _from_base(manifest: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{folder} holds adapters for another base than what {place} holds now; they cannot be put together")
     tensors = read_origin(place).for_model(manifest["config"].get("peft"))
     if lost := [name for name in base["names"] if name not in tensors]:
-        raise ValueError(f"{place}, the base of {folder}, lacks {_some(lost)}")
+        raise ValueError(f"{place}, the base of {folder}, lacks {in_groups(lost)}")
     return {name: tensors[name] for name in base["names"]}
 
 
@@ -128,7 +127,7 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         file = folder / f"{part}.safetensors"
         if not file.is_file():
             raise ValueError(f"{file} is missing, although {MANIFEST} names it")
-        if _hash(file) != entry["sha256"]:
+        if sha256_of(file) != entry["sha256"]:
             raise ValueError(f"{file} is damaged: its contents are not those that {MANIFEST} describes; take another hand-off")
         try:
             tensors |= load_file(file)

@@ -32,7 +32,6 @@ from lightning_internvl.distributed.collectives import see
 from lightning_internvl.distributed.tensor_parallel import clip_by_norm, styles_of
 from lightning_internvl.distributed.weight_broadcast import Spread
 from lightning_internvl.layers.quantization import is_quantized
-from lightning_internvl.stages import Stage
 
 META = "meta.pt"  # in the folder of a checkpoint: all that is no tensor
 Kind = tuple[int, int | None] | None  # from when until when a weight trains; None: never
@@ -79,7 +78,7 @@ class FSDP2(ModelParallelStrategy):
 
     # --- sharding ---------------------------------------------------------------------------------------------------
 
-    def shard(self, stage: Stage) -> None:
+    def shard(self, stage: L.LightningModule) -> None:
         """Divide the weights of a stage that is complete: loaded, adapted, quantised."""
         if isinstance(stage, FSDPModule):
             return
@@ -158,13 +157,13 @@ class FSDP2(ModelParallelStrategy):
         return meta | {"state_dict": {key.removeprefix("model/"): tensor for key, tensor in model.items()}}
 
 
-def kind_of(stage: Stage, name: str) -> Kind:
+def kind_of(stage: L.LightningModule, name: str) -> Kind:
     """From when until when a parameter trains."""
     rule = stage.plan.rule(name)
     return None if rule is None else (rule.from_step, rule.until_step)
 
 
-def check_shapes(stage: Stage) -> None:
+def check_shapes(stage: L.LightningModule) -> None:
     """Refuse parameters without a dimension, which cannot be divided.
 
     Raises:
@@ -223,7 +222,7 @@ def resharding(stage: FSDPModule, method: Callable[..., Any]) -> Callable[..., A
     return wrapped
 
 
-def gather_once(stage: Stage) -> None:
+def gather_once(stage: L.LightningModule) -> None:
     """Gather each unit and divide it again, which lets it see what trains now: in which type gradients are summed is settled by
     the weights of a unit that train."""
     for module in stage.modules():

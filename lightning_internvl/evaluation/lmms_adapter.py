@@ -14,11 +14,11 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from torch import Tensor
 
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.cli import CONF
 from lightning_internvl.config.model_source import READING
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
-from lightning_internvl.data.collate.encode import IGNORE
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.evaluation.lmms import NAME
@@ -95,7 +95,7 @@ class LightningInternVL(lmms):
             logits = model.decoder.head(hidden)
         if shifts_labels(model.decoder):
             logits, labels = logits[:, :-1], labels[:, 1:]
-        learnt = labels != IGNORE
+        learnt = labels != IGNORE_INDEX
         logits, labels = logits[learnt].float(), labels[learnt]
         return torch.nn.functional.cross_entropy(logits, labels).item(), bool((logits.argmax(-1) == labels).all())
 

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_internvl.choices import IGNORE_INDEX
+
 Task = Literal["itm", "itc", "itg"]  # match, contrast, write
 Run = tuple[int, int]  # [start, end)
 Segments = Sequence[Sequence[int]]
@@ -278,7 +280,7 @@ def starts(segments: Segments, length: int) -> Tensor:
     return places
 
 
-def without_firsts(labels_BL: Tensor, segments: Segments, ignored: int = -100) -> Tensor:
+def without_firsts(labels_BL: Tensor, segments: Segments, ignored: int = IGNORE_INDEX) -> Tensor:
     """Labels without that of each sample's first token, which the last token of the sample before would judge."""
     check_segments(segments, labels_BL.shape[1], len(labels_BL))
     firsts = torch.zeros(labels_BL.shape, dtype=torch.bool, device="cpu")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lightning_internvl.objectives.next_token import IGNORED
+from lightning_internvl.choices import IGNORE_INDEX
 
 EMPTY = -1  # an id that is no word: its embedding is zero
 
@@ -51,18 +51,18 @@ class ImagePlaceholders:
 
         A row without a picture may come with a blank one among `pixel_values`, which is left out.
         """
-        targets = torch.full_like(input_ids, IGNORED) if labels is None else labels
+        targets = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
         rows = [
             self._row(*(t[slice(None) if self.keep_padding else mask.bool()] for t in (ids, mask, target)), tokens)
             for ids, mask, target in zip(input_ids, attention_mask, targets, strict=True)
         ]
-        ids, mask, target = (self._filled([row[i] for row in rows], value) for i, value in enumerate((EMPTY, 0, IGNORED)))
+        ids, mask, target = (self._filled([row[i] for row in rows], value) for i, value in enumerate((EMPTY, 0, IGNORE_INDEX)))
         counts = (input_ids == self.id).sum(dim=1)
         return Expanded(ids, mask, None if labels is None else target, _shown(pixel_values, counts))
 
     def _row(self, ids: Tensor, mask: Tensor, target: Tensor, tokens: int) -> list[Tensor]:
         repeats = torch.where(ids == self.id, tokens, 1)
-        target = target.masked_fill(ids == self.id, IGNORED)
+        target = target.masked_fill(ids == self.id, IGNORE_INDEX)
         return [t.repeat_interleave(repeats)[: self.max_length] for t in (ids, mask, target)]
 
     def _filled(self, rows: list[Tensor], value: int) -> Tensor:

@@ -7,9 +7,10 @@ E contrastive width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,8 @@ class VLM(nn.Module):
         image_placeholders: where one placeholder stands for a whole picture instead, how rows are expanded.
         video_token_id: the placeholder of videos, where they have their own.
     """
+
+    writer: ClassVar[Callable[..., None] | None] = None  # what `save_pretrained` calls
 
     def __init__(
         self,
@@ -262,10 +265,14 @@ class VLM(nn.Module):
         return self.decoder.generate(embeds, mask, **_taken(self.decoder, known), **options)
 
     def save_pretrained(self, path: str | Path, layout: str | None = None) -> None:
-        """Write the layout that the original library loads (see `lightning_internvl.checkpoints.pretrained`)."""
-        from lightning_internvl.checkpoints.pretrained import save_pretrained
+        """Write the layout that the original library loads (see `lightning_internvl.checkpoints.pretrained`).
 
-        save_pretrained(self, path, layout=layout)
+        Raises:
+            ValueError: as the writer, which `lightning_internvl.checkpoints` sets when it is imported.
+        """
+        if VLM.writer is None:
+            raise ValueError("nothing writes models yet: import lightning_internvl.checkpoints, which sets VLM.writer")
+        VLM.writer(self, path, layout=layout)
 
 
 def shifts_labels(decoder: nn.Module) -> bool:

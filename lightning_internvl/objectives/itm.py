@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.distributed.collectives import global_mean
-
-IGNORED = -100
 
 
 class ITM(nn.Module):
@@ -24,8 +23,8 @@ class ITM(nn.Module):
 
     def forward(self, queries_BQM: Tensor, labels_B: Tensor) -> Tensor:
         """Mean cross-entropy over all ranks; labels are 1 for a match, 0 for none, and -100 for rows that are not judged."""
-        total = F.cross_entropy(self.logits(queries_BQM).float(), labels_B, ignore_index=IGNORED, reduction="sum")
-        return global_mean(total, (labels_B != IGNORED).sum())
+        total = F.cross_entropy(self.logits(queries_BQM).float(), labels_B, ignore_index=IGNORE_INDEX, reduction="sum")
+        return global_mean(total, (labels_B != IGNORE_INDEX).sum())
 
 
 def other_pictures(image_ids_B: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.distributed.collectives import global_mean, largest, world_size
 from lightning_internvl.layers.chunking import check_chunk, chunks_of, in_chunks
 from lightning_internvl.objectives.linear_cross_entropy import linear_cross_entropy, plain_layer
-
-IGNORED = -100
 
 
 class NextToken(nn.Module):
@@ -44,7 +43,7 @@ class NextToken(nn.Module):
         """
         if shifts:
             hidden_BLH, labels_BL = hidden_BLH[:, :-1], labels_BL[:, 1:]
-        labelled, places = labels_BL != IGNORED, (slice(None), slice(None))
+        labelled, places = labels_BL != IGNORE_INDEX, (slice(None), slice(None))
         if not labels_BL.is_meta:  # where no values are held, all tokens are taken, the most that it can be
             places = labelled.nonzero(as_tuple=True)  # once: the host waits for their number
         states, targets = hidden_BLH[places].flatten(0, -2), labels_BL[places].flatten()
@@ -66,7 +65,7 @@ class NextToken(nn.Module):
 
 def labelled_tokens(labels_BL: Tensor, *, shifts: bool = True) -> int:
     """How many tokens of this rank's batch are judged; of labels on the CPU, where reading it makes nobody wait."""
-    return int((labels_BL[:, int(shifts) :] != IGNORED).sum())
+    return int((labels_BL[:, int(shifts) :] != IGNORE_INDEX).sum())
 
 
 def _is_sharded(head: Callable[[Tensor], Tensor]) -> bool:

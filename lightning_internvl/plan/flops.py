@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_internvl.choices import PARTS, Config
+from lightning_internvl.choices import IGNORE_INDEX, PARTS, Config
 from lightning_internvl.distributed.collectives import alone
 from lightning_internvl.layers.attention import asked, backend_kept, choose_backend
 from lightning_internvl.model.compose import Build, compose_model
@@ -34,7 +34,6 @@ from lightning_internvl.plan.measure import SAMPLES, Rig
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.assembly import build_stage
 
-IGNORED = -100
 LENGTHS = (1.0, 0.75, 0.5)  # shares of the longest rows that are measured
 PIXELS = ("pixel_values", "pixel_values_videos")
 # Dense bf16 matrix products with float32 sums, as the makers state them, in TFLOP/s; the first name that fits counts.
@@ -65,7 +64,7 @@ def amount_of(batch: Mapping[str, Any]) -> Amount:
     if "segments" in batch:
         squared = sum(length**2 for row in batch["segments"] for length in row)
     labels = [x for name, x in batch.items() if name.endswith("labels") and isinstance(x, Tensor) and x.ndim == 2]
-    return Amount(squares, sum(x.sum() for x in lengths), squared, sum((x != IGNORED).sum() for x in labels))
+    return Amount(squares, sum(x.sum() for x in lengths), squared, sum((x != IGNORE_INDEX).sum() for x in labels))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from lightning_internvl.evaluation.metrics.cider import tokenize
 from lightning_internvl.report.charts import thin
 from lightning_internvl.report.gallery import closest, matrix_of
 from lightning_internvl.report.pictures import Pictures
@@ -52,7 +52,7 @@ def _time_text(stage: Stage, sample: dict[str, Any]) -> str:
         counts.append(f"{sum(bool(answer.get('correct')) for answer in answers)} of {len(answers)} answers right")
     captions = list(zip(sample.get("captions") or [], sample.get("captions_true") or [], strict=False))
     if captions:
-        same = sum(tokenize(str(caption)) == tokenize(str(truth)) for caption, truth in captions)
+        same = sum(_words(str(caption)) == _words(str(truth)) for caption, truth in captions)
         counts.append(f"{same} of {len(captions)} captions word for word")
     matrix = matrix_of(sample)
     if matrix and not captions:
@@ -100,12 +100,17 @@ def _frame(sample: dict[str, Any], index: int, time: int, shown: bool, pictures:
 
 def _marked(said: str, truth: str) -> str:
     """`said` with the words marked that `truth` does not hold; all plain where there is no truth to compare with."""
-    right = set(tokenize(truth))
+    right = set(_words(truth))
     words = []
     for word in said.split():
-        wrong = right and not right.issuperset(tokenize(word))
+        wrong = right and not right.issuperset(_words(word))
         words.append(f"<mark>{escape(word)}</mark>" if wrong else escape(word))
     return " ".join(words) or "<i>nothing</i>"
+
+
+def _words(text: str) -> list[str]:
+    """Words to compare: lower case, without punctuation."""
+    return re.sub(r"[^\w\s]", "", text.lower()).split()
 
 
 def _verdict(right: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -14,7 +14,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_internvl.checkpoints.handoff import Base
 from lightning_internvl.data.gradient_accumulation import WINDOW, window_shares
 from lightning_internvl.distributed.collectives import data_share
 from lightning_internvl.layers.peft import plain_name
@@ -24,6 +23,20 @@ from lightning_internvl.stages.freezing import FreezePlan
 from lightning_internvl.stages.roles import model_roles
 
 Batch = dict[str, Any]
+
+
+class BaseWeights(NamedTuple):
+    """Where the weights lie that a stage with adapters took over and left as they were.
+
+    Attributes:
+        place: a run's hand-off, an official checkpoint, or a hub id.
+        names: the tensors that are the same there.
+        fingerprint: of these weights (see `lightning_internvl.checkpoints.weight_source.fingerprint`).
+    """
+
+    place: str
+    names: frozenset[str]
+    fingerprint: str
 
 
 class Stage(L.LightningModule):
@@ -69,7 +82,7 @@ class Stage(L.LightningModule):
         self.plan.check(model)
         self.optimizer, self.scheduler, self.max_steps = optimizer, scheduler, max_steps
         self.weights, self.seed, self.start_step = dict(weights or {}), seed, start_step
-        self.base: Base | None = None
+        self.base: BaseWeights | None = None
         # With adapters or quantised weights files hold what trains; the rest is read again where it came from.
         self.light = any(any((parts.get(kind) or {}).values()) for kind in ("peft", "quantization"))
         self.strict_loading = not self.light

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.middleware.text_streams import Stream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
-from lightning_internvl.objectives.itm import IGNORED
 from lightning_internvl.objectives.next_token import labelled_tokens
 from lightning_internvl.stages.base import Batch, Stage
 
@@ -124,7 +124,7 @@ def match_texts(
     matched = rows >= len(rows) - int(len(rows) * matched_share)
     chosen, labels = torch.where(matched, rows, negatives_B), matched.long()
     if others_BB is not None:
-        labels = labels.masked_fill(~matched & ~others_BB.any(dim=1), IGNORED)
+        labels = labels.masked_fill(~matched & ~others_BB.any(dim=1), IGNORE_INDEX)
     return Stream("itm", batch["itm_ids"][chosen], batch["itm_mask"][chosen]), labels
 
 
@@ -144,7 +144,7 @@ def match_both(
     ids, mask = (torch.cat([x, x, x[texts_B]]) for x in (right.ids, right.mask))
     wrong = torch.zeros_like(texts_B)
     if others_BB is not None:
-        wrong = wrong.masked_fill(~others_BB.any(dim=1), IGNORED)
+        wrong = wrong.masked_fill(~others_BB.any(dim=1), IGNORE_INDEX)
     return visual, Stream("itm", ids, mask), torch.cat([torch.ones_like(wrong), wrong, wrong])
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.middleware.text_streams import Stream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
-from lightning_internvl.objectives.itm import IGNORED
 from lightning_internvl.stages.base import Batch, Stage
 from lightning_internvl.stages.generative import check_negatives, itc_features, similarity
 
@@ -83,7 +83,7 @@ def retrieval_losses(
     (wrong, _), (right, _), read_itc = reads
     no_match = torch.zeros_like(image_ids_B)
     if judged_B is not None:
-        no_match = no_match.masked_fill(~judged_B, IGNORED)
+        no_match = no_match.masked_fill(~judged_B, IGNORE_INDEX)
     labels = torch.cat([no_match, torch.ones_like(image_ids_B)])
     queried, text = itc_features(model, read_itc, itc)
     contrast = model.objectives["itc"]

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lightning_internvl.choices import Config
-from lightning_internvl.data.collate.encode import IGNORE
+from lightning_internvl.choices import IGNORE_INDEX, Config
 from lightning_internvl.files import write_text
 from lightning_internvl.inference.collators import make_view
 from lightning_internvl.model.compose import Build, compose_model
@@ -71,11 +70,11 @@ def _texts(found: dict[str, Any], collate: Any) -> Iterator[str]:
     if "row" in found:
         ids, labels = found["row"]
         if len(ids) == len(labels) and not collate.split_answers:
-            yield _row(collate, ids, [label != IGNORE for label in labels])
+            yield _row(collate, ids, [label != IGNORE_INDEX for label in labels])
         else:  # an encoder-decoder: what is read, and what is written
             yield _row(collate, ids, [False] * len(ids)) + _row(collate, labels, [True] * len(labels))
     for task in getattr(collate, "tasks", ()):
-        learnt = [label != IGNORE for label in found["itg_labels"]] if task == "itg" else [False] * len(found[task])
+        learnt = [label != IGNORE_INDEX for label in found["itg_labels"]] if task == "itg" else [False] * len(found[task])
         yield f"<div>{task}</div>" + _row(collate, found[task], learnt)
 
 

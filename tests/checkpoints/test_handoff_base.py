@@ -14,11 +14,13 @@ from transformers import PreTrainedTokenizerFast
 
 from lightning_internvl.checkpoints import handoff, load_handoff, weight_source
 from lightning_internvl.checkpoints.load_report import LoadReport
+from lightning_internvl.checkpoints.weight_source import fingerprint
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.compose import compose_model, trusted_build
 from lightning_internvl.model.vlm import VLM
+from lightning_internvl.stages.base import BaseWeights
 from lightning_internvl.stages.freezing import FreezePlan
 
 LORA = {"decoder": {"method": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "targets": peft.BLOCKS}}
@@ -40,7 +42,7 @@ def second(folder: Path, base: Path, config: dict[str, Any] = ADAPTED) -> VLM:
             if plan.ever_trains(name):
                 parameter.add_(0.1)
     same = frozenset(n for n in own_tensors(model) if not plan.ever_trains(n))
-    handoff.save(model, folder, stage="b", step=1, config=config, plan=plan, base=handoff.Base(str(base), same))
+    handoff.save(model, folder, stage="b", step=1, config=config, plan=plan, base=BaseWeights(str(base), same, fingerprint(base)))
     return model
 
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from runs import call
 
 from lightning_internvl.checkpoints import handoff, weight_source
+from lightning_internvl.checkpoints.weight_source import fingerprint
 from lightning_internvl.cli import CONF
 from lightning_internvl.config.targets import build
 from lightning_internvl.export.report import Options
@@ -19,6 +20,7 @@ from lightning_internvl.export.write import export
 from lightning_internvl.inference.load_run import open_run
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.messages import ConfigError
+from lightning_internvl.stages.base import BaseWeights
 from lightning_internvl.stages.freezing import FreezePlan
 
 MakeRun = Callable[..., Path]
@@ -99,7 +101,7 @@ def test_adapters_on_another_base_than_they_were_trained_on(make_run: MakeRun) -
     frozen = frozenset(n for n in own_tensors(opened.view.model) if n.startswith("encoder."))
     plan = FreezePlan(["decoder"], manifest["config"]["peft"])
     known = {"stage": "supervised", "step": 1, "config": manifest["config"], "plan": plan}
-    handoff.save(opened.view.model, opened.folder, **known, base=handoff.Base(str(place), frozen))
+    handoff.save(opened.view.model, opened.folder, **known, base=BaseWeights(str(place), frozen, fingerprint(place)))
     open_run(run, build)
     other = make_run("llava_toy", "seed=1", name="other")
     place.rename(base / "away")

@@ -22,7 +22,7 @@ from lightning_internvl.objectives.siglip import SigLIP
 WORLDS = (1, 2, 4)
 WAIT = timedelta(seconds=30)  # a process that waits for a collective which another one never reaches fails
 PAIRS, WIDTH = 8, 6
-IGNORED = torch.tensor([False, True, True, True, False, False, True, False])
+IGNORE_INDEX = torch.tensor([False, True, True, True, False, False, True, False])
 IMAGE_IDS = torch.tensor([2, 7, 2, 5, 7, 2, 1, 4])  # equal ones stand on different processes too
 MATCHES = torch.tensor([0, -100, 1, 1, -100, -100, 0, 1])
 PLAIN = ("itc", "itc_ignored", "itc_same_pictures", "itc_global", "siglip", "siglip_ignored", "siglip_same_pictures", "itm",
@@ -43,7 +43,7 @@ class Model(nn.Module):
 
     def forward(self, name: str, rows: slice, cached: bool = False, windows: bool = False) -> Tensor:
         image, text, labels = (x[rows] for x in batch())
-        ignored, same = IGNORED[rows], IMAGE_IDS[rows]
+        ignored, same = IGNORE_INDEX[rows], IMAGE_IDS[rows]
         if windows:
             return self.window(text, labels)
         if cached:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_internvl.objectives.next_token import IGNORED
+from lightning_internvl.choices import IGNORE_INDEX
 
 
 class Rows(NamedTuple):
@@ -34,7 +34,7 @@ def joined(
     """
     longest, width = max(map(len, prompts)), answers_BA.shape[1]
     ids = torch.full((len(prompts), 1 + longest + width), pad)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE_INDEX)
     ids[:, 0], mask[:, 0] = bos, 1
     for row, prompt in enumerate(prompts):
         start = 1 + len(prompt)
@@ -49,5 +49,7 @@ def loss_over_length(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
 
     MiniGPT-4 ranks candidate answers by it (`reduction="none"`); they must be padded to one length to be compared.
     """
-    losses = F.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), reduction="none", ignore_index=IGNORED)
+    losses = F.cross_entropy(
+        logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), reduction="none", ignore_index=IGNORE_INDEX
+    )
     return losses.view(len(labels_BL), -1).mean(dim=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_internvl.objectives.next_token import IGNORED
+from lightning_internvl.choices import IGNORE_INDEX
 
 ROLE_TOKENS = 5  # of the assistant's role, between the end of a question and its answer
 
@@ -23,15 +23,15 @@ def labels_by_turns(ids_BL: Tensor, *, turn_end: int = 92542, eos: int = 2) -> T
     for ids, labels in zip(ids_BL.tolist(), labels_BL, strict=True):
         marks, answered = 0, 0
         length = _length(ids, eos)
-        labels[length:] = IGNORED
+        labels[length:] = IGNORE_INDEX
         for place in (i for i in range(length) if ids[i] == turn_end):
             if marks % 2 == 0:
-                labels[answered : place + 1 + ROLE_TOKENS] = IGNORED
+                labels[answered : place + 1 + ROLE_TOKENS] = IGNORE_INDEX
             else:
                 answered = place + 1
             marks += 1
         if ids[length - 1] != eos and marks % 2 == 0:
-            labels[answered + 1 :] = IGNORED
+            labels[answered + 1 :] = IGNORE_INDEX
     return labels_BL
 
 
@@ -44,15 +44,15 @@ def labels_by_ends(ids_BL: Tensor, *, question_end: int = 103027, answer_end: in
     for ids, labels in zip(ids_BL.tolist(), labels_BL, strict=True):
         start, question, answer = 0, 0, 0  # of what a question's end hides; the last mark of either kind
         length = _length(ids, eos)
-        labels[length:] = IGNORED
+        labels[length:] = IGNORE_INDEX
         for place in range(length):
             if ids[place] == question_end:
-                labels[start : place + 1 + ROLE_TOKENS] = IGNORED
+                labels[start : place + 1 + ROLE_TOKENS] = IGNORE_INDEX
                 start, question = place + 1 + ROLE_TOKENS, place
             elif ids[place] == answer_end:
                 start, answer = place + 1, place
         if ids[length - 1] != eos and answer > question:
-            labels[answer + 1 :] = IGNORED
+            labels[answer + 1 :] = IGNORE_INDEX
     return labels_BL
 
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.data.gradient_accumulation import WINDOW, Windows
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, ITM, NextToken
-from lightning_internvl.objectives.itm import IGNORED
 from lightning_internvl.pipeline import quiet_lightning
 from lightning_internvl.stages import GenerativeStage, RetrievalStage, Stage, SupervisedStage
 
@@ -168,7 +168,7 @@ def check_counts(stage: Stage, batch: dict[str, Tensor], monkeypatch: pytest.Mon
     judged: dict[str, int] = {}
 
     def itm(self: ITM, queries: Tensor, labels: Tensor, original: Any = ITM.forward) -> Tensor:
-        judged["itm"] = int((labels != IGNORED).sum())
+        judged["itm"] = int((labels != IGNORE_INDEX).sum())
         return original(self, queries, labels)
 
     def itg(self: NextToken, states: Tensor, targets: Tensor, head: Any, original: Any = NextToken._total) -> Tensor:

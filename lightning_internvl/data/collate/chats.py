@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.data.bad_samples import Unwanted
 from lightning_internvl.data.collate.base import (
     Prepared,
@@ -21,13 +22,7 @@ from lightning_internvl.data.collate.base import (
     tiles_of,
     video_of,
 )
-from lightning_internvl.data.collate.encode import (
-    IGNORE,
-    ImageTokens,
-    TooLong,
-    encode_conversation,
-    encode_prompt,
-)
+from lightning_internvl.data.collate.encode import ImageTokens, TooLong, encode_conversation, encode_prompt
 from lightning_internvl.data.collate.instructions import Instructions, encode_question
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.templates import ChatTemplate
@@ -93,7 +88,7 @@ class ChatCollator:
     def stack(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
         """A batch of prepared conversations."""
         input_ids, mask = pad_rows([one["row"][0] for one in prepared], pad_id(self.tokenizer))
-        labels, _ = pad_rows([one["row"][1] for one in prepared], IGNORE)
+        labels, _ = pad_rows([one["row"][1] for one in prepared], IGNORE_INDEX)
         return {
             "keys": [one["key"] for one in prepared],
             "input_ids": input_ids,
@@ -119,7 +114,9 @@ class ChatCollator:
         tiles = min(self.blank_tiles, (self.row_length - len(before + after) - 1) // self.tokens_per_tile)
         run = [token_id(self.tokenizer, t) for t in [*before, *[names.context] * (tiles * self.tokens_per_tile), *after]]
         text = [pad_id(self.tokenizer)] * (self.row_length - len(run))
-        ids, labels = (torch.tensor(row, device=device).repeat(batch_size, 1) for row in (run + text, [IGNORE] * len(run) + text))
+        ids, labels = (
+            torch.tensor(row, device=device).repeat(batch_size, 1) for row in (run + text, [IGNORE_INDEX] * len(run) + text)
+        )
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),

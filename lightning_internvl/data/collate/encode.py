@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.data.templates import IMAGE, VIDEO, ChatTemplate, Message, Segment
 from lightning_internvl.data.tokenizer import _ids_of, token_id
-
-IGNORE = -100
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def encode_conversation(
         round_ids, round_labels = _encode_segments(segments, tokenizer, runs, image_tokens, sample)
         fits = fits and len(ids) + len(round_ids) <= max_length
         if not fits:
-            if not any(label != IGNORE for label in labels):
+            if not any(label != IGNORE_INDEX for label in labels):
                 raise _too_long("its first turn does not fit", sample, max_length, image_lengths)
             if any(mark in segment.text for segment in segments for mark in runs):
                 raise _too_long("a picture would be cut off", sample, max_length, image_lengths)
@@ -116,7 +115,7 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
 
 def _beginning(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     if template.begins_with_bos and tokenizer.bos_token_id is not None:
-        return [tokenizer.bos_token_id], [IGNORE]
+        return [tokenizer.bos_token_id], [IGNORE_INDEX]
     return [], []
 
 
@@ -171,14 +170,14 @@ def _encode_segments(
             if part in runs:
                 run = next(runs[part])
                 ids += run
-                labels += [IGNORE] * len(run)
+                labels += [IGNORE_INDEX] * len(run)
                 continue
             part_ids = continuation_ids(tokenizer, part)
             if found := contexts.keys() & set(part_ids):
                 name = contexts[found.pop()]
                 raise ValueError(f"sample {sample}: its text contains {name!r}; write {' or '.join(map(repr, runs))}")
             ids += part_ids
-            labels += part_ids if is_answer else [IGNORE] * len(part_ids)
+            labels += part_ids if is_answer else [IGNORE_INDEX] * len(part_ids)
     return ids, labels
 
 

@@ -9,11 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from lightning_internvl.choices import PACKINGS
+from lightning_internvl.choices import IGNORE_INDEX, PACKINGS
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.collate.base import Collator, Prepared, Sample, pad_id, pad_rows, picture_keys
 from lightning_internvl.data.collate.chats import ChatCollator
-from lightning_internvl.data.collate.encode import IGNORE
 from lightning_internvl.data.collate.packing import PACKED, WINDOW, choose_alike, choose_row, is_enough
 
 
@@ -74,13 +73,13 @@ class PackedChats(ChatCollator):
         """A batch of rows of prepared samples."""
         samples = [one for row in rows for one in row]
         ids = [list(chain.from_iterable(one["row"][0] for one in row)) for row in rows]
-        labels = [[label for one in row for label in (IGNORE, *one["row"][1][1:])] for row in rows]
+        labels = [[label for one in row for label in (IGNORE_INDEX, *one["row"][1][1:])] for row in rows]
         input_ids, mask = pad_rows(ids, pad_id(self.tokenizer))
         return {
             "keys": [one["key"] for one in samples],
             "input_ids": input_ids,
             "attention_mask": mask,
-            "labels": pad_rows(labels, IGNORE)[0],
+            "labels": pad_rows(labels, IGNORE_INDEX)[0],
             "segments": [[len(one["row"][0]) for one in row] for row in rows],
             **self._inputs(samples),
             **picture_keys(samples, self.picture_keys),

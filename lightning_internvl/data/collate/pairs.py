@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.data.collate.base import Prepared, Sample, pad_id, pad_rows, picture_keys, pixels_of, stable_id, tiles_of
 from lightning_internvl.data.collate.chats import PAIR_TASKS
-from lightning_internvl.data.collate.encode import IGNORE, continuation_ids
+from lightning_internvl.data.collate.encode import continuation_ids
 from lightning_internvl.data.processors.basic import Processor
 
 
@@ -64,7 +65,7 @@ class PairCollator:
             found[task] = self._row(prompt, sample)
             if task == "itg":
                 hidden = max(1, len(prompt) - 1)
-                found["itg_labels"] = [IGNORE] * hidden + found[task][hidden:]
+                found["itg_labels"] = [IGNORE_INDEX] * hidden + found[task][hidden:]
         return found
 
     def stack(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class PairCollator:
         for task in self.tasks:
             batch[f"{task}_ids"], batch[f"{task}_mask"] = pad_rows([one[task] for one in prepared], pad_id(self.tokenizer))
             if task == "itg":
-                batch["itg_labels"], _ = pad_rows([one["itg_labels"] for one in prepared], IGNORE)
+                batch["itg_labels"], _ = pad_rows([one["itg_labels"] for one in prepared], IGNORE_INDEX)
         return batch
 
     def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Tensor]:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.data.collate.chats import ChatCollator, pad_rows, stable_id
-from lightning_internvl.data.collate.encode import IGNORE, ImageTokens, encode_conversation, encode_prompt
+from lightning_internvl.data.collate.encode import ImageTokens, encode_conversation, encode_prompt
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.processors.basic import Squash, Tiles, to_pixels
 from lightning_internvl.data.scenes.datasets import SceneChats, ScenePairs
@@ -37,7 +38,7 @@ def answers_in(labels: list[int]) -> list[str]:
     """The runs of labels that are not ignored, decoded."""
     runs: list[list[int]] = [[]]
     for label in labels:
-        if label == IGNORE:
+        if label == IGNORE_INDEX:
             runs.append([])
         else:
             runs[-1].append(label)
@@ -52,7 +53,7 @@ def test_labels_are_the_answers(name: str) -> None:
         conversation = CHATS[number]["conversation"]
         ids, labels = encode_conversation(conversation, template, TOKENIZER, [4], 2000, "s")
         assert len(ids) == len(labels)
-        assert all(label in (IGNORE, i) for i, label in zip(ids, labels, strict=True))
+        assert all(label in (IGNORE_INDEX, i) for i, label in zip(ids, labels, strict=True))
         answers = [template.answer_start + m["content"] + end for m in conversation if m["role"] == "assistant"]
         assert "".join(answers_in(labels)) == "".join(answers)
         if template.keep_user_text:
@@ -60,7 +61,7 @@ def test_labels_are_the_answers(name: str) -> None:
             prompt = encode_prompt(conversation[:3], template, TOKENIZER, [4], 2000, "s")
             assert prompt == ids[: len(prompt)]
             assert labels[len(prompt)] == ids[len(prompt)]
-            assert labels[len(prompt) - 1] == IGNORE
+            assert labels[len(prompt) - 1] == IGNORE_INDEX
 
 
 def test_exact_text_of_each_format() -> None:
@@ -148,8 +149,8 @@ def test_pair_collator() -> None:
             assert TOKENIZER.decode(ids[mask.bool()]) == f"<s>{text}</s>"
             assert (ids[~mask.bool()] == TOKENIZER.pad_token_id).all()
         labels = batch["itg_labels"][row]
-        assert TOKENIZER.decode(labels[labels != IGNORE]) == f": {caption}</s>"
-        assert labels[0] == IGNORE
+        assert TOKENIZER.decode(labels[labels != IGNORE_INDEX]) == f": {caption}</s>"
+        assert labels[0] == IGNORE_INDEX
 
 
 def test_pair_collator_tasks_and_errors() -> None:
@@ -193,7 +194,7 @@ def test_chat_collator() -> None:
     assert batch["keys"] == ["train/0", "text/0", "train/1"]
     assert torch.equal(batch["pixel_values"], to_pixels(np.stack([CHATS[0]["images"][0], CHATS[1]["images"][0]])))
     assert (batch["input_ids"] == CONTEXT).sum(1).tolist() == [4, 0, 4]
-    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE).all()
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE_INDEX).all()
     assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
     assert collate([text_only])["pixel_values"].shape == (0, 3, 64, 64)
     with pytest.raises(ValueError, match="text/0: 1 pictures but 0"):
@@ -244,7 +245,7 @@ def test_blank_batches_are_the_largest(device: str) -> None:
     assert blank["pixel_values"].shape == (3 * 5, 3, 8, 8)
     if device == "cpu":
         assert (blank["input_ids"] == CONTEXT).sum(1).tolist() == [5 * 2] * 3
-        assert ((blank["labels"] == IGNORE).sum(1) == 5 * 2 + 2).all()
+        assert ((blank["labels"] == IGNORE_INDEX).sum(1) == 5 * 2 + 2).all()
     pairs = PairCollator(TOKENIZER, SQUASH, max_length=9)
     blank, real = pairs.blank(3, device), pairs([ScenePairs(0, "train")[0]])
     assert {name: tensor.dtype for name, tensor in blank.items()} == {n: t.dtype for n, t in real.items() if n != "keys"}

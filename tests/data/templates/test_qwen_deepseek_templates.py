@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_internvl.data.collate.encode import IGNORE, ImageTokens, encode_conversation, encode_prompt
+from lightning_internvl.choices import IGNORE_INDEX
+from lightning_internvl.data.collate.encode import ImageTokens, encode_conversation, encode_prompt
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
 
@@ -30,7 +31,7 @@ def learnt(labels: list[int]) -> list[str]:
     """Runs of labels as text."""
     runs: list[list[int]] = [[]]
     for label in labels:
-        if label == IGNORE:
+        if label == IGNORE_INDEX:
             runs.append([])
         else:
             runs[-1].append(label)
