@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Timer
 from torch.distributed.checkpoint import CheckpointException
 
 from lightning_internvl.distributed.signals import NOT_FINISHED, WATCH, RunStopped
-from lightning_internvl.files import into_place, remove
+from lightning_internvl.files import DRAFT, into_place, remove
 from lightning_internvl.stages import Stage
 
 
@@ -73,7 +73,7 @@ class Checkpoint(L.Callback):
         Raises:
             ValueError: if it cannot be written; the checkpoint before it is untouched.
         """
-        draft = path.with_name("." + path.name + ".draft")
+        draft = path.with_name(f".{path.name}{DRAFT}")  # one name for all processes
         if trainer.is_global_zero:
             remove(draft)  # of a process that was killed
         trainer.strategy.barrier()

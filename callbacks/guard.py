@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_internvl.console import console
 from lightning_internvl.distributed.collectives import gather_objects, rank
 from lightning_internvl.files import write_json
-from lightning_internvl.messages import some
+from lightning_internvl.messages import check_number, first_of
 from lightning_internvl.stages import Stage
 
 CHOICES = ("stop", "skip")
@@ -47,8 +47,7 @@ class Guard(L.Callback):
         if on_nan not in CHOICES:
             raise ValueError(f"callbacks.guard.on_nan={on_nan!r} is not known; valid choices: {', '.join(CHOICES)}")
         for name, value in {"limit": limit, "every_n_steps": every_n_steps}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"callbacks.guard.{name}={value!r} must be a whole number above 0")
+            check_number(f"callbacks.guard.{name}", value, above=0, whole=True)
         self.on_nan, self.limit, self.every_n_steps = on_nan, limit, every_n_steps
         self.batch: dict[str, Any] | None = None  # at work
         self.keys: list[list[str]] = []  # of the micro-batches of a step, and whether their losses are finite
@@ -142,7 +141,7 @@ class Guard(L.Callback):
         kept = f"the checkpoint before it is kept ({path})" if path.exists() else "there is no checkpoint before it"
         return (
             f"stage {stage.name}, step {found['step']}: {found['what']} is not finite; {kept}\n"
-            f"samples of the step: {some(found['samples'], SHOWN)}\n"
+            f"samples of the step: {first_of(found['samples'], SHOWN)}\n"
             f"start anew with a lower optimizer.lr{_now(stage.optimizer, 'lr')}, more scheduler.warmup_steps"
             f"{_now(stage.scheduler, 'warmup_steps')} or without these samples; {advice}"
         )
@@ -163,7 +162,7 @@ def gradient_norm(stage: Stage) -> Tensor:
 def described(batch: dict[str, Any]) -> str:
     """Sizes of a batch and the ids of its samples."""
     shapes = ", ".join(f"{name} {' x '.join(map(str, x.shape))}" for name, x in batch.items() if isinstance(x, Tensor))
-    return f"a batch of {len(batch['keys'])} samples ({shapes}): {some(batch['keys'], SHOWN)}"
+    return f"a batch of {len(batch['keys'])} samples ({shapes}): {first_of(batch['keys'], SHOWN)}"
 
 
 def _over_ranks(flags: Tensor) -> Tensor:

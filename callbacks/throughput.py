@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_internvl.console import console
 from lightning_internvl.distributed.collectives import data_share
 from lightning_internvl.files import read_json, write_json
+from lightning_internvl.messages import check_number
 from lightning_internvl.model.compose import Build
 from lightning_internvl.plan.flops import Amount, Flops, amount_of, measured, peak_flops
 from lightning_internvl.stages import Stage
@@ -43,8 +44,9 @@ class Throughput(L.Callback):
         view: Any = None,
         builder: Build | None = None,
     ) -> None:
-        if peak_tflops is not None and (not isinstance(peak_tflops, int | float) or peak_tflops <= 0):
-            raise ValueError(f"callbacks.throughput.{peak_tflops=} must be a number above 0: TFLOP/s of one device")
+        if peak_tflops is not None:
+            note = ": TFLOP/s of one device"
+            check_number("callbacks.throughput.peak_tflops", peak_tflops, above=0, note=note)
         self.every_n_steps, self.skip_steps, self.peak_tflops = every_n_steps, skip_steps, peak_tflops
         self.settings, self.view, self.builder = settings, view, builder
         self.total = self.window = _Count()

@@ -19,7 +19,7 @@ from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.inference.predictor import Bench
-from lightning_internvl.messages import ConfigError, suggestion
+from lightning_internvl.messages import ConfigError, did_you_mean
 from lightning_internvl.report.metrics_table import CHANCE_SUFFIX
 from lightning_internvl.stages import Stage
 
@@ -89,7 +89,7 @@ class Tracking(L.Callback):
         best = self.best if isinstance(self.best, str | None) else self.best.get(stage.name)
         if best is not None and best not in found:
             names = [name for name in found if not name.endswith(CHANCE_SUFFIX)]
-            fault = f"callbacks.tracking.best={best}: stage {stage.name} has no such metric; {suggestion(best, names)}"
+            fault = f"callbacks.tracking.best={best}: stage {stage.name} has no such metric; {did_you_mean(best, names)}"
             raise ConfigError([f"{fault}; of several stages some are named with best={{STAGE: METRIC}}"])
         if trainer.is_global_zero:
             self._log(trainer, found)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lightning_internvl.messages import number_faults
+
 Config = dict[str, Any]
 IGNORE_INDEX = -100  # label of what no loss judges, as PyTorch's cross-entropy has it
 INHERITED = "inherited"  # parts, and how they read, from where a stage starts
@@ -67,8 +69,6 @@ def cache_faults(cache: Any) -> Iterator[str]:
         return
     for name in cache.keys() - {"where", "gib", "path"}:
         yield f"feature_cache: there is no setting {name!r}; valid choices: where, gib, path"
-    gib = cache.get("gib")
-    if isinstance(gib, bool) or not isinstance(gib, int | float) or gib <= 0:
-        yield f"feature_cache.gib={gib!r} must be a number above 0, the most GiB that it may take"
+    yield from number_faults("feature_cache.gib", cache.get("gib"), above=0, note=", the most GiB that it may take")
     if (cache["where"] == "disk") != bool(cache.get("path")):
         yield f"feature_cache={dict(cache)}: a path belongs to where=disk, and where=disk needs one; as in {CACHES['disk']}"

@@ -26,6 +26,7 @@ from lightning_internvl.config.checks import check_config
 from lightning_internvl.config.hardware import HARDWARE, elsewhere, refusal
 from lightning_internvl.config.overrides import DELETED, GROUP, VALUE, Given, check_given_once, with_given
 from lightning_internvl.config.stage_settings import merged
+from lightning_internvl.config.targets import with_current_targets
 from lightning_internvl.config.trust import check_run, packages_of, trust_faults, trusting
 from lightning_internvl.console import console
 from lightning_internvl.distributed.signals import NAMES, WATCH, RunStopped
@@ -39,7 +40,7 @@ from lightning_internvl.launch import (
     note_launch,
     shared_run,
 )
-from lightning_internvl.messages import ConfigError, suggestion
+from lightning_internvl.messages import ConfigError, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the user's input, told without a traceback
@@ -129,7 +130,7 @@ def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 def _as_given(plain: dict[str, Any]) -> dict[str, Any]:
     """A configuration in which the command line and the recipe win over the files of stages; what is replaced is printed."""
-    plain, told = with_given(plain, given_settings(HydraConfig.get().overrides.task), _recipe())
+    plain, told = with_given(with_current_targets(plain), given_settings(HydraConfig.get().overrides.task), _recipe())
     for line in told:
         console.print(line, soft_wrap=True, markup=False)
     return plain
@@ -229,7 +230,7 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     trust = OmegaConf.to_container(config.trust) if OmegaConf.is_config(config.trust) else config.trust
     if faults := list(trust_faults(trust or [])):
         raise ConfigError(faults)
-    plain = OmegaConf.to_container(OmegaConf.load(path))
+    plain = with_current_targets(OmegaConf.to_container(OmegaConf.load(path)))
     with trusting(trust or []):
         check_run(plain, run_dir, fetches=True)
     plain["trust"] = trust or []  # what the run has recorded itself does not count
@@ -254,7 +255,7 @@ def _run_config(run_dir: Path) -> dict[str, Any]:
     Raises:
         ConfigError: for any fault of the configuration.
     """
-    plain = OmegaConf.to_container(OmegaConf.load(run_dir / RUN_CONFIG), resolve=True)
+    plain = with_current_targets(OmegaConf.to_container(OmegaConf.load(run_dir / RUN_CONFIG), resolve=True))
     check_config({**plain, "init_from": None, "resume": str(run_dir)})
     return plain
 
@@ -319,7 +320,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         refused = refusal(option) if group == "strategy" else None
-        return refused or f"there is no {option!r} in the group {group}; {suggestion(option, error.options)}"
+        return refused or f"there is no {option!r} in the group {group}; {did_you_mean(option, error.options)}"
     if isinstance(error, OverrideParseException):
         reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
         return f"{error.override!r} is not understood ({reason}); write SETTING=VALUE, with quotes around special characters"
@@ -361,4 +362,6 @@ def _unknown_setting(key: str) -> str:
     own_groups = groups if "pipeline" in node and not parents else []
     choices = sorted({*map(str, node), *own_groups} - {"hydra", "_target_", "_partial_"})
     part = f"; a part of one stage is swapped with {word}@{key}=OPTION" if parents and word in groups else ""
-    return f"there is no setting {key!r}; {'in ' + '.'.join(parents) + ': ' if parents else ''}{suggestion(word, choices)}{part}"
+    return (
+        f"there is no setting {key!r}; {'in ' + '.'.join(parents) + ': ' if parents else ''}{did_you_mean(word, choices)}{part}"
+    )

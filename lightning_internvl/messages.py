@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
-
-
-def listed(items: Iterable[str], limit: int = 20) -> str:
-    """At most `limit` items in one line, and how many there are."""
-    items = list(items)
-    more = f", ... ({len(items)} in all)" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
 
 
 class ConfigError(ValueError):
@@ -21,15 +14,50 @@ class ConfigError(ValueError):
         super().__init__("\n".join(faults))
 
 
-def some(names: Iterable[Any], shown: int = 4) -> str:
-    """The first of many names, as a message tells them."""
+def first_of(names: Iterable[Any], shown: int = 4) -> str:
+    """The first of many names in one line, and how many more there are."""
     names = list(map(str, names))
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
 
-def suggestion(word: str, choices: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`did you mean ...? valid choices: ...`"""
     choices = list(choices)
     near = difflib.get_close_matches(str(word), choices, n=1)
     return (f"did you mean {near[0]!r}? " if near else "") + f"valid choices: {', '.join(choices)}"
+
+
+def number_faults(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    whole: bool = False,
+    note: str = "",
+) -> Iterator[str]:
+    """The fault of a setting that is no number, or lies outside its bounds.
+
+    Args:
+        least, above: the smallest valid number, or the one below all valid ones.
+        most: the largest valid number.
+        whole: whether only whole numbers are valid.
+        note: what the number means; it ends the message.
+    """
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    low = number and (least is None or value >= least) and (above is None or value > above)
+    if low and (most is None or value <= most):
+        return
+    bounds = f" above {above}" if above is not None else ""
+    if least is not None:
+        bounds = f" from {least} on" if most is None else f" from {least} to {most}"
+    kind = "a whole number" if whole else "a number"
+    yield f"{name}={value!r} must be {kind}{bounds}{note}"
+
+
+def check_number(name: str, value: Any, **bounds: Any) -> None:
+    """Raise ValueError with the fault that `number_faults` finds, if there is one."""
+    for fault in number_faults(name, value, **bounds):
+        raise ValueError(fault)

@@ -30,8 +30,10 @@ HOUSE = (
     "config",
     "data middleware decoders objectives",
     "distributed hub.py encoders",
-    "report layers console.py",
-    "launch.py messages.py files.py choices.py protocols.py",
+    "report layers",
+    "console.py",
+    "launch.py choices.py",
+    "messages.py files.py protocols.py",
 )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.config.model_source import dtype_faults, source_faults, whole_faults
-from lightning_internvl.messages import ConfigError, suggestion
+from lightning_internvl.config.model_source import dtype_faults, source_faults
+from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 UIS = ("terminal", "web")
 WEB = "requirements-chat.txt"
@@ -32,7 +32,7 @@ def images_of(settings: Mapping[str, Any]) -> list[str]:
 
 def _use_faults(settings: Mapping[str, Any]) -> Iterable[str]:
     if settings["ui"] not in UIS:
-        yield f"ui={settings['ui']!r} is not known; {suggestion(settings['ui'], UIS)}"
+        yield f"ui={settings['ui']!r} is not known; {did_you_mean(settings['ui'], UIS)}"
     yield from dtype_faults(settings["dtype"])
     if settings["image"] is not None and settings["question"] is None:
         yield 'image= needs question="..." with it; in a conversation, show a picture with /image PATH'
@@ -53,7 +53,7 @@ def _use_faults(settings: Mapping[str, Any]) -> Iterable[str]:
 def _number_faults(settings: Mapping[str, Any]) -> Iterable[str]:
     whole = {"max_new_tokens": 1, "beams": 1, "seed": 0, "found": 1, "port": 0}
     for name, least in whole.items():
-        yield from whole_faults(name, settings[name], least)
+        yield from number_faults(name, settings[name], least=least, whole=True)
     for name in ("temperature", "top_p", "max_upload_mb"):
         value = settings[name]
         if isinstance(value, bool) or not isinstance(value, int | float):

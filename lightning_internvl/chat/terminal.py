@@ -11,7 +11,7 @@ from pathlib import Path
 from lightning_internvl.chat.loading import Loaded
 from lightning_internvl.chat.session import Sampling
 from lightning_internvl.inference.picture_search import Found, Gallery
-from lightning_internvl.messages import suggestion
+from lightning_internvl.messages import did_you_mean
 
 PROMPT = "> "
 
@@ -78,7 +78,7 @@ class Terminal:
         """A line that begins with "/"."""
         word, _, rest = line[1:].partition(" ")
         if word not in self.commands:
-            raise ValueError(f"there is no command /{word}; {suggestion(word, self.commands)}")
+            raise ValueError(f"there is no command /{word}; {did_you_mean(word, self.commands)}")
         self.commands[word][0](rest.strip())
 
     def say(self, question: str) -> None:
@@ -136,7 +136,7 @@ class Terminal:
         for word in rest.split():
             name, equals, value = word.partition("=")
             if name not in kinds or not equals:
-                raise ValueError(f"{word!r} is no setting; write NAME=VALUE; {suggestion(name, kinds)}")
+                raise ValueError(f"{word!r} is no setting; write NAME=VALUE; {did_you_mean(name, kinds)}")
             try:
                 changes[name] = kinds[name](value)
             except ValueError as error:

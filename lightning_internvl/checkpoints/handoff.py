@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_internvl.checkpoints.weight_files import write_folder
 from lightning_internvl.config.trust import FETCHING, packages_of, trusting, without_notes
 from lightning_internvl.distributed.collectives import whole
-from lightning_internvl.files import from_aside, into_place
+from lightning_internvl.files import atomic_folder
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.compose import check_trusted
 from lightning_internvl.model.vlm import PARTS, VLM
@@ -51,11 +49,7 @@ def save(
         config: of the parts; what it reads elsewhere (a language model, tokenizers) is put into the folder instead.
         base: what is not written again but read there: the folder of a stage with adapters is small.
     """
-    for pattern in (f".{folder.name}.*.partial", f"..{folder.name}.*.partial"):
-        for left in folder.parent.glob(pattern):  # of a process that was killed
-            shutil.rmtree(left)
-
-    def write(draft: Path) -> None:
+    with atomic_folder(folder, replace=True) as draft:
         parts: dict[str, Any] = {}
         own = written(model, base)
         for part, names in own.items():
@@ -73,14 +67,6 @@ def save(
         if base:
             manifest["base"] = _describe(base, folder)
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-
-    from_aside(folder)  # as far as a process came that was killed
-    if not folder.exists():
-        write_folder(folder, write)
-        return
-    draft = folder.with_name(f".{folder.name}.draft.partial")
-    write_folder(draft, write)
-    into_place(draft, folder)  # the older one stays until the new one is whole
 
 
 def take_part(model: VLM, base: BaseWeights | None) -> None:

@@ -15,7 +15,7 @@ from lightning_internvl.checkpoints.name_rules import Group, grouped
 from lightning_internvl.checkpoints.weight_files import Shape, WeightFiles, read_config
 from lightning_internvl.files import read_json
 from lightning_internvl.layers.state_dict import own_tensors
-from lightning_internvl.messages import listed
+from lightning_internvl.messages import first_of
 from lightning_internvl.model.vlm import VLM
 
 
@@ -85,7 +85,7 @@ def _checked(model: VLM, adapter: Adapter, config: dict[str, Any], shapes: Mappi
     wanted = {name: tensor.to("meta") for name, tensor in own_tensors(model).items()}
     groups, homeless = grouped(adapter.rules(config), wanted)
     if homeless:
-        raise ValueError(f"the layout {adapter.NAME} has no place for: {listed(homeless)}")
+        raise ValueError(f"the layout {adapter.NAME} has no place for: {first_of(homeless, 20)}")
     expected = {name: tuple(t.shape) for group in groups for name, t in group.write(wanted).items()}
     problems = {
         "missing": sorted(f"{name} {shape}" for name, shape in expected.items() if name not in shapes),
@@ -97,7 +97,7 @@ def _checked(model: VLM, adapter: Adapter, config: dict[str, Any], shapes: Mappi
         ],
     }
     if any(problems.values()):
-        lines = [f"  {len(found)} {what}: {listed(found)}" for what, found in problems.items() if found]
+        lines = [f"  {len(found)} {what}: {first_of(found, 20)}" for what, found in problems.items() if found]
         raise ValueError("\n".join([f"the weights in {place} do not fit {adapter.NAME}:", *lines]))
     return {name: group for group in groups for name in group.official}
 

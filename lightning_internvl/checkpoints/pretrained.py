@@ -10,7 +10,8 @@ import torch
 from lightning_internvl.checkpoints.adapters import layout_of, official
 from lightning_internvl.checkpoints.load_handoff import load_model
 from lightning_internvl.checkpoints.official import official_model
-from lightning_internvl.checkpoints.weight_files import write_folder, write_pickle, write_weights
+from lightning_internvl.checkpoints.weight_files import write_pickle, write_weights
+from lightning_internvl.files import atomic_folder
 from lightning_internvl.hub import local_folder
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.vlm import VLM
@@ -69,8 +70,6 @@ def save_pretrained(model: VLM, path: str | Path, *, layout: str | None = None, 
         write_pickle(path, tensors)
         return
 
-    def write(folder: Path) -> None:
+    with atomic_folder(path) as folder:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         write_weights(folder, tensors, max_shard_bytes)
-
-    write_folder(path, write)

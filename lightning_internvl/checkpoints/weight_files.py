@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
-import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_internvl.messages import listed
+from lightning_internvl.files import atomic_file
+from lightning_internvl.messages import first_of
 
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
@@ -42,7 +41,7 @@ class WeightFiles:
         for file in self.files:
             shapes = _shapes(file)
             if twice := sorted(shapes.keys() & self.shapes.keys()):
-                raise ValueError(f"{file.name} repeats tensors of another file beside it: {listed(twice)}")
+                raise ValueError(f"{file.name} repeats tensors of another file beside it: {first_of(twice, 20)}")
             self.shapes |= shapes
 
     def tensors(self, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -109,7 +108,7 @@ def _indexed(index: Path) -> list[Path]:
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing:
-        raise ValueError(f"{index} names files that are not beside it: {listed(missing)}")
+        raise ValueError(f"{index} names files that are not beside it: {first_of(missing, 20)}")
     return [index.parent / name for name in names]
 
 
@@ -137,29 +136,8 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict):
         raise ValueError(f"{file} should map names to tensors, but holds a {type(loaded).__name__}")
     if odd := [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{file} should map names to tensors; no tensor: {listed(odd)}")
+        raise ValueError(f"{file} should map names to tensors; no tensor: {first_of(odd, 20)}")
     return loaded
-
-
-def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder that appears at `path` complete or not at all.
-
-    Raises:
-        ValueError: if something other than an empty folder stands at `path`.
-    """
-    path = path.absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} exists and is not an empty folder; nothing was written")
-    # A sibling, because a rename is atomic only within one file system.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir(parents=True)
-    try:
-        write(partial)
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -170,13 +148,8 @@ def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     if path.exists():
         raise ValueError(f"{path} exists; nothing was written")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, partial)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as draft:
+        torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, draft)
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:

@@ -21,7 +21,7 @@ from lightning_internvl.choices import (
 from lightning_internvl.config.hardware import hardware_faults, processes
 from lightning_internvl.config.stage_settings import merged
 from lightning_internvl.launch import is_helper
-from lightning_internvl.messages import ConfigError, suggestion
+from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 KEYS = (
     "name", "seed", "pipeline", "max_steps", "init_from", "resume", "trust", "attention", "plan", "doctor", "device_memory",
@@ -91,26 +91,25 @@ def _step_faults(config: Mapping[str, Any], name: str) -> Iterable[str]:
 def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     for key in config:
         if key not in KEYS:
-            yield f"there is no setting {key!r}; {suggestion(key, KEYS)}"
+            yield f"there is no setting {key!r}; {did_you_mean(key, KEYS)}"
     name, start = config["name"], config["init_from"]
     if not isinstance(name, str) or not name or "/" in name:
         yield f"name={name!r} must be a word; it names the run's folder"
-    yield from _negative("seed", config["seed"], whole=True)
+    yield from number_faults("seed", config["seed"], least=0, whole=True)
     if config["attention"] not in BACKENDS:
-        yield f"attention={config['attention']!r} is not known; {suggestion(config['attention'], BACKENDS)}"
+        yield f"attention={config['attention']!r} is not known; {did_you_mean(config['attention'], BACKENDS)}"
     if not isinstance(config["plan"], bool):
         yield f"plan={config['plan']!r} must be true (print what the run needs) or false (run)"
     if not isinstance(config.get("doctor", False), bool):  # runs from before it have none
         yield f"doctor={config['doctor']!r} must be true (check each stage on a few samples) or false (run)"
     if config.get("max_steps") is not None:
-        yield from _not_positive("max_steps", config["max_steps"], whole=True)
-    yield from _not_positive("device_memory", config["device_memory"])
-    yield from _negative("data.num_workers", config["data"].get("num_workers", 0), whole=True)
+        yield from number_faults("max_steps", config["max_steps"], above=0, whole=True)
+    yield from number_faults("device_memory", config["device_memory"], above=0)
+    yield from number_faults("data.num_workers", config["data"].get("num_workers", 0), least=0, whole=True)
     if not isinstance(config["data"].get("validate", False), bool):
         yield f"data.validate={config['data']['validate']!r} must be true (check the data) or false (train)"
     bad = config["data"].get("max_bad_fraction", 0.0)
-    if isinstance(bad, bool) or not isinstance(bad, int | float) or not 0 <= bad <= 1:
-        yield f"data.max_bad_fraction={bad!r} must be a share from 0 to 1"
+    yield from number_faults("data.max_bad_fraction", bad, least=0, most=1)
     yield from _packing_faults(config["data"])
     yield from _stream_faults(config, {}, look=not config["plan"])
     yield from _schedule_faults(config["optimizer"], config["scheduler"])
@@ -147,7 +146,7 @@ def _packing_faults(data: Mapping[str, Any]) -> Iterable[str]:
         yield f"data.packing={packing!r} is not known; valid choices: null, true (the same as packed), packed, bucketed"
     for name in ("tokens", "tiles", "window"):
         if data.get(f"packing_{name}") is not None:
-            yield from _not_positive(f"data.packing_{name}", data[f"packing_{name}"], whole=True)
+            yield from number_faults(f"data.packing_{name}", data[f"packing_{name}"], above=0, whole=True)
 
 
 def _stream_faults(config: Mapping[str, Any], stage: Mapping[str, Any], look: bool) -> Iterable[str]:
@@ -171,34 +170,34 @@ def _may_be_hub_id(text: str) -> bool:
 def _adapter_faults(settings: Mapping[str, Any]) -> Iterable[str]:
     for part, own in (settings.get("peft") or {}).items():
         if part not in PARTS:
-            yield f"peft: there is no part {part!r}; {suggestion(part, PARTS)}"
+            yield f"peft: there is no part {part!r}; {did_you_mean(part, PARTS)}"
         elif own and (lacking := [key for key in ADAPTER_KEYS if own.get(key) is None]):
             yield f"peft.{part} lacks {', '.join(lacking)}; take them from a file: peft/part@peft.{part}=lora"
         elif own:
             for key in own:
                 if key not in ADAPTER_KEYS:
-                    yield f"peft.{part}: there is no setting {key!r}; {suggestion(key, ADAPTER_KEYS)}"
+                    yield f"peft.{part}: there is no setting {key!r}; {did_you_mean(key, ADAPTER_KEYS)}"
             if own["method"] not in METHODS["peft"]:
-                yield f"peft.{part}.method={own['method']!r} is not known; {suggestion(own['method'], METHODS['peft'])}"
-            yield from _not_positive(f"peft.{part}.rank", own["rank"], whole=True)
-            yield from _not_positive(f"peft.{part}.alpha", own["alpha"])
-            yield from _negative(f"peft.{part}.dropout", own["dropout"])
+                yield f"peft.{part}.method={own['method']!r} is not known; {did_you_mean(own['method'], METHODS['peft'])}"
+            yield from number_faults(f"peft.{part}.rank", own["rank"], above=0, whole=True)
+            yield from number_faults(f"peft.{part}.alpha", own["alpha"], above=0)
+            yield from number_faults(f"peft.{part}.dropout", own["dropout"], least=0)
     for part, method in (settings.get("quantization") or {}).items():
         if part not in PARTS:
-            yield f"quantization: there is no part {part!r}; {suggestion(part, PARTS)}"
+            yield f"quantization: there is no part {part!r}; {did_you_mean(part, PARTS)}"
         elif method and method not in METHODS["quantization"]:
-            yield f"quantization.{part}={method!r} is not known; {suggestion(method, METHODS['quantization'])}, null"
+            yield f"quantization.{part}={method!r} is not known; {did_you_mean(method, METHODS['quantization'])}, null"
 
 
 def _pipeline_faults(config: Mapping[str, Any]) -> Iterable[str]:
     pipeline, stages = config["pipeline"], config["stages"]
     if not isinstance(pipeline, list) or not pipeline:
         example = f"pipeline=[{next(iter(stages), '')}]"
-        yield f"pipeline={pipeline!r} must be a list of stages, as in {example}; {suggestion(pipeline, stages)}"
+        yield f"pipeline={pipeline!r} must be a list of stages, as in {example}; {did_you_mean(pipeline, stages)}"
         return
     for name in pipeline:
         if name not in stages:
-            yield f"pipeline: there is no stage {name!r}; {suggestion(name, stages)}"
+            yield f"pipeline: there is no stage {name!r}; {did_you_mean(name, stages)}"
     if all(stages.get(name, {}).get("parts") != INHERITED for name in pipeline):
         for setting, value in _heirlooms(config["data"]).items():
             if value == INHERITED:
@@ -221,9 +220,9 @@ def _heirlooms(data: Mapping[str, Any]) -> dict[str, Any]:
 def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterable[str]:
     for key in stage:
         if key not in STAGE_KEYS:
-            yield f"{key!r} is no setting of a stage; {suggestion(key, STAGE_KEYS)}"
+            yield f"{key!r} is no setting of a stage; {did_you_mean(key, STAGE_KEYS)}"
     for key in ("max_steps", "batch_size"):
-        yield from _not_positive(key, stage.get(key), whole=True)
+        yield from number_faults(key, stage.get(key), above=0, whole=True)
     if not stage.get("module", {}).get("train"):
         yield "module.train is empty: the stage would train nothing; name parts, e.g. [encoder, middleware]"
     if stage["parts"] == INHERITED:
@@ -234,7 +233,7 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
         parts = stage["parts"]
     for part in parts:
         if part not in PARTS:
-            yield f"parts: {part!r} is no part; {suggestion(part, PARTS)}"
+            yield f"parts: {part!r} is no part; {did_you_mean(part, PARTS)}"
     if missing := [part for part in ("encoder", "middleware") if part not in parts]:
         yield f"parts={stage['parts']} lacks {' and '.join(missing)}; only the decoder may be left out"
     yield from _adapter_faults({kind: merged(config.get(kind), stage.get(kind)) for kind in METHODS})
@@ -250,20 +249,8 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
 
 
 def _schedule_faults(optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterable[str]:
-    yield from _not_positive("optimizer.lr", optimizer.get("lr"))
+    yield from number_faults("optimizer.lr", optimizer.get("lr"), above=0)
     for pattern, rate in (optimizer.get("part_lr") or {}).items():
-        yield from _not_positive(f"optimizer.part_lr.{pattern}", rate)
-    yield from _negative("optimizer.weight_decay", optimizer.get("weight_decay", 0.0))
-    yield from _negative("scheduler.warmup_steps", scheduler.get("warmup_steps", 0), whole=True)
-
-
-def _negative(name: str, value: Any, whole: bool = False) -> Iterable[str]:
-    kind = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kind) or value < 0:
-        yield f"{name}={value!r} must be a {'whole ' if whole else ''}number from 0 on"
-
-
-def _not_positive(name: str, value: Any, whole: bool = False) -> Iterable[str]:
-    kind = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
-        yield f"{name}={value!r} must be a {'whole ' if whole else ''}number above 0"
+        yield from number_faults(f"optimizer.part_lr.{pattern}", rate, above=0)
+    yield from number_faults("optimizer.weight_decay", optimizer.get("weight_decay", 0.0), least=0)
+    yield from number_faults("scheduler.warmup_steps", scheduler.get("warmup_steps", 0), least=0, whole=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.choices import is_step
-from lightning_internvl.messages import suggestion
+from lightning_internvl.messages import did_you_mean, number_faults
 
 Setting = Mapping[str, Any]
 STEP, ENGINES, MODES = "filter", ("local", "ray"), ("c", "g")
@@ -40,16 +40,15 @@ def step_faults(config: Setting, name: str) -> Iterator[str]:
     stage = config["stages"][name]
     for key in stage:
         if key not in KEYS:
-            yield f"{key!r} is no setting of a filter; {suggestion(key, KEYS)}"
+            yield f"{key!r} is no setting of a filter; {did_you_mean(key, KEYS)}"
     if stage["step"] != STEP:
         yield f"step={stage['step']!r} is not known; valid choices: {STEP}"
         return
     for key, choices in (("engine", ENGINES), ("mode", MODES)):
         if stage.get(key) not in choices:
-            yield f"{key}={stage.get(key)!r} is not known; {suggestion(stage.get(key), choices)}"
+            yield f"{key}={stage.get(key)!r} is not known; {did_you_mean(stage.get(key), choices)}"
     for key, least in (("batch_size", 1), ("num_workers", 0)):
-        if not _number(stage.get(key), whole=True) or stage[key] < least:
-            yield f"{key}={stage.get(key)!r} must be a whole number from {least} on"
+        yield from number_faults(key, stage.get(key), least=least, whole=True)
     yield from _rule_faults(stage.get("rules"))
     if stage.get("scores_from") and not Path(stage["scores_from"], "scores").is_dir():
         yield f"scores_from={stage['scores_from']} holds no scores; give the folder of a filter, RUN/filter"
@@ -70,7 +69,7 @@ def _rule_faults(rules: Any) -> Iterator[str]:
         return
     for rule, setting in rules.items():
         if rule not in FIELDS:
-            yield f"rules: there is no rule {rule!r}; {suggestion(rule, FIELDS)}"
+            yield f"rules: there is no rule {rule!r}; {did_you_mean(rule, FIELDS)}"
         elif setting is None:
             continue
         elif not isinstance(setting, Mapping):
@@ -78,7 +77,7 @@ def _rule_faults(rules: Any) -> Iterator[str]:
         else:
             for field in setting:
                 if field not in FIELDS[rule]:
-                    yield f"rules.{rule}: there is no setting {field!r}; {suggestion(field, FIELDS[rule])}"
+                    yield f"rules.{rule}: there is no setting {field!r}; {did_you_mean(field, FIELDS[rule])}"
             yield from _limit_faults(rule, setting)
 
 
@@ -95,10 +94,12 @@ def _limit_faults(rule: str, setting: Setting) -> Iterator[str]:
         yield f"{place}.keep_share={share!r} must be above 0 and at most 1, the share of most similar pairs to keep, or null"
     if rule in LANGUAGES:
         yield from _language_faults(rule, setting)
-    if rule == "same_picture" and not (_number(found := setting.get("distance"), whole=True) and 0 <= found <= MOST_DISTANCE):
-        yield f"{place}.distance={found!r} must be a whole number from 0 (equal) to {MOST_DISTANCE}: bits of 64 that may differ"
-    if rule == "same_caption" and not (_number(found := setting.get("copies"), whole=True) and found >= 1):
-        yield f"{place}.copies={found!r} must be a whole number from 1 on: how often a caption may occur"
+    if rule == "same_picture":
+        bounds = {"least": 0, "most": MOST_DISTANCE, "note": ": bits of 64 that may differ; 0 is equal"}
+        yield from number_faults(f"{place}.distance", setting.get("distance"), whole=True, **bounds)
+    if rule == "same_caption":
+        bounds = {"least": 1, "note": ": how often a caption may occur"}
+        yield from number_faults(f"{place}.copies", setting.get("copies"), whole=True, **bounds)
 
 
 def _language_faults(rule: str, setting: Setting) -> Iterator[str]:
@@ -106,7 +107,7 @@ def _language_faults(rule: str, setting: Setting) -> Iterator[str]:
     if not isinstance(allowed, list) or not allowed:
         yield f"rules.{rule}.allowed={allowed!r} must be a list, as in {'[latin, han]' if rule == 'scripts' else '[en, zh]'}"
     elif rule == "scripts" and (unknown := [one for one in allowed if one not in SCRIPTS]):
-        yield f"rules.scripts.allowed: there is no script {unknown[0]!r}; {suggestion(unknown[0], SCRIPTS)}"
+        yield f"rules.scripts.allowed: there is no script {unknown[0]!r}; {did_you_mean(unknown[0], SCRIPTS)}"
     if low is None or not 0 <= low <= 1:
         yield f"rules.{rule}.min={low!r} must be a share from 0 to 1"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.config.trust import folder_faults
-from lightning_internvl.messages import suggestion
+from lightning_internvl.messages import did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 READING = ("template", "system", "tokenizer", "pictures")  # how a folder is read that does not say it
@@ -34,10 +34,4 @@ def source_faults(settings: Mapping[str, Any], nothing: str) -> Iterable[str]:
 def dtype_faults(dtype: Any) -> Iterable[str]:
     """Faults of `dtype`."""
     if dtype not in DTYPES:
-        yield f"dtype={dtype!r} is not known; {suggestion(dtype, DTYPES)}"
-
-
-def whole_faults(name: str, value: Any, least: int) -> Iterable[str]:
-    """Faults of a setting that is a whole number."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        yield f"{name}={value!r} must be a whole number from {least} on"
+        yield f"dtype={dtype!r} is not known; {did_you_mean(dtype, DTYPES)}"

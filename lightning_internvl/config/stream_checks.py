@@ -13,7 +13,7 @@ from lightning_internvl.data.shards.names import protocol_of
 from lightning_internvl.data.shards.sources import LOOKED_FOR, ONLY, knots_of, open_shards, sources_of
 from lightning_internvl.data.shards.tables import ParquetShards
 from lightning_internvl.data.shards.tar import ShardError, Shards, TarShards
-from lightning_internvl.messages import some
+from lightning_internvl.messages import first_of, number_faults
 
 
 def stream_faults(data: Mapping[str, Any], processes: int | None, look: bool) -> Iterator[str]:
@@ -23,10 +23,9 @@ def stream_faults(data: Mapping[str, Any], processes: int | None, look: bool) ->
         processes: of the run; None where that is not known yet.
         look: whether to look for the shards: for each file, and in each source for a sample.
     """
-    numbers = {name: data.get(name) for name in ("lanes", "turns", "shuffle", "run")}
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            yield f"data.{name}={number!r} must be a whole number above 0"
+    for name in ("lanes", "turns", "shuffle", "run"):
+        if faults := list(number_faults(f"data.{name}", data.get(name), above=0, whole=True)):
+            yield from faults
             return
     lanes, turns, workers = data["lanes"], data["turns"], data["num_workers"]
     if workers and turns % workers:
@@ -67,7 +66,7 @@ def _source_faults(data: Mapping[str, Any]) -> Iterator[str]:
 def _look(shards: Shards) -> None:
     """Raises ValueError for files that are not there, and where the first shards have no sample."""
     if missing := list(_missing(shards)):
-        raise ValueError(f"{len(missing)} of {len(shards)} shards do not exist: {some(missing)}")
+        raise ValueError(f"{len(missing)} of {len(shards)} shards do not exist: {first_of(missing)}")
     fault: ValueError | None = None
     for shard in range(min(TRIES, len(shards))):
         try:

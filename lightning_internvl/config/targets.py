@@ -13,6 +13,47 @@ from lightning_internvl.messages import ConfigError
 
 OURS = ("lightning_internvl.", "callbacks.")
 
+# Where classes and functions that configurations of older runs name are today: modules, or single names in them.
+_MOVED = {
+    f"lightning_internvl.{old}": f"lightning_internvl.{new}"
+    for old, new in {
+        "data.any_resolution": "data.processors.any_resolution",
+        "data.file_datasets": "data.files.datasets",
+        "data.held_out": "data.scenes.held_out",
+        "data.interleaved": "data.scenes.interleaved",
+        "data.labelled": "data.files.labelled_folder",
+        "data.labelled.SceneLabels": "data.scenes.labels.SceneLabels",
+        "data.mixture": "data.order.mixture",
+        "data.pad_square": "data.processors.padded",
+        "data.padded": "data.processors.padded",
+        "data.processors": "data.processors.basic",
+        "data.scene_datasets": "data.scenes.datasets",
+        "data.scene_language": "data.scenes.grounding",
+        "data.streamed": "data.shards.datasets",
+        "data.table_shards": "data.shards.tables",
+        "optim": "training.optim",
+        "strategies": "distributed.fsdp2",
+    }.items()
+}
+
+
+def current(target: str) -> str:
+    """The path of today for what a configuration of an older run names."""
+    module, _, name = target.rpartition(".")
+    return _MOVED.get(target) or f"{_MOVED.get(module, module)}.{name}"
+
+
+def with_current_targets(config: Any) -> Any:
+    """A configuration in which every `_target_`, at any depth, has its path of today."""
+    if isinstance(config, list | tuple):
+        return [with_current_targets(value) for value in config]
+    if not isinstance(config, Mapping):
+        return config
+    return {
+        key: current(value) if key == "_target_" and isinstance(value, str) else with_current_targets(value)
+        for key, value in config.items()
+    }
+
 
 def locate(target: str) -> Any:
     """The class or function behind a dotted path.

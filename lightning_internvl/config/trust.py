@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from lightning_internvl.config.targets import OURS, locate
+from lightning_internvl.config.targets import OURS, locate, with_current_targets
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.messages import ConfigError
 
@@ -89,7 +89,7 @@ def check_folder(place: Path) -> None:
     for file in (place, *place.resolve().parents[1:2]) if inside else (place,):
         config = _read(file / RUN_CONFIG, yaml.safe_load)
         if isinstance(config, Mapping):
-            check_run(config, file)
+            check_run(with_current_targets(config), file)
     for file in [place / MANIFEST] if inside else sorted(place.glob(f"handoff/*/{MANIFEST}")):
         manifest = _read(file, json.loads)
         if isinstance(manifest, Mapping) and isinstance(manifest.get("config"), Mapping):

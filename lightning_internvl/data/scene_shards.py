@@ -23,7 +23,7 @@ from PIL import Image
 from lightning_internvl.data.scenes import language as say
 from lightning_internvl.data.scenes.datasets import ScenePairs
 from lightning_internvl.data.shards.tar import Record, TarWriter
-from lightning_internvl.messages import suggestion
+from lightning_internvl.messages import check_number, did_you_mean
 
 FAULTS = {
     "mismatched": 0.4,  # the caption of another scene
@@ -58,7 +58,7 @@ class SpoiltScenes:
         if not 0 <= spoilt <= 1:
             raise ValueError(f"spoilt={spoilt} must be a share from 0 to 1")
         if unknown := [name for name in faults if name not in FAULTS]:
-            raise ValueError(f"there is no fault {unknown[0]!r}; {suggestion(unknown[0], FAULTS)}")
+            raise ValueError(f"there is no fault {unknown[0]!r}; {did_you_mean(unknown[0], FAULTS)}")
         if format not in ("jpg", "png"):
             raise ValueError(f"format={format!r} is not known; valid choices: jpg, png")
         self.pairs = ScenePairs(seed, "train", image_size)
@@ -119,8 +119,7 @@ def write_scene_shards(
         ValueError: for settings that make no sense.
     """
     for name, value in {"pairs": pairs, "per_shard": per_shard}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number above 0")
+        check_number(name, value, above=0, whole=True)
     scenes = SpoiltScenes(seed, image_size, spoilt, faults, format)
     files = []
     for shard, start in enumerate(range(0, pairs, per_shard)):
@@ -146,7 +145,7 @@ def main(arguments: Sequence[str]) -> None:
     names = list(inspect.signature(write_scene_shards).parameters)
     given = dict(one.partition("=")[::2] for one in arguments)
     if unknown := [name for name in given if name not in names]:
-        raise ValueError(f"there is no setting {unknown[0]!r}; {suggestion(unknown[0], names)}")
+        raise ValueError(f"there is no setting {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
     if missing := [name for name in ("to", "pairs") if name not in given]:
         raise ValueError(f"give {' and '.join(f'{name}=VALUE' for name in missing)}")
     settings = {name: value if name in ("to", "format") else yaml.safe_load(value) for name, value in given.items()}

@@ -32,6 +32,7 @@ from lightning_internvl.distributed.collectives import see
 from lightning_internvl.distributed.tensor_parallel import clip_by_norm, styles_of
 from lightning_internvl.distributed.weight_broadcast import Spread
 from lightning_internvl.layers.quantization import is_quantized
+from lightning_internvl.messages import check_number
 
 META = "meta.pt"  # in the folder of a checkpoint: all that is no tensor
 Kind = tuple[int, int | None] | None  # from when until when a weight trains; None: never
@@ -55,8 +56,8 @@ class FSDP2(ModelParallelStrategy):
     def __init__(
         self, *, data_parallel_size: int | str = "auto", tensor_parallel_size: int = 1, reshard_after_forward: bool = True
     ) -> None:
-        if isinstance(tensor_parallel_size, bool) or not isinstance(tensor_parallel_size, int) or tensor_parallel_size < 1:
-            raise ValueError(f"strategy.{tensor_parallel_size=} must be a whole number from 1 on, 1 divides no layers")
+        bounds = {"least": 1, "note": ", 1 divides no layers"}
+        check_number("strategy.tensor_parallel_size", tensor_parallel_size, whole=True, **bounds)
         super().__init__(data_parallel_size=data_parallel_size, tensor_parallel_size=tensor_parallel_size)
         self.reshard_after_forward, self.layer_shares = reshard_after_forward, tensor_parallel_size
 

@@ -15,9 +15,10 @@ from lightning_internvl.choices import BACKENDS
 from lightning_internvl.data.collate.packed import PackedChats
 from lightning_internvl.decoders.hf_attention import use_ours
 from lightning_internvl.decoders.plora import mark
-from lightning_internvl.doctor.rig import GRADIENT, LOSS, Gradients, Result, Rig, same_bits, some, widen
+from lightning_internvl.doctor.rig import GRADIENT, LOSS, Gradients, Result, Rig, same_bits, widen
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.attention import backend_kept, choose_backend
+from lightning_internvl.messages import first_of
 from lightning_internvl.model.compatibility import check_packable
 from lightning_internvl.objectives import Classification, NextToken
 
@@ -76,7 +77,7 @@ def resumed(rig: Rig) -> Iterator[Result]:
         again = rig.tensors()
     exact = rig.device.type == "cpu"  # on a GPU sums of one step may already differ in their order
     differ = [n for n, x in through.items() if not (same_bits(x, again[n]) if exact else _near(again[n], x))]
-    found = f"{len(differ)} of {len(through)} tensors differ: {some(differ)}"
+    found = f"{len(differ)} of {len(through)} tensors differ: {first_of(differ)}"
     size = f"{len(saved) / 2**20:.1f} MiB saved"
     yield Result(
         name, not differ, found if differ else f"{len(through)} tensors, {'the same bits' if exact else 'alike'}; {size}"
@@ -131,7 +132,7 @@ def merged(rig: Rig) -> Iterator[Result]:
     wrong = [f"{n} ({x:.1e})" for n, x in worst.items() if not x <= limit]
     change = abs(after - loss) / max(abs(loss), 1e-12)
     detail = f"{len(layers)} layers by up to {max(worst.values()):.1e}, the loss by {change:.1e}"
-    yield Result(name, not wrong and change <= limit, f"differ: {some(wrong)}; the loss by {change:.1e}" if wrong else detail)
+    yield Result(name, not wrong and change <= limit, f"differ: {first_of(wrong)}; the loss by {change:.1e}" if wrong else detail)
 
 
 def _compared(name: str, one: Gradients, two: Gradients, what: str, low: bool = False) -> Result:

@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from lightning_internvl.choices import Config
 from lightning_internvl.data.collate.base import Prepared
 from lightning_internvl.data.gradient_accumulation import Windows
-from lightning_internvl.messages import some as told
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.assembly import Assembly
 
@@ -190,11 +189,6 @@ def redraw(model: torch.nn.Module) -> None:
 def labels_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """The labels of a batch by name: -100 where nothing is to be learnt."""
     return {name: x for name, x in batch.items() if name == "labels" or name.endswith("_labels")}
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of many names."""
-    return told(names, 3)
 
 
 def same_bits(one: Tensor, two: Tensor) -> bool:

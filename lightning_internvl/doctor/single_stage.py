@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.doctor.rig import Result, Rig, labels_of, same_bits, some
+from lightning_internvl.doctor.rig import Result, Rig, labels_of, same_bits
+from lightning_internvl.messages import first_of
 from lightning_internvl.model.videos import joined
 from lightning_internvl.model.vlm import shifts_labels
 
@@ -33,7 +34,7 @@ def one_group(rig: Rig) -> Iterator[Result]:
     frozen = [n for n, p in named if not rig.stage.plan.ever_trains(n) and times[id(p)]]
     unknown = len(times.keys() - {id(p) for _, p in named})
     faults = [
-        f"{what}: {some(names)}" for what, names in (("in none", missing), ("in several", twice), ("frozen", frozen)) if names
+        f"{what}: {first_of(names)}" for what, names in (("in none", missing), ("in several", twice), ("frozen", frozen)) if names
     ]
     faults += [f"{unknown} that are not of the model"] if unknown else []
     yield Result(name, not faults, "; ".join(faults) or f"{len(trained)} tensors in {len(groups)} groups")
@@ -62,21 +63,23 @@ def _after_steps(rig: Rig, before: dict[str, Tensor], when: str) -> Iterator[Res
         # Of the first step that has any: weights that became NaN by it would name all others.
         wrong = wrong or {name for name, gradient in gradients.items() if not gradient.isfinite().all()}
         optimizer.step()
-    told = [f"no gradient (leave out of module.train what this stage does not use): {some(sorted(lacking))}"] if lacking else []
-    told += [f"NaN or infinite: {some(sorted(wrong))}"] if wrong else []
+    told = (
+        [f"no gradient (leave out of module.train what this stage does not use): {first_of(sorted(lacking))}"] if lacking else []
+    )
+    told += [f"NaN or infinite: {first_of(sorted(wrong))}"] if wrong else []
     yield Result(f"finite gradients{when}", not told, "; ".join(told) or f"{len(trained)} tensors, {STEPS} steps")
     after = rig.tensors()
     still = [name for name in trained if same_bits(before[name], after[name])]
     idle = _without_effect(rig, [name for name in still if name not in lacking])
     stuck, moved = [name for name in still if name not in idle], len(trained) - len(still)
-    note = f"; {len(idle)} reach no loss, whatever they hold: {some(idle)}" if idle else ""
-    detail = f"unchanged: {some(stuck)}" if stuck else f"{moved} tensors changed in {STEPS} steps{note}"
+    note = f"; {len(idle)} reach no loss, whatever they hold: {first_of(idle)}" if idle else ""
+    detail = f"unchanged: {first_of(stuck)}" if stuck else f"{moved} tensors changed in {STEPS} steps{note}"
     yield Result(f"trained weights change{when}", not stuck and moved > 0, detail)
     parts = {name.partition(".")[0] for name in trained}
     parameters = {name for name, _ in model.named_parameters()}
     fixed = [n for n in before if n not in trained and (n in parameters or n.partition(".")[0] not in parts)]  # buffers count
     moved = [name for name in fixed if not same_bits(before[name], after[name])]
-    detail = f"changed: {some(moved)}" if moved else f"{len(fixed)} tensors, the same bits after {STEPS} steps"
+    detail = f"changed: {first_of(moved)}" if moved else f"{len(fixed)} tensors, the same bits after {STEPS} steps"
     yield Result(f"frozen weights stay{when}", not moved if fixed else None, detail if fixed else "nothing is frozen")
 
 
@@ -107,7 +110,7 @@ def saved_activations(rig: Rig) -> Iterator[Result]:
     saved = _saved_inside(rig, {**linear, **towers})
     found = [f"{name} ({count} tensors)" for name, count in saved.items()]
     checked = f"{len(linear)} linear layers" + "".join(f", {name}" for name in towers)
-    yield Result("frozen parts save nothing", not found, f"activations of {some(found)}" if found else checked)
+    yield Result("frozen parts save nothing", not found, f"activations of {first_of(found)}" if found else checked)
 
 
 def _saved_inside(rig: Rig, modules: dict[str, nn.Module]) -> dict[str, int]:
@@ -152,7 +155,7 @@ def labels(rig: Rig) -> Iterator[Result]:
         yield Result(name, None, "this stage learns from pairs, without labels")
         return
     detail = f"{min(shares):.0%} to {max(shares):.0%} of a sample, {len(rig.samples)} samples"
-    yield Result(name, not masked, f"nothing to learn in {some(masked)}" if masked else detail)
+    yield Result(name, not masked, f"nothing to learn in {first_of(masked)}" if masked else detail)
 
 
 @torch.no_grad()
@@ -173,4 +176,4 @@ def placeholders(rig: Rig) -> Iterator[Result]:
         tokens = len(visual) if model.attends or not len(pixels) else len(visual.flatten(0, -2))
         total += places
         faults += [f"{one['key']}: {places} placeholders, {tokens} visual tokens"] if places != tokens else []
-    yield Result(name, not faults, some(faults) or f"{total} of each in {len(rig.samples)} samples")
+    yield Result(name, not faults, first_of(faults) or f"{total} of each in {len(rig.samples)} samples")

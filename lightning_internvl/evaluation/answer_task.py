@@ -17,7 +17,7 @@ from lightning_internvl.data.files.images import read_image
 from lightning_internvl.evaluation.tasks import Metrics
 from lightning_internvl.inference.journal import with_picture
 from lightning_internvl.inference.predictor import Bench
-from lightning_internvl.messages import some
+from lightning_internvl.messages import first_of
 from lightning_internvl.report.metrics_table import ASKED, SCORED, TOTAL
 
 BUILT_IN = 250  # scenes of a task without a path
@@ -115,7 +115,7 @@ class Judged(ABC):
         answers = dict(self._answers(usable, len(asked), bench))
         scored = [case for case in usable if case.key in answers]
         if not scored:
-            raise ValueError(f"none of {len(asked)} samples can be scored: {some(bench.journal.missing.values(), 1)}")
+            raise ValueError(f"none of {len(asked)} samples can be scored: {first_of(bench.journal.missing.values(), 1)}")
         found = self.score(scored, [answers[case.key] for case in scored], bench)
         self._keep(scored, answers, bench)
         return {**found, SCORED: found.get(SCORED, len(scored)), ASKED: len(asked), TOTAL: len(cases)}

@@ -18,7 +18,7 @@ from lightning_internvl.evaluation.metrics.ptb_tokenizer import lacking, officia
 from lightning_internvl.evaluation.scene_cases import caption_cases
 from lightning_internvl.evaluation.tasks import Metrics
 from lightning_internvl.inference.predictor import Bench
-from lightning_internvl.messages import suggestion
+from lightning_internvl.messages import did_you_mean
 
 WRITERS, TOKENIZERS = ("decoder", "middleware"), ("own", "official")
 
@@ -51,9 +51,9 @@ class Captions(Judged):
     ) -> None:
         super().__init__(**options)
         if writer is not None and writer not in WRITERS:
-            raise ValueError(f"{writer=} is not known; {suggestion(writer, WRITERS)}, null")
+            raise ValueError(f"{writer=} is not known; {did_you_mean(writer, WRITERS)}, null")
         if tokenizer not in TOKENIZERS:
-            raise ValueError(f"{tokenizer=} is not known; {suggestion(tokenizer, TOKENIZERS)}")
+            raise ValueError(f"{tokenizer=} is not known; {did_you_mean(tokenizer, TOKENIZERS)}")
         self.split, self.writer, self.language, self.tokenizer = split, writer, language, tokenizer
         reason = lacking()
         if reason and (meteor or tokenizer == "official"):
@@ -83,7 +83,7 @@ class Captions(Judged):
         if writer == "middleware":
             prompts = bench.pairs.caption_prompts
             if self.language not in prompts:
-                raise ValueError(f"language={self.language!r} has no caption prompt; {suggestion(self.language, prompts)}")
+                raise ValueError(f"language={self.language!r} has no caption prompt; {did_you_mean(self.language, prompts)}")
             bench.journal.notes["prompt"] = prompts[self.language]
         return writer
 

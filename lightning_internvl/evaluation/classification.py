@@ -25,8 +25,8 @@ class ZeroShotClassification:
     Args:
         path: a folder with one folder a class; None: the built-in pictures of single things.
         names: a file with the names of the classes; None: those of the folders.
-        templates: what is said about a class, a set of `lightning_internvl.data.files.class_prompts` or a file; the built-in things have
-            sentences of their own.
+        templates: what is said about a class, a set of `lightning_internvl.data.files.class_prompts` or a
+            file; the built-in things have sentences of their own.
         language: of those sentences.
         mode: the image embedding, "c" or "g" where the model has both.
         samples: only that many pictures, spread over the classes (built-in things take turns, so the first ones are).

@@ -25,7 +25,7 @@ from lightning_internvl.evaluation.lmms import NAME
 from lightning_internvl.evaluation.models import subject_for, subjects_of
 from lightning_internvl.evaluation.settings import check_settings
 from lightning_internvl.inference.predictor import Bench
-from lightning_internvl.messages import ConfigError, suggestion
+from lightning_internvl.messages import ConfigError, did_you_mean
 from lightning_internvl.model.vlm import shifts_labels
 
 CHOICES = ("run", "model", "trust", *READING, "device", "dtype", "batch_size")
@@ -46,7 +46,7 @@ class LightningInternVL(lmms):
         super().__init__()
         choice = {name: value for name, value in choice.items() if name != "max_batch_size"}  # which lmms-eval adds
         if unknown := [name for name in choice if name not in CHOICES]:
-            raise ConfigError([f"--model_args {name}: {suggestion(name, CHOICES)}" for name in unknown])
+            raise ConfigError([f"--model_args {name}: {did_you_mean(name, CHOICES)}" for name in unknown])
         plain = yaml.safe_load((CONF / "evaluate.yaml").read_text(encoding="utf-8"))
         settings = plain | choice | {"batch_size": int(choice.get("batch_size") or 1)}
         named = choice.get("trust")

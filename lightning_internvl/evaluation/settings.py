@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.config.model_source import dtype_faults, source_faults, whole_faults
-from lightning_internvl.messages import ConfigError
+from lightning_internvl.config.model_source import dtype_faults, source_faults
+from lightning_internvl.messages import ConfigError, number_faults
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -42,7 +42,7 @@ def _task_faults(settings: Mapping[str, Any]) -> Iterable[str]:
             yield f"task.{name} has no version; a score says by which version of its task it was found"
         for setting in ("samples", "max_new_tokens", "beams"):
             if task.get(setting) is not None:
-                yield from whole_faults(f"task.{name}.{setting}", task[setting], 1)
+                yield from number_faults(f"task.{name}.{setting}", task[setting], least=1, whole=True)
         if "max_missing" in task:
             yield from _share(f"task.{name}.max_missing", task["max_missing"])
 
@@ -50,9 +50,9 @@ def _task_faults(settings: Mapping[str, Any]) -> Iterable[str]:
 def _number_faults(settings: Mapping[str, Any]) -> Iterable[str]:
     yield from dtype_faults(settings["dtype"])
     if settings["samples"] is not None:
-        yield from whole_faults("samples", settings["samples"], 1)
-    yield from whole_faults("batch_size", settings["batch_size"], 1)
-    yield from whole_faults("cases", settings["cases"], 0)
+        yield from number_faults("samples", settings["samples"], least=1, whole=True)
+    yield from number_faults("batch_size", settings["batch_size"], least=1, whole=True)
+    yield from number_faults("cases", settings["cases"], least=0, whole=True)
     yield from _share("max_missing", settings["max_missing"])
 
 

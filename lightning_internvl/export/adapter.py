@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.adapters import Adapter, Config, official
 from lightning_internvl.checkpoints.name_rules import Group, grouped
-from lightning_internvl.checkpoints.weight_files import write_folder, write_weights
+from lightning_internvl.checkpoints.weight_files import write_weights
 from lightning_internvl.choices import trained_stages
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.export import check
@@ -28,11 +28,12 @@ from lightning_internvl.export.plain import dequantize, make_plain
 from lightning_internvl.export.processors import write_processor
 from lightning_internvl.export.report import Options, Report
 from lightning_internvl.export.write import card, choose_layout, load_stock, run_config, trained_names
+from lightning_internvl.files import atomic_folder
 from lightning_internvl.hub import quiet
 from lightning_internvl.inference.load_run import Opened
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.state_dict import own_tensors
-from lightning_internvl.messages import listed
+from lightning_internvl.messages import first_of
 
 Library = Any
 
@@ -99,7 +100,8 @@ def export_adapter(opened: Opened, to: Path, options: Options) -> Report:
         (draft / "README.md").write_text(card_of(card(opened, options, report, prepared)), encoding="utf-8")
         reports.append(report)
 
-    write_folder(to, write)
+    with atomic_folder(to) as draft:
+        write(draft)
     return reports[0]
 
 
@@ -182,13 +184,15 @@ def split(layer: str, update: Update, group: Group) -> dict[str, Update]:
         ValueError: if the rule does more than rename a weight or cut it into blocks of rows.
     """
     if len(group.ours) > 1:
-        raise ValueError(f"the adapter of {layer} has no place of its own: {listed(group.official)} is made of several layers")
+        raise ValueError(
+            f"the adapter of {layer} has no place of its own: {first_of(group.official, 20)} is made of several layers"
+        )
     own = group.ours[0]
     rows = group.write({own: update.b})
     whole = group.write({own: update.b @ update.a})
     sizes = group.write({own: update.magnitude}) if update.magnitude is not None else dict.fromkeys(rows)
     if any(b.ndim != 2 or not torch.allclose(b @ update.a, whole[name], atol=1e-6) for name, b in rows.items()):
-        raise ValueError(f"the adapter of {layer} cannot be written as one of {listed(group.official)}")
+        raise ValueError(f"the adapter of {layer} cannot be written as one of {first_of(group.official, 20)}")
     return {name: Update(update.a, b, update.alpha, sizes[name]) for name, b in rows.items()}
 
 

@@ -24,7 +24,7 @@ from lightning_internvl.data.collate.encode import TooLong
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.inference.collators import View
 from lightning_internvl.layers.state_dict import own_tensors
-from lightning_internvl.messages import listed
+from lightning_internvl.messages import first_of
 from lightning_internvl.model.vlm import VLM, shifts_labels
 
 LIMIT = 1e-4  # of the largest value, for the same weights in float32
@@ -181,7 +181,7 @@ def cover(folder: Path, adapter: Adapter | None, config: Config, model: VLM) -> 
     there = weight_source.read(folder)[0] if adapter is None else _read_back(folder, adapter, config, wanted)
     lost = [name for name in wanted if name not in there]
     changed = [name for name, tensor in wanted.items() if name in there and not _same(tensor, there[name])]
-    problems = [f"{len(found)} {what}: {listed(found)}" for what, found in (("lost", lost), ("changed", changed)) if found]
+    problems = [f"{len(found)} {what}: {first_of(found, 20)}" for what, found in (("lost", lost), ("changed", changed)) if found]
     if problems:
         raise ValueError(f"the export failed its check: of {len(wanted)} tensors {'; '.join(problems)}")
     return len(wanted)
@@ -213,4 +213,4 @@ def loaded_whole(report: Mapping[str, Sequence[Any]], tied: bool) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = [str(name) for name in report.get(kind) or () if not (tied and "lm_head" in str(name))]
         if names:
-            raise ValueError(f"the export failed its check: transformers finds {kind.replace('_', ' ')}: {listed(names)}")
+            raise ValueError(f"the export failed its check: transformers finds {kind.replace('_', ' ')}: {first_of(names, 20)}")

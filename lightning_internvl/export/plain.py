@@ -9,7 +9,7 @@ from lightning_internvl.checkpoints.adapters import Config
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.quantization import Bf16Linear, Int8Head, dequantized, is_quantized, plain_linear
 from lightning_internvl.layers.state_dict import own_tensors
-from lightning_internvl.messages import listed
+from lightning_internvl.messages import first_of
 from lightning_internvl.model.vlm import VLM
 
 
@@ -24,7 +24,7 @@ def make_plain(model: VLM) -> None:
     dequantize(model)
     left = own_tensors(model)
     if gone := [name for name in before if name not in left and not peft.is_update(name)]:
-        raise ValueError(f"merging the adapters lost {len(gone)} tensors: {listed(gone)}")
+        raise ValueError(f"merging the adapters lost {len(gone)} tensors: {first_of(gone, 20)}")
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_internvl.config.model_source import dtype_faults
 from lightning_internvl.config.trust import folder_faults
-from lightning_internvl.messages import ConfigError
+from lightning_internvl.messages import ConfigError, number_faults
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ def checked(plain: Mapping[str, Any]) -> Settings:
         faults.append(f"run={plain['run']}: there is no such folder; give a run, or a hand-off folder of one")
     faults += folder_faults(plain["run"], plain.get("trust"))
     faults += dtype_faults(plain["dtype"])
-    if isinstance(size, bool) or not isinstance(size, int | float) or size <= 0:
-        faults.append(f"max_shard_gb={size!r} must be a number above 0")
+    faults += number_faults("max_shard_gb", size, above=0)
     if not isinstance(plain["adapter"], bool):
         faults.append(f"adapter={plain['adapter']!r} must be true (adapters alone) or false (the whole model)")
     if faults:

@@ -17,17 +17,17 @@ from transformers import AutoModelForImageTextToText
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.adapters import Adapter, Config, adapters, layout_of, official
-from lightning_internvl.checkpoints.weight_files import write_folder, write_weights
+from lightning_internvl.checkpoints.weight_files import write_weights
 from lightning_internvl.choices import PARTS, trained_stages
 from lightning_internvl.config.stage_settings import stage_settings
-from lightning_internvl.config.targets import locate
+from lightning_internvl.config.targets import locate, with_current_targets
 from lightning_internvl.export import check
 from lightning_internvl.export.card import Card, card_of
 from lightning_internvl.export.plain import make_plain, plain_config
 from lightning_internvl.export.processor_files import config_fields
 from lightning_internvl.export.processors import Prepared, write_processor
 from lightning_internvl.export.report import Options, Report
-from lightning_internvl.files import RUN_CONFIG, read_json
+from lightning_internvl.files import RUN_CONFIG, atomic_folder, read_json
 from lightning_internvl.hub import quiet
 from lightning_internvl.inference.load_run import Opened, run_of
 from lightning_internvl.layers.peft import is_update
@@ -79,7 +79,8 @@ def export(opened: Opened, to: Path, options: Options) -> Report:
         (draft / "README.md").write_text(card_of(card(opened, options, report, prepared)), encoding="utf-8")
         reports.append(report)
 
-    write_folder(to, write)
+    with atomic_folder(to) as draft:
+        write(draft)
     return reports[0]
 
 
@@ -156,7 +157,7 @@ def weight_of(name: str) -> str:
 
 def run_config(opened: Opened) -> dict[str, Any]:
     """The resolved configuration of the run."""
-    return yaml.safe_load((run_of(opened.folder) / RUN_CONFIG).read_text(encoding="utf-8"))
+    return with_current_targets(yaml.safe_load((run_of(opened.folder) / RUN_CONFIG).read_text(encoding="utf-8")))
 
 
 def write_model(draft: Path, opened: Opened, adapter: Adapter | None, config: Config, options: Options) -> None:

@@ -20,7 +20,7 @@ from lightning_internvl.choices import Config
 from lightning_internvl.config.filter_checks import ORDER, SIMILARITY, TOP_SHARE
 from lightning_internvl.console import console
 from lightning_internvl.distributed import collectives as distributed
-from lightning_internvl.files import read_json, write_json, write_text
+from lightning_internvl.files import DRAFT, read_json, write_json, write_text
 from lightning_internvl.filtering.decide import BAD, KEPT, Columns, decide
 from lightning_internvl.filtering.job import Job
 from lightning_internvl.filtering.scores import UNUSABLE
@@ -160,7 +160,7 @@ def _sum_up(job: Job, run_dir: Path, count: int, scored: int, scoring: float, se
     for source, lines in names.items():
         write_text(list_of(job.folder, source), "".join(lines))
     shutil.rmtree(job.columns, ignore_errors=True)
-    for left in job.folder.rglob(".*.draft"):  # of a process that was killed
+    for left in job.folder.rglob(f".*{DRAFT}"):  # of a process that was killed
         left.unlink()
     metrics = {"pairs": total["pairs"], "kept": total["kept"], "kept_share": total["kept"] / total["pairs"]}
     write_json(run_dir / "metrics.json", read_json(run_dir / "metrics.json", {}) | {job.name: metrics})

@@ -7,7 +7,6 @@ on disk (21 bytes a pair, twice) and reads them in pieces, so that memory does n
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lightning_internvl.config.filter_checks import LANGUAGES, ORDER, RANGES, SIMILARITY, TOP_SHARE
+from lightning_internvl.files import atomic_file
 from lightning_internvl.filtering.measures import Row
 from lightning_internvl.filtering.scores import DIGITS, UNUSABLE
 
@@ -89,10 +89,8 @@ def write_columns(folder: Path, shard: int, rows: Sequence[Row], rules: Rules) -
             round(row.get(SIMILARITY, 0.0) * STEPS),
             *(int(row.get(name, "0"), 16) for name in ("picture", "caption")),
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{shard:06d}.{os.getpid()}.npy"
-    np.save(draft, found)
-    draft.replace(columns_file(folder, shard))
+    with atomic_file(columns_file(folder, shard)) as draft, draft.open("wb") as stream:
+        np.save(stream, found)
 
 
 def _reason(row: Row, rules: Rules) -> int:

@@ -40,7 +40,7 @@ from lightning_internvl.inference.published_systems import (
     picture_fields,
     processor_name,
 )
-from lightning_internvl.messages import suggestion
+from lightning_internvl.messages import did_you_mean
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.compatibility import check_processor
 from lightning_internvl.model.vlm import VLM, shifts_labels
@@ -81,9 +81,9 @@ def open_model(
         ValueError: as `load_pretrained`; for a model that neither answers nor compares; for what is missing, with how to give it.
     """
     if pictures is not None and pictures not in PROCESSORS:
-        raise ValueError(f"pictures={pictures!r} is not known; {suggestion(pictures, PROCESSORS)}")
+        raise ValueError(f"pictures={pictures!r} is not known; {did_you_mean(pictures, PROCESSORS)}")
     if template is not None and template not in template_names():
-        raise ValueError(f"template={template!r} is not known; {suggestion(template, template_names())}")
+        raise ValueError(f"template={template!r} is not known; {did_you_mean(template, template_names())}")
     folder = local_folder(place)
     layout, config, native = layout_of(folder)
     if layout not in SYSTEMS:

@@ -11,7 +11,7 @@ from lightning_internvl.checkpoints import handoff, load_handoff
 from lightning_internvl.checkpoints.weight_source import handoff_of
 from lightning_internvl.choices import Config
 from lightning_internvl.config.stage_settings import stage_settings
-from lightning_internvl.config.targets import locate
+from lightning_internvl.config.targets import locate, with_current_targets
 from lightning_internvl.config.trust import Untrusted, check_run, is_trusted
 from lightning_internvl.data.files.labelled_folder import HeldOutFolder
 from lightning_internvl.data.processors.basic import Processor
@@ -49,7 +49,7 @@ def settings_of(folder: Path) -> Config:
         ValueError: as `run_of`; for what the run names and the user does not trust (see `lightning_internvl.config.trust`).
     """
     run = run_of(folder)
-    config = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
+    config = with_current_targets(yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8")))
     check_run(config, run)
     settings = stage_settings(config, read_json(folder / handoff.MANIFEST)["stage"])
     _check_roles(settings, run)

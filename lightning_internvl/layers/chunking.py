@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lightning_internvl.messages import check_number
+
 
 def chunks_of(rows: int, chunk: int | None) -> int:
     """Pieces of at most `chunk` rows; one where it is None."""
@@ -41,5 +43,5 @@ def check_chunk(name: str, chunk: int | None) -> None:
     Raises:
         ValueError: naming the setting and its value.
     """
-    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"{name}={chunk!r} must be a whole number above 0, or null for all rows at once")
+    if chunk is not None:
+        check_number(name, chunk, above=0, whole=True, note=", or null for all rows at once")

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from lightning_internvl.hub import load_weights, local_source
 from lightning_internvl.layers.basic import fill_with_mean
-from lightning_internvl.messages import some
+from lightning_internvl.messages import first_of
 from lightning_internvl.middleware.qllama_lm import QLlamaLM
 
 SETTING = "middleware.init_from_llm"
@@ -100,7 +100,7 @@ def start_from_llama(lm: QLlamaLM, pretrained: str) -> None:
     found = load_weights(AutoModelForCausalLM, pretrained, SETTING, dtype="auto")
     own, theirs = {n: t for n, t in lm.state_dict().items() if ".cross_attn." not in n}, found.state_dict()
     if left := [name for name in theirs if name not in own and name != "lm_head.weight"]:
-        raise ValueError(f"{SETTING}={pretrained} has tensors that QLLaMA has no place for: {some(left)}")
+        raise ValueError(f"{SETTING}={pretrained} has tensors that QLLaMA has no place for: {first_of(left)}")
     for name, here in own.items():
         there = theirs[name]
         if name.endswith(("k_proj.weight", "v_proj.weight")):

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lightning_internvl.console import console
+from lightning_internvl.files import atomic_file
 
 Entry = list[Tensor]
 ROOM = 0.9  # of the limit that a full disk store is brought down to
@@ -91,13 +92,10 @@ class DiskStore:
         if self.used == 0 or self.written > self.limit // SHARE:
             self._make_room()
         path = self._path(name)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
         try:
-            path.parent.mkdir(exist_ok=True)
-            draft.write_bytes(save({str(place): tensor for place, tensor in enumerate(entry)}))
-            draft.replace(path)
+            with atomic_file(path) as draft:
+                draft.write_bytes(save({str(place): tensor for place, tensor in enumerate(entry)}))
         except OSError as error:
-            draft.unlink(missing_ok=True)
             self.full = True
             console.print(f"feature cache: {self.folder} takes no more files ({error}); what is missing is computed each time")
             return

@@ -43,7 +43,8 @@ class Units:
     """Replaces the forward of all sharding units by a replay of the first equal one.
 
     Args:
-        recompute: parts whose blocks are computed again, full or selective (see `lightning_internvl.training.activation_checkpointing`).
+        recompute: parts whose blocks are computed again, full or selective (see
+            `lightning_internvl.training.activation_checkpointing`).
 
     Attributes:
         kernels: those in force.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from html import escape
 from importlib import resources
 from pathlib import Path
 
+from lightning_internvl.files import write_text
 from lightning_internvl.report import cases, curves, filters, gallery, sections, skipped, tables, timeline
 from lightning_internvl.report.pictures import Pictures
 from lightning_internvl.report.read import Run, read_run
@@ -43,9 +43,7 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     page = render(read_run(run_dir))
     target = run_dir / "report.html"
-    unfinished = run_dir / ".report.html.tmp"
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, target)
+    write_text(target, page)
     return target
 
 

@@ -114,8 +114,8 @@ class Stage(L.LightningModule):
         """What losses of this rank's batch, as the data gives it, are means over, by name: labelled tokens, judged pairs.
 
         With `accumulate_grad_batches` these losses are means over all items of a step's micro-batches on all ranks (see
-        `lightning_internvl.data.gradient_accumulation`). A loss that is not named counts equally in each micro-batch, as a contrast does, which
-        compares the pairs of one micro-batch: accumulation does not give it more to compare with, `cached_chunk` does.
+        `lightning_internvl.data.gradient_accumulation`). A loss that is not named counts equally in each
+        micro-batch, as a contrast does, which compares the pairs of one micro-batch: accumulation does not give it more to compare with, `cached_chunk` does.
         """
         return {}
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_internvl.config.checks import PARTS
 from lightning_internvl.console import console
-from lightning_internvl.messages import suggestion
+from lightning_internvl.messages import did_you_mean
 
 ROLES = {
     "patch_embedding": "of an encoder: the layer that makes a token of the pixels of a patch",
@@ -65,7 +65,7 @@ def names_of(pattern: str, roles: Roles, setting: str) -> tuple[str, ...]:
         raise ValueError(f"{setting}: {pattern!r}: there is no part {part!r} here; valid choices: {', '.join(roles)}")
     own = roles[part]
     if role not in {**ROLES, **own}:
-        raise ValueError(f"{setting}: {pattern!r}: there is no role {role!r}; {suggestion(role, {**ROLES, **own})}")
+        raise ValueError(f"{setting}: {pattern!r}: there is no role {role!r}; {did_you_mean(role, {**ROLES, **own})}")
     if role not in own:
         if role == WHOLE:
             return (part,)

@@ -37,8 +37,8 @@ def parameter_groups(
     Vectors (biases, norms, scales) and the names in `NO_DECAY` do not decay.
 
     Args:
-        part_lr: learning rates of their own, by name pattern or role (see `lightning_internvl.stages.roles`); the first match wins, all
-            others use `lr`.
+        part_lr: learning rates of their own, by name pattern or role (see
+            `lightning_internvl.stages.roles`); the first match wins, all others use `lr`.
         layer_decay: by part, the factor on the learning rate from each layer to the one below it (see `layer_scales`).
 
     Raises:

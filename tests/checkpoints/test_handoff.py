@@ -116,7 +116,7 @@ def test_a_failure_in_the_middle_leaves_no_folder(tmp_path: Path, monkeypatch: p
 def test_what_a_kill_left_behind_is_not_read_and_goes_away(folder: Path) -> None:
     run = folder.parent.parent
     (run / "config.yaml").write_text("pipeline: [contrastive, supervised]")
-    draft = folder.rename(folder.with_name(".supervised.1234abcd.partial"))
+    draft = folder.rename(folder.with_name(".supervised.1234abcd.draft"))
     with pytest.raises(ValueError, match="no stage of this run has finished"):
         read_origin(run)
     save(composed(), folder)

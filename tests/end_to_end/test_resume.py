@@ -58,7 +58,7 @@ def test_killed_in_every_stage_and_resumed_equals_never_killed(tmp_path: Path) -
         assert len(rows) >= len(all_rows) - 1, (stage, delays)  # a kill between a checkpoint and its log line loses the line
     assert (whole / "metrics.json").read_bytes() == (run / "metrics.json").read_bytes(), delays
     assert (run / "report.html").exists()
-    assert not list(run.rglob("*.partial"))
+    assert not list(run.rglob("*.draft"))
 
 
 @pytest.mark.parametrize("callback", ["Evaluation", "Report", "HandOff"])

@@ -53,7 +53,7 @@ def test_transformers_computes_the_same(exported: Exported, recipe: str) -> None
     assert len(report.logits) >= 2
     assert report.processor.startswith(f"{processor}: same ids for 3 prompts")
     assert report.tensors <= len(own_tensors(load_pretrained(folder)))
-    assert not list(folder.parent.glob(".*.partial"))
+    assert not list(folder.parent.glob(".*.draft"))
 
 
 @pytest.mark.parametrize("recipe", OWN)

@@ -67,8 +67,8 @@ class HeldOutFolder:
     Args:
         path, classes: as in `FolderLabels`.
         single: how many pictures are read, spread over all classes; None reads all.
-        prompts: what is said about a class for zero-shot naming, a set of `lightning_internvl.data.files.class_prompts`; the names of the
-            classes are those of the folders.
+        prompts: what is said about a class for zero-shot naming, a set of
+            `lightning_internvl.data.files.class_prompts`; the names of the classes are those of the folders.
         scenes, questions: sizes of other held-out data, which `debug=fast` sets whatever the data; a folder has none.
     """
 

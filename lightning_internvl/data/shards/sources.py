@@ -12,7 +12,7 @@ from typing import Any
 from lightning_internvl.data.files.records import PARQUET
 from lightning_internvl.data.shards.tables import ParquetShards
 from lightning_internvl.data.shards.tar import Shards, TarShards
-from lightning_internvl.messages import suggestion
+from lightning_internvl.messages import check_number, did_you_mean
 
 ONLY = "shards"  # the name of a source that has none
 SOURCE_KEYS = ("shards", "weight", "samples", "language")
@@ -34,7 +34,7 @@ def sources_of(shards: Any, sources: Mapping[str, Any] | None) -> dict[str, dict
     for name, source in (sources or {}).items():
         source = dict(source) if isinstance(source, Mapping) and "_target_" not in source else {"shards": source}
         if unknown := [key for key in source if key not in SOURCE_KEYS]:
-            raise ValueError(f"data.sources.{name}: there is no setting {unknown[0]!r}; {suggestion(unknown[0], SOURCE_KEYS)}")
+            raise ValueError(f"data.sources.{name}: there is no setting {unknown[0]!r}; {did_you_mean(unknown[0], SOURCE_KEYS)}")
         if source.get("shards") is None:
             raise ValueError(f"data.sources.{name} has no shards; give data.sources.{name}.shards=...")
         found[name] = source
@@ -75,12 +75,11 @@ def weights_of(given: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int],
         return {name: float(number) ** BY_SIZE[weights] for name, number in numbers.items()}
     found = {name: source.get("weight", 1) for name, source in given.items()} if weights is None else dict(weights)
     if unknown := [name for name in found if name not in given]:
-        raise ValueError(f"data.weights: there is no source {unknown[0]!r}; {suggestion(unknown[0], given)}")
+        raise ValueError(f"data.weights: there is no source {unknown[0]!r}; {did_you_mean(unknown[0], given)}")
     if lacking := [name for name in given if name not in found]:
         raise ValueError(f"data.weights has none for {', '.join(lacking)}; 0 leaves a source out")
     for name, weight in found.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
-            raise ValueError(f"the weight of source {name} is {weight!r}; it must be a number from 0 on")
+        check_number(f"data.weights: {name}", weight, least=0)
     if not any(found.values()):
         raise ValueError(f"all sources have weight 0 ({', '.join(found)}); give one of them more")
     return {name: float(weight) for name, weight in found.items()}

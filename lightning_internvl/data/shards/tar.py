@@ -10,7 +10,6 @@ import contextlib
 import gzip
 import io
 import json
-import os
 import re
 import tarfile
 import zlib
@@ -23,6 +22,7 @@ from typing import IO, Any
 from lightning_internvl.data.shards.names import ShardNames, Urls, protocol_of
 from lightning_internvl.data.shards.records import chats_of, pair_of
 from lightning_internvl.data.shards.tar_members import TarMembers
+from lightning_internvl.files import draft_of
 
 __all__ = ["Record", "ShardError", "Shards", "TarShards", "TarWriter", "chats_of", "pair_of"]
 
@@ -170,7 +170,7 @@ class TarWriter:
         if protocol_of(str(path)) is not None:
             raise ValueError(f"{path}: shards are written to paths only, not to URLs")
         self.path = Path(path)
-        self.draft = self.path.with_name(f".{self.path.name}.{os.getpid()}.draft")
+        self.draft = draft_of(self.path)
         self.written = 0
 
     def __enter__(self) -> TarWriter:
