@@ -113,9 +113,10 @@ class Stage(L.LightningModule):
     def counts(self, batch: Batch) -> dict[str, int]:
         """What losses of this rank's batch, as the data gives it, are means over, by name: labelled tokens, judged pairs.
 
-        With `accumulate_grad_batches` these losses are means over all items of a step's micro-batches on all ranks (see
-        `lightning_internvl.data.gradient_accumulation`). A loss that is not named counts equally in each
-        micro-batch, as a contrast does, which compares the pairs of one micro-batch: accumulation does not give it more to compare with, `cached_chunk` does.
+        With `accumulate_grad_batches` these losses are means over all items of a step's micro-batches on
+        all ranks (see `lightning_internvl.data.gradient_accumulation`). A loss that is not named counts
+        equally in each micro-batch, as a contrast does, which compares the pairs of one micro-batch:
+        accumulation does not give it more to compare with, `cached_chunk` does.
         """
         return {}
 
