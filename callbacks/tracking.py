@@ -16,7 +16,7 @@ from PIL import Image
 
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
-from lightning_internvl.files import read_json, write_json
+from lightning_internvl.files import from_aside, read_json, write_json
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.inference.predictor import Bench
 from lightning_internvl.messages import ConfigError, did_you_mean
@@ -109,6 +109,7 @@ class Tracking(L.Callback):
     def _keep(self, step: int, stage: Stage, metric: str, value: float, first: bool) -> None:
         """Replace the best weights, if these are better. Where weights are divided, all processes have the same value."""
         place, note = stage.run_dir / "best" / stage.name, stage.folder / "best.json"
+        from_aside(place)  # of a process that was killed while it replaced them
         before = read_json(note, {}) if place.exists() else {}
         known = before.get("value") if before.get("metric") == metric else None
         if math.isnan(value):

@@ -12,7 +12,7 @@ import torch
 
 from callbacks import Tracking, tracking
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
-from lightning_internvl.files import read_json
+from lightning_internvl.files import read_json, write_json
 from lightning_internvl.inference.predictor import Bench
 
 
@@ -105,6 +105,15 @@ def test_the_best_weights_are_kept(lowest: bool, kept: list[int], tmp_path: Path
     (tmp_path / "best" / "first").rmdir()  # the stop came while weights were written
     track(tmp_path, Task(0.55), range(8, 9), best="score", lowest=lowest)
     assert saved == [*kept, 8]
+
+
+def test_a_value_that_is_no_number_is_never_the_best(tmp_path: Path, saved: list[int]) -> None:
+    nan = float("nan")
+    track(tmp_path, Task(nan, 0.2, nan, 0.3), range(7), best="score")
+    assert saved == [2, 6]
+    write_json(tmp_path / "stages" / "first" / "best.json", {"metric": "score", "value": nan, "step": 6})  # of an older run
+    track(tmp_path, Task(0.1), range(8, 9), best="score")
+    assert saved == [2, 6, 8]
 
 
 def test_a_stage_that_is_not_named_keeps_nothing(tmp_path: Path, saved: list[int]) -> None:

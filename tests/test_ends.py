@@ -1,0 +1,28 @@
+"""What is left when a run or a stage ends: the list that an error points to, and no logger of the stage before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from lightning_internvl.cli import _remove_all_but_lists
+from lightning_internvl.pipeline import finish_loggers
+
+
+def test_the_lists_of_samples_that_an_error_names_stay(tmp_path: Path) -> None:
+    for name in ("stages/first/skipped.jsonl", "stages/second/skipped.1.jsonl", "stages/first/history.jsonl", "config.yaml"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    _remove_all_but_lists(tmp_path / "run")
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["run/stages/first/skipped.jsonl", "run/stages/second/skipped.1.jsonl"]
+    (tmp_path / "other" / "stages").mkdir(parents=True)
+    _remove_all_but_lists(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_loggers_that_live_in_the_process_are_finished() -> None:
+    done: list[str] = []
+    wandb = SimpleNamespace(experiment=SimpleNamespace(finish=lambda: done.append("wandb")))
+    finish_loggers([wandb, SimpleNamespace(experiment=Path("history.jsonl")), SimpleNamespace()])
+    assert done == ["wandb"]
