@@ -11,6 +11,7 @@ Letters: B rows, H heads, G heads of keys and values, T query positions, S key p
 from __future__ import annotations
 
 import importlib.util
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -246,4 +247,5 @@ def _lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
 def _runs(q_BHTK: Tensor, k_BGSK: Tensor, kind: str, dropout: float) -> bool:
     """Whether the backend has a kernel for a call."""
     shared = q_BHTK.shape[1] != k_BGSK.shape[1]
-    return trial.runs(_backend, q_BHTK.device, q_BHTK.dtype, q_BHTK.shape[-1], kind, shared, dropout > 0)
+    width = operator.index(q_BHTK.shape[-1])  # a constant also where `torch.compile` takes sizes for variables
+    return trial.runs(_backend, q_BHTK.device, q_BHTK.dtype, width, kind, shared, dropout > 0)

@@ -289,7 +289,7 @@ def test_a_decoder_without_packed_rows_is_refused() -> None:
 @pytest.mark.parametrize("backend", ["xformers", "flash", "flex", "sdpa"])
 def test_on_a_gpu_samples_read_as_alone_and_the_host_never_waits(name: str, backend: str) -> None:
     try:
-        choose_backend(backend)
+        choose_backend(backend, "cuda", torch.bfloat16)
     except ValueError as error:
         pytest.skip(str(error))
     decoder = make(name).to("cuda", torch.bfloat16)

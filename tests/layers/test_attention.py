@@ -78,42 +78,6 @@ def test_choice_and_reason() -> None:
     assert attention._backend == attention.asked() == "math"
 
 
-@pytest.mark.parametrize(
-    ("installed", "cuda", "expected"),
-    [
-        (["xformers", "flash_attn"], True, ("xformers", "a CUDA device and the xformers package were found")),
-        (["flash_attn"], True, ("flash", "a CUDA device and the flash_attn package were found")),
-        (["xformers", "flash_attn"], False, ("sdpa", "no CUDA device")),
-        ([], True, ("sdpa", "neither xformers nor flash-attn is installed")),
-    ],
-)
-def test_auto_takes_what_is_there(
-    monkeypatch: pytest.MonkeyPatch, installed: list[str], cuda: bool, expected: tuple[str, str]
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in installed else None)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-    assert choose_backend("auto") == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "installed", "reason"),
-    [
-        ("xformers", True, "it has no CPU kernel"),
-        ("xformers", False, "the package xformers is not installed"),
-        ("flash", True, "it has no CPU kernel"),
-        ("flash", False, "the package flash_attn is not installed"),
-        ("flex", True, "PyTorch's FlexAttention has no backward on a CPU"),
-    ],
-)
-def test_what_cannot_run_is_refused_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, name: str, installed: bool, reason: str
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match=f"attention={name} cannot run here: {reason}.*; use attention=auto, sdpa or math"):
-        choose_backend(name)
-
-
 def masked(mask: Mask, device: str = "cpu", dtype: torch.dtype = torch.float32, groups: int = 4) -> list[Tensor]:
     """Queries of four heads, and keys and values of `groups`."""
     rows, _, queries, keys = mask.shape
@@ -219,7 +183,7 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device w
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("auto", "math")])
 def test_gpu_backends_agree_on_every_mask(backend: str, kind: str, groups: int) -> None:
     try:
-        choose_backend(backend)
+        choose_backend(backend, "cuda", torch.bfloat16)
     except ValueError as error:
         pytest.skip(str(error))
     mask, _ = KINDS[kind]
@@ -244,7 +208,7 @@ def test_xformers_equals_math(options: dict[str, Tensor | bool]) -> None:
     tensors = [x.requires_grad_() for x in inputs("cuda", torch.bfloat16)]
     results = []
     for backend in ("math", "xformers"):
-        choose_backend(backend)
+        choose_backend(backend, "cuda", torch.bfloat16)
         out = attend(*tensors, **options)
         results.append([out, *torch.autograd.grad(out.float().square().sum(), tensors)])
     for ours, reference in zip(*results, strict=True):
