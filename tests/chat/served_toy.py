@@ -6,10 +6,10 @@ import sys
 
 from chat_toys import comparer, talker
 
-from lightning_internvl.applications.gallery import Retriever
 from lightning_internvl.chat.loading import Loaded
 from lightning_internvl.chat.session import Sampling, Session
 from lightning_internvl.chat.web import serve
+from lightning_internvl.inference.picture_search import Retriever
 
 if __name__ == "__main__":
     model, chats = talker(context=4096)

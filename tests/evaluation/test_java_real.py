@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_internvl.evaluation import ptb
-from lightning_internvl.evaluation.meteor import meteor
+from lightning_internvl.evaluation.metrics import ptb_tokenizer as ptb
+from lightning_internvl.evaluation.metrics.meteor import meteor
 
 pytestmark = pytest.mark.skipif(ptb.lacking() is not None, reason=str(ptb.lacking()))
 SAID = ["A man's hat (red) on a bed.", "Two dogs, black-and-white, don't run!", "the u.s. flag at 10:30", "", 'a "big" 5" disk']
@@ -16,6 +16,6 @@ def test_captions_are_split_as_without_java() -> None:
 
 
 def test_meteor() -> None:
-    """The score that METEOR 1.5 gives: one caption is its reference, the other lacks an article and has another form of a verb."""
+    """METEOR 1.5: one caption is its reference, the other lacks an article and changes the form of a verb."""
     found = meteor(["a dog runs in the snow", "a dog running in snow"], [["a dog runs in the snow"]] * 2)
     assert found == pytest.approx(0.524062, abs=1e-6)
