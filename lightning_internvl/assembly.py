@@ -24,7 +24,7 @@ from lightning_internvl.data.processors import Processor
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.evaluation.bench import Bench
 from lightning_internvl.feature_cache import check_cache
-from lightning_internvl.fitting import check_captions, check_packable, check_processor
+from lightning_internvl.fitting import READERS, check_captions, check_packable, check_processor
 from lightning_internvl.hardware import processes
 from lightning_internvl.model import VLM, shifts_labels
 from lightning_internvl.options import PARTS, block_settings
@@ -155,6 +155,7 @@ def make_view(settings: Config, model: VLM, tokenizers: Mapping[str, Any], build
         raise ValueError(
             f"data: {settings['data']!r} does not fit the stage's parts; "
             "valid choices: pairs (with a middleware that reads text), chats (with a decoder), labels (with a probe)"
+            f"{f'. {READERS}' if settings['data'] == 'pairs' else ''}"
         )
     found = make_collators(settings, model, tokenizers, measured, more_tiles=measured.max_tiles - processor.max_tiles)
     return View(found.get("pairs"), found.get("chats"), training[settings["data"]], model, found.get("labels"))

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from lightning_internvl.data.encode import token_id
-from lightning_internvl.fitting import check_decoder, check_order
+from lightning_internvl.fitting import check_contrasts, check_decoder, check_order, check_without_decoder
 from lightning_internvl.model import VLM
 from lightning_internvl.peft import add_adapters
 from lightning_internvl.targets import check_arguments, locate, parameters_of
@@ -108,6 +108,8 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
         decoder = completed(build, config["decoder"], vocab_size=sizes.get("decoder"), encoder_dim=encoder.dim)
     decoder_dim = decoder.dim if decoder is not None else None
     check_order(encoder, locate(config["middleware"]["_target_"]))
+    if decoder is None:
+        check_without_decoder(config["middleware"])
     middleware = completed(
         build,
         config["middleware"],
@@ -122,6 +124,7 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
         name: completed(build, objective, dim=getattr(middleware, "dim", None))
         for name, objective in (config.get("objectives") or {}).items()
     }
+    check_contrasts(middleware, objectives)
     tokens: dict[str, int] = {}
     if decoder is not None and "decoder" in tokenizers:
         named = {kind: config[f"{kind}_token"] for kind in ("image", "video") if config.get(f"{kind}_token")}
