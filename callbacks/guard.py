@@ -142,14 +142,14 @@ class Guard(L.Callback):
         return (
             f"stage {stage.name}, step {found['step']}: {found['what']} is not finite; {kept}\n"
             f"samples of the step: {first_of(found['samples'], SHOWN)}\n"
-            f"start anew with a lower optimizer.lr{_now(stage.optimizer, 'lr')}, more scheduler.warmup_steps"
-            f"{_now(stage.scheduler, 'warmup_steps')} or without these samples; {advice}"
+            f"start anew with a lower optimizer.lr{_now(stage, 'optimizer', 'lr')}, more scheduler.warmup_steps"
+            f"{_now(stage, 'scheduler', 'warmup_steps')} or without these samples; {advice}"
         )
 
 
-def _now(maker: Any, setting: str) -> str:
-    """What a setting of the optimizer or the schedule is in this stage, where its maker says so."""
-    value = getattr(maker, "keywords", {}).get(setting)
+def _now(stage: Stage, group: str, setting: str) -> str:
+    """What a setting of the optimizer or the schedule is in this stage, where what makes it says so."""
+    value = getattr(getattr(stage, group, None), "keywords", {}).get(setting)
     return "" if value is None else f" (now {value})"
 
 

@@ -16,7 +16,7 @@ from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import token_id
-from lightning_internvl.model.compatibility import check_captions, check_packable, check_processor
+from lightning_internvl.model.compatibility import READERS, check_captions, check_packable, check_processor
 from lightning_internvl.model.compose import Build
 from lightning_internvl.model.vlm import VLM, shifts_labels
 
@@ -45,6 +45,7 @@ def make_view(settings: Config, model: VLM, tokenizers: Mapping[str, Any], build
         raise ValueError(
             f"data: {settings['data']!r} does not fit the stage's parts; "
             "valid choices: pairs (with a middleware that reads text), chats (with a decoder), labels (with a probe)"
+            f"{f'. {READERS}' if settings['data'] == 'pairs' else ''}"
         )
     found = make_collators(settings, model, tokenizers, measured, more_tiles=measured.max_tiles - processor.max_tiles)
     return View(found.get("pairs"), found.get("chats"), training[settings["data"]], model, found.get("labels"))

@@ -55,6 +55,7 @@ class QFormer(Part):
     On the meta device no weights are loaded.
     """
 
+    embeds = "queries"  # one embedding a query, of which the best one counts
     roles: ClassVar = {"connector": ("proj",), "generative": ("qformer.head",), "language_head": ("qformer.head",)}
 
     def __init__(

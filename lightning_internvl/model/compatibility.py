@@ -10,6 +10,9 @@ an encoder of any resolution (Qwen2ViT)                a middleware that reads i
 PatchMerger                                            such an encoder; others give patches row by row
 HybridMLP                                              an encoder of two towers (HybridEncoder)
 an encoder of two towers                               HybridMLP, and a processor that gives both sizes
+a middleware that hands tokens to a decoder and       a decoder
+reads no text (MLP, resamplers)
+a Q-Former                                             QueryITC where pictures and captions are contrasted
 a decoder that attends to pictures (FlamingoCausalLM)  an encoder that gives equally many patches of every picture
 CLIPText, probes                                       no decoder: they hand nothing to one
 CLIPText                                               an encoder with a token that stands for the whole picture
@@ -21,18 +24,31 @@ stage (`keep_tokens`)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from lightning_internvl.decoders import hf_attention
 from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.targets import parameters_of
 
+# What a stage can do whose middleware reads no text, or stands where no decoder is.
+READERS = (
+    "Choose one that reads text (qllama_toy, qformer_toy, clip_text_toy) for stages without a decoder, and this one for those "
+    "with one alone, as in pipeline=[contrastive,supervised] middleware@stages.supervised.middleware=mlp"
+)
 # What an encoder gives: how it is described, and the middleware that reads it.
 GIVEN = {
     "rows": ("patches of square pictures, row by row", "another middleware, such as mlp or pixel_shuffle_mlp"),
-    "blocks": ("patches of pictures of any size, in blocks of neighbours", "middleware=patch_merger"),
-    "pair": ("the patches of two towers", "middleware=hybrid_mlp"),
+    "blocks": (
+        "patches of pictures of any size, in blocks of neighbours",
+        "middleware=patch_merger, which needs a decoder in each stage (experiment=qwen2_vl_toy is a recipe of both)",
+    ),
+    "pair": (
+        "the patches of two towers",
+        "middleware=hybrid_mlp, which needs a decoder in each stage (experiment=deepseek_vl_toy is a recipe of both)",
+    ),
 }
 
 
@@ -69,6 +85,38 @@ def check_decoder(encoder: nn.Module, middleware: nn.Module, decoder: nn.Module 
             f"decoder {type(decoder).__name__} attends to equally many tokens of every picture, and encoder "
             f"{type(encoder).__name__} gives pictures of any size; choose another encoder or decoder"
         )
+
+
+def check_without_decoder(middleware: Mapping[str, Any]) -> None:
+    """Refuse a middleware, given by its configuration, that cannot be without a decoder, in a stage that has none.
+
+    Raises:
+        ValueError: with what fits.
+    """
+    size = parameters_of(middleware["_target_"])[0].get("decoder_dim")
+    if size is not None and size.default is size.empty and middleware.get("decoder_dim") is None:
+        raise ValueError(
+            f"{middleware['_target_']} needs decoder_dim, which neither the configuration nor its neighbours give: it hands "
+            f"tokens to a decoder, and this stage has none. {READERS}"
+        )
+
+
+def check_contrasts(middleware: nn.Module, objectives: Mapping[str, nn.Module]) -> None:
+    """Refuse a contrast of whole pictures with a middleware that embeds a picture by several queries, and the reverse.
+
+    Raises:
+        ValueError: with the loss that fits.
+    """
+    embeds = getattr(middleware, "embeds", "pictures")
+    for name, objective in objectives.items():
+        compares = getattr(objective, "compares", embeds)
+        if compares != embeds:
+            fitting = {"queries": "query_itc", "pictures": "itc"}[embeds]
+            raise ValueError(
+                f"objectives.{name}: {type(objective).__name__} compares captions with {compares}, and middleware "
+                f"{type(middleware).__name__} embeds {embeds}; give objective={fitting} for stages.contrastive, "
+                f"+objective@stages.NAME.objectives.{name}={fitting} for another stage, or choose another middleware"
+            )
 
 
 def check_processor(encoder: nn.Module, processor: Any) -> None:

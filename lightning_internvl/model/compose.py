@@ -15,7 +15,7 @@ from lightning_internvl.config.targets import check_arguments, locate, parameter
 from lightning_internvl.config.trust import check_parts, is_trusted, targets_of, without_notes
 from lightning_internvl.data.tokenizer import token_id
 from lightning_internvl.layers.peft import add_adapters
-from lightning_internvl.model.compatibility import check_decoder, check_order
+from lightning_internvl.model.compatibility import check_contrasts, check_decoder, check_order, check_without_decoder
 from lightning_internvl.model.vlm import VLM
 
 Config = dict[str, Any]
@@ -100,6 +100,8 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
         decoder = completed(build, config["decoder"], vocab_size=sizes.get("decoder"), encoder_dim=encoder.dim)
     decoder_dim = decoder.dim if decoder is not None else None
     check_order(encoder, locate(config["middleware"]["_target_"]))
+    if decoder is None:
+        check_without_decoder(config["middleware"])
     middleware = completed(
         build,
         config["middleware"],
@@ -114,6 +116,7 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
         name: completed(build, objective, dim=getattr(middleware, "dim", None))
         for name, objective in (config.get("objectives") or {}).items()
     }
+    check_contrasts(middleware, objectives)
     tokens: dict[str, int] = {}
     if decoder is not None and "decoder" in tokenizers:
         named = {kind: config[f"{kind}_token"] for kind in ("image", "video") if config.get(f"{kind}_token")}

@@ -29,6 +29,8 @@ class ITC(nn.Module):
             are computed; each chunk is computed a second time for its gradient. None: all rows.
     """
 
+    compares = "pictures"  # with captions (see `lightning_internvl.model.compatibility`)
+
     def __init__(
         self,
         *,

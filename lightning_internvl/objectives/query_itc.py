@@ -31,6 +31,8 @@ class QueryITC(nn.Module):
             gradients are computed; each chunk is computed a second time for its gradient. None: all rows.
     """
 
+    compares = "queries"  # with captions (see `lightning_internvl.model.compatibility`)
+
     def __init__(
         self,
         *,

@@ -26,6 +26,8 @@ class SigLIP(nn.Module):
             held; each chunk is computed a second time for its gradient. None: all pictures of the rank.
     """
 
+    compares = "pictures"  # with captions (see `lightning_internvl.model.compatibility`)
+
     def __init__(self, *, init_scale: float = 10.0, init_bias: float = -10.0, chunk: int | None = None) -> None:
         super().__init__()
         check_chunk("chunk", chunk)

@@ -31,7 +31,7 @@ class GenerativeStage(Stage):
             pair (BLIP-2), instead of one row a picture; `matched_share` then says nothing.
         same_picture: rows of the same picture (equal `image_ids`) match each other's captions in ITC too (COCO retrieval).
         backbone_itc: also contrast the pooled tower, as the official retrieval fine-tune does. Where the language model trains,
-            this keeps mode "c" aligned with it.
+            this keeps mode "c" aligned with it. None: where the middleware pools the tower.
     """
 
     objectives = ("itc", "itm", "itg")
@@ -45,16 +45,23 @@ class GenerativeStage(Stage):
         matched_share: float = 0.5,
         both_ways: bool = False,
         same_picture: bool = False,
-        backbone_itc: bool = False,
+        backbone_itc: bool | None = False,
         **stage: Any,
     ) -> None:
         super().__init__(model, **stage)
         check_negatives(negatives, mined_from_step)
         if not 0.0 < matched_share < 1.0:
             raise ValueError(f"{matched_share=} must lie between 0 and 1")
+        if not hasattr(model.middleware, "read"):
+            raise ValueError(
+                f"{type(model.middleware).__name__} does not read pictures and texts together, as this stage needs it; choose "
+                "middleware=qllama_toy, qformer_toy or another one that does, or leave the stage out of the pipeline"
+            )
+        backbone_itc = hasattr(model.middleware, "clip_projector") if backbone_itc is None else backbone_itc
         if backbone_itc and not hasattr(model.middleware, "clip_projector"):
             raise ValueError(
-                f"backbone_itc=True needs a middleware that pools the tower; {type(model.middleware).__name__} does not"
+                f"backbone_itc=True needs a middleware that pools the tower; {type(model.middleware).__name__} does not; "
+                f"give stages.{self.name}.module.backbone_itc=false"
             )
         self.negatives, self.mined_from_step = negatives, mined_from_step
         self.matched_share, self.backbone_itc = matched_share, backbone_itc

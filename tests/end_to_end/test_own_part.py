@@ -36,8 +36,6 @@ defaults:
   - override /encoder: mean_colours
 name: mine
 pipeline: [contrastive]
-stages:
-  contrastive: {optimizer: {part_lr: null}}
 """
 
 

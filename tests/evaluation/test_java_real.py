@@ -16,6 +16,6 @@ def test_captions_are_split_as_without_java() -> None:
 
 
 def test_meteor() -> None:
-    """METEOR 1.5: one caption is its reference, the other lacks an article and changes the form of a verb."""
+    """The score of METEOR 1.5: one caption is its reference, the other lacks an article and has another form of a verb."""
     found = meteor(["a dog runs in the snow", "a dog running in snow"], [["a dog runs in the snow"]] * 2)
     assert found == pytest.approx(0.524062, abs=1e-6)
