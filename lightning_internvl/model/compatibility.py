@@ -29,9 +29,9 @@ from typing import Any
 
 from torch import nn
 
+from lightning_internvl.config.targets import parameters_of
 from lightning_internvl.decoders import hf_attention
 from lightning_internvl.decoders.hf_causal import HFCausalLM
-from lightning_internvl.targets import parameters_of
 
 # What a stage can do whose middleware reads no text, or stands where no decoder is.
 READERS = (
