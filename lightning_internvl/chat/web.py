@@ -20,8 +20,8 @@ import gradio as gr
 from lightning_internvl.chat.examples import Example, drawn, examples_of
 from lightning_internvl.chat.loading import Loaded
 from lightning_internvl.chat.session import CaptionSession, Sampling, Session
-from lightning_internvl.data.files.images import read_image
-from lightning_internvl.inference.picture_search import SUFFIXES, Gallery
+from lightning_internvl.data.files.images import IMAGE_SUFFIXES, read_image
+from lightning_internvl.inference.picture_search import Gallery
 from lightning_internvl.messages import ConfigError
 
 STYLE = Path(__file__).with_name("page.css")
@@ -130,7 +130,8 @@ def _chat_tab(page: gr.Blocks, begin: Callable[[], Session], sampling: Sampling,
         examples=[{"text": e.question, "files": [str(e.path)], "icon": str(e.path)} for e in examples],
     )  # fmt: skip
     box = gr.MultimodalTextbox(
-        show_label=False, file_types=sorted(SUFFIXES), file_count="multiple", sources=["upload"], autofocus=True, elem_id="box",
+        file_types=list(IMAGE_SUFFIXES), file_count="multiple", sources=["upload"],
+        show_label=False, autofocus=True, elem_id="box",
         placeholder="Add a picture; en or zh chooses the language" if writes_captions else "Add pictures, ask a question",
     )  # fmt: skip
     with gr.Row(elem_id="below"):

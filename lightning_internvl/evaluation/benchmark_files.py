@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.inference.picture_search import SUFFIXES
+from lightning_internvl.data.files.images import is_image_file
 
 
 def read_object(path: Path, key: str) -> list[dict[str, Any]]:
@@ -66,7 +66,7 @@ def pictures_by_number(folder: Path) -> dict[int, Path]:
     """Pictures by the last number in their name, as COCO_val2014_000000000042.jpg is picture 42."""
     found = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and (number := re.search(r"(\d+)$", path.stem)):
+        if is_image_file(path) and (number := re.search(r"(\d+)$", path.stem)):
             found[int(number[1])] = path
     return found
 

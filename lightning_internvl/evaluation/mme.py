@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_internvl.data.files.images import is_image_file
 from lightning_internvl.evaluation.answer_task import BUILT_IN, Case, Judged
 from lightning_internvl.evaluation.scene_cases import mme_cases
 from lightning_internvl.evaluation.tasks import Metrics
-from lightning_internvl.inference.picture_search import SUFFIXES
 from lightning_internvl.inference.predictor import Bench
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
@@ -99,7 +99,7 @@ def _texts(folder: Path) -> list[Path]:
 def _read(folder: Path) -> list[Case]:
     cases = []
     pictures = folder / PICTURES if (folder / PICTURES).is_dir() else folder
-    by_stem = {path.stem: path for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES}
+    by_stem = {path.stem: path for path in pictures.iterdir() if is_image_file(path)}
     for text in _texts(folder):
         picture = by_stem.get(text.stem, pictures / f"{text.stem}.jpg")
         lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]

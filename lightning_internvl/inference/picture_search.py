@@ -16,10 +16,8 @@ from torch import Tensor
 
 from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.collate.pairs import PairCollator
-from lightning_internvl.data.files.images import read_image
+from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
 from lightning_internvl.model.vlm import VLM
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
 class Retriever:
@@ -68,9 +66,9 @@ class Gallery:
     def __init__(self, folder: str | Path, retriever: Retriever) -> None:
         if not Path(folder).is_dir():
             raise ValueError(f"{folder} is no folder")
-        self.paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+        self.paths = sorted(path for path in Path(folder).rglob("*") if is_image_file(path))
         if not self.paths:
-            raise ValueError(f"{folder} holds no picture; known endings: {', '.join(sorted(SUFFIXES))}")
+            raise ValueError(f"{folder} holds no picture; known endings: {', '.join(IMAGE_SUFFIXES)}")
         self.retriever = retriever
         size = retriever.batch_size
         parts = (self.paths[i : i + size] for i in range(0, len(self.paths), size))

@@ -18,9 +18,9 @@ from PIL import Image
 from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of
 from lightning_internvl.data.files.conversations import Entry, read_entry
 from lightning_internvl.data.files.datasets import named
-from lightning_internvl.data.files.images import image_size
+from lightning_internvl.data.files.images import image_size, is_image_file
 from lightning_internvl.data.files.record_sources import open_records
-from lightning_internvl.data.files.videos import ANIMATED, PICTURES
+from lightning_internvl.data.files.videos import ANIMATED
 from lightning_internvl.data.templates import VIDEO, ChatTemplate
 
 REMEMBERED = 2**20  # pictures whose headers are not read again
@@ -210,7 +210,7 @@ def _size(path: str) -> tuple[int, int] | BadSample:
 def _frames(path: str) -> int | BadSample:
     """Frames of a video, as far as a header tells: 0 where they are not known without decoding."""
     if os.path.isdir(path):
-        frames = sum(os.path.splitext(name)[1].lower() in PICTURES for name in os.listdir(path))
+        frames = sum(map(is_image_file, os.listdir(path)))
         return frames or BadSample(f"{path}: the folder holds no frames", "video")
     if not os.path.isfile(path):
         return BadSample(f"{path}: there is no such video", "video")

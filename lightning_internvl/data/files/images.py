@@ -14,7 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lightning_internvl.data.bad_samples import BadSample
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+# Files with these endings are pictures, in folders and in shards; of several pictures in a record the first kind counts.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 MAX_PIXELS = 89_478_485  # the size from which Pillow warns of a decompression bomb
 TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -25,6 +26,11 @@ DAMAGED = (
 )  # fmt: skip
 WEB_PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
 SHOWN = 40  # bytes of a file that is no picture, in messages
+
+
+def is_image_file(path: str | Path) -> bool:
+    """Whether a file's name ends as those of pictures do, in upper or lower case."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def read_image(source: str | Path | bytes, least: int | None = None) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from lightning_internvl.data.files.class_prompts import prompts as class_prompts
-from lightning_internvl.data.files.images import SUFFIXES, read_image
+from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
 from lightning_internvl.data.files.lazy_pictures import Pictures, spread
 
 
@@ -52,9 +52,9 @@ class FolderLabels(Dataset[dict[str, Any]]):
         if self._files is None:
             files, labels = [], array("i")
             for label, name in enumerate(self.names):
-                found = sorted(p for p in (self.path / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+                found = sorted(p for p in (self.path / name).rglob("*") if is_image_file(p))
                 if not found:
-                    raise ValueError(f"{self.path / name} holds no picture; known kinds: {', '.join(sorted(SUFFIXES))}")
+                    raise ValueError(f"{self.path / name} holds no picture; known kinds: {', '.join(IMAGE_SUFFIXES)}")
                 files += [str(p.relative_to(self.path)) for p in found]
                 labels.extend([label] * len(found))
             self._files = files, labels

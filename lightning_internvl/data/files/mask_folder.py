@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lightning_internvl.data.files.images import DAMAGED, SUFFIXES, read_image
+from lightning_internvl.data.files.images import DAMAGED, is_image_file, read_image
 from lightning_internvl.data.files.lazy_pictures import Pictures, spread
 
 IGNORED = 255  # of pixels that are not judged
@@ -42,7 +42,7 @@ def read_mask_folder(
     for folder in (images, masks):
         if not folder.is_dir():
             raise ValueError(f"{path} is not kept as ADE20K is: the folder {folder} does not exist")
-    files = sorted(file for file in images.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in images.iterdir() if is_image_file(file))
     if not files:
         raise ValueError(f"{images} holds no picture")
     there = {file.stem for file in masks.iterdir() if file.suffix.lower() == ".png"}

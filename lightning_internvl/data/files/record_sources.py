@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.files.images import is_image_file
 from lightning_internvl.data.files.parquet import ParquetRecords
 from lightning_internvl.data.files.records import DIGESTS, KINDS, PARQUET, Found, RecordFile, Records, digest_of
-
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 class FolderRecords(Records):
@@ -23,7 +22,7 @@ class FolderRecords(Records):
         self.path = self.root = Path(path)
         names: dict[str, dict[str, str]] = {}
         for file in sorted(self.path.rglob("*")):
-            kind = "image" if file.suffix.lower() in PICTURES else "caption" if file.suffix.lower() == ".txt" else None
+            kind = "image" if is_image_file(file) else "caption" if file.suffix.lower() == ".txt" else None
             if kind and not any(part.startswith(".") for part in file.relative_to(self.path).parts):
                 name = file.relative_to(self.path)
                 names.setdefault(str(name.with_suffix("")), {})[kind] = str(name)

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from lightning_internvl.data.files.images import read_image
+from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
 
 FOLDER_FPS = 2.0  # of a folder of frames, which are taken to be chosen already
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 ANIMATED = {".gif", ".webp", ".png", ".apng"}
 MAX_BYTES = 4 * 2**30  # of all frames of a video
 
@@ -44,9 +43,9 @@ def read_video(path: Path) -> tuple[np.ndarray, float]:
 
 
 def _of_folder(path: Path) -> tuple[np.ndarray, float]:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+    files = sorted(file for file in path.iterdir() if is_image_file(file))
     if not files:
-        raise ValueError(f"{path}: the folder holds no frames ({', '.join(sorted(PICTURES))})")
+        raise ValueError(f"{path}: the folder holds no frames ({', '.join(IMAGE_SUFFIXES)})")
     frames = [read_image(file) for file in files]
     if len({frame.shape for frame in frames}) != 1:
         raise ValueError(f"{path}: the frames differ in size")

@@ -9,8 +9,9 @@ from typing import Any
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.conversations import CAPTIONS, IMAGES, check_length
+from lightning_internvl.data.files.images import IMAGE_SUFFIXES
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+PICTURES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 TEXTS = ("txt", *CAPTIONS)
 CHATS = ("conversations", "messages")
 DIGITS = re.compile(r"(\d+)")

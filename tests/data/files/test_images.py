@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files import images as image_files
-from lightning_internvl.data.files.images import read_image
+from lightning_internvl.data.files.images import IMAGE_SUFFIXES, read_image
+from lightning_internvl.data.files.labelled_folder import FolderLabels
+from lightning_internvl.data.files.mask_folder import read_mask_folder
+from lightning_internvl.data.files.record_sources import open_records
+from lightning_internvl.data.files.videos import read_video
 from lightning_internvl.data.processors.basic import CenterCrop, RandomCrop, Squash, Tiles, choose_grid
+from lightning_internvl.data.shards.records import pair_of
+from lightning_internvl.evaluation.benchmark_files import pictures_by_number
+from lightning_internvl.inference.picture_search import Gallery
 
 
 @pytest.fixture
@@ -171,3 +180,34 @@ def test_a_turned_picture_is_tiled_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
     assert choose_grid(*read_image(tmp_path / "a.jpg").shape[1::-1], 16, 1, 4) == (1, 2)
+
+
+@pytest.mark.parametrize("suffix", [*IMAGE_SUFFIXES, ".TIF"])
+def test_a_picture_of_every_kind_is_read_wherever_folders_are(tmp_path: Path, suffix: str) -> None:
+    """By training on captions, on classes and on videos, by evaluation, and by the search of `chat.py images=FOLDER`."""
+    folder = tmp_path / "a"
+    for place in (folder, tmp_path / "images" / "val", tmp_path / "annotations" / "val"):
+        place.mkdir(parents=True)
+    for place in (folder, tmp_path / "images" / "val"):
+        Image.new("RGB", (8, 6), "red").save(place / f"cat_7{suffix}", Image.registered_extensions()[suffix.lower()])
+    Image.new("L", (8, 6), 1).save(tmp_path / "annotations" / "val" / "cat_7.png")
+    (folder / "cat_7.txt").write_text("a cat")
+    (captioned,) = open_records(folder)
+    assert captioned.read(0)[0] == {"image": f"cat_7{suffix}", "caption": "a cat"}
+    assert FolderLabels(tmp_path).files()[0][0] == f"a/cat_7{suffix}"
+    assert read_mask_folder(tmp_path, "val", 2).total == 1
+    assert read_video(folder)[0].shape == (1, 6, 8, 3)
+    assert pictures_by_number(folder) == {7: folder / f"cat_7{suffix}"}
+    assert Gallery(folder, Colours()).paths == [folder / f"cat_7{suffix}"]
+    record = {"key": "7", suffix.lower().removeprefix("."): (folder / f"cat_7{suffix}").read_bytes(), "txt": "a cat"}
+    assert read_image(pair_of(record)["image"]).shape == (6, 8, 3)
+
+
+class Colours:
+    """A retriever without a model."""
+
+    batch_size = 4
+
+    def images(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """The first colour of each picture."""
+        return torch.stack([torch.from_numpy(image[:1, 0] / 255.0) for image in images])
