@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from lightning_internvl.data.templates.base import ChatTemplate
 
-TEMPLATE = ChatTemplate(
+_TEMPLATE = ChatTemplate(
     name="deepseek",
-    system="You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language.",
+    system="You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural language.",
     system_format="{}\n\n",
     user="User: {}\n\n",
     assistant="Assistant:",
     answer_start=" ",  # with the answer, where tokenizers keep the space in front of a word
     image_frame=None,
 )
+
+TEMPLATES = (_TEMPLATE,)

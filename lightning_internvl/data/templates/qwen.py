@@ -1,15 +1,18 @@
-"""Qwen-VL-Chat: ChatML in which every picture has a number, "Picture 1: " (official `finetune.py` and tokenizer)."""
+"""Qwen-VL-Chat: ChatML in which every picture has a number, "Picture 1: " (official `finetune.py` and
+tokenizer)."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_internvl.data.templates.base import IMAGE, ChatTemplate, Message, Segment
+from lightning_internvl.data.templates.chatml import CHATML
 
-_MARKS = re.compile(r"(<\|im_start\|>|<\|im_end\|>\n)")
+_TURN_MARK = re.compile(r"(<\|im_start\|>|<\|im_end\|>\n)")
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class QwenTemplate(ChatTemplate):
         """Marks of turns apart from what they enclose, so that they can be learnt; the line break after an answer is one."""
         found: list[Segment] = []
         for text, is_answer in segments:
-            pieces = [text] if is_answer else [piece for piece in _MARKS.split(text) if piece]
+            pieces = [text] if is_answer else [piece for piece in _TURN_MARK.split(text) if piece]
             found += [
-                Segment(piece, is_answer or bool(_MARKS.fullmatch(piece)) or piece == self.after_answer) for piece in pieces
+                Segment(piece, is_answer or bool(_TURN_MARK.fullmatch(piece)) or piece == self.after_answer) for piece in pieces
             ]
         return found
 
@@ -50,13 +53,16 @@ def _numbered(conversation: Sequence[Message]) -> list[Message]:
     return [shown(message) for message in conversation]
 
 
-TEMPLATE = QwenTemplate(
+_ANSWERS = QwenTemplate(
     name="qwen",
     system="You are a helpful assistant.",
-    system_format="<|im_start|>system\n{}<|im_end|>\n",
-    user="<|im_start|>user\n{}<|im_end|>\n",
-    assistant="<|im_start|>assistant\n",
-    answer_end="<|im_end|>",
-    after_answer="\n",
+    system_format=CHATML.system_format,
+    user=CHATML.user,
+    assistant=CHATML.assistant,
+    answer_end=CHATML.answer_end,
+    after_answer=CHATML.after_answer,
     begins_with_bos=False,
 )
+_MARKS = dataclasses.replace(_ANSWERS, name="qwen_marks", learn_marks=True)
+
+TEMPLATES = (_ANSWERS, _MARKS)

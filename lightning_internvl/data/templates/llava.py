@@ -1,0 +1,32 @@
+"""LLaVA and Vicuna (official `conversation.py`). LLaVA 1.5 is `vicuna`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lightning_internvl.data.templates.base import ChatTemplate
+
+# "Human:" and "Assistant:", everything ends with "###".
+_LLAVA_V0 = ChatTemplate(
+    name="llava_v0",
+    system="A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions.",
+    system_format="{}###",
+    user="Human: {}###",
+    assistant="Assistant:",
+    answer_start=" ",
+    answer_end="###",
+)
+# Vicuna v1.1: one line, "USER:" and "ASSISTANT:", separators " " and the end token.
+_VICUNA = ChatTemplate(
+    name="vicuna",
+    system="A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    system_format="{} ",
+    user="USER: {} ",
+    assistant="ASSISTANT:",
+    answer_start=" ",  # with the answer, where tokenizers keep the space in front of a word
+)
+_LLAVA_V1 = dataclasses.replace(_VICUNA, name="llava_v1", system=_LLAVA_V0.system)
+
+TEMPLATES = (_LLAVA_V0, _LLAVA_V1, _VICUNA)

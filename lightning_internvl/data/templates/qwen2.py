@@ -1,9 +1,0 @@
-"""Qwen2: ChatML with its own system message."""
-
-from __future__ import annotations
-
-import dataclasses
-
-from lightning_internvl.data.templates import chatml
-
-TEMPLATE = dataclasses.replace(chatml.TEMPLATE, name="qwen2", system="You are a helpful assistant.")
