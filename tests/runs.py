@@ -39,9 +39,14 @@ class Outcome(NamedTuple):
     err: str
 
 
+def once(*words: str) -> tuple[str, ...]:
+    """Words of a command line; of those for the same setting, which a command refuses, the last."""
+    return tuple({word.partition("=")[0].lstrip("+") if "=" in word else word: word for word in words}.values())
+
+
 def train(*arguments: str) -> Outcome:
     """`python train.py ARGUMENTS`; of a setting that stands there several times, as one of `TINY` may, the last holds."""
-    arguments = tuple({word.partition("=")[0].lstrip("+~") if "=" in word else word: word for word in arguments}.values())
+    arguments = once(*arguments)
     if any(word.startswith("-") for word in arguments):
         return call("train.py", *arguments)
     with patch.object(Hydra, "get_mode", lambda *_, **__: None):  # which composes all once more to find that this is no sweep

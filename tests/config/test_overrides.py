@@ -220,7 +220,9 @@ def test_a_setting_is_given_once(tmp_path: Path) -> None:
         check_given_once(given_settings(["data=webdataset", *shards]))
     with pytest.raises(ConfigError, match=r"optimizer\.lr is given 2 times"):
         check_given_once(given_settings(["optimizer.lr=1", "++optimizer.lr=2"]))
-    check_given_once(given_settings(["optimizer=sgd", "optimizer.lr=1", "optimizer@stages.probe.optimizer=sgd", "seed=0,1"]))
+    check_given_once(
+        given_settings(["optimizer=sgd", "optimizer.lr=1", "optimizer@stages.probe.optimizer=sgd", "seed=0,1", "~seed"])
+    )
     outcome = call("train.py", "--cfg", "job", "-p", "data.shards", "data=webdataset", *shards)
     assert outcome.code == 2
     assert "data.shards is given 4 times" in outcome.err

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from pair import BARE, LAST, QUIET, WHOLE_BATCH, copy, run_alone
-from runs import ROOT, train, weights
+from runs import ROOT, once, train, weights
 
 import callbacks
 from lightning_internvl.files import from_aside, into_place
@@ -38,7 +38,7 @@ def runs(pid: int) -> bool:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_first_process_dies_and_the_run_goes_on_alone(tmp_path: Path) -> None:
     long = (*BARE, *STAGE, "max_steps=12", "strategy=fsdp2")
-    command = [sys.executable, "train.py", *long, "trainer.devices=2", f"paths.run={tmp_path / 'run'}"]
+    command = [sys.executable, "train.py", *once(*long, "trainer.devices=2", f"paths.run={tmp_path / 'run'}")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while not (tmp_path / "run" / LAST).exists():
             assert process.poll() is None, process.stderr.read().decode()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import ROOT, STAGES, TINY, losses, read_json, same_weights, tiny_run, train
+from runs import ROOT, STAGES, TINY, losses, once, read_json, same_weights, tiny_run, train
 from torch import Tensor
 
 import callbacks
@@ -32,7 +32,7 @@ class Crash(RuntimeError):
 
 def killed(run: Path, stage: str, delay: float, *arguments: str) -> None:
     """Start a process, kill it `delay` seconds after the stage has written its first checkpoint."""
-    command = [sys.executable, "train.py", *arguments]
+    command = [sys.executable, "train.py", *once(*arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ) as process:
         while not (run / "checkpoints" / stage / "last.ckpt").exists():
             assert process.poll() is None, process.stderr.read().decode()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import ROOT, STAGES, TINY, losses, read_json, same_weights, tiny_run, train, weights
+from runs import ROOT, STAGES, TINY, losses, once, read_json, same_weights, tiny_run, train, weights
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.stages.freezing import FreezePlan
@@ -150,7 +150,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """The same global batch, split over two processes, gives the same weights up to the order of sums."""
     one = tiny_run(tmp_path / "one", "pipeline=[contrastive]")
     split = ("strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "stages.contrastive.batch_size=2")
-    command = [sys.executable, "train.py", *TINY, "pipeline=[contrastive]", *split, f"paths.run={tmp_path}/two"]
+    words = once(*TINY, "pipeline=[contrastive]", *split, f"paths.run={tmp_path}/two")
+    command = [sys.executable, "train.py", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder") == 1

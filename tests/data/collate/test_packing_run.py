@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import ROOT, TINY, losses, read_json, same_weights, tiny_run, train
+from runs import ROOT, TINY, losses, once, read_json, same_weights, tiny_run, train
 from torch import Tensor
 
 from lightning_internvl.stages import SupervisedStage
@@ -65,7 +65,8 @@ def test_stopped_and_resumed_equals_never_stopped(
 def test_two_processes_stopped_and_resumed(tmp_path: Path) -> None:
     """The checkpoint holds the position of each."""
     fewer = [f"~callbacks.{name}" for name in ("samples", "evaluation", "report", "validation")]
-    two = (*TINY[:-1], *PACKED, *fewer, "strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "data.packing=true")
+    devices = ("strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+    two = once(*TINY[:-1], *PACKED, *fewer, *devices, "data.packing=true")
     whole, run = tmp_path / "whole", tmp_path / "run"
 
     def start(*command: str) -> subprocess.CompletedProcess[str]:
