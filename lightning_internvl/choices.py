@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning_internvl.messages import number_faults
+from lightning_internvl.messages import did_you_mean, number_faults
 
 Config = dict[str, Any]
 IGNORE_INDEX = -100  # label of what no loss judges, as PyTorch's cross-entropy has it
@@ -68,7 +68,7 @@ def cache_faults(cache: Any) -> Iterator[str]:
         yield f"feature_cache={cache!r} is not known; valid choices: null, {', '.join(CACHES.values())}"
         return
     for name in cache.keys() - {"where", "gib", "path"}:
-        yield f"feature_cache: there is no setting {name!r}; valid choices: where, gib, path"
+        yield f"feature_cache: there is no setting {name!r}; {did_you_mean(name, ('where', 'gib', 'path'))}"
     yield from number_faults("feature_cache.gib", cache.get("gib"), above=0, note=", the most GiB that it may take")
     if (cache["where"] == "disk") != bool(cache.get("path")):
         yield f"feature_cache={dict(cache)}: a path belongs to where=disk, and where=disk needs one; as in {CACHES['disk']}"

@@ -24,13 +24,14 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from lightning_internvl.choices import INHERITED
 from lightning_internvl.config.checks import check_config
 from lightning_internvl.config.hardware import HARDWARE, elsewhere, refusal
+from lightning_internvl.config.known_keys import variables_of
 from lightning_internvl.config.overrides import DELETED, GROUP, VALUE, Given, check_given_once, with_given
 from lightning_internvl.config.stage_settings import merged
 from lightning_internvl.config.targets import with_current_targets
 from lightning_internvl.config.trust import check_run, packages_of, trust_faults, trusting
 from lightning_internvl.console import console
 from lightning_internvl.distributed.signals import NAMES, WATCH, RunStopped
-from lightning_internvl.files import RUN_CONFIG, write_text
+from lightning_internvl.files import CONF, RUN_CONFIG, write_text
 from lightning_internvl.launch import (
     UNKNOWN,
     earlier_attempt,
@@ -42,7 +43,6 @@ from lightning_internvl.launch import (
 )
 from lightning_internvl.messages import ConfigError, did_you_mean
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the user's input, told without a traceback
 WORK = ("checkpoints/*/last.ckpt", "handoff/*", "*/scores/*")  # what a run can go on from, of a stage or a filter
 LISTS = "skipped*.jsonl"  # of samples that could not be used
@@ -105,7 +105,7 @@ def nothing_written(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any
         ConfigError: for any fault of the configuration.
     """
     try:
-        plain = _inherited(_as_given(OmegaConf.to_container(config, resolve=True)))
+        plain = _inherited(_as_given(OmegaConf.to_container(config, resolve=True)), _variables(config))
         with trusting(named_by_user(plain)):
             yield plain
     finally:
@@ -122,7 +122,8 @@ def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
     """
     if UNKNOWN in str(run_dir):
         raise ConfigError(["several processes were started, each would choose a folder of its own; give one: paths.run=FOLDER"])
-    plain = _inherited(_as_given(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
+    plain = _as_given(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    plain = _inherited(plain, _variables(config))
     if (run_dir / RUN_CONFIG).exists() and not is_helper():
         raise ConfigError([f"{run_dir} already holds a run; go on with resume={run_dir}, or choose another paths.run"])
     return plain
@@ -172,9 +173,15 @@ def _recipe_file(name: str, folders: list[Path]) -> dict[str, Any]:
     return merged(found, own)
 
 
-def _inherited(plain: dict[str, Any]) -> dict[str, Any]:
+def _variables(config: DictConfig) -> set[str]:
+    """The settings of a configuration as composed that others refer to."""
+    chosen = HydraConfig.get().runtime.choices.get("data")
+    return variables_of(OmegaConf.to_container(config, resolve=False), chosen)
+
+
+def _inherited(plain: dict[str, Any], variables: set[str]) -> dict[str, Any]:
     """A configuration, checked, and with the parts that its stages take from where they start."""
-    check_config(plain)
+    check_config(plain, variables)
     if any(plain["stages"][name]["parts"] == INHERITED for name in plain["pipeline"]):
         from lightning_internvl.training.inherit import inherit
 

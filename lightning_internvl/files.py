@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+CONF = Path(__file__).resolve().parent.parent / "conf"
 RUN_CONFIG = "config.yaml"  # the resolved configuration of a run; a folder that holds it is a run
 DRAFT = ".draft"  # ends the name of what is not whole yet
 

@@ -25,6 +25,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`did you mean ...? valid choices: ...`"""
     choices = list(choices)
     near = difflib.get_close_matches(str(word), choices, n=1)
+    near = near or [choice for choice in choices if len(str(word)) > 2 and choice.startswith(str(word))]
     return (f"did you mean {near[0]!r}? " if near else "") + f"valid choices: {', '.join(choices)}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_internvl.choices import (
     is_step,
 )
 from lightning_internvl.config.hardware import hardware_faults, processes
+from lightning_internvl.config.known_keys import key_faults, stage_key_faults
 from lightning_internvl.config.stage_settings import merged
 from lightning_internvl.launch import is_helper
 from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
@@ -31,12 +32,6 @@ KEYS = (
 )  # fmt: skip
 ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
 STREAMED = ("shards", "sources", "weights", "schedule")  # settings of data from shards that are looked into before the start
-STAGE_KEYS = (
-    "module", "parts", "objectives", "max_steps", "batch_size", "new", "dropped", "data", "collate", "evaluation", "samples",
-    "encoder", "middleware", "decoder", "peft", "quantization", "optimizer", "scheduler",
-    "trainer", "datasets", "feature_cache", *BLOCKWISE,
-)  # fmt: skip
-
 
 NO_EPOCHS = "a stage is counted in steps (max_steps=N, stages.NAME.max_steps=N)"
 NO_VALIDATION = "callbacks.tracking.every_n_steps=N measures while a stage trains, callbacks.validation at its end"
@@ -66,13 +61,17 @@ OWN_ARGUMENTS: dict[str, tuple[Any, str]] = {  # of Lightning's Trainer that the
 }
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any], variables: Collection[str] | None = None) -> None:
     """Check what can be checked without building anything.
+
+    Args:
+        config: resolved, as plain containers.
+        variables: what other settings refer to (see `key_faults`); None for the configuration of a run.
 
     Raises:
         ConfigError: with all faults, each naming the setting, its value and what is valid.
     """
-    faults = [*_common_faults(config), *_pipeline_faults(config)]
+    faults = [*_common_faults(config), *_pipeline_faults(config), *key_faults(config, variables)]
     faults += [] if faults else hardware_faults(config)
     for name in [] if faults else config["pipeline"]:
         stage = config["stages"][name]
@@ -218,9 +217,7 @@ def _heirlooms(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterable[str]:
-    for key in stage:
-        if key not in STAGE_KEYS:
-            yield f"{key!r} is no setting of a stage; {did_you_mean(key, STAGE_KEYS)}"
+    yield from stage_key_faults(config, stage)
     for key in ("max_steps", "batch_size"):
         yield from number_faults(key, stage.get(key), above=0, whole=True)
     if not stage.get("module", {}).get("train"):

@@ -4,11 +4,70 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_internvl.choices import PARTS, Config, block_settings
+from lightning_internvl.choices import BLOCKWISE, PARTS, Config, block_settings
 
 LIGHT = ("peft", "quantization")  # groups with a setting for each part
+STAGE_KEYS = (
+    "module", "parts", "objectives", "max_steps", "batch_size", "new", "dropped", "data", "collate", "evaluation", "samples",
+    "encoder", "middleware", "decoder", "peft", "quantization", "optimizer", "scheduler",
+    "trainer", "datasets", "feature_cache", *BLOCKWISE,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The data group: datasets by what they give, how samples become batches, and what is held out.
+
+    Attributes:
+        pairs, chats, labels: datasets of pictures with captions, conversations or classes.
+        processor: of pictures; `eval_processor` are changes to it for evaluation, or another one.
+        pairs_collate, chats_collate: settings of the collators.
+        image_token, video_token: placeholders in the text of the decoder.
+        tokenizer: of a decoder that is inherited, in place of its own.
+        endless: whether the data has no end; else epochs follow each other.
+        max_bad_fraction: the share of samples that may be unusable.
+        validate: whether the command only checks the data.
+    """
+
+    processor: Config
+    image_token: str
+    endless: bool
+    num_workers: int
+    pairs: Config | None = None
+    chats: Config | None = None
+    labels: Config | None = None
+    held_out: Config | None = None
+    eval_processor: Config | None = None
+    pairs_collate: Config = field(default_factory=dict)
+    chats_collate: Config = field(default_factory=dict)
+    video_token: str | None = None
+    tokenizer: str | None = None
+    packing: str | bool | None = None
+    packing_tokens: int | None = None
+    packing_tiles: int | None = None
+    packing_window: int | None = None
+    max_bad_fraction: float = 0.0
+    validate: bool = False
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How the stage is shown: the embedding that is compared (`c`, `g`) and the part that writes."""
+
+    mode: str = "c"
+    writer: str | None = None
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Where features of a frozen encoder are kept, and the most GiB that they may take."""
+
+    where: str
+    gib: float
+    path: str | None = None
 
 
 def stage_settings(config: Mapping[str, Any], name: str) -> Config:

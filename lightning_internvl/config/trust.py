@@ -9,9 +9,7 @@ Names are looked up in the source files: what is refused is not imported. Nothin
 
 from __future__ import annotations
 
-import ast
 import functools
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,8 +20,9 @@ from typing import Any
 
 import yaml
 
+from lightning_internvl.config.signatures import definition
 from lightning_internvl.config.targets import OURS, locate, with_current_targets
-from lightning_internvl.files import RUN_CONFIG
+from lightning_internvl.files import CONF, RUN_CONFIG
 from lightning_internvl.messages import ConfigError
 
 PACKAGE = "lightning_internvl"
@@ -155,7 +154,7 @@ def is_trusted(target: str) -> bool:
 def packages_of(config: Any) -> list[str]:
     """The packages from elsewhere that a configuration of the user's own names, but those that `conf/` names."""
     foreign = {target for target in targets_of(config) if "." in target and not target.startswith(OURS)}
-    return sorted({target.partition(".")[0] for target in foreign - _named_in_conf()})
+    return sorted({target.partition(".")[0] for target in foreign - named_in_conf()})
 
 
 def targets_of(config: Any) -> set[str]:
@@ -285,50 +284,22 @@ def _raise(faults: Sequence[str], place: Path | str | None) -> None:
 
 def _is_ours(target: str) -> bool:
     """Whether a class or function is defined in this project, wherever it is imported too."""
-    return target.startswith(OURS) and _definition(*target.rpartition(".")[::2]) is not None
+    return target.startswith(OURS) and definition(*target.rpartition(".")[::2]) is not None
 
 
 def _is_built_of_runs(target: str) -> bool:
     """Whether configurations of this project name a class or function, or another one in its module."""
-    named = _named_in_conf()
+    named = named_in_conf()
     if target in named:
         return True
-    found = _definition(*target.rpartition(".")[::2]) if target.startswith(OURS) else None
-    return found is not None and not found[1].startswith("_") and found[0] in {name.rpartition(".")[0] for name in named}
+    found = definition(*target.rpartition(".")[::2]) if target.startswith(OURS) else None
+    if found is None or found.node.name.startswith("_"):
+        return False
+    return found.module in {name.rpartition(".")[0] for name in named}
 
 
 @functools.cache
-def _named_in_conf() -> frozenset[str]:
+def named_in_conf() -> frozenset[str]:
     """All that `conf/` names, classes of Lightning among it."""
-    conf = _root(PACKAGE).parent / "conf"
-    texts = (file.read_text(encoding="utf-8") for file in conf.rglob("*.yaml"))
+    texts = (file.read_text(encoding="utf-8") for file in CONF.rglob("*.yaml"))
     return frozenset(name for text in texts for name in re.findall(r"_target_: *([\w.]+\.\w+)", text))
-
-
-def _root(package: str) -> Path:
-    return Path(next(iter(importlib.util.find_spec(package).submodule_search_locations)))
-
-
-def _definition(module: str, name: str) -> tuple[str, str] | None:
-    """Module and name under which a class or function of this project is defined; None for anything else."""
-    for node in _statements(module):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return module, name
-        for alias in node.names if isinstance(node, ast.ImportFrom) and not node.level else ():
-            source = node.module or ""
-            if name == (alias.asname or alias.name) and f"{source}.".startswith(OURS):
-                return _definition(source, alias.name)
-    return None
-
-
-@functools.cache
-def _statements(module: str) -> Sequence[ast.stmt]:
-    """The statements of a module of this project, which is not imported; none where there is no such module."""
-    package, *rest = module.split(".")
-    if f"{package}." not in OURS:
-        return ()
-    path = _root(package).joinpath(*rest)
-    for file in (path / "__init__.py", path.with_suffix(".py")):
-        if file.is_file():
-            return ast.parse(file.read_text(encoding="utf-8")).body
-    return ()

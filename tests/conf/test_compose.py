@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_internvl.choices import INHERITED
+from lightning_internvl.cli import CONF
 from lightning_internvl.config.checks import KEYS, check_config
+from lightning_internvl.config.known_keys import variables_of
 from lightning_internvl.config.targets import check_arguments, locate, parameters_of
 from lightning_internvl.evaluation.settings import check_settings
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))  # of evaluate.yaml
 FILES = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml") if path.parent.name != "task")
 GROUPS = (
@@ -57,6 +57,14 @@ def overrides_of(file: str) -> list[str]:
     return chosen + NEEDED.get(file, [])
 
 
+def data_of(file: str) -> str:
+    """The file of the data group that is composed with a file of `conf/`."""
+    group, _, option = file.rpartition("/")
+    recipe = yaml.safe_load((CONF / f"{file}.yaml").read_text()) if group == "experiment" else {}
+    chosen = [word["override /data"] for word in recipe.get("defaults", ()) if "override /data" in word]
+    return option if group == "data" else next(iter(chosen), "scenes")
+
+
 def nodes(value: Any) -> Iterator[dict[str, Any]]:
     """All mappings with a `_target_`, at any depth."""
     if isinstance(value, dict):
@@ -71,8 +79,9 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("file", FILES)
 def test_it_composes_and_is_valid(file: str) -> None:
-    plain = OmegaConf.to_container(composed(*overrides_of(file)), resolve=True, throw_on_missing=True)
-    check_config(plain)
+    config = composed(*overrides_of(file))
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check_config(plain, variables_of(OmegaConf.to_container(config), data_of(file)))
     assert set(plain) == set(KEYS)
     found = list(nodes(plain))
     assert len(found) > 20

@@ -194,7 +194,7 @@ def test_what_reads_data_is_no_processor_and_no_held_out_data(path: str, target:
 
 
 def test_conf_is_covered() -> None:
-    named = trust._named_in_conf()
+    named = trust.named_in_conf()
     foreign = {target for target in named if not target.startswith(("lightning_internvl.", "callbacks."))}
     assert foreign == {
         "lightning.Trainer", "lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.strategies.DDPStrategy",

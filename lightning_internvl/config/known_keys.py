@@ -1,0 +1,252 @@
+"""Every key of a configuration is known, at any depth: a slip in a recipe is named before anything is imported or built."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_internvl.choices import INHERITED, PARTS, is_step
+from lightning_internvl.config.signatures import definition, signature_of, statements
+from lightning_internvl.config.stage_settings import STAGE_KEYS, DataSettings, SampleSettings, merged
+from lightning_internvl.config.targets import OURS
+from lightning_internvl.config.trust import named_in_conf
+from lightning_internvl.files import CONF
+from lightning_internvl.messages import did_you_mean
+
+Node = Mapping[str, Any]
+DATA_KEYS = tuple(field.name for field in fields(DataSettings))
+KINDS = ("pairs", "chats", "labels")  # datasets of the data group
+PATHS = ("root", "run", "sweep")
+HELD_OUT = "lightning_internvl.data.scenes.held_out.HeldOutScenes"
+RULE = "lightning_internvl.stages.freezing.Rule"
+COLLATORS = {
+    "pairs": "lightning_internvl.data.collate.pairs.PairCollator",
+    "chats": "lightning_internvl.data.collate.chats.ChatCollator",
+    "labels": "lightning_internvl.data.collate.labels.LabelCollator",
+}
+CHATS = ("template", "system", "image_frame", "max_text_tokens")  # from which the arguments of the collator are made
+# Parameters that the program fills in, by the group whose classes and functions have them.
+GIVEN = {
+    "module": ("model", "name", "run_dir", "parts", "optimizer", "scheduler", "max_steps", "seed", "start_step"),
+    "optimizer": ("model", "plan"),
+    "scheduler": ("optimizer", "total_steps"),
+    "collate": (
+        "tokenizer", "template", "processor", "tokens_per_tile", "image_tokens", "split_answers", "instructions",
+    ),
+    "callbacks": ("bench", "view", "settings", "builder", "tokenizers", "tasks", "mode", "writer"),
+}  # fmt: skip
+# Sizes that a part has from its neighbours; one that comes with a checkpoint names them.
+SIZES = ("encoder_dim", "encoder_dims", "decoder_dim", "special_tokens")
+
+
+def key_faults(config: Node, variables: Collection[str] | None = None) -> Iterator[str]:
+    """Keys that nothing reads, each with the nearest valid word.
+
+    Args:
+        config: resolved, as plain containers.
+        variables: dotted paths to which other settings refer (see `variables_of`); those of `data` and `paths` are known. None
+            for the configuration of a run, in which references have become values: keys that are only referred to are not
+            checked then.
+    """
+    for part in PARTS:
+        yield from _part_faults(part, config[part])
+    yield from _group_faults("data", config["data"], DATA_KEYS, variables)
+    yield from _data_faults("data", config["data"], config["data"])
+    yield from _group_faults("paths", config["paths"], PATHS, variables)
+    strategy = config["strategy"] or {}
+    if "_target_" in strategy:
+        yield from node_faults("strategy", strategy)
+    else:
+        yield from unknown("strategy", strategy, ("name",))
+    for group in ("optimizer", "scheduler", "trainer"):
+        yield from node_faults(group, config[group], given=GIVEN.get(group, ()))
+    for group in ("callbacks", "logger"):
+        yield from _list_faults(group, config[group], GIVEN.get(group, ()))
+    yield from _unfinished_stages(config)
+
+
+def stage_key_faults(config: Node, stage: Node) -> Iterator[str]:
+    """The same for one stage of a pipeline; names of settings are those below the stage."""
+    yield from (f"{key!r} is no setting of a stage; {did_you_mean(key, STAGE_KEYS)}" for key in stage if key not in STAGE_KEYS)
+    yield from node_faults("module", stage.get("module") or {}, given=GIVEN["module"])
+    rules = [rule for rule in (stage.get("module") or {}).get("train") or () if isinstance(rule, Mapping)]
+    for rule in rules:
+        yield from unknown("module.train", rule, [name for name in _names(RULE) if name != "title"])
+    yield from _list_faults("objectives", stage.get("objectives"), ("dim",))
+    yield from _list_faults("evaluation", stage.get("evaluation"))
+    yield from unknown("samples", stage.get("samples") or {}, [field.name for field in fields(SampleSettings)])
+    for part in PARTS:
+        common = {} if stage["parts"] == INHERITED else config[part]
+        yield from _part_faults(part, stage.get(part), common)
+    for group in ("optimizer", "scheduler", "trainer"):
+        target = config[group].get("_target_")
+        yield from node_faults(group, stage.get(group) or {}, target=target, given=GIVEN.get(group, ()))
+    data, change = config["data"], stage.get("datasets") or {}
+    yield from unknown("datasets", change, (*DATA_KEYS, *data))
+    yield from _data_faults("datasets", change, data)
+    own = dict(stage.get("collate") or {})
+    processor = merged(data["processor"], change.get("processor")).get("_target_")
+    yield from _processor_faults("collate.processor", own.pop("processor", None), processor)
+    yield from unknown("collate", own, (*_collate_keys(stage.get("data")), "processor"))
+
+
+def unknown(path: str, node: Any, choices: Iterable[str]) -> Iterator[str]:
+    """Keys of a mapping that are none of the choices."""
+    known = list(dict.fromkeys(choices))
+    for key in node if isinstance(node, Mapping) else ():
+        if key not in known and not str(key).startswith("_"):
+            words = did_you_mean(key, known) if known else "nothing can be set here"
+            yield f"{path}: there is no setting {key!r}; {words}"
+
+
+def node_faults(
+    path: str,
+    node: Any,
+    *,
+    target: str | None = None,
+    given: Collection[str] = (),
+    hidden: Collection[str] = (),
+    more: Collection[str] = (),
+) -> Iterator[str]:
+    """Keys of a node with `_target_` that its class or function does not take, and those of the nodes below it.
+
+    Args:
+        target: of a node that changes another one and has none itself.
+        given: parameters that the program fills in, and nobody else.
+        hidden: parameters that may be given, but are not named among the valid choices.
+        more: keys that are read beside the parameters.
+    """
+    if isinstance(node, list | tuple):
+        for number, one in enumerate(node):
+            yield from node_faults(f"{path}.{number}", one)
+    if not isinstance(node, Mapping):
+        return
+    found = str(node.get("_target_") or target or "")
+    if found.startswith(OURS) and not _exists(found):
+        module, _, name = found.rpartition(".")
+        yield f"{path}._target_: {found!r} cannot be found; {did_you_mean(name, _defined(module))}"
+    elif (signature := signature_of(found)) is not None and not signature.anything:
+        known = [*(name for name in signature.names if name not in given), *more]
+        shown = [name for name in known if name not in hidden]
+        yield from unknown(path, {key: None for key in node if key not in hidden or key not in known}, shown)
+    for key, value in node.items():
+        yield from node_faults(f"{path}.{key}", value)
+
+
+def _exists(target: str) -> bool:
+    """Whether a class or function of this project is where a path says; what is assigned is left to its module."""
+    module, _, name = target.rpartition(".")
+    assigned = (getattr(one, "targets", ()) for one in statements(module))
+    return definition(module, name) is not None or any(name == getattr(t, "id", "") for ts in assigned for t in ts)
+
+
+def _defined(module: str) -> list[str]:
+    """The public names that a module of this project defines or imports from it."""
+    found = []
+    for one in statements(module):
+        own = [one.name] if isinstance(one, ast.ClassDef | ast.FunctionDef) else []
+        imported = [alias.asname or alias.name for alias in one.names] if isinstance(one, ast.ImportFrom) else []
+        found += [name for name in (*own, *imported) if definition(module, name) and not name.startswith("_")]
+    return found
+
+
+def _names(target: str) -> tuple[str, ...]:
+    """The parameters of a class of this project that is known to be there."""
+    signature = signature_of(target)
+    assert signature is not None, target
+    return signature.names
+
+
+def _part_faults(part: str, node: Any, common: Node | None = None) -> Iterator[str]:
+    more = ("tokenizer",) if part != "encoder" else ()
+    yield from node_faults(part, node or {}, target=(common or {}).get("_target_"), hidden=SIZES, more=more)
+
+
+def _list_faults(path: str, nodes: Any, given: Collection[str] = ()) -> Iterator[str]:
+    """Faults of objects by names that a user chooses."""
+    complete = [name for name, node in (nodes or {}).items() if isinstance(node, Mapping) and "_target_" in node]
+    for name, node in (nodes or {}).items():
+        if isinstance(node, Mapping) and node and "_target_" not in node:
+            yield f"{path}: there is no {name!r} to change, and it has no _target_; {did_you_mean(name, complete)}"
+        else:
+            yield from node_faults(f"{path}.{name}", node, given=given)
+
+
+def _data_faults(path: str, own: Node, data: Node) -> Iterator[str]:
+    """Faults of what lies below a data group, or below changes to it."""
+    for kind in KINDS:
+        node, common = own.get(kind), data.get(kind) or {}
+        if isinstance(node, Mapping) and "_target_" not in {**common, **node}:
+            yield from unknown(f"{path}.{kind}", node, ("length",))  # debug=overfit gives one to all kinds
+        yield from node_faults(f"{path}.{kind}", node, target=common.get("_target_"))
+    processor = data["processor"].get("_target_")
+    for name in ("processor", "eval_processor"):
+        yield from _processor_faults(f"{path}.{name}", own.get(name), processor)
+    for kind in ("pairs", "chats"):
+        yield from unknown(f"{path}.{kind}_collate", own.get(f"{kind}_collate"), _collate_keys(kind))
+    held_out = (data.get("held_out") or {}).get("_target_") or HELD_OUT  # debug=fast gives sizes to data without any
+    yield from node_faults(f"{path}.held_out", own.get("held_out"), target=held_out)
+
+
+def _processor_faults(path: str, node: Any, target: str | None) -> Iterator[str]:
+    if isinstance(node, Mapping) and (node.get("_target_") or target) == INHERITED:  # any one of this project
+        kinds = {name for name in named_in_conf() if ".data.processors." in name}
+        yield from unknown(path, node, sorted({name for kind in kinds for name in _names(kind)}))
+    else:
+        yield from node_faults(path, node, target=target)
+
+
+def _collate_keys(kind: Any) -> list[str]:
+    """The settings of a collator."""
+    if kind not in COLLATORS:
+        return [key for one in COLLATORS for key in _collate_keys(one)]
+    own = [name for name in _names(COLLATORS[kind]) if name not in GIVEN["collate"]]
+    return [*CHATS, *own] if kind == "chats" else own
+
+
+def _unfinished_stages(config: Node) -> Iterator[str]:
+    """What stands under `stages` without being a stage; debug=fast also changes stages that a command line has left out."""
+    stages = {name: stage or {} for name, stage in config["stages"].items()}
+    whole = [name for name, stage in stages.items() if is_step(stage) or "_target_" in (stage.get("module") or {})]
+    for name in stages.keys() - set(whole) - set(config["pipeline"] or ()):
+        if not (CONF / "stage" / f"{name}.yaml").is_file():
+            yield f"stages: there is no stage {name!r} to change, and it has no module; {did_you_mean(name, whole)}"
+
+
+# --- variables --------------------------------------------------------------------------------------------------------
+
+
+def _group_faults(path: str, node: Node, known: Collection[str], variables: Collection[str] | None) -> Iterator[str]:
+    if variables is None:
+        return
+    own = [key for key in node if any(f"{name}.".startswith(f"{path}.{key}.") for name in variables)]
+    yield from unknown(path, node, (*known, *own))
+
+
+def variables_of(config: Any, data_file: str | None = None) -> set[str]:
+    """Dotted paths to which the settings of a configuration refer by interpolation, and all that a file of `conf/data/` has.
+
+    Args:
+        config: as composed, unresolved, as plain containers.
+        data_file: the name of that file; one of the user's own counts for what refers to it alone.
+    """
+    path = Path(CONF, "data", f"{data_file}.yaml")
+    own = yaml.safe_load(path.read_text(encoding="utf-8")) if data_file and path.is_file() else {}
+    return set(_references(config, ())) | {f"data.{key}" for key in own}
+
+
+def _references(node: Any, path: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(node, Mapping | list | tuple):
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from _references(value, (*path, str(key)))
+    elif isinstance(node, str) and "${" in node:
+        for word in re.findall(r"[.\w]*\w", re.sub(r"\[(\w+)\]", r".\1", node)):
+            name = word.lstrip(".")
+            ups = len(word) - len(name)  # ${.x} stands beside, ${..x} one level up
+            yield ".".join((*path[:-ups], name)) if ups else name

@@ -1,0 +1,135 @@
+"""What classes and functions take, read from their source files: nothing is imported, PyTorch neither."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_internvl.config.targets import OURS
+
+READABLE = (*OURS, "lightning.", "torch.")  # packages whose source files are read
+# Base classes from elsewhere whose constructors take no setting.
+_PLAIN = {"ABC", "Callback", "Dataset", "Exception", "Generic", "LightningModule", "Module", "Protocol", "object"}
+# Classes of Lightning that pass `**kwargs` on to a class that they do not inherit from.
+_PASSED_ON = {
+    "lightning.pytorch.strategies.ddp.DDPStrategy": "torch.nn.parallel.distributed.DistributedDataParallel",
+    "lightning.pytorch.loggers.tensorboard.TensorBoardLogger": "torch.utils.tensorboard.writer.SummaryWriter",
+}
+
+
+class Definition(NamedTuple):
+    """A class or function with the module that holds its source."""
+
+    module: str
+    node: ast.ClassDef | ast.FunctionDef
+
+
+class Signature(NamedTuple):
+    """The names that a class or function takes, in order, and whether it takes any other name too."""
+
+    names: tuple[str, ...]
+    anything: bool
+
+
+def package_folder(package: str) -> Path | None:
+    """The folder of a top-level package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    places = spec.submodule_search_locations if spec else None
+    return Path(next(iter(places))) if places else None
+
+
+@functools.cache
+def statements(module: str) -> Sequence[ast.stmt]:
+    """The statements of a module of `READABLE`; none where there is no such module."""
+    package, *rest = module.split(".")
+    folder = package_folder(package) if f"{package}.".startswith(READABLE) else None
+    if folder is None:
+        return ()
+    path = folder.joinpath(*rest)
+    for file in (path / "__init__.py", path.with_suffix(".py")):
+        if file.is_file():
+            return ast.parse(file.read_text(encoding="utf-8")).body
+    return ()
+
+
+def definition(module: str, name: str, packages: tuple[str, ...] = OURS) -> Definition | None:
+    """Where a class or function is defined that a module defines or imports from `packages`; None for anything else."""
+    for node in statements(module):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return Definition(module, node)
+        for alias in node.names if isinstance(node, ast.ImportFrom) and not node.level else ():
+            source = node.module or ""
+            if name == (alias.asname or alias.name) and f"{source}.".startswith(packages):
+                return definition(source, alias.name, packages)
+    return None
+
+
+@functools.cache
+def signature_of(target: str) -> Signature | None:
+    """What the class or function at a dotted path takes; None where its source does not tell."""
+    module, _, name = target.rpartition(".")
+    found = definition(module, name, READABLE)
+    if found is None:
+        return None
+    if isinstance(found.node, ast.FunctionDef):
+        return _of_function(found.node)
+    return _of_class(found)
+
+
+def _of_function(node: ast.FunctionDef, bound: bool = False) -> Signature:
+    arguments = node.args
+    named = [a.arg for a in (*arguments.posonlyargs, *arguments.args)][int(bound) :]
+    names = (*named, *(a.arg for a in arguments.kwonlyargs))
+    return Signature(names, arguments.kwarg is not None)
+
+
+def _of_class(found: Definition) -> Signature | None:
+    own = _constructor(found.node)
+    if own is not None and not own.anything:
+        return own
+    target = f"{found.module}.{found.node.name}"
+    if target in _PASSED_ON:
+        further: Signature | None = signature_of(_PASSED_ON[target])
+    elif own is not None and not target.startswith(OURS):
+        return own
+    else:
+        further = _of_bases(found)
+    if own is None or further is None:
+        return own or further
+    return Signature(tuple(dict.fromkeys((*own.names, *further.names))), further.anything)
+
+
+def _constructor(node: ast.ClassDef) -> Signature | None:
+    """What the `__init__` of a class takes, its own or that of a dataclass or named tuple."""
+    for inner in node.body:
+        if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
+            return _of_function(inner, bound=True)
+    decorators = (d.func if isinstance(d, ast.Call) else d for d in node.decorator_list)
+    bases = {ast.unparse(base) for base in node.bases}
+    if "NamedTuple" in bases or any(ast.unparse(d).endswith("dataclass") for d in decorators):
+        fields = (f.target for f in node.body if isinstance(f, ast.AnnAssign))
+        return Signature(tuple(f.id for f in fields if isinstance(f, ast.Name)), bool(bases - {"NamedTuple"}))
+    return None
+
+
+def _of_bases(found: Definition) -> Signature | None:
+    """What the first base class takes that has a constructor."""
+    for base in _bases(found):
+        if isinstance(base, str):
+            if base not in _PLAIN:
+                return None
+        elif (signature := _of_class(base)) is not None and signature.names:
+            return signature
+    return Signature((), False)
+
+
+def _bases(found: Definition) -> Iterator[Definition | str]:
+    """The base classes of a class of this project; those from elsewhere by their last names."""
+    for base in found.node.bases:
+        name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
+        ours = definition(found.module, name) if "." not in name else None
+        yield ours or name.rpartition(".")[2]
