@@ -90,14 +90,6 @@ def answer(page: Any) -> str:
     return page.locator("#chat .bot.message").last.inner_text()
 
 
-def test_it_is_reached_from_this_machine_only(address: str) -> None:
-    assert address.startswith("http://127.0.0.1:")
-    port = address.rstrip("/").rpartition(":")[2]
-    listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{int(port):04X} " in line]
-    assert f"0100007F:{int(port):04X}" in listening
-    assert f"00000000:{int(port):04X}" not in listening
-
-
 def test_a_conversation_about_several_pictures(page: Any, tmp_path: Path) -> None:
     ask(page, "what are they?", picture(tmp_path / "one.png"), picture(tmp_path / "two.jpg"))
     idle(page)

@@ -48,6 +48,22 @@ def test_a_folder_of_frames_in_the_order_of_their_names(tmp_path: Path) -> None:
         read_video(tmp_path)
 
 
+def test_an_mp4(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="mp4 needs PyAV: pip install -r requirements-video.txt")
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame in frames((64, 48)):
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode(None))
+    video, fps = read_video(tmp_path / "a.mp4")
+    assert (video.shape, video.dtype, fps) == ((3, 48, 64, 3), np.uint8, 5.0)
+    assert np.abs(video.mean(axis=(1, 2)) - np.array(COLOURS)).max() < 12  # it is a lossy format
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"b\.mp4: damaged, or no video"):
+        read_video(tmp_path / "b.mp4")
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.gif").write_bytes(b"GIF89a")

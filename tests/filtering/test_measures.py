@@ -77,6 +77,19 @@ def test_a_guessed_language_and_its_missing_package(monkeypatch: pytest.MonkeyPa
     assert (row["language"], row["language_probability"]) == ("de", 0.75)
 
 
+def test_languages_are_guessed() -> None:
+    pytest.importorskip("py3langid", reason="guessing languages needs py3langid: pip install -r requirements-language.txt")
+    measures.identifier.cache_clear()
+    said = {
+        "two cats are sitting on a red sofa": "en",
+        "zwei Katzen sitzen auf einem roten Sofa": "de",
+        "两只猫坐在红色的沙发上": "zh",
+    }
+    rows = [measured(np.zeros((8, 8, 3), dtype=np.uint8), text, (8, 8), language=True) for text in said]
+    assert [row["language"] for row in rows] == list(said.values())
+    assert all(0.5 < row["language_probability"] <= 1 for row in rows)
+
+
 def test_hashes_are_the_same_on_every_machine() -> None:
     ramp = np.arange(48 * 48 * 3, dtype=np.int64).reshape(48, 48, 3) % 251
     assert f"{picture_hash(ramp.astype(np.uint8)):016x}" == "bf483a583f462f42"
