@@ -7,11 +7,13 @@ them by 1 of 255; Pillow decides which direction comes first, and so does this, 
 from __future__ import annotations
 
 import numpy as np
+import PIL
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 KERNELS = ("pillow", "torch")
+CHOOSES = int(PIL.__version__.partition(".")[0]) >= 13  # before, Pillow always began with the horizontal direction
 
 
 def resized(image: np.ndarray, width: int, height: int, kernel: str = "pillow") -> np.ndarray:
@@ -37,9 +39,9 @@ def check_kernel(kernel: str) -> str:
 
 
 def _vertical_first(image: np.ndarray, width: int, height: int) -> bool:
-    """Which direction Pillow 13 begins with."""
+    """Which direction the Pillow that is installed begins with."""
     saved, spent = image.shape[0] - height, image.shape[1] - width
-    return width != image.shape[1] and saved > 0 and saved > 2 * spent
+    return CHOOSES and width != image.shape[1] and saved > 0 and saved > 2 * spent
 
 
 def _by_torch(image: np.ndarray, width: int, height: int) -> np.ndarray:
