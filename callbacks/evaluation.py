@@ -28,9 +28,9 @@ class Evaluation(L.Callback):
         self.tasks, self.bench, self.cases = dict(tasks), bench, cases
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
-        if self.bench is None or not (trainer.is_global_zero or pl_module.divided):
+        if self.bench is None or not (trainer.is_global_zero or pl_module.is_sharded):
             return
-        if not pl_module.divided:
+        if not pl_module.is_sharded:
             pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         begun, found = time.monotonic(), {}
         self.bench.journal = Journal(cases=self.cases)

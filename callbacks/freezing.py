@@ -38,7 +38,7 @@ class Freezing(L.Callback):
     def _change(self, trainer: L.Trainer, stage: Stage) -> None:
         step = trainer.global_step
         stage.plan.apply(stage.model, step)
-        if stage.divided and step > stage.start_step:
+        if stage.is_sharded and step > stage.start_step:
             gather_once(stage)
         if not trainer.is_global_zero:
             return

@@ -175,4 +175,4 @@ def _over_ranks(flags: Tensor) -> Tensor:
 
 def _skips_on_device(optimizer: Optimizer, stage: Stage) -> bool:
     """Whether a step can be left out without the host knowing: fused optimizers read `found_inf`."""
-    return bool(optimizer.defaults.get("fused")) and not stage.divided
+    return bool(optimizer.defaults.get("fused")) and not stage.is_sharded

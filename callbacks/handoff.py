@@ -26,7 +26,7 @@ class HandOff(L.Callback):
         """Raises RunStopped if the stage has not done its last step."""
         check_finished(trainer, pl_module)
         if not trainer.is_global_zero:
-            if pl_module.divided:
+            if pl_module.is_sharded:
                 handoff.take_part(pl_module.model, pl_module.base)
         else:
             step = trainer.global_step

@@ -40,7 +40,7 @@ class Samples(L.Callback):
             self._keep(trainer, pl_module)
 
     def _keep(self, trainer: L.Trainer, stage: Stage) -> None:
-        if self.bench is None or not (trainer.is_global_zero or stage.divided):
+        if self.bench is None or not (trainer.is_global_zero or stage.is_sharded):
             return
         if self.writer is None and self.bench.pairs is None:  # it neither compares pictures and texts nor writes, as a probe
             return

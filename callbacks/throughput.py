@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.console import console
-from lightning_internvl.distributed.collectives import data_share
+from lightning_internvl.distributed.collectives import data_parallel_rank_and_size
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.messages import check_number
 from lightning_internvl.model.compose import Build
@@ -87,7 +87,8 @@ class Throughput(L.Callback):
 
     def rates(self, count: _Count, trainer: L.Trainer, stage: Stage) -> dict[str, float]:
         """What went through per second, in all processes together."""
-        seconds = max(time.monotonic() - count.since, 1e-9) / data_share(trainer)[0]
+        _, size = data_parallel_rank_and_size(trainer)
+        seconds = max(time.monotonic() - count.since, 1e-9) / size
         tokens = float(sum(amount.tokens for amount in count.amounts.values()))
         rates = {
             "samples_per_s": count.samples / seconds,

@@ -80,7 +80,7 @@ class Tracking(L.Callback):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: L.Trainer, stage: Stage) -> None:
-        if self.bench is None or not (trainer.is_global_zero or stage.divided):
+        if self.bench is None or not (trainer.is_global_zero or stage.is_sharded):
             return
         self.bench.journal, found = Journal(cases=self.cases), {}
         with self.bench.evaluating(trainer.precision_plugin.forward_context) as bench, torch.random.fork_rng():

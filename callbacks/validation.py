@@ -13,7 +13,7 @@ from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.console import console
 from lightning_internvl.data.module import StageData
 from lightning_internvl.data.templates import IMAGE
-from lightning_internvl.distributed.collectives import data_share, gather
+from lightning_internvl.distributed.collectives import data_parallel_rank_and_size, gather
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.inference.collators import View
 from lightning_internvl.inference.predictor import Bench
@@ -50,9 +50,9 @@ class Validation(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
         """Exact match by the first process, and the file."""
-        if not self.found or not (trainer.is_global_zero or pl_module.divided):
+        if not self.found or not (trainer.is_global_zero or pl_module.is_sharded):
             return
-        if not pl_module.divided:
+        if not pl_module.is_sharded:
             pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
         found = self.found | pl_module.use(self._exact, trainer, pl_module, trainer.datamodule)
         if not trainer.is_global_zero:
@@ -84,7 +84,7 @@ class Validation(L.Callback):
                 usable.append(data.collate.prepare(data.held_out[place]))
             except ValueError as error:
                 told(f"held out, but of no use: {error}", soft_wrap=True, markup=False)
-        shares, share = data_share(trainer)
+        share, shares = data_parallel_rank_and_size(trainer)
         own = usable[: len(usable) // shares * shares][share::shares]
         for start in range(0, len(own), data.batch_size):
             yield data.collate.stack(own[start : start + data.batch_size])

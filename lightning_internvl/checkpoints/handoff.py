@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_internvl.config.trust import FETCHING, packages_of, trusting, without_notes
-from lightning_internvl.distributed.collectives import whole
+from lightning_internvl.distributed.collectives import full_tensor
 from lightning_internvl.files import atomic_folder
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.compose import check_trusted
@@ -53,7 +53,7 @@ def save(
         parts: dict[str, Any] = {}
         own = written(model, base)
         for part, names in own.items():
-            tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in names.items()}
+            tensors = {name: full_tensor(tensor).cpu().contiguous() for name, tensor in names.items()}
             if tensors:
                 save_file(tensors, draft / f"{part}.safetensors", metadata={"format": "pt"})
                 parts[part] = {
@@ -74,7 +74,7 @@ def take_part(model: VLM, base: BaseWeights | None) -> None:
     a time, in the order in which it is written."""
     for names in written(model, base).values():
         for tensor in names.values():
-            whole(tensor)
+            full_tensor(tensor)
 
 
 def written(model: VLM, base: BaseWeights | None) -> dict[str, dict[str, Tensor]]:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_internvl.distributed.collectives import peers, world_size
+from lightning_internvl.distributed.collectives import data_parallel_group, world_size
 
 WINDOW = "window"  # what each batch carries: the counts of all micro-batches of its step
 Counts = Mapping[str, int]
@@ -62,6 +62,6 @@ def window_shares(window: Sequence[Counts], place: int, length: int, device: tor
     counts = torch.tensor([[one[name] for name in names] for one in window], pin_memory=device.type == "cuda")
     counts = counts.to(device, non_blocking=True)
     if world_size() > 1 and names:
-        dist.all_reduce(counts, group=peers())
+        dist.all_reduce(counts, group=data_parallel_group())
     shares = length * counts[place] / counts.sum(dim=0).clamp(min=1)
     return dict(zip(names, shares.unbind(), strict=True)), length / len(window)

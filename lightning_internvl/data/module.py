@@ -21,7 +21,7 @@ from lightning_internvl.data.packed_stream import CHUNK, POSITION, Position, Str
 from lightning_internvl.data.shards.cursor import Layout
 from lightning_internvl.data.shards.datasets import Streamed
 from lightning_internvl.data.shards.stream import Lanes
-from lightning_internvl.distributed.collectives import data_share, gather_objects
+from lightning_internvl.distributed.collectives import data_parallel_rank_and_size, gather_objects
 from lightning_internvl.distributed.signals import shield_worker
 
 
@@ -135,12 +135,13 @@ class StageData(L.LightningDataModule):
         return _Usable(self.dataset, self.collate, self.seed, length, TRIES if self.max_bad_fraction else 1)
 
     def _sampler(self, batch_size: int, steps: int, start: int, length: int | None) -> StepBatchSampler:
-        return StepBatchSampler(batch_size, steps, start, *data_share(self.trainer), self.seed, dataset_length=length)
+        rank, size = data_parallel_rank_and_size(self.trainer)
+        return StepBatchSampler(batch_size, steps, start, size, rank, self.seed, dataset_length=length)
 
     def _stream(self, length: int | None) -> Stream:
         if self.start_batch and self.restored is None:
             raise ValueError("the checkpoint does not say where its packed data stood; resume the run that has written it")
-        shares, share = data_share(self.trainer)
+        share, shares = data_parallel_rank_and_size(self.trainer)
         positions = dealt(self.restored, shares) if self.restored else None
         return Stream(
             self._samples(length),
@@ -162,7 +163,7 @@ class StageData(L.LightningDataModule):
         return Layout.of(self.dataset.lanes, self.dataset.turns, self.batch_size * world_size)
 
     def _lanes(self) -> Lanes:
-        shares, share = data_share(self.trainer)
+        share, shares = data_parallel_rank_and_size(self.trainer)
         return Lanes(
             self.dataset,
             self.collate,

@@ -19,7 +19,7 @@ _group: dist.ProcessGroup | None = None  # those that read other samples; None: 
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """As the only process, whatever group there is: for work on tensors without values, which cannot be sent."""
     global _alone
     before, _alone = _alone, True
@@ -29,21 +29,21 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
-def see(group: dist.ProcessGroup | None) -> None:
+def set_data_parallel_group(group: dist.ProcessGroup | None) -> None:
     """From now on the other processes are those of this group; None: all."""
     global _group
     _group = group
 
 
-def peers() -> dist.ProcessGroup | None:
+def data_parallel_group() -> dist.ProcessGroup | None:
     """The group of the processes that are seen; None: all."""
     return _group
 
 
-def data_share(trainer: Any) -> tuple[int, int]:
-    """Shares of the samples, and which of them this process reads."""
-    size = getattr(getattr(trainer, "strategy", None), "layer_shares", 1)
-    return trainer.world_size // size, trainer.global_rank // size
+def data_parallel_rank_and_size(trainer: Any) -> tuple[int, int]:
+    """Which share of the samples this process reads, and how many shares there are."""
+    size = getattr(getattr(trainer, "strategy", None), "tensor_parallel_size", 1)
+    return trainer.global_rank // size, trainer.world_size // size
 
 
 def world_size() -> int:
@@ -71,9 +71,9 @@ def gather(x_B: Tensor) -> Tensor:
 
 
 def _gathered(x: Tensor) -> Tensor:
-    whole = x.new_empty(world_size() * len(x), *x.shape[1:])
-    dist.all_gather(list(whole.chunk(world_size())), x.contiguous(), group=_group)
-    return whole
+    gathered = x.new_empty(world_size() * len(x), *x.shape[1:])
+    dist.all_gather(list(gathered.chunk(world_size())), x.contiguous(), group=_group)
+    return gathered
 
 
 class _Gather(torch.autograd.Function):
@@ -102,7 +102,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     return total * world_size() / count.clamp(min=1)
 
 
-def largest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest of all ranks' numbers."""
     if world_size() == 1:
         return number
@@ -120,7 +120,7 @@ def gather_objects(value: Any) -> list[Any]:
     return found
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor without its graph; one that is divided among processes is gathered, which all of them must do together."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -28,7 +28,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 from torch.optim import Optimizer
 
 from lightning_internvl.console import console
-from lightning_internvl.distributed.collectives import see
+from lightning_internvl.distributed.collectives import set_data_parallel_group
 from lightning_internvl.distributed.tensor_parallel import clip_by_norm, styles_of
 from lightning_internvl.distributed.weight_broadcast import Spread
 from lightning_internvl.layers.quantization import is_quantized
@@ -59,22 +59,23 @@ class FSDP2(ModelParallelStrategy):
         bounds = {"least": 1, "note": ", 1 divides no layers"}
         check_number("strategy.tensor_parallel_size", tensor_parallel_size, whole=True, **bounds)
         super().__init__(data_parallel_size=data_parallel_size, tensor_parallel_size=tensor_parallel_size)
-        self.reshard_after_forward, self.layer_shares = reshard_after_forward, tensor_parallel_size
+        self.reshard_after_forward = reshard_after_forward
+        self.tensor_parallel_size = tensor_parallel_size
 
     def setup_environment(self) -> None:
         if self._data_parallel_size == "auto":
-            self._data_parallel_size = self.num_nodes * self.num_processes // self.layer_shares
+            self._data_parallel_size = self.num_nodes * self.num_processes // self.tensor_parallel_size
         super().setup_environment()
-        if self.layer_shares > 1:
-            see(self.device_mesh["data_parallel"].get_group())
+        if self.tensor_parallel_size > 1:
+            set_data_parallel_group(self.device_mesh["data_parallel"].get_group())
 
     def setup(self, trainer: L.Trainer) -> None:
         super().setup(trainer)
-        if self.layer_shares > 1:  # PyTorch's own cannot add up gradients that are divided in different ways
+        if self.tensor_parallel_size > 1:  # PyTorch's own cannot add up gradients that are divided in different ways
             self.precision_plugin.clip_grad_by_norm = clip_by_norm
 
     def teardown(self) -> None:
-        see(None)
+        set_data_parallel_group(None)
         super().teardown()
 
     # --- sharding ---------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ class FSDP2(ModelParallelStrategy):
             console.print(f"{stage.name}: quantised, so whole on every device: {', '.join(whole)}; adapters are divided")
         mesh, spread = self.device_mesh["data_parallel"], Spread(stage.model, self.root_device)
         kinds = {parameter: kind_of(stage, name) for name, parameter in stage.model.named_parameters()}
-        styles = styles_of(stage.model) if self.layer_shares > 1 else {}
+        styles = styles_of(stage.model) if self.tensor_parallel_size > 1 else {}
         for unit in [unit for part in stage.model.children() for unit in units_of(part, kinds)]:
             spread.fill(unit)
             for layer in [layer for layer in unit.modules() if layer in styles]:  # in the same order in all processes
@@ -141,7 +142,7 @@ class FSDP2(ModelParallelStrategy):
         """
         path, stage, optimizer = Path(checkpoint_path), self.lightning_module, self.optimizers[0]
         known = FileSystemReader(path).read_metadata().state_dict_metadata
-        model = {f"model/{name}": tensor for name, tensor in stage.kept(stage.state_dict()).items()}
+        model = {f"model/{name}": tensor for name, tensor in stage.checkpoint_tensors(stage.state_dict()).items()}
         named = dict(stage.named_parameters())
         owners = {key: key.removeprefix("optimizer/").rpartition("/")[0] for key in known if key.startswith("optimizer/")}
         saved = {key for key in known if key.startswith("model/")}

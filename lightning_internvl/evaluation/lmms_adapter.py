@@ -91,7 +91,7 @@ class LightningInternVL(lmms):
         batch.pop("image_counts")
         model = self.bench.model
         with self.bench.evaluating(), self.bench.precision():
-            hidden, labels = model.read(**{name: self.bench.placed(tensor) for name, tensor in batch.items()})
+            hidden, labels = model.hidden_states(**{name: self.bench.placed(tensor) for name, tensor in batch.items()})
             logits = model.decoder.head(hidden)
         if shifts_labels(model.decoder):
             logits, labels = logits[:, :-1], labels[:, 1:]

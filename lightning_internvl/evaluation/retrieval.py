@@ -19,7 +19,7 @@ from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.language import LANGUAGES
 from lightning_internvl.evaluation.features import Asked, encoded, scenes_of
 from lightning_internvl.inference.predictor import Bench, Metrics, in_precision
-from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.objectives import similarities
 
 
@@ -185,6 +185,6 @@ def match_logits(
             rows = bench.pairs.rows("itm", [texts[place] for place in said[at : at + bench.batch_size]])
             ids, mask = (tensor.to(bench.device) for tensor in pad_rows(*rows))
             seen = visual[own[at : at + bench.batch_size].to(bench.device)]
-            ((queries, _),) = middleware.read(seen, [Stream("itm", ids, mask)])
+            ((queries, _),) = middleware.stream_states(seen, [TextStream("itm", ids, mask)])
             found.append(bench.model.objectives["itm"].logits(queries)[:, 1].float().cpu())
     return torch.cat(found)

@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 from lightning_internvl.messages import check_number
 
 
-def chunks_of(rows: int, chunk: int | None) -> int:
+def number_of_chunks(rows: int, chunk: int | None) -> int:
     """Pieces of at most `chunk` rows; one where it is None."""
     return 1 if chunk is None else max(1, -(-rows // chunk))
 
 
-def in_chunks(
+def checkpointed_chunks(
     function: Callable[..., Any], pieces: int, *rows: Tensor, draws: bool = False, keep_last: bool = False
 ) -> list[Any]:
     """What `function` makes of each of `pieces` equal parts of the rows (some one row shorter), in order.

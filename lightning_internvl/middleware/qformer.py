@@ -20,7 +20,7 @@ from lightning_internvl.layers.basic import init_normal
 from lightning_internvl.middleware.beam_search import write
 from lightning_internvl.middleware.qformer_init import start_from_bert
 from lightning_internvl.middleware.qformer_lm import KeyValues, QFormerLM
-from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.protocols import Part
 
 INSTRUCTION = ("qformer_input_ids", "qformer_attention_mask")
@@ -142,7 +142,7 @@ class QFormer(Part):
             ids, mask = ids.new_zeros(len(feats[0]), 1), mask.new_ones(len(feats[0]), 1)
         if len(ids) != len(feats[0]):
             raise ValueError(f"{len(feats[0])} pictures need as many rows of qformer_input_ids, but there are {len(ids)}")
-        ((queries, _),) = self.read(feats[0], [Stream("itm", ids, mask)])
+        ((queries, _),) = self.stream_states(feats[0], [TextStream("itm", ids, mask)])
         return self.proj(queries)
 
     def query(self, visual_BPD: Tensor) -> Tensor:
@@ -175,13 +175,13 @@ class QFormer(Part):
 
     # --- reading pictures and text ----------------------------------------------------------------------------------
 
-    def read(self, visual_BPD: Tensor, streams: Sequence[Stream]) -> list[tuple[Tensor, Tensor]]:
+    def stream_states(self, visual_BPD: Tensor, streams: Sequence[TextStream]) -> list[tuple[Tensor, Tensor]]:
         """Read each image beside a text. Queries that see no text (itc, itg) run once, however many such texts there are.
 
         Returns:
             for each stream the states of the queries (B, Q, M) and of the text (B, L, M)
         """
-        streams = [Stream(s.task, self.text_of(s.ids), self.text_of(s.mask)) for s in streams]
+        streams = [TextStream(s.task, self.text_of(s.ids), self.text_of(s.mask)) for s in streams]
         visual = self.ln_vision(visual_BPD)
         alone = iter(self._read_apart(visual, [s for s in streams if s.task != "itm"]))
         return [self._read_together(visual, s) if s.task == "itm" else next(alone) for s in streams]
@@ -194,14 +194,14 @@ class QFormer(Part):
         queries = self.query_tokens.expand(len(visual_BPD), -1, -1)
         return self.qformer(queries, queries=self.num_queries, visual_BPD=visual_BPD)
 
-    def _read_together(self, visual_BPD: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
+    def _read_together(self, visual_BPD: Tensor, stream: TextStream) -> tuple[Tensor, Tensor]:
         count = self.num_queries
         embeds = torch.cat([self.query_tokens.expand(len(stream.ids), -1, -1), self.qformer.embed_text(stream.ids)], dim=1)
         seen = F.pad(stream.mask.bool(), (count, 0), value=True)[:, None, None]
         states, _ = self.qformer(embeds, queries=count, visual_BPD=visual_BPD, mask=seen)
         return states[:, :count], states[:, count:]
 
-    def _read_apart(self, visual_BPD: Tensor, streams: Sequence[Stream]) -> list[tuple[Tensor, Tensor]]:
+    def _read_apart(self, visual_BPD: Tensor, streams: Sequence[TextStream]) -> list[tuple[Tensor, Tensor]]:
         """All texts beside one run of the queries, in one row [queries | first text | second text ...]."""
         if not streams:
             return []
@@ -245,7 +245,7 @@ class _Captions:
         self.cache = [(keys[rows_S], values[rows_S]) for keys, values in self.cache]
 
 
-def apart_mask(queries: int, streams: Sequence[Stream]) -> Tensor:
+def apart_mask(queries: int, streams: Sequence[TextStream]) -> Tensor:
     """Who may look at whom in [queries | texts of itc or itg], where no query sees text and no text another: bool (B, 1, T, T).
 
     ====  ========  =======  ========  ==============================

@@ -20,7 +20,7 @@ from lightning_internvl.middleware.beam_search import write
 from lightning_internvl.middleware.connector import projection
 from lightning_internvl.middleware.qllama_init import sizes_of, start_from_llama
 from lightning_internvl.middleware.qllama_lm import KeyValues, QLlamaLM
-from lightning_internvl.middleware.text_streams import Stream, Task
+from lightning_internvl.middleware.text_streams import Task, TextStream
 from lightning_internvl.protocols import Part
 
 Mode = Literal["c", "g"]
@@ -174,7 +174,7 @@ class QLLaMA(Part):
         rotary = self._rotary(0, self.num_queries, visual_BPD.device)
         return self.qllama(queries, rotary, mask=seen, visual_BPD=visual_BPD, queries=self.num_queries)[0]
 
-    def read(self, visual_BPD: Tensor, streams: list[Stream]) -> list[tuple[Tensor, Tensor]]:
+    def stream_states(self, visual_BPD: Tensor, streams: list[TextStream]) -> list[tuple[Tensor, Tensor]]:
         """Read each image beside a text, all streams in one forward of `len(streams) * B` rows [queries | text].
 
         Returns:

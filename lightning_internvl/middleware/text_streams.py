@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_internvl.layers.attention_masks import Task
 
 
-class Stream(NamedTuple):
+class TextStream(NamedTuple):
     """One text for every image, read under the mask of one task."""
 
     task: Task

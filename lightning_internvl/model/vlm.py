@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.layers.attention_masks import without_firsts
-from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.feature_cache import FeatureCache, features
 from lightning_internvl.model.placeholders import EMPTY, Expanded, ImagePlaceholders
 from lightning_internvl.model.videos import VIDEOS, joined
@@ -36,7 +36,7 @@ class Output(NamedTuple):
     logits_per_text: Tensor | None = None
 
 
-class Read(NamedTuple):
+class HiddenStates(NamedTuple):
     """States (B, L, H) after the decoder's final norm, and the labels (B, L) of the same rows."""
 
     hidden: Tensor
@@ -90,7 +90,7 @@ class VLM(nn.Module):
     def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits of the matching head for pairs of picture and text, column 1 for a match: (B, 2)."""
         visual = self.encoder(pixel_values, layers=self.middleware.layers[:1])[0]
-        ((queries, _),) = self.middleware.read(visual, [Stream("itm", input_ids, attention_mask)])
+        ((queries, _),) = self.middleware.stream_states(visual, [TextStream("itm", input_ids, attention_mask)])
         return self.objectives["itm"].logits(queries)
 
     # --- decoder ----------------------------------------------------------------------------------------------------
@@ -101,8 +101,8 @@ class VLM(nn.Module):
         Args:
             inputs: what else encoder or middleware read, by the names that they list under `inputs`, and `picture_keys`.
         """
-        feats = features(self, pixel_values, self.middleware.layers, inputs, **_taken(self.encoder, inputs))
-        return self.middleware(feats, **_taken(self.middleware, inputs))
+        feats = features(self, pixel_values, self.middleware.layers, inputs, **_accepted_inputs(self.encoder, inputs))
+        return self.middleware(feats, **_accepted_inputs(self.middleware, inputs))
 
     def placeholders(self, image_size: int | None = None) -> int:
         """Placeholders that one square picture takes in the decoder's text."""
@@ -123,11 +123,13 @@ class VLM(nn.Module):
         Raises:
             ValueError: if placeholders and visual tokens differ in number.
         """
-        return self._embedded(input_ids, pixel_values, inputs)[0]
+        return self._merge_visual_tokens(input_ids, pixel_values, inputs)[0]
 
-    def _embedded(self, input_ids: Tensor, pixel_values: Tensor | None, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    def _merge_visual_tokens(
+        self, input_ids: Tensor, pixel_values: Tensor | None, inputs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
         """What the decoder reads: embeddings (B, L, H) and, for one that attends to them, visual tokens (N, T, D)."""
-        embeds, places = self._words(input_ids), input_ids == self.image_token_id
+        embeds, places = self._embed_words(input_ids), input_ids == self.image_token_id
         pixels, shares, inputs = joined(pixel_values, inputs)
         if pixels is None:
             return embeds, None
@@ -153,7 +155,9 @@ class VLM(nn.Module):
             embeds = embeds.masked_scatter(places[..., None], videos)
         return embeds, None
 
-    def _known(self, input_ids: Tensor, labels: Tensor | None, visual: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _decoder_inputs(
+        self, input_ids: Tensor, labels: Tensor | None, visual: Tensor | None, inputs: dict[str, Any]
+    ) -> dict[str, Any]:
         """What a decoder may list under `inputs`."""
         videos = torch.zeros_like(input_ids, dtype=torch.bool)
         if self.video_token_id is not None:
@@ -161,7 +165,7 @@ class VLM(nn.Module):
         places = {"visual_places": (input_ids == self.image_token_id) | videos, "video_places": videos, "visual": visual}
         return {"input_ids": input_ids, "labels": labels, **places, **inputs}
 
-    def _words(self, input_ids: Tensor) -> Tensor:
+    def _embed_words(self, input_ids: Tensor) -> Tensor:
         if self.image_placeholders is None and 0 <= (self.image_token_id or 0) < getattr(self.decoder, "vocab_size", math.inf):
             return self.decoder.embed(input_ids)
         words = self.decoder.embed(input_ids.masked_fill(input_ids == self.image_token_id, 0).clamp(min=0))
@@ -188,14 +192,14 @@ class VLM(nn.Module):
         placeholders = self.image_placeholders if side is None else replace(self.image_placeholders, side=side)
         return placeholders.expand(input_ids, attention_mask, labels, pixel_values, tokens)
 
-    def read(
+    def hidden_states(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         **inputs: Any,
-    ) -> Read:
+    ) -> HiddenStates:
         """What the decoder makes of text and pictures.
 
         Args:
@@ -212,9 +216,9 @@ class VLM(nn.Module):
             if "segments" not in _inputs(self.decoder):
                 raise ValueError(f"{type(self.decoder).__name__} reads no packed rows; set data.packing=null")
             labels = labels if labels is None else without_firsts(labels, segments)
-        embeds, visual = self._embedded(input_ids, pixel_values, inputs)
-        known = self._known(input_ids, labels, visual, inputs)
-        return Read(self.decoder.hidden(embeds, attention_mask, **_taken(self.decoder, known)), labels)
+        embeds, visual = self._merge_visual_tokens(input_ids, pixel_values, inputs)
+        known = self._decoder_inputs(input_ids, labels, visual, inputs)
+        return HiddenStates(self.decoder.hidden(embeds, attention_mask, **_accepted_inputs(self.decoder, known)), labels)
 
     def forward(
         self,
@@ -237,7 +241,7 @@ class VLM(nn.Module):
             logits = contrast.logits(image, text)
             loss = contrast(image, text) if inputs.get("return_loss") else None
             return Output(loss=loss, logits_per_image=logits, logits_per_text=logits.T)
-        hidden, labels = self.read(input_ids, attention_mask, pixel_values, labels, **inputs)
+        hidden, labels = self.hidden_states(input_ids, attention_mask, pixel_values, labels, **inputs)
         loss = None
         if labels is not None:
             loss = NextToken()(hidden, labels, self.decoder.head, shifts=shifts_labels(self.decoder))
@@ -260,9 +264,9 @@ class VLM(nn.Module):
         input_ids, mask, _, pixel_values = self.expand(input_ids, mask, None, pixel_values, side="left")
         listed = {name for part in (self.encoder, self.middleware, self.decoder) for name in _inputs(part)}
         inputs = {n: options.pop(n) for n in list(options) if n in listed or n == VIDEOS or n.startswith("video_")}
-        embeds, visual = self._embedded(input_ids, pixel_values, inputs)
-        known = self._known(input_ids, None, visual, inputs)
-        return self.decoder.generate(embeds, mask, **_taken(self.decoder, known), **options)
+        embeds, visual = self._merge_visual_tokens(input_ids, pixel_values, inputs)
+        known = self._decoder_inputs(input_ids, None, visual, inputs)
+        return self.decoder.generate(embeds, mask, **_accepted_inputs(self.decoder, known), **options)
 
     def save_pretrained(self, path: str | Path, layout: str | None = None) -> None:
         """Write the layout that the original library loads (see `lightning_internvl.checkpoints.pretrained`).
@@ -285,7 +289,7 @@ def _inputs(part: nn.Module) -> tuple[str, ...]:
     return getattr(part, "inputs", ())
 
 
-def _taken(part: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def _accepted_inputs(part: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: inputs[name] for name in _inputs(part) if name in inputs}
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank, world_size
-from lightning_internvl.layers.chunking import check_chunk, chunks_of, in_chunks
+from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
 
 GATHERS = ("exact", "global", "detached")
 
@@ -87,10 +87,10 @@ class ITC(nn.Module):
 
     def _losses(self, rows_BE: Tensor, columns_CE: Tensor, targets_B: Tensor, ids_C: Tensor | None, each: bool) -> Tensor:
         """Of each row, (B,), or their mean."""
-        pieces = chunks_of(len(rows_BE), self.chunk)
+        pieces = number_of_chunks(len(rows_BE), self.chunk)
         if pieces == 1:
             return self._judged(rows_BE, targets_B, columns_CE, ids_C, "none" if each else "mean")
-        found = in_chunks(lambda *rows: self._judged(*rows, columns_CE, ids_C, "none"), pieces, rows_BE, targets_B)
+        found = checkpointed_chunks(lambda *rows: self._judged(*rows, columns_CE, ids_C, "none"), pieces, rows_BE, targets_B)
         return torch.cat(found) if each else torch.cat(found).mean()
 
     def _judged(self, rows_BE: Tensor, targets_B: Tensor, columns_CE: Tensor, ids_C: Tensor | None, reduction: str) -> Tensor:

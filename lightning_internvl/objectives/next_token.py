@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.choices import IGNORE_INDEX
-from lightning_internvl.distributed.collectives import global_mean, largest, world_size
-from lightning_internvl.layers.chunking import check_chunk, chunks_of, in_chunks
+from lightning_internvl.distributed.collectives import all_reduce_max, global_mean, world_size
+from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
 from lightning_internvl.objectives.linear_cross_entropy import linear_cross_entropy, plain_layer
 
 
@@ -50,14 +50,14 @@ class NextToken(nn.Module):
         return global_mean(self._total(states, targets, head), labelled.sum())
 
     def _total(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-        pieces, layer = chunks_of(len(states_TH), self.chunk), plain_layer(head)
+        pieces, layer = number_of_chunks(len(states_TH), self.chunk), plain_layer(head)
         if layer is None and self.chunk is not None and _is_sharded(head):
-            pieces = largest(pieces)  # a sharded head is called equally often on all ranks, or they wait forever
+            pieces = all_reduce_max(pieces)  # a sharded head is called equally often on all ranks, or they wait forever
         if pieces == 1 or states_TH.is_meta:  # what is planned needs no memory, and its parts are told apart by their calls
             return self._judged(states_TH, targets_T, head)
         if layer is not None:
             return linear_cross_entropy(states_TH, layer, targets_T, pieces=pieces, label_smoothing=self.label_smoothing)
-        return torch.stack(in_chunks(lambda *rows: self._judged(*rows, head), pieces, states_TH, targets_T)).sum()
+        return torch.stack(checkpointed_chunks(lambda *rows: self._judged(*rows, head), pieces, states_TH, targets_T)).sum()
 
     def _judged(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
         return F.cross_entropy(head(states_TH).float(), targets_T, reduction="sum", label_smoothing=self.label_smoothing)

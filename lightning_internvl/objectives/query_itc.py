@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank
-from lightning_internvl.layers.chunking import check_chunk, chunks_of, in_chunks
+from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
 
 Scores = Callable[[Tensor, Tensor], Tensor]  # rows and columns to scaled similarities (B, C)
 
@@ -100,10 +100,10 @@ class QueryITC(nn.Module):
             logits = scores(rows, columns).float()
             return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction=reduction)
 
-        pieces = chunks_of(len(rows), self.chunk)
+        pieces = number_of_chunks(len(rows), self.chunk)
         if pieces == 1:
             return judge(rows, targets_B, "none" if each else "mean")
-        found = torch.cat(in_chunks(judge, pieces, rows, targets_B))
+        found = torch.cat(checkpointed_chunks(judge, pieces, rows, targets_B))
         return found if each else found.mean()
 
     def _gathered(self, x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_internvl.distributed.collectives import global_mean, peers, rank, world_size
-from lightning_internvl.layers.chunking import check_chunk, chunks_of, in_chunks
+from lightning_internvl.distributed.collectives import data_parallel_group, global_mean, rank, world_size
+from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
 
 
 class SigLIP(nn.Module):
@@ -74,8 +74,8 @@ class SigLIP(nn.Module):
             losses = -F.logsigmoid(signs * self.logits(image, text_CE).float())
             return (losses * judged[:, None]).sum()
 
-        pieces, rows = chunks_of(len(image_BE), self.chunk), (image_BE, ids_B, judged_B)
-        return judge(*rows) if pieces == 1 else torch.stack(in_chunks(judge, pieces, *rows)).sum()
+        pieces, rows = number_of_chunks(len(image_BE), self.chunk), (image_BE, ids_B, judged_B)
+        return judge(*rows) if pieces == 1 else torch.stack(checkpointed_chunks(judge, pieces, *rows)).sum()
 
 
 def passed_on(x_BE: Tensor) -> Tensor:
@@ -99,8 +99,8 @@ def _exchanged(x: Tensor, step: int) -> Tensor:
     """What the rank `step` places before this one holds, while this one's goes `step` places on."""
     received, x = torch.empty_like(x, memory_format=torch.contiguous_format), x.contiguous()
     to, source = (rank() + step) % world_size(), (rank() - step) % world_size()
-    send = dist.P2POp(dist.isend, x, group=peers(), group_peer=to)
-    works = dist.batch_isend_irecv([send, dist.P2POp(dist.irecv, received, group=peers(), group_peer=source)])
+    send = dist.P2POp(dist.isend, x, group=data_parallel_group(), group_peer=to)
+    works = dist.batch_isend_irecv([send, dist.P2POp(dist.irecv, received, group=data_parallel_group(), group_peer=source)])
     for work in works:
         work.wait()
     return received

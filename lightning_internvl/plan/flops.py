@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.choices import IGNORE_INDEX, PARTS, Config
-from lightning_internvl.distributed.collectives import alone
+from lightning_internvl.distributed.collectives import single_process
 from lightning_internvl.layers.attention import asked, backend_kept, choose_backend
 from lightning_internvl.model.compose import Build, compose_model
 from lightning_internvl.objectives import NextToken
@@ -134,7 +134,7 @@ def _of_head(rig: Rig, head: Callable[[Tensor], Tensor], states_TH: Tensor) -> C
 
 def measured(settings: Config, blank: Callable[[int], Mapping[str, Any]], build: Build, step: int) -> Flops:
     """The FLOPs of a stage as its configuration describes it, of one process."""
-    with backend_kept(), alone(), torch.random.fork_rng(devices=[]):
+    with backend_kept(), single_process(), torch.random.fork_rng(devices=[]):
         choose_backend("math" if asked() == "math" else "sdpa")  # all others compute the same
         with torch.device("meta"), Unfilled():
             model, _ = compose_model(settings["parts"], build)

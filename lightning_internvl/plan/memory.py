@@ -30,7 +30,7 @@ class Setup:
         sharded: weights, gradients and optimizer state are divided among the devices.
         bucketed: gradients are held a second time, in the buckets in which they are sent.
         capacity: bytes of one device.
-        layer_shares: devices that read the same samples and divide layers.
+        tensor_parallel_size: devices that read the same samples and divide layers.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Setup:
     sharded: bool
     bucketed: bool
     capacity: float
-    layer_shares: int = 1
+    tensor_parallel_size: int = 1
 
 
 def setup_of(strategy: Mapping[str, Any], trainer: Mapping[str, Any], capacity_gib: float) -> Setup:

@@ -101,7 +101,7 @@ def stage_plan(name: str, config: Config, build: Build) -> StagePlan:
     def blank(image_size: int | None = None) -> Blank:
         return make_view(_resized(settings, image_size) if image_size else settings, model, tokenizers, build).training.blank
 
-    rig = Rig(stage, blank(), setup.devices // setup.layer_shares, settings["activation_checkpointing"])
+    rig = Rig(stage, blank(), setup.devices // setup.tensor_parallel_size, settings["activation_checkpointing"])
     last = settings["max_steps"] - 1
     plans = []
     for step in sorted({min(step, last) for step in stage.plan.changes()[1:]} | {last}):

@@ -18,7 +18,7 @@ from lightning_internvl.plan.stage_plan import StagePlan
 def stage_report(plan: StagePlan) -> Iterator[Table | str]:
     """One stage: where it runs, its parts, what trains, and whether it fits."""
     setup, batch = plan.setup, plan.batch
-    total = batch * setup.devices // setup.layer_shares * plan.accumulate
+    total = batch * setup.devices // setup.tensor_parallel_size * plan.accumulate
     where = f"{setup.devices:,} device{'s' if setup.devices > 1 else ''} ({setup.name}{', sharded' if setup.sharded else ''})"
     times = f" x {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
     what = "rows" if packing_of(plan.settings) == PACKED else "samples"

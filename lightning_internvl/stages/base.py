@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_internvl.data.gradient_accumulation import WINDOW, window_shares
-from lightning_internvl.distributed.collectives import data_share
+from lightning_internvl.distributed.collectives import data_parallel_rank_and_size
 from lightning_internvl.layers.peft import plain_name
 from lightning_internvl.model.feature_cache import features
 from lightning_internvl.model.vlm import VLM
@@ -144,7 +144,7 @@ class Stage(L.LightningModule):
         return function(*arguments)
 
     @property
-    def divided(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether weights are divided among processes, so that all of them must take part in whatever uses the model."""
         return isinstance(self, FSDPModule)
 
@@ -156,9 +156,9 @@ class Stage(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # All draws of a step (drop path, masking, negatives) depend on the step alone, not on what ran before it.
-        _, share = data_share(self.trainer)
+        share, _ = data_parallel_rank_and_size(self.trainer)
         torch.manual_seed(zlib.crc32(f"{self.seed}/{self.name}/{batch_idx}/{share}".encode()))
-        if self.divided:  # an objective that holds its scale below a limit has only reached the gathered copy
+        if self.is_sharded:  # an objective that holds its scale below a limit has only reached the gathered copy
             for objective in self.model.objectives.values():
                 if hasattr(objective, "max_log_scale"):
                     objective.logit_scale.data.to_local().clamp_(max=objective.max_log_scale)
@@ -167,7 +167,7 @@ class Stage(L.LightningModule):
         """The tensors that the stage will ever train, by the names that files use."""
         return {plain_name(name) for name, _ in self.model.named_parameters() if self.plan.ever_trains(name)}
 
-    def kept(self, state: dict[str, Any]) -> dict[str, Any]:
+    def checkpoint_tensors(self, state: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint holds of the stage's state."""
         if not self.light:
             return state
@@ -175,7 +175,7 @@ class Stage(L.LightningModule):
         return {name: tensor for name, tensor in state.items() if name in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = self.kept(checkpoint["state_dict"])
+        checkpoint["state_dict"] = self.checkpoint_tensors(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         wanted = {f"model.{name}" for name in self.trained_names()}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_internvl.layers.chunking import check_chunk, chunks_of, in_chunks
+from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
 from lightning_internvl.stages.base import Batch, Stage
 
 
@@ -43,15 +43,15 @@ class ContrastiveStage(Stage):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """ITC of one batch, a scalar."""
         pairs = batch["pixel_values"], batch["itc_ids"], batch["itc_mask"]
-        pieces = chunks_of(len(batch["itc_ids"]), self.cached_chunk)
+        pieces = number_of_chunks(len(batch["itc_ids"]), self.cached_chunk)
         if pieces == 1:
-            image, text = self._embedded(*pairs)
+            image, text = self._embed_pairs(*pairs)
         else:
-            found = in_chunks(self._embedded, pieces, *pairs, draws=True, keep_last=True)
+            found = checkpointed_chunks(self._embed_pairs, pieces, *pairs, draws=True, keep_last=True)
             image, text = map(torch.cat, zip(*found, strict=True))
         return {"itc": self.model.objectives["itc"](image, text)}
 
-    def _embedded(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+    def _embed_pairs(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
         full = self.full_from_step is not None and self.global_step >= self.full_from_step
         feats = self.model.encoder(pixels, keep=1.0 if full else self.keep_tokens)
         return self.model.middleware.embed_image(feats, "c"), self.model.middleware.embed_text(ids_BL, mask_BL)

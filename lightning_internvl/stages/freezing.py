@@ -42,7 +42,7 @@ def check_matches(pattern: str, names: Iterable[str], setting: str) -> None:
 
 
 @dataclass(frozen=True)
-class Rule:
+class TrainRule:
     """One line of `train:`; trains from `from_step` (inclusive) until `until_step` (exclusive), or never if `frozen`."""
 
     name: str
@@ -81,19 +81,19 @@ class FreezePlan:
         self.rules = [one for rule in rules for one in _by_name(_parse(rule), roles or {})]
         self.adapters = {part: own for part, own in (adapters or {}).items() if own}
 
-    def rule(self, name: str) -> Rule | None:
+    def rule(self, name: str) -> TrainRule | None:
         """The rule by which a parameter trains."""
         rule = self._speaking(name)
         return None if rule is None or rule.frozen else rule
 
-    def _speaking(self, name: str) -> Rule | None:
+    def _speaking(self, name: str) -> TrainRule | None:
         part = name.partition(".")[0]
         fitting = (rule for rule in self.rules if matches(plain_name(name), rule.name))
         if part not in self.adapters:
             return next(fitting, None)
         if is_update(name):
             own = self.adapters[part]
-            return Rule(part, *self._times(part), title=f"{own['method']} of rank {own['rank']}")
+            return TrainRule(part, *self._times(part), title=f"{own['method']} of rank {own['rank']}")
         return next((rule for rule in fitting if rule.name != part), None)
 
     def _times(self, part: str) -> tuple[int, int | None]:
@@ -149,9 +149,9 @@ class FreezePlan:
         ]
 
 
-def _parse(rule: str | Mapping[str, Any]) -> Rule:
+def _parse(rule: str | Mapping[str, Any]) -> TrainRule:
     if isinstance(rule, str):
-        return Rule(rule)
+        return TrainRule(rule)
     unknown = set(rule) - {"name", "from_step", "until_step", "frozen"}
     if unknown or "name" not in rule:
         raise ValueError(
@@ -160,14 +160,14 @@ def _parse(rule: str | Mapping[str, Any]) -> Rule:
     if rule.get("frozen"):
         if set(rule) != {"name", "frozen"}:
             raise ValueError(f"train: {dict(rule)}: what is frozen has no steps; write {{name: {rule['name']}, frozen: true}}")
-        return Rule(rule["name"], frozen=True)
-    parsed = Rule(rule["name"], int(rule.get("from_step") or 0), rule.get("until_step"))
+        return TrainRule(rule["name"], frozen=True)
+    parsed = TrainRule(rule["name"], int(rule.get("from_step") or 0), rule.get("until_step"))
     if parsed.from_step < 0 or (parsed.until_step is not None and parsed.until_step <= parsed.from_step):
         raise ValueError(f"train: {dict(rule)} never trains; it needs 0 <= from_step < until_step")
     return parsed
 
 
-def _by_name(rule: Rule, roles: Roles) -> list[Rule]:
+def _by_name(rule: TrainRule, roles: Roles) -> list[TrainRule]:
     """A rule as rules of name patterns, with what it was written as for a title if it named a role."""
     names = names_of(rule.name, roles, "train")
     return [rule if name == rule.name else replace(rule, name=name, title=rule.name) for name in names]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_internvl.choices import IGNORE_INDEX
-from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
 from lightning_internvl.objectives.next_token import labelled_tokens
@@ -52,7 +52,7 @@ class GenerativeStage(Stage):
         check_negatives(negatives, mined_from_step)
         if not 0.0 < matched_share < 1.0:
             raise ValueError(f"{matched_share=} must lie between 0 and 1")
-        if not hasattr(model.middleware, "read"):
+        if not hasattr(model.middleware, "stream_states"):
             raise ValueError(
                 f"{type(model.middleware).__name__} does not read pictures and texts together, as this stage needs it; choose "
                 "middleware=qllama_toy, qformer_toy or another one that does, or leave the stage out of the pipeline"
@@ -71,17 +71,17 @@ class GenerativeStage(Stage):
         """ITC, ITM and ITG of one batch, each a scalar."""
         middleware = self.model.middleware
         visual = self.features(batch, middleware.layers[:1])[0]
-        itc, itg = Stream("itc", batch["itc_ids"], batch["itc_mask"]), Stream("itg", batch["itg_ids"], batch["itg_mask"])
+        itc, itg = TextStream("itc", batch["itc_ids"], batch["itc_mask"]), TextStream("itg", batch["itg_ids"], batch["itg_mask"])
         others = other_pictures(batch["image_ids"]) if "image_ids" in batch else None
         random = self.negatives == "random" or self.global_step < self.mined_from_step
         if random and not self.both_ways:
             itm, match = match_texts(batch, random_negatives(len(visual), visual.device, others), self.matched_share, others)
-            reads = middleware.read(visual, [itm, itc, itg])
+            reads = middleware.stream_states(visual, [itm, itc, itg])
         else:
-            reads = middleware.read(visual, [itc, itg])
+            reads = middleware.stream_states(visual, [itc, itg])
             scores = None if random else similarity(self.model, *itc_features(self.model, reads[0], itc))
             shown, itm, match = self._matched(batch, visual, scores, others)
-            reads = middleware.read(shown, [itm]) + reads
+            reads = middleware.stream_states(shown, [itm]) + reads
         ids = batch["image_ids"] if self.same_picture else None
         losses = three_losses(self.model, reads, itc, match, batch["itg_labels"], image_ids_B=ids)
         if self.backbone_itc:
@@ -99,7 +99,7 @@ class GenerativeStage(Stage):
 
     def _matched(
         self, batch: Batch, visual: Tensor, scores_BB: Tensor | None, others: Tensor | None
-    ) -> tuple[Tensor, Stream, Tensor]:
+    ) -> tuple[Tensor, TextStream, Tensor]:
         """Visual tokens, texts and labels of ITM; `scores` are the similarities of which wrong partners are mined."""
 
         def drawn(scores: Tensor | None) -> Tensor:
@@ -111,7 +111,7 @@ class GenerativeStage(Stage):
         if not self.both_ways:
             return visual, *match_texts(batch, texts, self.matched_share, others)
         images = drawn(None if scores_BB is None else scores_BB.T)
-        return match_both(visual, Stream("itm", batch["itm_ids"], batch["itm_mask"]), images, texts, others)
+        return match_both(visual, TextStream("itm", batch["itm_ids"], batch["itm_mask"]), images, texts, others)
 
 
 def check_negatives(negatives: str, mined_from_step: int) -> None:
@@ -124,7 +124,7 @@ def check_negatives(negatives: str, mined_from_step: int) -> None:
 
 def match_texts(
     batch: Batch, negatives_B: Tensor, matched_share: float = 0.5, others_BB: Tensor | None = None
-) -> tuple[Stream, Tensor]:
+) -> tuple[TextStream, Tensor]:
     """The ITM texts: the last rows of the batch, `matched_share` of them, read their own caption (label 1), the others a wrong
     one (label 0, or -100 where the batch holds no caption of another picture)."""
     rows = torch.arange(len(negatives_B), device=negatives_B.device)
@@ -132,12 +132,12 @@ def match_texts(
     chosen, labels = torch.where(matched, rows, negatives_B), matched.long()
     if others_BB is not None:
         labels = labels.masked_fill(~matched & ~others_BB.any(dim=1), IGNORE_INDEX)
-    return Stream("itm", batch["itm_ids"][chosen], batch["itm_mask"][chosen]), labels
+    return TextStream("itm", batch["itm_ids"][chosen], batch["itm_mask"][chosen]), labels
 
 
 def match_both(
-    visual_BPD: Tensor, right: Stream, images_B: Tensor, texts_B: Tensor, others_BB: Tensor | None = None
-) -> tuple[Tensor, Stream, Tensor]:
+    visual_BPD: Tensor, right: TextStream, images_B: Tensor, texts_B: Tensor, others_BB: Tensor | None = None
+) -> tuple[Tensor, TextStream, Tensor]:
     """ITM as BLIP-2 has it, 3 B rows: every pair, every caption with a wrong picture, every picture with a wrong caption.
 
     Args:
@@ -152,10 +152,10 @@ def match_both(
     wrong = torch.zeros_like(texts_B)
     if others_BB is not None:
         wrong = wrong.masked_fill(~others_BB.any(dim=1), IGNORE_INDEX)
-    return visual, Stream("itm", ids, mask), torch.cat([torch.ones_like(wrong), wrong, wrong])
+    return visual, TextStream("itm", ids, mask), torch.cat([torch.ones_like(wrong), wrong, wrong])
 
 
-def itc_features(model: VLM, read: tuple[Tensor, Tensor], itc: Stream) -> tuple[Tensor, Tensor]:
+def itc_features(model: VLM, read: tuple[Tensor, Tensor], itc: TextStream) -> tuple[Tensor, Tensor]:
     """Image features, (B, E) or one a query (B, Q, E), and text features (B, E) of the ITC stream."""
     queries, text = read
     return model.middleware.project_queries(queries), model.middleware.project_text(text, itc.mask)
@@ -170,7 +170,7 @@ def similarity(model: VLM, image: Tensor, text_BE: Tensor) -> Tensor:
 def three_losses(
     model: VLM,
     reads: list[tuple[Tensor, Tensor]],
-    itc: Stream,
+    itc: TextStream,
     match_B: Tensor,
     itg_labels_BL: Tensor,
     itc_ignored_B: Tensor | None = None,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.choices import IGNORE_INDEX
-from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
 from lightning_internvl.stages.base import Batch, Stage
@@ -44,16 +44,16 @@ class RetrievalStage(Stage):
             image = self.model.middleware.clip_projector(visual)
             text = self.model.middleware.embed_text(batch["itc_ids"], batch["itc_mask"])
             return {"itc_tower": self.model.objectives["itc"](image, text, image_ids_B=ids)}
-        itc, right = (Stream(task, batch[f"{task}_ids"], batch[f"{task}_mask"]) for task in ("itc", "itm"))
+        itc, right = (TextStream(task, batch[f"{task}_ids"], batch[f"{task}_mask"]) for task in ("itc", "itm"))
         others = other_pictures(ids)
         if self.negatives == "random" or self.global_step < self.mined_from_step:
             wrong = wrong_texts(right, random_negatives(len(ids), ids.device, others))
-            reads = self.model.middleware.read(visual, [wrong, right, itc])
+            reads = self.model.middleware.stream_states(visual, [wrong, right, itc])
         else:
-            reads = self.model.middleware.read(visual, [right, itc])
+            reads = self.model.middleware.stream_states(visual, [right, itc])
             features = itc_features(self.model, reads[1], itc)
             wrong = wrong_texts(right, mined_negatives(similarity(self.model, *features), others))
-            reads = self.model.middleware.read(visual, [wrong]) + reads
+            reads = self.model.middleware.stream_states(visual, [wrong]) + reads
         return retrieval_losses(self.model, visual, reads, itc, ids, others.any(dim=1))
 
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -62,16 +62,16 @@ class RetrievalStage(Stage):
         return {"itm": len(judged) + int(judged.sum())} if self.mode == "g" else {}
 
 
-def wrong_texts(right: Stream, negatives_B: Tensor) -> Stream:
+def wrong_texts(right: TextStream, negatives_B: Tensor) -> TextStream:
     """The ITM stream that shows every picture with the caption of another one."""
-    return Stream("itm", right.ids[negatives_B], right.mask[negatives_B])
+    return TextStream("itm", right.ids[negatives_B], right.mask[negatives_B])
 
 
 def retrieval_losses(
     model: VLM,
     visual_BPD: Tensor,
     reads: list[tuple[Tensor, Tensor]],
-    itc: Stream,
+    itc: TextStream,
     image_ids_B: Tensor,
     judged_B: Tensor | None = None,
 ) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ class SupervisedStage(Stage):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Next-token loss over the answers of one batch, a scalar."""
-        hidden, labels = self.model.read(**batch)
+        hidden, labels = self.model.hidden_states(**batch)
         decoder, objective = self.model.decoder, self.model.objectives["next_token"]
         return {"next_token": objective(hidden, labels, decoder.head, shifts=shifts_labels(decoder))}
 

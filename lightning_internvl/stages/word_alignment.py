@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_internvl.choices import IGNORE_INDEX
-from lightning_internvl.distributed.collectives import gather, gather_with_grad, largest, rank
+from lightning_internvl.distributed.collectives import all_reduce_max, gather, gather_with_grad, rank
 from lightning_internvl.stages.base import Batch, Stage
 
 NEVER = -2.0  # below every cosine
@@ -65,7 +65,7 @@ def described(ids_BL: Tensor, labels_BL: Tensor) -> Tensor:
     """The words that are learnt, of the captions of all ranks, -1 behind the last one: (C, L)."""
     rows = [ids[labels != IGNORE_INDEX] for ids, labels in zip(ids_BL, labels_BL, strict=True)]
     ids_BL = pad_sequence(rows, batch_first=True, padding_value=-1)
-    return gather(F.pad(ids_BL, (0, largest(ids_BL.shape[1]) - ids_BL.shape[1]), value=-1))
+    return gather(F.pad(ids_BL, (0, all_reduce_max(ids_BL.shape[1]) - ids_BL.shape[1]), value=-1))
 
 
 def rarity(ids_CL: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def assemble(name: str, config: Config, run_dir: Path, build: Build, start_step:
         default_root_dir=stage.folder,  # nothing is written or looked for where the command was started
         logger=[build(logger) for logger in stage_loggers(config, name, run_dir, start_step)],
     )
-    if (shares := getattr(trainer.strategy, "layer_shares", 1)) > 1:
+    if (shares := getattr(trainer.strategy, "tensor_parallel_size", 1)) > 1:
         check_layers(model, settings, shares)
     data = build_data(settings, start_step, view, build, stage.folder)
     if settings.get("feature_cache"):

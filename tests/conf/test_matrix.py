@@ -71,7 +71,7 @@ def step_and_answer(encoder: str, middleware: str, decoder: str) -> None:
     chats = make_view(stage, model, tokenizers, build).training
     data = build(stage["data_group"]["chats"])
     model.train()
-    hidden, labels = model.read(**chats([data[0], data[1]]))
+    hidden, labels = model.hidden_states(**chats([data[0], data[1]]))
     loss = NextToken()(hidden, labels, model.decoder.head, shifts=shifts_labels(model.decoder))
     loss.backward()
     assert loss.isfinite()

@@ -280,7 +280,7 @@ def test_a_decoder_without_packed_rows_is_refused() -> None:
     config = {"model_type": "t5", "d_model": 64, "d_kv": 8, "d_ff": 20, "num_layers": 1, "num_heads": 2, "vocab_size": 50}
     ids = torch.randint(3, 40, (1, 6))
     with pytest.raises(ValueError, match=r"HFSeq2SeqLM reads no packed rows; set data\.packing=null"):
-        vlm(HFSeq2SeqLM(config=config)).read(ids, torch.ones_like(ids), labels=ids, segments=[[3, 3]])
+        vlm(HFSeq2SeqLM(config=config)).hidden_states(ids, torch.ones_like(ids), labels=ids, segments=[[3, 3]])
 
 
 @pytest.mark.gpu

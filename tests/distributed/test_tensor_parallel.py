@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
-from lightning_internvl.distributed.collectives import data_share, see, world_size
+from lightning_internvl.distributed.collectives import data_parallel_rank_and_size, set_data_parallel_group, world_size
 from lightning_internvl.distributed.tensor_parallel import check_layers, clip_by_norm, styles_of
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.intern_vit import InternViT
@@ -73,23 +73,23 @@ def test_what_can_be_divided() -> None:
 
 
 def test_processes_of_a_group_read_the_same_share() -> None:
-    places = [SimpleNamespace(world_size=4, global_rank=n, strategy=SimpleNamespace(layer_shares=2)) for n in range(4)]
-    assert [data_share(place) for place in places] == [(2, 0), (2, 0), (2, 1), (2, 1)]
-    assert data_share(SimpleNamespace(world_size=4, global_rank=3)) == (4, 3)
+    places = [SimpleNamespace(world_size=4, global_rank=n, strategy=SimpleNamespace(tensor_parallel_size=2)) for n in range(4)]
+    assert [data_parallel_rank_and_size(place) for place in places] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert data_parallel_rank_and_size(SimpleNamespace(world_size=4, global_rank=3)) == (3, 4)
 
 
 @pytest.fixture
 def one_process() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
-    see(None)
+    set_data_parallel_group(None)
     dist.destroy_process_group()
 
 
 def test_the_norm_over_all_gradients(one_process: None) -> None:
     """Some divided over two dimensions of processes, some over one, some not at all."""
     mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
-    see(mesh["data_parallel"].get_group())
+    set_data_parallel_group(mesh["data_parallel"].get_group())
     assert world_size() == 1
     divided, plain = (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)) for _ in range(2))
     divided.load_state_dict(plain.state_dict())

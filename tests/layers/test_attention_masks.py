@@ -13,7 +13,7 @@ from lightning_internvl.layers.attention_kernels import block_mask, cumulated, x
 from lightning_internvl.layers.attention_masks import Mask
 from lightning_internvl.middleware.qformer import apart_mask
 from lightning_internvl.middleware.qllama import task_mask
-from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.middleware.text_streams import TextStream
 
 CPU = torch.device("cpu")
 SEGMENTS, LENGTHS = [[3, 4, 2], [5], [1, 1, 8]], [7, 3, 0]
@@ -72,7 +72,7 @@ def test_streams_are_those_of_qllama(task: str) -> None:
 def test_streams_are_those_of_the_qformer() -> None:
     lengths = {"itc": [4, 2, 1], "itg": [1, 3, 4]}
     texts = {task: torch.arange(4) < torch.tensor(n)[:, None] for task, n in lengths.items()}
-    theirs = apart_mask(2, [Stream(task, text.long(), text) for task, text in texts.items()])
+    theirs = apart_mask(2, [TextStream(task, text.long(), text) for task, text in texts.items()])
     real = torch.cat([torch.ones(3, 2, dtype=torch.bool), *texts.values()], dim=1)[:, None, :, None]
     assert torch.equal(masks.apart(2, [(task, n, 4) for task, n in lengths.items()]).dense(), theirs & real)
 

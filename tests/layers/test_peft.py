@@ -50,7 +50,7 @@ def outputs(model: VLM, batch: dict[str, Any]) -> Tensor:
     """Logits of a model with a decoder, else embeddings or scores."""
     with torch.no_grad():
         if model.decoder is not None:
-            return model.decoder.head(model.read(**batch).hidden)
+            return model.decoder.head(model.hidden_states(**batch).hidden)
         if "labels" in batch:
             return model.visual_tokens(batch["pixel_values"])
         text = model.encode_text(batch["itc_ids"], batch["itc_mask"])
@@ -181,5 +181,5 @@ def test_a_frozen_tower_saves_no_activations() -> None:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         model.encoder(batch["pixel_values"], layers=model.middleware.layers)
         assert not kept
-        model.read(**batch)
+        model.hidden_states(**batch)
     assert kept

@@ -73,7 +73,7 @@ def test_a_step_and_an_answer_through_quantised_weights(method: str) -> None:
     assert kinds >= {"Bf16Table" if method == "bf16" else "Int8Table"}
     assert {name: tensor.numel() for name, tensor in own_tensors(model).items()} == before
     model.train()
-    hidden, labels = model.read(**batch)
+    hidden, labels = model.hidden_states(**batch)
     model.objectives["next_token"](hidden, labels, model.decoder.head).backward()
     updates = [p for n, p in model.named_parameters() if ".lora_B." in n]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in updates)

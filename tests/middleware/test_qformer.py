@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
 from lightning_internvl.middleware.qformer import QFormer, apart_mask
-from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.middleware.text_streams import TextStream
 
 Q, P, L = 3, 5, 6
 
@@ -28,20 +28,20 @@ def visual(rows: int = 2) -> Tensor:
     return torch.randn(rows, P, 10, generator=torch.Generator().manual_seed(1))
 
 
-def stream(task: str, lengths: tuple[int, ...] = (L, 4), seed: int = 2) -> Stream:
+def stream(task: str, lengths: tuple[int, ...] = (L, 4), seed: int = 2) -> TextStream:
     ids = torch.randint(0, 30, (len(lengths), L), generator=torch.Generator().manual_seed(seed))
-    return Stream(task, ids, (torch.arange(L) < torch.tensor(lengths)[:, None]).long())
+    return TextStream(task, ids, (torch.arange(L) < torch.tensor(lengths)[:, None]).long())
 
 
-def changed(s: Stream, row: int, place: int) -> Stream:
+def changed(s: TextStream, row: int, place: int) -> TextStream:
     ids = s.ids.clone()
     ids[row, place] = (ids[row, place] + 7) % 30
     return s._replace(ids=ids)
 
 
-def moved(model: QFormer, s: Stream, place: int) -> tuple[bool, list[int]]:
+def moved(model: QFormer, s: TextStream, place: int) -> tuple[bool, list[int]]:
     """Whether the queries and which texts' places of row 0 change with one token of it."""
-    (before,), (after,) = model.read(visual(), [s]), model.read(visual(), [changed(s, 0, place)])
+    (before,), (after,) = model.stream_states(visual(), [s]), model.stream_states(visual(), [changed(s, 0, place)])
     differ = [(a - b).abs().amax(dim=-1)[0] > 1e-6 for a, b in zip(before, after, strict=True)]
     return bool(differ[0].any()), differ[1].nonzero().flatten().tolist()
 
@@ -51,9 +51,9 @@ def test_who_sees_whom() -> None:
     assert moved(model, stream("itm"), 2) == (True, list(range(L)))
     assert moved(model, stream("itc"), 2) == (False, list(range(L)))
     assert moved(model, stream("itg"), 2) == (False, list(range(2, L)))
-    (_, seen), (_, other) = (model.read(v, [stream("itc")])[0] for v in (visual(), visual() + 1))
+    (_, seen), (_, other) = (model.stream_states(v, [stream("itc")])[0] for v in (visual(), visual() + 1))
     assert seen.equal(other)  # a text of itc sees no picture
-    (_, seen), (_, other) = (model.read(v, [stream("itg")])[0] for v in (visual(), visual() + 1))
+    (_, seen), (_, other) = (model.stream_states(v, [stream("itg")])[0] for v in (visual(), visual() + 1))
     assert not torch.allclose(seen, other)
 
 
@@ -61,16 +61,16 @@ def test_padding_is_seen_by_no_one() -> None:
     model = make()
     for task in ("itm", "itc", "itg"):
         s = stream(task, (4, 4))
-        (queries, text), (same_queries, same_text) = (model.read(visual(), [x])[0] for x in (s, changed(s, 0, 5)))
+        (queries, text), (same_queries, same_text) = (model.stream_states(visual(), [x])[0] for x in (s, changed(s, 0, 5)))
         torch.testing.assert_close(queries, same_queries)
         torch.testing.assert_close(text[:, :4], same_text[:, :4])
 
 
 def test_texts_read_together_are_as_if_read_alone() -> None:
     model, streams = make(), [stream("itc"), stream("itm", seed=3), stream("itg", seed=4)]
-    together = model.read(visual(), streams)
+    together = model.stream_states(visual(), streams)
     for found, s in zip(together, streams, strict=True):
-        (alone,) = model.read(visual(), [s])
+        (alone,) = model.stream_states(visual(), [s])
         for ours, expected in zip(found, alone, strict=True):
             torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(together[0][0], model.query(visual()))
@@ -79,7 +79,9 @@ def test_texts_read_together_are_as_if_read_alone() -> None:
 
 
 def test_mask_of_one_row() -> None:
-    mask = apart_mask(1, [Stream("itc", *[torch.tensor([[1, 1, 0]])] * 2), Stream("itg", *[torch.tensor([[1, 1, 0]])] * 2)])
+    mask = apart_mask(
+        1, [TextStream("itc", *[torch.tensor([[1, 1, 0]])] * 2), TextStream("itg", *[torch.tensor([[1, 1, 0]])] * 2)]
+    )
     expected = [
         [1, 0, 0, 0, 0, 0, 0],
         [0, 1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0],
@@ -93,7 +95,7 @@ def test_written_tokens_are_those_that_reading_all_again_would_choose() -> None:
     new = model.generate(visual(), prompt, max_new_tokens=5, eos_id=29, min_new_tokens=5)
     ids = prompt
     for step in range(5):
-        ((_, text),) = model.read(visual(), [Stream("itg", ids, torch.ones_like(ids))])
+        ((_, text),) = model.stream_states(visual(), [TextStream("itg", ids, torch.ones_like(ids))])
         scores = model.head(text[:, -1])
         scores[:, 29] = -torch.inf
         assert scores.argmax(dim=-1).tolist() == new[:, step].tolist()
@@ -159,7 +161,7 @@ def test_it_works_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = QFormer(encoder_dim=10, vocab_size=30, text="write", embed_dim=8, pretrained="nowhere")
         ids = torch.ones(2, L, dtype=torch.long)
-        reads = model.read(torch.empty(2, P, 10), [Stream(task, ids, ids) for task in ("itm", "itc", "itg")])
+        reads = model.stream_states(torch.empty(2, P, 10), [TextStream(task, ids, ids) for task in ("itm", "itc", "itg")])
     assert reads[2][1].shape == (2, L, 768)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_internvl.middleware.qllama import QLLaMA, Stream, Task, task_mask
+from lightning_internvl.middleware.qllama import QLLaMA, Task, TextStream, task_mask
 from lightning_internvl.protocols import TextMiddleware
 
 TASKS: tuple[Task, ...] = ("itm", "itc", "itg")
@@ -61,7 +61,7 @@ def test_protocol_shapes_and_layers(qllama: QLLaMA, visual: Tensor) -> None:
     assert qllama.query(visual).shape == (3, 4, 16)
     assert qllama.embed_text(*texts(3, 7, 5)).shape == (3, 8)
     assert len(qllama.sharding_units()) == 4
-    reads = qllama.read(visual, [Stream(task, *texts(3, 7, 5)) for task in TASKS])
+    reads = qllama.stream_states(visual, [TextStream(task, *texts(3, 7, 5)) for task in TASKS])
     assert [(q.shape, t.shape) for q, t in reads] == [((3, 4, 16), (3, 7, 16))] * 3
 
 
@@ -73,12 +73,12 @@ def test_cross_attention_stands_in_every_kth_layer(every: int, crossing: list[in
 
 def test_streams_read_together_equal_streams_read_alone(qllama: QLLaMA, visual: Tensor) -> None:
     streams = [
-        Stream("itm", *texts(4, 2, 5, width=5)),
-        Stream("itc", *texts(7, 3, 1)),
-        Stream("itg", *texts(2, 6, 3, width=6)),
+        TextStream("itm", *texts(4, 2, 5, width=5)),
+        TextStream("itc", *texts(7, 3, 1)),
+        TextStream("itg", *texts(2, 6, 3, width=6)),
     ]
-    for stream, together in zip(streams, qllama.read(visual, streams), strict=True):
-        (alone,) = qllama.read(visual, [stream])
+    for stream, together in zip(streams, qllama.stream_states(visual, streams), strict=True):
+        (alone,) = qllama.stream_states(visual, [stream])
         seen = stream.mask.bool()
         torch.testing.assert_close(together[0], alone[0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(together[1][seen], alone[1][seen], atol=1e-5, rtol=1e-4)
@@ -89,8 +89,8 @@ def test_more_padding_and_what_stands_in_it_change_nothing(qllama: QLLaMA, visua
     ids, mask = texts(4, 7, 2)
     padded, padded_mask = F.pad(ids, (0, 5), value=9), F.pad(mask, (0, 5))
     (short,), (long,) = (
-        qllama.read(visual, [Stream(task, ids, mask)]),
-        qllama.read(visual, [Stream(task, padded, padded_mask)]),
+        qllama.stream_states(visual, [TextStream(task, ids, mask)]),
+        qllama.stream_states(visual, [TextStream(task, padded, padded_mask)]),
     )
     torch.testing.assert_close(short[0], long[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(short[1][mask.bool()], long[1][:, :7][mask.bool()], atol=1e-5, rtol=1e-4)
@@ -105,8 +105,10 @@ def test_what_flows_between_image_and_text(
     qllama: QLLaMA, visual: Tensor, task: Task, text_moves_queries: bool, image_moves_text: bool
 ) -> None:
     (ids, mask), (other_ids, _) = texts(7, 7, 7), texts(7, 7, 7)
-    (queries, text), (queries_other_text, _) = qllama.read(visual, [Stream(task, ids, mask), Stream(task, other_ids, mask)])
-    ((queries_other_image, text_other_image),) = qllama.read(visual + 1, [Stream(task, ids, mask)])
+    (queries, text), (queries_other_text, _) = qllama.stream_states(
+        visual, [TextStream(task, ids, mask), TextStream(task, other_ids, mask)]
+    )
+    ((queries_other_image, text_other_image),) = qllama.stream_states(visual + 1, [TextStream(task, ids, mask)])
     assert torch.allclose(queries, queries_other_text, atol=1e-5) is not text_moves_queries
     assert torch.allclose(text, text_other_image, atol=1e-5) is not image_moves_text
     assert not torch.allclose(queries, queries_other_image, atol=1e-2)
@@ -117,14 +119,14 @@ def test_which_texts_are_read_from_left_to_right(qllama: QLLaMA, visual: Tensor,
     ids, mask = texts(7, 7, 7)
     changed = ids.clone()
     changed[:, 4] = (ids[:, 4] % 30) + 1
-    (_, text), (_, other) = qllama.read(visual, [Stream(task, ids, mask), Stream(task, changed, mask)])
+    (_, text), (_, other) = qllama.stream_states(visual, [TextStream(task, ids, mask), TextStream(task, changed, mask)])
     assert torch.allclose(text[:, :4], other[:, :4], atol=1e-5) is not later_moves_earlier
     assert not torch.allclose(text[:, 4:], other[:, 4:], atol=1e-2)
 
 
 def test_the_itc_stream_reads_captions_as_the_text_encoder_does(qllama: QLLaMA, visual: Tensor) -> None:
     ids, mask = texts(4, 7, 2)
-    ((queries, text),) = qllama.read(visual, [Stream("itc", ids, mask)])
+    ((queries, text),) = qllama.stream_states(visual, [TextStream("itc", ids, mask)])
     # The queries stand in front of the text here and not there; rotary positions are relative.
     torch.testing.assert_close(qllama.project_text(text, mask), qllama.embed_text(ids, mask), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(queries, qllama.query(visual), atol=1e-5, rtol=1e-4)
@@ -151,7 +153,7 @@ def recomputed(qllama: QLLaMA, visual: Tensor, prompt: Tensor, tokens: int) -> T
     """Greedy tokens, with the whole prefix read again at every step."""
     ids = prompt
     for _ in range(tokens):
-        ((_, text),) = qllama.read(visual, [Stream("itg", ids, torch.ones_like(ids))])
+        ((_, text),) = qllama.stream_states(visual, [TextStream("itg", ids, torch.ones_like(ids))])
         ids = torch.cat([ids, qllama.qllama.lm_head(text[:, -1]).argmax(dim=-1, keepdim=True)], dim=1)
     return ids[:, prompt.shape[1] :]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_internvl.data.gradient_accumulation import window_shares
-from lightning_internvl.layers.chunking import in_chunks
+from lightning_internvl.layers.chunking import checkpointed_chunks
 from lightning_internvl.objectives.itc import ITC
 from lightning_internvl.objectives.itm import ITM
 from lightning_internvl.objectives.next_token import NextToken, labelled_tokens
@@ -47,7 +47,7 @@ class Model(nn.Module):
         if windows:
             return self.window(text, labels)
         if cached:
-            image, text = map(torch.cat, zip(*in_chunks(self.embed, 2, image, text), strict=True))
+            image, text = map(torch.cat, zip(*checkpointed_chunks(self.embed, 2, image, text), strict=True))
         else:
             image, text = self.embed(image, text)
         losses: dict[str, Callable[[], Tensor]] = {

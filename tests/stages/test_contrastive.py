@@ -60,7 +60,7 @@ def test_both_passes_draw_the_same_patches_and_drop_the_same_branches(encoder: I
     loss, found = step(stage, stage.losses(pairs)["itc"])
     torch.manual_seed(2)
     parts = zip(*(pairs[name].tensor_split(3) for name in ("pixel_values", "itc_ids", "itc_mask")), strict=True)
-    image, text = map(torch.cat, zip(*(stage._embedded(*part) for part in parts), strict=True))
+    image, text = map(torch.cat, zip(*(stage._embed_pairs(*part) for part in parts), strict=True))
     expected_loss, expected = step(stage, stage.model.objectives["itc"](image, text))
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(found, expected)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.middleware.qformer import QFormer
-from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITM, NextToken, QueryITC
 from lightning_internvl.stages import GenerativeStage
@@ -51,12 +51,12 @@ def batch(rows: int = 5) -> dict[str, Tensor]:
 def test_three_rows_a_pair() -> None:
     visual, ids = torch.arange(3.0).reshape(3, 1, 1), torch.tensor([[10], [11], [12]])
     images, texts = torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1])
-    shown, itm, labels = match_both(visual, Stream("itm", ids, torch.ones_like(ids)), images, texts)
+    shown, itm, labels = match_both(visual, TextStream("itm", ids, torch.ones_like(ids)), images, texts)
     pairs = list(zip(shown.flatten().int().tolist(), itm.ids.flatten().tolist(), strict=True))
     assert pairs == [(0, 10), (1, 11), (2, 12), (1, 10), (2, 11), (0, 12), (0, 12), (1, 10), (2, 11)]
     assert labels.tolist() == [1] * 3 + [0] * 6
     alone = torch.zeros(3, 3, dtype=torch.bool)  # all rows show one picture
-    assert match_both(visual, Stream("itm", ids, ids), images, texts, alone)[2].tolist() == [1] * 3 + [-100] * 6
+    assert match_both(visual, TextStream("itm", ids, ids), images, texts, alone)[2].tolist() == [1] * 3 + [-100] * 6
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.encoders.intern_vit import InternViT
-from lightning_internvl.middleware.qllama import QLLaMA, Stream
+from lightning_internvl.middleware.qllama import QLLaMA, TextStream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, ITM
 from lightning_internvl.stages import RetrievalStage
@@ -39,9 +39,9 @@ def batch(ids: Tensor = IDS) -> dict[str, Tensor]:
 def test_every_picture_has_its_own_caption_and_one_of_another_picture(
     encoder: InternViT, qllama: QLLaMA, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    streams: list[Stream] = []
-    read = QLLaMA.read
-    monkeypatch.setattr(QLLaMA, "read", lambda self, visual, of: (streams.extend(of), read(self, visual, of))[1])
+    streams: list[TextStream] = []
+    read = QLLaMA.stream_states
+    monkeypatch.setattr(QLLaMA, "stream_states", lambda self, visual, of: (streams.extend(of), read(self, visual, of))[1])
     monkeypatch.setattr(RetrievalStage, "global_step", 1)
     stage = stage_of(encoder, qllama, **options)
     drawn = set()
@@ -63,7 +63,9 @@ def test_a_batch_of_one_picture_is_judged_by_its_right_captions_alone(encoder: I
     stage = stage_of(encoder, qllama, negatives="random")
     same = batch(torch.full((4,), 2))
     found = stage.losses(same)["itm"]
-    ((queries, _),) = qllama.read(encoder(same["pixel_values"])[0], [Stream("itm", same["itm_ids"], same["itm_mask"])])
+    ((queries, _),) = qllama.stream_states(
+        encoder(same["pixel_values"])[0], [TextStream("itm", same["itm_ids"], same["itm_mask"])]
+    )
     torch.testing.assert_close(found, stage.model.objectives["itm"](queries, torch.ones(4, dtype=torch.long)))
 
 

@@ -48,7 +48,7 @@ def loss_of(model: VLM) -> Tensor:
     torch.manual_seed(1)
     ids = torch.randint(48, (2, 24))
     ids[:, 2:18] = 49
-    hidden, labels = model.read(ids, torch.ones_like(ids), torch.randn(2, 3, 16, 16), ids.masked_fill(ids == 49, -100))
+    hidden, labels = model.hidden_states(ids, torch.ones_like(ids), torch.randn(2, 3, 16, 16), ids.masked_fill(ids == 49, -100))
     return NextToken()(hidden, labels, model.decoder.head)
 
 

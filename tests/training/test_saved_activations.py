@@ -54,7 +54,7 @@ def saved_by_layers(model: VLM, batch: dict[str, Any]) -> Counter[str]:
     hooks = [module.register_forward_pre_hook(partial(enter, name)) for name, module in linear]
     hooks += [module.register_forward_hook(leave) for _, module in linear]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        hidden, labels = model.read(**batch)
+        hidden, labels = model.hidden_states(**batch)
         loss = NextToken()(hidden, labels, model.decoder.head)
     for hook in hooks:
         hook.remove()

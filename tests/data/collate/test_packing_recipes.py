@@ -98,7 +98,7 @@ def _changed(prepared: dict[str, Any]) -> dict[str, Any]:
 @torch.no_grad()
 def _states(parts: Assembly, batch: dict[str, Any]) -> list[Tensor]:
     """What the decoder makes of each sample."""
-    hidden, _ = parts.stage.model.read(**batch)
+    hidden, _ = parts.stage.model.hidden_states(**batch)
     return [x for row, lengths in zip(hidden, batch["segments"], strict=True) for x in row[: sum(lengths)].split(lengths)]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import blip2_lavis, official
-from lightning_internvl.middleware.text_streams import Stream
+from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.stages.generative import itc_features, match_both, similarity, three_losses
 
 SYSTEM = "BLIP-2 stage 1 (Q-Former)"
@@ -38,10 +38,10 @@ def _run(fixture: Fixture, name: str) -> dict[str, Tensor]:
         visual = visual[(image_ids[:, None] == image_ids).int().argmax(dim=1)]
     written = torch.cat([torch.full_like(ids[:, :1], config["bos_token_id"]), ids[:, 1:]], dim=1)
     labels = written.masked_fill(written == config["pad_token_id"], -100)
-    itc, itg = Stream("itc", ids, mask), Stream("itg", written, mask)
+    itc, itg = TextStream("itc", ids, mask), TextStream("itg", written, mask)
     wrong = (fixture.outputs[f"{name}.neg_{kind}_index"] for kind in ("image", "text"))
-    shown, itm, match = match_both(visual, Stream("itm", ids, mask), *wrong)
-    reads = model.middleware.read(shown, [itm]) + model.middleware.read(model.encoder(visual)[0], [itc, itg])
+    shown, itm, match = match_both(visual, TextStream("itm", ids, mask), *wrong)
+    reads = model.middleware.stream_states(shown, [itm]) + model.middleware.stream_states(model.encoder(visual)[0], [itc, itg])
     losses = three_losses(model, reads, itc, match, labels, image_ids_B=image_ids)
     total = sum(losses.values())
     total.backward()

@@ -69,7 +69,7 @@ def _losses(model: VLM, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         Stream("itc", inputs["summarize_ids"], inputs["summarize_mask"]),
         Stream("itg", inputs["caption_ids"], inputs["caption_mask"]),
     ]
-    reads = model.middleware.read(model.encoder(inputs["pixel_values"])[0], streams)
+    reads = model.middleware.stream_states(model.encoder(inputs["pixel_values"])[0], streams)
     ignored = inputs["summarize_mask"].sum(dim=1) == EMPTY_SUMMARY
     losses = three_losses(model, reads, streams[1], match, inputs["caption_labels"], ignored)
     total = sum(losses.values())

@@ -27,7 +27,7 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     texts = {"itm wrong": "negative", "itm right": "positive", "itc": "summarize"}
     streams = [Stream(task[:3], inputs[f"{name}_ids"], inputs[f"{name}_mask"]) for task, name in texts.items()]
     visual = model.encoder(inputs["pixel_values"])[0]
-    reads = model.middleware.read(visual, streams)
+    reads = model.middleware.stream_states(visual, streams)
     losses = retrieval_losses(model, visual, reads, streams[2], inputs["image_ids"])
     sum(losses.values()).backward()
     with torch.no_grad():
