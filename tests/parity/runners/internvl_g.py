@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import internvl_14b, official
-from lightning_internvl.middleware.qllama import Stream
+from lightning_internvl.middleware.qllama import TextStream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.stages.generative import three_losses
 
@@ -65,9 +65,9 @@ def _losses(model: VLM, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     ids, mask = (torch.cat([inputs[f"negative_{x}"][:wrong], inputs[f"positive_{x}"][wrong:]]) for x in ("ids", "mask"))
     match = (torch.arange(batch) >= wrong).long().masked_fill(mask.sum(dim=1) == EMPTY_CAPTION, -100)
     streams = [
-        Stream("itm", ids, mask),
-        Stream("itc", inputs["summarize_ids"], inputs["summarize_mask"]),
-        Stream("itg", inputs["caption_ids"], inputs["caption_mask"]),
+        TextStream("itm", ids, mask),
+        TextStream("itc", inputs["summarize_ids"], inputs["summarize_mask"]),
+        TextStream("itg", inputs["caption_ids"], inputs["caption_mask"]),
     ]
     reads = model.middleware.stream_states(model.encoder(inputs["pixel_values"])[0], streams)
     ignored = inputs["summarize_mask"].sum(dim=1) == EMPTY_SUMMARY

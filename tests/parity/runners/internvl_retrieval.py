@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import internvl_14b, official
-from lightning_internvl.middleware.qllama import Stream
+from lightning_internvl.middleware.qllama import TextStream
 from lightning_internvl.stages.generative import itc_features
 from lightning_internvl.stages.retrieval import retrieval_losses
 
@@ -25,7 +25,7 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     # With soft targets the original does not read this field of its config.
     model.objectives["itc"].label_smoothing = 0.0
     texts = {"itm wrong": "negative", "itm right": "positive", "itc": "summarize"}
-    streams = [Stream(task[:3], inputs[f"{name}_ids"], inputs[f"{name}_mask"]) for task, name in texts.items()]
+    streams = [TextStream(task[:3], inputs[f"{name}_ids"], inputs[f"{name}_mask"]) for task, name in texts.items()]
     visual = model.encoder(inputs["pixel_values"])[0]
     reads = model.middleware.stream_states(visual, streams)
     losses = retrieval_losses(model, visual, reads, streams[2], inputs["image_ids"])
