@@ -34,9 +34,9 @@ from alternating import arguments, report
 from PIL import Image
 
 from lightning_internvl.data.processors.basic import IMAGENET_MEAN, IMAGENET_STD, Squash
-from lightning_internvl.data.shards.cursor import Layout
+from lightning_internvl.data.shards.cursor import ReaderLayout
 from lightning_internvl.data.shards.datasets import ShardPairs
-from lightning_internvl.data.shards.stream import Lanes
+from lightning_internvl.data.shards.stream import ShardStream
 from lightning_internvl.data.shards.tar import TarWriter
 
 SIDE, WIDTH, HEIGHT = 448, 640, 480
@@ -115,7 +115,7 @@ class Pictures:
 def our_batches(urls: str, product: str, pictures: int, size: int, shuffle: int, resize: str) -> Iterator[Batch]:
     """The batches of one process from one lane."""
     data = ShardPairs(urls, shuffle=shuffle, lanes=1, turns=1)
-    for batch in Lanes(data, Pictures(product, resize), Layout.of(1, 1, size), batches=pictures // size):
+    for batch in ShardStream(data, Pictures(product, resize), ReaderLayout.for_step(1, 1, size), batches=pictures // size):
         yield batch["pixel_values"], batch["captions"]
 
 

@@ -11,6 +11,7 @@ do not lengthen. Prints one JSON line.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 import time
@@ -25,7 +26,8 @@ from torch import Tensor
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.data.collate.base import Prepared
-from lightning_internvl.data.collate.packed import Buckets, Grouping, PackedChats, Rows
+from lightning_internvl.data.collate.packed import LengthBuckets, PackedChats, PackedRows
+from lightning_internvl.data.collate.packing import Grouping, PackingWindow
 from lightning_internvl.data.processors.basic import Tiles
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
@@ -52,22 +54,12 @@ def samples(number: int, size: dict[str, Any], longest: int) -> list[Prepared]:
 
 def batches(grouping: Grouping, prepared: list[Prepared]) -> list[dict[str, Any]]:
     """All batches that the samples give while a window of them waits."""
-    waiting, found = list(prepared), []
-    while True:
-        groups = []
-        for _ in range(grouping.groups):
-            sizes = np.array([grouping.size(one) for one in waiting]).reshape(-1, 2)
-            if not grouping.enough(sizes):
-                return found
-            chosen = grouping.choose(sizes[: _window(grouping, sizes)])
-            groups.append([waiting[place] for place in chosen])
-            waiting = [one for place, one in enumerate(waiting) if place not in set(chosen)]
-        found.append(grouping.batch(groups))
-
-
-def _window(grouping: Grouping, sizes: np.ndarray) -> int:
-    """How many of those that wait training would have drawn by now."""
-    return next(n for n in range(1, len(sizes) + 1) if grouping.enough(sizes[:n]))
+    samples, found = iter(enumerate(prepared)), []
+    window = PackingWindow(grouping, lambda: [next(samples)])
+    with contextlib.suppress(StopIteration):
+        while True:
+            found.append(grouping.batch(window.choose(grouping.choices)))
+    return found
 
 
 def measure(size: dict[str, Any], steps: int, longest: int, tokens: int, device: str) -> dict[str, Any]:
@@ -80,8 +72,8 @@ def measure(size: dict[str, Any], steps: int, longest: int, tokens: int, device:
     mean = statistics.fmean(len(one["row"][0]) for one in prepared)
     rows, single = max(1, round(tokens / longest)), max(1, round(tokens / mean))
     ways = {
-        "packed": batches(Rows(chats, rows), prepared)[: steps + WARM_UP],
-        "bucketed": batches(Buckets(chats, single), prepared)[: steps + WARM_UP],
+        "packed": batches(PackedRows(chats, rows), prepared)[: steps + WARM_UP],
+        "bucketed": batches(LengthBuckets(chats, single), prepared)[: steps + WARM_UP],
         "padded": [chats.stack(prepared[i : i + single]) for i in range(0, (steps + WARM_UP) * single, single)],
     }
     assert all(len(found) == steps + WARM_UP for found in ways.values())

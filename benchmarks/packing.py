@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from alternating import arguments, report
 
-from lightning_internvl.data.collate.packing import WINDOW, plan
+from lightning_internvl.data.collate.packing import WINDOW_ROWS, choose_row
 
 PROCESSES = 8
 CASES: dict[str, dict[str, int | None]] = {  # tokens of a row, tokens of a tile, tiles of a row
@@ -36,6 +36,28 @@ def lengths(number: int, tokens: int, tile: int) -> tuple[np.ndarray, np.ndarray
     tiles = rng.choice([0, 1, 1, 3, 5, 7, 9, 13], number) if tile else np.zeros(number, dtype=np.int64)
     text = np.clip(np.exp(rng.normal(np.log(300), 0.8, number)), 32, tokens // 2).astype(np.int64)
     return np.minimum(text + tiles * tile, tokens), tiles
+
+
+def pack_all(tokens: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles: int | None, window: int) -> list[list[int]]:
+    """All samples in rows, as training packs them in this order: a list of sample numbers for each row.
+
+    As many samples wait as in `PackingWindow`, counted by running sums, so that a million take seconds.
+    """
+    sums = [np.cumsum(tokens)] + ([] if max_tiles is None else [np.cumsum(tiles)])
+    full = [window * max_tokens, window * (max_tiles or 0)]
+    waiting, packed = np.empty(0, dtype=np.int64), np.zeros(2, dtype=np.int64)
+    read, rows = 0, list[list[int]]()
+    while read < len(tokens) or len(waiting):
+        # Counted from the start, as many are read as were packed and fill the window.
+        ends = (np.searchsorted(up, done + more) for up, done, more in zip(sums, packed, full, strict=False))
+        upto = min(max(1 + int(min(ends)), read), len(tokens))
+        waiting, read = np.concatenate([waiting, np.arange(read, upto)]), upto
+        row = choose_row(tokens[waiting], tiles[waiting], max_tokens, max_tiles)
+        chosen = waiting[row]
+        packed += (tokens[chosen].sum(), tiles[chosen].sum())
+        waiting = np.delete(waiting, row)
+        rows.append(chosen.tolist())
+    return rows
 
 
 def in_order(tokens: np.ndarray, tiles: np.ndarray, most: int, most_tiles: int | None) -> int:
@@ -59,7 +81,7 @@ def measure(number: int, case: dict[str, Any], window: int) -> dict[str, float]:
     """One case with one window."""
     tokens, tiles = lengths(number, case["tokens"], case["tile"])
     begun = time.process_time()
-    rows = plan(tokens, tiles, case["tokens"], case["tiles"], window)
+    rows = pack_all(tokens, tiles, case["tokens"], case["tiles"], window)
     seconds = time.process_time() - begun
     sums = np.array([(tokens[row].sum(), tiles[row].sum()) for row in rows])
     least = max(tokens.sum() / case["tokens"], tiles.sum() / case["tiles"] if case["tiles"] else 0)  # rows, were all full
@@ -78,7 +100,7 @@ def measure(number: int, case: dict[str, Any], window: int) -> dict[str, float]:
 def main() -> None:
     """Measure all cases with the window of training."""
     options = arguments(samples=1_000_000)
-    results = {name: measure(options["samples"], case, WINDOW) for name, case in CASES.items()}
+    results = {name: measure(options["samples"], case, WINDOW_ROWS) for name, case in CASES.items()}
     report("packing", {"numpy": np.__version__}, {"samples": options["samples"], "cases": results})
 
 

@@ -33,7 +33,7 @@ from lightning_internvl.config.stream_checks import stream_faults
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.module import StageData
 from lightning_internvl.data.processors.basic import RandomCrop
-from lightning_internvl.data.shards.datasets import ShardPairs, Streamed
+from lightning_internvl.data.shards.datasets import ShardDataset, ShardPairs
 from lightning_internvl.data.shards.tar import Marked, Record, Shards, TarShards, TarWriter
 from lightning_internvl.data.tokenizer import toy_tokenizer
 
@@ -59,7 +59,7 @@ class Empty(Shards):
             yield record
 
 
-class Walked(Streamed):
+class Walked(ShardDataset):
     """Records that are passed by."""
 
     def sample(self, record: Record, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def write_shards(folder: Path, shards: int, records: int) -> str:
     return f"{folder}/{{000000..{shards - 1:06}}}.tar"
 
 
-def staged(data: Streamed, collate: Any, steps: int, workers: int = 0, start: int = 0) -> StageData:
+def staged(data: ShardDataset, collate: Any, steps: int, workers: int = 0, start: int = 0) -> StageData:
     """The data of a stage on one device."""
     found = StageData(data, collate, batch_size=BATCH, batches=steps + 10, start_batch=start, num_workers=workers)
     found.trainer = SimpleNamespace(world_size=1, global_rank=0)

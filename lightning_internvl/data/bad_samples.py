@@ -121,11 +121,18 @@ class Ledger:
         start: the first batch that is read.
         batch_size: samples of a batch in this process.
         epoch: samples of the source; None for an endless one.
-        drawn: samples that were read for the batches before `start`, where that does not follow from `batch_size`.
+        samples_read: for the batches before `start`, where that does not follow from `batch_size`.
     """
 
     def __init__(
-        self, path: Path, *, max_bad_fraction: float, start: int, batch_size: int, epoch: int | None, drawn: int | None = None
+        self,
+        path: Path,
+        *,
+        max_bad_fraction: float,
+        start: int,
+        batch_size: int,
+        epoch: int | None,
+        samples_read: int | None = None,
     ) -> None:
         self.path, self.max_bad_fraction, self.batch_size = path, max_bad_fraction, batch_size
         self.minimum = min(MINIMUM, epoch or MINIMUM)
@@ -135,22 +142,22 @@ class Ledger:
         self.kinds: Counter[str] = Counter(row["kind"] for row in kept)
         self.sources: Counter[str] = Counter(row["source"] for row in kept if "source" in row)
         self.bad = sum(row["counts"] for row in kept)
-        self.tried = (start * batch_size if drawn is None else drawn) + len(kept)
+        self.tried = (start * batch_size if samples_read is None else samples_read) + len(kept)
         if len(kept) < len(rows):
             write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
-    def add(self, skipped: Sequence[Skipped], drawn: int | None = None) -> None:
+    def add(self, skipped: Sequence[Skipped], samples_read: int | None = None) -> None:
         """Enter the next batch and what was skipped for it.
 
         Args:
-            drawn: samples that were read for it; None: `batch_size`.
+            samples_read: samples that were read for it; None: `batch_size`.
 
         Raises:
             ValueError: if too large a share of the samples is bad.
         """
         rows = [{"batch": self.batch, **{k: v for k, v in asdict(one).items() if v is not None}} for one in skipped]
         self.batch += 1
-        self.tried += (self.batch_size if drawn is None else drawn) + len(rows)
+        self.tried += (self.batch_size if samples_read is None else samples_read) + len(rows)
         if not rows:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

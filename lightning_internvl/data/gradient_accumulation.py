@@ -1,9 +1,10 @@
-"""Losses over the micro-batches of one optimizer step: sums divided by the count of the whole window, on all ranks.
+"""Losses over the micro-batches of an optimizer step: sums divided by the count of the window, on all ranks.
 
-Lightning adds the gradients of k micro-batches, each divided by k. That is a mean of means: a micro-batch with few labels would
-weigh as much as one with many. So k micro-batches are read ahead and each carries the counts of all of them (`Windows`); a
-micro-batch whose loss is a mean over C of the window's N items then counts k C / N times (`window_shares`), which makes the step
-that of one batch with all items. A window that ends early, because the data does, has fewer micro-batches and no smaller step.
+Lightning adds the gradients of k micro-batches, each divided by k. That is a mean of means: a micro-batch
+with few labels would weigh as much as one with many. So k micro-batches are read ahead and each carries the
+counts of all of them (`AccumulationWindows`); a micro-batch whose loss is a mean over C of the window's N
+items then counts k C / N times (`window_shares`), which makes the step that of one batch with all items. A
+window that ends early, because the data does, has fewer micro-batches and no smaller step.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from lightning_internvl.distributed.collectives import data_parallel_group, world_size
 
-WINDOW = "window"  # what each batch carries: the counts of all micro-batches of its step
+WINDOW_COUNTS = "window"  # what each batch carries: the counts of all micro-batches of its step
 Counts = Mapping[str, int]
 
 
-class Windows:
+class AccumulationWindows:
     """Batches that know their window, read so far ahead: as many wait in memory as a step has.
 
     Args:
@@ -41,9 +42,10 @@ class Windows:
         batches = iter(self.batches)
         window = list(islice(batches, self.length))
         while window:
-            counts, following = [self.count(batch) for batch in window], []
+            counts = [self.count(batch) for batch in window]
+            following: list[Mapping[str, Any]] = []
             while window:
-                yield {**window.pop(0), WINDOW: counts}
+                yield {**window.pop(0), WINDOW_COUNTS: counts}
                 following += islice(batches, 1)  # one for one, so that no step waits for a whole window
             window = following
 

@@ -67,18 +67,6 @@ def parse(text: str, sample: str) -> list[Grounded]:
     return found
 
 
-def from_pixels(box: Sequence[float], width: int, height: int, sample: str) -> Box:
-    """A box in pixels of a picture as one in 0..1.
-
-    Raises:
-        ValueError: naming `sample`, as `parse`.
-    """
-    if len(box) != 4:
-        raise ValueError(f"sample {sample}: a box has four numbers, left, top, right, bottom: {list(box)}")
-    x0, y0, x1, y1 = box
-    return check_box((x0 / width, y0 / height, x1 / width, y1 / height), sample)
-
-
 def check_box(box: Box, sample: str) -> Box:
     """The box, if it lies in its picture.
 

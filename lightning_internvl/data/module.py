@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_internvl.console import console
 from lightning_internvl.data.bad_samples import SKIPPED, TRIES, Ledger, Skipped, usable
 from lightning_internvl.data.collate.base import Collator, Prepared
-from lightning_internvl.data.collate.packed import Grouping
-from lightning_internvl.data.gradient_accumulation import Windows
-from lightning_internvl.data.order.sampler import StepBatchSampler
-from lightning_internvl.data.packed_stream import CHUNK, POSITION, Position, Stream, dealt
-from lightning_internvl.data.shards.cursor import Layout
-from lightning_internvl.data.shards.datasets import Streamed
-from lightning_internvl.data.shards.stream import Lanes
+from lightning_internvl.data.collate.packing import Grouping
+from lightning_internvl.data.gradient_accumulation import AccumulationWindows
+from lightning_internvl.data.order.sampler import POSITION, PlaceSampler, StepBatchSampler
+from lightning_internvl.data.packed_stream import CHUNK, PackedStream, Position, dealt_positions
+from lightning_internvl.data.shards.cursor import ReaderLayout
+from lightning_internvl.data.shards.datasets import ShardDataset
+from lightning_internvl.data.shards.stream import ShardStream
 from lightning_internvl.distributed.collectives import data_parallel_rank_and_size, gather_objects
 from lightning_internvl.distributed.signals import shield_worker
 
@@ -29,25 +29,27 @@ class StageData(L.LightningDataModule):
     """Batches of one stage.
 
     Args:
-        dataset: map-style, of samples as mappings with a "key"; each gets "draw", (seed, place in the stage's data), from which
-            chance in its preparation is drawn. `endless` data is read in order, finite data in a new order each epoch. Or shards,
-            which are read in lanes (`data.lane_batches`).
+        dataset: map-style, of samples as mappings with a "key"; each gets "draw", (seed, place in the
+            stage's data), from which chance in its preparation is drawn. `endless` data is read in order,
+            finite data in a new order each epoch. Or shards (see `data.shards.stream`).
         collate: samples to a batch.
         batch_size: samples a step on one device; rows, where samples share them.
         batches: micro-batches of the whole stage on one device.
         start_batch: the first one to read (after a resume).
         num_workers: processes that prepare batches; 0 prepares them in the training process.
-        max_bad_fraction: samples that cannot be used are skipped and replaced up to this share (see `data.ledger`); 0 stops at
+        max_bad_fraction: the share of samples that may be unusable, which are skipped and replaced (see
+            `data.bad_samples`); 0 stops at
             the first one.
         folder: where they are listed (`skipped.jsonl`, and `skipped.RANK.jsonl` for further processes).
         held_out: samples to measure on, which are never trained on.
         grouping: how samples that wait are put together; None: batches hold samples in the order in which they come.
-        accumulate: micro-batches of an optimizer step; each then carries the counts of all of them (see `accumulation`).
+        accumulate: micro-batches of an optimizer step; each then carries the counts of all of them (see
+            `data.gradient_accumulation`).
     """
 
     def __init__(
         self,
-        dataset: Dataset[Any] | Streamed,
+        dataset: Dataset[Any] | ShardDataset,
         collate: Collator,
         *,
         batch_size: int,
@@ -66,9 +68,11 @@ class StageData(L.LightningDataModule):
         self.dataset, self.collate, self.batch_size, self.num_workers = dataset, collate, batch_size, num_workers
         self.batches, self.start_batch, self.seed, self.endless = batches, start_batch, seed, endless
         self.max_bad_fraction, self.folder = max_bad_fraction, Path(folder)
-        self.held_out, self.ledger = held_out, None
+        self.held_out = held_out
+        self.ledger: Ledger | None = None
         self.grouping, self.accumulate = grouping, accumulate
-        self.feed: Stream | Lanes | None = None
+        # What keeps a position of its own; None where the position follows from the step.
+        self.source: PackedStream | ShardStream | None = None
         self.position: Position | None = None  # behind the last batch that this process has trained on
         self.restored: list[Position] | None = None  # those of all processes, from a checkpoint
 
@@ -81,18 +85,20 @@ class StageData(L.LightningDataModule):
         length, rank = self._length(), self.trainer.global_rank
         if self.held_out is not None and len(self.held_out) == 0:
             raise ValueError("data.validation holds no record out; give a larger share, or a file")
-        feed = self.feed = self._feed(length)
+        source = self.source = self._source(length)
         self.ledger = Ledger(
             self.folder / (f"skipped.{rank}.jsonl" if rank else "skipped.jsonl"),
             max_bad_fraction=self.max_bad_fraction,
             start=self.start_batch,
             batch_size=self.batch_size,
             epoch=length,
-            drawn=feed and feed.drawn,
+            samples_read=source and source.samples_read,
         )
-        self.position = feed and feed.position
-        batches = self._batches(length) if feed is None else feed.loader() if isinstance(feed, Lanes) else feed
-        return batches if self.accumulate == 1 else Windows(batches, self.accumulate, self.trainer.lightning_module.counts)
+        self.position = source and source.position
+        batches = self._batches(length) if source is None else source.loader()
+        if self.accumulate == 1:
+            return batches
+        return AccumulationWindows(batches, self.accumulate, self.trainer.lightning_module.counts)
 
     def first(self, count: int) -> list[Prepared]:
         """The first samples that training on one process would read.
@@ -100,74 +106,77 @@ class StageData(L.LightningDataModule):
         Raises:
             ValueError: if the data holds none, or one of them cannot be used (and `max_bad_fraction` is 0).
         """
-        if isinstance(self.dataset, Streamed):
-            return self._first(count)
+        if isinstance(self.dataset, ShardDataset):
+            return self._first_of_shards(self.dataset, count)
         length = self._length()
         sampler = StepBatchSampler(count, 1, seed=self.seed, dataset_length=length)
         samples = self._samples(length)
-        return [samples[one][0] for one in sampler.drawn(sampler.positions(0))]
+        return [samples[one][0] for one in sampler.with_indices(sampler.positions(0))]
 
-    def _first(self, count: int) -> list[Prepared]:
-        lanes = Lanes(self.dataset, self.collate, self._layout(1), batches=self.batches, seed=self.seed)
-        found, skipped = lanes.first(count)
+    def _first_of_shards(self, data: ShardDataset, count: int) -> list[Prepared]:
+        layout = self._layout(data, 1)
+        stream = ShardStream(data, self.collate, layout, batches=self.batches, seed=self.seed)
+        found, skipped = stream.first(count)
         if skipped and not self.max_bad_fraction:
             raise ValueError(skipped[0].reason)
         return found
 
     def _length(self) -> int | None:
-        length = None if self.endless or isinstance(self.dataset, Streamed) else len(self.dataset)
+        if self.endless or isinstance(self.dataset, ShardDataset):
+            return None
+        length = len(self.dataset)
         if length == 0:
             raise ValueError("there is nothing to train on: the data holds no record (or all of them are held out)")
         return length
 
     def _batches(self, length: int | None) -> DataLoader[Any]:
+        sampler = self._sampler(self.batch_size, self.batches, self.start_batch, length)
         return DataLoader(
             self._samples(length),
-            batch_sampler=_Draws(self._sampler(self.batch_size, self.batches, self.start_batch, length)),
-            collate_fn=_Stacked(self.collate),
+            batch_sampler=PlaceSampler(sampler, self.start_batch),
+            collate_fn=_Stack(self.collate),
             num_workers=self.num_workers,
             worker_init_fn=shield_worker,
             prefetch_factor=4 if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _samples(self, length: int | None) -> _Usable:
-        return _Usable(self.dataset, self.collate, self.seed, length, TRIES if self.max_bad_fraction else 1)
+    def _samples(self, length: int | None) -> _PreparedSamples:
+        return _PreparedSamples(self.dataset, self.collate, self.seed, length, TRIES if self.max_bad_fraction else 1)
 
     def _sampler(self, batch_size: int, steps: int, start: int, length: int | None) -> StepBatchSampler:
         rank, size = data_parallel_rank_and_size(self.trainer)
         return StepBatchSampler(batch_size, steps, start, size, rank, self.seed, dataset_length=length)
 
-    def _stream(self, length: int | None) -> Stream:
+    def _source(self, length: int | None) -> PackedStream | ShardStream | None:
+        if isinstance(self.dataset, ShardDataset):
+            return self._shard_stream(self.dataset)
+        return None if self.grouping is None else self._packed_stream(length, self.grouping)
+
+    def _packed_stream(self, length: int | None, grouping: Grouping) -> PackedStream:
         if self.start_batch and self.restored is None:
             raise ValueError("the checkpoint does not say where its packed data stood; resume the run that has written it")
         share, shares = data_parallel_rank_and_size(self.trainer)
-        positions = dealt(self.restored, shares) if self.restored else None
-        return Stream(
+        positions = dealt_positions(self.restored, shares) if self.restored else None
+        return PackedStream(
             self._samples(length),
             self._sampler(CHUNK, sys.maxsize, 0, length),
-            self.grouping,
+            grouping,
             batches=self.batches,
             start=self.start_batch,
             position=positions and positions[share],
             num_workers=self.num_workers,
         )
 
-    def _feed(self, length: int | None) -> Stream | Lanes | None:
-        """What keeps a position of its own; None where the position follows from the step."""
-        if isinstance(self.dataset, Streamed):
-            return self._lanes()
-        return None if self.grouping is None else self._stream(length)
+    def _layout(self, data: ShardDataset, world_size: int) -> ReaderLayout:
+        return ReaderLayout.for_step(data.lanes, data.turns, self.batch_size * world_size)
 
-    def _layout(self, world_size: int) -> Layout:
-        return Layout.of(self.dataset.lanes, self.dataset.turns, self.batch_size * world_size)
-
-    def _lanes(self) -> Lanes:
+    def _shard_stream(self, data: ShardDataset) -> ShardStream:
         share, shares = data_parallel_rank_and_size(self.trainer)
-        return Lanes(
-            self.dataset,
+        return ShardStream(
+            data,
             self.collate,
-            self._layout(shares),
+            self._layout(data, shares),
             rank=share,
             world_size=shares,
             batches=self.batches,
@@ -188,55 +197,49 @@ class StageData(L.LightningDataModule):
         self.restored = state_dict["positions"]
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Enter what was skipped for a batch when it is its turn, not when it was prepared, so that a resume counts none twice;
-        and keep where the data stands behind it.
+        """Count what was skipped for a batch, and keep where the data stands behind it.
+
+        It is counted when the batch is trained on, not when it was prepared, so that a resume counts none
+        twice.
 
         Raises:
             ValueError: if too many samples are bad.
         """
-        drawn = None
+        samples_read = None
         if POSITION in batch:
-            self.position, drawn = self.feed.behind(self.position, batch.pop(POSITION))
+            assert self.source is not None
+            assert self.position is not None
+            position = batch.pop(POSITION)
+            self.position, samples_read = self.source.cursor_after(self.position, position)
         if self.ledger is not None:
-            self.ledger.add(batch.pop(SKIPPED, ()), drawn)
+            self.ledger.add(batch.pop(SKIPPED, ()), samples_read)
         return batch
 
     def teardown(self, stage: str) -> None:
         """Say at the end how many samples were skipped."""
-        if self.ledger is not None and (told := self.ledger.summary()):
-            console.print(told, soft_wrap=True)
+        if self.ledger is not None and (summary := self.ledger.summary()):
+            console.print(summary, soft_wrap=True)
 
 
-class _Draws(Sampler[list[tuple[int, int]]]):
-    """The batches of a sampler as pairs of index and place in the stage's data."""
-
-    def __init__(self, sampler: StepBatchSampler) -> None:
-        self.sampler = sampler
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        steps = range(self.sampler.start_step, self.sampler.steps)
-        return (self.sampler.drawn(self.sampler.positions(step)) for step in steps)
-
-
-class _Usable(Dataset[tuple[Prepared, list[Skipped]]]):
+class _PreparedSamples(Dataset[tuple[Prepared, list[Skipped]]]):
     """Prepared samples by index and place, which tells two readings of one sample apart, and what was skipped for each."""
 
     def __init__(self, dataset: Dataset[Any], collate: Collator, seed: int, length: int | None, tries: int) -> None:
         self.dataset, self.collate = dataset, collate
         self.seed, self.length, self.tries = seed, length, tries
 
-    def __getitem__(self, drawn: tuple[int, int]) -> tuple[Prepared, list[Skipped]]:
-        index, place = drawn
+    def __getitem__(self, index_and_place: tuple[int, int]) -> tuple[Prepared, list[Skipped]]:
+        index, place = index_and_place
         read, prepare = self.dataset.__getitem__, self.collate.prepare
         return usable(read, prepare, index, place, seed=self.seed, length=self.length, tries=self.tries)
 
 
-class _Stacked:
+class _Stack:
     """Prepared samples to a batch, with all that was skipped for it."""
 
     def __init__(self, collate: Collator) -> None:
         self.collate = collate
 
     def __call__(self, found: Sequence[tuple[Prepared, list[Skipped]]]) -> dict[str, Any]:
-        skipped = [one for _, some in found for one in some]
+        skipped = [one for _, others in found for one in others]
         return {**self.collate.stack([prepared for prepared, _ in found]), SKIPPED: skipped}

@@ -1,46 +1,36 @@
-"""Batches of samples that are chosen from a window of waiting ones, and the position at which such a stream goes on."""
+"""Packed rows, or batches of one length, from map-style data: a window of prepared samples and its resume."""
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_internvl.data.bad_samples import SKIPPED, Skipped
-from lightning_internvl.data.collate.base import Prepared
-from lightning_internvl.data.collate.packed import Grouping
-from lightning_internvl.data.order.sampler import StepBatchSampler
+from lightning_internvl.data.collate.base import Prepared, unchanged
+from lightning_internvl.data.collate.packing import Grouping, PackingWindow
+from lightning_internvl.data.order.sampler import POSITION, PlaceSampler, StepBatchSampler
 from lightning_internvl.distributed.signals import shield_worker
 
 AHEAD = 2  # batches that are put together before they are asked for
 CHUNK = 8  # samples that one process prepares at a time
-POSITION = "position"  # what travels with a batch: where the stream goes on behind it
 ARRAYS = ("pictures", "videos")
 
-Position = dict[str, Any]  # {"chunk": the next one of this process, "waiting": places of those that were read and not yet used}
-Found = list[tuple[Prepared, list[Skipped]]]
+# {"chunk": the next one of this process, "waiting": places of those that were read and not yet used}
+Position = dict[str, Any]
+PreparedChunk = list[tuple[Prepared, list[Skipped]]]
 
 
-class Waiting(NamedTuple):
-    """A prepared sample, and the place in the stage's data that it was drawn for."""
+class PackedStream:
+    """Batches of one process: chunks of samples come in the sampler's order, wait, and are chosen from.
 
-    place: int
-    prepared: Prepared
-    size: tuple[int, int]
-
-
-class Stream:
-    """Batches of one process: chunks of samples come in the order of the sampler, wait, and are chosen from by `grouping`.
-
-    What a batch holds is a pure function of the seed, the process and the position, whatever prepares the samples. A stream
-    that goes on prepares again what was waiting, and nothing before it.
+    What a batch holds is a pure function of the seed, the process and the position, whatever prepares the
+    samples. A stream that goes on prepares again what was waiting, and nothing before it.
 
     Args:
         samples: prepared samples, and those skipped for each, by (index, place).
@@ -61,74 +51,66 @@ class Stream:
         position: Position | None = None,
         num_workers: int = 0,
     ) -> None:
-        self.samples, self.sampler, self.grouping, self.num_workers = samples, sampler, grouping, num_workers
-        self.batches, self.start = batches, start
+        self.samples, self.sampler, self.grouping = samples, sampler, grouping
+        self.batches, self.start, self.num_workers = batches, start, num_workers
         self.position = position or {"chunk": 0, "waiting": []}
 
     @property
-    def drawn(self) -> int:
+    def samples_read(self) -> int:
         """Samples that were read before the stream's beginning."""
         return self.position["chunk"] * CHUNK
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        drawn = iter(self._chunks(self.position["chunk"], self.position["waiting"]))
-        return _ahead(self._batches(drawn)) if self.num_workers else self._batches(drawn)
+        chunks = iter(self._chunks(self.position["chunk"], self.position["waiting"]))
+        return _ahead(self._batches(chunks)) if self.num_workers else self._batches(chunks)
 
     @staticmethod
-    def behind(before: Position, now: Position) -> tuple[Position, int]:
+    def cursor_after(before: Position, now: Position) -> tuple[Position, int]:
         """The position behind a batch, and how many samples were read for it."""
         return now, (now["chunk"] - before["chunk"]) * CHUNK
 
-    def _batches(self, drawn: Iterator[Found]) -> Iterator[dict[str, Any]]:
+    def loader(self) -> PackedStream:
+        """The batches themselves: chunks are prepared by a loader of their own."""
+        return self
+
+    def _batches(self, chunks: Iterator[PreparedChunk]) -> Iterator[dict[str, Any]]:
         chunk, places = self.position["chunk"], self.position["waiting"]
-        waiting: list[Waiting] = []
-        while len(waiting) < len(places):  # skipped for them is counted already
-            waiting += self._read(places[len(waiting) : len(waiting) + CHUNK], next(drawn))
+        skipped: list[Skipped] = []
+
+        def read() -> Iterator[tuple[int, Prepared]]:
+            nonlocal chunk
+            found = next(chunks)
+            skipped.extend(one for _, others in found for one in others)
+            chunk += 1
+            return self._with_places(self.sampler.positions(chunk - 1), found)
+
+        window = PackingWindow(self.grouping, read)
+        for first in range(0, len(places), CHUNK):  # what was skipped for these is counted already
+            window.add(self._with_places(places[first : first + CHUNK], next(chunks)))
         for _ in range(self.start, self.batches):
-            groups, skipped = [], list[Skipped]()
-            for _ in range(self.grouping.groups):
-                while not self.grouping.enough(_sizes(waiting)):
-                    found = next(drawn)
-                    waiting += self._read(self.sampler.positions(chunk), found)
-                    skipped += [one for _, some in found for one in some]
-                    chunk += 1
-                chosen = self.grouping.choose(_sizes(waiting))
-                groups.append([waiting[place].prepared for place in chosen])
-                gone = set(chosen)
-                waiting = [one for place, one in enumerate(waiting) if place not in gone]
-            position = {"chunk": chunk, "waiting": [one.place for one in waiting]}
-            yield {**_pinned(self.grouping.batch(groups)), SKIPPED: skipped, POSITION: position}
+            batch = self.grouping.batch(window.choose(self.grouping.choices))
+            position = {"chunk": chunk, "waiting": window.origins}
+            yield {**_pinned(batch), SKIPPED: list(skipped), POSITION: position}
+            skipped.clear()
 
     def _chunks(self, chunk: int, places: Sequence[int]) -> DataLoader[Any]:
         return DataLoader(
             self.samples,
-            batch_sampler=_Draws(self.sampler, chunk, places),
-            collate_fn=_to_tensors if self.num_workers else _as_it_is,
+            batch_sampler=PlaceSampler(self.sampler, chunk, places),
+            collate_fn=_to_tensors if self.num_workers else unchanged,
             num_workers=self.num_workers,
             worker_init_fn=shield_worker,
             prefetch_factor=2 if self.num_workers else None,
         )
 
-    def _read(self, places: Sequence[int], found: Found) -> list[Waiting]:
-        prepared = [_to_arrays(one) if self.num_workers else one for one, _ in found]
-        return [Waiting(place, one, self.grouping.size(one)) for place, one in zip(places, prepared, strict=True)]
+    def _with_places(self, places: Sequence[int], chunk: PreparedChunk) -> Iterator[tuple[int, Prepared]]:
+        prepared = [_to_arrays(one) if self.num_workers else one for one, _ in chunk]
+        return zip(places, prepared, strict=True)
 
 
-class _Draws(Sampler[list[tuple[int, int]]]):
-    """Pairs of index and place: first of those that waited, then of all chunks from one on."""
-
-    def __init__(self, sampler: StepBatchSampler, chunk: int, places: Sequence[int]) -> None:
-        self.sampler, self.chunk, self.places = sampler, chunk, places
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in range(0, len(self.places), CHUNK):
-            yield self.sampler.drawn(self.places[first : first + CHUNK])
-        for chunk in range(self.chunk, sys.maxsize):
-            yield self.sampler.drawn(self.sampler.positions(chunk))
-
-
-def dealt(positions: Sequence[Position], world_size: int) -> list[Position]:
-    """Positions of another number of processes: what waited and what only some had come to is dealt out, so none is lost.
+def dealt_positions(positions: Sequence[Position], world_size: int) -> list[Position]:
+    """Positions of another number of processes: samples that waited, and those that only some processes had
+    come to, are dealt out, so that none is lost.
 
     Args:
         positions: of the processes that there were, by their number.
@@ -138,13 +120,13 @@ def dealt(positions: Sequence[Position], world_size: int) -> list[Position]:
         return list(positions)
     front = max(position["chunk"] for position in positions) * before * CHUNK
     chunk = -(-front // width)
-    behind = [place for position in positions for place in position["waiting"]]
+    waiting = [place for position in positions for place in position["waiting"]]
     for rank, position in enumerate(positions):
         for step in range(position["chunk"], -(-chunk * width // (before * CHUNK))):
             first = (step * before + rank) * CHUNK
-            behind += range(first, min(first + CHUNK, chunk * width))
-    behind.sort()
-    return [{"chunk": chunk, "waiting": behind[rank::world_size]} for rank in range(world_size)]
+            waiting += range(first, min(first + CHUNK, chunk * width))
+    waiting.sort()
+    return [{"chunk": chunk, "waiting": waiting[rank::world_size]} for rank in range(world_size)]
 
 
 def _ahead(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -156,17 +138,11 @@ def _ahead(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield batch
 
 
-def _sizes(waiting: Sequence[Waiting]) -> np.ndarray:
-    return np.array([one.size for one in waiting], dtype=np.int64).reshape(-1, 2)
-
-
-def _as_it_is(found: Found) -> Found:
-    return found
-
-
-def _to_tensors(found: Found) -> Found:
+def _to_tensors(chunk: PreparedChunk) -> PreparedChunk:
     """Pictures as tensors, which go from one process to another in shared memory."""
-    return [({**one, **{name: [torch.tensor(x) for x in one[name]] for name in ARRAYS}}, some) for one, some in found]
+    for prepared, _ in chunk:
+        prepared.update({name: [torch.tensor(x) for x in prepared[name]] for name in ARRAYS})
+    return chunk
 
 
 def _to_arrays(prepared: Prepared) -> Prepared:
@@ -177,4 +153,4 @@ def _to_arrays(prepared: Prepared) -> Prepared:
 def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
     if not torch.cuda.is_available():
         return batch
-    return {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return {name: x.pin_memory() if isinstance(x, Tensor) else x for name, x in batch.items()}

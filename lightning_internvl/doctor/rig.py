@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_internvl.choices import Config
 from lightning_internvl.data.collate.base import Prepared
-from lightning_internvl.data.gradient_accumulation import Windows
+from lightning_internvl.data.gradient_accumulation import AccumulationWindows
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.assembly import Assembly
 
@@ -104,7 +104,8 @@ class Rig:
         """Loss and gradients of one step over micro-batches, as the trainer adds them up."""
         self.stage.zero_grad(set_to_none=True)
         total = 0.0
-        for place, batch in enumerate(Windows(batches, len(batches), self.stage.counts) if len(batches) > 1 else batches):
+        counted = AccumulationWindows(batches, len(batches), self.stage.counts)
+        for place, batch in enumerate(counted if len(batches) > 1 else batches):
             torch.manual_seed(self.settings["seed"])
             self.trainer.accumulate_grad_batches = len(batches)
             with self.precision():

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_internvl.data.gradient_accumulation import WINDOW, window_shares
+from lightning_internvl.data.gradient_accumulation import WINDOW_COUNTS, window_shares
 from lightning_internvl.distributed.collectives import data_parallel_rank_and_size
 from lightning_internvl.layers.peft import plain_name
 from lightning_internvl.model.feature_cache import features
@@ -130,9 +130,11 @@ class Stage(L.LightningModule):
         length = self.trainer.accumulate_grad_batches
         if length == 1:
             return loss
-        if WINDOW not in batch:
-            raise ValueError(f"accumulate_grad_batches={length} needs batches that know their window; wrap them in Windows")
-        shares, equal = window_shares(batch[WINDOW], batch_idx % length, length, self.device)
+        if WINDOW_COUNTS not in batch:
+            raise ValueError(
+                f"accumulate_grad_batches={length} needs batches that know their window; wrap them in AccumulationWindows"
+            )
+        shares, equal = window_shares(batch[WINDOW_COUNTS], batch_idx % length, length, self.device)
         return self._weighted({name: shares.get(name, equal) * value for name, value in losses.items()})
 
     def _weighted(self, losses: Mapping[str, Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_internvl.data.grounding import Grounded, box_of, box_text, from_pixels, grounded_text, parse
+from lightning_internvl.data.grounding import Grounded, box_of, box_text, grounded_text, parse
 from lightning_internvl.data.scenes import language as say
 from lightning_internvl.data.scenes.generator import Scenes
 from lightning_internvl.data.scenes.grounding import SceneGrounding, SceneTexts
@@ -45,14 +45,6 @@ def test_boxes_go_with_the_phrase_right_before_them() -> None:
 def test_what_is_refused(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         parse(text, "s/7")
-
-
-def test_pixels() -> None:
-    assert from_pixels((10, 20, 100, 50), 200, 100, "s") == (0.05, 0.2, 0.5, 0.5)
-    with pytest.raises(ValueError, match=r"sample s/7: the box .* lies outside its picture"):
-        from_pixels((10, 20, 201, 50), 200, 100, "s/7")
-    with pytest.raises(ValueError, match="sample s/7: a box has four numbers"):
-        from_pixels((10, 20), 200, 100, "s/7")
 
 
 def test_scenes_tell_where_things_are() -> None:

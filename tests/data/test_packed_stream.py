@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.collate.base import Prepared
 from lightning_internvl.data.collate.chats import ChatCollator
-from lightning_internvl.data.collate.packed import Buckets, PackedChats, Rows
+from lightning_internvl.data.collate.packed import LengthBuckets, PackedChats, PackedRows
 from lightning_internvl.data.module import StageData
-from lightning_internvl.data.packed_stream import POSITION, dealt
+from lightning_internvl.data.order.sampler import POSITION
+from lightning_internvl.data.packed_stream import dealt_positions
 from lightning_internvl.data.processors.basic import Tiles
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
@@ -57,7 +58,7 @@ def stage(
     folder: Path, kind: str = "packed", workers: int = 0, start: int = 0, rank: int = 0, world: int = 1, **options: Any
 ) -> Any:
     chats = collator(row_tiles=4) if kind == "packed" else collator(ChatCollator)
-    grouping = Rows(chats, ROWS, window=3) if kind == "packed" else Buckets(chats, 3, window=3)
+    grouping = PackedRows(chats, ROWS, window=3) if kind == "packed" else LengthBuckets(chats, 3, window=3)
     settings = {"batches": BATCHES, "endless": False, "max_bad_fraction": 1.0, "seed": 3, **options}
     found = StageData(
         settings.pop("data", Talks()), chats, batch_size=ROWS, start_batch=start, num_workers=workers, folder=folder,
@@ -155,13 +156,13 @@ def test_another_number_of_processes_loses_and_repeats_no_sample(world: int, tmp
     data = {"data": Talks(bad=False), "endless": True}
     before = [stage(tmp_path, rank=rank, world=2, **data) for rank in range(2)]
     seen = [key for one, batches in zip(before, (3, 9), strict=True) for batch in read(one, batches) for key in batch["keys"]]
-    positions = dealt([one.position for one in before], world)
+    positions = dealt_positions([one.position for one in before], world)
     assert len(positions) == world
     places = [place for position in positions for place in position["waiting"]]
     front = {position["chunk"] for position in positions}
     assert len(front) == 1
     assert sorted(map(int, [*seen, *map(str, places)])) == list(range(front.pop() * world * 8))
-    assert dealt(positions, world) == positions
+    assert dealt_positions(positions, world) == positions
 
 
 def test_processes_read_different_samples(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_internvl.choices import IGNORE_INDEX
-from lightning_internvl.data.gradient_accumulation import WINDOW, Windows
+from lightning_internvl.data.gradient_accumulation import WINDOW_COUNTS, AccumulationWindows
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
@@ -83,13 +83,14 @@ def split(batch: dict[str, Tensor], sizes: list[int]) -> list[dict[str, Tensor]]
 def test_micro_batches_of_uneven_lengths_make_the_step_of_one_batch(sizes: list[int], clip: float | None) -> None:
     (whole,) = fit(supervised(), [answers()], 1, gradient_clip_val=clip)
     stage = supervised()
-    (parts,) = fit(stage, Windows(split(answers(), sizes), len(sizes), stage.counts), len(sizes), gradient_clip_val=clip)
+    windows = AccumulationWindows(split(answers(), sizes), len(sizes), stage.counts)
+    (parts,) = fit(stage, windows, len(sizes), gradient_clip_val=clip)
     assert (parts - whole).norm() / whole.norm() < 1e-6
 
 
 def test_a_last_window_that_is_short_makes_a_whole_step() -> None:
     stage = supervised()
-    steps = fit(stage, Windows([*split(answers(), [1, 2, 3]), answers()], 3, stage.counts), 3)
+    steps = fit(stage, AccumulationWindows([*split(answers(), [1, 2, 3]), answers()], 3, stage.counts), 3)
     assert len(steps) == 2
     assert (steps[1] - steps[0]).norm() / steps[0].norm() < 1e-6
 
@@ -98,9 +99,9 @@ def test_a_micro_batch_without_labels_counts_nothing() -> None:
     stage, batch = supervised(), answers()
     empty = {**batch, "labels": torch.full_like(batch["labels"], -100)}
     (alone,) = fit(supervised(), [batch], 1)
-    (both,) = fit(stage, Windows([empty, batch], 2, stage.counts), 2)
+    (both,) = fit(stage, AccumulationWindows([empty, batch], 2, stage.counts), 2)
     torch.testing.assert_close(both, alone)
-    assert all(gradient.eq(0).all() for gradient in fit(stage, Windows([empty] * 2, 2, stage.counts), 2))
+    assert all(gradient.eq(0).all() for gradient in fit(stage, AccumulationWindows([empty] * 2, 2, stage.counts), 2))
 
 
 def test_losses_that_are_not_counted_weigh_the_same_in_each_micro_batch() -> None:
@@ -115,7 +116,7 @@ def test_losses_that_are_not_counted_weigh_the_same_in_each_micro_batch() -> Non
 
     one, two, three = (fit(equal(), [part], 1)[0] for part in split(answers(), [1, 2, 3]))
     stage = equal()
-    steps = fit(stage, Windows([*split(answers(), [1, 2, 3])], 2, stage.counts), 2)
+    steps = fit(stage, AccumulationWindows([*split(answers(), [1, 2, 3])], 2, stage.counts), 2)
     torch.testing.assert_close(steps[0], (one + two) / 2)
     torch.testing.assert_close(steps[1], three)  # alone in its window
 
@@ -129,8 +130,8 @@ def test_a_window_is_read_ahead_and_no_further() -> None:
     read: list[int] = []
     batches = ({"n": read.append(n) or n} for n in range(7))
     found = []
-    for batch in Windows(batches, 3, lambda batch: {"x": batch["n"]}):
-        found.append((batch["n"], [counts["x"] for counts in batch[WINDOW]], len(read)))
+    for batch in AccumulationWindows(batches, 3, lambda batch: {"x": batch["n"]}):
+        found.append((batch["n"], [counts["x"] for counts in batch[WINDOW_COUNTS]], len(read)))
     windows = [[0, 1, 2]] * 3 + [[3, 4, 5]] * 3 + [[6]]
     assert found == [(n, windows[n], min(7, n + 3)) for n in range(7)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,14 @@ from lightning_internvl.choices import IGNORE_INDEX, PACKINGS
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.collate.base import Collator, Prepared, Sample, pad_id, pad_rows, picture_keys
 from lightning_internvl.data.collate.chats import ChatCollator
-from lightning_internvl.data.collate.packing import PACKED, WINDOW, choose_alike, choose_row, is_enough
+from lightning_internvl.data.collate.packing import (
+    PACKED,
+    WINDOW_ROWS,
+    Grouping,
+    choose_alike,
+    choose_row,
+    is_enough,
+)
 
 
 class PackedChats(ChatCollator):
@@ -87,25 +94,7 @@ class PackedChats(ChatCollator):
         }
 
 
-class Grouping(Protocol):
-    """How batches are made of waiting samples, the oldest first. A batch is made of `groups` choices, one after the other."""
-
-    groups: int
-
-    def size(self, prepared: Prepared) -> tuple[int, int]:
-        """What counts in the choice: tokens and visual tokens of a sample."""
-
-    def enough(self, sizes_N2: np.ndarray) -> bool:
-        """Whether so many wait that one may choose."""
-
-    def choose(self, sizes_N2: np.ndarray) -> list[int]:
-        """Places of those that go together."""
-
-    def batch(self, groups: Sequence[Sequence[Prepared]]) -> dict[str, Any]:
-        """What was chosen, as a batch."""
-
-
-class Rows:
+class PackedRows:
     """Packed rows.
 
     Args:
@@ -113,8 +102,8 @@ class Rows:
         window: rows' worth of samples that wait.
     """
 
-    def __init__(self, chats: PackedChats, rows: int, window: int = WINDOW) -> None:
-        self.chats, self.groups, self.window = chats, rows, window
+    def __init__(self, chats: PackedChats, rows: int, window: int = WINDOW_ROWS) -> None:
+        self.chats, self.choices, self.window = chats, rows, window
 
     def size(self, prepared: Prepared) -> tuple[int, int]:
         """Tokens and visual tokens of a sample."""
@@ -134,7 +123,7 @@ class Rows:
         return self.chats.pack(groups)
 
 
-class Buckets:
+class LengthBuckets:
     """Batches of samples of nearly one length, each in a row of its own.
 
     Args:
@@ -142,9 +131,9 @@ class Buckets:
         window: batches' worth of samples that wait.
     """
 
-    groups = 1
+    choices = 1
 
-    def __init__(self, collate: Collator, samples: int, window: int = WINDOW) -> None:
+    def __init__(self, collate: Collator, samples: int, window: int = WINDOW_ROWS) -> None:
         self.collate, self.samples, self.window = collate, samples, window
 
     def size(self, prepared: Prepared) -> tuple[int, int]:
@@ -171,7 +160,7 @@ def packing_of(settings: Mapping[str, Any]) -> str | None:
 
 def grouping_of(settings: Mapping[str, Any], collate: Collator) -> Grouping | None:
     """What makes a stage's batches; None for those in the order in which samples come."""
-    kind, window = packing_of(settings), settings["data_group"].get("packing_window") or WINDOW
+    kind, window = packing_of(settings), settings["data_group"].get("packing_window") or WINDOW_ROWS
     if kind is None:
         return None
-    return (Rows if kind == PACKED else Buckets)(collate, settings["batch_size"], window)
+    return (PackedRows if kind == PACKED else LengthBuckets)(collate, settings["batch_size"], window)

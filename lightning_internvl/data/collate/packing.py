@@ -1,24 +1,103 @@
-"""Which samples share a row: rows are filled from a window of waiting samples, within budgets of tokens and of image tiles.
+"""Which samples share a batch or a row: they are chosen from a window of waiting samples.
 
-A row begins with the sample that has waited longest, so that none waits for ever; then comes, again and again, the one that
-leaves the least room of both kinds. All costs depend on the window, none on the data set.
+A row is filled within budgets of tokens and of image tiles. It begins with the sample that has waited
+longest, so that none waits for ever; then comes, again and again, the one that leaves the least room of
+both kinds. All costs depend on the window, none on the data set.
 
 Letters: N samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-PACKED = "packed"  # of `checks.PACKINGS`
-WINDOW = 24  # rows' worth of samples that wait; more fill rows better and cost memory
+from lightning_internvl.data.collate.base import Prepared
+
+PACKED = "packed"  # of `choices.PACKINGS`
+WINDOW_ROWS = 24  # rows' worth of samples that wait; more fill rows better and cost memory
 TAKEN = np.iinfo(np.int64).max
+
+Origin = TypeVar("Origin")
+
+
+class Grouping(Protocol):
+    """How batches are made of waiting samples, the oldest first.
+
+    A batch is made of `choices` groups of samples, chosen one after the other.
+    """
+
+    choices: int
+
+    def size(self, prepared: Prepared) -> tuple[int, int]:
+        """What counts in the choice: tokens and visual tokens of a sample."""
+
+    def enough(self, sizes_N2: np.ndarray) -> bool:
+        """Whether so many wait that one may choose."""
+
+    def choose(self, sizes_N2: np.ndarray) -> list[int]:
+        """Places of those that go together."""
+
+    def batch(self, groups: Sequence[Sequence[Prepared]]) -> dict[str, Any]:
+        """What was chosen, as a batch."""
+
+
+class WaitingSample(NamedTuple, Generic[Origin]):
+    """A prepared sample that is in no batch yet.
+
+    Args:
+        origin: what it takes to read the sample again after a resume.
+        size: as the grouping counts it.
+    """
+
+    origin: Origin
+    prepared: Prepared
+    size: tuple[int, int]
+
+
+class PackingWindow(Generic[Origin]):
+    """Samples that wait in the order in which they were read, until a grouping chooses them.
+
+    What is chosen is a function of what is read and of what waits, so a window that is filled again with
+    the samples of `origins` goes on as if it had not been stopped.
+
+    Args:
+        read: the next samples, one or more, each with its origin.
+    """
+
+    def __init__(self, grouping: Grouping, read: Callable[[], Iterable[tuple[Origin, Prepared]]]) -> None:
+        self.grouping, self.read = grouping, read
+        self.waiting: list[WaitingSample[Origin]] = []
+
+    @property
+    def origins(self) -> list[Origin]:
+        """Of the samples that wait, the oldest first."""
+        return [one.origin for one in self.waiting]
+
+    def add(self, samples: Iterable[tuple[Origin, Prepared]]) -> None:
+        """Let samples wait behind all others."""
+        self.waiting += [WaitingSample(origin, prepared, self.grouping.size(prepared)) for origin, prepared in samples]
+
+    def choose(self, count: int) -> list[list[Prepared]]:
+        """The next groups of samples; as many samples are read as the grouping needs to choose from."""
+        groups = []
+        for _ in range(count):
+            while not self.grouping.enough(self._sizes()):
+                self.add(self.read())
+            places = self.grouping.choose(self._sizes())
+            groups.append([self.waiting[place].prepared for place in places])
+            gone = set(places)
+            self.waiting = [one for place, one in enumerate(self.waiting) if place not in gone]
+        return groups
+
+    def _sizes(self) -> np.ndarray:
+        return np.array([one.size for one in self.waiting], dtype=np.int64).reshape(-1, 2)
 
 
 def choose_row(tokens_N: np.ndarray, tiles_N: np.ndarray, max_tokens: int, max_tiles: int | None = None) -> list[int]:
-    """Places of the waiting samples that make the next row: first the oldest, at place 0, then what fills it up best.
+    """Places of the waiting samples that make the next row: the oldest, at place 0, then what fills it best.
 
     Args:
         tokens_N, tiles_N: int64, of the waiting samples, the oldest first; each of them fits into a row.
@@ -32,58 +111,19 @@ def choose_row(tokens_N: np.ndarray, tiles_N: np.ndarray, max_tokens: int, max_t
         places = places[(tokens[places] <= room) & (tiles[places] <= tile_room)]  # rooms only shrink
         if len(places) == 0:
             return row
-        left = ((room - tokens[places]) / max_tokens) ** 2 + ((tile_room - tiles[places]) / (max_tiles or 1)) ** 2
-        best = int(places[left.argmin()])  # of equals the oldest
+        tokens_left = (room - tokens[places]) / max_tokens
+        tiles_left = (tile_room - tiles[places]) / (max_tiles or 1)
+        best = int(places[(tokens_left**2 + tiles_left**2).argmin()])  # of equals the oldest
         room, tile_room = room - tokens[best], tile_room - tiles[best]
         tokens[best] = TAKEN
         row.append(best)
 
 
 def choose_alike(tokens_N: np.ndarray, count: int) -> list[int]:
-    """Places of the oldest waiting sample and of the `count` - 1 nearest to it in length, in the order in which they wait."""
+    """Places of the oldest waiting sample and the `count` - 1 nearest to it in length, as they wait."""
     return sorted(np.argsort(np.abs(tokens_N - tokens_N[0]), kind="stable")[:count].tolist())
 
 
 def is_enough(tokens: int, tiles: int, max_tokens: int, max_tiles: int | None, window: int) -> bool:
     """Whether waiting samples of so many tokens and tiles could fill `window` rows."""
     return tokens >= window * max_tokens or (max_tiles is not None and tiles >= window * max_tiles)
-
-
-def plan(
-    lengths: Sequence[int] | np.ndarray,
-    tiles: Sequence[int] | np.ndarray,
-    max_tokens: int,
-    max_tiles: int | None = None,
-    window: int = WINDOW,
-) -> list[list[int]]:
-    """All samples in rows, as training would pack them in this order: a list of sample numbers for each row.
-
-    Args:
-        lengths, tiles: of each sample.
-        max_tokens, max_tiles: of a row; max_tiles None: any number.
-        window: rows' worth of samples to choose from.
-
-    Raises:
-        ValueError: for a sample that no row can hold, naming it.
-    """
-    tokens_N, tiles_N = np.asarray(lengths, dtype=np.int64), np.asarray(tiles, dtype=np.int64)
-    if tokens_N.ndim != 1 or tokens_N.shape != tiles_N.shape or window < 1:
-        raise ValueError(f"a plan needs as many tiles as lengths, and {window=} of 1 or more: {len(tokens_N)}, {len(tiles_N)}")
-    for what, found, most in (("tokens", tokens_N, max_tokens), ("tiles", tiles_N, max_tiles)):
-        if most is not None and len(found) and found.max() > most:
-            worst = int(found.argmax())
-            raise ValueError(f"sample {worst} has {found[worst]} {what}, a row has room for {most}")
-    sums = [np.cumsum(tokens_N)] + ([] if max_tiles is None else [np.cumsum(tiles_N)])
-    full = [window * max_tokens, window * (max_tiles or 0)]
-    waiting, packed, drawn, rows = np.empty(0, dtype=np.int64), np.zeros(2, dtype=np.int64), 0, list[list[int]]()
-    while drawn < len(tokens_N) or len(waiting):
-        # Counted from the start, as many are drawn as were packed and fill the window.
-        upto = 1 + min(int(np.searchsorted(up, done + more)) for up, done, more in zip(sums, packed, full, strict=False))
-        upto = min(max(upto, drawn), len(tokens_N))
-        waiting, drawn = np.concatenate([waiting, np.arange(drawn, upto)]), upto
-        row = choose_row(tokens_N[waiting], tiles_N[waiting], max_tokens, max_tiles)
-        chosen = waiting[row]
-        packed += (tokens_N[chosen].sum(), tiles_N[chosen].sum())
-        waiting = np.delete(waiting, row)
-        rows.append(chosen.tolist())
-    return rows

@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 FEISTEL_ROUNDS = 6
+POSITION = "position"  # travels with a batch: where a source that keeps its position goes on behind it
 
 
 def permuted(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
@@ -79,7 +80,7 @@ class StepBatchSampler(Sampler[list[int]]):
         """The indices of one step on this rank."""
         return self.indices(self.positions(step))
 
-    def drawn(self, places: Sequence[int]) -> list[tuple[int, int]]:
+    def with_indices(self, places: Sequence[int]) -> list[tuple[int, int]]:
         """Pairs of index and place."""
         return list(zip(self.indices(places), places, strict=True))
 
@@ -96,3 +97,22 @@ class StepBatchSampler(Sampler[list[int]]):
                 here = epochs == epoch
                 indices[here] = permuted(indices[here], length, self.seed, epoch)
         return indices.tolist()
+
+
+class PlaceSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of index and place, without end where the sampler has none.
+
+    Args:
+        start: the step of `sampler` to begin with.
+        waiting: places that come before those of any step.
+    """
+
+    def __init__(self, sampler: StepBatchSampler, start: int, waiting: Sequence[int] = ()) -> None:
+        self.sampler, self.start, self.waiting = sampler, start, waiting
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        size = self.sampler.batch_size
+        for first in range(0, len(self.waiting), size):
+            yield self.sampler.with_indices(self.waiting[first : first + size])
+        for step in range(self.start, self.sampler.steps):
+            yield self.sampler.with_indices(self.sampler.positions(step))

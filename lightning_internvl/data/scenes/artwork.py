@@ -75,10 +75,6 @@ class Artwork:
     def __reduce__(self) -> tuple[type[Artwork], tuple[tuple[str, ...]]]:
         return Artwork, (self.styles,)
 
-    def sprite(self, thing: int, style: str, size_px: int) -> np.ndarray:
-        """The sprite as (size_px, size_px, 4) uint8 RGBA with straight alpha."""
-        return np.asarray(self._resized(thing, style, size_px).convert("RGBA"))
-
     def layers(self, thing: int, style: str, size_px: int) -> tuple[np.ndarray, np.ndarray]:
         """What blending needs: colour x alpha, and 1 - alpha; two (size_px, size_px, 3) float32 arrays.
 

@@ -1,10 +1,11 @@
-"""The order of samples from shards whose records nobody has counted, and the positions from which it goes on exactly.
+"""The order of samples from shards whose records nobody has counted, and cursors from which it goes on exactly.
 
-The samples of a step come from `width` lanes, equally many from each, and steps take turns among `turns` such sets of lanes. A
-lane is a reader whose way is fixed by the seed: units (a shard, or a part of one where there are fewer shards than lanes) in a
-new order each epoch, dealt out to the lanes like cards, and the records of a unit in blocks that are shuffled. Where a lane
-stands is told by a few numbers. A process owns some lanes of each step, a data process some of the turns; so the order of all
-samples depends on the number of neither.
+The samples of a step come from several readers, equally many from each, and steps take turns among groups
+of readers (the settings `data.lanes`, readers of a step, and `data.turns`, groups). A reader reads units (a
+shard, or a part of one where there are fewer shards than readers) in a new order each epoch, dealt out to
+the readers like cards, and the records of a unit in blocks that are shuffled. All of it follows from the
+seed and the reader's number, so a few numbers say where a reader stands. A process owns some readers of
+each group, a data process some of the groups: the order of all samples depends on the number of neither.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from lightning_internvl.data.shards.tar import Mark, Record, ShardError, Shards
 KEPT_OPEN = 256  # shards; a process may have 1024 files open on many machines
 
 
-class Spot(NamedTuple):
-    """Where to read a sample of a lane's source again.
+class Cursor(NamedTuple):
+    """Where a sample of one source is read again.
 
     Args:
-        unit: of the lane.
+        unit: of the reader.
         start: the record of the shard at which a block begins.
         place: in the shuffled block.
         number, byte: the mark of a record up to that at which the block begins.
@@ -41,62 +42,65 @@ class Spot(NamedTuple):
     byte: int = 0
 
 
-class Layout(NamedTuple):
-    """How samples are shared out among lanes.
+class ReaderLayout(NamedTuple):
+    """How samples are shared out among readers. Reader r of group g has the number g * `readers_per_step` + r.
 
     Args:
-        width: lanes that a step reads from; they stand side by side in `turn` * `width` + piece.
-        turns: sets of lanes.
-        samples: that one lane gives to a step.
+        readers_per_step: readers of a group; a step reads from all readers of one group.
+        groups: of readers.
+        samples: that one reader gives to a step.
     """
 
-    width: int
-    turns: int
+    readers_per_step: int
+    groups: int
     samples: int
 
     @classmethod
-    def of(cls, lanes: int, turns: int, step: int) -> Layout:
-        """For steps of so many samples, from `lanes` lanes or, where they do not divide them, from the most that do."""
-        width = math.gcd(lanes, step)
-        return cls(width, turns, step // width)
+    def for_step(cls, lanes: int, turns: int, samples: int) -> ReaderLayout:
+        """For steps of so many samples, from `lanes` readers or, where they do not divide them, from the most
+        that do."""
+        readers = math.gcd(lanes, samples)
+        return cls(readers, turns, samples // readers)
 
     @property
-    def lanes(self) -> int:
-        """Lanes in all."""
-        return self.width * self.turns
+    def readers(self) -> int:
+        """Readers in all."""
+        return self.readers_per_step * self.groups
 
-    def own(self, step: int, rank: int, world_size: int) -> range:
-        """The lanes that a process reads from in a step.
+    def readers_of(self, step: int, rank: int, world_size: int) -> range:
+        """The readers that a process reads from in a step.
 
         Raises:
             ValueError: if the processes cannot share them evenly.
         """
-        if self.width % world_size:
-            fitting = ", ".join(str(n) for n in range(1, self.width + 1) if self.width % n == 0)
+        readers = self.readers_per_step
+        if readers % world_size:
+            fitting = ", ".join(str(n) for n in range(1, readers + 1) if readers % n == 0)
             raise ValueError(
-                f"{world_size} processes cannot share the {self.width} lanes of a step evenly; fitting numbers of processes: "
-                f"{fitting}; a new run may have more lanes: data.lanes={math.lcm(self.width, world_size)}"
+                f"{world_size} processes cannot share the {readers} lanes of a step evenly; fitting numbers "
+                f"of processes: {fitting}; a new run may have more lanes: data.lanes={math.lcm(readers, world_size)}"
             )
-        share = self.width // world_size
-        first = step % self.turns * self.width + rank * share
+        share = readers // world_size
+        first = step % self.groups * readers + rank * share
         return range(first, first + share)
 
-    def place(self, lane: int, count: int) -> int:
-        """The place in the stage's data of a lane's sample of this number; none comes twice."""
-        turn, piece = divmod(lane, self.width)
+    def place(self, reader: int, count: int) -> int:
+        """The place in the stage's data of a reader's sample of this number; none comes twice."""
+        group, piece = divmod(reader, self.readers_per_step)
         visit, inside = divmod(count, self.samples)
-        return ((visit * self.turns + turn) * self.width + piece) * self.samples + inside
+        step = visit * self.groups + group
+        return (step * self.readers_per_step + piece) * self.samples + inside
 
 
-class Found(NamedTuple):
-    """A record with the spot from which it can be read again, or what is wrong with a shard."""
+class ReadRecord(NamedTuple):
+    """A record with the cursor from which it can be read again, or what is wrong with a shard."""
 
-    spot: Spot
+    cursor: Cursor
     shard: str
     record: Record | ShardError
 
 
-class Block(NamedTuple):
+class RecordBlock(NamedTuple):
     """Neighbouring records of a unit in the order in which they are used.
 
     Args:
@@ -111,78 +115,83 @@ class Block(NamedTuple):
     fault: ShardError | None
 
 
-class Opened:
-    """Shards that are read on, each by one route; the one that has waited longest is closed where there are too many."""
+class OpenShards:
+    """Shards that are read on, each by one `ShardCursor`; of too many the one that has waited longest is closed."""
 
     def __init__(self) -> None:
-        self.kept: OrderedDict[Route, tuple[tuple[int, int], Iterator[Record]]] = OrderedDict()
+        self.kept: OrderedDict[ShardCursor, tuple[tuple[int, int], Iterator[Record]]] = OrderedDict()
 
-    def take(self, route: Route, where: tuple[int, int]) -> Iterator[Record] | None:
-        """What a route has kept, if it stands there."""
-        found = self.kept.pop(route, None)
+    def take(self, reader: ShardCursor, where: tuple[int, int]) -> Iterator[Record] | None:
+        """The shard that a cursor has left open, if it stands at that unit and record."""
+        found = self.kept.pop(reader, None)
         return found[1] if found is not None and found[0] == where else None
 
-    def keep(self, route: Route, where: tuple[int, int], records: Iterator[Record]) -> None:
+    def keep(self, reader: ShardCursor, where: tuple[int, int], records: Iterator[Record]) -> None:
         """Leave a shard open."""
-        self.kept[route] = (where, records)
+        self.kept[reader] = (where, records)
         if len(self.kept) > KEPT_OPEN:
             self.kept.popitem(last=False)
 
 
-class Route:
-    """The way of one lane through one source, without end.
+class ShardCursor:
+    """One reader's way through one source, without end.
 
     Args:
-        number: of the lane among `lanes`.
+        number: of the reader among `readers`.
         shuffle: records of a block; all of them are in memory.
-        spot: where it goes on.
+        cursor: where it goes on.
     """
 
     def __init__(
         self,
         shards: Shards,
         number: int,
-        lanes: int,
+        readers: int,
         seed: int,
         shuffle: int,
-        spot: Spot | None = None,
-        opened: Opened | None = None,
+        cursor: Cursor | None = None,
+        open_shards: OpenShards | None = None,
     ) -> None:
-        self.shards, self.number, self.lanes, self.seed, self.shuffle = shards, number, lanes, seed, shuffle
-        self.opened = opened or Opened()
-        self.parts = -(-lanes // len(shards))
-        self.spot = spot or Spot()
+        self.shards, self.number, self.readers = shards, number, readers
+        self.seed, self.shuffle = seed, shuffle
+        self.open_shards = open_shards or OpenShards()
+        self.parts = -(-readers // len(shards))
+        self.cursor = cursor or Cursor()
 
-    def __iter__(self) -> Iterator[Found]:
-        """What comes next, and of a broken shard its fault, once. `spot` is then that of the sample behind it.
+    def __iter__(self) -> Iterator[ReadRecord]:
+        """What comes next, and of a broken shard its fault, once. `cursor` is then that of the next sample.
 
         Raises:
             ValueError: if there are no samples in many shards.
         """
         empty = 0
         while empty < TRIES:
-            spot = self.spot
-            block = self.read(spot)
-            if block.fault is not None and spot.place == 0:  # else it was told before the position was kept
-                yield Found(spot, block.shard, block.fault)
-            for place in range(spot.place, len(block.records)):
+            begin = self.cursor
+            block = self.read_block(begin)
+            if block.fault is not None and begin.place == 0:  # else it was told before the cursor was saved
+                yield ReadRecord(begin, block.shard, block.fault)
+            for place in range(begin.place, len(block.records)):
                 record, block.records[place] = block.records[place], {}  # memory
-                self.spot = spot._replace(place=place + 1)
-                yield Found(spot._replace(place=place), block.shard, record)
-            empty = 0 if block.records else empty + (spot.start == 0)
-            self.spot = Spot(spot.unit + 1) if block.last else Spot(spot.unit, spot.start + self.step, 0, *block.mark)
-        raise ValueError(f"{TRIES} shards in a row hold no sample; the last one is {block.fault or block.shard}")
+                self.cursor = begin._replace(place=place + 1)
+                yield ReadRecord(begin._replace(place=place), block.shard, record)
+            empty = 0 if block.records else empty + (begin.start == 0)
+            self.cursor = Cursor(begin.unit + 1)
+            if not block.last:
+                self.cursor = Cursor(begin.unit, begin.start + self.step, 0, *block.mark)
+        last = block.fault or block.shard
+        raise ValueError(f"{TRIES} shards in a row hold no sample; the last one is {last}")
 
     @property
     def step(self) -> int:
         """Records of a shard that all its parts read in the time of a block."""
         return self.shuffle * self.parts
 
-    def read(self, spot: Spot) -> Block:
-        """The block of a spot, from the shard that is open there or else from the mark."""
-        unit, start, _, *mark = spot
+    def read_block(self, cursor: Cursor) -> RecordBlock:
+        """The block at a cursor, from the shard that is open there or else from the mark."""
+        unit, start = cursor.unit, cursor.start
+        mark: Mark = (cursor.number, cursor.byte)
         shard, part = self._shard(unit)
-        reading = self.opened.take(self, (unit, start)) or self.shards.read_near(shard, start, tuple(mark))
+        reading = self.open_shards.take(self, (unit, start)) or self.shards.read_near(shard, start, mark)
         fault, found, seen = None, list[Record](), 0
         try:
             for record in islice(reading, self.step):
@@ -194,13 +203,14 @@ class Route:
             fault = error
         last = seen < self.step
         if not last:
-            self.opened.keep(self, (unit, start + seen), reading)
-        order = np.random.default_rng([self.seed, self._slot(unit), start]).permutation(len(found))
-        return Block(self.shards.name(shard), [found[one] for one in order], last, tuple(mark), fault)
+            self.open_shards.keep(self, (unit, start + seen), reading)
+        rng = np.random.default_rng([self.seed, self._slot(unit), start])
+        records = [found[one] for one in rng.permutation(len(found))]
+        return RecordBlock(self.shards.name(shard), records, last, mark, fault)
 
     def _slot(self, unit: int) -> int:
-        """Units are dealt out to the lanes one by one, over all epochs."""
-        return unit * self.lanes + self.number
+        """Units are dealt out to the readers one by one, over all epochs."""
+        return unit * self.readers + self.number
 
     def _shard(self, unit: int) -> tuple[int, int]:
         """The shard of a unit and which part of it."""

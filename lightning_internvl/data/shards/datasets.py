@@ -1,6 +1,6 @@
 """Training data from shards: what there is to read, how sources are mixed, and what becomes of a record.
 
-In which order records come is a matter of `data.lanes`.
+In which order records come is a matter of `data.shards.cursor`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightning_internvl.data.shards.sources import knots_of, open_shards, source
 from lightning_internvl.data.shards.tar import Record, Shards, chats_of, pair_of
 
 
-class Streamed(ABC):
+class ShardDataset(ABC):
     """Samples of shards.
 
     Args:
@@ -29,8 +29,8 @@ class Streamed(ABC):
         schedule: instead of `weights`, as in `Mixture`.
         run: so many samples in a row come from one source.
         samples_per_step: of an optimizer step on all devices, where it is not what batch sizes say (with packing).
-        shuffle: neighbouring records of a shard that are shuffled, all of them in memory in each lane.
-        lanes, turns: see `data.lanes`.
+        shuffle: neighbouring records of a shard that are shuffled, all of them in memory in each reader.
+        lanes, turns: readers of a step, and groups of readers (see `data.shards.cursor`).
         image, caption: the extension or column of picture and caption, where they have other names than usual.
         decode_at: JPEGs may be decoded at a half, quarter or eighth of their size, as long as both sides keep so many pixels.
 
@@ -70,7 +70,7 @@ class Streamed(ABC):
 
     def mixture(self, samples_per_step: int, seed: int) -> Mixture:
         """Which source stands at which place in the stage's data."""
-        unmeasured = {name: object() for name in self.sources}  # places in a source are a matter of the lanes
+        unmeasured = {name: object() for name in self.sources}  # places in a source are a matter of the readers
         steps = self.samples_per_step or samples_per_step
         return Mixture(unmeasured, {}, schedule=self.knots, samples_per_step=steps, run=self.run, seed=seed)
 
@@ -79,7 +79,7 @@ class Streamed(ABC):
         """What a record of a source gives, without its key. Raises ValueError when it cannot be used."""
 
 
-class ShardPairs(Streamed):
+class ShardPairs(ShardDataset):
     """{"image": (H, W, 3) uint8, "caption", "language", "key"} from records with a picture and a caption (see `pair_of`)."""
 
     def sample(self, record: Record, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class ShardPairs(Streamed):
         return {"image": read_image(found["image"], self.decode_at), "caption": found["caption"], "language": language}
 
 
-class ShardChats(Streamed):
+class ShardChats(ShardDataset):
     """{"images": [(H, W, 3) uint8], "conversation": [messages], "key"} from conversations and from captions (see `chats_of`).
 
     Args:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lightning_internvl.data.collate.packing import choose_alike, choose_row, plan
+from lightning_internvl.data.collate.packing import WINDOW_ROWS, PackingWindow, choose_alike, choose_row, is_enough
 
 IMAGE = 256  # tokens of a tile
 
@@ -20,6 +22,43 @@ def lengths(number: int, longest: int, per_tile: int = IMAGE) -> tuple[np.ndarra
     return np.minimum(text + tiles * per_tile, longest), tiles
 
 
+class Lengths:
+    """A grouping of samples that are nothing but their numbers of tokens and tiles."""
+
+    choices = 1
+
+    def __init__(self, longest: int, most: int | None) -> None:
+        self.longest, self.most, self.ended = longest, most, False
+
+    def size(self, prepared: dict[str, Any]) -> tuple[int, int]:
+        return prepared["tokens"], prepared["tiles"]
+
+    def enough(self, sizes_N2: np.ndarray) -> bool:
+        tokens, tiles = sizes_N2.sum(axis=0).tolist()
+        return self.ended or is_enough(tokens, tiles, self.longest, self.most, WINDOW_ROWS)
+
+    def choose(self, sizes_N2: np.ndarray) -> list[int]:
+        return choose_row(sizes_N2[:, 0], sizes_N2[:, 1], self.longest, self.most)
+
+
+def pack_all(tokens: np.ndarray, tiles: np.ndarray, longest: int, most: int | None) -> list[list[int]]:
+    """All samples in rows; behind the last one, those that still wait are packed too."""
+    grouping, rows = Lengths(longest, most), []
+    samples = ({"place": n, "tokens": x, "tiles": y} for n, (x, y) in enumerate(zip(tokens, tiles, strict=True)))
+
+    def read() -> Iterator[tuple[int, dict[str, Any]]]:
+        for sample in samples:
+            yield sample["place"], sample
+            return
+        grouping.ended = True
+
+    window = PackingWindow(grouping, read)
+    while window.waiting or not grouping.ended:
+        (row,) = window.choose(1)
+        rows.append([sample["place"] for sample in row])
+    return rows
+
+
 @pytest.mark.parametrize(
     ("longest", "per_tile", "most"),
     [(4096, IMAGE, None), (4096, IMAGE, 13), (4096, 64, 28), (16384, IMAGE, 48), (16384, 64, 24)],
@@ -27,7 +66,7 @@ def lengths(number: int, longest: int, per_tile: int = IMAGE) -> tuple[np.ndarra
 )
 def test_rows_are_full_within_both_budgets(longest: int, per_tile: int, most: int | None) -> None:
     tokens, tiles = lengths(8000, longest, per_tile)
-    rows = plan(tokens, tiles, longest, most)
+    rows = pack_all(tokens, tiles, longest, most)
     assert sorted(place for row in rows for place in row) == list(range(8000))
     sums = np.array([(tokens[row].sum(), tiles[row].sum()) for row in rows])
     assert sums[:, 0].max() <= longest
@@ -36,15 +75,15 @@ def test_rows_are_full_within_both_budgets(longest: int, per_tile: int, most: in
         assert sums[:, 1].max() <= most
         fill = max(fill, sums[:, 1].mean() / most)
     assert fill >= 0.97
-    assert rows == plan(tokens.tolist(), tiles.tolist(), longest, most)
+    assert rows == pack_all(tokens, tiles, longest, most)
 
 
-def test_the_plan_takes_time_in_proportion_to_the_samples() -> None:
+def test_packing_takes_time_in_proportion_to_the_samples() -> None:
     tokens, tiles = lengths(24000, 4096)
     seconds = []
     for number in (3000, 24000):
         begun = time.process_time()
-        plan(tokens[:number], tiles[:number], 4096, 13)
+        pack_all(tokens[:number], tiles[:number], 4096, 13)
         seconds.append(time.process_time() - begun)
     assert seconds[1] < 24 * seconds[0]  # 8 if it is linear, 64 if each sample looks at all others
 
@@ -60,20 +99,3 @@ def test_a_row_begins_with_the_oldest_and_is_filled_by_what_leaves_least_room() 
 def test_neighbours_in_length_with_the_oldest_first() -> None:
     assert choose_alike(np.array([50, 10, 52, 90, 49, 48]), 3) == [0, 2, 4]  # of 48 and 52, which are as near, the older
     assert choose_alike(np.array([50, 10]), 3) == [0, 1]
-
-
-def test_nothing_and_single_samples() -> None:
-    assert plan([], [], 10) == []
-    assert plan([10], [2], 10, 2) == [[0]]
-    assert plan([6, 6, 6], [0, 0, 0], 10, 4) == [[0], [1], [2]]
-
-
-@pytest.mark.parametrize(
-    ("tokens", "tiles", "said"),
-    [([5, 11], [0, 0], "sample 1 has 11 tokens, a row has room for 10"), ([5, 5], [0, 3], "sample 1 has 3 tiles, .* for 2")],
-)
-def test_a_sample_that_no_row_can_hold_is_named(tokens: list[int], tiles: list[int], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        plan(tokens, tiles, 10, 2)
-    with pytest.raises(ValueError, match="as many tiles as lengths"):
-        plan(tokens, tiles[:1], 20, 5)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lightning_internvl.data.scenes import artwork
-from lightning_internvl.data.scenes.artwork import Artwork, artwork_file
+from lightning_internvl.data.scenes.artwork import Artwork, artwork_file, load_artwork
 from lightning_internvl.data.scenes.datasets import SceneChats, ScenePairs
 from lightning_internvl.data.scenes.generator import SIZE_RANGE, SPLITS, Scene, Scenes, held_out_pairs, seen_partners
 from lightning_internvl.data.scenes.things import COLOURS, THINGS
@@ -141,7 +142,8 @@ def test_render(image_size: int) -> None:
 def test_blending_equals_the_sprite_over_the_background() -> None:
     art = Artwork()
     for style in art.styles:
-        sprite = art.sprite(3, style, 28).astype(float)
+        original = load_artwork(THINGS[3].codepoint, style).resize((28, 28), Image.Resampling.HAMMING)
+        sprite = np.asarray(original.convert("RGBA"), dtype=float)
         colour, keep = art.layers(3, style, 28)
         alpha = sprite[..., 3:] / 255
         assert np.abs(sprite[..., :3] * alpha + 200 * (1 - alpha) - (colour + 200 * keep)).max() < 1.5

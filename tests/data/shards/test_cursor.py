@@ -15,9 +15,9 @@ import torch
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.module import StageData
-from lightning_internvl.data.shards.cursor import KEPT_OPEN, Layout, Opened, Route
-from lightning_internvl.data.shards.datasets import Streamed
-from lightning_internvl.data.shards.stream import Lanes
+from lightning_internvl.data.shards.cursor import KEPT_OPEN, OpenShards, ReaderLayout, ShardCursor
+from lightning_internvl.data.shards.datasets import ShardDataset
+from lightning_internvl.data.shards.stream import ShardStream
 from lightning_internvl.data.shards.tar import Record, ShardError, Shards, TarShards, TarWriter
 
 BATCHES = 14
@@ -45,7 +45,7 @@ class Numbers(Shards):
             raise ShardError(self.name(shard), f"cut off after {self.torn[shard]}")
 
 
-class Plain(Streamed):
+class Plain(ShardDataset):
     """Records as they are."""
 
     def sample(self, record: Record, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,8 +67,8 @@ class Keys:
 class Couples:
     """A grouping: the oldest waiting sample and the one whose number is the most like its own."""
 
-    def __init__(self, groups: int) -> None:
-        self.groups = groups
+    def __init__(self, choices: int) -> None:
+        self.choices = choices
 
     def size(self, prepared: Mapping[str, Any]) -> tuple[int, int]:
         return int(prepared["key"].rpartition("/")[2]), 0
@@ -105,7 +105,7 @@ def coupled(**settings: Any) -> Plain:
 
 
 def stage(
-    data: Streamed, folder: Path, *, rank: int = 0, world: int = 1, start: int = 0, batch: int = 8, **options: Any
+    data: ShardDataset, folder: Path, *, rank: int = 0, world: int = 1, start: int = 0, batch: int = 8, **options: Any
 ) -> StageData:
     settings = {"batches": BATCHES, "max_bad_fraction": 0.5, "folder": folder, **options}
     found = StageData(data, Keys(), batch_size=batch // world, start_batch=start, **settings)
@@ -172,11 +172,11 @@ def test_a_stage_goes_on_whatever_prepared_it(make: Any, before: tuple, after: t
 def test_every_record_comes_once_an_epoch(lanes: int, shuffle: int) -> None:
     total, seen = sum(LENGTHS), Counter[tuple[int, str]]()
     shards = Numbers(*LENGTHS)
-    routes = [Route(shards, number, lanes, seed=3, shuffle=shuffle) for number in range(lanes)]
-    units = len(LENGTHS) * routes[0].parts
-    for route in routes:
-        for found in route:
-            if found.spot[0] * lanes + route.number >= 2 * units:  # of the third epoch
+    cursors = [ShardCursor(shards, number, lanes, seed=3, shuffle=shuffle) for number in range(lanes)]
+    units = len(LENGTHS) * cursors[0].parts
+    for cursor in cursors:
+        for found in cursor:
+            if found.cursor[0] * lanes + cursor.number >= 2 * units:  # of the third epoch
                 break
             seen[found.shard, found.record["key"]] += 1
     assert len(seen) == total
@@ -185,7 +185,7 @@ def test_every_record_comes_once_an_epoch(lanes: int, shuffle: int) -> None:
 
 def test_the_order_is_new_each_epoch_and_for_each_seed() -> None:
     def keys(seed: int) -> list[str]:
-        way = iter(Route(Numbers(*LENGTHS), 0, 1, seed=seed, shuffle=6))
+        way = iter(ShardCursor(Numbers(*LENGTHS), 0, 1, seed=seed, shuffle=6))
         return [f"{one.shard}/{one.record['key']}" for one, _ in zip(way, range(2 * sum(LENGTHS)), strict=False)]
 
     found, total = keys(0), sum(LENGTHS)
@@ -196,7 +196,7 @@ def test_the_order_is_new_each_epoch_and_for_each_seed() -> None:
 
 
 def test_every_block_has_an_order_of_its_own() -> None:
-    way = iter(Route(Numbers(8, 8), 0, 1, seed=0, shuffle=4))
+    way = iter(ShardCursor(Numbers(8, 8), 0, 1, seed=0, shuffle=4))
     found = [next(way) for _ in range(32)]
     orders = [tuple(int(one.record["key"]) % 4 for one in found[first : first + 4]) for first in range(0, 32, 4)]
     assert len(set(orders)) > 5
@@ -204,23 +204,23 @@ def test_every_block_has_an_order_of_its_own() -> None:
 
 def test_a_route_goes_on_by_reading_one_block_again() -> None:
     shards = Numbers(1000, 1000)
-    way = iter(Route(shards, 0, 1, seed=0, shuffle=50))
+    way = iter(ShardCursor(shards, 0, 1, seed=0, shuffle=50))
     before = [next(way) for _ in range(1333)]
     shards.read_from.clear()
-    route = Route(shards, 0, 1, seed=0, shuffle=50, spot=before[1300].spot)
-    assert [next(iter(route)) for _ in range(3)] == before[1300:1303]
+    cursor = ShardCursor(shards, 0, 1, seed=0, shuffle=50, cursor=before[1300].cursor)
+    assert [next(iter(cursor)) for _ in range(3)] == before[1300:1303]
     assert shards.read_from[0][1] == 300
     assert shards.read_from[0] != (shards.read_from[0][0], 0)
 
 
 def test_few_shards_stay_open_at_a_time() -> None:
-    opened = Opened()
+    open_shards = OpenShards()
     shards = Numbers(*[50] * 300)
-    routes = [Route(shards, number, 300, seed=0, shuffle=5, opened=opened) for number in range(300)]
-    ways = [iter(route) for route in routes]
+    cursors = [ShardCursor(shards, number, 300, seed=0, shuffle=5, open_shards=open_shards) for number in range(300)]
+    ways = [iter(cursor) for cursor in cursors]
     found = [[next(way).record["key"] for way in ways] for _ in range(12)]
-    assert len(opened.kept) == KEPT_OPEN
-    alone = iter(Route(shards, 7, 300, seed=0, shuffle=5))
+    assert len(open_shards.kept) == KEPT_OPEN
+    alone = iter(ShardCursor(shards, 7, 300, seed=0, shuffle=5))
     assert [row[7] for row in found] == [next(alone).record["key"] for _ in range(12)]
 
 
@@ -259,7 +259,7 @@ def test_shares_and_draws(tmp_path: Path) -> None:
     sources = Counter(key.partition("/")[0][0] for batch in batches for key in batch["keys"])
     assert sources == {"m": 768, "f": 256}
     spots = [lane["spots"] for lane in one.position["lanes"].values()]
-    assert all(spot["none"] == (0, 0, 0, 0, 0) for spot in spots)
+    assert all(cursor["none"] == (0, 0, 0, 0, 0) for cursor in spots)
     draws = [draw for batch in batches for draw in batch["draws"]]
     assert draws == [(0, place) for place in range(1024)]
 
@@ -267,7 +267,7 @@ def test_shares_and_draws(tmp_path: Path) -> None:
 def test_the_weights_rise_as_the_schedule_says(tmp_path: Path) -> None:
     knots = [{"step": 0, "weights": {"a": 1, "b": 0}}, {"step": 128, "weights": {"a": 0, "b": 1}}]
     data = Plain(sources={"a": Numbers(*[50] * 20), "b": Numbers(*[90] * 20)}, schedule=knots, lanes=2, turns=2)
-    lanes = Lanes(data, Keys(), Layout.of(2, 2, 16), batches=130)
+    lanes = ShardStream(data, Keys(), ReaderLayout.for_step(2, 2, 16), batches=130)
     share = [sum(lanes.mixture.place(step * 16 + n)[0] == "b" for n in range(16)) / 16 for step in range(130)]
     assert sum(share[:64]) / 64 == pytest.approx(0.25, abs=0.02)
     assert sum(share[64:128]) / 64 == pytest.approx(0.75, abs=0.02)
@@ -282,11 +282,11 @@ def test_by_size_and_its_root() -> None:
 
 
 def test_layouts_do_not_depend_on_the_number_of_processes() -> None:
-    assert Layout.of(8, 4, 2 * 12) == Layout.of(8, 4, 24) == Layout(8, 4, 3)
-    assert Layout.of(8, 4, 6) == Layout(2, 4, 3)
-    owned = [lane for rank in range(4) for lane in Layout(8, 4, 3).own(5, rank, 4)]
+    assert ReaderLayout.for_step(8, 4, 2 * 12) == ReaderLayout.for_step(8, 4, 24) == ReaderLayout(8, 4, 3)
+    assert ReaderLayout.for_step(8, 4, 6) == ReaderLayout(2, 4, 3)
+    owned = [lane for rank in range(4) for lane in ReaderLayout(8, 4, 3).readers_of(5, rank, 4)]
     assert owned == list(range(8, 16))
-    places = sorted(Layout(4, 3, 2).place(lane, count) for lane in range(12) for count in range(6))
+    places = sorted(ReaderLayout(4, 3, 2).place(lane, count) for lane in range(12) for count in range(6))
     assert places == list(range(72))
 
 
@@ -342,12 +342,12 @@ def test_a_tar_file_is_opened_where_the_block_stands(lanes: int, tmp_path: Path)
                         "jpg": b"1" * 600,
                     }
                 )
-    way = iter(Route(TarShards(paths), 0, lanes, seed=0, shuffle=4))
+    way = iter(ShardCursor(TarShards(paths), 0, lanes, seed=0, shuffle=4))
     found = [next(way) for _ in range(17)]
-    spot = found[11].spot
-    assert spot.start > spot.number > 0
+    cursor = found[11].cursor
+    assert cursor.start > cursor.number > 0
     for path in paths:
         with path.open("r+b") as file:
-            file.write(b"x" * spot.byte)
-    again = iter(Route(TarShards(paths), 0, lanes, seed=0, shuffle=4, spot=spot))
+            file.write(b"x" * cursor.byte)
+    again = iter(ShardCursor(TarShards(paths), 0, lanes, seed=0, shuffle=4, cursor=cursor))
     assert [next(again).record for _ in range(2)] == [one.record for one in found[11:13]]

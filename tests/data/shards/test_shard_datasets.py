@@ -12,7 +12,7 @@ from PIL import Image
 
 from lightning_internvl.config.stream_checks import stream_faults
 from lightning_internvl.data.bad_samples import BadSample, Ledger, Skipped, Unwanted
-from lightning_internvl.data.shards.datasets import ShardChats, ShardPairs, Streamed
+from lightning_internvl.data.shards.datasets import ShardChats, ShardDataset, ShardPairs
 from lightning_internvl.data.shards.sources import open_shards
 from lightning_internvl.data.shards.tables import ParquetShards
 from lightning_internvl.data.shards.tar import TarWriter
@@ -26,7 +26,7 @@ def jpeg(width: int = 40, height: int = 30) -> bytes:
     return stream.getvalue()
 
 
-def samples(kind: type[Streamed], folder: Path, *records: dict[str, Any], **settings: Any) -> list[Any]:
+def samples(kind: type[ShardDataset], folder: Path, *records: dict[str, Any], **settings: Any) -> list[Any]:
     """What a shard's records give: samples, or faults."""
     with TarWriter(folder / "0.tar") as tar:
         for number, record in enumerate(records):
