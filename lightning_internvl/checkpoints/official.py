@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.adapters import Adapter, adapter_for
-from lightning_internvl.checkpoints.name_rules import Group, grouped
+from lightning_internvl.checkpoints.name_rules import RuleMatch, match_rules
 from lightning_internvl.checkpoints.weight_files import Shape, WeightFiles, read_config
 from lightning_internvl.files import read_json
 from lightning_internvl.layers.state_dict import own_tensors
@@ -80,10 +80,12 @@ def image_token_id(folder: Path, token: str = "<IMG_CONTEXT>") -> int | None:
     return found.get(token)
 
 
-def _checked(model: VLM, adapter: Adapter, config: dict[str, Any], shapes: Mapping[str, Shape], place: Path) -> dict[str, Group]:
+def _checked(
+    model: VLM, adapter: Adapter, config: dict[str, Any], shapes: Mapping[str, Shape], place: Path
+) -> dict[str, RuleMatch]:
     """The group of every official tensor, after all names and shapes have been found right."""
     wanted = {name: tensor.to("meta") for name, tensor in own_tensors(model).items()}
-    groups, homeless = grouped(adapter.rules(config), wanted)
+    groups, homeless = match_rules(adapter.rules(config), wanted)
     if homeless:
         raise ValueError(f"the layout {adapter.NAME} has no place for: {first_of(homeless, 20)}")
     expected = {name: tuple(t.shape) for group in groups for name, t in group.write(wanted).items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -153,25 +154,13 @@ def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:
-    """Write `model.safetensors`, or numbered shards and their index if there are more bytes than fit into one file."""
-    shards = _shards(tensors, max_shard_bytes)
-    weight_map: dict[str, Any] = {}
-    for number, names in enumerate(shards, start=1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({n: tensors[n].detach().cpu().contiguous() for n in names}, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    """Write `model.safetensors`, or numbered shards and their index if one file cannot hold all."""
+    # The library counts and groups storages; of tensors that share one, each is written whole here.
+    sizes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_bytes)
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: tensors[name].detach().cpu().contiguous() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > max_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += tensor.nbytes
-    return shards

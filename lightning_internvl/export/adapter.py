@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.adapters import Adapter, Config, official
-from lightning_internvl.checkpoints.name_rules import Group, grouped
+from lightning_internvl.checkpoints.name_rules import RuleMatch, match_rules
 from lightning_internvl.checkpoints.weight_files import write_weights
 from lightning_internvl.choices import trained_stages
 from lightning_internvl.config.stage_settings import stage_settings
@@ -169,7 +169,7 @@ def theirs_of(
     Raises:
         ValueError: for a layer whose rows are not simply rows there.
     """
-    groups = {name: group for group in grouped(adapter.rules(config), own_tensors(plain))[0] for name in group.ours}
+    groups = {name: group for group in match_rules(adapter.rules(config), own_tensors(plain))[0] for name in group.ours}
     found: dict[str, Update] = {}
     for layer, update in updates.items():
         for name, part in split(layer, update, groups[f"{layer}.weight"]).items():
@@ -177,7 +177,7 @@ def theirs_of(
     return found
 
 
-def split(layer: str, update: Update, group: Group) -> dict[str, Update]:
+def split(layer: str, update: Update, group: RuleMatch) -> dict[str, Update]:
     """An adapter of one of our layers as those of the official weights that its weight becomes.
 
     Raises:
@@ -201,7 +201,7 @@ def saved_of(
 ) -> dict[str, Tensor]:
     """The tensors that were trained whole, by their names in transformers' model."""
     own, wanted = own_tensors(plain), set(whole)
-    groups = [group for group in grouped(adapter.rules(config), own)[0] if wanted.intersection(group.ours)]
+    groups = [group for group in match_rules(adapter.rules(config), own)[0] if wanted.intersection(group.ours)]
     return {places[name]: t for group in groups for name, t in group.write({n: own[n] for n in group.ours}).items()}
 
 

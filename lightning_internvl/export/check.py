@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.checkpoints import weight_source
 from lightning_internvl.checkpoints.adapters import Adapter, Config
-from lightning_internvl.checkpoints.name_rules import grouped
+from lightning_internvl.checkpoints.name_rules import match_rules
 from lightning_internvl.checkpoints.weight_files import WeightFiles
 from lightning_internvl.data.collate.base import pad_id, pad_rows
 from lightning_internvl.data.collate.encode import TooLong
@@ -195,7 +195,7 @@ def _read_back(folder: Path, adapter: Adapter, config: Config, wanted: Mapping[s
     """The tensors of a folder under our names, those that are there."""
     files = WeightFiles(folder)
     official = {adapter.canonical(name): tensor for name, tensor in files.tensors(torch.device("cpu"))}
-    groups, _ = grouped(adapter.rules(config), wanted)
+    groups, _ = match_rules(adapter.rules(config), wanted)
     whole = [group for group in groups if all(name in official for name in group.official)]
     return {name: tensor for group in whole for name, tensor in group.read(official).items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,29 @@ from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import adapters
 from lightning_internvl.checkpoints.families.language_model import fused_rows
 from lightning_internvl.checkpoints.load_report import LoadReport
+from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config
 from lightning_internvl.layers.basic import resize_positions
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.vlm import VLM
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "official"
 HEADS, GROUPS, HEAD = 4, 2, 8
+
+
+ROOTS = [FIXTURES.parent, *map(Path, filter(None, os.environ.get("PARITY_FIXTURES", "").split(os.pathsep)))]
+NO_MODELS = ("internvl15_preprocess", "llava_preprocess", "open_clip_loss")  # golden tensors of functions alone
+FOLDERS = {
+    f"{path.parent.parent.name}/{path.parent.name}": path.parent
+    for root in ROOTS
+    for path in sorted(root.glob("*/*/fixture.json"))
+    if path.parent.name not in NO_MODELS
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS.values(), ids=FOLDERS.keys())
+def test_exactly_one_layout_recognises_a_checkpoint(folder: Path) -> None:
+    config, shapes = read_config(folder), WeightFiles(folder).shapes
+    assert len([name for name, layout in adapters().items() if layout.recognises(config, shapes)]) == 1
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from transformers import SamVisionConfig, SamVisionModel
 
 from lightning_internvl.checkpoints.families.sam import moved, native_rules, sam_tower
-from lightning_internvl.checkpoints.name_rules import grouped
+from lightning_internvl.checkpoints.name_rules import match_rules
 from lightning_internvl.encoders.hybrid import HybridEncoder
 from lightning_internvl.encoders.openclip_vit import OpenCLIPViT
 from lightning_internvl.encoders.sam_vit import SamViT, between, unwindowed, windowed
@@ -62,7 +62,7 @@ def test_the_map_before_the_convolutions_is_that_of_transformers(change: dict[st
     ours = tower(**change)
     theirs = SamVisionModel(SamVisionConfig(**CONFIG | change)).eval()
     rules = moved(native_rules("encoder.high.", ""), "encoder.high.", "")
-    groups, homeless = grouped(rules, ours.state_dict())
+    groups, homeless = match_rules(rules, ours.state_dict())
     assert not homeless
     named = {name: t for group in groups for name, t in group.write(ours.state_dict()).items()}
     prefix = "high_res_vision_model."

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lightning_internvl.checkpoints.name_rules import grouped, joined_rows, rename, stacked_rows
+from lightning_internvl.checkpoints.name_rules import joined_rows, match_rules, rename, stacked_rows
 from lightning_internvl.config.targets import build
 from lightning_internvl.export.adapter import Update, export_adapter, owners, split
 from lightning_internvl.export.report import Options
@@ -61,7 +61,7 @@ def test_a_quantized_base_is_merged_as_what_it_stands_for(make_run: MakeRun, tmp
 
 
 def group_of(*rules: object, names: tuple[str, ...]) -> object:
-    return grouped(rules, names)[0][0]
+    return match_rules(rules, names)[0][0]
 
 
 def test_rows_that_are_joined_here_share_one_a() -> None:

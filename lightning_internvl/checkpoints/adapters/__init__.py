@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lightning_internvl.checkpoints.name_rules import Rule, grouped
+from lightning_internvl.checkpoints.name_rules import NameRule, match_rules
 from lightning_internvl.layers.peft import adapted
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.vlm import VLM
@@ -34,7 +34,7 @@ class Adapter(Protocol):
     def build(self, config: Config, shapes: Shapes) -> VLM:
         """The model of a config, given the tensors in the files under their canonical names."""
 
-    def rules(self, config: Config) -> list[Rule]:
+    def rules(self, config: Config) -> list[NameRule]:
         """How tensors of the layout become ours and back."""
 
     def config_of(self, model: VLM) -> Config | None:
@@ -82,7 +82,7 @@ def layout_of(model: VLM, layout: str | None = None, *, single_file: bool = Fals
         if name in holding
         if layout in (None, name) and single_file == adapter.SINGLE_FILE and (config := adapter.config_of(model)) is not None
         # Unless it was asked for: a part that adds parameters to another may be mistaken for that one.
-        if layout is not None or not grouped(adapter.rules(config), own_tensors(model))[1]
+        if layout is not None or not match_rules(adapter.rules(config), own_tensors(model))[1]
     }
     if not able:
         parts = ", ".join(f"{name} {type(part).__name__}" for name, part in model.named_children())
@@ -99,7 +99,7 @@ def official(adapter: Adapter, config: Config, tensors: Mapping[str, Tensor]) ->
     Raises:
         ValueError: for names that the layout has no place for.
     """
-    groups, homeless = grouped(adapter.rules(config), tensors)
+    groups, homeless = match_rules(adapter.rules(config), tensors)
     if homeless:
         raise ValueError(f"the layout {adapter.NAME} has no place for: {', '.join(homeless[:20])}")
     return {name: tensor for group in groups for name, tensor in group.write(tensors).items()}

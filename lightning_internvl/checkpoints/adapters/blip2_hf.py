@@ -16,7 +16,7 @@ from lightning_internvl.checkpoints.families.qformer import (
     qformer_config,
     qformer_of,
 )
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.decoders.hf_seq2seq import HFSeq2SeqLM
 from lightning_internvl.encoders.eva_vit import EvaViT
@@ -46,7 +46,7 @@ def canonical(name: str) -> str | None:
     return None if name in _COPIES or name == _NEVER_USED or name.endswith(".position_ids") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower, Q-Former without text, projection, language model."""
     return [
         *hf_tower_rules(),

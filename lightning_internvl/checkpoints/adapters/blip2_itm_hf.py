@@ -15,7 +15,7 @@ from lightning_internvl.checkpoints.families.qformer import (
     qformer_config,
     qformer_of,
 )
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.middleware.qformer import QFormer
 from lightning_internvl.model.vlm import VLM
@@ -40,7 +40,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith(".position_ids") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower, Q-Former with its text embeddings beside it, heads."""
     return [
         *hf_tower_rules(),

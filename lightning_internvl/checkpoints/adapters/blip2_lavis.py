@@ -19,7 +19,7 @@ from lightning_internvl.checkpoints.families.qformer import (
     qformer_config,
     qformer_of,
 )
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.encoders.features import Features
 from lightning_internvl.middleware.qformer import QFormer
@@ -47,13 +47,13 @@ def canonical(name: str) -> str | None:
     return None if name.endswith(".position_ids") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower, Q-Former and heads; tables that the original ties stand in its files twice."""
     ours = "middleware.qformer"
     return [
         *lavis_qformer_rules(),
-        Rule((f"{ours}.embeddings.words.weight",), (_WORDS, f"{_CLS}decoder.weight"), _same, _twice),
-        Rule((f"{ours}.head.bias",), (f"{_CLS}bias", f"{_CLS}decoder.bias"), _same, _twice),
+        NameRule((f"{ours}.embeddings.words.weight",), (_WORDS, f"{_CLS}decoder.weight"), _same, _twice),
+        NameRule((f"{ours}.head.bias",), (f"{_CLS}bias", f"{_CLS}decoder.bias"), _same, _twice),
         rename(f"{ours}.head.dense.*", f"{_CLS}transform.dense.*"),
         rename(f"{ours}.head.norm.*", f"{_CLS}transform.LayerNorm.*"),
         rename("middleware.vision_proj.*", "vision_proj.*"),

@@ -13,7 +13,7 @@ from lightning_internvl.checkpoints.families.clip import (
     text_config,
     vision_rules,
 )
-from lightning_internvl.checkpoints.name_rules import Rule, rename, scalar
+from lightning_internvl.checkpoints.name_rules import NameRule, rename, scalar
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.clip_text import CLIPText
 from lightning_internvl.model.vlm import VLM
@@ -36,7 +36,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith(".position_ids") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Both towers, both projections and the scale."""
     names = ("text_model.**", "text_projection.*", "visual_projection.*")
     return [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, clip as native
 from lightning_internvl.checkpoints.families.clip import add_first_dimension, clip_text, clip_tower, clip_tower_config, transposed
-from lightning_internvl.checkpoints.name_rules import Rule, rename, scalar
+from lightning_internvl.checkpoints.name_rules import NameRule, rename, scalar
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC
@@ -39,7 +39,7 @@ def canonical(name: str) -> str | None:
     return None if name in NOTES else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Both towers; matrices that are multiplied from the left there, and query, key and value in one."""
     embeddings = "encoder.embeddings"
     return [
@@ -59,18 +59,18 @@ def rules(config: Config) -> list[Rule]:
     ]
 
 
-def _block_rules(ours: str, theirs: str) -> list[Rule]:
+def _block_rules(ours: str, theirs: str) -> list[NameRule]:
     fused = (split_rows(f"{ours}.self_attn", f"{theirs}.attn.in_proj_{leaf}", leaf) for leaf in ("weight", "bias"))
     return [*fused, *(rename(f"{ours}.{own}.*", f"{theirs}.{name}.*") for own, name in BLOCK.items())]
 
 
-def split_rows(ours: str, official: str, leaf: str) -> Rule:
+def split_rows(ours: str, official: str, leaf: str) -> NameRule:
     """Query, key and value as blocks of rows of one tensor there."""
 
     def read(rows: Tensor) -> tuple[Tensor, ...]:
         return tuple(part.clone() for part in rows.chunk(3))
 
-    return Rule(tuple(f"{ours}.{x}_proj.{leaf}" for x in "qkv"), (official,), read, lambda *parts: (torch.cat(parts),))
+    return NameRule(tuple(f"{ours}.{x}_proj.{leaf}" for x in "qkv"), (official,), read, lambda *parts: (torch.cat(parts),))
 
 
 def build(config: Config, shapes: Shapes) -> VLM:

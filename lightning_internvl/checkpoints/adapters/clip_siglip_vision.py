@@ -12,7 +12,7 @@ from lightning_internvl.checkpoints.families.clip import (
     siglip_tower_config,
     vision_rules,
 )
-from lightning_internvl.checkpoints.name_rules import Rule
+from lightning_internvl.checkpoints.name_rules import NameRule
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
 from lightning_internvl.model.vlm import VLM
@@ -36,7 +36,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith("position_ids") else name.removeprefix("vision_model.")
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Names are those of transformers."""
     return vision_rules("")
 

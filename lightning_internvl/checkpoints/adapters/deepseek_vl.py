@@ -14,7 +14,7 @@ from lightning_internvl.checkpoints.adapters.deepseek_vl_hf import vision_config
 from lightning_internvl.checkpoints.families.intern_vit import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
 from lightning_internvl.checkpoints.families.sam import release_rules
-from lightning_internvl.checkpoints.name_rules import Rule, rename, stacked_rows
+from lightning_internvl.checkpoints.name_rules import NameRule, rename, stacked_rows
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.hybrid import HybridEncoder
 from lightning_internvl.encoders.sam_vit import SamViT
@@ -73,7 +73,7 @@ def canonical(name: str) -> str | None:
     return None if _UNUSED.fullmatch(name) else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Both towers or SigLIP alone, the projector, the language model."""
     if config["vision_config"]["cls"] == ALONE:
         towers = _siglip_rules("encoder.", "vision_model.vision_tower.")
@@ -85,7 +85,7 @@ def rules(config: Config) -> list[Rule]:
     return [*towers, *aligner, *language_rules({})]
 
 
-def _siglip_rules(ours: str, prefix: str) -> list[Rule]:
+def _siglip_rules(ours: str, prefix: str) -> list[NameRule]:
     """The tower under timm's names."""
     block, theirs = f"{ours}encoder.layers.*", f"{prefix}blocks.*"
     return [

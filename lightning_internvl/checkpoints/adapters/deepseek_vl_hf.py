@@ -8,7 +8,7 @@ from lightning_internvl.checkpoints.families.clip import SIGLIP_VISION, siglip_t
 from lightning_internvl.checkpoints.families.intern_vit import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model
 from lightning_internvl.checkpoints.families.sam import DEFAULTS as SAM, moved, native_rules, sam_tower, sam_tower_config
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.hybrid import HybridEncoder
 from lightning_internvl.encoders.sam_vit import SamViT
@@ -39,7 +39,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith("position_ids") else name.replace("model.vision_model.vision_model.", "model.vision_model.")
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """SigLIP, SAM in three places, the aligner, the language model."""
     siglip = vision_rules("model.vision_model.")
     if config["model_type"] == "deepseek_vl":

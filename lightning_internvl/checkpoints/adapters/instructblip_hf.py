@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_internvl.checkpoints.adapters import Config, Shapes, blip2_hf as blip2, updated
 from lightning_internvl.checkpoints.families.language_model import language_rules
 from lightning_internvl.checkpoints.families.qformer import QFORMER, VISION, hf_qformer_rules, hf_tower_rules
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.model.vlm import VLM
 
 NAME = "InstructBLIP of transformers (InstructBlipForConditionalGeneration)"
@@ -20,7 +20,7 @@ def recognises(config: Config, shapes: Shapes) -> bool:
     return config.get("model_type") == "instructblip"
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower, Q-Former with its text embeddings inside, projection, language model."""
     return [
         *hf_tower_rules(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, release_rules, tower, tower_config
-from lightning_internvl.checkpoints.name_rules import Rule
+from lightning_internvl.checkpoints.name_rules import NameRule
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.model.vlm import VLM
 
@@ -22,7 +22,7 @@ def canonical(name: str) -> str | None:
     return name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Names are ours."""
     return release_rules("")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_internvl.checkpoints.adapters import Config, Shapes
 from lightning_internvl.checkpoints.adapters.internvl_c import release_shapes
 from lightning_internvl.checkpoints.families.intern_vit import config_from_shapes, first_rules, tower, tower_config
-from lightning_internvl.checkpoints.name_rules import Rule
+from lightning_internvl.checkpoints.name_rules import NameRule
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.model.vlm import VLM
 
@@ -24,7 +24,7 @@ def canonical(name: str) -> str | None:
     return None if name.startswith("clip_projector.") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """The first names of the tower."""
     return first_rules()
 

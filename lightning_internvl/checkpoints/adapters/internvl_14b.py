@@ -6,7 +6,7 @@ import math
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, check_only, release_rules, tower, tower_config
-from lightning_internvl.checkpoints.name_rules import Rule, rename, scalar
+from lightning_internvl.checkpoints.name_rules import NameRule, rename, scalar
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.vlm import VLM
@@ -41,7 +41,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith(".rotary_emb.inv_freq") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Names are ours but for the parts they belong to."""
     return [
         *release_rules("vision_model."),

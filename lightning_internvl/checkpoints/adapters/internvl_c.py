@@ -14,7 +14,7 @@ from lightning_internvl.checkpoints.families.intern_vit import (
     tower,
     tower_config,
 )
-from lightning_internvl.checkpoints.name_rules import Rule, grouped, rename, scalar
+from lightning_internvl.checkpoints.name_rules import NameRule, match_rules, rename, scalar
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.vlm import VLM
@@ -35,7 +35,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith(".rotary_emb.inv_freq") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """The first names of the tower, a LLaMA without a head, and the two projections."""
     return [
         *first_rules(),
@@ -64,7 +64,7 @@ def build(config: Config, shapes: Shapes) -> VLM:
 def release_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Shapes of a bare file under the tower's names in releases with a config."""
     rules = [rename(old, new) for old, new in FIRST_NAMES]
-    return {name: shapes[group.ours[0]] for group in grouped(rules, shapes)[0] for name in group.official}
+    return {name: shapes[group.ours[0]] for group in match_rules(rules, shapes)[0] for name in group.official}
 
 
 def config_of(model: VLM) -> Config | None:

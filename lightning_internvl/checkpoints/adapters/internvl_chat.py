@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, release_rules, tower, tower_config
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.pixel_shuffle import PixelShuffleMLP
@@ -29,7 +29,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith(".rotary_emb.inv_freq") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower and MLP have our names; the language model those of its own layout."""
     return [
         *release_rules("vision_model."),

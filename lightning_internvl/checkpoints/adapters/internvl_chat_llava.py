@@ -10,7 +10,7 @@ from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.adapters.internvl_14b import LLAMA, TOP, qllama_config, qllama_of
 from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, release_rules, tower, tower_config
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.connector import MLPConnector
@@ -37,7 +37,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith(".rotary_emb.inv_freq") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """The tower with QLLaMA beside it, or alone; the projector; LLaMA at the top."""
     if config["mm_projector_type"] == "two_mlp":
         parts = [*release_rules(f"{TOWER}vision_model."), rename("middleware.*.**", "model.mm_projector.*.**")]

@@ -11,7 +11,7 @@ from lightning_internvl.checkpoints.families.intern_vit import (
     native_tower_config,
 )
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.pixel_shuffle import PixelShuffleMLP
@@ -40,7 +40,7 @@ def canonical(name: str) -> str | None:
     return name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower, projector and language model."""
     return [
         *native_rules("vision_tower."),

@@ -10,7 +10,7 @@ from lightning_internvl.checkpoints.adapters import Config, Shapes, internvl_cha
 from lightning_internvl.checkpoints.families.clip import VISION, clip_tower, clip_tower_config, vision_rules
 from lightning_internvl.checkpoints.families.intern_vit import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.connector import LinearConnector, MLPConnector
@@ -46,7 +46,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith((".rotary_emb.inv_freq", ".position_ids")) else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """The tower, the projector, LLaMA."""
     linear = (TOP | config)["mm_projector_type"] == "linear"
     ours = "middleware.proj.*" if linear else "middleware.mlp1.*.*"

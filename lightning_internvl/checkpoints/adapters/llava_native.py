@@ -14,7 +14,7 @@ from lightning_internvl.checkpoints.families.clip import (
 )
 from lightning_internvl.checkpoints.families.intern_vit import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
@@ -55,7 +55,7 @@ def canonical(name: str) -> str | None:
     return name.replace("vision_tower.vision_model.", "vision_tower.", 1)
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower, projector and language model."""
     projector = {"0": "linear_1", "2": "linear_2"}
     return [

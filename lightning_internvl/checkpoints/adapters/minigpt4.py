@@ -12,7 +12,7 @@ from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model
 from lightning_internvl.checkpoints.families.lavis import DEFAULTS, NORM_EPS, TOWER, lavis_encoder, lavis_encoder_config
 from lightning_internvl.checkpoints.families.qformer import lavis_qformer_rules, lavis_tower_rules, qformer_config, qformer_of
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.middleware.concat import ConcatConnector
 from lightning_internvl.middleware.qformer import QFormer
@@ -36,7 +36,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith((".rotary_emb.inv_freq", ".position_ids")) else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower, Q-Former, projection and language model."""
     return [
         *lavis_tower_rules(TOWER),

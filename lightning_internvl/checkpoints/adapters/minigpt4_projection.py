@@ -6,7 +6,7 @@ A run takes it as a part of its start: `init_from=FILE`, with all other names un
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters import Config, Shapes
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.encoders.features import Features
 from lightning_internvl.middleware.connector import LinearConnector
 from lightning_internvl.model.vlm import VLM
@@ -28,7 +28,7 @@ def canonical(name: str) -> str | None:
     return name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """The projection, where every middleware of MiniGPT-4 has it."""
     return [rename("middleware.proj.*", "llama_proj.*")]
 

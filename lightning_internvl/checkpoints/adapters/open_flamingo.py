@@ -11,7 +11,7 @@ import dataclasses
 from lightning_internvl.checkpoints.adapters import Config, Shapes, clip_openai, updated
 from lightning_internvl.checkpoints.families.clip import clip_tower, clip_tower_config
 from lightning_internvl.checkpoints.families.language_model import language_config
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.flamingo import FlamingoCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.perceiver_resampler import PerceiverResampler
@@ -40,7 +40,7 @@ def canonical(name: str) -> str | None:
     return None if name.startswith(TWICE) or name == "vision_encoder.proj" else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower, resampler, gated layers and language model."""
     blocks = blocks_of(config["text_config"])
     return [

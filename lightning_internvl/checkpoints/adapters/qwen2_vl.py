@@ -11,7 +11,7 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfi
 from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.families.intern_vit import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.mrope import MRopeCausalLM
 from lightning_internvl.encoders.qwen2_vit import Qwen2ViT
 from lightning_internvl.middleware.patch_merger import PatchMerger
@@ -48,7 +48,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith("rotary_emb.inv_freq") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower, merger and language model."""
     return [
         rename("encoder.**", "visual.**"),

@@ -6,7 +6,7 @@ from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.families.clip import add_first_dimension, transposed
 from lightning_internvl.checkpoints.families.intern_vit import check_only
 from lightning_internvl.checkpoints.families.language_model import fused_rows
-from lightning_internvl.checkpoints.name_rules import Rule, rename, stacked_rows
+from lightning_internvl.checkpoints.name_rules import NameRule, rename, stacked_rows
 from lightning_internvl.decoders.qwen import Qwen
 from lightning_internvl.encoders.openclip_vit import OpenCLIPViT
 from lightning_internvl.middleware.resampler import Resampler
@@ -40,7 +40,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith("rotary_emb.inv_freq") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """The tower and the resampler below `transformer.visual.`, the language model around them."""
     heads = config.get("visual", config)["heads"]
     ours, theirs = "encoder.encoder.layers.*", "transformer.visual.transformer.resblocks.*"
@@ -59,7 +59,7 @@ def rules(config: Config) -> list[Rule]:
     ]
 
 
-def _resampler_rules(prefix: str) -> list[Rule]:
+def _resampler_rules(prefix: str) -> list[NameRule]:
     pool = f"{prefix}attn_pool."
     return [
         rename("middleware.query_tokens", f"{pool}query"),
@@ -72,7 +72,7 @@ def _resampler_rules(prefix: str) -> list[Rule]:
     ]
 
 
-def _language_rules() -> list[Rule]:
+def _language_rules() -> list[NameRule]:
     ours, theirs = "decoder.lm.model.layers.*", "transformer.h.*"
     return [
         rename("decoder.lm.model.embed_tokens.weight", "transformer.wte.weight"),

@@ -14,7 +14,7 @@ from lightning_internvl.checkpoints.families.clip import (
     text_settings,
     vision_rules,
 )
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.encoders.siglip_vit import SiglipViT
 from lightning_internvl.middleware.clip_text import CLIPText
 from lightning_internvl.model.vlm import VLM
@@ -35,7 +35,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith(".position_ids") else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Both towers, the projection of texts, scale and bias."""
     return [
         *vision_rules("vision_model."),

@@ -14,7 +14,7 @@ from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model
 from lightning_internvl.checkpoints.families.lavis import DEFAULTS, NORM_EPS, TOWER, lavis_encoder, lavis_encoder_config
 from lightning_internvl.checkpoints.families.qformer import QFORMER, lavis_qformer_rules, lavis_tower_rules, qformer_config
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.middleware.perceive_sampler import PerceiveSampler
 from lightning_internvl.model.vlm import VLM
@@ -45,7 +45,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith(buffers) else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower, sampler and language model."""
     return [
         *lavis_tower_rules(TOWER),
@@ -58,14 +58,14 @@ def rules(config: Config) -> list[Rule]:
     ]
 
 
-def _merged_rules(lora: Config | None) -> list[Rule]:
+def _merged_rules(lora: Config | None) -> list[NameRule]:
     """Weights beside which zero updates lie."""
     names = [name for key in (lora or {}).get("learn_param", ("q", "v", "ffn")) for name in _UPDATED[key]] if lora else []
     rules = []
     for name in names:
         ours, theirs = f"decoder.lm.model.layers.*.{name}.weight", f"internlm_model.model.layers.*.{name}"
         leaves = tuple(f"{theirs}.{leaf}.weight" for leaf in ("lora_A", "lora_B"))
-        rules.append(Rule((ours,), (f"{theirs}.weight", *leaves), _merged, _beside_zeros(lora.get("lora_r", 8))))
+        rules.append(NameRule((ours,), (f"{theirs}.weight", *leaves), _merged, _beside_zeros(lora.get("lora_r", 8))))
     return rules
 
 

@@ -10,7 +10,7 @@ from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.families.clip import VISION, clip_tower, clip_tower_config, vision_rules
 from lightning_internvl.checkpoints.families.intern_vit import check_only
 from lightning_internvl.checkpoints.families.language_model import fused_rows, internlm2_config, language_model, language_rules
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.plora import PartialLoRACausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.connector import MLPConnector
@@ -41,7 +41,7 @@ def canonical(name: str) -> str | None:
     return None if name.endswith((".rotary_emb.inv_freq", ".position_ids")) else name
 
 
-def rules(config: Config) -> list[Rule]:
+def rules(config: Config) -> list[NameRule]:
     """Tower, projector, language model and its updates."""
     return [
         *vision_rules(TOWER),
@@ -51,7 +51,7 @@ def rules(config: Config) -> list[Rule]:
     ]
 
 
-def _update_rules(config: Config) -> list[Rule]:
+def _update_rules(config: Config) -> list[NameRule]:
     ours, theirs = "decoder.lm.model.layers.*", "model.layers.*"
     attention, mlp = f"{ours}.self_attn.plora", f"{ours}.mlp.plora"
     heads = config["num_attention_heads"]

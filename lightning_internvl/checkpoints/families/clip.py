@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_internvl.checkpoints.families.intern_vit import check_only
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
 from lightning_internvl.layers.transformer import Block
@@ -33,21 +33,21 @@ ONLY: Config = {"attention_dropout": 0.0, "num_channels": 3}
 OLD_EOS = 2  # first configs said 2 and meant the largest id of the row; transformers still reads it so
 
 
-def add_first_dimension(ours: str, official: str, count: int = 1) -> Rule:
+def add_first_dimension(ours: str, official: str, count: int = 1) -> NameRule:
     """A table that has `count` dimensions of one more here than there."""
 
     def read(x: Tensor) -> tuple[Tensor, ...]:
         return (x.reshape((1,) * count + tuple(x.shape)),)
 
-    return Rule((ours,), (official,), read, write=lambda x: (x.reshape(x.shape[count:]),))
+    return NameRule((ours,), (official,), read, write=lambda x: (x.reshape(x.shape[count:]),))
 
 
-def transposed(ours: str, official: str) -> Rule:
+def transposed(ours: str, official: str) -> NameRule:
     """A matrix that is multiplied from the other side there."""
-    return Rule((ours,), (official,), read=lambda x: (x.T.contiguous(),), write=lambda x: (x.T.contiguous(),))
+    return NameRule((ours,), (official,), read=lambda x: (x.T.contiguous(),), write=lambda x: (x.T.contiguous(),))
 
 
-def vision_rules(prefix: str) -> list[Rule]:
+def vision_rules(prefix: str) -> list[NameRule]:
     """A tower of CLIP or SigLIP below `prefix`, as transformers names it."""
     ours, theirs = "encoder.embeddings", f"{prefix}embeddings"
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from lightning_internvl.checkpoints.name_rules import Rule, joined_rows, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, joined_rows, rename
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.layers.basic import RMSNorm
 
@@ -51,12 +51,12 @@ def check_only(config: Config, only: Config, section: str) -> None:
             raise ValueError(f"{section}.{field}={value!r} is not supported; it must be {known!r}")
 
 
-def release_rules(prefix: str) -> list[Rule]:
+def release_rules(prefix: str) -> list[NameRule]:
     """The tower below `prefix` in the layout of InternVL's releases with a config.json, which is ours."""
     return [rename("encoder.**", f"{prefix}**")]
 
 
-def first_rules() -> list[Rule]:
+def first_rules() -> list[NameRule]:
     """The tower in the layout of the bare .pth files."""
     return [rename(f"encoder.{ours}", official) for official, ours in FIRST_NAMES]
 
@@ -122,7 +122,7 @@ def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> Config:
 # --- transformers -------------------------------------------------------------------------------------------------------
 
 
-def native_rules(prefix: str) -> list[Rule]:
+def native_rules(prefix: str) -> list[NameRule]:
     """The tower below `prefix` in the layout of transformers."""
     ours, theirs = "encoder.encoder.layers.*", f"{prefix}encoder.layer.*"
     rows = [f"{theirs}.attention.{x}_proj" for x in "qkv"]

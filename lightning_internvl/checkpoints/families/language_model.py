@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.decoders.hf_causal import NOTES, HFCausalLM
 
 Config = dict[str, Any]
@@ -62,7 +62,7 @@ def internlm2_config(decoder: HFCausalLM) -> Config:
     return {key: config.get(key) for key in _SHARED} | {"bias": config["attention_bias"]}
 
 
-def language_rules(config: Config, prefix: str = "language_model.") -> list[Rule]:
+def language_rules(config: Config, prefix: str = "language_model.") -> list[NameRule]:
     """The language model below `prefix`."""
     if not is_fused(config):
         return [rename("decoder.lm.**", f"{prefix}**")]
@@ -83,7 +83,7 @@ def language_rules(config: Config, prefix: str = "language_model.") -> list[Rule
     ]
 
 
-def fused_rows(ours: str, official: str, leaf: str, heads: int, groups: int) -> Rule:
+def fused_rows(ours: str, official: str, leaf: str, heads: int, groups: int) -> NameRule:
     """Query, key and value in one matrix, group by group: the queries that share a key, then this key, then its value."""
     per_group = heads // groups
 
@@ -95,4 +95,4 @@ def fused_rows(ours: str, official: str, leaf: str, heads: int, groups: int) -> 
         parts = [r.unflatten(0, (groups, n, -1)) for r, n in zip(rows, (per_group, 1, 1), strict=True)]
         return (torch.cat(parts, dim=1).flatten(0, 2),)
 
-    return Rule(tuple(f"{ours}.self_attn.{x}_proj.{leaf}" for x in "qkv"), (official,), read, write)
+    return NameRule(tuple(f"{ours}.self_attn.{x}_proj.{leaf}" for x in "qkv"), (official,), read, write)

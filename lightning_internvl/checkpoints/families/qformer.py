@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_internvl.checkpoints.name_rules import Rule, rename, stacked_rows
+from lightning_internvl.checkpoints.name_rules import NameRule, rename, stacked_rows
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.middleware.qformer import QFormer
 
@@ -37,7 +37,7 @@ _PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
 # --- names --------------------------------------------------------------------------------------------------------------
 
 
-def layer_rules(prefix: str, inner: str) -> list[Rule]:
+def layer_rules(prefix: str, inner: str) -> list[NameRule]:
     """The layers below `prefix`; `inner` names the module that holds query, key and value ("self" or "attention")."""
     ours, theirs = "middleware.qformer.layers.*", f"{prefix}encoder.layer.*"
     names = {
@@ -50,7 +50,7 @@ def layer_rules(prefix: str, inner: str) -> list[Rule]:
     return [rename(f"{ours}.{own}.*", f"{theirs}.{their}.*") for own, their in (names | _FFN).items()]
 
 
-def lavis_qformer_rules(prefix: str = "Qformer.") -> list[Rule]:
+def lavis_qformer_rules(prefix: str = "Qformer.") -> list[NameRule]:
     """The Q-Former below `prefix` with its queries beside it, without heads of its own: LAVIS, MiniGPT-4, XComposer."""
     ours, bert = "middleware.qformer.embeddings", f"{prefix}bert."
     return [
@@ -62,7 +62,7 @@ def lavis_qformer_rules(prefix: str = "Qformer.") -> list[Rule]:
     ]
 
 
-def lavis_tower_rules(prefix: str = "visual_encoder.") -> list[Rule]:
+def lavis_tower_rules(prefix: str = "visual_encoder.") -> list[NameRule]:
     """The tower below `prefix`, named as in EVA."""
     return [
         rename("encoder.class_embedding", f"{prefix}cls_token"),
@@ -72,7 +72,7 @@ def lavis_tower_rules(prefix: str = "visual_encoder.") -> list[Rule]:
     ]
 
 
-def hf_tower_rules() -> list[Rule]:
+def hf_tower_rules() -> list[NameRule]:
     """The tower below `vision_model.`, and the norm behind it."""
     ours, theirs = "encoder.blocks.*", "vision_model.encoder.layers.*"
     return [
@@ -84,7 +84,7 @@ def hf_tower_rules() -> list[Rule]:
         rename(f"{ours}.attn.qkv.weight", f"{theirs}.self_attn.qkv.weight"),
         stacked_rows((f"{ours}.attn.{x}_bias" for x in "qkv"), f"{theirs}.self_attn.qkv.bias"),
         # A tower without a bias of keys, which no softmax would see.
-        Rule((f"{ours}.attn.q_bias", f"{ours}.attn.v_bias"), (f"{theirs}.self_attn.qkv.bias",), _outer, _with_middle),
+        NameRule((f"{ours}.attn.q_bias", f"{ours}.attn.v_bias"), (f"{theirs}.self_attn.qkv.bias",), _outer, _with_middle),
         rename(f"{ours}.attn.proj.*", f"{theirs}.self_attn.projection.*"),
         rename(f"{ours}.mlp.**", f"{theirs}.mlp.**"),
         rename("middleware.ln_vision.*", "vision_model.post_layernorm.*"),
@@ -100,7 +100,7 @@ def _with_middle(first: Tensor, last: Tensor) -> tuple[Tensor, ...]:
     return (torch.cat([first, torch.zeros_like(first), last]),)
 
 
-def hf_qformer_rules(embeddings: str | None, norm: str) -> list[Rule]:
+def hf_qformer_rules(embeddings: str | None, norm: str) -> list[NameRule]:
     """The Q-Former below `qformer.`, its queries and its projections.
 
     Args:

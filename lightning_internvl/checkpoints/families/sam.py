@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning_internvl.checkpoints.families.intern_vit import check_only
-from lightning_internvl.checkpoints.name_rules import Rule, rename
+from lightning_internvl.checkpoints.name_rules import NameRule, rename
 from lightning_internvl.encoders.sam_vit import SamViT
 
 Config = dict[str, Any]
@@ -22,7 +22,7 @@ ONLY: Config = {"attention_dropout": 0.0, "num_channels": 3}
 NECK = {"0": "conv1", "1": "layer_norm1", "2": "conv2", "3": "layer_norm2"}
 
 
-def native_rules(ours: str, prefix: str) -> list[Rule]:
+def native_rules(ours: str, prefix: str) -> list[NameRule]:
     """The tower below `prefix` in the layout of transformers' DeepSeek-VL: three modules side by side."""
     tower = f"{prefix}high_res_vision_model.vision_encoder."
     return [
@@ -38,7 +38,7 @@ def native_rules(ours: str, prefix: str) -> list[Rule]:
     ]
 
 
-def release_rules(ours: str, prefix: str) -> list[Rule]:
+def release_rules(ours: str, prefix: str) -> list[NameRule]:
     """The tower below `prefix` under its authors' names, which are ours but for two."""
     return [
         rename(f"{ours}patch_embed.*", f"{prefix}patch_embed.proj.*"),
@@ -47,7 +47,7 @@ def release_rules(ours: str, prefix: str) -> list[Rule]:
     ]
 
 
-def moved(rules: Iterable[Rule], old: str, new: str) -> list[Rule]:
+def moved(rules: Iterable[NameRule], old: str, new: str) -> list[NameRule]:
     """Rules for the same part in another place of the model."""
     return [dataclasses.replace(rule, ours=tuple(new + name.removeprefix(old) for name in rule.ours)) for rule in rules]
 
