@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+Config = dict[str, Any]  # a `config.json`, or a part of one
+Shapes = Mapping[str, tuple[int, ...]]
 Convert = Callable[..., tuple[Tensor, ...]]
 
 

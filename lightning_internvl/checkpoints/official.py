@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from lightning_internvl.checkpoints.adapters import Adapter, adapter_for
+from lightning_internvl.checkpoints.adapters import layout_of_checkpoint
 from lightning_internvl.checkpoints.name_rules import RuleMatch, match_rules
 from lightning_internvl.checkpoints.weight_files import Shape, WeightFiles, read_config
 from lightning_internvl.files import read_json
@@ -19,20 +18,86 @@ from lightning_internvl.messages import first_of
 from lightning_internvl.model.vlm import VLM
 
 
+class OfficialCheckpoint:
+    """A folder or file in an official layout.
+
+    Attributes:
+        names: canonical names by those in the files, without what holds no weights.
+        shapes: of the tensors, by canonical name.
+
+    Raises:
+        ValueError: if no layout is known for it.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.config, self.files = place, read_config(place), WeightFiles(place)
+        self.layout = layout_of_checkpoint(self.config, self.files.shapes)
+        canonical = {name: self.layout.canonical(name) for name in self.files.shapes}
+        self.names = {there: name for there, name in canonical.items() if name is not None}
+        self.shapes = {name: self.files.shapes[there] for there, name in self.names.items()}
+
+    def build(self) -> VLM:
+        """The model, with fresh weights."""
+        model = self.layout.build(self.config, self.shapes)
+        if model.decoder is not None and model.image_token_id is None:
+            model.image_token_id = image_token_id(self.place)
+        return model
+
+    def load_into(self, model: VLM, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Read the tensors one by one and give the model those that are complete.
+
+        Raises:
+            ValueError: if tensors are missing, unexpected or of another shape; nothing is read then.
+        """
+        matches = self.check(model)
+        waiting: dict[tuple[str, ...], dict[str, Tensor]] = {}
+        for there, tensor in self.files.tensors(device, dtype):
+            name = self.names.get(there)
+            if name is None or name not in matches:
+                continue
+            match = matches[name]
+            parts = waiting.setdefault(match.official, {})
+            parts[name] = tensor
+            if len(parts) == len(match.official):
+                _assign(model, match.read(waiting.pop(match.official)))
+
+    def check(self, model: VLM) -> dict[str, RuleMatch]:
+        """The rule of every official tensor, after all names and shapes have been found right."""
+        wanted = {name: tensor.to("meta") for name, tensor in own_tensors(model).items()}
+        matches, unmatched = match_rules(self.layout.rules(self.config), wanted)
+        if unmatched:
+            raise ValueError(f"the layout {self.layout.NAME} has no place for: {first_of(unmatched, 20)}")
+        expected: dict[str, Shape] = {}
+        for match in matches:
+            expected |= {name: tuple(tensor.shape) for name, tensor in match.write(wanted).items()}
+        if problems := shape_problems(self.shapes, expected):
+            raise ValueError(f"the weights in {self.place} do not fit {self.layout.NAME}:\n{problems}")
+        return {name: match for match in matches for name in match.official}
+
+
+def shape_problems(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
+    """Tensors that are missing, unexpected or of another shape, a line for each kind."""
+    missing = sorted(f"{name} {shape}" for name, shape in expected.items() if name not in found)
+    unexpected = [f"{name} {shape}" for name, shape in found.items() if name not in expected]
+    misshapen = []
+    for name, shape in expected.items():
+        # A number may lack its dimension.
+        if name in found and (found[name] or (1,)) != (shape or (1,)):
+            misshapen.append(f"{name} is {found[name]}, the config says {shape}")
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    lines = [f"  {len(names)} {kind}: {first_of(names, 20)}" for kind, names in kinds.items() if names]
+    return "\n".join(lines)
+
+
 def meta_model(place: Path) -> VLM:
     """The model of an official folder without its weights, on the meta device.
 
     Raises:
         ValueError: if no layout is known for it.
     """
-    config, files = read_config(place), WeightFiles(place)
-    adapter = adapter_for(config, files.shapes)
-    names = {there: adapter.canonical(there) for there in files.shapes}
+    checkpoint = OfficialCheckpoint(place)
     with torch.device("meta"):
-        model = adapter.build(config, {name: files.shapes[there] for there, name in names.items() if name is not None})
-    if model.decoder is not None and model.image_token_id is None:
-        model.image_token_id = image_token_id(place)
-    return model
+        return checkpoint.build()
 
 
 def official_model(place: Path, dtype: torch.dtype | None, device: torch.device) -> VLM:
@@ -44,64 +109,27 @@ def official_model(place: Path, dtype: torch.dtype | None, device: torch.device)
     Raises:
         ValueError: if no layout is known for it, or if tensors are missing, unexpected or of another shape.
     """
-    config, files = read_config(place), WeightFiles(place)
-    adapter = adapter_for(config, files.shapes)
-    names = {name: adapter.canonical(name) for name in files.shapes}
-    shapes = {name: files.shapes[there] for there, name in names.items() if name is not None}
+    checkpoint = OfficialCheckpoint(place)
     with init_empty_weights(include_buffers=False):
-        model = adapter.build(config, shapes)
+        model = checkpoint.build()
     _tie(model)
-    groups = _checked(model, adapter, config, shapes, place)
-    waiting: dict[int, dict[str, Tensor]] = {}
-    for there, tensor in files.tensors(device, dtype):
-        name = names[there]
-        if name not in groups:
-            continue
-        group = groups[name]
-        parts = waiting.setdefault(id(group), {})
-        parts[name] = tensor
-        if len(parts) == len(group.official):
-            _assign(model, group.read(waiting.pop(id(group))))
+    checkpoint.load_into(model, device, dtype)
     _tie(model)
-    if model.decoder is not None and model.image_token_id is None:
-        model.image_token_id = image_token_id(place)
-    model.config = config
+    model.config = checkpoint.config
     return model.to(device)  # buffers, which no file holds
 
 
 def image_token_id(folder: Path, token: str = "<IMG_CONTEXT>") -> int | None:
-    """Id of the placeholder in the tokenizer files of a folder, for layouts whose config does not tell it; None without them."""
+    """Id of the placeholder in the tokenizer files of a folder, for layouts whose config does not tell
+    it; None without them."""
     added = read_json(folder / "added_tokens.json", {})
     if token in added:
         return added[token]
     entries = read_json(folder / "tokenizer_config.json", {}).get("added_tokens_decoder", {})
     found = {entry["content"]: int(number) for number, entry in entries.items()}
-    found |= {entry["content"]: entry["id"] for entry in read_json(folder / "tokenizer.json", {}).get("added_tokens", [])}
+    listed = read_json(folder / "tokenizer.json", {}).get("added_tokens", [])
+    found |= {entry["content"]: entry["id"] for entry in listed}
     return found.get(token)
-
-
-def _checked(
-    model: VLM, adapter: Adapter, config: dict[str, Any], shapes: Mapping[str, Shape], place: Path
-) -> dict[str, RuleMatch]:
-    """The group of every official tensor, after all names and shapes have been found right."""
-    wanted = {name: tensor.to("meta") for name, tensor in own_tensors(model).items()}
-    groups, homeless = match_rules(adapter.rules(config), wanted)
-    if homeless:
-        raise ValueError(f"the layout {adapter.NAME} has no place for: {first_of(homeless, 20)}")
-    expected = {name: tuple(t.shape) for group in groups for name, t in group.write(wanted).items()}
-    problems = {
-        "missing": sorted(f"{name} {shape}" for name, shape in expected.items() if name not in shapes),
-        "unexpected": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
-        "of another shape": [
-            f"{name} is {shapes[name]}, the config says {shape}"
-            for name, shape in expected.items()
-            if name in shapes and (shapes[name] or (1,)) != (shape or (1,))
-        ],
-    }
-    if any(problems.values()):
-        lines = [f"  {len(found)} {what}: {first_of(found, 20)}" for what, found in problems.items() if found]
-        raise ValueError("\n".join([f"the weights in {place} do not fit {adapter.NAME}:", *lines]))
-    return {name: group for group in groups for name in group.official}
 
 
 def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

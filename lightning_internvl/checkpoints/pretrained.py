@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_internvl.checkpoints.adapters import layout_of, official
+from lightning_internvl.checkpoints.adapters import layout_of_model
 from lightning_internvl.checkpoints.load_handoff import load_model
 from lightning_internvl.checkpoints.official import official_model
 from lightning_internvl.checkpoints.weight_files import write_pickle, write_weights
@@ -64,8 +64,8 @@ def save_pretrained(model: VLM, path: str | Path, *, layout: str | None = None, 
         ValueError: if no official layout can hold the model, or if `path` exists and is not an empty folder.
     """
     path = Path(path)
-    adapter, config = layout_of(model, layout, single_file=path.suffix == ".pth")
-    tensors = official(adapter, config, own_tensors(model))
+    found, config = layout_of_model(model, layout, single_file=path.suffix == ".pth")
+    tensors = found.official_tensors(config, own_tensors(model))
     if path.suffix == ".pth":
         write_pickle(path, tensors)
         return

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.checkpoints.adapters import Adapter, Config, official
-from lightning_internvl.checkpoints.name_rules import RuleMatch, match_rules
+from lightning_internvl.checkpoints.adapters.layout import Layout
+from lightning_internvl.checkpoints.name_rules import Config, RuleMatch, match_rules
 from lightning_internvl.checkpoints.weight_files import write_weights
 from lightning_internvl.choices import trained_stages
 from lightning_internvl.config.stage_settings import stage_settings
@@ -27,7 +27,7 @@ from lightning_internvl.export.card import card_of
 from lightning_internvl.export.plain import dequantize, make_plain
 from lightning_internvl.export.processors import write_processor
 from lightning_internvl.export.report import Options, Report
-from lightning_internvl.export.write import card, choose_layout, load_stock, run_config, trained_names
+from lightning_internvl.export.write import OWN, card, choose_layout, load_stock, run_config, trained_names
 from lightning_internvl.files import atomic_folder
 from lightning_internvl.hub import quiet
 from lightning_internvl.inference.load_run import Opened
@@ -69,9 +69,10 @@ def export_adapter(opened: Opened, to: Path, options: Options) -> Report:
     dequantize(model)
     plain = copy.deepcopy(model)
     make_plain(plain)
-    layout, adapter, config = choose_layout(plain, options.layout)
-    if adapter is None or not adapter.NATIVE:
-        raise ValueError(f"adapter=true needs a layout that transformers loads, and {layout} is none; use adapter=false")
+    layout, config = choose_layout(plain, options.layout)
+    if layout is None or not layout.NATIVE:
+        key = OWN if layout is None else layout.key
+        raise ValueError(f"adapter=true needs a layout that transformers loads, and {key} is none; use adapter=false")
     asked, greedy = check.prompts(view), check.greedy(view)
     reference = [check.outputs(model, prompt, greedy) for prompt in asked]
     whole = [name for name in trained_names(opened, own_tensors(model)) if not peft.is_update(name)]
@@ -80,23 +81,23 @@ def export_adapter(opened: Opened, to: Path, options: Options) -> Report:
     def write(draft: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="base-") as place:
             base = Path(place)
-            write_base(base, adapter, config, model, whole)
+            write_base(base, layout, config, model, whole)
             stock = load_stock(base, config, plain)
-            places = places_of(stock, adapter)
+            places = places_of(stock, layout)
             wrapped = wrap(
-                stock, theirs_of(updates, adapter, config, plain, places), saved_of(whole, adapter, config, plain, places)
+                stock, theirs_of(updates, layout, config, plain, places), saved_of(whole, layout, config, plain, places)
             )
             with quiet():
                 wrapped.save_pretrained(draft)
             name_base(draft, run_config(opened)["init_from"])
-            prepared = write_processor(draft, layout, config, view)
+            prepared = write_processor(draft, layout.key, config, view)
             fresh = load_stock(base, config, plain)
             with quiet():
                 again = _library().PeftModel.from_pretrained(fresh, draft).eval()
             found = [check.stock_outputs(again, plain, prompt, greedy) for prompt in asked]
         logits, skipped = check.compare_all(asked, reference, found)
         loader = f"peft.PeftModel on transformers.{type(stock).__name__}"
-        report = Report(layout, loader, 0, len(whole), logits, 0.0, prepared.verdict, skipped, adapters=len(updates))
+        report = Report(layout.key, loader, 0, len(whole), logits, 0.0, prepared.verdict, skipped, adapters=len(updates))
         (draft / "README.md").write_text(card_of(card(opened, options, report, prepared)), encoding="utf-8")
         reports.append(report)
 
@@ -147,29 +148,29 @@ def _stage(opened: Opened) -> str:
     return opened.folder.resolve().name
 
 
-def write_base(folder: Path, adapter: Adapter, config: Config, model: nn.Module, whole: Iterable[str]) -> None:
+def write_base(folder: Path, layout: Layout, config: Config, model: nn.Module, whole: Iterable[str]) -> None:
     """The base in its layout, with nothing in the places of the tensors that the adapter folder brings."""
     brought = set(whole)
     tensors = {n: t for n, t in own_tensors(model).items() if not peft.is_update(n)}
     tensors = {n: torch.zeros_like(t) if n in brought else t for n, t in tensors.items()}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    write_weights(folder, official(adapter, config, tensors), 5 * 10**9)
+    write_weights(folder, layout.official_tensors(config, tensors), 5 * 10**9)
 
 
-def places_of(stock: nn.Module, adapter: Adapter) -> dict[str, str]:
+def places_of(stock: nn.Module, layout: Layout) -> dict[str, str]:
     """Where the tensors of a layout are in a model of transformers, whose names differ from those in files."""
-    return {str(adapter.canonical(name)): name for name, _ in stock.named_parameters(remove_duplicate=False)}
+    return {str(layout.canonical(name)): name for name, _ in stock.named_parameters(remove_duplicate=False)}
 
 
 def theirs_of(
-    updates: Mapping[str, Update], adapter: Adapter, config: Config, plain: nn.Module, places: Mapping[str, str]
+    updates: Mapping[str, Update], layout: Layout, config: Config, plain: nn.Module, places: Mapping[str, str]
 ) -> dict[str, Update]:
     """Adapters by the layers of transformers' model: renamed, or cut up where our layer is several of theirs.
 
     Raises:
         ValueError: for a layer whose rows are not simply rows there.
     """
-    groups = {name: group for group in match_rules(adapter.rules(config), own_tensors(plain))[0] for name in group.ours}
+    groups = {name: group for group in match_rules(layout.rules(config), own_tensors(plain))[0] for name in group.ours}
     found: dict[str, Update] = {}
     for layer, update in updates.items():
         for name, part in split(layer, update, groups[f"{layer}.weight"]).items():
@@ -197,11 +198,11 @@ def split(layer: str, update: Update, group: RuleMatch) -> dict[str, Update]:
 
 
 def saved_of(
-    whole: Iterable[str], adapter: Adapter, config: Config, plain: nn.Module, places: Mapping[str, str]
+    whole: Iterable[str], layout: Layout, config: Config, plain: nn.Module, places: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """The tensors that were trained whole, by their names in transformers' model."""
     own, wanted = own_tensors(plain), set(whole)
-    groups = [group for group in match_rules(adapter.rules(config), own)[0] if wanted.intersection(group.ours)]
+    groups = [group for group in match_rules(layout.rules(config), own)[0] if wanted.intersection(group.ours)]
     return {places[name]: t for group in groups for name, t in group.write({n: own[n] for n in group.ours}).items()}
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_internvl.checkpoints import weight_source
-from lightning_internvl.checkpoints.adapters import Adapter, Config
-from lightning_internvl.checkpoints.name_rules import match_rules
+from lightning_internvl.checkpoints.adapters.layout import Layout
+from lightning_internvl.checkpoints.name_rules import Config, match_rules
 from lightning_internvl.checkpoints.weight_files import WeightFiles
 from lightning_internvl.data.collate.base import pad_id, pad_rows
 from lightning_internvl.data.collate.encode import TooLong
@@ -165,11 +165,11 @@ def compare_all(
 # --- every tensor ---------------------------------------------------------------------------------------------------
 
 
-def cover(folder: Path, adapter: Adapter | None, config: Config, model: VLM) -> int:
+def cover(folder: Path, layout: Layout | None, config: Config, model: VLM) -> int:
     """Find every tensor of a model in a folder, with its values as they are in the model.
 
     Args:
-        adapter: of the folder's layout; None for a hand-off folder.
+        layout: of the folder; None for a hand-off folder.
 
     Returns:
         how many there are
@@ -178,7 +178,7 @@ def cover(folder: Path, adapter: Adapter | None, config: Config, model: VLM) -> 
         ValueError: naming those that the folder lacks, and those that have other values there.
     """
     wanted = own_tensors(model)
-    there = weight_source.read(folder)[0] if adapter is None else _read_back(folder, adapter, config, wanted)
+    there = weight_source.read(folder)[0] if layout is None else _read_back(folder, layout, config, wanted)
     lost = [name for name in wanted if name not in there]
     changed = [name for name, tensor in wanted.items() if name in there and not _same(tensor, there[name])]
     problems = [f"{len(found)} {what}: {first_of(found, 20)}" for what, found in (("lost", lost), ("changed", changed)) if found]
@@ -191,11 +191,11 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
     return ours.shape == theirs.shape and torch.equal(ours.cpu(), theirs.to(ours.dtype))
 
 
-def _read_back(folder: Path, adapter: Adapter, config: Config, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _read_back(folder: Path, layout: Layout, config: Config, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a folder under our names, those that are there."""
     files = WeightFiles(folder)
-    official = {adapter.canonical(name): tensor for name, tensor in files.tensors(torch.device("cpu"))}
-    groups, _ = match_rules(adapter.rules(config), wanted)
+    official = {layout.canonical(name): tensor for name, tensor in files.tensors(torch.device("cpu"))}
+    groups, _ = match_rules(layout.rules(config), wanted)
     whole = [group for group in groups if all(name in official for name in group.official)]
     return {name: tensor for group in whole for name, tensor in group.read(official).items()}
 

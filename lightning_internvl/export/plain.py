@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lightning_internvl.checkpoints.adapters import Config
+from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.quantization import Bf16Linear, Int8Head, dequantized, is_quantized, plain_linear
 from lightning_internvl.layers.state_dict import own_tensors

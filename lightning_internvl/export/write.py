@@ -16,7 +16,9 @@ from transformers import AutoModelForImageTextToText
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints import handoff
-from lightning_internvl.checkpoints.adapters import Adapter, Config, adapters, layout_of, official
+from lightning_internvl.checkpoints.adapters import all_layouts, layout_of_model
+from lightning_internvl.checkpoints.adapters.layout import Layout
+from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.checkpoints.weight_files import write_weights
 from lightning_internvl.choices import PARTS, trained_stages
 from lightning_internvl.config.stage_settings import stage_settings
@@ -55,10 +57,10 @@ def export(opened: Opened, to: Path, options: Options) -> Report:
     names = {weight_of(name) for name in trained_names(opened, own_tensors(model))}
     quantized = bool(quantized_layers(model))
     make_plain(model)
-    layout, adapter, config = choose_layout(model, options.layout)
-    if adapter is not None and adapter.NATIVE and make_room(model):
-        layout, adapter, config = choose_layout(model, options.layout)
-    if adapter is None and options.dtype != "float32":
+    layout, config = choose_layout(model, options.layout)
+    if layout is not None and layout.NATIVE and make_room(model):
+        layout, config = choose_layout(model, options.layout)
+    if layout is None and options.dtype != "float32":
         raise ValueError(f"dtype={options.dtype} is not known to layout={OWN}, which keeps the types of training; leave it out")
     round_to(model, getattr(torch, options.dtype))
     reference = [check.outputs(model, prompt, greedy) for prompt in asked]
@@ -70,12 +72,13 @@ def export(opened: Opened, to: Path, options: Options) -> Report:
     reports: list[Report] = []
 
     def write(draft: Path) -> None:
-        write_model(draft, opened, adapter, config, options)
-        prepared = write_processor(draft, layout, config, view)
-        tensors = check.cover(draft, adapter, config, model)
-        logits, skipped, loader = compared(draft, adapter, config, view, asked, reference, greedy)
+        write_model(draft, opened, layout, config, options)
+        key = OWN if layout is None else layout.key
+        prepared = write_processor(draft, key, config, view)
+        tensors = check.cover(draft, layout, config, model)
+        logits, skipped, loader = compared(draft, layout, config, view, asked, reference, greedy)
         kept = len([name for name in names if name in own_tensors(model)])
-        report = Report(layout, loader, tensors, kept, logits, rounding, prepared.verdict, skipped, view.chats is not None)
+        report = Report(key, loader, tensors, kept, logits, rounding, prepared.verdict, skipped, view.chats is not None)
         (draft / "README.md").write_text(card_of(card(opened, options, report, prepared)), encoding="utf-8")
         reports.append(report)
 
@@ -84,8 +87,8 @@ def export(opened: Opened, to: Path, options: Options) -> Report:
     return reports[0]
 
 
-def choose_layout(model: VLM, layout: str | None, *, final: bool = True) -> tuple[str, Adapter | None, Config]:
-    """Name, adapter (None for our own) and `config.json` of the layout that is written.
+def choose_layout(model: VLM, key: str | None, *, final: bool = True) -> tuple[Layout | None, Config]:
+    """The layout that is written, None for our own, and its `config.json`.
 
     Args:
         final: False before adapters have been merged, when only the name can be judged.
@@ -93,19 +96,18 @@ def choose_layout(model: VLM, layout: str | None, *, final: bool = True) -> tupl
     Raises:
         ValueError: if the one asked for is unknown or cannot hold the model; with those that can.
     """
-    folders = [name for name, adapter in adapters().items() if not adapter.SINGLE_FILE]
-    if layout is not None and layout not in (*folders, OWN):
-        raise ValueError(f"layout={layout!r} is not known; valid choices: {', '.join((*folders, OWN))}")
-    if layout == OWN or not final:
-        return OWN, None, {}
+    folders = [name for name, layout in all_layouts().items() if not layout.SINGLE_FILE]
+    if key is not None and key not in (*folders, OWN):
+        raise ValueError(f"layout={key!r} is not known; valid choices: {', '.join((*folders, OWN))}")
+    if key == OWN or not final:
+        return None, {}
     try:
-        adapter, config = layout_of(model, layout)
+        return layout_of_model(model, key)
     except ValueError as error:
-        if layout is None:
-            return OWN, None, {}
+        if key is None:
+            return None, {}
         able = [name for name in folders if _holds(model, name)]
-        raise ValueError(f"layout={layout} cannot hold this model; valid choices: {', '.join((*able, OWN))}") from error
-    return adapter.__name__.rpartition(".")[2], adapter, config
+        raise ValueError(f"layout={key} cannot hold this model; valid choices: {', '.join((*able, OWN))}") from error
 
 
 def make_room(model: VLM) -> bool:
@@ -117,10 +119,10 @@ def make_room(model: VLM) -> bool:
     return True
 
 
-def _holds(model: VLM, layout: str) -> bool:
+def _holds(model: VLM, key: str) -> bool:
     try:
-        adapter, config = layout_of(model, layout)
-        official(adapter, config, own_tensors(model))
+        layout, config = layout_of_model(model, key)
+        layout.official_tensors(config, own_tensors(model))
     except ValueError:
         return False
     return True
@@ -160,10 +162,10 @@ def run_config(opened: Opened) -> dict[str, Any]:
     return with_current_targets(yaml.safe_load((run_of(opened.folder) / RUN_CONFIG).read_text(encoding="utf-8")))
 
 
-def write_model(draft: Path, opened: Opened, adapter: Adapter | None, config: Config, options: Options) -> None:
+def write_model(draft: Path, opened: Opened, layout: Layout | None, config: Config, options: Options) -> None:
     """Weights and `config.json`."""
     model, dtype = opened.view.model, getattr(torch, options.dtype)
-    if adapter is None:
+    if layout is None:
         manifest = read_json(opened.folder / handoff.MANIFEST)
         plan = FreezePlan(opened.settings["module"]["train"], roles=model_roles(model))
         parts = plain_config(manifest["config"])
@@ -172,14 +174,14 @@ def write_model(draft: Path, opened: Opened, adapter: Adapter | None, config: Co
             shutil.copytree(opened.folder / handoff.TOKENIZERS, draft / handoff.TOKENIZERS)
         return
     tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in own_tensors(model).items()}
-    noted = config | ({"dtype": options.dtype} if adapter.NATIVE else {}) | config_fields(config, opened.view.chats)
+    noted = config | ({"dtype": options.dtype} if layout.NATIVE else {}) | config_fields(config, opened.view.chats)
     (draft / "config.json").write_text(json.dumps(noted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_weights(draft, official(adapter, config, tensors), options.max_shard_bytes)
+    write_weights(draft, layout.official_tensors(config, tensors), options.max_shard_bytes)
 
 
 def compared(
     draft: Path,
-    adapter: Adapter | None,
+    layout: Layout | None,
     config: Config,
     view: Any,
     asked: list[Any],
@@ -195,7 +197,7 @@ def compared(
         ValueError: for logits that differ, or other greedy ids.
     """
     model = view.model
-    if adapter is not None and adapter.NATIVE:
+    if layout is not None and layout.NATIVE:
         stock = load_stock(draft, config, model)
         found = [check.stock_outputs(stock, model, prompt, options) for prompt in asked]
         loader = f"transformers.{type(stock).__name__}"

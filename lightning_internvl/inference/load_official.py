@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.checkpoints import handoff
-from lightning_internvl.checkpoints.adapters import Config, adapter_for
+from lightning_internvl.checkpoints.adapters import layout_of_checkpoint
+from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.checkpoints.pretrained import load_pretrained
 from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config
 from lightning_internvl.data.collate.chats import ChatCollator
@@ -107,8 +108,8 @@ def layout_of(folder: Path) -> tuple[str, Config, bool]:
     if (folder / handoff.MANIFEST).is_file():
         return HANDOFF, {}, True
     config = read_config(folder)
-    adapter = adapter_for(config, WeightFiles(folder).shapes)
-    return adapter.__name__.rpartition(".")[2], config, adapter.NATIVE
+    layout = layout_of_checkpoint(config, WeightFiles(folder).shapes)
+    return layout.key, config, layout.NATIVE
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:

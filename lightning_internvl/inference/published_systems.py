@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_internvl.checkpoints.adapters import Config
+from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.data.processors.any_resolution import AnyResolution
 from lightning_internvl.data.processors.basic import (
     CLIP_MEAN,

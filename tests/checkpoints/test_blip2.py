@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import blip2_hf, instructblip_hf, official
+from lightning_internvl.checkpoints.adapters import blip2_hf, instructblip_hf
 
 IMAGE, QUERIES = 50, 5
 TEXTS: dict[str, dict[str, Any]] = {
@@ -176,7 +176,7 @@ def test_same_gradients(tmp_path: Path, text: str) -> None:
     theirs(**inputs).loss.backward()
     ours(**inputs).loss.backward()
     own = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
-    gradients = official(instructblip_hf, ours.config, own)
+    gradients = instructblip_hf.LAYOUT.official_tensors(ours.config, own)
     expected = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
@@ -257,4 +257,4 @@ def test_missing_tensors_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"missing: qformer\.encoder\.layer\.3\.attention"):
         load_pretrained(tmp_path)
-    assert blip2_hf.recognises(config, {})
+    assert blip2_hf.LAYOUT.recognises(config, {})

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import clip_openai, official
+from lightning_internvl.checkpoints.adapters import clip_openai
 
 EOS = 49
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -191,7 +191,7 @@ def test_openai_names_both_ways(tmp_path: Path) -> None:
     torch.save(state | notes, tmp_path / "clip.pt")
     ours, inputs = load_pretrained(tmp_path / "clip.pt"), texts(5, 9, 7) | {"pixel_values": torch.randn(3, 3, 24, 24)}
     close(ours(**inputs).logits_per_image, theirs(**inputs).logits_per_image)
-    again = official(clip_openai, {}, ours.state_dict())
+    again = clip_openai.LAYOUT.official_tensors({}, ours.state_dict())
     assert again.keys() == state.keys()
     assert all(tensor.equal(state[name]) for name, tensor in again.items())
     ours.save_pretrained(tmp_path / "back")  # of the largest id: end token 2 in the library
@@ -202,7 +202,7 @@ def test_heads_come_from_a_config_beside_a_state_dict(tmp_path: Path) -> None:
     torch.manual_seed(7)
     theirs = their_clip()
     theirs.save_pretrained(tmp_path / "theirs")
-    state = official(clip_openai, {}, load_pretrained(tmp_path / "theirs").state_dict())
+    state = clip_openai.LAYOUT.official_tensors({}, load_pretrained(tmp_path / "theirs").state_dict())
     torch.save(state, tmp_path / "theirs" / "clip.pt")
     inputs = texts(5, 9, 7) | {"pixel_values": torch.randn(3, 3, 24, 24)}
     ours = load_pretrained(tmp_path / "theirs" / "clip.pt")

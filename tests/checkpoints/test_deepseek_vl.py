@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import deepseek_vl, deepseek_vl_hf, official
+from lightning_internvl.checkpoints.adapters import deepseek_vl, deepseek_vl_hf
 
 IMAGE = 50
 TEXT = {
@@ -111,7 +111,7 @@ def test_same_gradients_and_tokens(tmp_path: Path, variant: str) -> None:
     ours, inputs = load_pretrained(tmp_path / "theirs"), batch(hybrid, "left")
     theirs(**inputs).loss.backward()
     ours(**inputs).loss.backward()
-    gradients = official(deepseek_vl_hf, ours.config, {name: p.grad for name, p in ours.named_parameters()})
+    gradients = deepseek_vl_hf.LAYOUT.official_tensors(ours.config, {name: p.grad for name, p in ours.named_parameters()})
     expected = {name: p.grad for name, p in theirs.named_parameters()}
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
@@ -184,7 +184,7 @@ def test_the_released_layout_there_and_back(tmp_path: Path, hybrid: bool) -> Non
     theirs.save_pretrained(tmp_path / "native")
     model = load_pretrained(tmp_path / "native")
     config, folder = released(hybrid), tmp_path / "released"
-    tensors = official(deepseek_vl, config, model.state_dict())
+    tensors = deepseek_vl.LAYOUT.official_tensors(config, model.state_dict())
     tower = "vision_model.vision_tower_low.vision_tower." if hybrid else "vision_model.vision_tower."
     assert {f"{tower}blocks.1.attn.qkv.bias", f"{tower}pos_embed", "language_model.lm_head.weight"} <= tensors.keys()
     if hybrid:
@@ -212,8 +212,8 @@ def test_the_released_layout_there_and_back(tmp_path: Path, hybrid: bool) -> Non
 def test_other_projectors_and_missing_towers_are_refused(tmp_path: Path) -> None:
     config = released(True)
     with pytest.raises(ValueError, match=r"lacks vision_model\.vision_tower_low\.vision_tower\.patch_embed\.proj\.weight"):
-        deepseek_vl.build(config, {})
+        deepseek_vl.LAYOUT.build(config, {})
     config["aligner_config"]["params"]["projector_type"] = "linear"
     with pytest.raises(ValueError, match="projector_type='linear' is not supported"):
-        deepseek_vl.build(config, {})
-    assert not deepseek_vl.recognises({**config, "gen_vision_config": {}}, {})  # Janus
+        deepseek_vl.LAYOUT.build(config, {})
+    assert not deepseek_vl.LAYOUT.recognises({**config, "gen_vision_config": {}}, {})  # Janus

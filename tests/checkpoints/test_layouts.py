@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import adapters
+from lightning_internvl.checkpoints.adapters import all_layouts
 from lightning_internvl.checkpoints.families.language_model import fused_rows
 from lightning_internvl.checkpoints.load_report import LoadReport
 from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config
@@ -40,7 +40,7 @@ FOLDERS = {
 @pytest.mark.parametrize("folder", FOLDERS.values(), ids=FOLDERS.keys())
 def test_exactly_one_layout_recognises_a_checkpoint(folder: Path) -> None:
     config, shapes = read_config(folder), WeightFiles(folder).shapes
-    assert len([name for name, layout in adapters().items() if layout.recognises(config, shapes)]) == 1
+    assert len([name for name, layout in all_layouts().items() if layout.recognises(config, shapes)]) == 1
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_published_sizes_are_read_from_shapes_alone() -> None:
     shapes = {"patch_embed.proj.weight": (3200, 3, 14, 14), "pos_embed": (1, 257, 3200), "cls_token": (1, 1, 3200)}
     shapes |= {f"blocks.{i}.mlp.fc1.weight": (12800, 3200) for i in range(48)} | {"blocks.0.attn.q_norm.weight": (3200,)}
     with torch.device("meta"):
-        model = adapters()["intern_vit_first"].build({}, shapes)
+        model = all_layouts()["intern_vit_first"].build({}, shapes)
     encoder = model.encoder
     assert (encoder.dim, encoder.depth, encoder.image_size, encoder.encoder.layers[0].attn.heads) == (3200, 48, 224, 25)
     assert sum(p.numel() for p in encoder.parameters()) == 5_902_793_600  # published: 5903 M

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import llava, llava_native, official
+from lightning_internvl.checkpoints.adapters import llava, llava_native
 from lightning_internvl.checkpoints.weight_files import WeightFiles
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
@@ -104,8 +104,10 @@ def test_same_gradients(tmp_path: Path) -> None:
     ours, inputs = load_pretrained(tmp_path), batch(16, (1, 6), (2, 5))
     theirs(**inputs).loss.backward()
     ours(**inputs).loss.backward()
-    gradients = official(llava_native, ours.config, {n: p.grad for n, p in ours.named_parameters() if p.grad is not None})
-    expected = {llava_native.canonical(n): p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    gradients = llava_native.LAYOUT.official_tensors(
+        ours.config, {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
+    )
+    expected = {llava_native.LAYOUT.canonical(n): p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         close(gradient, expected[name])
@@ -119,7 +121,7 @@ def test_older_names_of_the_library_are_known() -> None:
         "lm_head.weight": "language_model.lm_head.weight",
         "vision_tower.vision_model.embeddings.position_ids": None,
     }
-    assert {name: llava_native.canonical(name) for name in names} == names
+    assert {name: llava_native.LAYOUT.canonical(name) for name in names} == names
 
 
 @pytest.mark.parametrize("fixture", ["llava_v1_linear", "llava_15_mlp"])
@@ -181,7 +183,7 @@ def test_settings_that_the_parts_lack_are_refused_by_name(tmp_path: Path, change
 
 def test_files_without_the_tower_say_which_one_belongs_to_them() -> None:
     with pytest.raises(ValueError, match=r"hold no tower .* mm_vision_tower='openai/clip'"):
-        llava.build({"model_type": "llava", "mm_vision_tower": "openai/clip"}, {})
+        llava.LAYOUT.build({"model_type": "llava", "mm_vision_tower": "openai/clip"}, {})
 
 
 def made(encoder: CLIPViT, connector: str = "mlp", token: int = IMAGE, **options: Any) -> VLM:
@@ -219,6 +221,6 @@ def test_a_linear_connector_goes_to_the_own_layout(tmp_path: Path) -> None:
 
 def test_what_the_library_would_read_otherwise_is_not_saved_for_it() -> None:
     pooled = made(SiglipViT(**TOWER), patch_layer=-1)  # behind the norm, which the library leaves out there
-    assert llava_native.config_of(pooled) is None
-    assert llava_native.config_of(made(CLIPViT(**TOWER), patch_layer=-1, keep_special=True)) is None
-    assert llava_native.config_of(made(CLIPViT(**TOWER), patch_layer=-1)) is not None
+    assert llava_native.LAYOUT.config_of(pooled) is None
+    assert llava_native.LAYOUT.config_of(made(CLIPViT(**TOWER), patch_layer=-1, keep_special=True)) is None
+    assert llava_native.LAYOUT.config_of(made(CLIPViT(**TOWER), patch_layer=-1)) is not None

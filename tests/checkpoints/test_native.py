@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, InternVLVisionModel
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import internvl_native, official
+from lightning_internvl.checkpoints.adapters import internvl_native
 
 IMAGE = 50
 TOWERS: dict[str, dict[str, Any]] = {
@@ -106,8 +106,8 @@ def test_same_gradients(tmp_path: Path, tower: str) -> None:
     ours, inputs = load_pretrained(tmp_path / "theirs"), BATCHES["left padding"]()
     theirs(**inputs).loss.backward()
     ours(**inputs).loss.backward()
-    gradients = official(internvl_native, ours.config, {name: p.grad for name, p in ours.named_parameters()})
-    expected = {internvl_native.canonical(name): p.grad for name, p in theirs.named_parameters()}
+    gradients = internvl_native.LAYOUT.official_tensors(ours.config, {name: p.grad for name, p in ours.named_parameters()})
+    expected = {internvl_native.LAYOUT.canonical(name): p.grad for name, p in theirs.named_parameters()}
     assert gradients.keys() == expected.keys() - {"language_model.lm_head.weight"}
     for name, gradient in gradients.items():
         close(gradient, expected[name])

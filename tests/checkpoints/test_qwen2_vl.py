@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import official, qwen2_vl
+from lightning_internvl.checkpoints.adapters import qwen2_vl
 
 IMAGE, VIDEO = 55, 56
 PATCH = {"patch_size": 6, "temporal_patch_size": 2}
@@ -110,7 +110,7 @@ def test_same_numbers_both_ways(tmp_path: Path, case: str) -> None:
     inputs = batch(theirs, *ROWS["both"])
     assert back(**inputs).logits.equal(theirs(**inputs).logits)
     saved = load_file(tmp_path / "theirs" / "model.safetensors")
-    assert {qwen2_vl.canonical(n) for n in saved} == set(load_file(tmp_path / "ours" / "model.safetensors"))
+    assert {qwen2_vl.LAYOUT.canonical(n) for n in saved} == set(load_file(tmp_path / "ours" / "model.safetensors"))
 
 
 @pytest.mark.parametrize("kind", ["pictures, left padding", "both"])
@@ -121,8 +121,8 @@ def test_same_gradients(tmp_path: Path, kind: str) -> None:
     ours, inputs = load_pretrained(tmp_path / "theirs"), batch(theirs, *ROWS[kind])
     theirs(**inputs).loss.backward()
     ours(**inputs).loss.backward()
-    gradients = official(qwen2_vl, ours.config, {name: p.grad for name, p in ours.named_parameters()})
-    expected = {qwen2_vl.canonical(name): p.grad for name, p in theirs.named_parameters()}
+    gradients = qwen2_vl.LAYOUT.official_tensors(ours.config, {name: p.grad for name, p in ours.named_parameters()})
+    expected = {qwen2_vl.LAYOUT.canonical(name): p.grad for name, p in theirs.named_parameters()}
     assert gradients.keys() == expected.keys() - {"lm_head.weight"}
     for name, gradient in gradients.items():
         close(gradient, expected[name])
@@ -157,7 +157,9 @@ def test_the_flat_config_and_names_of_the_first_release(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text(json.dumps(flat))
     weights = load_file(tmp_path / "theirs" / "model.safetensors")
-    save_file({qwen2_vl.canonical(name): tensor for name, tensor in weights.items()}, tmp_path / "old" / "model.safetensors")
+    save_file(
+        {qwen2_vl.LAYOUT.canonical(name): tensor for name, tensor in weights.items()}, tmp_path / "old" / "model.safetensors"
+    )
     ours, inputs = load_pretrained(tmp_path / "old"), batch(theirs, *ROWS["both"])
     seen = inputs["attention_mask"].bool()
     close(ours(**inputs).logits[seen], theirs(**inputs).logits[seen])

@@ -94,8 +94,8 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
 def test_parts_that_the_layout_cannot_hold() -> None:
     encoder = OpenCLIPViT(image_size=24, patch_size=8, dim=24, depth=1, heads=3, mlp_dim=20, positions=3)
     resampler = Resampler(encoder_dim=24, decoder_dim=128, num_queries=4, special_tokens=0)
-    assert qwen_vl.config_of(VLM(encoder, resampler)) is None  # a table of another size
+    assert qwen_vl.LAYOUT.config_of(VLM(encoder, resampler)) is None  # a table of another size
     encoder = OpenCLIPViT(image_size=24, patch_size=8, dim=24, depth=1, heads=3, mlp_dim=20)
     narrow = Resampler(encoder_dim=24, decoder_dim=128, num_queries=4, head_dim=32, special_tokens=0)
-    assert qwen_vl.config_of(VLM(encoder, narrow)) is None
-    assert qwen_vl.config_of(VLM(encoder, resampler)) is not None
+    assert qwen_vl.LAYOUT.config_of(VLM(encoder, narrow)) is None
+    assert qwen_vl.LAYOUT.config_of(VLM(encoder, resampler)) is not None

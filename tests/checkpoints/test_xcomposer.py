@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import adapter_for
+from lightning_internvl.checkpoints.adapters import layout_of_checkpoint
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.decoders.plora import PartialLoRACausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
@@ -71,8 +71,8 @@ def test_a_fixture_is_saved_as_it_was(tmp_path: Path, name: str) -> None:
     before, after = (load_file(folder / "model.safetensors") for folder in (OFFICIAL / name, tmp_path / "again"))
     assert after.keys() == {n for n in before if not n.endswith("position_ids")}
     assert all(tensor.equal(before[n]) for n, tensor in after.items())
-    adapter, other = (adapter_for(json.loads((f / "config.json").read_text()), {}) for f in (OFFICIAL / name, tmp_path / "again"))
-    assert adapter is other
+    configs = [json.loads((f / "config.json").read_text()) for f in (OFFICIAL / name, tmp_path / "again")]
+    assert len({layout_of_checkpoint(config, {}) for config in configs}) == 1
     assert load_pretrained(tmp_path / "again").state_dict().keys() == load_pretrained(OFFICIAL / name).state_dict().keys()
 
 
@@ -100,13 +100,17 @@ def test_parts_put_together_here_are_saved_and_loaded(tmp_path: Path, name: str)
 
 def test_official_names() -> None:
     """Names of the releases, one of each part."""
-    from lightning_internvl.checkpoints.adapters import official, xcomposer1, xcomposer2
+    from lightning_internvl.checkpoints.adapters import xcomposer1, xcomposer2
 
     models = systems()
-    second = official(xcomposer2, xcomposer2.config_of(models["xcomposer2"]), dict(models["xcomposer2"].named_parameters()))
+    second = xcomposer2.LAYOUT.official_tensors(
+        xcomposer2.LAYOUT.config_of(models["xcomposer2"]), dict(models["xcomposer2"].named_parameters())
+    )
     assert second["model.layers.1.attention.wqkv.Plora_B.weight"].shape == ((4 + 2 * 2) * 8, 3)
     assert {"vit.vision_tower.vision_model.pre_layrnorm.weight", "vision_proj.2.bias", "output.weight"} < second.keys()
-    first = official(xcomposer1, xcomposer1.config_of(models["xcomposer1"]), dict(models["xcomposer1"].named_parameters()))
+    first = xcomposer1.LAYOUT.official_tensors(
+        xcomposer1.LAYOUT.config_of(models["xcomposer1"]), dict(models["xcomposer1"].named_parameters())
+    )
     assert first["flag_image_start"].shape == (1, 1, 32)
     assert {
         "visual_encoder.patch_embed.proj.weight",

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
 from lightning_internvl import load_pretrained
+from lightning_internvl.checkpoints.adapters import llava_native
 from lightning_internvl.config.targets import build
 from lightning_internvl.export import check, write
 from lightning_internvl.export.report import Options, Report
@@ -181,26 +182,26 @@ def test_the_released_internvl_layout_says_how_pictures_are_cut(exported: Export
 
 
 def test_a_dropped_tensor_is_found_and_nothing_is_left(make_run: Callable[..., Path], tmp_path: Path, monkeypatch: Any) -> None:
-    official = write.official
+    official = llava_native.LAYOUT.official_tensors
 
     def forgetful(*arguments: Any) -> dict[str, Any]:
         return {name: t for name, t in official(*arguments).items() if name != "multi_modal_projector.linear_1.weight"}
 
-    monkeypatch.setattr(write, "official", forgetful)
+    monkeypatch.setattr(llava_native.LAYOUT, "official_tensors", forgetful)
     with pytest.raises(ValueError, match=r"1 lost: middleware\.mlp1\.0\.weight"):
         export(open_run(make_run("llava_toy"), build), tmp_path / "out", Options())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_a_changed_tensor_is_found_and_nothing_is_left(make_run: Callable[..., Path], tmp_path: Path, monkeypatch: Any) -> None:
-    official = write.official
+    official = llava_native.LAYOUT.official_tensors
 
     def careless(*arguments: Any) -> dict[str, Any]:
         tensors = official(*arguments)
         name = "language_model.model.layers.1.mlp.up_proj.weight"
         return tensors | {name: torch.where(torch.arange(tensors[name].shape[1]) == 3, 1.001, 1.0) * tensors[name]}
 
-    monkeypatch.setattr(write, "official", careless)
+    monkeypatch.setattr(llava_native.LAYOUT, "official_tensors", careless)
     with pytest.raises(ValueError, match=r"1 changed: decoder\.lm\.model\.layers\.1\.mlp\.up_proj\.weight"):
         export(open_run(make_run("llava_toy"), build), tmp_path / "out", Options())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
+from lightning_internvl.checkpoints.adapters.layout import Layout
 from lightning_internvl.checkpoints.families.clip import (
     OLD_EOS,
     TEXT,
@@ -13,78 +13,66 @@ from lightning_internvl.checkpoints.families.clip import (
     text_config,
     vision_rules,
 )
-from lightning_internvl.checkpoints.name_rules import NameRule, rename, scalar
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, scalar
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.clip_text import CLIPText
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC
 
-NAME = "CLIP of transformers (model_type 'clip')"
-NATIVE = True
-SINGLE_FILE = False
-
 TOP: Config = {"projection_dim": 512}
 
 
-def recognises(config: Config, shapes: Shapes) -> bool:
-    """Whether a `config.json` is of this layout; one may also stand beside a state dict under OpenAI's names."""
-    return config.get("model_type") == "clip" and "visual.conv1.weight" not in shapes
+class CLIP(Layout):
+    NAME = "CLIP of transformers (model_type 'clip')"
+    MODEL_TYPES = ("clip",)
+    ARCHITECTURE = "CLIPModel"
+    NATIVE = True
+    DEFAULTS = TOP | {"text_config": TEXT, "vision_config": VISION}
+
+    def recognises(self, config: Config, shapes: Shapes) -> bool:
+        """The config may also stand beside a state dict under OpenAI's names."""
+        return super().recognises(config, shapes) and "visual.conv1.weight" not in shapes
+
+    def rules(self, config: Config) -> list[NameRule]:
+        names = ("text_model.**", "text_projection.*", "visual_projection.*")
+        return [
+            *vision_rules("vision_model."),
+            *(rename(f"middleware.{name}", name) for name in names),
+            scalar("objectives.itc.logit_scale", "logit_scale"),
+        ]
+
+    def build(self, config: Config, shapes: Shapes) -> VLM:
+        encoder = clip_tower(config.get("vision_config") or {})
+        width = (TOP | config)["projection_dim"]
+        middleware = clip_text(config.get("text_config") or {}, encoder.dim, width)
+        return VLM(encoder, middleware, objectives={"itc": ITC()})
+
+    def fields_of(self, model: VLM) -> Config | None:
+        if (parts := clip_parts(model)) is None:
+            return None
+        encoder, middleware = parts
+        argmax = middleware.pooling == "argmax"
+        # transformers reads an end token 2 as "the largest id", whatever was meant.
+        if not argmax and middleware.eos_token_id == OLD_EOS:
+            return None
+        width = {"projection_dim": middleware.embed_dim}
+        text = {"model_type": "clip_text_model", **text_config(middleware), **width}
+        text["eos_token_id"] = OLD_EOS if argmax else middleware.eos_token_id
+        vision = clip_tower_config(encoder)
+        return None if vision is None else {**width, "text_config": text, "vision_config": vision | width}
 
 
-def canonical(name: str) -> str | None:
-    """Tables of positions that older releases stored are no weights."""
-    return None if name.endswith(".position_ids") else name
-
-
-def rules(config: Config) -> list[NameRule]:
-    """Both towers, both projections and the scale."""
-    names = ("text_model.**", "text_projection.*", "visual_projection.*")
-    return [
-        *vision_rules("vision_model."),
-        *(rename(f"middleware.{name}", name) for name in names),
-        scalar("objectives.itc.logit_scale", "logit_scale"),
-    ]
-
-
-def build(config: Config, shapes: Shapes) -> VLM:
-    """The model of a config.
-
-    Raises:
-        ValueError: for a setting that the parts do not have.
-    """
-    encoder = clip_tower(config.get("vision_config") or {})
-    middleware = clip_text(config.get("text_config") or {}, encoder.dim, (TOP | config)["projection_dim"])
-    return VLM(encoder, middleware, objectives={"itc": ITC()})
-
-
-def config_of(model: VLM) -> Config | None:
-    """The config that the model was loaded with, brought up to date, else one made from its parts."""
+def clip_parts(model: VLM) -> tuple[CLIPViT, CLIPText] | None:
+    """Tower and reader of texts of a model that is CLIP: causal texts, projections of both sides
+    without biases, one contrastive objective; None for another."""
     encoder, middleware = model.encoder, model.middleware
-    if not (isinstance(encoder, CLIPViT) and holds(middleware)) or model.decoder is not None or set(model.objectives) != {"itc"}:
+    if not (isinstance(encoder, CLIPViT) and isinstance(middleware, CLIPText)):
         return None
-    # transformers reads an end token 2 as "the largest id", whatever was meant.
-    sound = middleware.pooling == "argmax" or middleware.eos_token_id != OLD_EOS
-    if (vision := clip_tower_config(encoder)) is None or encoder.post_norm != "cls" or not sound:
+    if model.decoder is not None or set(model.objectives) != {"itc"} or encoder.post_norm != "cls":
         return None
-    eos = OLD_EOS if middleware.pooling == "argmax" else middleware.eos_token_id
-    shared = {"projection_dim": middleware.embed_dim}
-    made = {
-        **shared,
-        "text_config": {"model_type": "clip_text_model", **text_config(middleware), **shared, "eos_token_id": eos},
-        "vision_config": vision | shared,
-    }
-    loaded = model.config or {}
-    if recognises(loaded, {}):
-        return updated(loaded, TOP | {"text_config": TEXT, "vision_config": VISION}, made)
-    return {"architectures": ["CLIPModel"], "model_type": "clip", **made}
+    reads = middleware.causal and middleware.pooling in ("eos", "argmax")
+    projects = middleware.visual_projection is not None and middleware.text_projection.bias is None
+    return (encoder, middleware) if reads and projects else None
 
 
-def holds(middleware: object) -> bool:
-    """Whether a middleware is CLIP's: causal texts, projections of both sides without biases."""
-    return (
-        isinstance(middleware, CLIPText)
-        and middleware.causal
-        and middleware.pooling in ("eos", "argmax")
-        and middleware.visual_projection is not None
-        and middleware.text_projection.bias is None
-    )
+LAYOUT = CLIP()

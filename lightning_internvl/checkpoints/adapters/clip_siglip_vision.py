@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
+from torch import nn
+
+from lightning_internvl.checkpoints.adapters.layout import EncoderLayout, updated_config
 from lightning_internvl.checkpoints.families.clip import (
     SIGLIP_VISION,
     VISION,
@@ -12,53 +14,48 @@ from lightning_internvl.checkpoints.families.clip import (
     siglip_tower_config,
     vision_rules,
 )
-from lightning_internvl.checkpoints.name_rules import NameRule
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
 from lightning_internvl.model.vlm import VLM
-
-NAME = "a tower of CLIP or SigLIP of transformers (model_type 'clip_vision_model' or 'siglip_vision_model')"
-NATIVE = True
-SINGLE_FILE = False
 
 ARCHITECTURES = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
 DEFAULTS = {"clip_vision_model": VISION, "siglip_vision_model": SIGLIP_VISION}
 
 
-def recognises(config: Config, shapes: Shapes) -> bool:
-    """Whether a `config.json` is of this layout; one with a projection or a classifier behind the tower is another."""
-    ours = {f"{name}.weight" for name in ("visual_projection", "classifier")}
-    return config.get("model_type") in ARCHITECTURES and ours.isdisjoint(shapes)
+class CLIPSiglipVision(EncoderLayout):
+    NAME = "a tower of CLIP or SigLIP of transformers (model_type 'clip_vision_model' or 'siglip_vision_model')"
+    NATIVE = True
+    MODEL_TYPES = tuple(ARCHITECTURES)
+
+    def recognises(self, config: Config, shapes: Shapes) -> bool:
+        """One with a projection or a classifier behind the tower is another."""
+        behind = {"visual_projection.weight", "classifier.weight"}
+        return super().recognises(config, shapes) and behind.isdisjoint(shapes)
+
+    def canonical(self, name: str) -> str | None:
+        """Older releases put the tower one level deeper."""
+        return super().canonical(name.removeprefix("vision_model."))
+
+    def rules(self, config: Config) -> list[NameRule]:
+        return vision_rules("")
+
+    def encoder(self, config: Config) -> CLIPViT:
+        return clip_tower(config) if config["model_type"] == "clip_vision_model" else siglip_tower(config)
+
+    def encoder_config(self, encoder: nn.Module) -> Config | None:
+        if isinstance(encoder, SiglipViT):
+            return siglip_tower_config(encoder)
+        return clip_tower_config(encoder) if isinstance(encoder, CLIPViT) else None
+
+    def is_config_of(self, loaded: Config, fields: Config) -> bool:
+        return loaded.get("model_type") == fields["model_type"]
+
+    def update(self, loaded: Config, fields: Config) -> Config:
+        return updated_config(loaded, DEFAULTS[fields["model_type"]], fields)
+
+    def new_config(self, model: VLM, fields: Config) -> Config:
+        return {"architectures": [ARCHITECTURES[fields["model_type"]]], **fields}
 
 
-def canonical(name: str) -> str | None:
-    """Older releases put the tower one level deeper, and stored position ids."""
-    return None if name.endswith("position_ids") else name.removeprefix("vision_model.")
-
-
-def rules(config: Config) -> list[NameRule]:
-    """Names are those of transformers."""
-    return vision_rules("")
-
-
-def build(config: Config, shapes: Shapes) -> VLM:
-    """A model that is a tower and nothing else.
-
-    Raises:
-        ValueError: for a setting that the tower does not have.
-    """
-    return VLM(clip_tower(config) if config["model_type"] == "clip_vision_model" else siglip_tower(config))
-
-
-def config_of(model: VLM) -> Config | None:
-    """The config of a tower that stands alone."""
-    encoder = model.encoder
-    if not isinstance(encoder, CLIPViT) or model.middleware is not None or model.decoder is not None:
-        return None
-    made = siglip_tower_config(encoder) if isinstance(encoder, SiglipViT) else clip_tower_config(encoder)
-    if made is None:
-        return None
-    loaded, kind = model.config or {}, made["model_type"]
-    if loaded.get("model_type") == kind:
-        return updated(loaded, DEFAULTS[kind], made)
-    return {"architectures": [ARCHITECTURES[kind]], **made}
+LAYOUT = CLIPSiglipVision()

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 
-from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
 from lightning_internvl.checkpoints.adapters.deepseek_vl_hf import vision_configs
+from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model, updated_config
 from lightning_internvl.checkpoints.families.intern_vit import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
 from lightning_internvl.checkpoints.families.sam import release_rules
-from lightning_internvl.checkpoints.name_rules import NameRule, rename, stacked_rows
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, stacked_rows
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.hybrid import HybridEncoder
 from lightning_internvl.encoders.sam_vit import SamViT
@@ -22,12 +22,9 @@ from lightning_internvl.encoders.siglip_vit import SiglipViT
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.middleware.hybrid_mlp import HybridMLP
 from lightning_internvl.model.vlm import VLM
-from lightning_internvl.objectives import NextToken
-
-NAME = "DeepSeek-VL as released (model_type 'multi_modality')"
-NATIVE = SINGLE_FILE = False
 
 HYBRID, ALONE = "HybridVisionTower", "CLIPVisionTower"
+HYBRID_MLP, MLP = "low_high_hybrid_split_mlp_gelu", "mlp_gelu"
 HEAD = "language_model.lm_head.weight"
 IMAGE_TOKEN = 100015
 NORM_EPS, ACT = 1e-6, "gelu"  # written into the official code
@@ -58,31 +55,76 @@ SIZES: Config = {
 }  # fmt: skip
 
 
-def recognises(config: Config, shapes: Shapes) -> bool:
-    """Whether a `config.json` is of this layout; later models of the same authors share its model_type."""
-    vision = config.get("vision_config") or {}
-    return (
-        config.get("model_type") == "multi_modality"
-        and vision.get("cls") in (HYBRID, ALONE)
-        and "gen_vision_config" not in config
-    )
+class DeepseekVL(Layout):
+    NAME = "DeepSeek-VL as released (model_type 'multi_modality')"
+    MODEL_TYPES = ("multi_modality",)
+    ARCHITECTURE = "MultiModalityCausalLM"
 
+    def recognises(self, config: Config, shapes: Shapes) -> bool:
+        """Later models of the same authors share its model_type."""
+        tower = (config.get("vision_config") or {}).get("cls")
+        own = tower in (HYBRID, ALONE) and "gen_vision_config" not in config
+        return own and super().recognises(config, shapes)
 
-def canonical(name: str) -> str | None:
-    """What the original never uses holds no weights of ours."""
-    return None if _UNUSED.fullmatch(name) else name
+    def canonical(self, name: str) -> str | None:
+        """What the original never uses is left out."""
+        return None if _UNUSED.fullmatch(name) else super().canonical(name)
 
+    def rules(self, config: Config) -> list[NameRule]:
+        if config["vision_config"]["cls"] == ALONE:
+            towers = _siglip_rules("encoder.", "vision_model.vision_tower.")
+            aligner = [rename("middleware.mlp1.**", "aligner.layers.**")]
+        else:
+            low, high = (f"vision_model.vision_tower_{size}.vision_tower." for size in ("low", "high"))
+            towers = [*_siglip_rules("encoder.low.", low), *release_rules("encoder.high.", high)]
+            aligner = [rename("middleware.proj.*", "aligner.layers.1.*"), rename("middleware.**", "aligner.**")]
+        return [*towers, *aligner, *language_rules({})]
 
-def rules(config: Config) -> list[NameRule]:
-    """Both towers or SigLIP alone, the projector, the language model."""
-    if config["vision_config"]["cls"] == ALONE:
-        towers = _siglip_rules("encoder.", "vision_model.vision_tower.")
-        aligner = [rename("middleware.mlp1.**", "aligner.layers.**")]
-    else:
-        low, high = (f"vision_model.vision_tower_{size}.vision_tower." for size in ("low", "high"))
-        towers = [*_siglip_rules("encoder.low.", low), *release_rules("encoder.high.", high)]
-        aligner = [rename("middleware.proj.*", "aligner.layers.1.*"), rename("middleware.**", "aligner.**")]
-    return [*towers, *aligner, *language_rules({})]
+    def build(self, config: Config, shapes: Shapes) -> VLM:
+        """The config names the towers; their sizes stand in the files."""
+        hybrid, params = config["vision_config"]["cls"] == HYBRID, config["vision_config"]["params"]
+        low = params["low_res_cfg"] if hybrid else params
+        check_only(low, {"select_layer": -1, "select_feature": "same"}, "vision_config.params")
+        text = {"model_type": "llama"} | config["language_config"]
+        decoder = language_model(text, tied=HEAD not in shapes)
+        aligner = {"projector_type": HYBRID_MLP if hybrid else MLP, "depth": 2}
+        check_only(config["aligner_config"]["params"], aligner, "aligner_config")
+        image = config.get("image_token_id", IMAGE_TOKEN)
+        if not hybrid:
+            siglip = _siglip(shapes, "vision_model.vision_tower.")
+            connector = MLPConnector(encoder_dim=siglip.dim, decoder_dim=decoder.dim, special_tokens=0)
+            return chat_model(siglip, connector, decoder, image_token_id=image)
+        check_only(params, {"concat_type": "tuple"}, "vision_config.params")
+        siglip = _siglip(shapes, "vision_model.vision_tower_low.vision_tower.")
+        sam = _sam(shapes, "vision_model.vision_tower_high.vision_tower.", siglip)
+        encoder = HybridEncoder(low=siglip, high=sam)
+        middleware = HybridMLP(encoder_dims=encoder.dims, decoder_dim=decoder.dim)
+        return chat_model(encoder, middleware, decoder, image_token_id=image)
+
+    def config_of(self, model: VLM) -> Config | None:
+        """A new config can only name the published towers."""
+        vision, decoder, loaded = vision_configs(model), model.decoder, model.config or {}
+        if vision is None or type(decoder) is not HFCausalLM:
+            return None
+        hybrid = "high_res_vision_config" in vision
+        tower = HYBRID if hybrid else ALONE
+        if self.recognises(loaded, {}) and loaded["vision_config"]["cls"] == tower:
+            return updated_config(loaded, {}, {"language_config": {"vocab_size": decoder.vocab_size}})
+        for part, fields in vision.items():
+            if any(fields.get(name) != size for name, size in SIZES[part].items()):
+                return None
+        freeze = {"freeze_high": True, "freeze_low": True}
+        params = {"concat_type": "tuple", **freeze, "high_res_cfg": HIGH, "low_res_cfg": LOW}
+        aligner = {"depth": 2, "input_dim": 1024, "n_embed": decoder.dim}
+        aligner["projector_type"] = HYBRID_MLP if hybrid else MLP
+        return self.new_config(
+            model,
+            {
+                "vision_config": {"cls": tower, "model_type": "vision", "params": params if hybrid else LOW},
+                "aligner_config": {"cls": "MlpProjector", "model_type": "aligner", "params": aligner},
+                "language_config": language_config(decoder),
+            },
+        )
 
 
 def _siglip_rules(ours: str, prefix: str) -> list[NameRule]:
@@ -100,30 +142,6 @@ def _siglip_rules(ours: str, prefix: str) -> list[NameRule]:
         rename(f"{block}.mlp.**", f"{theirs}.mlp.**"),
         rename(f"{ours}post_layernorm.*", f"{prefix}norm.*"),
     ]
-
-
-def build(config: Config, shapes: Shapes) -> VLM:
-    """The model of a config. It names its towers; their sizes stand in the files.
-
-    Raises:
-        ValueError: for a setting that the parts do not have.
-    """
-    hybrid, params = config["vision_config"]["cls"] == HYBRID, config["vision_config"]["params"]
-    low = params["low_res_cfg"] if hybrid else params
-    check_only(low, {"select_layer": -1, "select_feature": "same"}, "vision_config.params")
-    decoder = language_model({"model_type": "llama"} | config["language_config"], tied=HEAD not in shapes)
-    kind = config["aligner_config"]["params"]
-    check_only(kind, {"projector_type": "low_high_hybrid_split_mlp_gelu" if hybrid else "mlp_gelu", "depth": 2}, "aligner_config")
-    if hybrid:
-        check_only(params, {"concat_type": "tuple"}, "vision_config.params")
-        siglip = _siglip(shapes, "vision_model.vision_tower_low.vision_tower.")
-        encoder = HybridEncoder(low=siglip, high=_sam(shapes, "vision_model.vision_tower_high.vision_tower.", siglip))
-        middleware = HybridMLP(encoder_dims=encoder.dims, decoder_dim=decoder.dim)
-    else:
-        encoder = _siglip(shapes, "vision_model.vision_tower.")
-        middleware = MLPConnector(encoder_dim=encoder.dim, decoder_dim=decoder.dim, special_tokens=0)
-    image = config.get("image_token_id", IMAGE_TOKEN)
-    return VLM(encoder, middleware, decoder, objectives={"next_token": NextToken()}, image_token_id=image)
 
 
 def _siglip(shapes: Shapes, prefix: str) -> SiglipViT:
@@ -171,23 +189,4 @@ def _depth(shapes: Shapes, prefix: str) -> int:
     return len([name for name in shapes if re.fullmatch(re.escape(prefix) + r"blocks\.\d+\.norm1\.weight", name)])
 
 
-def config_of(model: VLM) -> Config | None:
-    """The config that the model was loaded with, brought up to date, else one of the published towers."""
-    vision, decoder, loaded = vision_configs(model), model.decoder, model.config or {}
-    if vision is None or type(decoder) is not HFCausalLM:
-        return None
-    hybrid = "high_res_vision_config" in vision
-    if recognises(loaded, {}) and (loaded["vision_config"]["cls"] == HYBRID) == hybrid:
-        return updated(loaded, {}, {"language_config": {"vocab_size": decoder.vocab_size}})
-    if any(vision[part].get(field) != SIZES[part][field] for part in vision for field in SIZES[part]):
-        return None  # the official code knows its towers by name
-    params = {"concat_type": "tuple", "freeze_high": True, "freeze_low": True, "high_res_cfg": HIGH, "low_res_cfg": LOW}
-    kind = "low_high_hybrid_split_mlp_gelu" if hybrid else "mlp_gelu"
-    aligner = {"depth": 2, "input_dim": 1024, "n_embed": decoder.dim, "projector_type": kind}
-    return {
-        "architectures": ["MultiModalityCausalLM"],
-        "model_type": "multi_modality",
-        "vision_config": {"cls": HYBRID if hybrid else ALONE, "model_type": "vision", "params": params if hybrid else LOW},
-        "aligner_config": {"cls": "MlpProjector", "model_type": "aligner", "params": aligner},
-        "language_config": language_config(decoder),
-    }
+LAYOUT = DeepseekVL()

@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
-from lightning_internvl.checkpoints.adapters import Config, Shapes, blip2_hf as blip2, updated
+from typing import ClassVar
+
+from lightning_internvl.checkpoints.adapters.blip2_hf import Blip2
+from lightning_internvl.checkpoints.adapters.layout import Layout
 from lightning_internvl.checkpoints.families.language_model import language_rules
-from lightning_internvl.checkpoints.families.qformer import QFORMER, VISION, hf_qformer_rules, hf_tower_rules
-from lightning_internvl.checkpoints.name_rules import NameRule, rename
+from lightning_internvl.checkpoints.families.qformer import hf_qformer_rules, hf_tower_rules
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.model.vlm import VLM
 
-NAME = "InstructBLIP of transformers (InstructBlipForConditionalGeneration)"
-NATIVE = True
-SINGLE_FILE = False
 
-canonical = blip2.canonical
+class InstructBlip(Blip2):
+    NAME = "InstructBLIP of transformers (InstructBlipForConditionalGeneration)"
+    MODEL_TYPES = ("instructblip",)
+    ARCHITECTURE = "InstructBlipForConditionalGeneration"
+    FAMILY = "instructblip"
+    QFORMER_INPUTS: ClassVar[Config] = {"text": "read", "instructed": True}
 
+    def recognises(self, config: Config, shapes: Shapes) -> bool:
+        return Layout.recognises(self, config, shapes)
 
-def recognises(config: Config, shapes: Shapes) -> bool:
-    """Whether a config is of this layout."""
-    return config.get("model_type") == "instructblip"
+    def rules(self, config: Config) -> list[NameRule]:
+        return [
+            *hf_tower_rules(),
+            *hf_qformer_rules("qformer.embeddings", "qformer.embeddings.layernorm"),
+            rename("middleware.proj.*", "language_projection.*"),
+            *language_rules({}),
+        ]
 
+    def build(self, config: Config, shapes: Shapes) -> VLM:
+        return self.model(config, shapes)
 
-def rules(config: Config) -> list[NameRule]:
-    """Tower, Q-Former with its text embeddings inside, projection, language model."""
-    return [
-        *hf_tower_rules(),
-        *hf_qformer_rules("qformer.embeddings", "qformer.embeddings.layernorm"),
-        rename("middleware.proj.*", "language_projection.*"),
-        *language_rules({}),
-    ]
-
-
-def build(config: Config, shapes: Shapes) -> VLM:
-    """The model of a config.
-
-    Raises:
-        ValueError: for a setting that the parts do not have.
-    """
-    return blip2.model_of(config, shapes, text="read", instructed=True)
+    def fields_of(self, model: VLM) -> Config | None:
+        fields = self.family_fields(model)
+        if fields is None or not model.middleware.instructed or model.middleware.text != "read":
+            return None
+        return fields
 
 
-def config_of(model: VLM) -> Config | None:
-    """The config that the model was loaded with, brought up to date, else one made from its parts."""
-    made = blip2.made_of(model, "instructblip")
-    if made is None or not model.middleware.instructed or model.middleware.text != "read":
-        return None
-    loaded = model.config or {}
-    if recognises(loaded, {}):
-        return updated(loaded, blip2.TOP | {"vision_config": VISION, "qformer_config": QFORMER}, made)
-    return blip2.complete(model, made, "InstructBlipForConditionalGeneration", "instructblip", "instructblip")
+LAYOUT = InstructBlip()

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 
-from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
+from lightning_internvl.checkpoints.adapters.layout import Layout
 from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, check_only, release_rules, tower, tower_config
-from lightning_internvl.checkpoints.name_rules import NameRule, rename, scalar
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, scalar
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, ITM, NextToken
-
-NAME = "InternVL-14B (InternViT + QLLaMA; model_type 'internvl' with a qllama_config)"
-NATIVE = SINGLE_FILE = False
 
 # The official class builds its rotary table from this constant; `rope_theta` of the config is not read.
 ROPE_THETA = 10000.0
@@ -31,43 +28,61 @@ LLAMA: Config = {
 LLAMA_ONLY: Config = {"hidden_act": "silu", "tie_word_embeddings": False}
 
 
-def recognises(config: Config, shapes: Shapes) -> bool:
-    """Whether a `config.json` is of this layout; transformers gives that model_type to later models too."""
-    return config.get("model_type") == "internvl" and "qllama_config" in config
+class InternVL14B(Layout):
+    NAME = "InternVL-14B (InternViT + QLLaMA; model_type 'internvl' with a qllama_config)"
+    MODEL_TYPES = ("internvl",)
+    ARCHITECTURE = "InternVLModel"
+    DEFAULTS = TOP | {"vision_config": DEFAULTS, "qllama_config": LLAMA}
 
+    def recognises(self, config: Config, shapes: Shapes) -> bool:
+        """transformers gives that model_type to later models too."""
+        return super().recognises(config, shapes) and "qllama_config" in config
 
-def canonical(name: str) -> str | None:
-    """Rotary tables that older releases stored are no weights."""
-    return None if name.endswith(".rotary_emb.inv_freq") else name
+    def rules(self, config: Config) -> list[NameRule]:
+        return [
+            *release_rules("vision_model."),
+            *(rename(f"middleware.{name}", name) for name in HEADS),
+            scalar("objectives.itc.logit_scale", "logit_scale"),
+            rename("objectives.itm.itm_head.*", "itm_head.*"),
+        ]
 
+    def build(self, config: Config, shapes: Shapes) -> VLM:
+        top, vision, qllama = TOP | config, config.get("vision_config", {}), LLAMA | config["qllama_config"]
+        adapted = top["use_backbone_lora"] or top["use_qllama_lora"]
+        if adapted or any(".lora_" in name for name in shapes):
+            raise ValueError("this InternVL checkpoint holds LoRA weights, which must be merged and use_*_lora set to 0 first")
+        objectives = {
+            # The original does not bound the scale.
+            "itc": ITC(max_scale=math.inf, label_smoothing=top["label_smoothing"]),
+            "itm": ITM(dim=qllama["hidden_size"]),
+            "itg": NextToken(),
+        }
+        middleware = qllama_of(top, (DEFAULTS | vision)["hidden_size"], qllama)
+        return VLM(tower(vision, top["force_image_size"]), middleware, objectives=objectives)
 
-def rules(config: Config) -> list[NameRule]:
-    """Names are ours but for the parts they belong to."""
-    return [
-        *release_rules("vision_model."),
-        *(rename(f"middleware.{name}", name) for name in HEADS),
-        scalar("objectives.itc.logit_scale", "logit_scale"),
-        rename("objectives.itm.itm_head.*", "itm_head.*"),
-    ]
+    def fields_of(self, model: VLM) -> Config | None:
+        encoder, middleware = model.encoder, model.middleware
+        if not (isinstance(encoder, InternViT) and isinstance(middleware, QLLaMA)):
+            return None
+        if model.decoder is not None or not {"itc", "itm"} <= set(model.objectives):
+            return None
+        if middleware.query_tokens is None or middleware.clip_projector is None:
+            return None
+        vision = tower_config(encoder)
+        if vision is None or middleware.rope_theta != ROPE_THETA:
+            return None
+        return {
+            **qllama_top(middleware),
+            "label_smoothing": model.objectives["itc"].label_smoothing,
+            "vision_config": vision,
+            "qllama_config": qllama_config(middleware),
+        }
 
-
-def build(config: Config, shapes: Shapes) -> VLM:
-    """The model of a config.
-
-    Raises:
-        ValueError: for LoRA weights that were not merged, or a setting that the parts do not have.
-    """
-    top, vision, qllama = TOP | config, config.get("vision_config", {}), LLAMA | config["qllama_config"]
-    if top["use_backbone_lora"] or top["use_qllama_lora"] or any(".lora_" in name for name in shapes):
-        raise ValueError("this InternVL checkpoint holds LoRA weights, which must be merged and use_*_lora set to 0 first")
-    objectives = {
-        # The original does not bound the scale.
-        "itc": ITC(max_scale=math.inf, label_smoothing=top["label_smoothing"]),
-        "itm": ITM(dim=qllama["hidden_size"]),
-        "itg": NextToken(),
-    }
-    middleware = qllama_of(top, (DEFAULTS | vision)["hidden_size"], qllama)
-    return VLM(tower(vision, top["force_image_size"]), middleware, objectives=objectives)
+    def update(self, loaded: Config, fields: Config) -> Config:
+        vision = fields["vision_config"]
+        if loaded.get("force_image_size") == vision["image_size"]:
+            del vision["image_size"]
+        return super().update(loaded, fields)
 
 
 def qllama_of(top: Config, encoder_dim: int, llama: Config, **others: object) -> QLLaMA:
@@ -88,30 +103,6 @@ def qllama_of(top: Config, encoder_dim: int, llama: Config, **others: object) ->
         "norm_eps": llama["rms_norm_eps"],
     }
     return QLLaMA(**settings | others)
-
-
-def config_of(model: VLM) -> Config | None:
-    """The config that the model was loaded with, brought up to date, else one made from its parts."""
-    encoder, middleware = model.encoder, model.middleware
-    if not (isinstance(encoder, InternViT) and isinstance(middleware, QLLaMA)) or model.decoder is not None:
-        return None
-    vision = tower_config(encoder)
-    if vision is None or not {"itc", "itm"} <= set(model.objectives):
-        return None
-    if middleware.rope_theta != ROPE_THETA or middleware.query_tokens is None or middleware.clip_projector is None:
-        return None
-    made = {
-        **qllama_top(middleware),
-        "label_smoothing": model.objectives["itc"].label_smoothing,
-        "vision_config": vision,
-        "qllama_config": qllama_config(middleware),
-    }
-    loaded = model.config or {}
-    if not recognises(loaded, {}):
-        return {"architectures": ["InternVLModel"], "model_type": "internvl", **made}
-    if loaded.get("force_image_size") == encoder.image_size:
-        del vision["image_size"]
-    return updated(loaded, {**TOP, "vision_config": DEFAULTS, "qllama_config": LLAMA}, made)
 
 
 def qllama_top(middleware: QLLaMA) -> Config:
@@ -137,3 +128,6 @@ def qllama_config(middleware: QLLaMA) -> Config:
         "rms_norm_eps": lm.model.norm.eps,
         "tie_word_embeddings": False,
     }
+
+
+LAYOUT = InternVL14B()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from lightning_internvl.checkpoints.adapters import Config, Shapes
 from lightning_internvl.checkpoints.adapters.internvl_14b import LLAMA, ROPE_THETA, TOP, qllama_of
+from lightning_internvl.checkpoints.adapters.layout import BareFileLayout
 from lightning_internvl.checkpoints.families.intern_vit import (
     FIRST_NAMES,
     HEAD_DIM,
@@ -14,51 +14,51 @@ from lightning_internvl.checkpoints.families.intern_vit import (
     tower,
     tower_config,
 )
-from lightning_internvl.checkpoints.name_rules import NameRule, match_rules, rename, scalar
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, match_rules, rename, scalar
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC
 
-NAME = "InternVL-C (a bare .pth with `blocks.*` and `transformer.*`; heads from a config.json beside it, else as published)"
-NATIVE = False
-SINGLE_FILE = True
 
+class InternVLC(BareFileLayout):
+    NAME = "InternVL-C (a bare .pth with `blocks.*` and `transformer.*`; heads from a config.json beside it, else as published)"
 
-def recognises(config: Config, shapes: Shapes) -> bool:
-    """Whether the names are those of the file."""
-    return "patch_embed.proj.weight" in shapes and "transformer.embed_tokens.weight" in shapes
+    def recognises(self, config: Config, shapes: Shapes) -> bool:
+        return {"patch_embed.proj.weight", "transformer.embed_tokens.weight"} <= shapes.keys()
 
+    def rules(self, config: Config) -> list[NameRule]:
+        return [
+            *first_rules(),
+            rename("middleware.qllama.model.**", "transformer.**"),
+            *(rename(f"middleware.{name}", name) for name in ("text_projection", "clip_projector.**")),
+            scalar("objectives.itc.logit_scale", "logit_scale"),
+        ]
 
-def canonical(name: str) -> str | None:
-    """Rotary tables are no weights."""
-    return None if name.endswith(".rotary_emb.inv_freq") else name
+    def build(self, config: Config, shapes: Shapes) -> VLM:
+        """Shapes tell the sizes; a config.json beside the file may tell the numbers of heads."""
+        vision = config_from_shapes(release_shapes(shapes)) | config.get("vision_config", {})
+        vocabulary, width = shapes["transformer.embed_tokens.weight"]
+        llama = LLAMA | {
+            "vocab_size": vocabulary,
+            "hidden_size": width,
+            "intermediate_size": shapes["transformer.layers.0.mlp.gate_proj.weight"][0],
+            "num_hidden_layers": sum(name.endswith("mlp.gate_proj.weight") for name in shapes),
+            "num_attention_heads": max(1, width // HEAD_DIM),
+            **config.get("qllama_config", {}),
+        }
+        top = TOP | {"clip_embed_dim": shapes["text_projection"][1]} | config
+        middleware = qllama_of(top, vision["hidden_size"], llama, num_queries=0)
+        return VLM(tower(vision), middleware, objectives={"itc": ITC(max_scale=math.inf)})
 
-
-def rules(config: Config) -> list[NameRule]:
-    """The first names of the tower, a LLaMA without a head, and the two projections."""
-    return [
-        *first_rules(),
-        rename("middleware.qllama.model.**", "transformer.**"),
-        *(rename(f"middleware.{name}", name) for name in ("text_projection", "clip_projector.**")),
-        scalar("objectives.itc.logit_scale", "logit_scale"),
-    ]
-
-
-def build(config: Config, shapes: Shapes) -> VLM:
-    """The model that the shapes describe; a config.json beside the file, as of InternVL-14B, tells the numbers of heads."""
-    vision = config_from_shapes(release_shapes(shapes)) | config.get("vision_config", {})
-    embeddings, mlp = shapes["transformer.embed_tokens.weight"], shapes["transformer.layers.0.mlp.gate_proj.weight"]
-    llama = LLAMA | {
-        "vocab_size": embeddings[0],
-        "hidden_size": embeddings[1],
-        "intermediate_size": mlp[0],
-        "num_hidden_layers": sum(name.endswith("mlp.gate_proj.weight") for name in shapes),
-        "num_attention_heads": max(1, embeddings[1] // HEAD_DIM),
-    }
-    top = TOP | {"clip_embed_dim": shapes["text_projection"][1]} | config
-    middleware = qllama_of(top, vision["hidden_size"], llama | config.get("qllama_config", {}), num_queries=0)
-    return VLM(tower(vision), middleware, objectives={"itc": ITC(max_scale=math.inf)})
+    def holds(self, model: VLM) -> bool:
+        encoder, middleware = model.encoder, model.middleware
+        if not (isinstance(encoder, InternViT) and isinstance(middleware, QLLaMA)):
+            return False
+        if tower_config(encoder) is None or model.decoder is not None:
+            return False
+        reads = middleware.query_tokens is None and middleware.rope_theta == ROPE_THETA
+        return reads and set(model.objectives) == {"itc"}
 
 
 def release_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
@@ -67,10 +67,4 @@ def release_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     return {name: shapes[group.ours[0]] for group in match_rules(rules, shapes)[0] for name in group.official}
 
 
-def config_of(model: VLM) -> Config | None:
-    """An empty config where the layout can hold the model: a tower and a text encoder without queries."""
-    encoder, middleware = model.encoder, model.middleware
-    fits = isinstance(encoder, InternViT) and isinstance(middleware, QLLaMA) and model.decoder is None
-    if not fits or tower_config(encoder) is None or middleware.query_tokens is not None:
-        return None
-    return {} if middleware.rope_theta == ROPE_THETA and set(model.objectives) == {"itc"} else None
+LAYOUT = InternVLC()

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from lightning_internvl.checkpoints.adapters import Config, Shapes, clip_openai, updated
+from lightning_internvl.checkpoints.adapters import clip_openai
+from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
 from lightning_internvl.checkpoints.families.clip import clip_tower, clip_tower_config
 from lightning_internvl.checkpoints.families.language_model import language_config
-from lightning_internvl.checkpoints.name_rules import NameRule, rename
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.flamingo import FlamingoCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.perceiver_resampler import PerceiverResampler
 from lightning_internvl.model.vlm import VLM
-from lightning_internvl.objectives import NextToken
-
-NAME = "Flamingo under the names of OpenFlamingo (model_type 'open_flamingo')"
-NATIVE = SINGLE_FILE = False
 
 # Where each language model keeps its blocks.
 BLOCKS = {
@@ -30,32 +27,80 @@ TOP: Config = {"cross_attn_every_n_layers": 1, "only_attend_immediate_media": Tr
 TWICE = ("lang_encoder.old_decoder_blocks.", "lang_encoder.gated_cross_attn_layers.")  # the same tensors once more
 
 
-def recognises(config: Config, shapes: Shapes) -> bool:
-    """Whether a `config.json` is of this layout."""
-    return config.get("model_type") == "open_flamingo"
+class OpenFlamingo(Layout):
+    NAME = "Flamingo under the names of OpenFlamingo (model_type 'open_flamingo')"
+    MODEL_TYPES = ("open_flamingo",)
+    DEFAULTS = TOP
+
+    def canonical(self, name: str) -> str | None:
+        """Tensors that stand twice count once; the projection of CLIP is not used."""
+        unused = name.startswith(TWICE) or name == "vision_encoder.proj"
+        return None if unused else name
+
+    def rules(self, config: Config) -> list[NameRule]:
+        blocks = blocks_of(config["text_config"])
+        towers = [rule for rule in clip_openai.LAYOUT.rules({}) if rule.ours[0].startswith("encoder.")]
+        return [
+            *map(_below_vision_encoder, towers),
+            rename("middleware.blocks.*.attn.**", "perceiver.layers.*.0.**"),
+            rename("middleware.blocks.*.ff.**", "perceiver.layers.*.1.**"),
+            rename("middleware.**", "perceiver.**"),
+            rename("decoder.cross.*.**", f"lang_encoder.{blocks}.*.gated_cross_attn_layer.**"),
+            rename(f"decoder.lm.{blocks}.*.**", f"lang_encoder.{blocks}.*.decoder_layer.**"),
+            rename("decoder.lm.**", "lang_encoder.**"),
+        ]
+
+    def build(self, config: Config, shapes: Shapes) -> VLM:
+        top, text = TOP | config, dict(config["text_config"])
+        blocks_of(text)
+        encoder = clip_tower(config["vision_config"], post_norm="unused")
+        tied = not any(name.startswith(("lang_encoder.lm_head.", "lang_encoder.embed_out.")) for name in shapes)
+        sizes = {"heads": config["heads"], "head_dim": config["dim_head"], "mlp_ratio": config["ff_mult"]}
+        resampler = PerceiverResampler(
+            encoder_dim=encoder.dim,
+            latents=config["num_latents"],
+            depth=config["depth"],
+            special_tokens=1,
+            max_frames=shapes.get("perceiver.frame_embs", (0,))[0],
+            **sizes,
+        )
+        decoder = FlamingoCausalLM(
+            encoder_dim=encoder.dim,
+            every=top["cross_attn_every_n_layers"],
+            all_before=not top["only_attend_immediate_media"],
+            config=text | {"tie_word_embeddings": tied},
+            **sizes,
+        )
+        return chat_model(encoder, resampler, decoder, image_token_id=config["media_token_id"])
+
+    def fields_of(self, model: VLM) -> Config | None:
+        encoder, resampler, decoder = model.encoder, model.middleware, model.decoder
+        if not (isinstance(encoder, CLIPViT) and isinstance(resampler, PerceiverResampler)):
+            return None
+        if not isinstance(decoder, FlamingoCausalLM) or model.image_token_id is None:
+            return None
+        if resampler.special_tokens != 1 or resampler.layers not in ((-1,), (encoder.depth,)):
+            return None
+        vision, sizes = clip_tower_config(encoder), _sizes(resampler, decoder)
+        if vision is None or sizes is None or decoder.lm.config.model_type not in BLOCKS:
+            return None
+        return {
+            "media_token_id": model.image_token_id,
+            "cross_attn_every_n_layers": decoder.every,
+            "only_attend_immediate_media": not decoder.all_before,
+            **sizes,
+            "vision_config": vision,
+            "text_config": {"vocab_size": decoder.vocab_size},
+        }
+
+    def new_config(self, model: VLM, fields: Config) -> Config:
+        fields["text_config"] = language_config(model.decoder)
+        return super().new_config(model, fields)
 
 
-def canonical(name: str) -> str | None:
-    """Tensors that stand twice count once; the projection of CLIP is not used."""
-    return None if name.startswith(TWICE) or name == "vision_encoder.proj" else name
-
-
-def rules(config: Config) -> list[NameRule]:
-    """Tower, resampler, gated layers and language model."""
-    blocks = blocks_of(config["text_config"])
-    return [
-        *(
-            dataclasses.replace(rule, official=tuple(name.replace("visual.", "vision_encoder.", 1) for name in rule.official))
-            for rule in clip_openai.rules({})
-            if rule.ours[0].startswith("encoder.")
-        ),
-        rename("middleware.blocks.*.attn.**", "perceiver.layers.*.0.**"),
-        rename("middleware.blocks.*.ff.**", "perceiver.layers.*.1.**"),
-        rename("middleware.**", "perceiver.**"),
-        rename("decoder.cross.*.**", f"lang_encoder.{blocks}.*.gated_cross_attn_layer.**"),
-        rename(f"decoder.lm.{blocks}.*.**", f"lang_encoder.{blocks}.*.decoder_layer.**"),
-        rename("decoder.lm.**", "lang_encoder.**"),
-    ]
+def _below_vision_encoder(rule: NameRule) -> NameRule:
+    names = tuple(name.replace("visual.", "vision_encoder.", 1) for name in rule.official)
+    return dataclasses.replace(rule, official=names)
 
 
 def blocks_of(text: Config) -> str:
@@ -72,58 +117,6 @@ def blocks_of(text: Config) -> str:
     return BLOCKS[kind]
 
 
-def build(config: Config, shapes: Shapes) -> VLM:
-    """The model of a config; the sizes of the resampler and of the gated layers stand in the shapes.
-
-    Raises:
-        ValueError: for a setting that the parts do not have.
-    """
-    top, text = TOP | config, dict(config["text_config"])
-    blocks_of(text)
-    encoder = clip_tower(config["vision_config"], post_norm="unused")
-    tied = not any(name.startswith(("lang_encoder.lm_head.", "lang_encoder.embed_out.")) for name in shapes)
-    sizes = {"heads": config["heads"], "head_dim": config["dim_head"], "mlp_ratio": config["ff_mult"]}
-    resampler = PerceiverResampler(
-        encoder_dim=encoder.dim,
-        latents=config["num_latents"],
-        depth=config["depth"],
-        special_tokens=1,
-        max_frames=shapes.get("perceiver.frame_embs", (0,))[0],
-        **sizes,
-    )
-    decoder = FlamingoCausalLM(
-        encoder_dim=encoder.dim,
-        every=top["cross_attn_every_n_layers"],
-        all_before=not top["only_attend_immediate_media"],
-        config=text | {"tie_word_embeddings": tied},
-        **sizes,
-    )
-    return VLM(encoder, resampler, decoder, objectives={"next_token": NextToken()}, image_token_id=config["media_token_id"])
-
-
-def config_of(model: VLM) -> Config | None:
-    """The config that the model was loaded with, brought up to date, else one made from its parts."""
-    encoder, resampler, decoder = model.encoder, model.middleware, model.decoder
-    parts = isinstance(encoder, CLIPViT), isinstance(resampler, PerceiverResampler), isinstance(decoder, FlamingoCausalLM)
-    if not all(parts) or decoder.lm.config.model_type not in BLOCKS or model.image_token_id is None:
-        return None
-    vision, sizes = clip_tower_config(encoder), _sizes(resampler, decoder)
-    if vision is None or sizes is None or resampler.special_tokens != 1 or resampler.layers not in ((-1,), (encoder.depth,)):
-        return None
-    made = {
-        "media_token_id": model.image_token_id,
-        "cross_attn_every_n_layers": decoder.every,
-        "only_attend_immediate_media": not decoder.all_before,
-        **sizes,
-        "vision_config": vision,
-        "text_config": {"vocab_size": decoder.vocab_size},
-    }
-    loaded = model.config or {}
-    if recognises(loaded, {}):
-        return updated(loaded, TOP, made)
-    return {"model_type": "open_flamingo", **made, "text_config": language_config(decoder)}
-
-
 def _sizes(resampler: PerceiverResampler, decoder: FlamingoCausalLM) -> Config | None:
     """Sizes that the resampler and the gated layers share; None if they differ."""
     found = []
@@ -134,3 +127,6 @@ def _sizes(resampler: PerceiverResampler, decoder: FlamingoCausalLM) -> Config |
         return None
     sizes = dict(zip(("heads", "dim_head", "ff_mult"), found[0], strict=True))
     return {"num_latents": len(resampler.latents), "depth": len(resampler.blocks), **sizes}
+
+
+LAYOUT = OpenFlamingo()

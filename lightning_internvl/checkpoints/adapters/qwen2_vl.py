@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
 
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 
-from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
+from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
 from lightning_internvl.checkpoints.families.intern_vit import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config
-from lightning_internvl.checkpoints.name_rules import NameRule, rename
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.mrope import MRopeCausalLM
 from lightning_internvl.encoders.qwen2_vit import Qwen2ViT
 from lightning_internvl.middleware.patch_merger import PatchMerger
 from lightning_internvl.model.vlm import VLM
-from lightning_internvl.objectives import NextToken
 
-NAME = "Qwen2-VL (model_type 'qwen2_vl')"
-NATIVE = True
-SINGLE_FILE = False
-
-TOP: Config = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652, "vision_end_token_id": 151653}
+TOP: Config = {
+    "image_token_id": 151655, "video_token_id": 151656,
+    "vision_start_token_id": 151652, "vision_end_token_id": 151653,
+}  # fmt: skip
 # The original files write the width of the language model into `hidden_size` and leave the rest to these.
 VISION: Config = {
     "depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_act": "quick_gelu", "patch_size": 14,
@@ -35,48 +32,62 @@ _TEXT = {*inspect.signature(Qwen2VLTextConfig.__init__).parameters, "rope_parame
 _NOTES = {"self", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "model_type"}
 
 
-def recognises(config: Config, shapes: Shapes) -> bool:
-    """Whether a `config.json` is of this layout."""
-    return config.get("model_type") == "qwen2_vl"
+class Qwen2VL(Layout):
+    NAME = "Qwen2-VL (model_type 'qwen2_vl')"
+    MODEL_TYPES = ("qwen2_vl",)
+    ARCHITECTURE = "Qwen2VLForConditionalGeneration"
+    DEFAULTS = TOP | {"tie_word_embeddings": False, "vision_config": VISION, "text_config": TEXT, **TEXT}
+    NATIVE = True
 
+    def canonical(self, name: str) -> str | None:
+        """Newer releases of the library have the parts below `model.`."""
+        for new, old in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+            if name.startswith(new):
+                return super().canonical(old + name[len(new) :])
+        return super().canonical(name)
 
-def canonical(name: str) -> str | None:
-    """Newer releases of the library have the parts below `model.`."""
-    for new, old in (("model.visual.", "visual."), ("model.language_model.", "model.")):
-        if name.startswith(new):
-            return old + name[len(new) :]
-    return None if name.endswith("rotary_emb.inv_freq") else name
+    def rules(self, config: Config) -> list[NameRule]:
+        return [
+            rename("encoder.**", "visual.**"),
+            rename("middleware.**", "visual.merger.**"),
+            rename("decoder.lm.**", "**"),
+        ]
 
+    def build(self, config: Config, shapes: Shapes) -> VLM:
+        text, vision = text_config(config), VISION | config.get("vision_config", {})
+        top = TOP | config
+        check_only(text, ONLY_TEXT, "text_config")
+        encoder = _tower(vision)
+        tied = "lm_head.weight" not in shapes
+        decoder = MRopeCausalLM(config=text | {"tie_word_embeddings": tied}, merge_size=encoder.merge_size)
+        merger = PatchMerger(encoder_dim=encoder.dim, decoder_dim=decoder.dim, factor=encoder.merge_size)
+        tokens = {name: top[name] for name in ("image_token_id", "video_token_id")}
+        return chat_model(encoder, merger, decoder, **tokens)
 
-def rules(config: Config) -> list[NameRule]:
-    """Tower, merger and language model."""
-    return [
-        rename("encoder.**", "visual.**"),
-        rename("middleware.**", "visual.merger.**"),
-        rename("decoder.lm.**", "**"),
-    ]
+    def fields_of(self, model: VLM) -> Config | None:
+        encoder, merger, decoder = model.encoder, model.middleware, model.decoder
+        if not (isinstance(encoder, Qwen2ViT) and isinstance(merger, PatchMerger)):
+            return None
+        if not isinstance(decoder, MRopeCausalLM) or model.image_token_id is None:
+            return None
+        if not _fits(encoder, merger) or merger.factor != encoder.merge_size:
+            return None
+        fields = {"image_token_id": model.image_token_id, "tie_word_embeddings": decoder.tied}
+        if model.video_token_id is not None:
+            fields["video_token_id"] = model.video_token_id
+        vocabulary = {"vocab_size": decoder.vocab_size}
+        vision = tower_config(encoder, decoder.dim)
+        return {**fields, "vision_config": vision, "text_config": vocabulary}
 
+    def update(self, loaded: Config, fields: Config) -> Config:
+        if not loaded.get("text_config"):  # the release has these fields at the top
+            fields |= fields.pop("text_config")
+        return super().update(loaded, fields)
 
-def build(config: Config, shapes: Shapes) -> VLM:
-    """The model of a config.
-
-    Raises:
-        ValueError: for a setting that the parts do not have.
-    """
-    text, vision, top = text_config(config), VISION | config.get("vision_config", {}), TOP | config
-    check_only(text, ONLY_TEXT, "text_config")
-    encoder = _tower(vision)
-    tied = "lm_head.weight" not in shapes
-    decoder = MRopeCausalLM(config=text | {"tie_word_embeddings": tied}, merge_size=encoder.merge_size)
-    merger = PatchMerger(encoder_dim=encoder.dim, decoder_dim=decoder.dim, factor=encoder.merge_size)
-    return VLM(
-        encoder,
-        merger,
-        decoder,
-        objectives={"next_token": NextToken()},
-        image_token_id=top["image_token_id"],
-        video_token_id=top["video_token_id"],
-    )
+    def new_config(self, model: VLM, fields: Config) -> Config:
+        fields["vision_config"] = {"model_type": "qwen2_vl_vision", **fields["vision_config"]}
+        fields["text_config"] = language_config(model.decoder) | fields["text_config"]
+        return super().new_config(model, fields)
 
 
 def text_config(config: Config) -> Config:
@@ -111,32 +122,6 @@ def _one(vision: Config, field: str) -> int:
     return values[0]
 
 
-def config_of(model: VLM) -> Config | None:
-    """The config that the model was loaded with, brought up to date, else one made from its parts."""
-    encoder, merger, decoder = model.encoder, model.middleware, model.decoder
-    if not (isinstance(encoder, Qwen2ViT) and isinstance(merger, PatchMerger) and isinstance(decoder, MRopeCausalLM)):
-        return None
-    if not _fits(encoder, merger) or merger.factor != encoder.merge_size or model.image_token_id is None:
-        return None
-    made: dict[str, Any] = {"image_token_id": model.image_token_id, "tie_word_embeddings": decoder.tied}
-    if model.video_token_id is not None:
-        made["video_token_id"] = model.video_token_id
-    loaded = model.config or {}
-    vocabulary = {"vocab_size": decoder.vocab_size}
-    if recognises(loaded, {}):
-        made |= {"vision_config": tower_config(encoder, decoder.dim)}
-        made |= {"text_config": vocabulary} if loaded.get("text_config") else vocabulary
-        defaults = TOP | {"tie_word_embeddings": False, "vision_config": VISION, "text_config": TEXT, **TEXT}
-        return updated(loaded, defaults, made)
-    return {
-        "architectures": ["Qwen2VLForConditionalGeneration"],
-        "model_type": "qwen2_vl",
-        **made,
-        "vision_config": {"model_type": "qwen2_vl_vision", **tower_config(encoder, decoder.dim)},
-        "text_config": language_config(decoder) | vocabulary,
-    }
-
-
 def _fits(encoder: Qwen2ViT, merger: PatchMerger) -> bool:
     """Whether the layout can hold the numbers that it has no fields for."""
     mlp_dim = encoder.blocks[0].mlp.fc1.out_features
@@ -160,3 +145,6 @@ def tower_config(encoder: Qwen2ViT, decoder_dim: int) -> Config:
         "in_channels": encoder.patch_embed.proj.in_channels,
         "rope_parameters": {"rope_theta": encoder.theta},
     }
+
+
+LAYOUT = Qwen2VL()

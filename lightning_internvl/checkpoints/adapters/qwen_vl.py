@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
+from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model, updated_config
 from lightning_internvl.checkpoints.families.clip import add_first_dimension, transposed
 from lightning_internvl.checkpoints.families.intern_vit import check_only
 from lightning_internvl.checkpoints.families.language_model import fused_rows
-from lightning_internvl.checkpoints.name_rules import NameRule, rename, stacked_rows
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, stacked_rows
 from lightning_internvl.decoders.qwen import Qwen
 from lightning_internvl.encoders.openclip_vit import OpenCLIPViT
 from lightning_internvl.middleware.resampler import Resampler
 from lightning_internvl.model.vlm import VLM
-from lightning_internvl.objectives import NextToken
-
-NAME = "Qwen-VL as released (model_type 'qwen' with 'visual'), or its visual part ('qwen_vl_visual')"
-NATIVE = SINGLE_FILE = False
 
 VISUAL_ALONE = "qwen_vl_visual"
 HEAD_DIM, POSITIONS, NORM_EPS, ACT = 128, 16, 1e-6, "gelu"  # written into the official code
@@ -30,33 +26,76 @@ ONLY: Config = {
 VISUAL: Config = {"n_queries": 256}
 
 
-def recognises(config: Config, shapes: Shapes) -> bool:
-    """Whether a `config.json` is of this layout."""
-    return config.get("model_type") == VISUAL_ALONE or (config.get("model_type") == "qwen" and "visual" in config)
+class QwenVL(Layout):
+    NAME = "Qwen-VL as released (model_type 'qwen' with 'visual'), or its visual part ('qwen_vl_visual')"
+    MODEL_TYPES = ("qwen", VISUAL_ALONE)
+    ARCHITECTURE = "QWenLMHeadModel"
+    DEFAULTS = TEXT | {"visual": VISUAL}
 
+    def recognises(self, config: Config, shapes: Shapes) -> bool:
+        """Qwen without pictures has the same model_type."""
+        kind = config.get("model_type")
+        return kind == VISUAL_ALONE or (kind == "qwen" and "visual" in config)
 
-def canonical(name: str) -> str | None:
-    """Rotary tables are no weights."""
-    return None if name.endswith("rotary_emb.inv_freq") else name
+    def rules(self, config: Config) -> list[NameRule]:
+        heads = config.get("visual", config)["heads"]
+        ours, theirs = "encoder.encoder.layers.*", "transformer.visual.transformer.resblocks.*"
+        return [
+            rename("encoder.embeddings.patch_embedding.weight", "transformer.visual.conv1.weight"),
+            add_first_dimension("encoder.embeddings.position_embedding", "transformer.visual.positional_embedding"),
+            rename("encoder.pre_layrnorm.*", "transformer.visual.ln_pre.*"),
+            rename(f"{ours}.layer_norm1.*", f"{theirs}.ln_1.*"),
+            rename(f"{ours}.layer_norm2.*", f"{theirs}.ln_2.*"),
+            *(fused_rows(ours, f"{theirs}.attn.in_proj.{leaf}", leaf, heads, heads) for leaf in ("weight", "bias")),
+            rename(f"{ours}.self_attn.out_proj.*", f"{theirs}.attn.out_proj.*"),
+            rename(f"{ours}.mlp.fc1.*", f"{theirs}.mlp.c_fc.*"),
+            rename(f"{ours}.mlp.fc2.*", f"{theirs}.mlp.c_proj.*"),
+            *_resampler_rules("transformer.visual."),
+            *_language_rules(),
+        ]
 
+    def build(self, config: Config, shapes: Shapes) -> VLM:
+        if config["model_type"] == VISUAL_ALONE:
+            return VLM(*_visual(config, config["output_dim"]))
+        check_only(config, ONLY, "config.json")
+        text = TEXT | config
+        if text["kv_channels"] * text["num_attention_heads"] != text["hidden_size"]:
+            raise ValueError(f"kv_channels={text['kv_channels']} is not supported; heads times it must be the hidden size")
+        check_only(config["visual"], {"output_dim": text["hidden_size"]}, "config.json.visual")
+        encoder, resampler = _visual(config["visual"], text["hidden_size"])
+        decoder = Qwen(
+            config=_as_qwen2(text) | {"tie_word_embeddings": "lm_head.weight" not in shapes},
+            seq_length=text["seq_length"],
+            dynamic_ntk=text["use_dynamic_ntk"],
+            log_n=text["use_logn_attn"],
+        )
+        image = config["visual"]["image_start_id"] + PADDING
+        return chat_model(encoder, resampler, decoder, image_token_id=image)
 
-def rules(config: Config) -> list[NameRule]:
-    """The tower and the resampler below `transformer.visual.`, the language model around them."""
-    heads = config.get("visual", config)["heads"]
-    ours, theirs = "encoder.encoder.layers.*", "transformer.visual.transformer.resblocks.*"
-    return [
-        rename("encoder.embeddings.patch_embedding.weight", "transformer.visual.conv1.weight"),
-        add_first_dimension("encoder.embeddings.position_embedding", "transformer.visual.positional_embedding"),
-        rename("encoder.pre_layrnorm.*", "transformer.visual.ln_pre.*"),
-        rename(f"{ours}.layer_norm1.*", f"{theirs}.ln_1.*"),
-        rename(f"{ours}.layer_norm2.*", f"{theirs}.ln_2.*"),
-        *(fused_rows(ours, f"{theirs}.attn.in_proj.{leaf}", leaf, heads, heads) for leaf in ("weight", "bias")),
-        rename(f"{ours}.self_attn.out_proj.*", f"{theirs}.attn.out_proj.*"),
-        rename(f"{ours}.mlp.fc1.*", f"{theirs}.mlp.c_fc.*"),
-        rename(f"{ours}.mlp.fc2.*", f"{theirs}.mlp.c_proj.*"),
-        *_resampler_rules("transformer.visual."),
-        *_language_rules(),
-    ]
+    def fields_of(self, model: VLM) -> Config | None:
+        encoder, resampler, decoder = model.encoder, model.middleware, model.decoder
+        if not (isinstance(encoder, OpenCLIPViT) and isinstance(resampler, Resampler)):
+            return None
+        if not _standard(encoder, resampler):
+            return None
+        visual = _visual_config(encoder, resampler, model.config or {})
+        if decoder is None:
+            return {"model_type": VISUAL_ALONE, **visual}
+        if not isinstance(decoder, Qwen) or model.image_token_id is None:
+            return None
+        text = _text_config(decoder)
+        visual["image_start_id"] = model.image_token_id - PADDING
+        return None if text is None else {**text, "visual": visual}
+
+    def update(self, loaded: Config, fields: Config) -> Config:
+        alone = fields.get("model_type") == VISUAL_ALONE
+        return updated_config(loaded, VISUAL if alone else self.DEFAULTS, fields)
+
+    def new_config(self, model: VLM, fields: Config) -> Config:
+        if model.decoder is None:
+            return fields
+        tied = {"tie_word_embeddings": model.decoder.tied}
+        return super().new_config(model, {**ONLY, **fields, **tied})
 
 
 def _resampler_rules(prefix: str) -> list[NameRule]:
@@ -82,7 +121,8 @@ def _language_rules() -> list[NameRule]:
         rename(f"{ours}.post_attention_layernorm.weight", f"{theirs}.ln_2.weight"),
         *(stacked_rows(_qkv(f"{ours}.self_attn", leaf), f"{theirs}.attn.c_attn.{leaf}") for leaf in ("weight", "bias")),
         rename(f"{ours}.self_attn.o_proj.weight", f"{theirs}.attn.c_proj.weight"),
-        rename(f"{ours}.mlp.gate_proj.weight", f"{theirs}.mlp.w2.weight"),  # the names are the wrong way round there
+        # These two names are the wrong way round there.
+        rename(f"{ours}.mlp.gate_proj.weight", f"{theirs}.mlp.w2.weight"),
         rename(f"{ours}.mlp.up_proj.weight", f"{theirs}.mlp.w1.weight"),
         rename(f"{ours}.mlp.down_proj.weight", f"{theirs}.mlp.c_proj.weight"),
     ]
@@ -90,30 +130,6 @@ def _language_rules() -> list[NameRule]:
 
 def _qkv(ours: str, leaf: str) -> list[str]:
     return [f"{ours}.{x}_proj.{leaf}" for x in "qkv"]
-
-
-def build(config: Config, shapes: Shapes) -> VLM:
-    """The model of a config; of the visual part alone, one without a decoder.
-
-    Raises:
-        ValueError: for a setting that the parts do not have.
-    """
-    if config["model_type"] == VISUAL_ALONE:
-        return VLM(*_visual(config, config["output_dim"]))
-    check_only(config, ONLY, "config.json")
-    text = TEXT | config
-    if text["kv_channels"] * text["num_attention_heads"] != text["hidden_size"]:
-        raise ValueError(f"kv_channels={text['kv_channels']} is not supported; heads times it must be the hidden size")
-    check_only(config["visual"], {"output_dim": text["hidden_size"]}, "config.json.visual")
-    encoder, resampler = _visual(config["visual"], text["hidden_size"])
-    decoder = Qwen(
-        config=_as_qwen2(text) | {"tie_word_embeddings": "lm_head.weight" not in shapes},
-        seq_length=text["seq_length"],
-        dynamic_ntk=text["use_dynamic_ntk"],
-        log_n=text["use_logn_attn"],
-    )
-    image = config["visual"]["image_start_id"] + PADDING
-    return VLM(encoder, resampler, decoder, objectives={"next_token": NextToken()}, image_token_id=image)
 
 
 def _visual(config: Config, output_dim: int) -> tuple[OpenCLIPViT, Resampler]:
@@ -130,7 +146,11 @@ def _visual(config: Config, output_dim: int) -> tuple[OpenCLIPViT, Resampler]:
         positions=POSITIONS,
     )
     resampler = Resampler(
-        encoder_dim=encoder.dim, decoder_dim=output_dim, num_queries=visual["n_queries"], head_dim=HEAD_DIM, special_tokens=0
+        encoder_dim=encoder.dim,
+        decoder_dim=output_dim,
+        num_queries=visual["n_queries"],
+        head_dim=HEAD_DIM,
+        special_tokens=0,
     )
     return encoder, resampler
 
@@ -151,26 +171,6 @@ def _as_qwen2(text: Config) -> Config:
     }
 
 
-def config_of(model: VLM) -> Config | None:
-    """The config that the model was loaded with, brought up to date, else one made from its parts."""
-    encoder, resampler, decoder = model.encoder, model.middleware, model.decoder
-    if not (isinstance(encoder, OpenCLIPViT) and isinstance(resampler, Resampler)) or not _standard(encoder, resampler):
-        return None
-    visual = _visual_config(encoder, resampler, model.config or {})
-    loaded = model.config or {}
-    if decoder is None:
-        made = {"model_type": VISUAL_ALONE, **visual}
-        return updated(loaded, VISUAL, made) if recognises(loaded, {}) else made
-    if not isinstance(decoder, Qwen) or model.image_token_id is None:
-        return None
-    if (text := _text_config(decoder)) is None:
-        return None
-    made = {**text, "visual": visual | {"image_start_id": model.image_token_id - PADDING}}
-    if recognises(loaded, {}):
-        return updated(loaded, TEXT | {"visual": VISUAL}, made)
-    return {"architectures": ["QWenLMHeadModel"], "model_type": "qwen", **ONLY, **made, "tie_word_embeddings": decoder.tied}
-
-
 def _standard(encoder: OpenCLIPViT, resampler: Resampler) -> bool:
     """Whether the parts have what the official code does not let one choose."""
     block = encoder.encoder.layers[0]
@@ -181,9 +181,11 @@ def _standard(encoder: OpenCLIPViT, resampler: Resampler) -> bool:
 
 def _visual_config(encoder: OpenCLIPViT, resampler: Resampler, loaded: Config) -> Config:
     block = encoder.encoder.layers[0]
-    mlp_dim, ratio = block.mlp.fc1.out_features, loaded.get("visual", loaded).get("mlp_ratio", 0.0)
-    if int(encoder.dim * ratio) != mlp_dim:  # a ratio that comes out right when it is cut off
-        ratio = next(r for r in (mlp_dim / encoder.dim, (mlp_dim + 0.5) / encoder.dim) if int(encoder.dim * r) == mlp_dim)
+    mlp_dim, dim = block.mlp.fc1.out_features, encoder.dim
+    ratio = loaded.get("visual", loaded).get("mlp_ratio", 0.0)
+    if int(dim * ratio) != mlp_dim:  # a ratio that comes out right when it is cut off
+        ratios = (mlp_dim / dim, (mlp_dim + 0.5) / dim)
+        ratio = next(ratio for ratio in ratios if int(dim * ratio) == mlp_dim)
     return {
         "image_size": encoder.image_size,
         "patch_size": encoder.patch_size,
@@ -216,3 +218,6 @@ def _text_config(decoder: Qwen) -> Config | None:
         "use_dynamic_ntk": decoder.dynamic_ntk,
         "use_logn_attn": decoder.log_n,
     }
+
+
+LAYOUT = QwenVL()

@@ -6,19 +6,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from lightning_internvl.checkpoints.adapters import Config, Shapes, updated
+from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
 from lightning_internvl.checkpoints.families.clip import VISION, clip_tower, clip_tower_config, vision_rules
 from lightning_internvl.checkpoints.families.intern_vit import check_only
 from lightning_internvl.checkpoints.families.language_model import fused_rows, internlm2_config, language_model, language_rules
-from lightning_internvl.checkpoints.name_rules import NameRule, rename
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.plora import PartialLoRACausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.model.vlm import VLM
-from lightning_internvl.objectives import NextToken
-
-NAME = "InternLM-XComposer2 as released (model_type 'internlmxcomposer2')"
-NATIVE = SINGLE_FILE = False
 
 IMAGE = -200  # stands for one visual token; no word
 TOWER = "vit.vision_tower.vision_model."
@@ -30,25 +26,54 @@ TOP: Config = {"img_size": 490, "lora_r": 256, "lora_alpha": 256, "clip_vision_c
 ONLY: Config = {"vision_proj": "mlp2x_gelu", "hidden_act": "silu"}
 
 
-def recognises(config: Config, shapes: Shapes) -> bool:
-    """Whether a `config.json` is of this layout; some releases say model_type 'internlm'."""
-    named = any("XComposer2" in name for name in config.get("architectures") or [])
-    return config.get("model_type") == "internlmxcomposer2" or named
+class XComposer2(Layout):
+    NAME = "InternLM-XComposer2 as released (model_type 'internlmxcomposer2')"
+    MODEL_TYPES = ("internlmxcomposer2",)
+    ARCHITECTURE = "InternLMXComposer2ForCausalLM"
+    DEFAULTS = TOP
 
+    def recognises(self, config: Config, shapes: Shapes) -> bool:
+        """Some releases say model_type 'internlm'."""
+        named = any("XComposer2" in name for name in config.get("architectures") or [])
+        return named or super().recognises(config, shapes)
 
-def canonical(name: str) -> str | None:
-    """Buffers that older releases stored are no weights."""
-    return None if name.endswith((".rotary_emb.inv_freq", ".position_ids")) else name
+    def rules(self, config: Config) -> list[NameRule]:
+        return [
+            *vision_rules(TOWER),
+            rename("middleware.mlp1.**", "vision_proj.**"),
+            *_update_rules(config),
+            *language_rules(_internlm2(config), prefix=""),
+        ]
 
+    def build(self, config: Config, shapes: Shapes) -> VLM:
+        check_only(config, ONLY, "config.json")
+        top, vision = TOP | config, CLIP | config.get("clip_vision_config", {})
+        encoder = clip_tower(vision | {"image_size": top["img_size"]}, post_norm="unused")
+        make = functools.partial(PartialLoRACausalLM, rank=top["lora_r"], alpha=top["lora_alpha"])
+        decoder = language_model(_internlm2(config), tied="output.weight" not in shapes, make=make)
+        connector = MLPConnector(encoder_dim=encoder.dim, decoder_dim=decoder.dim)
+        return chat_model(encoder, connector, decoder, image_token_id=IMAGE)
 
-def rules(config: Config) -> list[NameRule]:
-    """Tower, projector, language model and its updates."""
-    return [
-        *vision_rules(TOWER),
-        rename("middleware.mlp1.**", "vision_proj.**"),
-        *_update_rules(config),
-        *language_rules(_internlm2(config), prefix=""),
-    ]
+    def fields_of(self, model: VLM) -> Config | None:
+        encoder, connector, decoder = model.encoder, model.middleware, model.decoder
+        if not (isinstance(encoder, CLIPViT) and isinstance(connector, MLPConnector)):
+            return None
+        if not isinstance(decoder, PartialLoRACausalLM) or decoder.lm.config.model_type != "llama":
+            return None
+        if connector.layers[0] not in (-1, encoder.depth) or connector.depth != 2 or connector.keep_special:
+            return None
+        if (vision := clip_tower_config(encoder)) is None:
+            return None
+        return {
+            "img_size": vision.pop("image_size"),
+            "lora_r": decoder.rank,
+            "lora_alpha": decoder.alpha,
+            "clip_vision_config": vision,
+            "vocab_size": decoder.vocab_size,
+        }
+
+    def new_config(self, model: VLM, fields: Config) -> Config:
+        return super().new_config(model, internlm2_config(model.decoder) | fields)
 
 
 def _update_rules(config: Config) -> list[NameRule]:
@@ -56,7 +81,8 @@ def _update_rules(config: Config) -> list[NameRule]:
     attention, mlp = f"{ours}.self_attn.plora", f"{ours}.mlp.plora"
     heads = config["num_attention_heads"]
     # The rows of B lie in the fused order of `wqkv`, as those of its weight do.
-    fused = fused_rows(ours, f"{theirs}.attention.wqkv.Plora_B.weight", "", heads, config.get("num_key_value_heads") or heads)
+    groups = config.get("num_key_value_heads") or heads
+    fused = fused_rows(ours, f"{theirs}.attention.wqkv.Plora_B.weight", "", heads, groups)
     rules = [
         rename(f"{attention}.qkv.a", f"{theirs}.attention.wqkv.Plora_A.weight"),
         dataclasses.replace(fused, ours=tuple(f"{attention}.qkv.b.{x}_proj" for x in "qkv")),
@@ -73,44 +99,4 @@ def _internlm2(config: Config) -> Config:
     return {**config, "model_type": "internlm2"}
 
 
-def build(config: Config, shapes: Shapes) -> VLM:
-    """The model of a config.
-
-    Raises:
-        ValueError: for a setting that the parts do not have.
-    """
-    check_only(config, ONLY, "config.json")
-    top, vision = TOP | config, CLIP | config.get("clip_vision_config", {})
-    encoder = clip_tower(vision | {"image_size": top["img_size"]}, post_norm="unused")
-    make = functools.partial(PartialLoRACausalLM, rank=top["lora_r"], alpha=top["lora_alpha"])
-    decoder = language_model(_internlm2(config), tied="output.weight" not in shapes, make=make)
-    connector = MLPConnector(encoder_dim=encoder.dim, decoder_dim=decoder.dim)
-    return VLM(encoder, connector, decoder, objectives={"next_token": NextToken()}, image_token_id=IMAGE)
-
-
-def config_of(model: VLM) -> Config | None:
-    """The config that the model was loaded with, brought up to date, else one made from its parts."""
-    encoder, connector, decoder = model.encoder, model.middleware, model.decoder
-    if not (isinstance(encoder, CLIPViT) and isinstance(connector, MLPConnector) and isinstance(decoder, PartialLoRACausalLM)):
-        return None
-    plain = connector.layers[0] in (-1, encoder.depth) and connector.depth == 2 and not connector.keep_special
-    if not plain or decoder.lm.config.model_type != "llama":
-        return None
-    if (vision := clip_tower_config(encoder)) is None:
-        return None
-    made = {
-        "img_size": encoder.image_size,
-        "lora_r": decoder.rank,
-        "lora_alpha": decoder.alpha,
-        "clip_vision_config": {key: value for key, value in vision.items() if key != "image_size"},
-        "vocab_size": decoder.vocab_size,
-    }
-    loaded = model.config or {}
-    if recognises(loaded, {}):
-        return updated(loaded, TOP, made)
-    return {
-        "architectures": ["InternLMXComposer2ForCausalLM"],
-        "model_type": "internlmxcomposer2",
-        **internlm2_config(decoder),
-        **made,
-    }
+LAYOUT = XComposer2()

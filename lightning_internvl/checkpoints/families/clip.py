@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from lightning_internvl.checkpoints.families.intern_vit import check_only
-from lightning_internvl.checkpoints.name_rules import NameRule, rename
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
 from lightning_internvl.layers.transformer import Block
 from lightning_internvl.middleware.clip_text import CLIPText
-
-Config = dict[str, Any]
 
 # What transformers fills in where a config is silent.
 VISION: Config = {

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from lightning_internvl.checkpoints.name_rules import NameRule, joined_rows, rename
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, joined_rows, rename
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.layers.basic import RMSNorm
 
-Config = dict[str, Any]
 HEAD_DIM = 128  # of the 6B tower and of LLaMA, where a bare file does not tell
 
 # Names in the releases of 2023, and in those with a config.json.

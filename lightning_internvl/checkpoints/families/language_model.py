@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_internvl.checkpoints.name_rules import NameRule, rename
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename
 from lightning_internvl.decoders.hf_causal import NOTES, HFCausalLM
 
-Config = dict[str, Any]
 FUSED = "InternLM2ForCausalLM"  # grouped query, key and value in one matrix; a LLaMA otherwise
 
 # Fields of InternLM2 that LLaMA has under the same name.

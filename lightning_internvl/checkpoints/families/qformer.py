@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_internvl.checkpoints.name_rules import NameRule, rename, stacked_rows
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename, stacked_rows
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.middleware.qformer import QFormer
-
-Config = dict[str, Any]
 
 # What a config of transformers may leave out.
 VISION: Config = {

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 from lightning_internvl.checkpoints.families.intern_vit import check_only
-from lightning_internvl.checkpoints.name_rules import NameRule, rename
+from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename
 from lightning_internvl.encoders.sam_vit import SamViT
-
-Config = dict[str, Any]
 
 # What transformers fills in where a config is silent.
 DEFAULTS: Config = {

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import adapter_for, blip2_hf, blip2_itm_hf, instructblip_hf, official
+from lightning_internvl.checkpoints.adapters import blip2_hf, blip2_itm_hf, instructblip_hf, layout_of_checkpoint
 from lightning_internvl.decoders.hf_seq2seq import HFSeq2SeqLM
 from lightning_internvl.model.vlm import VLM
 
@@ -23,7 +23,7 @@ OWN_WORDS = {"interpolate_pos_encoding"}
 
 
 def knows(fixture: Fixture) -> bool:
-    return any(layout.recognises(fixture.config, {}) for layout in LAYOUTS)
+    return any(layout.LAYOUT.recognises(fixture.config, {}) for layout in LAYOUTS)
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -32,8 +32,8 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     if "loss" in found:
         found["loss"].sum().backward()
         gradients = {name: _gradient(p) for name, p in model.named_parameters()}
-        layout = adapter_for(fixture.config, {})
-        found |= {f"grad.{name}": g for name, g in official(layout, fixture.config, gradients).items()}
+        layout = layout_of_checkpoint(fixture.config, {})
+        found |= {f"grad.{name}": g for name, g in layout.official_tensors(fixture.config, gradients).items()}
     for name, case in notes.get("cases", {}).items():
         inputs, options = load_file(fixture.folder / case["inputs"]), case["kwargs"]
         if case["method"] == "generate":

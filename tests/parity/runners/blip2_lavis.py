@@ -8,7 +8,7 @@ from golden import Fixture
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import blip2_lavis, official
+from lightning_internvl.checkpoints.adapters import blip2_lavis
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.stages.generative import itc_features, match_both, similarity, three_losses
 
@@ -19,7 +19,7 @@ ECHOES = frozenset(f"{run}.neg_{kind}_index" for run in RUNS for kind in ("image
 
 
 def knows(fixture: Fixture) -> bool:
-    return blip2_lavis.recognises(fixture.config, {})
+    return blip2_lavis.LAYOUT.recognises(fixture.config, {})
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -59,4 +59,4 @@ def _run(fixture: Fixture, name: str) -> dict[str, Tensor]:
             "lm_logits": model.middleware.head(reads[2][1]),
         }
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return found | {f"grad.{name}": gradient for name, gradient in official(blip2_lavis, config, gradients).items()}
+    return found | {f"grad.{name}": gradient for name, gradient in blip2_lavis.LAYOUT.official_tensors(config, gradients).items()}

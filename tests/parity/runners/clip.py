@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import adapter_for, clip, clip_siglip_vision, official, siglip
+from lightning_internvl.checkpoints.adapters import clip, clip_siglip_vision, layout_of_checkpoint, siglip
 from lightning_internvl.model.vlm import VLM
 
 SYSTEM = "CLIP and SigLIP of transformers (whole models, or a tower alone)"
@@ -19,7 +19,7 @@ ECHOES: frozenset[str] = frozenset()
 
 
 def knows(fixture: Fixture) -> bool:
-    return any(layout.recognises(fixture.config, {}) for layout in (clip, siglip, clip_siglip_vision))
+    return any(layout.LAYOUT.recognises(fixture.config, {}) for layout in (clip, siglip, clip_siglip_vision))
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -60,6 +60,6 @@ def _pairs(model: VLM, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         output.loss.backward()
         found["loss"] = output.loss
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        adapter = adapter_for(model.config, {})
-        found |= {f"grad.{name}": g for name, g in official(adapter, model.config, gradients).items()}
+        layout = layout_of_checkpoint(model.config, {})
+        found |= {f"grad.{name}": g for name, g in layout.official_tensors(model.config, gradients).items()}
     return {name: tensor.detach() for name, tensor in found.items()}

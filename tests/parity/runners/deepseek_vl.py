@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import deepseek_vl_hf, official
+from lightning_internvl.checkpoints.adapters import deepseek_vl_hf
 
 SYSTEM = "DeepSeek-VL of transformers (DeepseekVLForConditionalGeneration, DeepseekVLHybridForConditionalGeneration)"
 ECHOES: frozenset[str] = frozenset()
@@ -18,7 +18,7 @@ PICTURES = ("pixel_values", "high_res_pixel_values")
 
 
 def knows(fixture: Fixture) -> bool:
-    return deepseek_vl_hf.recognises(fixture.config, {})
+    return deepseek_vl_hf.LAYOUT.recognises(fixture.config, {})
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     with torch.no_grad():
         features = model.visual_tokens(**{name: inputs[name] for name in PICTURES if name in inputs}).flatten(0, 1)
     named = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
-    gradients = official(deepseek_vl_hf, model.config, named)
+    gradients = deepseek_vl_hf.LAYOUT.official_tensors(model.config, named)
     found = {"logits": logits, "loss": output.loss.detach(), "image_features": features}
     found |= {f"grad.{name}": gradient for name, gradient in gradients.items()}
     for case in json.loads((fixture.folder / "fixture.json").read_text()).get("cases", {}).values():

@@ -7,14 +7,14 @@ from golden import Fixture
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import internvl_chat_llava, official
+from lightning_internvl.checkpoints.adapters import internvl_chat_llava
 
 SYSTEM = "InternVL-Chat with QLLaMA (two_mlp)"
 ECHOES: frozenset[str] = frozenset()
 
 
 def knows(fixture: Fixture) -> bool:
-    return internvl_chat_llava.recognises(fixture.config, {})
+    return internvl_chat_llava.LAYOUT.recognises(fixture.config, {})
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -37,5 +37,5 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     output = model(**inputs)
     output.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    found |= {f"grad.{name}": g for name, g in official(internvl_chat_llava, model.config, gradients).items()}
+    found |= {f"grad.{name}": g for name, g in internvl_chat_llava.LAYOUT.official_tensors(model.config, gradients).items()}
     return found | {"logits": output.logits.detach(), "loss": output.loss.detach()}

@@ -7,7 +7,7 @@ from golden import Fixture
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import internvl_14b, official
+from lightning_internvl.checkpoints.adapters import internvl_14b
 from lightning_internvl.middleware.qllama import TextStream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.stages.generative import three_losses
@@ -21,7 +21,7 @@ EMPTY_CAPTION, EMPTY_SUMMARY = 2, 5
 
 def knows(fixture: Fixture) -> bool:
     outputs = ("vision_last_hidden", "c.", "g.", "generate.", "stage2.")
-    return internvl_14b.recognises(fixture.config, {}) and all(name.startswith(outputs) for name in fixture.outputs)
+    return internvl_14b.LAYOUT.recognises(fixture.config, {}) and all(name.startswith(outputs) for name in fixture.outputs)
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -75,5 +75,7 @@ def _losses(model: VLM, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     total = sum(losses.values())
     total.backward()
     found = {f"stage2.loss_{name}": loss.detach().reshape(1) for name, loss in losses.items()}
-    gradients = official(internvl_14b, model.config, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    gradients = internvl_14b.LAYOUT.official_tensors(
+        model.config, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    )
     return found | {f"stage2.grad.{n}": g for n, g in gradients.items()} | {"stage2.loss": total.detach().reshape(1)}

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import internvl_native, official
+from lightning_internvl.checkpoints.adapters import internvl_native
 
 SYSTEM = "InternVL of transformers (InternVLForConditionalGeneration)"
 ECHOES: frozenset[str] = frozenset()
 
 
 def knows(fixture: Fixture) -> bool:
-    return internvl_native.recognises(fixture.config, {})
+    return internvl_native.LAYOUT.recognises(fixture.config, {})
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     logits = torch.where(hidden, fixture.outputs["logits"], output.logits.detach())
     with torch.no_grad():
         features = model.visual_tokens(inputs["pixel_values"]).flatten(0, 1)
-    gradients = official(internvl_native, model.config, {n: _gradient(p) for n, p in model.named_parameters()})
+    gradients = internvl_native.LAYOUT.official_tensors(model.config, {n: _gradient(p) for n, p in model.named_parameters()})
     found = {"logits": logits, "loss": output.loss.detach(), "image_features": features}
     found |= {f"grad.{name}": gradient for name, gradient in gradients.items()}
     for case in json.loads((fixture.folder / "fixture.json").read_text()).get("cases", {}).values():

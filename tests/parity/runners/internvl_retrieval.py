@@ -7,7 +7,7 @@ from golden import Fixture
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import internvl_14b, official
+from lightning_internvl.checkpoints.adapters import internvl_14b
 from lightning_internvl.middleware.qllama import TextStream
 from lightning_internvl.stages.generative import itc_features
 from lightning_internvl.stages.retrieval import retrieval_losses
@@ -17,7 +17,7 @@ ECHOES = frozenset[str]()
 
 
 def knows(fixture: Fixture) -> bool:
-    return internvl_14b.recognises(fixture.config, {}) and all(name.startswith("retrieval.") for name in fixture.outputs)
+    return internvl_14b.LAYOUT.recognises(fixture.config, {}) and all(name.startswith("retrieval.") for name in fixture.outputs)
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -43,6 +43,6 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
             "text_embeds": model.encode_text(inputs["summarize_ids"], inputs["summarize_mask"]),
         }
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    for name, gradient in official(internvl_14b, fixture.config, gradients).items():
+    for name, gradient in internvl_14b.LAYOUT.official_tensors(fixture.config, gradients).items():
         found[f"grad.{name}"] = gradient if gradient.ndim else gradient.reshape(1)  # the logit scale is a scalar there
     return {f"retrieval.{name}": value for name, value in found.items()}

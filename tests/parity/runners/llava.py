@@ -9,7 +9,7 @@ from golden import Fixture
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import llava, official
+from lightning_internvl.checkpoints.adapters import llava
 from lightning_internvl.model.placeholders import Expanded
 from lightning_internvl.model.vlm import VLM
 
@@ -18,7 +18,7 @@ ECHOES: frozenset[str] = frozenset()
 
 
 def knows(fixture: Fixture) -> bool:
-    return llava.recognises(fixture.config, {})
+    return llava.LAYOUT.recognises(fixture.config, {})
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     # What stands in the padding of a row is arbitrary in the original.
     padding = ~model.expand(**inputs).attention_mask.bool()[..., None]
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    found = {f"grad.{name}": g for name, g in official(llava, model.config, gradients).items()}
+    found = {f"grad.{name}": g for name, g in llava.LAYOUT.official_tensors(model.config, gradients).items()}
     found |= {"logits": torch.where(padding, fixture.outputs["logits"], output.logits.detach()), "loss": output.loss.detach()}
     with torch.no_grad():
         return found | _features(model, inputs["pixel_values"]) | _merged(model, inputs, fixture.config["truncated_max_length"])

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import llava_native, official
+from lightning_internvl.checkpoints.adapters import llava_native
 
 SYSTEM = "LLaVA of transformers (LlavaForConditionalGeneration)"
 ECHOES: frozenset[str] = frozenset()
 
 
 def knows(fixture: Fixture) -> bool:
-    return llava_native.recognises(fixture.config, {})
+    return llava_native.LAYOUT.recognises(fixture.config, {})
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     with torch.no_grad():
         features = model.visual_tokens(inputs["pixel_values"]).flatten(0, 1)
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
-    found = {f"grad.{name}": g for name, g in official(llava_native, model.config, gradients).items()}
+    found = {f"grad.{name}": g for name, g in llava_native.LAYOUT.official_tensors(model.config, gradients).items()}
     found |= {"logits": torch.where(hidden, fixture.outputs["logits"], output.logits.detach())}
     found |= {"loss": output.loss.detach(), "image_features": features}
     for case in json.loads((fixture.folder / "fixture.json").read_text()).get("cases", {}).values():

@@ -8,7 +8,7 @@ from golden import Fixture
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import minigpt4, official
+from lightning_internvl.checkpoints.adapters import minigpt4
 from lightning_internvl.middleware.qformer import QFormer
 from lightning_internvl.model.vlm import VLM
 
@@ -18,7 +18,7 @@ BOS, PAD = 1, 0  # of the fixtures' tokenizer
 
 
 def knows(fixture: Fixture) -> bool:
-    return minigpt4.recognises(fixture.config, {})
+    return minigpt4.LAYOUT.recognises(fixture.config, {})
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     output = model(*rows[:2], features, rows.labels)
     output.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    found |= {f"grad.{name}": g for name, g in official(minigpt4, model.config, gradients).items()}
+    found |= {f"grad.{name}": g for name, g in minigpt4.LAYOUT.official_tensors(model.config, gradients).items()}
     found["loss_per_row_reduction_none"] = loss_over_length(output.logits, rows.labels).detach()
     # The original's padding is compared nowhere (the fixture's notes); the file's own numbers stand there.
     logits = torch.where(rows.attention_mask.bool()[..., None], output.logits.detach(), fixture.outputs["logits"])

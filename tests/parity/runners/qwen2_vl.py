@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import official, qwen2_vl
+from lightning_internvl.checkpoints.adapters import qwen2_vl
 from lightning_internvl.model.vlm import VLM
 
 SYSTEM = "Qwen2-VL (Qwen2VLForConditionalGeneration)"
@@ -18,7 +18,7 @@ ECHOES: frozenset[str] = frozenset()
 
 
 def knows(fixture: Fixture) -> bool:
-    return qwen2_vl.recognises(fixture.config, {})
+    return qwen2_vl.LAYOUT.recognises(fixture.config, {})
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -28,7 +28,7 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     seen = inputs["attention_mask"].bool()
     # What stands at padding depends on the attention kernel; the reference is only good, and only compared, where the mask is 1.
     logits = torch.where(seen[..., None], output.logits.detach(), fixture.outputs["logits"])
-    gradients = official(qwen2_vl, model.config, {name: _gradient(p) for name, p in model.named_parameters()})
+    gradients = qwen2_vl.LAYOUT.official_tensors(model.config, {name: _gradient(p) for name, p in model.named_parameters()})
     found = {"logits": logits, "loss": output.loss.detach()}
     found |= _features(model, inputs) | _positions(model, inputs)
     found |= {f"grad.{name}": gradient for name, gradient in gradients.items()}

@@ -11,7 +11,7 @@ from golden import Fixture
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import official, qwen_vl
+from lightning_internvl.checkpoints.adapters import qwen_vl
 from lightning_internvl.middleware.resampler import sincos_positions
 from lightning_internvl.model.vlm import VLM
 
@@ -21,7 +21,7 @@ PREFIX = "transformer.visual."
 
 
 def knows(fixture: Fixture) -> bool:
-    return qwen_vl.recognises(fixture.config, {})
+    return qwen_vl.LAYOUT.recognises(fixture.config, {})
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -92,4 +92,4 @@ def beyond(fixture: Fixture, ids: Tensor, mask: Tensor) -> Tensor:
 def written_gradients(model: VLM) -> dict[str, Tensor]:
     """Gradients under the official names."""
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return official(qwen_vl, model.config, gradients)
+    return qwen_vl.LAYOUT.official_tensors(model.config, gradients)

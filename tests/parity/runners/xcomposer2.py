@@ -8,7 +8,7 @@ from marked_labels import labels_by_turns
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import official, xcomposer2
+from lightning_internvl.checkpoints.adapters import xcomposer2
 from lightning_internvl.checkpoints.families.language_model import fused_rows
 from lightning_internvl.decoders.plora import mark, rows_of
 from lightning_internvl.layers.basic import resize_positions
@@ -19,7 +19,7 @@ ECHOES: frozenset[str] = frozenset()
 
 
 def knows(fixture: Fixture) -> bool:
-    return xcomposer2.recognises(fixture.config, {})
+    return xcomposer2.LAYOUT.recognises(fixture.config, {})
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     output = model(ids, mask, pixels, inputs["labels"])
     output.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    found |= {f"grad.{name}": g for name, g in official(xcomposer2, model.config, gradients).items()}
+    found |= {f"grad.{name}": g for name, g in xcomposer2.LAYOUT.official_tensors(model.config, gradients).items()}
     # The original's padding is compared nowhere (the fixture's notes); the file's own numbers stand there.
     logits = torch.where(mask.bool()[..., None], output.logits.detach(), fixture.outputs["logits"])
     return found | {"logits": logits, "loss": output.loss.detach()}
