@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from lightning_internvl.objectives import NextToken
 from lightning_internvl.protocols import Decoder, Encoder, Middleware
 
 
-class Layout:
+class Layout(ABC):
     """How a model lies in files; a module of this folder offers an instance as `LAYOUT`.
 
     Attributes:
@@ -49,17 +50,17 @@ class Layout:
         """The name of a tensor in a file as the rules write it; None for what holds no weights."""
         return None if name.endswith(self.BUFFERS) else name
 
+    @abstractmethod
     def rules(self, config: Config) -> list[NameRule]:
         """How tensors of the layout become ours and back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, config: Config, shapes: Shapes) -> VLM:
         """The model of a config, given the tensors in the files under their canonical names.
 
         Raises:
             ValueError: for a setting that the parts do not have.
         """
-        raise NotImplementedError
 
     # --- model to files -----------------------------------------------------------------------------
 
@@ -76,7 +77,7 @@ class Layout:
 
     def fields_of(self, model: VLM) -> Config | None:
         """What the parts of a model say of its config; None if the layout cannot hold the model."""
-        raise NotImplementedError
+        return None
 
     def is_config_of(self, loaded: Config, fields: Config) -> bool:
         """Whether the config that a model was loaded with is one of this layout."""
@@ -113,21 +114,21 @@ class BareFileLayout(Layout):
         """An empty config where the layout can hold the model."""
         return {} if self.holds(model) else None
 
+    @abstractmethod
     def holds(self, model: VLM) -> bool:
         """Whether the layout has a place for all parts of a model, with the settings they have."""
-        raise NotImplementedError
 
 
 class EncoderLayout(Layout):
     """An encoder and nothing else."""
 
+    @abstractmethod
     def encoder(self, config: Config) -> Encoder:
         """The encoder of a config."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encoder_config(self, encoder: nn.Module) -> Config | None:
         """The config of an encoder; None if the layout cannot hold it."""
-        raise NotImplementedError
 
     def build(self, config: Config, shapes: Shapes) -> VLM:
         return VLM(self.encoder(config))
