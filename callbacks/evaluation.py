@@ -9,7 +9,7 @@ import lightning as L
 
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.inference.journal import Journal
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.stages import Stage
 
 
@@ -23,7 +23,7 @@ class Evaluation(L.Callback):
     """
 
     def __init__(
-        self, *, tasks: Mapping[str, Callable[[Bench], dict[str, float]]], bench: Bench | None = None, cases: int = 0
+        self, *, tasks: Mapping[str, Callable[[Predictor], dict[str, float]]], bench: Predictor | None = None, cases: int = 0
     ) -> None:
         self.tasks, self.bench, self.cases = dict(tasks), bench, cases
 

@@ -10,7 +10,7 @@ import lightning as L
 
 from lightning_internvl.evaluation.probe_samples import sample
 from lightning_internvl.files import write_json
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.stages import Stage
 
 
@@ -25,7 +25,7 @@ class Samples(L.Callback):
     """
 
     def __init__(
-        self, *, at: Sequence[float], images: int, mode: str = "c", writer: str | None = None, bench: Bench | None = None
+        self, *, at: Sequence[float], images: int, mode: str = "c", writer: str | None = None, bench: Predictor | None = None
     ) -> None:
         self.bench, self.at, self.images, self.mode, self.writer = bench, tuple(at), images, mode, writer
 

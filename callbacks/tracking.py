@@ -18,7 +18,7 @@ from lightning_internvl.checkpoints import handoff
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.files import from_aside, read_json, write_json
 from lightning_internvl.inference.journal import Journal
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.messages import ConfigError, did_you_mean
 from lightning_internvl.report.metrics_table import CHANCE_SUFFIX
 from lightning_internvl.stages import Stage
@@ -52,8 +52,8 @@ class Tracking(L.Callback):
         best: str | Mapping[str, str] | None = None,
         lowest: bool = False,
         cases: int = 4,
-        tasks: Mapping[str, Callable[[Bench], dict[str, float]]] | None = None,
-        bench: Bench | None = None,
+        tasks: Mapping[str, Callable[[Predictor], dict[str, float]]] | None = None,
+        bench: Predictor | None = None,
         tokenizers: Mapping[str, Any] | None = None,
     ) -> None:
         faults = {
@@ -124,7 +124,7 @@ class Tracking(L.Callback):
         write_json(note, {"metric": metric, "value": value, "step": step})
 
 
-def _light(bench: Bench, samples: int) -> Bench:
+def _light(bench: Predictor, samples: int) -> Predictor:
     """A bench of fewer samples."""
     light, data = copy.copy(bench), bench.held_out
     counts = {"scenes": min(samples, data.scenes), "questions": min(samples, data.asked), "single": min(samples, data.single)}

@@ -16,7 +16,7 @@ from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.distributed.collectives import data_parallel_rank_and_size, gather
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.inference.collators import View
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.stages import Stage
 
 
@@ -110,7 +110,7 @@ class Validation(L.Callback):
                 continue
         if not asked:
             return {}
-        with Bench(stage.model, None, chats=self.view.chats).evaluating(trainer.precision_plugin.forward_context) as bench:
+        with Predictor(stage.model, None, chats=self.view.chats).evaluating(trainer.precision_plugin.forward_context) as bench:
             written = bench.complete(asked)
         right = sum(text == answer for text, answer in zip(written, answers, strict=True))
         return {"validation_exact_match": right / len(asked), "validation_answers": float(len(asked))}

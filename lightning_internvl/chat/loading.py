@@ -13,9 +13,9 @@ from lightning_internvl.checkpoints.weight_source import handoffs_of
 from lightning_internvl.choices import Config
 from lightning_internvl.config.model_source import READING
 from lightning_internvl.files import RUN_CONFIG
-from lightning_internvl.inference.device import placing
+from lightning_internvl.inference.device import model_mover
 from lightning_internvl.inference.load_official import open_model
-from lightning_internvl.inference.load_run import Opened, open_run, run_of, settings_of
+from lightning_internvl.inference.load_run import LoadedRun, open_run, run_of, settings_of
 from lightning_internvl.inference.picture_search import Retriever
 from lightning_internvl.model.compose import Build
 from lightning_internvl.model.vlm import VLM
@@ -47,7 +47,7 @@ def load(settings: Mapping[str, Any], build: Build) -> Loaded:
     """
     if settings["run"] is None:
         return load_model(settings)
-    return load_run(Path(settings["run"]), build, placing(settings))
+    return load_run(Path(settings["run"]), build, model_mover(settings))
 
 
 def load_model(settings: Mapping[str, Any]) -> Loaded:
@@ -57,7 +57,7 @@ def load_model(settings: Mapping[str, Any]) -> Loaded:
         raise ValueError(f"model={place} is a run of this project; give run={place}")
     chosen = {name: settings[name] for name in READING}
     found = open_model(place, **chosen, dtype=getattr(torch, settings["dtype"]))
-    model, name = placing(settings)(found.view.model), f"{Path(place).name} ({found.layout})"
+    model, name = model_mover(settings)(found.view.model), f"{Path(place).name} ({found.layout})"
     if found.view.chats is None:
         return Loaded(name, None, Retriever(model, found.view.pairs))
     return Loaded(name, lambda: Session(model, found.view.chats, found.joint), None)
@@ -76,8 +76,8 @@ def load_run(place: Path, build: Build, put: Callable[[VLM], VLM]) -> Loaded:
     wanted = {*(answers or captions)[-1:], *compares[-1:]}
     if not wanted:
         raise ValueError(f"{place}: no finished stage answers, writes captions or compares; stages: {', '.join(_names(stages))}")
-    opened = {folder: open_run(folder, build) for folder in wanted}
-    for one in opened.values():
+    runs = {folder: open_run(folder, build) for folder in wanted}
+    for one in runs.values():
         put(one.view.model)
     run, talker = run_of(next(iter(stages))), (answers or captions)[-1:]
     name = f"{run.name}, stage {(talker or compares)[-1].name}"
@@ -85,21 +85,21 @@ def load_run(place: Path, build: Build, put: Callable[[VLM], VLM]) -> Loaded:
     scenes = held_out if str(held_out.get("_target_")).endswith(SCENES) else None
     session = None
     if answers:
-        session = _answering(opened[answers[-1]])
+        session = _answer_session(runs[answers[-1]])
     elif captions:
-        session = _captioning(opened[captions[-1]])
-    return Loaded(name, session, _comparing(opened[compares[-1]]) if compares else None, scenes)
+        session = _caption_session(runs[captions[-1]])
+    return Loaded(name, session, _retriever(runs[compares[-1]]) if compares else None, scenes)
 
 
-def _answering(found: Opened) -> Callable[[], Session]:
+def _answer_session(found: LoadedRun) -> Callable[[], Session]:
     return lambda: Session(found.view.model, found.view.chats)
 
 
-def _captioning(found: Opened) -> Callable[[], Session]:
+def _caption_session(found: LoadedRun) -> Callable[[], Session]:
     return lambda: CaptionSession(found.view.model, found.view.pairs)
 
 
-def _comparing(found: Opened) -> Retriever:
+def _retriever(found: LoadedRun) -> Retriever:
     return Retriever(found.view.model, found.view.pairs, (found.settings.get("samples") or {}).get("mode") or "c")
 
 

@@ -22,7 +22,7 @@ from lightning_internvl.data.collate.encode import TooLong
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.templates import IMAGE, Message
-from lightning_internvl.inference.predictor import stopping
+from lightning_internvl.inference.predictor import stop_options
 from lightning_internvl.model.vlm import VLM
 
 
@@ -81,7 +81,7 @@ class Session:
     """
 
     hint = "ask about a picture: /image PATH, then your question"
-    _told: _Told | None = None  # of the answer that is being written
+    _stop_flag: _StopFlag | None = None  # of the answer that is being written
 
     def __init__(self, model: VLM, chats: ChatCollator, joint: str = "\n") -> None:
         self.model, self.chats, self.joint = model, copy.copy(chats), joint
@@ -98,8 +98,8 @@ class Session:
 
     def stop(self) -> None:
         """End the answer that is being written, from any thread; what has been written stays."""
-        if self._told:
-            self._told.stop = True
+        if self._stop_flag:
+            self._stop_flag.stop = True
 
     @property
     def waiting(self) -> int:
@@ -161,10 +161,10 @@ class Session:
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         room = max(1, self.context - batch["input_ids"].shape[1])
         options = {**sampling.options(), "max_new_tokens": min(sampling.max_new_tokens, room), "pad_token_id": pad}
-        options |= stopping(tokenizer, end)
-        self._told, before = _Told(), None
-        for ids, finished in _generated(self.model, batch, options, self._told, sampling.seed + len(self.messages)):
-            text = shown(tokenizer.decode(ids, skip_special_tokens=True), end, finished)
+        options |= stop_options(tokenizer, end)
+        self._stop_flag, before = _StopFlag(), None
+        for ids, finished in _generated(self.model, batch, options, self._stop_flag, sampling.seed + len(self.messages)):
+            text = visible_text(tokenizer.decode(ids, skip_special_tokens=True), end, finished)
             if text != before and (text or finished):
                 yield (before := text)
 
@@ -202,7 +202,7 @@ class CaptionSession(Session):
         yield caption
 
 
-def shown(text: str, end: str, finished: bool) -> str:
+def visible_text(text: str, end: str, finished: bool) -> str:
     """A text up to its end mark; of one that is still written, without half a character or half an end mark."""
     text, ended, _ = text.partition(end) if end else (text, "", "")
     if finished or ended:
@@ -228,7 +228,7 @@ def on_device(model: VLM, tensor: Tensor) -> Tensor:
     return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else None)
 
 
-class _Told(StoppingCriteria):
+class _StopFlag(StoppingCriteria):
     """Ends the answer when it is told to."""
 
     def __init__(self) -> None:
@@ -254,7 +254,7 @@ class _Tokens(BaseStreamer):
 
 
 def _generated(
-    model: VLM, batch: dict[str, Tensor], options: dict[str, Any], told: _Told, seed: int
+    model: VLM, batch: dict[str, Tensor], options: dict[str, Any], flag: _StopFlag, seed: int
 ) -> Iterator[tuple[Sequence[int], bool]]:
     """New ids, all so far at a time, and whether they are all. `generate` runs in a thread, which ends with this iterator."""
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -266,7 +266,7 @@ def _generated(
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(seed)
                 inputs = {name: on_device(model, tensor) for name, tensor in batch.items()}
-                new = model.generate(**inputs, **options, streamer=streamer, stopping_criteria=[told])
+                new = model.generate(**inputs, **options, streamer=streamer, stopping_criteria=[flag])
             found.put(new[0].cpu())
         except BaseException as error:  # handed to the thread that asked
             found.put(error)
@@ -286,5 +286,5 @@ def _generated(
             if found.empty():  # who shows it may be slower than the model
                 yield ids, False
     finally:
-        told.stop = True
+        flag.stop = True
         thread.join()

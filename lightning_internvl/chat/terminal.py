@@ -10,13 +10,13 @@ from pathlib import Path
 
 from lightning_internvl.chat.loading import Loaded
 from lightning_internvl.chat.session import Sampling
-from lightning_internvl.inference.picture_search import Found, Gallery
+from lightning_internvl.inference.picture_search import Gallery, SearchHit
 from lightning_internvl.messages import did_you_mean
 
 PROMPT = "> "
 
 
-def as_lines(found: Sequence[Found]) -> str:
+def as_lines(found: Sequence[SearchHit]) -> str:
     """Pictures with their similarities, the best first."""
     return "\n".join(f"{one.similarity:6.3f}  {one.path}" for one in found)
 

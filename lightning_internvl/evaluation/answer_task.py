@@ -16,7 +16,7 @@ from lightning_internvl.console import console
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.evaluation.tasks import Metrics
 from lightning_internvl.inference.journal import with_picture
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.messages import first_of
 from lightning_internvl.report.metrics_table import ASKED, SCORED, TOTAL
 
@@ -46,7 +46,7 @@ class Case:
         return read_image(self.picture) if isinstance(self.picture, Path) else self.picture()
 
 
-class Judged(ABC):
+class AnswerTask(ABC):
     """A task whose score is a function of answers.
 
     Args:
@@ -77,8 +77,8 @@ class Judged(ABC):
         max_missing: float = 0.01,
         version: int = 1,
     ) -> None:
-        self.path = existing(path, "path")
-        self.images = existing(images, "images") or (self.path and (self.path if self.path.is_dir() else self.path.parent))
+        self.path = existing_path(path, "path")
+        self.images = existing_path(images, "images") or (self.path and (self.path if self.path.is_dir() else self.path.parent))
         self.prompt = prompt or (self.PROMPT if path else self.SCENES_PROMPT)
         if "{question}" not in self.prompt and "{question}" in self.PROMPT:
             raise ValueError(f"{prompt=} has no place for the question; write {{question}} where it belongs")
@@ -86,7 +86,7 @@ class Judged(ABC):
         self.samples, self.max_missing, self.version = samples, max_missing, version
 
     @abstractmethod
-    def cases(self, bench: Bench) -> list[Case]:
+    def cases(self, predictor: Predictor) -> list[Case]:
         """All questions, in the order of the set."""
 
     @abstractmethod
@@ -98,85 +98,85 @@ class Judged(ABC):
         return [self.judge(case, answer) for case, answer in zip(cases, answers, strict=True)]
 
     @abstractmethod
-    def score(self, cases: Sequence[Case], answers: Sequence[str], bench: Bench) -> Metrics:
+    def score(self, cases: Sequence[Case], answers: Sequence[str], predictor: Predictor) -> Metrics:
         """The numbers over all questions that were answered."""
 
-    def told(self, case: Case) -> str:
+    def truth_text(self, case: Case) -> str:
         """The truth as the page shows it."""
         return str(case.truth)
 
-    def __call__(self, bench: Bench) -> Metrics:
-        bench.journal.notes["prompt"] = self.prompt
-        cases = self.cases(bench)
+    def __call__(self, predictor: Predictor) -> Metrics:
+        predictor.journal.notes["prompt"] = self.prompt
+        cases = self.cases(predictor)
         check_keys(cases)
         self._digests: dict[Path, str] = {}
         asked = cases[: self.samples]
-        usable = self._usable(asked, bench)
-        answers = dict(self._answers(usable, len(asked), bench))
+        usable = self._usable(asked, predictor)
+        answers = dict(self._answers(usable, len(asked), predictor))
         scored = [case for case in usable if case.key in answers]
         if not scored:
-            raise ValueError(f"none of {len(asked)} samples can be scored: {first_of(bench.journal.missing.values(), 1)}")
-        found = self.score(scored, [answers[case.key] for case in scored], bench)
-        self._keep(scored, answers, bench)
+            raise ValueError(f"none of {len(asked)} samples can be scored: {first_of(predictor.journal.missing.values(), 1)}")
+        found = self.score(scored, [answers[case.key] for case in scored], predictor)
+        self._keep_predictions(scored, answers, predictor)
         return {**found, SCORED: found.get(SCORED, len(scored)), ASKED: len(asked), TOTAL: len(cases)}
 
-    def _usable(self, cases: Sequence[Case], bench: Bench) -> list[Case]:
+    def _usable(self, cases: Sequence[Case], predictor: Predictor) -> list[Case]:
         """Those with a truth and a picture file; raises ValueError where too many lack one, before anything is asked."""
         usable = []
         for case in cases:
             if case.truth is None:
-                bench.journal.lacks(case.key, "there is no true answer")
+                predictor.journal.add_missing(case.key, "there is no true answer")
             elif isinstance(case.picture, Path) and not case.picture.is_file():
-                bench.journal.lacks(case.key, f"image {case.picture} does not exist")
+                predictor.journal.add_missing(case.key, f"image {case.picture} does not exist")
             else:
                 usable.append(case)
-        self._check_missing(len(cases), bench)
+        self._check_missing(len(cases), predictor)
         return usable
 
-    def _check_missing(self, asked: int, bench: Bench) -> None:
-        missing = bench.journal.missing
+    def _check_missing(self, asked: int, predictor: Predictor) -> None:
+        missing = predictor.journal.missing
         if len(missing) > self.max_missing * asked:
             raise ValueError(
                 f"{len(missing)} of {asked} samples cannot be scored, more than max_missing={self.max_missing} allows: "
                 + "; ".join(f"{key}: {reason}" for key, reason in list(missing.items())[:3])
             )
 
-    def _answers(self, cases: Sequence[Case], asked: int, bench: Bench) -> Iterator[tuple[str, str]]:
+    def _answers(self, cases: Sequence[Case], asked: int, predictor: Predictor) -> Iterator[tuple[str, str]]:
         """Key and answer of every question, those of an earlier attempt first. `asked` counts those that cannot be used too."""
-        journal, waiting = bench.journal, []
+        journal, waiting = predictor.journal, []
         for case in cases:
-            known = self._known(case, bench)
+            known = self._earlier_answer(case, predictor)
             if known is None:
                 waiting.append(case)
             else:
                 yield case.key, known
-        if other := sum(journal.asked(case.key, self._asked(case)) for case in waiting):
+        if other := sum(journal.was_asked(case.key, self._prompt_for(case)) for case in waiting):
             reason = f"their pictures have changed, or {journal.path} does not say which were shown"
             console.print(f"{other} questions are asked again: {reason}", soft_wrap=True, markup=False)
-        size = self._at_a_time(bench)
+        size = self._questions_at_a_time(predictor)
         parts = [waiting[start : start + size] for start in range(0, len(waiting), size)]
         for part in track(
             parts, "asking", console=console, transient=True, disable=journal.path is None or not console.is_terminal
         ):
-            rows = list(self._answered(part, bench))
-            journal.add(rows, {case.key: self._shown(case) for case in part})
+            rows = list(self._ask_model(part, predictor))
+            journal.add(rows, {case.key: self._picture_digest(case) for case in part})
             yield from ((key, answer) for key, _, answer in rows)
-            self._check_missing(asked, bench)
+            self._check_missing(asked, predictor)
 
-    def _known(self, case: Case, bench: Bench) -> str | None:
+    def _earlier_answer(self, case: Case, predictor: Predictor) -> str | None:
         """The answer of an earlier attempt to the same question about the same picture."""
-        question = self._asked(case)
-        if not bench.journal.asked(case.key, question):
+        question = self._prompt_for(case)
+        if not predictor.journal.was_asked(case.key, question):
             return None  # its picture need not be read to know that
-        return bench.journal.answer(case.key, question, self._shown(case))
+        return predictor.journal.answer(case.key, question, self._picture_digest(case))
 
-    def _at_a_time(self, bench: Bench) -> int:
-        return max(1, bench.batch_size // (bench.chats.processor.max_tiles if bench.chats else 1))
+    def _questions_at_a_time(self, predictor: Predictor) -> int:
+        return max(1, predictor.batch_size // (predictor.chats.processor.max_tiles if predictor.chats else 1))
 
-    def _asked(self, case: Case) -> str:
+    def _prompt_for(self, case: Case) -> str:
         return self.prompt.replace("{question}", case.question)
 
-    def _shown(self, case: Case) -> str | None:
+    def _picture_digest(self, case: Case) -> str | None:
         """A digest of the picture's file; None for a picture that is drawn, which key and seed tell."""
         if not isinstance(case.picture, Path):
             return None
@@ -184,51 +184,56 @@ class Judged(ABC):
             self._digests[case.picture] = digest_of_file(case.picture)
         return self._digests[case.picture]
 
-    def _answered(self, cases: Sequence[Case], bench: Bench) -> Iterator[tuple[str, str, str]]:
+    def _ask_model(self, cases: Sequence[Case], predictor: Predictor) -> Iterator[tuple[str, str, str]]:
         """Key, question and answer; samples that cannot be asked are noted."""
         seen: list[tuple[Case, np.ndarray]] = []
         for case in cases:
             try:
                 seen.append((case, case.look()))
             except ValueError as error:
-                bench.journal.lacks(case.key, error)
-        for (case, _), answer in zip(*self._written(seen, bench), strict=True):
-            yield case.key, self._asked(case), answer
+                predictor.journal.add_missing(case.key, error)
+        for (case, _), answer in zip(*self._write_each(seen, predictor), strict=True):
+            yield case.key, self._prompt_for(case), answer
 
-    def _written(self, seen: list[tuple[Case, np.ndarray]], bench: Bench) -> tuple[list[tuple[Case, np.ndarray]], list[str]]:
+    def _write_each(
+        self, seen: list[tuple[Case, np.ndarray]], predictor: Predictor
+    ) -> tuple[list[tuple[Case, np.ndarray]], list[str]]:
         """The questions that the model can read, and its answers. One that is too long must not cost the others theirs."""
         if not seen:
             return [], []
         try:
-            return seen, self.write([picture for _, picture in seen], [self._asked(case) for case, _ in seen], bench)
+            return seen, self.write([picture for _, picture in seen], [self._prompt_for(case) for case, _ in seen], predictor)
         except ValueError as error:
             if len(seen) == 1:
-                bench.journal.lacks(seen[0][0].key, error)
+                predictor.journal.add_missing(seen[0][0].key, error)
                 return [], []
-        alone = [self._written([one], bench) for one in seen]
+        alone = [self._write_each([one], predictor) for one in seen]
         return [one for ones, _ in alone for one in ones], [text for _, texts in alone for text in texts]
 
-    def write(self, pictures: Sequence[np.ndarray], questions: Sequence[str], bench: Bench) -> list[str]:
+    def write(self, pictures: Sequence[np.ndarray], questions: Sequence[str], predictor: Predictor) -> list[str]:
         """Answers of the model."""
-        return bench.answer(pictures, questions, self.max_new_tokens, **({"num_beams": self.beams} if self.beams > 1 else {}))
+        return predictor.answer(pictures, questions, self.max_new_tokens, **({"num_beams": self.beams} if self.beams > 1 else {}))
 
-    def _keep(self, cases: Sequence[Case], answers: dict[str, str], bench: Bench) -> None:
+    def _keep_predictions(self, cases: Sequence[Case], answers: dict[str, str], predictor: Predictor) -> None:
         """Every answer with its judgement, and a few with their pictures, taken from all over the set."""
         written = [answers[case.key] for case in cases]
         rows = list(zip(cases, written, self.grades(cases, written), strict=True))
-        bench.journal.finish(
+        predictor.journal.finish(
             {
-                **{"key": c.key, "part": c.part, "question": self._asked(c), "answer": a, "truth": self.told(c), "score": s},
-                **with_picture(self._shown(c)),
+                **{"key": case.key, "part": case.part, "question": self._prompt_for(case)},
+                **{"answer": answer, "truth": self.truth_text(case), "score": score},
+                **with_picture(self._picture_digest(case)),
             }
-            for c, a, s in rows
+            for case, answer, score in rows
         )
         for right in (True, False):
             kind = [row for row in rows if (row[2] >= self.RIGHT) == right]
-            step = max(1, len(kind) // max(1, bench.journal.cases))
+            step = max(1, len(kind) // max(1, predictor.journal.cases))
             for case, answer, _ in kind[::step]:
-                if bench.journal.wants(right):
-                    bench.journal.show(case.look(), question=self._asked(case), answer=answer, truth=self.told(case), right=right)
+                if predictor.journal.has_room(right):
+                    predictor.journal.show(
+                        case.look(), question=self._prompt_for(case), answer=answer, truth=self.truth_text(case), right=right
+                    )
 
 
 def check_keys(cases: Sequence[Case]) -> None:
@@ -237,11 +242,11 @@ def check_keys(cases: Sequence[Case]) -> None:
     for place, case in enumerate(cases):
         first = places.setdefault(case.key, place)
         if first != place:
-            two = (f"sample {at + 1} ({_described(cases[at])})" for at in (first, place))
+            two = (f"sample {at + 1} ({_description(cases[at])})" for at in (first, place))
             raise ValueError(f"two samples have the key {case.key!r}: {' and '.join(two)}; give each a key of its own")
 
 
-def _described(case: Case) -> str:
+def _description(case: Case) -> str:
     return f"{case.picture if isinstance(case.picture, Path) else 'a scene'}, {case.question[:80]!r}"
 
 
@@ -254,14 +259,14 @@ def digest_of_file(path: Path) -> str:
         return ""  # what reads the picture says what is wrong with it
 
 
-def existing(path: str | None, setting: str) -> Path | None:
+def existing_path(path: str | None, setting: str) -> Path | None:
     """A path, if one is given; raises ValueError if nothing is there."""
     if path is not None and not Path(path).exists():
         raise ValueError(f"{setting}={path}: there is no such file or folder")
     return None if path is None else Path(path)
 
 
-def shares(name: str, cases: Sequence[Case], values: Sequence[float]) -> Metrics:
+def means_by_part(name: str, cases: Sequence[Case], values: Sequence[float]) -> Metrics:
     """Means over all samples, and by part of the set where it has several."""
     found = {name: sum(values) / len(values)}
     parts = dict.fromkeys(case.part for case in cases)

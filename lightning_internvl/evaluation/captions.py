@@ -10,24 +10,24 @@ import numpy as np
 from lightning_internvl.console import console
 from lightning_internvl.data.files.captions import read_captions
 from lightning_internvl.data.scenes.language import CAPTION_REQUEST
-from lightning_internvl.evaluation.answer_task import BUILT_IN, Case, Judged
+from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case
 from lightning_internvl.evaluation.metrics.bleu import bleu
 from lightning_internvl.evaluation.metrics.cider import cider
 from lightning_internvl.evaluation.metrics.meteor import meteor
 from lightning_internvl.evaluation.metrics.ptb_tokenizer import lacking, official_words, words_of
 from lightning_internvl.evaluation.scene_cases import caption_cases
 from lightning_internvl.evaluation.tasks import Metrics
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.messages import did_you_mean
 
 WRITERS, TOKENIZERS = ("decoder", "middleware"), ("own", "official")
 
 
-class Captions(Judged):
+class Captions(AnswerTask):
     """Scores of written captions; what is asked, and of whom, is recorded.
 
     Args:
-        path, images, split: as `data.caption_files.read_captions` takes them.
+        path, images, split: as `data.files.captions.read_captions` takes them.
         writer: "decoder", "middleware", or None for a decoder where there is one.
         language: of the middleware's captions.
         tokenizer: how captions are split into words: "own", or "official", the COCO tools' Java program.
@@ -61,30 +61,30 @@ class Captions(Judged):
         self.meteor = not reason if meteor is None else meteor
         self.without = reason if meteor is None else None
 
-    def cases(self, bench: Bench) -> list[Case]:
+    def cases(self, predictor: Predictor) -> list[Case]:
         if self.path is None:
-            return caption_cases(bench.held_out, self.samples or BUILT_IN)
+            return caption_cases(predictor.held_out, self.samples or BUILT_IN)
         found = read_captions(self.path, self.images, self.split)
         named = zip(found.names, found.paths, found.captions, strict=True)
         return [Case(name, path, "", said) for name, path, said in named]
 
-    def write(self, pictures: Sequence[np.ndarray], questions: Sequence[str], bench: Bench) -> list[str]:
-        writer = self._writer(bench)
+    def write(self, pictures: Sequence[np.ndarray], questions: Sequence[str], predictor: Predictor) -> list[str]:
+        writer = self._writer(predictor)
         if writer == "decoder":
-            return super().write(pictures, questions, bench)
+            return super().write(pictures, questions, predictor)
         beams = {"num_beams": self.beams} if self.beams > 1 else {}
-        return bench.caption(pictures, self.language, self.max_new_tokens, **beams)
+        return predictor.caption(pictures, self.language, self.max_new_tokens, **beams)
 
-    def _writer(self, bench: Bench) -> str:
-        writer = self.writer or ("decoder" if bench.chats else "middleware")
-        if (bench.chats if writer == "decoder" else bench.pairs) is None:
+    def _writer(self, predictor: Predictor) -> str:
+        writer = self.writer or ("decoder" if predictor.chats else "middleware")
+        if (predictor.chats if writer == "decoder" else predictor.pairs) is None:
             raise ValueError(f"writer={writer}: this model has none; choose another, or leave it out")
-        bench.journal.notes["writer"] = writer
+        predictor.journal.notes["writer"] = writer
         if writer == "middleware":
-            prompts = bench.pairs.caption_prompts
+            prompts = predictor.pairs.caption_prompts
             if self.language not in prompts:
                 raise ValueError(f"language={self.language!r} has no caption prompt; {did_you_mean(self.language, prompts)}")
-            bench.journal.notes["prompt"] = prompts[self.language]
+            predictor.journal.notes["prompt"] = prompts[self.language]
         return writer
 
     def judge(self, case: Case, answer: str) -> float:
@@ -94,11 +94,11 @@ class Captions(Judged):
         written, true = self._words(cases, answers)
         return cider([" ".join(words) for words in written], [[" ".join(words) for words in own] for own in true], str.split)[1]
 
-    def told(self, case: Case) -> str:
+    def truth_text(self, case: Case) -> str:
         return " / ".join(case.truth)
 
-    def score(self, cases: Sequence[Case], answers: Sequence[str], bench: Bench) -> Metrics:
-        self._writer(bench)
+    def score(self, cases: Sequence[Case], answers: Sequence[str], predictor: Predictor) -> Metrics:
+        self._writer(predictor)
         written, true = self._words(cases, answers)
         texts, references = [" ".join(words) for words in written], [[" ".join(words) for words in own] for own in true]
         found = {"cider": cider(texts, references, str.split)[0]}
@@ -106,7 +106,7 @@ class Captions(Judged):
         if self.meteor:
             found["meteor"] = meteor(texts, references)
         elif self.without:
-            bench.journal.notes["meteor"] = f"left out: {self.without}"
+            predictor.journal.notes["meteor"] = f"left out: {self.without}"
             console.print(f"METEOR is left out: {self.without}", soft_wrap=True, markup=False)
         exact = [self.judge(case, answer) for case, answer in zip(cases, answers, strict=True)]
         return found | {"exact_match": sum(exact) / len(exact)}

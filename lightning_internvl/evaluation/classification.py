@@ -14,8 +14,8 @@ from torch import Tensor
 from lightning_internvl.data.files.class_folder import read_class_folder
 from lightning_internvl.data.files.class_prompts import prompts, read_prompts
 from lightning_internvl.data.scenes.language import LANGUAGES
-from lightning_internvl.evaluation.features import Asked, scenes_of
-from lightning_internvl.inference.predictor import Bench, Metrics
+from lightning_internvl.evaluation.features import TaskPictures, scenes_of
+from lightning_internvl.inference.predictor import Metrics, Predictor
 from lightning_internvl.objectives import similarities
 
 
@@ -57,22 +57,22 @@ class ZeroShotClassification:
         self.path, self.names, self.templates, self.language, self.mode = path, names, templates, language, mode
         self.top_k, self.samples, self.max_missing = tuple(top_k), samples, max_missing
 
-    def __call__(self, bench: Bench) -> Metrics:
+    def __call__(self, predictor: Predictor) -> Metrics:
         if self.path is None:
-            data = scenes_of(bench).labelled(self.language)
+            data = scenes_of(predictor).labelled(self.language)
             images, labels, said, total = data.images[: self.samples], data.labels[: self.samples], data.prompts, len(data.images)
             names = [texts[0] for texts in said]
         else:
             folder = read_class_folder(self.path, self.names, self.samples)
             images, labels, names, total = folder.images, folder.labels, folder.names, folder.total
             said = prompts(names, self.templates)
-        asked = Asked(bench, images, self.max_missing)
-        scores = similarities(bench.embed_images(asked.images, self.mode), classifier(bench, said)).float().cpu()
-        return judged(asked, scores, labels, names, self.top_k) | {"samples_asked": total}
+        asked = TaskPictures(predictor, images, self.max_missing)
+        scores = similarities(predictor.embed_images(asked.images, self.mode), classifier(predictor, said)).float().cpu()
+        return score_pictures(asked, scores, labels, names, self.top_k) | {"samples_asked": total}
 
 
-def judged(
-    asked: Asked,
+def score_pictures(
+    asked: TaskPictures,
     scores_NC: Tensor,
     labels: Sequence[int],
     names: Sequence[str],
@@ -80,17 +80,17 @@ def judged(
     question: str = "which class?",
 ) -> Metrics:
     """The scores of the samples that could be read, and how many these are; each answer is noted."""
-    kept = asked.kept()
+    kept = asked.readable()
     scores, truth = scores_NC[kept], torch.tensor(labels)[kept]
     best = scores.argmax(dim=1)
     said = ([names[place] for place in places.tolist()] for places in (best, truth))
-    asked.note(question, *said, right=(best == truth).tolist())
+    asked.keep_answers(question, *said, right=(best == truth).tolist())
     return class_scores(scores, truth, top_k) | {"samples": len(kept)}
 
 
-def classifier(bench: Bench, said: Sequence[Sequence[str]]) -> Tensor:
+def classifier(predictor: Predictor, said: Sequence[Sequence[str]]) -> Tensor:
     """The prompts of every class -> (C, E), normalised: the mean of the normalised prompts, normalised again."""
-    return F.normalize(torch.stack([bench.embed_texts(texts).mean(dim=0) for texts in said]), dim=-1)
+    return F.normalize(torch.stack([predictor.embed_texts(texts).mean(dim=0) for texts in said]), dim=-1)
 
 
 def class_scores(scores_NC: Tensor, labels_N: Tensor, top_k: Sequence[int] = (1, 5)) -> Metrics:

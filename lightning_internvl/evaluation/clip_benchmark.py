@@ -24,7 +24,7 @@ from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
 from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.collate.pairs import PairCollator
-from lightning_internvl.evaluation.models import subject_for, subjects_of
+from lightning_internvl.evaluation.models import model_for, models_under_test
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.model.vlm import VLM
 
@@ -112,8 +112,8 @@ def load(place: str | Path, mode: str = "c", device: str = "auto", dtype: str = 
     settings = dict.fromkeys(READING) | {"run": str(place) if ours else None, "model": None if ours else str(place)}
     settings |= {"device": device, "dtype": dtype, "batch_size": 1}
     with trusting(trust):
-        bench = subject_for("clip_benchmark", "pairs", subjects_of(settings, build)).open()
-    return triple_of(bench.model, bench.pairs, mode)
+        predictor = model_for("clip_benchmark", "pairs", models_under_test(settings, build)).open()
+    return triple_of(predictor.model, predictor.pairs, mode)
 
 
 def register() -> None:

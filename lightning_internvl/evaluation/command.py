@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from lightning_internvl.config.model_source import READING
 from lightning_internvl.console import console
-from lightning_internvl.evaluation.models import Subject, subject_for, subjects_of
+from lightning_internvl.evaluation.models import ModelUnderTest, model_for, models_under_test
 from lightning_internvl.evaluation.settings import folder_of
 from lightning_internvl.evaluation.stage_tasks import StageTasks
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.inference.journal import Journal
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.model.compose import Build, Config
 from lightning_internvl.report.evaluation_page import write_page
 from lightning_internvl.report.metrics_table import results_table
@@ -24,63 +24,63 @@ OPEN = ("samples", "max_missing")  # settings that change no answer
 METRICS, RECORD, ANSWERS, CASES = "metrics.json", "record.json", "predictions.jsonl", "cases.json"
 
 
-class Job(NamedTuple):
+class EvalJob(NamedTuple):
     """A task, the model that it measures, and what was asked for."""
 
     name: str
     task: Any
-    subject: Subject
+    model: ModelUnderTest
     settings: Config
 
 
 def run_evaluation(settings: Mapping[str, Any], build: Build) -> None:
     """Do what the settings ask for; raises ValueError for what cannot be opened or measured."""
     tasks = {name: build(node) for name, node in settings["task"].items()}
-    folder, subjects = folder_of(settings), subjects_of(settings, build)
-    jobs = [job for name, task in tasks.items() for job in _jobs(name, task, subjects, settings["task"][name])]
+    folder, models = folder_of(settings), models_under_test(settings, build)
+    jobs = [job for name, task in tasks.items() for job in _jobs(name, task, models, settings["task"][name])]
     found: dict[str, Any] = {}
-    for subject in subjects:  # each that a task needs is loaded once, and one at a time
-        own = [job for job in jobs if job.subject is subject]
-        bench = subject.open() if own else None
+    for model in models:  # each that a task needs is loaded once, and one at a time
+        own = [job for job in jobs if job.model is model]
+        predictor = model.open() if own else None
         for job in own:
-            found[job.name] = _measure(job, bench, folder / job.name, settings, build)
+            found[job.name] = _measure(job, predictor, folder / job.name, settings, build)
             write_json(folder / METRICS, read_json(folder / METRICS, {}) | {job.name: found[job.name]})
-        del bench
+        del predictor
     page = write_page(folder)
     console.print(results_table({job.name: found[job.name] for job in jobs}))
     console.print(f"answers, settings and numbers: {folder}\nright and wrong cases: {page}", soft_wrap=True, markup=False)
 
 
-def _jobs(name: str, task: Any, subjects: list[Subject], settings: Config) -> Iterator[Job]:
+def _jobs(name: str, task: Any, models: list[ModelUnderTest], settings: Config) -> Iterator[EvalJob]:
     if not isinstance(task, StageTasks):
-        yield Job(name, task, subject_for(name, getattr(task, "needs", None), subjects), settings)
+        yield EvalJob(name, task, model_for(name, getattr(task, "needs", None), models), settings)
         return
-    for subject in subjects:
-        if subject.tasks is None:
-            yield Job(name, task, subject, settings)
-        elif any(subject.tasks.values()):
-            own = partial(task.of, subject.tasks)
-            yield Job(f"{name}/{subject.name}", own, subject, settings | {"tasks": subject.tasks})
+    for model in models:
+        if model.tasks is None:
+            yield EvalJob(name, task, model, settings)
+        elif any(model.tasks.values()):
+            own = partial(task.of, model.tasks)
+            yield EvalJob(f"{name}/{model.name}", own, model, settings | {"tasks": model.tasks})
 
 
-def _measure(job: Job, bench: Bench, folder: Path, settings: Mapping[str, Any], build: Build) -> dict[str, float]:
+def _measure(job: EvalJob, predictor: Predictor, folder: Path, settings: Mapping[str, Any], build: Build) -> dict[str, float]:
     """The numbers of a task; its record, answers and cases are written to its folder."""
-    console.print(f"{job.name}: {job.subject.place}", soft_wrap=True, markup=False)
+    console.print(f"{job.name}: {job.model.place}", soft_wrap=True, markup=False)
     record = _record(job, settings)
     _forget_others(folder, record)
     write_json(folder / RECORD, record)
-    bench.journal, begun = Journal(folder / ANSWERS, settings["cases"]), time.monotonic()
-    with bench.evaluating():
-        found = job.task(bench, build) if isinstance(job.task, partial) else job.task(bench)
+    predictor.journal, begun = Journal(folder / ANSWERS, settings["cases"]), time.monotonic()
+    with predictor.evaluating():
+        found = job.task(predictor, build) if isinstance(job.task, partial) else job.task(predictor)
     seconds = round(time.monotonic() - begun, 2)
-    write_json(folder / RECORD, {**record, **bench.journal.record(), "seconds": seconds, "metrics": found})
-    write_json(folder / CASES, bench.journal.shown)
+    write_json(folder / RECORD, {**record, **predictor.journal.record(), "seconds": seconds, "metrics": found})
+    write_json(folder / CASES, predictor.journal.shown)
     return found
 
 
-def _record(job: Job, settings: Mapping[str, Any]) -> Config:
+def _record(job: EvalJob, settings: Mapping[str, Any]) -> Config:
     """What the answers of a task depend on, beside the questions and pictures of its files."""
-    model = {"place": job.subject.place, "weights": job.subject.weights, "dtype": settings["dtype"]}
+    model = {"place": job.model.place, "weights": job.model.weights, "dtype": settings["dtype"]}
     reading = {name: settings[name] for name in READING if settings[name] is not None}
     return {"task": job.name, "settings": job.settings, "model": model | reading}
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.processors.basic import Processor, Squash
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
-from lightning_internvl.inference.predictor import Bench, in_precision
+from lightning_internvl.inference.predictor import Predictor, in_precision
 
 GREY = np.full((8, 8, 3), 127, dtype=np.uint8)
 
 
-class Asked:
+class TaskPictures:
     """The pictures that a task asks for. One that cannot be read is noted in the journal and left out of the score.
 
     Args:
@@ -32,8 +32,8 @@ class Asked:
         images: what the model is shown.
     """
 
-    def __init__(self, bench: Bench, images: Sequence[np.ndarray], max_missing: float, blank: np.ndarray = GREY) -> None:
-        self.bench, self.source, self.max_missing, self.blank = bench, images, max_missing, blank
+    def __init__(self, predictor: Predictor, images: Sequence[np.ndarray], max_missing: float, blank: np.ndarray = GREY) -> None:
+        self.predictor, self.source, self.max_missing, self.blank = predictor, images, max_missing, blank
         self.lost: set[int] = set()
         self.images = Pictures(range(len(images)), self._read) if isinstance(images, Pictures) else images
         named = images.items if isinstance(images, Pictures) else ()
@@ -43,7 +43,7 @@ class Asked:
         try:
             return self.source[place]
         except ValueError as error:
-            self.bench.journal.lacks(self.key(place), error)
+            self.predictor.journal.add_missing(self.key(place), error)
             self.lost.add(place)
             if len(self.lost) > self.max_missing * len(self.source):
                 raise ValueError(
@@ -57,69 +57,72 @@ class Asked:
         name = str(self.source.items[place] if isinstance(self.source, Pictures) else place)
         return f"{name} (sample {place + 1})" if name in self._shared else name
 
-    def kept(self) -> list[int]:
+    def readable(self) -> list[int]:
         """The places of the samples that could be read, once all have been asked for; raises ValueError if there are none."""
         found = [place for place in range(len(self.source)) if place not in self.lost]
         if not found:
             raise ValueError(
-                f"none of {len(self.source)} samples can be used; one of them: {next(iter(self.bench.journal.missing))}"
+                f"none of {len(self.source)} samples can be used; one of them: {next(iter(self.predictor.journal.missing))}"
             )
         return found
 
-    def note(self, question: str, answers: Sequence[str], truths: Sequence[str], right: Sequence[bool]) -> None:
-        """Keep what was answered about each of the `kept` samples, and some cases with their pictures (of a video its middle)."""
-        kept, journal = self.kept(), self.bench.journal
-        said = list(zip(kept, answers, truths, right, strict=True))
+    def keep_answers(self, question: str, answers: Sequence[str], truths: Sequence[str], right: Sequence[bool]) -> None:
+        """Keep the answer about each readable sample, and some cases with their pictures (of a video
+        its middle frame)."""
+        readable, journal = self.readable(), self.predictor.journal
+        said = list(zip(readable, answers, truths, right, strict=True))
         journal.finish(
             {"key": self.key(place), "question": question, "answer": answer, "truth": truth, "right": bool(is_right)}
             for place, answer, truth, is_right in said
         )
         for place, answer, truth, is_right in said:
-            if journal.wants(is_right):
+            if journal.has_room(is_right):
                 shown = self.source[place]
                 picture = shown[len(shown) // 2] if shown.ndim == 4 else shown
                 journal.show(picture, question=question, answer=answer, truth=truth, right=is_right)
 
 
-def scenes_of(bench: Bench) -> HeldOutScenes:
+def scenes_of(predictor: Predictor) -> HeldOutScenes:
     """The built-in scenes that the model's training held out, or those of seed 0 for a model that was trained on others."""
-    if isinstance(bench.held_out, HeldOutScenes):
-        return bench.held_out
-    size = bench.model.encoder.image_size
+    if isinstance(predictor.held_out, HeldOutScenes):
+        return predictor.held_out
+    size = predictor.model.encoder.image_size
     return HeldOutScenes(seed=0, image_size=size + size % 2)
 
 
-def processor_of(bench: Bench) -> Processor:
+def processor_of(predictor: Predictor) -> Processor:
     """How the model sees a picture as one square."""
-    found = bench.pairs or bench.labels or bench.chats
+    found = predictor.pairs or predictor.labels or predictor.chats
     return found.processor.whole()
 
 
-def squares(bench: Bench, image_size: int | None = None) -> Processor:
+def square_processor(predictor: Predictor, image_size: int | None = None) -> Processor:
     """Pictures as the model sees them, but whole, so that a place in the picture is the same place in the square."""
-    seen = processor_of(bench)
+    seen = processor_of(predictor)
     return Squash(image_size or seen.image_size, seen.mean, seen.std)
 
 
 @in_precision
-def encoded(bench: Bench, images: Sequence[np.ndarray], layers: Sequence[int], processor: Processor) -> list[Tensor]:
+def encode_images(
+    predictor: Predictor, images: Sequence[np.ndarray], layers: Sequence[int], processor: Processor
+) -> list[Tensor]:
     """Hidden states (N, P, D), one a layer, of pictures that the tower sees at once.
 
     Raises:
         ValueError: for a tower that reads more than one square a picture.
     """
-    if hasattr(bench.model.encoder, "blank"):
-        raise ValueError(f"{type(bench.model.encoder).__name__} does not read one square a picture, as this task needs it")
-    weight = next(bench.model.encoder.parameters(), torch.zeros(0))
+    if hasattr(predictor.model.encoder, "blank"):
+        raise ValueError(f"{type(predictor.model.encoder).__name__} does not read one square a picture, as this task needs it")
+    weight = next(predictor.model.encoder.parameters(), torch.zeros(0))
     pixels = processor.inputs([processor(image) for image in images])["pixel_values"]
-    return bench.model.encoder(pixels.to(weight.device, weight.dtype), layers=tuple(layers))
+    return predictor.model.encoder(pixels.to(weight.device, weight.dtype), layers=tuple(layers))
 
 
-def tower_states(bench: Bench, images: Sequence[np.ndarray], layers: Sequence[int]) -> Iterator[list[Tensor]]:
-    """Hidden states (N, P, D), one a layer, of `bench.batch_size` pictures at a time, on the CPU in float32."""
-    processor = processor_of(bench)
-    for start in range(0, len(images), bench.batch_size):
-        states = encoded(bench, images[start : start + bench.batch_size], layers, processor)
+def tower_states(predictor: Predictor, images: Sequence[np.ndarray], layers: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Hidden states (N, P, D), one a layer, of `predictor.batch_size` pictures at a time, on the CPU in float32."""
+    processor = processor_of(predictor)
+    for start in range(0, len(images), predictor.batch_size):
+        states = encode_images(predictor, images[start : start + predictor.batch_size], layers, processor)
         yield [state.float().cpu() for state in states]
 
 
@@ -136,7 +139,7 @@ def patches_of(states_NPD: Tensor) -> tuple[Tensor, int]:
     return states_NPD[:, tokens - side**2 :], side
 
 
-def pooled(states_NPD: Tensor) -> Tensor:
+def pool_patches(states_NPD: Tensor) -> Tensor:
     """One vector a picture: the mean of the patches, behind CLS where there is one: (N, D) or (N, 2 D)."""
     patches, side = patches_of(states_NPD)
     front = states_NPD[:, : states_NPD.shape[1] - side**2].flatten(1)

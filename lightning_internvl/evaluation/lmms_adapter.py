@@ -22,9 +22,9 @@ from lightning_internvl.config.trust import trusting
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.evaluation.lmms import NAME
-from lightning_internvl.evaluation.models import subject_for, subjects_of
+from lightning_internvl.evaluation.models import model_for, models_under_test
 from lightning_internvl.evaluation.settings import check_settings
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.messages import ConfigError, did_you_mean
 from lightning_internvl.model.vlm import shifts_labels
 
@@ -53,7 +53,7 @@ class LightningInternVL(lmms):
         settings["trust"] = str(named).split("+") if named else []  # trust=one+two: a comma parts settings
         check_settings(settings | {"task": {NAME: {"_target_": NAME, "version": 1}}})
         with trusting(settings["trust"]):
-            self.bench: Bench = subject_for(NAME, "chats", subjects_of(settings, build)).open()
+            self.predictor: Predictor = model_for(NAME, "chats", models_under_test(settings, build)).open()
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers in the order of the requests; those of equal options are asked together."""
@@ -64,8 +64,8 @@ class LightningInternVL(lmms):
         for places in together.values():
             options = requests[places[0]].args[1]
             samples = [self._asked(*self._parts(requests[place])) for place in places]
-            with self.bench.evaluating():
-                texts = self.bench.complete(samples, options.get("max_new_tokens") or LONGEST, **_search(options))
+            with self.predictor.evaluating():
+                texts = self.predictor.complete(samples, options.get("max_new_tokens") or LONGEST, **_search(options))
             for place, text in zip(places, texts, strict=True):
                 answers[place] = _until(text, options.get("until"))
                 self.cache_hook.add_partial("generate_until", requests[place].args[:2], answers[place])
@@ -87,11 +87,11 @@ class LightningInternVL(lmms):
         text = target if isinstance(target, str) else target(self._doc(request))
         sample = self._asked(context, target, pictures, key)
         sample["conversation"].append({"role": "assistant", "content": str(text).strip()})
-        batch = {name: value for name, value in self.bench.chats([sample]).items() if isinstance(value, Tensor)}
+        batch = {name: value for name, value in self.predictor.chats([sample]).items() if isinstance(value, Tensor)}
         batch.pop("image_counts")
-        model = self.bench.model
-        with self.bench.evaluating(), self.bench.precision():
-            hidden, labels = model.hidden_states(**{name: self.bench.placed(tensor) for name, tensor in batch.items()})
+        model = self.predictor.model
+        with self.predictor.evaluating(), self.predictor.precision():
+            hidden, labels = model.hidden_states(**{name: self.predictor.placed(tensor) for name, tensor in batch.items()})
             logits = model.decoder.head(hidden)
         if shifts_labels(model.decoder):
             logits, labels = logits[:, :-1], labels[:, 1:]
@@ -109,7 +109,7 @@ class LightningInternVL(lmms):
         return context, other, _pictures(look, self._doc(request), f"{task}/{number}"), f"{task}/{number}"
 
     def _asked(self, context: str, other: Any, pictures: list[np.ndarray], key: str) -> dict[str, Any]:
-        marks = "" if context.count(IMAGE) == len(pictures) else IMAGE * len(pictures) + self.bench.joint
+        marks = "" if context.count(IMAGE) == len(pictures) else IMAGE * len(pictures) + self.predictor.joint
         return {"images": pictures, "conversation": [{"role": "user", "content": marks + context}], "key": key}
 
 

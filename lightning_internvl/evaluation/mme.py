@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.data.files.images import is_image_file
-from lightning_internvl.evaluation.answer_task import BUILT_IN, Case, Judged
+from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case
 from lightning_internvl.evaluation.scene_cases import mme_cases
 from lightning_internvl.evaluation.tasks import Metrics
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -18,7 +18,7 @@ QUESTIONS, PICTURES = "questions_answers_YN", "images"  # folders of some subtas
 CHANCE = {"accuracy": 0.5, "accuracy_plus": 0.25, "score": 75.0}  # of answers that are drawn
 
 
-class MME(Judged):
+class MME(AnswerTask):
     """For each subtask the share of right answers, that of pictures with both right (accuracy+), and their sum in percent, the
     score; over all subtasks of perception and of cognition the sums of their scores.
 
@@ -32,15 +32,15 @@ class MME(Judged):
         super().__init__(**options)
         self.folders = _subtasks(self.path) if self.path else []
 
-    def cases(self, bench: Bench) -> list[Case]:
+    def cases(self, predictor: Predictor) -> list[Case]:
         if self.path is None:
-            return mme_cases(bench.held_out, BUILT_IN)
+            return mme_cases(predictor.held_out, BUILT_IN)
         return [case for folder in self.folders for case in _read(folder)]
 
     def judge(self, case: Case, answer: str) -> float:
         return float(meaning(answer) == case.truth)
 
-    def score(self, cases: Sequence[Case], answers: Sequence[str], bench: Bench) -> Metrics:
+    def score(self, cases: Sequence[Case], answers: Sequence[str], predictor: Predictor) -> Metrics:
         right: dict[str, dict[str, list[bool]]] = {}
         for case, answer in zip(cases, answers, strict=True):
             picture = right.setdefault(case.part, {}).setdefault(case.key.rpartition("/")[0], [])
@@ -48,7 +48,9 @@ class MME(Judged):
         found: dict[str, Metrics] = {}
         for part, pictures in right.items():
             whole = [
-                pair for key, pair in pictures.items() if len(pair) == 2 or bench.journal.lacks(key, "one of its two questions")
+                pair
+                for key, pair in pictures.items()
+                if len(pair) == 2 or predictor.journal.add_missing(key, "one of its two questions")
             ]
             if whole := [pair for pair in pictures.values() if len(pair) == 2]:
                 accuracy, plus = sum(map(sum, whole)) / (2 * len(whole)), sum(map(all, whole)) / len(whole)

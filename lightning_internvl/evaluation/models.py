@@ -15,10 +15,10 @@ from lightning_internvl.config.model_source import READING
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.inference.collators import View
-from lightning_internvl.inference.device import placing
+from lightning_internvl.inference.device import model_mover
 from lightning_internvl.inference.load_official import open_model
 from lightning_internvl.inference.load_run import open_run, settings_of
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.model.compose import Build
 
 NEEDS = {
@@ -30,7 +30,7 @@ NEEDS = {
 }
 
 
-class Subject(NamedTuple):
+class ModelUnderTest(NamedTuple):
     """A model that can be measured.
 
     Attributes:
@@ -45,31 +45,31 @@ class Subject(NamedTuple):
     name: str
     place: str
     offers: frozenset[str]
-    open: Callable[[], Bench]
+    open: Callable[[], Predictor]
     tasks: Config | None
     weights: str
 
 
-def subjects_of(settings: Mapping[str, Any], build: Build) -> list[Subject]:
+def models_under_test(settings: Mapping[str, Any], build: Build) -> list[ModelUnderTest]:
     """All that `run` or `model` of the settings names, in the order of training.
 
     Raises:
         ValueError: for what cannot be opened.
     """
-    placing(settings)  # a device that is not here is told before anything is read
+    model_mover(settings)  # a device that is not here is told before anything is read
     if settings["run"] is not None:
-        return [_stage(folder, settings, build) for folder in handoffs_of(Path(settings["run"]))]
+        return [_model_of_stage(folder, settings, build) for folder in handoffs_of(Path(settings["run"]))]
     place = settings["model"]
     if (Path(place) / RUN_CONFIG).is_file():
         raise ValueError(f"model={place} is a run of this project; give run={place}")
     chosen = {name: settings[name] for name in READING}
     found = open_model(place, **chosen, dtype=getattr(torch, settings["dtype"]))
     offers = {"encoder"} | ({"chats", "captions"} if found.view.chats else set()) | ({"pairs"} if found.view.pairs else set())
-    bench = _bench(found.view, {}, settings, build, found.joint)
-    return [Subject("", str(place), frozenset(offers), lambda: bench, None, fingerprint(place))]
+    predictor = _predictor(found.view, {}, settings, build, found.joint)
+    return [ModelUnderTest("", str(place), frozenset(offers), lambda: predictor, None, fingerprint(place))]
 
 
-def subject_for(task: str, needs: str | None, subjects: list[Subject]) -> Subject:
+def model_for(task: str, needs: str | None, models: list[ModelUnderTest]) -> ModelUnderTest:
     """The last model that can do a task.
 
     Raises:
@@ -77,14 +77,14 @@ def subject_for(task: str, needs: str | None, subjects: list[Subject]) -> Subjec
     """
     if needs not in NEEDS:
         raise ValueError(f"task.{task}: the class has needs={needs!r}; valid choices: {', '.join(NEEDS)}")
-    able = [subject for subject in subjects if needs in subject.offers]
+    able = [model for model in models if needs in model.offers]
     if not able:
-        seen = ", ".join(f"{s.name or s.place} ({', '.join(sorted(s.offers))})" for s in subjects)
+        seen = ", ".join(f"{s.name or s.place} ({', '.join(sorted(s.offers))})" for s in models)
         raise ValueError(f"task.{task} needs {NEEDS[needs]}; there is {seen}")
     return able[-1]
 
 
-def _stage(folder: Path, settings: Mapping[str, Any], build: Build) -> Subject:
+def _model_of_stage(folder: Path, settings: Mapping[str, Any], build: Build) -> ModelUnderTest:
     stage = settings_of(folder)
     offers = {"encoder"}
     if stage["parts"]["decoder"]:
@@ -94,23 +94,25 @@ def _stage(folder: Path, settings: Mapping[str, Any], build: Build) -> Subject:
     if (stage.get("samples") or {}).get("writer") == "middleware":
         offers |= {"captions"}
 
-    def opened() -> Bench:
+    def load_stage() -> Predictor:
         found = open_run(folder, build)
-        return _bench(found.view, found.settings["data_group"].get("held_out") or {}, settings, build)
+        return _predictor(found.view, found.settings["data_group"].get("held_out") or {}, settings, build)
 
-    return Subject(folder.name, str(folder), frozenset(offers), opened, stage.get("evaluation") or {}, fingerprint(folder))
+    return ModelUnderTest(
+        folder.name, str(folder), frozenset(offers), load_stage, stage.get("evaluation") or {}, fingerprint(folder)
+    )
 
 
-def _bench(view: View, held_out: Config, settings: Mapping[str, Any], build: Build, joint: str = "\n") -> Bench:
+def _predictor(view: View, held_out: Config, settings: Mapping[str, Any], build: Build, joint: str = "\n") -> Predictor:
     """A model where it is to run, with its own held-out scenes or, of one that has none, scenes as large as it sees pictures."""
-    model, chats = placing(settings)(view.model).eval(), None
+    model, chats = model_mover(settings)(view.model).eval(), None
     if view.chats is not None:
         chats = copy.copy(view.chats)  # a question may be longer than the conversations of training were
         chats.max_length = max(chats.max_length, _context(model) - 1)
     reader = next(one for one in (view.chats, view.pairs, view.labels) if one is not None)
     scenes = build(held_out) if "_target_" in held_out else HeldOutScenes(seed=0, image_size=reader.processor.image_size)
     options = {"pairs": view.pairs, "labels": view.labels, "batch_size": settings["batch_size"], "joint": joint}
-    return Bench(model, scenes, chats=chats, **options)
+    return Predictor(model, scenes, chats=chats, **options)
 
 
 def _context(model: Any) -> int:

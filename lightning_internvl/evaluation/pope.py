@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.evaluation.answer_task import BUILT_IN, Case, Judged
+from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case
 from lightning_internvl.evaluation.benchmark_files import field, picture_in, read_lines
 from lightning_internvl.evaluation.scene_cases import pope_cases
 from lightning_internvl.evaluation.tasks import Metrics
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 
 NO = {"No", "not", "no"}
 
 
-class POPE(Judged):
+class POPE(AnswerTask):
     """Accuracy, precision, recall, F1 and the share of "yes", over all questions and for each part of the set.
 
     Args:
@@ -28,9 +28,9 @@ class POPE(Judged):
         super().__init__(**options)
         self.files = _files(self.path) if self.path else []
 
-    def cases(self, bench: Bench) -> list[Case]:
+    def cases(self, predictor: Predictor) -> list[Case]:
         if self.path is None:
-            return pope_cases(bench.held_out, BUILT_IN)
+            return pope_cases(predictor.held_out, BUILT_IN)
         return [case for file in self.files for case in self._read(file)]
 
     def _read(self, file: Path) -> list[Case]:
@@ -52,7 +52,7 @@ class POPE(Judged):
     def judge(self, case: Case, answer: str) -> float:
         return float(says_no(answer) == (case.truth == "no"))
 
-    def score(self, cases: Sequence[Case], answers: Sequence[str], bench: Bench) -> Metrics:
+    def score(self, cases: Sequence[Case], answers: Sequence[str], predictor: Predictor) -> Metrics:
         rows = [(case.part, case.truth == "yes", not says_no(answer)) for case, answer in zip(cases, answers, strict=True)]
         parts = dict.fromkeys(part for part, _, _ in rows)
         found = _counted("", [row[1:] for row in rows])

@@ -11,12 +11,12 @@ from PIL import Image
 
 from lightning_internvl.data.scenes.held_out import AskedImages, CaptionedImages
 from lightning_internvl.evaluation.tasks import is_right, write_captions
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.objectives import similarities
 
 
 def sample(
-    bench: Bench, *, stage: str, step: int, mode: str, writer: str | None, images: int = 10, last: bool = False
+    predictor: Predictor, *, stage: str, step: int, mode: str, writer: str | None, images: int = 10, last: bool = False
 ) -> dict[str, Any]:
     """Similarities, captions and answers for the probe pictures; at the end of a stage also what texts retrieve.
 
@@ -24,32 +24,32 @@ def sample(
         mode: image embedding of the similarities, "c" or "g".
         writer: who writes captions, "middleware" or "decoder"; None writes none.
     """
-    data = bench.held_out.captioned()
+    data = predictor.held_out.captioned()
     probes, captions = data.images[:images], data.captions[:images]
     found: dict[str, Any] = {"stage": stage, "step": step, "images": [png(p) for p in probes], "captions_true": captions}
     if writer != "decoder":
-        similarity = similarities(bench.embed_images(probes, mode), bench.embed_texts(captions))
+        similarity = similarities(predictor.embed_images(probes, mode), predictor.embed_texts(captions))
         found["similarity"] = [[round(v, 4) for v in row] for row in similarity.tolist()]
     if writer is not None:
-        found["captions"] = write_captions(bench, probes, writer)
+        found["captions"] = write_captions(predictor, probes, writer)
     if writer == "decoder":
-        found["answers"] = _answers(bench, bench.held_out.questioned(), images)
+        found["answers"] = _answers(predictor, predictor.held_out.questioned(), images)
     if last and writer != "decoder":
-        found["retrieval"] = _retrieval(bench, data, mode)
+        found["retrieval"] = _retrieval(predictor, data, mode)
     return found
 
 
-def _answers(bench: Bench, asked: AskedImages, images: int) -> list[list[dict[str, Any]]]:
+def _answers(predictor: Predictor, asked: AskedImages, images: int) -> list[list[dict[str, Any]]]:
     turns = asked.turns[:images]
-    answers = bench.answer(asked.images[:images], [turn.question for turn in turns])
+    answers = predictor.answer(asked.images[:images], [turn.question for turn in turns])
     return [
         [{"question": t.question, "truth": t.answer, "answer": a, "correct": is_right(t, a)}]
         for t, a in zip(turns, answers, strict=True)
     ]
 
 
-def _retrieval(bench: Bench, data: CaptionedImages, mode: str, queries: int = 6, shown: int = 5) -> list[dict[str, Any]]:
-    scores = similarities(bench.embed_images(data.images, mode), bench.embed_texts(data.captions[:queries])).T
+def _retrieval(predictor: Predictor, data: CaptionedImages, mode: str, queries: int = 6, shown: int = 5) -> list[dict[str, Any]]:
+    scores = similarities(predictor.embed_images(data.images, mode), predictor.embed_texts(data.captions[:queries])).T
     rows = []
     for truth, (text, row) in enumerate(zip(data.captions, scores, strict=False)):
         best, places = row.topk(shown)

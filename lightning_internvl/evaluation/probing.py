@@ -17,9 +17,9 @@ from lightning_internvl.data.files.class_folder import NamedPictures, read_class
 from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.labels import SceneLabels
 from lightning_internvl.data.scenes.things import THINGS
-from lightning_internvl.evaluation.classification import Metrics, judged
-from lightning_internvl.evaluation.features import Asked, pooled, scenes_of, tower_states
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.evaluation.classification import Metrics, score_pictures
+from lightning_internvl.evaluation.features import TaskPictures, pool_patches, scenes_of, tower_states
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.middleware.probe import AttentionProbe, GlobalBatchNorm
 
 GIB = 2**30
@@ -79,23 +79,23 @@ class FeatureProbe:
         self.pooling = {"heads": heads, "pooled_dim": pooled_dim}
         self.top_k, self.samples, self.train_samples, self.max_missing = tuple(top_k), samples, train_samples, max_missing
 
-    def __call__(self, bench: Bench) -> Metrics:
-        fitted, scored = self._data(bench)
-        learnt, asked = (Asked(bench, data.images, self.max_missing) for data in (fitted, scored))
-        features = self._features(bench, learnt.images)[learnt.kept()]
-        labels = torch.tensor(fitted.labels)[learnt.kept()]
+    def __call__(self, predictor: Predictor) -> Metrics:
+        fitted, scored = self._data(predictor)
+        learnt, asked = (TaskPictures(predictor, data.images, self.max_missing) for data in (fitted, scored))
+        features = self._features(predictor, learnt.images)[learnt.readable()]
+        labels = torch.tensor(fitted.labels)[learnt.readable()]
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            probe = self._probe(features.shape[-1], len(fitted.names)).to(bench.device)
+            probe = self._probe(features.shape[-1], len(fitted.names)).to(predictor.device)
             fit(probe, features, labels, **self.fitting)
-        scores = scores_of(probe, self._features(bench, asked.images), bench.batch_size)
-        metrics = judged(asked, scores, scored.labels, scored.names, self.top_k)
+        scores = scores_of(probe, self._features(predictor, asked.images), predictor.batch_size)
+        metrics = score_pictures(asked, scores, scored.labels, scored.names, self.top_k)
         return metrics | {"fitted_on": len(labels), "samples_asked": scored.total}
 
-    def _data(self, bench: Bench) -> tuple[NamedPictures, NamedPictures]:
+    def _data(self, predictor: Predictor) -> tuple[NamedPictures, NamedPictures]:
         """Pictures to fit on, and pictures to score."""
         if self.path is None:
-            return scene_pictures(bench, self.train_samples or 40 * len(THINGS), self.samples)
+            return scene_pictures(predictor, self.train_samples or 40 * len(THINGS), self.samples)
         fitted, scored = (
             read_class_folder(path, samples=count)
             for path, count in ((self.train, self.train_samples), (self.path, self.samples))
@@ -113,11 +113,11 @@ class FeatureProbe:
         nn.init.zeros_(head.bias)
         return nn.Sequential(GlobalBatchNorm(width, eps=1e-6), head)
 
-    def _features(self, bench: Bench, images: Sequence[np.ndarray]) -> Tensor:
+    def _features(self, predictor: Predictor, images: Sequence[np.ndarray]) -> Tensor:
         """(N, F), or all tokens (N, P, D) for the attention pooling."""
         found: list[Tensor] = []
-        for (states,) in tower_states(bench, images, [self.layer]):
-            found.append(states if self.head == "attention" else pooled(states))
+        for (states,) in tower_states(predictor, images, [self.layer]):
+            found.append(states if self.head == "attention" else pool_patches(states))
             gib = len(images) * found[0][0].numel() * found[0].element_size() / GIB
             if gib > self.memory:
                 raise ValueError(
@@ -134,9 +134,9 @@ class _Attention(AttentionProbe):
         return super().forward([states_NPD])
 
 
-def scene_pictures(bench: Bench, train: int, samples: int | None) -> tuple[NamedPictures, NamedPictures]:
+def scene_pictures(predictor: Predictor, train: int, samples: int | None) -> tuple[NamedPictures, NamedPictures]:
     """Built-in single things: some to fit on, and those that zero-shot naming is measured on, none in both."""
-    scenes = scenes_of(bench)
+    scenes = scenes_of(predictor)
     others = SceneLabels(scenes.seed, len(THINGS), scenes.image_size, scenes.styles)
     names, held_out = [thing.name for thing in THINGS], scenes.labelled()
     fitted = Pictures(range(train), lambda place: others[place]["image"])

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_internvl.data.grounding import SCALE, Box, box_text
-from lightning_internvl.evaluation.answer_task import BUILT_IN, Case, Judged
+from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case
 from lightning_internvl.evaluation.benchmark_files import field, picture_in, read_lines
 from lightning_internvl.evaluation.scene_cases import grounding_cases
 from lightning_internvl.evaluation.tasks import Metrics, overlap
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
 _CORNERS = re.compile(rf"\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)")  # <box>(x0,y0),(x1,y1)</box>
@@ -19,7 +19,7 @@ _LIST = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")  # <box>[[x0
 IOU = 0.5
 
 
-class Referring(Judged):
+class Referring(AnswerTask):
     """The share of phrases whose box overlaps the true one by half (IoU of 0.5) or more. The first box of an answer counts, and
     an answer without one is wrong.
 
@@ -37,9 +37,9 @@ class Referring(Judged):
             raise ValueError(f"{scale=} must be above 0; 1000 for boxes in 0..1000")
         self.scale = scale
 
-    def cases(self, bench: Bench) -> list[Case]:
+    def cases(self, predictor: Predictor) -> list[Case]:
         if self.path is None:
-            return grounding_cases(bench.held_out, self.samples or BUILT_IN)
+            return grounding_cases(predictor.held_out, self.samples or BUILT_IN)
         cases = []
         for place, record in read_lines(self.path):
             picture = picture_in(self.images, field(record, ("image", "img_path"), place))
@@ -53,10 +53,10 @@ class Referring(Judged):
         box = first_box(answer, self.scale)
         return float(box is not None and overlap(box, case.truth) >= IOU)
 
-    def told(self, case: Case) -> str:
+    def truth_text(self, case: Case) -> str:
         return box_text(case.truth)
 
-    def score(self, cases: Sequence[Case], answers: Sequence[str], bench: Bench) -> Metrics:
+    def score(self, cases: Sequence[Case], answers: Sequence[str], predictor: Predictor) -> Metrics:
         right = [self.judge(case, answer) for case, answer in zip(cases, answers, strict=True)]
         boxes = [first_box(answer) is not None for answer in answers]
         commonest = max(sum(overlap(other.truth, case.truth) >= IOU for case in cases) for other in cases[:200])

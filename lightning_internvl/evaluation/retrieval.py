@@ -17,8 +17,8 @@ from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.files.captions import read_captions
 from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.language import LANGUAGES
-from lightning_internvl.evaluation.features import Asked, encoded, scenes_of
-from lightning_internvl.inference.predictor import Bench, Metrics, in_precision
+from lightning_internvl.evaluation.features import TaskPictures, encode_images, scenes_of
+from lightning_internvl.inference.predictor import Metrics, Predictor, in_precision
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.objectives import similarities
 
@@ -66,36 +66,38 @@ class ImageTextRetrieval:
         self.mode, self.rerank, self.block, self.top_k, self.samples = mode, rerank, int(block * 2**20), tuple(top_k), samples
         self.max_missing = max_missing
 
-    def __call__(self, bench: Bench) -> Metrics:
-        if self.rerank and "itm" not in bench.model.objectives:
+    def __call__(self, predictor: Predictor) -> Metrics:
+        if self.rerank and "itm" not in predictor.model.objectives:
             raise ValueError(f"rerank={self.rerank} needs a matching head, and this model has none; set rerank=0")
-        images, captions, total = self._data(bench)
-        asked = Asked(bench, images, self.max_missing)
-        image = bench.embed_images(asked.images, self.mode).float()
-        kept = asked.kept()
-        image, images, captions = image[kept], _chosen(images, kept), [captions[place] for place in kept]
+        images, captions, total = self._data(predictor)
+        asked = TaskPictures(predictor, images, self.max_missing)
+        image = predictor.embed_images(asked.images, self.mode).float()
+        kept = asked.readable()
+        image, images, captions = image[kept], _at_places(images, kept), [captions[place] for place in kept]
         texts = [text for own in captions for text in own]
         owner = torch.tensor([place for place, own in enumerate(captions) for _ in own])
-        text, widest = bench.embed_texts(texts).float(), max([self.rerank, *self.top_k])
+        text, widest = predictor.embed_texts(texts).float(), max([self.rerank, *self.top_k])
         to_text = best_columns(image, text, widest, self.block)
         to_image = best_columns(text, image, widest, self.block)
         nearest = to_text[1][:, 0]
         said = [texts[place] for place in nearest.tolist()]
-        asked.note("its caption?", said, [own[0] for own in captions], (owner[nearest] == torch.arange(len(nearest))).tolist())
+        asked.keep_answers(
+            "its caption?", said, [own[0] for own in captions], (owner[nearest] == torch.arange(len(nearest))).tolist()
+        )
         metrics = recalls("", to_text[1], to_image[1], owner, self.top_k)
         if self.rerank:
-            metrics |= recalls("itm_", *reranked(bench, images, texts, to_text, to_image, self.rerank), owner, self.top_k)
+            metrics |= recalls("itm_", *rerank(predictor, images, texts, to_text, to_image, self.rerank), owner, self.top_k)
         return metrics | {"captions": len(texts), "samples": len(images), "samples_asked": total}
 
-    def _data(self, bench: Bench) -> tuple[Sequence[np.ndarray], list[list[str]], int]:
+    def _data(self, predictor: Predictor) -> tuple[Sequence[np.ndarray], list[list[str]], int]:
         if self.path is None:
-            data = scenes_of(bench).captioned(language=self.language)
+            data = scenes_of(predictor).captioned(language=self.language)
             return data.images[: self.samples], [[text] for text in data.captions[: self.samples]], len(data.captions)
         found = read_captions(self.path, self.images, self.split, self.per_picture, self.samples)
         return found.images, found.captions, found.total
 
 
-def _chosen(images: Sequence[np.ndarray], places: Sequence[int]) -> Sequence[np.ndarray]:
+def _at_places(images: Sequence[np.ndarray], places: Sequence[int]) -> Sequence[np.ndarray]:
     return Pictures(places, images.__getitem__) if isinstance(images, Pictures) else images[places]
 
 
@@ -151,8 +153,8 @@ def _found_by_chance(all_of_them: int, own: int, k: int) -> float:
 Best = tuple[Tensor, Tensor]
 
 
-def reranked(
-    bench: Bench, images: Sequence[np.ndarray], texts: Sequence[str], to_text: Best, to_image: Best, k: int
+def rerank(
+    predictor: Predictor, images: Sequence[np.ndarray], texts: Sequence[str], to_text: Best, to_image: Best, k: int
 ) -> tuple[Tensor, Tensor]:
     """The best k of both directions in the order of similarity plus the logit of a match (official evaluation of BLIP-2 in
     LAVIS): places (N, k) and (T, k). What comes behind them keeps its order. A pair is read once, a picture encoded once."""
@@ -161,7 +163,7 @@ def reranked(
     captions = torch.arange(len(near_image))[:, None].expand_as(near_image)
     numbers = [pictures * len(texts) + near_text, near_image * len(texts) + captions]
     pairs = torch.unique(torch.cat([one.flatten() for one in numbers]))
-    logits = match_logits(bench, images, texts, pairs // len(texts), pairs % len(texts))
+    logits = match_logits(predictor, images, texts, pairs // len(texts), pairs % len(texts))
     found = []
     for (values, places), wanted in zip((to_text, to_image), numbers, strict=True):
         scores = values[:, :k] + logits[torch.searchsorted(pairs, wanted)]
@@ -172,19 +174,19 @@ def reranked(
 
 @in_precision
 def match_logits(
-    bench: Bench, images: Sequence[np.ndarray], texts: Sequence[str], pictures_M: Tensor, captions_M: Tensor
+    predictor: Predictor, images: Sequence[np.ndarray], texts: Sequence[str], pictures_M: Tensor, captions_M: Tensor
 ) -> Tensor:
     """The logit of a match for each pair of a picture and a caption, (M,) float32; pairs are in the order of their pictures."""
-    middleware, found = bench.model.middleware, []
-    step = max(1, bench.batch_size // max(1, round(len(pictures_M) / max(1, len(images)))))
+    middleware, found = predictor.model.middleware, []
+    step = max(1, predictor.batch_size // max(1, round(len(pictures_M) / max(1, len(images)))))
     for start in range(0, len(images), step):
         part = slice(*torch.searchsorted(pictures_M, torch.tensor([start, start + step])).tolist())
-        visual = encoded(bench, images[start : start + step], middleware.layers[:1], bench.pairs.processor)[0]
+        visual = encode_images(predictor, images[start : start + step], middleware.layers[:1], predictor.pairs.processor)[0]
         own, said = pictures_M[part] - start, captions_M[part].tolist()
-        for at in range(0, len(said), bench.batch_size):
-            rows = bench.pairs.rows("itm", [texts[place] for place in said[at : at + bench.batch_size]])
-            ids, mask = (tensor.to(bench.device) for tensor in pad_rows(*rows))
-            seen = visual[own[at : at + bench.batch_size].to(bench.device)]
+        for at in range(0, len(said), predictor.batch_size):
+            rows = predictor.pairs.rows("itm", [texts[place] for place in said[at : at + predictor.batch_size]])
+            ids, mask = (tensor.to(predictor.device) for tensor in pad_rows(*rows))
+            seen = visual[own[at : at + predictor.batch_size].to(predictor.device)]
             ((queries, _),) = middleware.stream_states(seen, [TextStream("itm", ids, mask)])
-            found.append(bench.model.objectives["itm"].logits(queries)[:, 1].float().cpu())
+            found.append(predictor.model.objectives["itm"].logits(queries)[:, 1].float().cpu())
     return torch.cat(found)

@@ -24,7 +24,7 @@ HARD = 3  # things that are not there, by rank, among which one is drawn
 DRAWS = 5  # a stream of draws of its own, beside those of the datasets
 
 
-class Shown(NamedTuple):
+class DrawnScene(NamedTuple):
     """A scene, its name and what draws it."""
 
     key: str
@@ -33,19 +33,19 @@ class Shown(NamedTuple):
     rng: np.random.Generator
 
 
-def scenes_of(held_out: HeldOutScenes, count: int) -> Iterator[Shown]:
+def drawn_scenes(held_out: HeldOutScenes, count: int) -> Iterator[DrawnScene]:
     """The first `count` scenes of different content."""
     source = Scenes(held_out.seed, "scenes", held_out.image_size, held_out.styles)
     for index in source.unique_indices(count):
         scene = source.scene(index)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([held_out.seed, index, DRAWS])))
-        yield Shown(f"scenes/{index}", scene, partial(source.render, scene), rng)
+        yield DrawnScene(f"scenes/{index}", scene, partial(source.render, scene), rng)
 
 
 def question_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
     """One question a scene with an answer of a word or two; `part` is its kind."""
     cases = []
-    for shown in scenes_of(held_out, count):
+    for shown in drawn_scenes(held_out, count):
         turn = next(turn for turn in say.questions(shown.scene, shown.rng, 3) if turn.box is None)
         cases.append(Case(shown.key, shown.picture, turn.question, turn.answer, turn.kind))
     return cases
@@ -53,13 +53,13 @@ def question_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
 
 def caption_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
     """A scene each, with all accepted captions."""
-    return [Case(one.key, one.picture, "", say.references(one.scene)) for one in scenes_of(held_out, count)]
+    return [Case(one.key, one.picture, "", say.references(one.scene)) for one in drawn_scenes(held_out, count)]
 
 
 def grounding_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
     """Scenes with a thing that is there once, its name, and its box (0..1)."""
     cases: list[Case] = []
-    for shown in scenes_of(held_out, 2 * count + 20):  # about one in seven has none
+    for shown in drawn_scenes(held_out, 2 * count + 20):  # about one in seven has none
         single = [placed for placed in shown.scene.objects if shown.scene.counts[placed.thing] == 1]
         if single and len(cases) < count:
             placed = single[int(shown.rng.integers(len(single)))]
@@ -70,7 +70,7 @@ def grounding_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
 def pope_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
     """For every scene and split one thing that is there and one that is not. Those that are not are drawn at random, or are the
     commonest of all scenes, or those that most often stand beside what is there (Li et al., 2023, section 4)."""
-    shown = list(scenes_of(held_out, count))
+    shown = list(drawn_scenes(held_out, count))
     common = Counter(thing for one in shown for thing in one.scene.counts)
     beside: dict[int, Counter[int]] = {thing: Counter() for thing in range(len(THINGS))}
     for one in shown:
@@ -79,7 +79,7 @@ def pope_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
     return [case for split in POPE_SPLITS for one in shown for case in _pope_pair(one, split, common, beside)]
 
 
-def _pope_pair(one: Shown, split: str, common: Mapping[int, int], beside: Mapping[int, Mapping[int, int]]) -> list[Case]:
+def _pope_pair(one: DrawnScene, split: str, common: Mapping[int, int], beside: Mapping[int, Mapping[int, int]]) -> list[Case]:
     here = list(one.scene.counts)
     absent = [int(thing) for thing in one.rng.permutation(len(THINGS)) if thing not in here]
     near = {thing: sum(beside[other][thing] for other in here) for thing in absent}
@@ -96,18 +96,18 @@ def mme_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
     """Two questions a scene, one to be answered yes and one no, of four kinds by turns: those of MME's coarse perception."""
     kinds = {"existence": _existence, "count": _count, "position": _position, "color": _color}
     cases = []
-    for shown, (kind, ask) in zip(scenes_of(held_out, count), itertools.cycle(kinds.items()), strict=False):
+    for shown, (kind, ask) in zip(drawn_scenes(held_out, count), itertools.cycle(kinds.items()), strict=False):
         for answer, question in zip(("yes", "no"), ask(shown), strict=True):
             cases.append(Case(f"{kind}/{shown.key}/{answer}", shown.picture, question, answer, kind))
     return cases
 
 
-def _existence(one: Shown) -> tuple[str, str]:
+def _existence(one: DrawnScene) -> tuple[str, str]:
     here, other = _there_and_not(one)
     return f"is there {say.noun_phrase(THINGS[here], 1)}?", f"is there {say.noun_phrase(THINGS[other], 1)}?"
 
 
-def _count(one: Shown) -> tuple[str, str]:
+def _count(one: DrawnScene) -> tuple[str, str]:
     thing, _ = _there_and_not(one)
     right = one.scene.counts[thing]
     wrong = int(one.rng.choice([number for number in (1, 2, 3) if number != right]))
@@ -119,7 +119,7 @@ def _are_there(thing: int, number: int) -> str:
     return f"{'is' if number == 1 else 'are'} there {words}?"
 
 
-def _position(one: Shown) -> tuple[str, str]:
+def _position(one: DrawnScene) -> tuple[str, str]:
     placed = one.scene.objects[int(one.rng.integers(len(one.scene.objects)))]
     elsewhere = [cell for cell in range(4) if all((o.cell, o.thing) != (cell, placed.thing) for o in one.scene.objects)]
     name = say.noun_phrase(THINGS[placed.thing], 1)
@@ -127,13 +127,13 @@ def _position(one: Shown) -> tuple[str, str]:
     return tuple(f"is there {name} in the {say.CELLS[cell]}?" for cell in cells)
 
 
-def _color(one: Shown) -> tuple[str, str]:
+def _color(one: DrawnScene) -> tuple[str, str]:
     right = one.scene.background
     wrong = int(one.rng.choice([colour for colour in range(len(COLOURS)) if colour != right]))
     return tuple(f"is the background {COLOURS[colour].name}?" for colour in (right, wrong))
 
 
-def _there_and_not(one: Shown) -> tuple[int, int]:
+def _there_and_not(one: DrawnScene) -> tuple[int, int]:
     here = list(one.scene.counts)
     absent = [thing for thing in range(len(THINGS)) if thing not in here]
     return here[int(one.rng.integers(len(here)))], absent[int(one.rng.integers(len(absent)))]

@@ -19,10 +19,10 @@ from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.scenes.generator import Scenes
 from lightning_internvl.data.scenes.masks import SCENE_CLASSES, scene_masks
 from lightning_internvl.evaluation.classification import Metrics
-from lightning_internvl.evaluation.features import Asked, encoded, patches_of, scenes_of, squares
+from lightning_internvl.evaluation.features import TaskPictures, encode_images, patches_of, scenes_of, square_processor
 from lightning_internvl.evaluation.segmentation_heads import HEADS
 from lightning_internvl.inference.journal import Journal
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 
 SCENES = 500  # that are scored unless told otherwise
 RIGHT = 0.9  # share of right pixels from which a picture is shown as a right case
@@ -85,27 +85,27 @@ class Segmentation:
         self.steps, self.batch_size, self.lr, self.weight_decay = steps, batch_size, lr, weight_decay
         self.seed, self.samples, self.max_missing = seed, samples, max_missing
 
-    def __call__(self, bench: Bench) -> Metrics:
-        processor, (fitted, scored) = squares(bench, self.image_size), self._data(bench)
-        layers = self.layers or layers_of(bench.model.encoder, HEADS[self.head].levels)
+    def __call__(self, predictor: Predictor) -> Metrics:
+        processor, (fitted, scored) = square_processor(predictor, self.image_size), self._data(predictor)
+        layers = self.layers or layers_of(predictor.model.encoder, HEADS[self.head].levels)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            head = HEADS[self.head](bench.model.encoder.dim, self.classes, self.width).to(bench.device)
-            self._fit(bench, head, fitted, layers, processor)
-        asked = Asked(bench, scored.images, self.max_missing)
+            head = HEADS[self.head](predictor.model.encoder.dim, self.classes, self.width).to(predictor.device)
+            self._fit(predictor, head, fitted, layers, processor)
+        asked = TaskPictures(predictor, scored.images, self.max_missing)
         confusion = torch.zeros(self.classes, self.classes, dtype=torch.int64)
-        for start in range(0, len(asked.images), bench.batch_size):
-            images = list(asked.images[start : start + bench.batch_size])
-            answers = head(maps(bench, images, layers, processor)).cpu()
+        for start in range(0, len(asked.images), predictor.batch_size):
+            images = list(asked.images[start : start + predictor.batch_size])
+            answers = head(maps(predictor, images, layers, processor)).cpu()
             for place, image, answer in zip(range(start, len(asked.images)), images, answers, strict=False):
                 if place not in asked.lost:
-                    confusion += self._judged(bench.journal, asked.key(place), image, scored.mask(place), answer)
-        return mask_scores(confusion) | {"samples": len(asked.kept()), "samples_asked": scored.total}
+                    confusion += self._judged(predictor.journal, asked.key(place), image, scored.mask(place), answer)
+        return mask_scores(confusion) | {"samples": len(asked.readable()), "samples_asked": scored.total}
 
-    def _data(self, bench: Bench) -> tuple[MaskedPictures, MaskedPictures]:
+    def _data(self, predictor: Predictor) -> tuple[MaskedPictures, MaskedPictures]:
         """Pictures to fit on, and pictures to score."""
         if self.path is None:
-            scenes = scenes_of(bench)
+            scenes = scenes_of(predictor)
             counts = (self.steps * self.batch_size, min(self.samples or SCENES, SCENES))
             splits = [Scenes(scenes.seed, split, scenes.image_size, scenes.styles) for split in ("train", "scenes")]
             fitted, scored = (scene_masks(source, count) for source, count in zip(splits, counts, strict=True))
@@ -114,22 +114,27 @@ class Segmentation:
         fitted = read_mask_folder(self.path, train, self.classes, self.reduce_zero_label)
         return fitted, read_mask_folder(self.path, split, self.classes, self.reduce_zero_label, self.samples)
 
-    def _fit(self, bench: Bench, head: nn.Module, data: MaskedPictures, layers: Sequence[int], processor: Processor) -> None:
+    def _fit(
+        self, predictor: Predictor, head: nn.Module, data: MaskedPictures, layers: Sequence[int], processor: Processor
+    ) -> None:
         optimizer = torch.optim.AdamW(head.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        rows, learnt = _drawn(len(data.images), self.steps * self.batch_size), Asked(bench, data.images, self.max_missing)
+        rows, learnt = (
+            _drawn(len(data.images), self.steps * self.batch_size),
+            TaskPictures(predictor, data.images, self.max_missing),
+        )
         head.train()
         for _ in range(self.steps):
             places = [next(rows) for _ in range(self.batch_size)]
             turns = [1 if draw < 0.5 else -1 for draw in torch.rand(self.batch_size).tolist()]  # -1 mirrors a picture
             images = [np.ascontiguousarray(learnt.images[place][:, ::turn]) for place, turn in zip(places, turns, strict=True)]
-            states = maps(bench, images, layers, processor)
+            states = maps(predictor, images, layers, processor)
             side = max(
                 4 * states[0].shape[-1], processor.image_size // 4
             )  # where heads are judged; finer costs much and says little
             masks = [UNKNOWN if place in learnt.lost else data.mask(place) for place in places]
             masks = [_resized(mask[:, ::turn], side) for mask, turn in zip(masks, turns, strict=True)]
-            truth = torch.stack(masks).long().to(bench.device)
+            truth = torch.stack(masks).long().to(predictor.device)
             with torch.enable_grad():
                 loss = F.cross_entropy(_enlarged(head(states), (side, side)), truth, ignore_index=IGNORED)
                 optimizer.zero_grad()
@@ -146,7 +151,7 @@ class Segmentation:
         truth, said = torch.from_numpy(mask).long(), _enlarged(answer[None], mask.shape)[0].argmax(dim=0)
         judged = truth != IGNORED
         right = (truth == said)[judged].float().mean().item()
-        if journal.wants(right >= RIGHT):
+        if journal.has_room(right >= RIGHT):
             shown = np.concatenate([image, coloured(truth), coloured(said.masked_fill(~judged, IGNORED))], axis=1)
             text = {"question": f"picture {key}, truth, answer", "answer": f"{right:.0%} of the pixels", "truth": "all"}
             journal.show(shown, **text, right=right >= RIGHT)
@@ -173,10 +178,10 @@ def layers_of(encoder: nn.Module, levels: int) -> list[int]:
     return [-1 - (depth * (levels - 1 - level)) // levels for level in range(levels)]
 
 
-def maps(bench: Bench, images: Sequence[np.ndarray], layers: Sequence[int], processor: Processor) -> list[Tensor]:
+def maps(predictor: Predictor, images: Sequence[np.ndarray], layers: Sequence[int], processor: Processor) -> list[Tensor]:
     """What the tower makes of the places of some pictures: (N, D, G, G), one a layer, float32."""
     found = []
-    for state in encoded(bench, images, layers, processor):
+    for state in encode_images(predictor, images, layers, processor):
         patches, side = patches_of(state)
         found.append(patches.float().transpose(1, 2).unflatten(2, (side, side)))
     return found

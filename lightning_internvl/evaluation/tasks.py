@@ -1,6 +1,6 @@
 """The measures of held-out data, each beside its chance level.
 
-A task is called with a `Bench` and returns plain numbers by name; `<name>_chance` stands beside `<name>` where chance has a
+A task is called with a `Predictor` and returns plain numbers by name; `<name>_chance` stands beside `<name>` where chance has a
 value.
 """
 
@@ -18,7 +18,7 @@ from lightning_internvl.data.grounding import Box, box_of
 from lightning_internvl.data.scenes.language import CAPTION_REQUEST, Turn
 from lightning_internvl.evaluation.classification import classifier
 from lightning_internvl.evaluation.metrics.cider import cider
-from lightning_internvl.inference.predictor import Bench, Metrics
+from lightning_internvl.inference.predictor import Metrics, Predictor
 from lightning_internvl.objectives import similarities
 
 
@@ -30,9 +30,9 @@ class ZeroShot:
     def __init__(self, *, mode: str = "c", top_k: Sequence[int] = (1, 5)) -> None:
         self.mode, self.top_k = mode, tuple(top_k)
 
-    def __call__(self, bench: Bench) -> Metrics:
-        data = bench.held_out.labelled()
-        scores = similarities(bench.embed_images(data.images, self.mode), classifier(bench, data.prompts))
+    def __call__(self, predictor: Predictor) -> Metrics:
+        data = predictor.held_out.labelled()
+        scores = similarities(predictor.embed_images(data.images, self.mode), classifier(predictor, data.prompts))
         labels = torch.tensor(data.labels, device=scores.device)
         return _top_k("zero_shot_top", scores, labels, self.top_k)
 
@@ -45,9 +45,9 @@ class Probe:
     def __init__(self, *, top_k: Sequence[int] = (1, 5)) -> None:
         self.top_k = tuple(top_k)
 
-    def __call__(self, bench: Bench) -> Metrics:
-        data = bench.held_out.labelled()
-        scores = bench.classify(data.images)
+    def __call__(self, predictor: Predictor) -> Metrics:
+        data = predictor.held_out.labelled()
+        scores = predictor.classify(data.images)
         return _top_k("probe_top", scores, torch.tensor(data.labels, device=scores.device), self.top_k)
 
 
@@ -67,9 +67,9 @@ class Retrieval:
     ) -> None:
         self.mode, self.name, self.split, self.language, self.top_k = mode, name, split, language, tuple(top_k)
 
-    def __call__(self, bench: Bench) -> Metrics:
-        data = bench.held_out.captioned(self.split, self.language)
-        scores = similarities(bench.embed_images(data.images, self.mode), bench.embed_texts(data.captions))
+    def __call__(self, predictor: Predictor) -> Metrics:
+        data = predictor.held_out.captioned(self.split, self.language)
+        scores = similarities(predictor.embed_images(data.images, self.mode), predictor.embed_texts(data.captions))
         own = torch.arange(len(scores), device=scores.device)
         to_text = _top_k(f"{self.name}_image_to_text_r", scores, own, self.top_k)
         return to_text | _top_k(f"{self.name}_text_to_image_r", scores.T, own, self.top_k)
@@ -80,12 +80,12 @@ class Matching:
 
     needs = "pairs"
 
-    def __call__(self, bench: Bench) -> Metrics:
-        data = bench.held_out.captioned()
-        scores = similarities(bench.embed_images(data.images, "g"), bench.embed_texts(data.captions))
+    def __call__(self, predictor: Predictor) -> Metrics:
+        data = predictor.held_out.captioned()
+        scores = similarities(predictor.embed_images(data.images, "g"), predictor.embed_texts(data.captions))
         hardest = scores.fill_diagonal_(-torch.inf).argmax(dim=1).tolist()
-        matched = bench.match(data.images, data.captions)
-        wrong = bench.match(data.images, [data.captions[i] for i in hardest])
+        matched = predictor.match(data.images, data.captions)
+        wrong = predictor.match(data.images, [data.captions[i] for i in hardest])
         labels = torch.cat([torch.ones_like(matched), torch.zeros_like(wrong)]).long()
         accuracy = binary_accuracy(torch.cat([matched, wrong]), labels)
         return {"itm_hard_accuracy": accuracy.item(), "itm_hard_accuracy_chance": 0.5}
@@ -109,10 +109,10 @@ class Captioning:
             raise ValueError(f"{search=} is for captions of the middleware, not of the {writer}")
         self.writer, self.split, self.images, self.search = writer, split, images, dict(search or {})
 
-    def __call__(self, bench: Bench) -> Metrics:
-        data = bench.held_out.captioned(self.split)
+    def __call__(self, predictor: Predictor) -> Metrics:
+        data = predictor.held_out.captioned(self.split)
         images, references = data.images[: self.images], data.references[: self.images]
-        written = write_captions(bench, images, self.writer, **self.search)
+        written = write_captions(predictor, images, self.writer, **self.search)
         exact = sum(text in accepted for text, accepted in zip(written, references, strict=True)) / len(written)
         return {"caption_cider": cider(written, references)[0], "caption_exact_match": exact}
 
@@ -128,12 +128,12 @@ class Answering:
     def __init__(self, *, split: str = "scenes", iou: float = 0.5) -> None:
         self.split, self.iou = split, iou
 
-    def __call__(self, bench: Bench) -> Metrics:
-        data = bench.held_out.questioned(self.split)
-        answers = bench.answer(data.images, [turn.question for turn in data.turns])
+    def __call__(self, predictor: Predictor) -> Metrics:
+        data = predictor.held_out.questioned(self.split)
+        answers = predictor.answer(data.images, [turn.question for turn in data.turns])
         right = [is_right(turn, answer, self.iou) for turn, answer in zip(data.turns, answers, strict=True)]
         for image, turn, answer, hit in zip(data.images, data.turns, answers, right, strict=True):
-            bench.journal.show(image, question=turn.question, answer=answer, truth=turn.answer, right=hit)
+            predictor.journal.show(image, question=turn.question, answer=answer, truth=turn.answer, right=hit)
         kinds = sorted({turn.kind for turn in data.turns})
         share = {kind: [r for r, t in zip(right, data.turns, strict=True) if t.kind == kind] for kind in kinds}
         commonest = {kind: self._commonest([t for t in data.turns if t.kind == kind]) for kind in kinds}
@@ -149,11 +149,11 @@ class Answering:
         return sum(is_right(turn, best, self.iou) for turn in turns) / len(turns)
 
 
-def write_captions(bench: Bench, images: Any, writer: str, **search: Any) -> list[str]:
+def write_captions(predictor: Predictor, images: Any, writer: str, **search: Any) -> list[str]:
     """Captions by the middleware or by the decoder."""
     if writer == "middleware":
-        return bench.caption(images, **search)
-    return bench.answer(images, [CAPTION_REQUEST] * len(images), max_new_tokens=24)
+        return predictor.caption(images, **search)
+    return predictor.answer(images, [CAPTION_REQUEST] * len(images), max_new_tokens=24)
 
 
 def is_right(turn: Turn, answer: str, iou: float = 0.5) -> bool:

@@ -16,9 +16,9 @@ from lightning_internvl.data.files.class_prompts import prompts, read_prompts
 from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.files.video_lists import evenly, read_video_list
 from lightning_internvl.data.scenes.videos import scene_videos
-from lightning_internvl.evaluation.classification import Metrics, classifier, judged
-from lightning_internvl.evaluation.features import GREY, Asked, scenes_of
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.evaluation.classification import Metrics, classifier, score_pictures
+from lightning_internvl.evaluation.features import GREY, TaskPictures, scenes_of
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.objectives import similarities
 
 SCENE_VIDEOS = 192  # that are scored unless told otherwise
@@ -63,36 +63,38 @@ class ZeroShotVideo:
         self.path, self.videos, self.names, self.templates, self.mode = path, videos, names, templates, mode
         self.frames, self.top_k, self.samples, self.max_missing = tuple(frames), tuple(top_k), samples, max_missing
 
-    def __call__(self, bench: Bench) -> Metrics:
+    def __call__(self, predictor: Predictor) -> Metrics:
         if self.path is None:
-            scenes = scenes_of(bench)
+            scenes = scenes_of(predictor)
             count = min(self.samples or SCENE_VIDEOS, SCENE_VIDEOS)
             data, total = scene_videos(scenes.seed, scenes.image_size, scenes.styles, count), SCENE_VIDEOS
             said = scenes.labelled().prompts
         else:
             data = read_video_list(self.path, self.videos, self.names, self.samples)
             said, total = prompts(data.names, self.templates), data.total
-        videos = Pictures(data.videos.items, lambda item: self._shown(data.videos.read(item)))
-        asked = Asked(bench, videos, self.max_missing, blank=self._shown(GREY[None]))
-        classes, metrics = classifier(bench, said), {}
-        for frames, embeds in zip(self.frames, self._embedded(bench, asked), strict=True):  # the last one's answers are kept
+        videos = Pictures(data.videos.items, lambda item: self._sampled_frames(data.videos.read(item)))
+        asked = TaskPictures(predictor, videos, self.max_missing, blank=self._sampled_frames(GREY[None]))
+        classes, metrics = classifier(predictor, said), {}
+        for frames, embeds in zip(
+            self.frames, self._embed_videos(predictor, asked), strict=True
+        ):  # the last one's answers are kept
             scores = similarities(embeds, classes).float().cpu()
             question = f"which class, from {frames} frames?"
-            found = judged(asked, scores, data.labels, data.names, self.top_k, question)
+            found = score_pictures(asked, scores, data.labels, data.names, self.top_k, question)
             metrics |= {"samples": found.pop("samples"), **{f"frames{frames}_{name}": value for name, value in found.items()}}
         return metrics | {"samples_asked": total}
 
-    def _shown(self, video: np.ndarray) -> np.ndarray:
+    def _sampled_frames(self, video: np.ndarray) -> np.ndarray:
         """The frames that are looked at, for one number after the other; a whole video would take much memory."""
         return video[[at for wanted in self.frames for at in evenly(len(video), wanted)]]
 
-    def _embedded(self, bench: Bench, asked: Asked) -> list[Tensor]:
+    def _embed_videos(self, predictor: Predictor, asked: TaskPictures) -> list[Tensor]:
         """Every video for each number of frames: (V, E), or (V, Q, E) with an embedding a query."""
         found: list[list[Tensor]] = [[] for _ in self.frames]
-        step = max(1, bench.batch_size // sum(self.frames))
+        step = max(1, predictor.batch_size // sum(self.frames))
         for start in range(0, len(asked.images), step):
             videos = list(asked.images[start : start + step])
-            embeds = bench.embed_images([frame for video in videos for frame in video], self.mode)
+            embeds = predictor.embed_images([frame for video in videos for frame in video], self.mode)
             for place, part in enumerate(embeds.unflatten(0, (len(videos), -1)).split(self.frames, dim=1)):
                 found[place].append(F.normalize(part.mean(dim=1), dim=-1))
         return [torch.cat(parts) for parts in found]

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.evaluation.answer_task import BUILT_IN, Case, Judged, existing, shares
+from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case, existing_path, means_by_part
 from lightning_internvl.evaluation.benchmark_files import field, picture_in, pictures_by_number, read_object
 from lightning_internvl.evaluation.metrics.vqa_accuracy import accuracy
 from lightning_internvl.evaluation.scene_cases import question_cases
 from lightning_internvl.evaluation.tasks import Metrics
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 
 PEOPLE = 10  # who all say the same about a scene
 
 
-class VQA(Judged):
+class VQA(AnswerTask):
     """VQA accuracy: the soft score over what ten people answered, after the official normalisation.
 
     Args:
@@ -30,13 +30,13 @@ class VQA(Judged):
     def __init__(self, *, annotations: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         path = options.get("path")
-        self.annotations = existing(annotations, "annotations")
+        self.annotations = existing_path(annotations, "annotations")
         if (self.path is None) != (self.annotations is None):
             raise ValueError(f"path={path} (questions) and annotations={annotations} (answers) go together; give both or none")
 
-    def cases(self, bench: Bench) -> list[Case]:
+    def cases(self, predictor: Predictor) -> list[Case]:
         if self.path is None:
-            return [_agreed(case) for case in question_cases(bench.held_out, self.samples or BUILT_IN)]
+            return [_agreed(case) for case in question_cases(predictor.held_out, self.samples or BUILT_IN)]
         people = self._by_question(read_object(self.annotations, "annotations"))
         numbered: dict[int, Path] | None = None
         cases, places = [], {}
@@ -74,12 +74,12 @@ class VQA(Judged):
     def judge(self, case: Case, answer: str) -> float:
         return accuracy(answer, case.truth)
 
-    def told(self, case: Case) -> str:
+    def truth_text(self, case: Case) -> str:
         return ", ".join(f"{answer} ({count})" for answer, count in Counter(case.truth).most_common())
 
-    def score(self, cases: Sequence[Case], answers: Sequence[str], bench: Bench) -> Metrics:
-        found = shares("accuracy", cases, [self.judge(case, answer) for case, answer in zip(cases, answers, strict=True)])
-        chance = shares("accuracy", cases, self._commonest(cases))
+    def score(self, cases: Sequence[Case], answers: Sequence[str], predictor: Predictor) -> Metrics:
+        found = means_by_part("accuracy", cases, [self.judge(case, answer) for case, answer in zip(cases, answers, strict=True)])
+        chance = means_by_part("accuracy", cases, self._commonest(cases))
         return {key: value for name in found for key, value in ((name, found[name]), (f"{name}_chance", chance[name]))}
 
     def _commonest(self, cases: Sequence[Case]) -> list[float]:

@@ -30,7 +30,7 @@ from lightning_internvl.export.report import Options, Report
 from lightning_internvl.export.write import OWN, card, choose_layout, load_stock, run_config, trained_names
 from lightning_internvl.files import atomic_folder
 from lightning_internvl.hub import quiet
-from lightning_internvl.inference.load_run import Opened
+from lightning_internvl.inference.load_run import LoadedRun
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.messages import first_of
@@ -54,7 +54,7 @@ class Update:
     magnitude: Tensor | None = None
 
 
-def export_adapter(opened: Opened, to: Path, options: Options) -> Report:
+def export_adapter(opened: LoadedRun, to: Path, options: Options) -> Report:
     """Write the adapters of a run, put them on their base with PEFT, compare; then let the folder appear.
 
     Raises:
@@ -127,7 +127,7 @@ def updates_of(model: nn.Module) -> dict[str, Update]:
     return found
 
 
-def check_earlier(opened: Opened) -> None:
+def check_earlier(opened: LoadedRun) -> None:
     """See that no earlier stage has changed the weights under the adapters by adapters of its own.
 
     Raises:
@@ -144,7 +144,7 @@ def check_earlier(opened: Opened) -> None:
             )
 
 
-def _stage(opened: Opened) -> str:
+def _stage(opened: LoadedRun) -> str:
     return opened.folder.resolve().name
 
 

@@ -31,7 +31,7 @@ from lightning_internvl.export.processors import Prepared, write_processor
 from lightning_internvl.export.report import Options, Report
 from lightning_internvl.files import RUN_CONFIG, atomic_folder, read_json
 from lightning_internvl.hub import quiet
-from lightning_internvl.inference.load_run import Opened, run_of
+from lightning_internvl.inference.load_run import LoadedRun, run_of
 from lightning_internvl.layers.peft import is_update
 from lightning_internvl.layers.quantization import quantized_layers
 from lightning_internvl.layers.state_dict import own_tensors
@@ -43,7 +43,7 @@ from lightning_internvl.stages.roles import model_roles, roles_of
 OWN = "handoff"  # the layout of this project, for models that no other one holds
 
 
-def export(opened: Opened, to: Path, options: Options) -> Report:
+def export(opened: LoadedRun, to: Path, options: Options) -> Report:
     """Write, read back, compare; then let the folder appear.
 
     Raises:
@@ -136,7 +136,7 @@ def round_to(model: nn.Module, dtype: torch.dtype) -> None:
             tensor.copy_(tensor.to(dtype))
 
 
-def trained_names(opened: Opened, names: Iterable[str]) -> list[str]:
+def trained_names(opened: LoadedRun, names: Iterable[str]) -> list[str]:
     """The tensors that some stage of the run has trained."""
     run = run_config(opened)
     stages = [stage_settings(run, name) for name in trained_stages(run)]
@@ -157,12 +157,12 @@ def weight_of(name: str) -> str:
     return f"{name.partition('.lora_')[0]}.weight" if is_update(name) else name
 
 
-def run_config(opened: Opened) -> dict[str, Any]:
+def run_config(opened: LoadedRun) -> dict[str, Any]:
     """The resolved configuration of the run."""
     return with_current_targets(yaml.safe_load((run_of(opened.folder) / RUN_CONFIG).read_text(encoding="utf-8")))
 
 
-def write_model(draft: Path, opened: Opened, layout: Layout | None, config: Config, options: Options) -> None:
+def write_model(draft: Path, opened: LoadedRun, layout: Layout | None, config: Config, options: Options) -> None:
     """Weights and `config.json`."""
     model, dtype = opened.view.model, getattr(torch, options.dtype)
     if layout is None:
@@ -222,7 +222,7 @@ def load_stock(folder: Path, config: Config, model: VLM) -> nn.Module:
     return stock.eval()
 
 
-def card(opened: Opened, options: Options, report: Report, prepared: Prepared) -> Card:
+def card(opened: LoadedRun, options: Options, report: Report, prepared: Prepared) -> Card:
     """What the card tells."""
     metrics = read_json(run_of(opened.folder) / "metrics.json", {})
     return Card(run_config(opened), read_json(opened.folder / handoff.MANIFEST), metrics, options, report, prepared)

@@ -11,7 +11,7 @@ from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.model.vlm import VLM
 
 
-def placing(settings: Mapping[str, Any]) -> Callable[[VLM], VLM]:
+def model_mover(settings: Mapping[str, Any]) -> Callable[[VLM], VLM]:
     """What moves a model to `device` and `dtype` of the settings, for which the attention is chosen.
 
     Raises:

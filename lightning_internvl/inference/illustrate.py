@@ -18,8 +18,8 @@ import torch
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.templates import IMAGE
-from lightning_internvl.inference.picture_search import Found, Gallery
-from lightning_internvl.inference.predictor import stopping
+from lightning_internvl.inference.picture_search import Gallery, SearchHit
+from lightning_internvl.inference.predictor import stop_options
 from lightning_internvl.model.vlm import VLM
 
 LETTERS = "ABCDEFGH"
@@ -52,17 +52,17 @@ class Author:
         turns = [{"role": "user", "content": request}]
         batch = self.chats.prompts([{"images": list(images), "conversation": turns, "key": request[:40]}])
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-        new = self.model.generate(**batch, **(options | stopping(tokenizer, end) | self.options))
+        new = self.model.generate(**batch, **(options | stop_options(tokenizer, end) | self.options))
         return tokenizer.decode(new[0], skip_special_tokens=True).partition(end)[0].strip()
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedPicture:
     """A picture of an article: after which paragraph (from 0), what was looked for, what was found, which one was taken."""
 
     after: int
     caption: str
-    candidates: list[Found]
+    candidates: list[SearchHit]
     path: Path
 
 
@@ -71,7 +71,7 @@ class Article:
     """Paragraphs and the pictures between them."""
 
     paragraphs: list[str]
-    pictures: list[Placed]
+    pictures: list[PlacedPicture]
 
     def markdown(self) -> str:
         """The article as Markdown."""
@@ -104,21 +104,21 @@ def illustrate(
     paragraphs = [line.strip() for line in text.splitlines() if line.strip()]
     if not paragraphs:
         raise ValueError("the article is empty")
-    placed: list[Placed] = []
-    for place in spots(author, gallery, paragraphs, min(pictures, len(paragraphs))):
+    placed: list[PlacedPicture] = []
+    for place in picture_places(author, gallery, paragraphs, min(pictures, len(paragraphs))):
         caption = _caption(author, paragraphs, place)
         (found,) = gallery.search([caption], candidates + len(placed))
         taken = {p.path for p in placed}  # no picture twice, while there are others
         found = ([f for f in found if f.path not in taken] or found)[:candidates]
-        placed.append(Placed(place, caption, found, _chosen(author, paragraphs, place, found)))
+        placed.append(PlacedPicture(place, caption, found, _choose(author, paragraphs, place, found)))
     return Article(paragraphs, placed)
 
 
-def spots(author: Author, gallery: Gallery, paragraphs: Sequence[str], count: int) -> list[int]:
+def picture_places(author: Author, gallery: Gallery, paragraphs: Sequence[str], count: int) -> list[int]:
     """Paragraphs (from 0) after which pictures belong: those that the author names, then those that some picture fits best."""
     if count == 0:
         return []
-    answer = author.ask(SPOT.format(article=_tagged(paragraphs), count=count), max_new_tokens=300)
+    answer = author.ask(SPOT.format(article=_with_numbers(paragraphs), count=count), max_new_tokens=300)
     named = [int(number) for number in re.findall(r"<?Seg\s*(\d+)", answer)] or [int(n) for n in re.findall(r"\d+", answer)]
     places = [number - 1 for number in dict.fromkeys(named) if 1 <= number <= len(paragraphs)][:count]
     if len(places) < count:
@@ -127,22 +127,22 @@ def spots(author: Author, gallery: Gallery, paragraphs: Sequence[str], count: in
     return sorted(places)
 
 
-def _tagged(paragraphs: Sequence[str]) -> str:
+def _with_numbers(paragraphs: Sequence[str]) -> str:
     return "\n".join(f"<Seg{number}> {paragraph}" for number, paragraph in enumerate(paragraphs, start=1))
 
 
 def _caption(author: Author, paragraphs: Sequence[str], place: int) -> str:
     """What the picture after a paragraph shows, by what stands before it; the paragraph itself where the author says nothing."""
-    answer = author.ask(CAPTION.format(article=_tagged(paragraphs[: place + 2]), place=place + 1))
+    answer = author.ask(CAPTION.format(article=_with_numbers(paragraphs[: place + 2]), place=place + 1))
     return answer.strip(' "\n') or paragraphs[place]
 
 
-def _chosen(author: Author, paragraphs: Sequence[str], place: int, found: Sequence[Found]) -> Path:
+def _choose(author: Author, paragraphs: Sequence[str], place: int, found: Sequence[SearchHit]) -> Path:
     """The picture whose letter the author answers; the nearest one where there is no such letter."""
     if len(found) == 1:
         return found[0].path
     listed = ", ".join(f"{letter} {IMAGE}" for letter, _ in zip(LETTERS, found, strict=False))
-    request = CHOOSE.format(article=_tagged(paragraphs[: place + 1]), place=place + 1, candidates=listed)
+    request = CHOOSE.format(article=_with_numbers(paragraphs[: place + 1]), place=place + 1, candidates=listed)
     answer = author.ask(request, [read_image(f.path) for f in found], max_new_tokens=10)
     letter = re.search(rf"\b([{LETTERS[: len(found)]}])\b", answer)
     return found[LETTERS.index(letter[1]) if letter else 0].path

@@ -36,7 +36,7 @@ class Journal:
         for row in _rows(path) if path else ():
             self._known[row["key"], row["question"]] = row["answer"], row.get("picture")
 
-    def asked(self, key: str, question: str) -> bool:
+    def was_asked(self, key: str, question: str) -> bool:
         """Whether a question about a sample was answered, whatever picture was shown."""
         return (key, question) in self._known
 
@@ -65,17 +65,17 @@ class Journal:
         if self.path:
             write_text(self.path, "".join(map(_line, rows)))
 
-    def lacks(self, key: str, reason: object) -> None:
+    def add_missing(self, key: str, reason: object) -> None:
         """Note a sample that was asked for and cannot be scored."""
         self.missing[key] = str(reason)
 
-    def wants(self, right: bool) -> bool:
+    def has_room(self, right: bool) -> bool:
         """Whether another case of this kind is to be shown."""
         return sum(case["right"] == right for case in self.shown) < self.cases
 
     def show(self, picture: np.ndarray, *, question: str, answer: str, truth: str, right: bool) -> None:
         """Keep a case, (H, W, 3) uint8, if there is room for its kind."""
-        if self.wants(right):
+        if self.has_room(right):
             said = {"question": question, "answer": answer, "truth": truth}
             self.shown.append({"png": thumbnail(picture), **said, "right": bool(right)})
 

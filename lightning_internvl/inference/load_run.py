@@ -21,7 +21,7 @@ from lightning_internvl.inference.collators import View, make_view
 from lightning_internvl.model.compose import Build
 
 
-class Opened(NamedTuple):
+class LoadedRun(NamedTuple):
     """A model in evaluation mode with its collators (`view`), the settings of the stage that trained it, and its hand-off."""
 
     view: View
@@ -29,7 +29,7 @@ class Opened(NamedTuple):
     folder: Path
 
 
-def open_run(place: str | Path, build: Build) -> Opened:
+def open_run(place: str | Path, build: Build) -> LoadedRun:
     """The last finished stage of a run, or the stage of a hand-off folder inside one.
 
     Raises:
@@ -39,7 +39,7 @@ def open_run(place: str | Path, build: Build) -> Opened:
     run_of(folder)
     model, tokenizers, _ = load_handoff.load(folder)
     settings = settings_of(folder)
-    return Opened(make_view(settings, model, tokenizers, build), settings, folder)
+    return LoadedRun(make_view(settings, model, tokenizers, build), settings, folder)
 
 
 def settings_of(folder: Path) -> Config:

@@ -49,7 +49,7 @@ class Retriever:
         return (items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size))
 
 
-class Found(NamedTuple):
+class SearchHit(NamedTuple):
     """A picture and its cosine similarity to what was looked for."""
 
     path: Path
@@ -74,12 +74,12 @@ class Gallery:
         parts = (self.paths[i : i + size] for i in range(0, len(self.paths), size))
         self.embeds_NQE = torch.cat([retriever.images([read_image(path) for path in part]) for part in parts])
 
-    def search(self, texts: Sequence[str], count: int) -> list[list[Found]]:
+    def search(self, texts: Sequence[str], count: int) -> list[list[SearchHit]]:
         """For each text the `count` pictures nearest to it (all, where there are fewer), the best first."""
         texts_TE = self.retriever.texts(texts)
         similarity_TN = torch.einsum("te,nqe->tnq", texts_TE, self.embeds_NQE).amax(dim=-1)
         values, places = similarity_TN.topk(min(count, len(self.paths)), dim=1)
         return [
-            [Found(self.paths[place], value) for value, place in zip(*row, strict=True)]
+            [SearchHit(self.paths[place], value) for value, place in zip(*row, strict=True)]
             for row in zip(values.tolist(), places.tolist(), strict=True)
         ]

@@ -32,19 +32,19 @@ Precision = Callable[[], AbstractContextManager[Any]]  # makes the context that 
 P, R = ParamSpec("P"), TypeVar("R")
 
 
-def in_precision(run: Callable[Concatenate[Bench, P], R]) -> Callable[Concatenate[Bench, P], R]:
-    """A function that runs the model of a bench, in the bench's precision. What tasks make of its results
+def in_precision(run: Callable[Concatenate[Predictor, P], R]) -> Callable[Concatenate[Predictor, P], R]:
+    """A function that runs the model of a predictor, in the predictor's precision. What tasks make of its results
     is computed outside: similarities in bfloat16 would agree in their first digits."""
 
     @wraps(run)
-    def wrapped(bench: Bench, *args: P.args, **kwargs: P.kwargs) -> R:
-        with bench.precision():
-            return run(bench, *args, **kwargs)
+    def wrapped(predictor: Predictor, *args: P.args, **kwargs: P.kwargs) -> R:
+        with predictor.precision():
+            return run(predictor, *args, **kwargs)
 
     return wrapped
 
 
-class Bench:
+class Predictor:
     """A model with its collators and the held-out data.
 
     Args:
@@ -79,7 +79,7 @@ class Bench:
         return next(self.model.parameters()).device
 
     @contextmanager
-    def evaluating(self, precision: Precision | None = None) -> Iterator[Bench]:
+    def evaluating(self, precision: Precision | None = None) -> Iterator[Predictor]:
         """Evaluation mode and no gradients inside; afterwards every module is in the mode it was in.
 
         Args:
@@ -146,7 +146,7 @@ class Bench:
         self, images: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 16, **search: Any
     ) -> list[str]:
         """Answers written by the decoder, greedily, one question an image; `search` goes to its `generate`."""
-        asked = [_asked(image, question, self.joint) for image, question in zip(images, questions, strict=True)]
+        asked = [_as_sample(image, question, self.joint) for image, question in zip(images, questions, strict=True)]
         return self.complete(asked, max_new_tokens, **search)
 
     @in_precision
@@ -158,7 +158,7 @@ class Bench:
             "max_new_tokens": max_new_tokens,
             "do_sample": False,
             "pad_token_id": tokenizer.pad_token_id,
-            **stopping(tokenizer, end),
+            **stop_options(tokenizer, end),
             **search,
         }
         size = max(1, self.batch_size // chats.processor.max_tiles)
@@ -190,12 +190,12 @@ class Bench:
         return ids.to(self.device), mask.to(self.device)
 
 
-def stopping(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]:
+def stop_options(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]:
     """Options of `generate` that let an answer end with its mark, be that one token or some (MiniGPT-4's "###")."""
     if tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
         return {"eos_token_id": tokenizer.eos_token_id, "stop_strings": [end], "tokenizer": tokenizer}
     return {"eos_token_id": token_id(tokenizer, end)}
 
 
-def _asked(image: np.ndarray, question: str, joint: str) -> dict[str, Any]:
+def _as_sample(image: np.ndarray, question: str, joint: str) -> dict[str, Any]:
     return {"images": [image], "conversation": [{"role": "user", "content": f"{IMAGE}{joint}{question}"}], "key": question}

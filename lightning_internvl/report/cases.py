@@ -6,11 +6,11 @@ from html import escape
 from typing import Any
 
 from lightning_internvl.report.pictures import Pictures
-from lightning_internvl.report.read import Run
+from lightning_internvl.report.read import RunFiles
 from lightning_internvl.report.sections import section
 
 
-def cases(run: Run, pictures: Pictures) -> str:
+def cases(run: RunFiles, pictures: Pictures) -> str:
     """The cases of each stage that kept some, wrong ones first."""
     parts = [f"<h3>{escape(stage.name)}</h3>{case_lists(stage.cases, pictures)}" for stage in run.stages if stage.cases]
     return section("cases", "Right and wrong", "Questions about held-out pictures.", "".join(parts))

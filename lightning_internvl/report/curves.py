@@ -7,7 +7,7 @@ import re
 from html import escape
 
 from lightning_internvl.report.charts import Axis, Line, Series, Span, band, plot, script_json, step_ticks
-from lightning_internvl.report.read import Run, Stage
+from lightning_internvl.report.read import RunFiles, StageFiles
 from lightning_internvl.report.sections import count, section, words
 
 OBJECTIVES = {
@@ -23,7 +23,7 @@ COLOURS = 8  # that the style sheet has beside those of the objectives
 TOTAL = "sum of the objectives"
 
 
-def curves(run: Run) -> str:
+def curves(run: RunFiles) -> str:
     """Every logged quantity over the steps of all stages, and which parameters trained when."""
     trained = [stage for stage in run.stages if stage.steps]
     axis = Axis(run.total_steps, [(stage.name, stage.start, stage.start + stage.steps) for stage in trained])
@@ -63,7 +63,7 @@ def _legend(series: list[Series]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def _charts(stages: list[Stage]) -> dict[str, list[Series]]:
+def _charts(stages: list[StageFiles]) -> dict[str, list[Series]]:
     """Series by the title of the chart that they belong to."""
     keys = dict.fromkeys(key for stage in stages for row in stage.history for key in row if key not in NO_CURVE)
     charts: dict[str, list[Series]] = {}
@@ -108,17 +108,17 @@ def _title(key: str, name: str, lines: list[Line]) -> str:
     return SHARES if "/" in key and between else name
 
 
-def _objectives(stage: Stage) -> int:
+def _objectives(stage: StageFiles) -> int:
     keys = {key for row in stage.history for key in row}
     return len({name for split, name in map(_split_key, keys) if split == "train" and name in OBJECTIVES})
 
 
-def _line(stage: Stage, key: str) -> Line:
+def _line(stage: StageFiles, key: str) -> Line:
     points = ((stage.start + row["step"], row.get(key, math.nan)) for row in stage.history)
     return [(step, value) for step, value in points if math.isfinite(value)]
 
 
-def _bands(stages: list[Stage], axis: Axis) -> str:
+def _bands(stages: list[StageFiles], axis: Axis) -> str:
     entries = [entry for stage in stages for entry in stage.freezing]
     groups = dict.fromkeys(str(row.get("group")) for entry in entries for row in entry["rows"])
     if not groups:
@@ -134,7 +134,7 @@ def _bands(stages: list[Stage], axis: Axis) -> str:
     return f'<figure class="bands">{caption}{"".join(parts)}{ruler}</figure>'
 
 
-def _spans(stage: Stage, group: str) -> list[tuple[int, Span]]:
+def _spans(stage: StageFiles, group: str) -> list[tuple[int, Span]]:
     """(parameters, span) of each stretch of the stage in which the group is known."""
     ends = [*(entry["step"] for entry in stage.freezing), stage.steps][1:]
     found = []

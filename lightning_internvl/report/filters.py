@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_internvl.report.charts import bar
 from lightning_internvl.report.metrics_table import format_number
-from lightning_internvl.report.read import Run, Stage, numbers
+from lightning_internvl.report.read import RunFiles, StageFiles, numbers
 from lightning_internvl.report.sections import section, words
 
 SIMILARITY = "similarity"  # the axes of other scores are logarithmic
@@ -17,13 +17,13 @@ HEIGHT = 150
 LEGEND = '<ul class="legend"><li class="c-trained"><i></i>kept</li><li class="c-frozen"><i></i>dropped</li></ul>'
 
 
-def filters(run: Run) -> str:
+def filters(run: RunFiles) -> str:
     """The section of all filters of a run."""
     lead = "What the stages behind read. A pair is counted under the first rule that dropped it."
     return section("filter", "Pairs kept", lead, "".join(_filter(stage) for stage in run.stages if stage.summary))
 
 
-def _filter(stage: Stage) -> str:
+def _filter(stage: StageFiles) -> str:
     histograms = stage.summary.get("histograms")
     rows = histograms.items() if isinstance(histograms, dict) else ()
     charts = "".join(_histogram(str(name), columns, stage.summary) for name, columns in rows)

@@ -14,7 +14,7 @@ USUAL_ORDER = ("contrastive", "generative", "supervised")
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageFiles:
     """One stage of a run. `start` counts the optimizer steps of the stages before it; all other steps are its own. A filter has
     a `summary` and no steps."""
 
@@ -44,12 +44,12 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFiles:
     """All that a report shows. `damaged` names the files that exist and could not be read."""
 
     folder: str
     recipe: str
-    stages: list[Stage]
+    stages: list[StageFiles]
     config_text: str
     damaged: list[str]
 
@@ -107,7 +107,7 @@ class _Reader:
             config = {}
         return text, config if isinstance(config, dict) else {}
 
-    def stage(self, name: str, start: int, metrics: dict[str, Any], timing: dict[str, Any]) -> Stage:
+    def stage(self, name: str, start: int, metrics: dict[str, Any], timing: dict[str, Any]) -> StageFiles:
         """What is on file of one stage; `start` is its first step on the axis of the whole run."""
         folder = self.run_dir / "stages" / name
         history = self.history(folder / "history.jsonl")
@@ -116,7 +116,7 @@ class _Reader:
         samples = [sample for file in files if isinstance((sample := self.json(file, dict)).get("step"), int)]
         timing = numbers(timing)
         seen = [row["step"] for row in (*history, *samples, *freezing)] + [timing.get("steps", 0)]
-        return Stage(
+        return StageFiles(
             name=name,
             start=start,
             steps=int(max(seen)),
@@ -163,7 +163,7 @@ def _stage_names(config: dict[str, Any], *found: list[str]) -> list[str]:
     return list(dict.fromkeys([*planned, *usual, *names]))
 
 
-def read_run(run_dir: Path) -> Run:
+def read_run(run_dir: Path) -> RunFiles:
     """Read what there is of a run.
 
     Raises:
@@ -176,9 +176,9 @@ def read_run(run_dir: Path) -> Run:
     metrics = reader.json(run_dir / "metrics.json", dict)
     timing = reader.json(run_dir / "timing.json", dict)
     folders = sorted(path.name for path in (run_dir / "stages").glob("*") if path.is_dir())
-    stages: list[Stage] = []
+    stages: list[StageFiles] = []
     for name in _stage_names(config, list(timing), list(metrics), folders):
         start = stages[-1].start + stages[-1].steps if stages else 0
         stages.append(reader.stage(name, start, metrics.get(name), timing.get(name)))
     folder = run_dir.resolve().name
-    return Run(folder, _name(config, folder), stages, config_text, list(dict.fromkeys(reader.damaged)))
+    return RunFiles(folder, _name(config, folder), stages, config_text, list(dict.fromkeys(reader.damaged)))

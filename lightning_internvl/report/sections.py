@@ -9,7 +9,7 @@ from html import escape
 
 from lightning_internvl.report.charts import bar
 from lightning_internvl.report.metrics_table import format_number, times_chance, with_chance
-from lightning_internvl.report.read import Run, Stage, numbers
+from lightning_internvl.report.read import RunFiles, StageFiles, numbers
 
 # Kinds of metric that tell most in one number; of each kind a stage shows one before it shows a second.
 KEY_METRICS = [re.compile(kind) for kind in (r"(r|recall)[@_]?1$", r"top[@_]?1$", r"acc", r"cider", r"exact")]
@@ -38,7 +38,7 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
-def tops(run: Run) -> dict[str, float]:
+def tops(run: RunFiles) -> dict[str, float]:
     """Where the bar of each metric ends: at 1, or at its largest value or chance level of all stages."""
     largest: dict[str, float] = {}
     for stage in run.stages:
@@ -48,7 +48,7 @@ def tops(run: Run) -> dict[str, float]:
     return largest
 
 
-def header(run: Run) -> str:
+def header(run: RunFiles) -> str:
     """Title, and the pipeline as a diagram with each stage's key metrics."""
     seconds = sum(stage.seconds for stage in run.stages)
     total = f"{run.total_steps:,} steps · {_minutes(seconds)}" if run.total_steps else "nothing trained yet"
@@ -63,7 +63,7 @@ def header(run: Run) -> str:
     )
 
 
-def _pipeline_step(stage: Stage, ends: dict[str, float]) -> str:
+def _pipeline_step(stage: StageFiles, ends: dict[str, float]) -> str:
     trained = [str(row.get("group")) for row in stage.last_rows if row.get("trained")]
     state, text = "done", f"{stage.steps:,} steps · {_minutes(stage.seconds)}"
     if not stage.finished:
@@ -76,7 +76,7 @@ def _pipeline_step(stage: Stage, ends: dict[str, float]) -> str:
     return f'<li class="{state}"><b>{escape(stage.name)}</b><span>{text}</span>{trains}{"".join(_tiles(stage, ends))}</li>'
 
 
-def _tiles(stage: Stage, ends: dict[str, float]) -> Iterator[str]:
+def _tiles(stage: StageFiles, ends: dict[str, float]) -> Iterator[str]:
     for name, value, chance in _key_rows(stage)[:TILES_PER_STAGE]:
         known = chance is not None
         beside = f"<span>chance {format_number(chance)}</span><span>{times_chance(value, chance)}</span>" if known else ""
@@ -86,7 +86,7 @@ def _tiles(stage: Stage, ends: dict[str, float]) -> Iterator[str]:
         )
 
 
-def _key_rows(stage: Stage) -> list[tuple[str, float, float | None]]:
+def _key_rows(stage: StageFiles) -> list[tuple[str, float, float | None]]:
     """Metrics of the known kinds by turns, then others whose chance level is known; the rest is left to the table."""
     seen: dict[int, int] = {}
     ranked = []

@@ -7,13 +7,13 @@ from collections import Counter
 from html import escape
 from pathlib import Path
 
-from lightning_internvl.report.read import Run
+from lightning_internvl.report.read import RunFiles
 from lightning_internvl.report.sections import section
 
 LONGEST = 300  # characters of an example
 
 
-def skipped(run: Run) -> str:
+def skipped_samples(run: RunFiles) -> str:
     """A table over all stages; nothing where every sample was of use."""
     bodies = [_stage(stage.name, Path(run.folder) / "stages" / stage.name) for stage in run.stages]
     cells = "".join(f'<th scope="col">{title}</th>' for title in ("kind", "source", "samples", "for example"))

@@ -6,7 +6,7 @@ from html import escape
 
 from lightning_internvl.report.charts import bar
 from lightning_internvl.report.metrics_table import format_number, times_chance, with_chance
-from lightning_internvl.report.read import Run
+from lightning_internvl.report.read import RunFiles
 from lightning_internvl.report.sections import section, tops
 
 TIMING = {
@@ -21,7 +21,7 @@ TIMING = {
 }
 
 
-def tables(run: Run) -> str:
+def tables(run: RunFiles) -> str:
     """Metrics, timing and freezing in full, and the resolved configuration."""
     config = f"<details><summary>Resolved configuration</summary><pre>{escape(run.config_text)}</pre></details>"
     return (
@@ -42,7 +42,7 @@ def _breakable(name: str) -> str:
     return escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
 
 
-def _metrics(run: Run) -> str:
+def _metrics(run: RunFiles) -> str:
     ends = tops(run)
     bodies = []
     for stage in run.stages:
@@ -58,7 +58,7 @@ def _metrics(run: Run) -> str:
     return _table(["metric", "value", "chance", "× chance", ""], bodies) if bodies else ""
 
 
-def _timing(run: Run) -> str:
+def _timing(run: RunFiles) -> str:
     timed = [stage for stage in run.stages if stage.timing]
     keys = dict.fromkeys([*TIMING, *(key for stage in timed for key in stage.timing)])
     rows = []
@@ -71,7 +71,7 @@ def _timing(run: Run) -> str:
     return _table(["", *(stage.name for stage in timed)], [f"<tbody>{''.join(rows)}</tbody>"]) if rows else ""
 
 
-def _freezing(run: Run) -> str:
+def _freezing(run: RunFiles) -> str:
     bodies = []
     for stage in run.stages:
         for entry in stage.freezing:

@@ -8,15 +8,15 @@ from html import escape
 from typing import Any
 
 from lightning_internvl.report.charts import thin
-from lightning_internvl.report.gallery import closest, matrix_of
 from lightning_internvl.report.pictures import Pictures
-from lightning_internvl.report.read import Run, Stage
+from lightning_internvl.report.read import RunFiles, StageFiles
 from lightning_internvl.report.sections import section
+from lightning_internvl.report.similarity import closest, matrix_of
 
 MAX_TIMES = 48  # over all stages
 
 
-def over_time(run: Run, pictures: Pictures) -> str:
+def over_time(run: RunFiles, pictures: Pictures) -> str:
     """One card per probe picture with a frame per sample time; without JavaScript the last time shows."""
     times = list(_times(run))
     if not times:
@@ -34,7 +34,7 @@ def over_time(run: Run, pictures: Pictures) -> str:
     return section("over-time", "Captions and answers over time", lead, body)
 
 
-def _times(run: Run) -> Iterator[tuple[Stage, dict[str, Any]]]:
+def _times(run: RunFiles) -> Iterator[tuple[StageFiles, dict[str, Any]]]:
     of_stages = [
         (stage, [sample for sample in stage.samples if isinstance(sample.get("images"), list) and sample["images"]])
         for stage in run.stages
@@ -45,7 +45,7 @@ def _times(run: Run) -> Iterator[tuple[Stage, dict[str, Any]]]:
             yield stage, sample
 
 
-def _time_text(stage: Stage, sample: dict[str, Any]) -> str:
+def _time_text(stage: StageFiles, sample: dict[str, Any]) -> str:
     counts = []
     answers = [answer for of_picture in sample.get("answers") or [] for answer in of_picture or []]
     if answers:
@@ -61,7 +61,7 @@ def _time_text(stage: Stage, sample: dict[str, Any]) -> str:
     return " · ".join([stage.name, f"step {sample['step']:,}", *counts])
 
 
-def _scrub(times: list[tuple[Stage, dict[str, Any]]]) -> str:
+def _scrub(times: list[tuple[StageFiles, dict[str, Any]]]) -> str:
     last = len(times) - 1
     texts = "".join(f"<li>{escape(_time_text(stage, sample))}</li>" for stage, sample in times)
     names = list(dict.fromkeys(stage.name for stage, _ in times))

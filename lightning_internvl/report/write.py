@@ -9,9 +9,9 @@ from importlib import resources
 from pathlib import Path
 
 from lightning_internvl.files import write_text
-from lightning_internvl.report import cases, curves, filters, gallery, sections, skipped, tables, timeline
+from lightning_internvl.report import cases, curves, filters, sections, similarity, skipped, tables, timeline
 from lightning_internvl.report.pictures import Pictures
-from lightning_internvl.report.read import Run, read_run
+from lightning_internvl.report.read import RunFiles, read_run
 
 HATCH = (
     '<pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
@@ -47,7 +47,7 @@ def write_report(run_dir: Path) -> Path:
     return target
 
 
-def render(run: Run) -> str:
+def render(run: RunFiles) -> str:
     """The HTML page of a run."""
     style, script = (
         resources.files("lightning_internvl.report").joinpath(name).read_text(encoding="utf-8")
@@ -57,11 +57,11 @@ def render(run: Run) -> str:
     body = [
         curves.curves(run),
         filters.filters(run),
-        gallery.similarity(run, pictures),
-        gallery.retrieval(run, pictures),
+        similarity.similarity_matrices(run, pictures),
+        similarity.retrieval(run, pictures),
         timeline.over_time(run, pictures),
         cases.cases(run, pictures),
-        skipped.skipped(run),
+        skipped.skipped_samples(run),
         tables.tables(run),
     ]
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title in LINKS.items() if f' id="{name}"' in "".join(body))

@@ -20,7 +20,7 @@ from lightning_internvl.distributed.clusters import stage_clock, trainer_plugins
 from lightning_internvl.distributed.tensor_parallel import check_layers
 from lightning_internvl.distributed.weight_broadcast import starts_empty
 from lightning_internvl.inference.collators import View, make_view
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.model.compose import Build, completed, compose_model
 from lightning_internvl.model.feature_cache import WHOLE
 from lightning_internvl.model.vlm import VLM
@@ -97,7 +97,7 @@ def build_callbacks(settings: Config, view: View, build: Build, tokenizers: Mapp
     """The callbacks of the configuration, in its order; those that look at held-out data get a bench."""
     held_out = settings["data_group"].get("held_out") or {}  # data without any may still be given sizes for it, by debug=fast
     bench = (
-        Bench(view.model, build(held_out), pairs=view.pairs, chats=view.chats, labels=view.labels)
+        Predictor(view.model, build(held_out), pairs=view.pairs, chats=view.chats, labels=view.labels)
         if "_target_" in held_out
         else None
     )

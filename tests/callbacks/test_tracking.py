@@ -13,7 +13,7 @@ import torch
 from callbacks import Tracking, tracking
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.files import read_json, write_json
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 
 
 class Notebook:
@@ -43,7 +43,7 @@ class Task:
     def __init__(self, *values: float) -> None:
         self.values, self.scenes = list(values), []
 
-    def __call__(self, bench: Bench) -> dict[str, float]:
+    def __call__(self, bench: Predictor) -> dict[str, float]:
         assert not bench.model.training
         self.scenes.append(bench.held_out.scenes)
         bench.journal.show(np.zeros((8, 8, 3), np.uint8), question="what?", answer="pig", truth="cow", right=False)
@@ -66,7 +66,7 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def track(folder: Path, task: Task, steps: range, logger: Notebook | None = None, **options: Any) -> None:
     """A stage that stands at these steps one after the other."""
     model = torch.nn.Linear(1, 1)
-    bench = Bench(model, HeldOutScenes(seed=0, image_size=16, scenes=40))
+    bench = Predictor(model, HeldOutScenes(seed=0, image_size=16, scenes=40))
     callback = Tracking(tasks={"task": task}, bench=bench, **{"every_n_steps": 2, "samples": 10, **options})
     places = {"run_dir": folder, "folder": folder / "stages" / "first"}
     built = {"model": model, "divided": False, "parts": {}, "plan": None, "base": None}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from chat_toys import comparer, picture, session, talker
 
-from lightning_internvl.chat.session import CaptionSession, Sampling, Session, shown
+from lightning_internvl.chat.session import CaptionSession, Sampling, Session, visible_text
 from lightning_internvl.inference.illustrate import Author
-from lightning_internvl.inference.predictor import stopping
+from lightning_internvl.inference.predictor import stop_options
 
 SHORT = Sampling(max_new_tokens=12)
 DRAWN = Sampling(temperature=2.0, max_new_tokens=12)
@@ -44,7 +44,7 @@ def test_later_questions_see_what_was_said_and_shown() -> None:
     ]
     images = [picture(0), picture(1), picture(2)]
     batch = talk.chats.prompts([{"images": images, "conversation": conversation, "key": "all"}])
-    end = stopping(chats.tokenizer, "</s>")
+    end = stop_options(chats.tokenizer, "</s>")
     ids = model.generate(**batch, max_new_tokens=12, do_sample=False, pad_token_id=0, **end)
     assert second == chats.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
     assert talk.record()["images"] == ["picture"] * 3
@@ -83,11 +83,11 @@ def test_beams_come_whole() -> None:
 
 
 def test_a_marked_end_of_several_tokens_is_never_shown() -> None:
-    assert shown("a fox##", "###", finished=False) == "a fox"
-    assert shown("a fox#", "###", finished=False) == "a fox"
-    assert shown("a fox##", "###", finished=True) == "a fox##"
-    assert shown("a fox### and", "###", finished=False) == "a fox"
-    assert shown(" caf\ufffd", "</s>", finished=False) == "caf"
+    assert visible_text("a fox##", "###", finished=False) == "a fox"
+    assert visible_text("a fox#", "###", finished=False) == "a fox"
+    assert visible_text("a fox##", "###", finished=True) == "a fox##"
+    assert visible_text("a fox### and", "###", finished=False) == "a fox"
+    assert visible_text(" caf\ufffd", "</s>", finished=False) == "caf"
     pieces = list(session(template="minigpt4").ask("one?", SHORT))
     assert not any("###" in piece for piece in pieces)
 

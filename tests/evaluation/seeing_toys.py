@@ -9,13 +9,13 @@ from lightning_internvl.data.processors.basic import Squash
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.encoders.intern_vit import InternViT
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITM
 
 
-def seeing_bench() -> Bench:
+def seeing_predictor() -> Predictor:
     """A small InternVL without a decoder, with a matching head and 48 held-out single things."""
     torch.manual_seed(0)
     words = toy_tokenizer()
@@ -26,4 +26,4 @@ def seeing_bench() -> Bench:
     )  # fmt: skip
     model = VLM(encoder, qllama, objectives={"itm": ITM(dim=16)}).eval()
     held_out = HeldOutScenes(seed=0, image_size=16, scenes=12, single=48)
-    return Bench(model, held_out, pairs=PairCollator(words, Squash(16)), batch_size=10)
+    return Predictor(model, held_out, pairs=PairCollator(words, Squash(16)), batch_size=10)

@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from seeing_toys import seeing_bench
+from seeing_toys import seeing_predictor
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_internvl.evaluation.classification import class_scores, classifier
 from lightning_internvl.evaluation.clip_benchmark import register, triple_of
 from lightning_internvl.evaluation.retrieval import ImageTextRetrieval, best_columns, recalls
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.objectives import similarities
 
 CLASSES, PROMPTS, PICTURES, WIDTH = 7, 3, 90, 12
@@ -43,9 +43,9 @@ CAPTIONS = features(len(OWNER), 0.23) + 0.5 * PICTURE_FEATURES[OWNER]
 
 
 def ours_of_classes() -> dict[str, float]:
-    bench = SimpleNamespace(embed_texts=lambda texts: F.normalize(TEXTS[[int(text) for text in texts]], dim=-1))
+    predictor = SimpleNamespace(embed_texts=lambda texts: F.normalize(TEXTS[[int(text) for text in texts]], dim=-1))
     said = [[str(place * PROMPTS + number) for number in range(PROMPTS)] for place in range(CLASSES)]
-    return class_scores(similarities(F.normalize(PICTURE_FEATURES, dim=-1), classifier(bench, said)), LABELS)
+    return class_scores(similarities(F.normalize(PICTURE_FEATURES, dim=-1), classifier(predictor, said)), LABELS)
 
 
 def ours_of_retrieval(block: int) -> dict[str, float]:
@@ -134,30 +134,30 @@ def metrics_module(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return seeing_bench()
+def predictor() -> Predictor:
+    return seeing_predictor()
 
 
-def test_our_models_as_clip_benchmark_uses_them(bench: Bench) -> None:
-    model, transform, tokenizer = triple_of(bench.model, bench.pairs)
-    images = bench.held_out.labelled().images[:3]
+def test_our_models_as_clip_benchmark_uses_them(predictor: Predictor) -> None:
+    model, transform, tokenizer = triple_of(predictor.model, predictor.pairs)
+    images = predictor.held_out.labelled().images[:3]
     pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
-    with bench.evaluating():
-        assert F.normalize(model.encode_image(pixels), dim=-1).equal(bench.embed_images(images, "c"))
+    with predictor.evaluating():
+        assert F.normalize(model.encode_image(pixels), dim=-1).equal(predictor.embed_images(images, "c"))
         texts = ["a cat", "two dogs on a red background"]
-        assert F.normalize(model.encode_text(tokenizer(texts)), dim=-1).equal(bench.embed_texts(texts))
+        assert F.normalize(model.encode_text(tokenizer(texts)), dim=-1).equal(predictor.embed_texts(texts))
     with pytest.raises(ValueError, match=r"mode='x' .* valid choices: c, g"):
-        triple_of(bench.model, bench.pairs, "x")
+        triple_of(predictor.model, predictor.pairs, "x")
 
 
-def test_a_task_as_clip_benchmark(bench: Bench) -> None:
+def test_a_task_as_clip_benchmark(predictor: Predictor) -> None:
     pytest.importorskip("clip_benchmark", reason=SKIPPED)
-    data, (model, transform, tokenizer) = bench.held_out.captioned(), triple_of(bench.model, bench.pairs)
+    data, (model, transform, tokenizer) = predictor.held_out.captioned(), triple_of(predictor.model, predictor.pairs)
     pixels = torch.stack([transform(Image.fromarray(image)) for image in data.images])
     batches = [(pixels[start : start + 5], [[text] for text in data.captions[start : start + 5]]) for start in (0, 5, 10)]
     theirs = metrics_module("zeroshot_retrieval").evaluate(model, batches, tokenizer, "cpu", amp=False, recall_k_list=[1, 5])
-    with bench.evaluating():
-        ours = ImageTextRetrieval()(bench)
+    with predictor.evaluating():
+        ours = ImageTextRetrieval()(predictor)
     assert ours["samples"] == len(pixels) == 12
     for k in (1, 5):
         assert ours[f"image_to_text_r{k}"] == pytest.approx(theirs[f"text_retrieval_recall@{k}"], abs=1e-7)

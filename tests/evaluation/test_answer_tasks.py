@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
-from lightning_internvl.evaluation.answer_task import Case, Judged
+from lightning_internvl.evaluation.answer_task import AnswerTask, Case
 from lightning_internvl.evaluation.captions import Captions
 from lightning_internvl.evaluation.mme import MME
 from lightning_internvl.evaluation.pope import POPE
@@ -25,7 +25,7 @@ from lightning_internvl.report.metrics_table import scored_of
 
 
 class Talker:
-    """A bench whose model answers by a rule."""
+    """A predictor whose model answers by a rule."""
 
     def __init__(self, rule: Callable[[np.ndarray, str], str], journal: Journal | None = None) -> None:
         self.rule, self.journal, self.asked = rule, journal or Journal(), []
@@ -64,12 +64,12 @@ def vqa(tmp_path: Path) -> dict[str, str]:
 
 
 def test_vqa_files(vqa: dict[str, str]) -> None:
-    bench = Talker(lambda picture, question: "2" if picture[0, 0, 0] < 4 else "3")
-    found = VQA(**vqa)(bench)
+    predictor = Talker(lambda picture, question: "2" if picture[0, 0, 0] < 4 else "3")
+    found = VQA(**vqa)(predictor)
     assert found == {"accuracy": 0.75, "accuracy_chance": 1.0, "samples": 4, "samples_asked": 4, "samples_total": 4}
-    assert bench.asked[0] == "how many 1?\nAnswer the question using a single word or phrase."
-    assert VQA(**vqa, samples=2, prompt="Q: {question}")(bench)["samples_total"] == 4
-    assert bench.asked[-1] == "Q: how many 2?"
+    assert predictor.asked[0] == "how many 1?\nAnswer the question using a single word or phrase."
+    assert VQA(**vqa, samples=2, prompt="Q: {question}")(predictor)["samples_total"] == 4
+    assert predictor.asked[-1] == "Q: how many 2?"
 
 
 def test_what_is_missing_is_counted_named_and_limited(vqa: dict[str, str], tmp_path: Path) -> None:
@@ -78,14 +78,14 @@ def test_what_is_missing_is_counted_named_and_limited(vqa: dict[str, str], tmp_p
     annotations = json.loads(Path(vqa["annotations"]).read_text())
     Path(vqa["annotations"]).write_text(json.dumps({"annotations": annotations["annotations"][:3]}))
     with pytest.raises(ValueError, match=r"2 of 4 samples cannot be scored, more than max_missing=0.01 .* 20: image .* exist"):
-        VQA(**vqa)(bench := Talker(lambda *_: "2"))
-    assert not bench.asked  # nothing was asked for a score that cannot be
-    bench = Talker(lambda *_: "2")
-    found = VQA(**vqa, max_missing=0.75)(bench)
+        VQA(**vqa)(predictor := Talker(lambda *_: "2"))
+    assert not predictor.asked  # nothing was asked for a score that cannot be
+    predictor = Talker(lambda *_: "2")
+    found = VQA(**vqa, max_missing=0.75)(predictor)
     assert (found["accuracy"], found["samples"], found["samples_asked"], scored_of(found)) == (1.0, 1, 4, "1 of 4")
-    assert set(bench.journal.missing) == {"20", "30", "40"}
-    assert "cannot be read" in bench.journal.missing["30"]
-    assert bench.journal.missing["40"] == "there is no true answer"
+    assert set(predictor.journal.missing) == {"20", "30", "40"}
+    assert "cannot be read" in predictor.journal.missing["30"]
+    assert predictor.journal.missing["40"] == "there is no true answer"
     with pytest.raises(ValueError, match="3 of 4 samples"):
         VQA(**vqa, max_missing=0.5)(Talker(lambda *_: "2"))
 
@@ -101,12 +101,12 @@ def test_goes_on_where_it_was_stopped(vqa: dict[str, str], tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         VQA(**vqa)(Talker(stops, Journal(path)))
     path.write_text(path.read_text() + '{"key": "40", "ques')  # half a line, as a kill leaves it
-    bench = Talker(lambda *_: "3", Journal(path, cases=2))
-    assert VQA(**vqa)(bench)["accuracy"] == 0.75
-    assert len(bench.asked) == 1
+    predictor = Talker(lambda *_: "3", Journal(path, cases=2))
+    assert VQA(**vqa)(predictor)["accuracy"] == 0.75
+    assert len(predictor.asked) == 1
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["key"], row["answer"], row["score"]) for row in rows[2:]] == [("30", "2", 1), ("40", "3", 0)]
-    assert [case["right"] for case in bench.journal.shown] == [True, True, False]
+    assert [case["right"] for case in predictor.journal.shown] == [True, True, False]
     again = Talker(lambda *_: "3", Journal(path))
     VQA(**vqa, prompt="{question}")(again)
     assert len(again.asked) == 4  # another question is another answer
@@ -135,9 +135,9 @@ def test_answers_of_a_journal_that_does_not_say_what_was_shown_are_asked_again(
     path = Path(
         lines(tmp_path / "p.jsonl", *({"key": f"{n}0", "question": f"how many {n}?", "answer": "3"} for n in range(1, 5)))
     )
-    bench = Talker(lambda *_: "2", Journal(path))
-    assert VQA(**vqa, prompt="{question}")(bench)["accuracy"] == 1.0
-    assert len(bench.asked) == 4
+    predictor = Talker(lambda *_: "2", Journal(path))
+    assert VQA(**vqa, prompt="{question}")(predictor)["accuracy"] == 1.0
+    assert len(predictor.asked) == 4
     assert f"4 questions are asked again: their pictures have changed, or {path} does not say" in capsys.readouterr().out
     later = Talker(lambda *_: "", Journal(path))
     assert VQA(**vqa, prompt="{question}")(later)["accuracy"] == 1.0
@@ -161,10 +161,10 @@ def test_pictures_of_one_file_name_in_several_folders(tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("\n".join(rows))
     path = tmp_path / "out.jsonl"
     for _ in range(2):  # the second time from the file
-        bench = Talker(lambda picture, _: f"a photo of a {thing(picture)}", Journal(path))
-        found = Captions(path=str(tmp_path / "captions.csv"), meteor=False)(bench)
+        predictor = Talker(lambda picture, _: f"a photo of a {thing(picture)}", Journal(path))
+        found = Captions(path=str(tmp_path / "captions.csv"), meteor=False)(predictor)
         assert (found["exact_match"], found["samples"]) == (1.0, 3)
-    assert not bench.asked
+    assert not predictor.asked
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["dog/001.png", "cat/001.png", "pig/001.png"]
 
 
@@ -179,8 +179,8 @@ def test_pope_files_put_together_and_of_one_stem(tmp_path: Path) -> None:
     ]
     lines(tmp_path / "pope" / "all.json", *rows)
     lines(tmp_path / "pope" / "all.jsonl", *({**row, "image": "cat.png", "label": "no"} for row in rows))
-    bench = Talker(lambda picture, question: "yes" if thing(picture) in question else "no", Journal(tmp_path / "out.jsonl"))
-    found = POPE(path=str(tmp_path / "pope"), images=str(tmp_path / "val"))(bench)
+    predictor = Talker(lambda picture, question: "yes" if thing(picture) in question else "no", Journal(tmp_path / "out.jsonl"))
+    found = POPE(path=str(tmp_path / "pope"), images=str(tmp_path / "val"))(predictor)
     assert (found["accuracy"], found["samples"]) == (1.0, 8)
     keys = [json.loads(line)["key"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert keys[:4] == ["all.json/1", "all.json/2", "all.json/1, line 3", "all.json/2, line 4"]
@@ -192,35 +192,35 @@ def test_a_question_id_that_comes_twice_is_refused(vqa: dict[str, str], twice: s
     found = json.loads(Path(vqa[twice]).read_text())
     found["questions" if twice == "path" else "annotations"][3]["question_id"] = 20
     Path(vqa[twice]).write_text(json.dumps(found))
-    bench = Talker(lambda *_: "2")
+    predictor = Talker(lambda *_: "2")
     with pytest.raises(ValueError, match=r"(q|a)\.json: \w+ 1 and \w+ 3 have the same question_id 20; give each its own"):
-        VQA(**vqa)(bench)
-    assert not bench.asked
+        VQA(**vqa)(predictor)
+    assert not predictor.asked
 
 
 def test_samples_of_any_task_that_share_a_key_are_refused(tmp_path: Path) -> None:
     class Own(VQA):
-        def cases(self, bench: Any) -> list[Case]:
+        def cases(self, predictor: Any) -> list[Case]:
             return [Case(key, tmp_path / f"{n}.png", f"what is {n}?", ["2"]) for n, key in enumerate(("a", "b", "a"))]
 
-    bench = Talker(lambda *_: "2")
+    predictor = Talker(lambda *_: "2")
     with pytest.raises(ValueError, match=r"key 'a': sample 1 \(.*0.png, 'what is 0\?'\) and sample 3 \(.*2.png, 'what is 2\?'\)"):
-        Own()(bench)
-    assert not bench.asked
+        Own()(predictor)
+    assert not predictor.asked
 
 
 def test_a_question_that_is_too_long_costs_only_itself(vqa: dict[str, str]) -> None:
-    bench = Talker(lambda *_: "2")
-    plain = bench.answer
+    predictor = Talker(lambda *_: "2")
+    plain = predictor.answer
 
     def answer(pictures: Any, questions: Any, *rest: Any, **search: Any) -> list[str]:
         if any("2" in question for question in questions):
             raise ValueError("too long")
         return plain(pictures, questions, *rest, **search)
 
-    bench.answer = answer
-    found = VQA(**vqa, max_missing=0.5)(bench)
-    assert (found["samples"], bench.journal.missing) == (3, {"20": "too long"})
+    predictor.answer = answer
+    found = VQA(**vqa, max_missing=0.5)(predictor)
+    assert (found["samples"], predictor.journal.missing) == (3, {"20": "too long"})
 
 
 def test_pope_files(tmp_path: Path) -> None:
@@ -229,13 +229,13 @@ def test_pope_files(tmp_path: Path) -> None:
         said = enumerate(["yes", "no", "no"])
         rows = [{"question_id": n, "image": "1.jpg", "text": f"is it {n}?", "label": label} for n, label in said]
         lines(tmp_path / f"coco_pope_{part}.json", *rows)
-    bench = Talker(lambda _, question: "No." if "2" in question else "Yes")
-    found = POPE(path=str(tmp_path), images=str(tmp_path / "val2014"))(bench)
+    predictor = Talker(lambda _, question: "No." if "2" in question else "Yes")
+    found = POPE(path=str(tmp_path), images=str(tmp_path / "val2014"))(predictor)
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert (found["precision"], found["recall"], found["f1_random"]) == (0.5, 1.0, pytest.approx(2 / 3))
     assert (found["yes_share_popular"], found["accuracy_chance"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     with pytest.raises(ValueError, match="label 'maybe' is neither yes nor no"):
-        POPE(path=lines(tmp_path / "x.jsonl", {"image": "1.jpg", "text": "?", "label": "maybe"}))(bench)
+        POPE(path=lines(tmp_path / "x.jsonl", {"image": "1.jpg", "text": "?", "label": "maybe"}))(predictor)
 
 
 def test_mme_folder(tmp_path: Path) -> None:
@@ -244,8 +244,8 @@ def test_mme_folder(tmp_path: Path) -> None:
             picture(tmp_path / folder / ("images" if texts else "") / f"{stem}.png")
             (tmp_path / folder / texts).mkdir(exist_ok=True)
             (tmp_path / folder / texts / f"{stem}.txt").write_text("is it one?\tYes\nis it two?\tNo\n")
-    bench = Talker(lambda _, question: "Yes")
-    found = MME(path=str(tmp_path))(bench)
+    predictor = Talker(lambda _, question: "Yes")
+    found = MME(path=str(tmp_path))(predictor)
     assert (found["count_accuracy"], found["count_accuracy_plus"], found["artwork_score"]) == (0.5, 0.0, 50.0)
     assert (found["perception"], found["perception_chance"], found["samples"]) == (100.0, 150.0, 8)
     (tmp_path / "count" / "a.png").unlink()
@@ -260,8 +260,8 @@ def test_refer_files(tmp_path: Path) -> None:
     row = {"image": "data/coco/train2014/1.jpg", "sent": "left one", "bbox": [0, 0, 20, 20], "width": 40, "height": 20}
     path = lines(tmp_path / "refcoco.jsonl", row, row | {"sent": "right one"}, row | {"sent": "none"})
     said = {"left": "<box>(0,0),(500,1000)</box>", "right": "[[0, 0, 240, 1000]]", "none": "no"}
-    bench = Talker(lambda _, question: next(text for word, text in said.items() if f"<ref>{word}" in question))
-    found = Referring(path=path)(bench)
+    predictor = Talker(lambda _, question: next(text for word, text in said.items() if f"<ref>{word}" in question))
+    found = Referring(path=path)(predictor)
     assert (found["accuracy_at_0.5"], found["answers_with_box"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
 
 
@@ -274,22 +274,22 @@ def test_coco_captions(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
     texts = iter(said)
     task = Captions(path=str(tmp_path / "captions.json"), meteor=False)
-    found = task(bench := Talker(lambda *_: next(texts)))
+    found = task(predictor := Talker(lambda *_: next(texts)))
     assert (found["exact_match"], found["bleu_4"]) == (1.0, pytest.approx(1.0))
-    first, second = task.grades(task.cases(bench), said)
+    first, second = task.grades(task.cases(predictor), said)
     assert (second, found["cider"]) == (pytest.approx(10), pytest.approx((first + second) / 2))
-    assert bench.asked[0] == "Provide a one-sentence caption for the provided image."
+    assert predictor.asked[0] == "Provide a one-sentence caption for the provided image."
 
 
 @pytest.mark.parametrize(
     ("task", "metric", "best"),
     [(VQA, "accuracy", 1), (POPE, "f1", 1), (MME, "perception", 800), (Referring, "accuracy_at_0.5", 1), (Captions, "bleu_4", 1)],
 )
-def test_true_answers_about_scenes_are_right(task: type[Judged], metric: str, best: float) -> None:
+def test_true_answers_about_scenes_are_right(task: type[AnswerTask], metric: str, best: float) -> None:
     task = task(samples=12, **({"meteor": False} if task is Captions else {}))
     cases = task.cases(Talker(lambda *_: ""))
     assert len({case.key for case in cases}) == len(cases) >= 12
-    texts = (task.told(case).split(" / ")[0].split(" (")[0] for case in cases)  # they are asked in order
+    texts = (task.truth_text(case).split(" / ")[0].split(" (")[0] for case in cases)  # they are asked in order
     found = task(Talker(lambda *_: next(texts)))
     assert found[metric] == pytest.approx(best)
     assert found["samples"] == 12

@@ -16,7 +16,7 @@ from PIL import Image
 from runs import ROOT, Outcome, call, read_json, tiny_run
 
 from lightning_internvl.evaluation import lmms
-from lightning_internvl.evaluation.command import Job, _forget_others, _record
+from lightning_internvl.evaluation.command import EvalJob, _forget_others, _record
 from lightning_internvl.evaluation.settings import check_settings
 from lightning_internvl.messages import ConfigError
 
@@ -83,10 +83,10 @@ def test_tasks_their_answers_and_their_records(run: Path, tmp_path: Path) -> Non
 
 
 def test_answers_of_a_model_that_was_read_in_another_way_are_forgotten(tmp_path: Path) -> None:
-    subject = SimpleNamespace(place="model", weights="1f")
+    model = SimpleNamespace(place="model", weights="1f")
     plain = {"dtype": "float32", "template": None, "system": None, "tokenizer": None, "pictures": None}
     first, again, other = (
-        _record(Job("vqa", None, subject, {"version": 1}), settings)
+        _record(EvalJob("vqa", None, model, {"version": 1}), settings)
         for settings in (plain, plain, {**plain, "template": "vicuna"})
     )
     (tmp_path / "predictions.jsonl").write_text("{}")
@@ -121,8 +121,8 @@ def test_a_run_as_a_model_of_lmms_eval(run: Path, monkeypatch: pytest.MonkeyPatc
         for i, n in ((0, 6), (1, 3), (1, 6))
     ]
     pictures = [np.array(picture) for picture in shown]
-    with model.bench.evaluating() as bench:
-        expected = [bench.answer([pictures[i]], ["what colour is it?"], n)[0] for i, n in ((0, 6), (1, 3), (1, 6))]
+    with model.predictor.evaluating() as predictor:
+        expected = [predictor.answer([pictures[i]], ["what colour is it?"], n)[0] for i, n in ((0, 6), (1, 3), (1, 6))]
     assert model.generate_until(asked) == expected
     own = expected[0]
     choices = [SimpleNamespace(args=(asked[0].args[0], f" {text}", *asked[0].args[2:])) for text in (own, "two pigs")]

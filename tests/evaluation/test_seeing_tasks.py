@@ -11,39 +11,39 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from seeing_toys import seeing_bench
+from seeing_toys import seeing_predictor
 
 from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.evaluation.classification import ZeroShotClassification, class_scores
-from lightning_internvl.evaluation.features import Asked, patches_of, pooled, scenes_of
+from lightning_internvl.evaluation.features import TaskPictures, patches_of, pool_patches, scenes_of
 from lightning_internvl.evaluation.probing import FeatureProbe, fit
 from lightning_internvl.evaluation.retrieval import ImageTextRetrieval, best_columns, match_logits, recalls
 from lightning_internvl.evaluation.segmentation import Segmentation, layers_of, mask_scores
 from lightning_internvl.evaluation.segmentation_heads import LinearHead, UperNetHead
 from lightning_internvl.evaluation.video import ZeroShotVideo
 from lightning_internvl.inference.journal import Journal
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 
 COLOURS = {"red": (230, 30, 20), "green": (20, 200, 40), "blue": (20, 40, 220)}
 SHORT = {"steps": 3, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
-def toy() -> Bench:
-    return seeing_bench()
+def toy() -> Predictor:
+    return seeing_predictor()
 
 
 @pytest.fixture
-def bench(toy: Bench) -> Bench:
+def predictor(toy: Predictor) -> Predictor:
     toy.journal = Journal(cases=2)
     return toy
 
 
-def run(task: Any, bench: Bench) -> dict[str, float]:
-    with bench.evaluating():
-        return task(bench)
+def run(task: Any, predictor: Predictor) -> dict[str, float]:
+    with predictor.evaluating():
+        return task(predictor)
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,13 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- naming -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_listed_twice_is_two_samples(bench: Bench, tmp_path: Path) -> None:
+def test_a_file_that_is_listed_twice_is_two_samples(predictor: Predictor, tmp_path: Path) -> None:
     files = [tmp_path / "a.png", tmp_path / "none.png", tmp_path / "none.png"]
     Image.new("RGB", (4, 4)).save(files[0])
-    asked = Asked(bench, Pictures(files, read_image), max_missing=1.0)
+    asked = TaskPictures(predictor, Pictures(files, read_image), max_missing=1.0)
     assert len(list(asked.images)) == 3
-    assert (asked.kept(), len(bench.journal.missing)) == ([0], 2)
-    assert {key.removeprefix(str(files[1])) for key in bench.journal.missing} == {" (sample 2)", " (sample 3)"}
+    assert (asked.readable(), len(predictor.journal.missing)) == ([0], 2)
+    assert {key.removeprefix(str(files[1])) for key in predictor.journal.missing} == {" (sample 2)", " (sample 3)"}
 
 
 def test_shares_of_classes() -> None:
@@ -81,13 +81,13 @@ def test_shares_of_classes() -> None:
     )  # fmt: skip
 
 
-def test_zero_shot_on_scenes_and_on_a_folder(bench: Bench, classes: Path, tmp_path: Path) -> None:
-    scenes = run(ZeroShotClassification(samples=24), bench)
+def test_zero_shot_on_scenes_and_on_a_folder(predictor: Predictor, classes: Path, tmp_path: Path) -> None:
+    scenes = run(ZeroShotClassification(samples=24), predictor)
     assert (scenes["samples"], scenes["samples_asked"]) == (24, 48)
     assert scenes["top5_chance"] == pytest.approx(5 / 48)
-    assert run(ZeroShotClassification(samples=24, language="zh"), bench)["samples"] == 24
-    bench.journal = Journal(tmp_path / "predictions.jsonl", cases=2)
-    folder = run(ZeroShotClassification(path=str(classes), templates="plain"), bench)
+    assert run(ZeroShotClassification(samples=24, language="zh"), predictor)["samples"] == 24
+    predictor.journal = Journal(tmp_path / "predictions.jsonl", cases=2)
+    folder = run(ZeroShotClassification(path=str(classes), templates="plain"), predictor)
     assert (folder["samples"], folder["samples_asked"], folder["top1_chance"]) == (12, 12, 1 / 3)
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert sum(row["right"] for row in rows) / 12 == pytest.approx(folder["top1"])
@@ -95,65 +95,65 @@ def test_zero_shot_on_scenes_and_on_a_folder(bench: Bench, classes: Path, tmp_pa
     assert rows[0]["key"].endswith("blue/0.png")
 
 
-def test_pictures_that_cannot_be_read_are_left_out_by_name(bench: Bench, classes: Path) -> None:
+def test_pictures_that_cannot_be_read_are_left_out_by_name(predictor: Predictor, classes: Path) -> None:
     broken = classes / "green" / "2.png"
     whole = broken.read_bytes()
     broken.write_bytes(b"<html>not found</html>")
     try:
-        found = run(ZeroShotClassification(path=str(classes), templates="plain", max_missing=0.1), bench)
+        found = run(ZeroShotClassification(path=str(classes), templates="plain", max_missing=0.1), predictor)
         assert (found["samples"], found["samples_asked"]) == (11, 12)
-        assert list(bench.journal.missing) == [str(broken)]
+        assert list(predictor.journal.missing) == [str(broken)]
         with pytest.raises(ValueError, match=r"1 of 12 samples cannot be used, .* max_missing=0.01; .*green/2.png"):
-            run(ZeroShotClassification(path=str(classes), templates="plain"), bench)
-        (unread := Asked(bench, Pictures([broken], read_image), 1.0)).images[0]
+            run(ZeroShotClassification(path=str(classes), templates="plain"), predictor)
+        (unread := TaskPictures(predictor, Pictures([broken], read_image), 1.0)).images[0]
         with pytest.raises(ValueError, match=r"none of 1 samples can be used; one of them: .*green/2.png"):
-            unread.kept()
+            unread.readable()
     finally:
         broken.write_bytes(whole)
 
 
-def test_probes_learn_colours(bench: Bench, classes: Path) -> None:
+def test_probes_learn_colours(predictor: Predictor, classes: Path) -> None:
     for head in ("linear", "attention"):
         task = FeatureProbe(path=str(classes), train=str(classes), head=head, epochs=20, batch_size=6, lr=4.0)
-        found = run(task, bench)
+        found = run(task, predictor)
         assert found["top1"] == 1.0
         assert (found["fitted_on"], found["samples"]) == (12, 12)
-        assert run(task, bench) == found
-    scenes = run(FeatureProbe(epochs=1, train_samples=48, samples=24), bench)
+        assert run(task, predictor) == found
+    scenes = run(FeatureProbe(epochs=1, train_samples=48, samples=24), predictor)
     assert (scenes["fitted_on"], scenes["samples"], scenes["samples_asked"]) == (48, 24, 48)
     with pytest.raises(ValueError, match="more than memory=1e-06"):
-        run(FeatureProbe(memory=1e-6), bench)
+        run(FeatureProbe(memory=1e-6), predictor)
 
 
-def test_a_fit_leaves_the_tower_and_the_draws_of_others_alone(bench: Bench, classes: Path) -> None:
-    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
+def test_a_fit_leaves_the_tower_and_the_draws_of_others_alone(predictor: Predictor, classes: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in predictor.model.state_dict().items()}
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    run(FeatureProbe(path=str(classes), train=str(classes), epochs=1), bench)
-    run(Segmentation(samples=2, **SHORT), bench)
+    run(FeatureProbe(path=str(classes), train=str(classes), epochs=1), predictor)
+    run(Segmentation(samples=2, **SHORT), predictor)
     assert torch.get_rng_state().equal(state)
-    assert all(tensor.equal(before[name]) for name, tensor in bench.model.state_dict().items())
-    assert all(parameter.grad is None for parameter in bench.model.parameters())
+    assert all(tensor.equal(before[name]) for name, tensor in predictor.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in predictor.model.parameters())
 
 
-def test_videos_of_scenes_and_of_a_list(bench: Bench, tmp_path: Path) -> None:
-    scenes = run(ZeroShotVideo(samples=6), bench)
+def test_videos_of_scenes_and_of_a_list(predictor: Predictor, tmp_path: Path) -> None:
+    scenes = run(ZeroShotVideo(samples=6), predictor)
     assert (scenes["samples"], scenes["samples_asked"]) == (6, 192)
     assert {"frames1_top1", "frames8_top5_chance"} <= scenes.keys()
     for name in ("one", "two"):
         frames = [Image.new("RGB", (9, 9), (place * 20, 0, 0)) for place in range(5)]
         frames[0].save(tmp_path / f"{name}.gif", save_all=True, append_images=frames[1:])
     (tmp_path / "val.csv").write_text("path,label\none.gif,dancing\ntwo.gif,running\n")
-    found = run(ZeroShotVideo(path=str(tmp_path / "val.csv"), frames=(2,), top_k=(1,)), bench)
+    found = run(ZeroShotVideo(path=str(tmp_path / "val.csv"), frames=(2,), top_k=(1,)), predictor)
     assert (found["samples"], found["frames2_top1_chance"]) == (2, 0.5)
 
 
-def test_a_video_is_the_mean_of_its_frames(bench: Bench) -> None:
-    frames = bench.held_out.labelled().images[:8]
+def test_a_video_is_the_mean_of_its_frames(predictor: Predictor) -> None:
+    frames = predictor.held_out.labelled().images[:8]
     task = ZeroShotVideo(frames=(1, 8))
-    with bench.evaluating():
-        one, eight = task._embedded(bench, SimpleNamespace(images=[task._shown(frames)]))
-        single = bench.embed_images(frames, "c")
+    with predictor.evaluating():
+        one, eight = task._embed_videos(predictor, SimpleNamespace(images=[task._sampled_frames(frames)]))
+        single = predictor.embed_images(frames, "c")
     mean = single.mean(dim=0)
     assert torch.allclose(one[0], single[4], atol=1e-6)
     assert torch.allclose(eight[0], mean / mean.norm(), atol=1e-6)
@@ -187,44 +187,44 @@ def test_one_of_several_captions_is_enough() -> None:
     )  # fmt: skip
 
 
-def test_reranking_reads_every_pair_as_the_model_does(bench: Bench) -> None:
-    data = bench.held_out.captioned()
+def test_reranking_reads_every_pair_as_the_model_does(predictor: Predictor) -> None:
+    data = predictor.held_out.captioned()
     places = [place for place in range(12) for _ in range(2)]
     others = [other for place in range(12) for other in (place, (place + 5) % 12)]
-    with bench.evaluating():
-        ours = match_logits(bench, data.images, data.captions, torch.tensor(places), torch.tensor(others))
-        ids, mask = pad_rows(*bench.pairs.rows("itm", [data.captions[other] for other in others]))
-        theirs = bench.model.match(bench.pairs.pixels(data.images[places], ["picture"] * 24), ids, mask)
+    with predictor.evaluating():
+        ours = match_logits(predictor, data.images, data.captions, torch.tensor(places), torch.tensor(others))
+        ids, mask = pad_rows(*predictor.pairs.rows("itm", [data.captions[other] for other in others]))
+        theirs = predictor.model.match(predictor.pairs.pixels(data.images[places], ["picture"] * 24), ids, mask)
     assert torch.allclose(ours, theirs[:, 1], atol=1e-5)
     assert ours.std() > 0.01
 
 
-def test_reranked_recall(bench: Bench) -> None:
-    found = run(ImageTextRetrieval(rerank=12, mode="g"), bench)
+def test_reranked_recall(predictor: Predictor) -> None:
+    found = run(ImageTextRetrieval(rerank=12, mode="g"), predictor)
     assert {"image_to_text_r1", "itm_image_to_text_r1", "itm_text_to_image_r10_chance"} <= found.keys()
     assert found["image_to_text_r10"] >= found["image_to_text_r1"]
-    few = run(ImageTextRetrieval(rerank=2, top_k=(2, 5)), bench)  # the order of the best two changes, who they are does not
-    plain = run(ImageTextRetrieval(top_k=(2, 5)), bench)
+    few = run(ImageTextRetrieval(rerank=2, top_k=(2, 5)), predictor)  # the order of the best two changes, who they are does not
+    plain = run(ImageTextRetrieval(top_k=(2, 5)), predictor)
     for name, value in plain.items():
         if "chance" not in name and "samples" not in name and name != "captions":
             assert few[f"itm_{name}"] == value
-    objectives, bench.model.objectives = bench.model.objectives, torch.nn.ModuleDict()
+    objectives, predictor.model.objectives = predictor.model.objectives, torch.nn.ModuleDict()
     with pytest.raises(ValueError, match="rerank=3 needs a matching head"):
-        run(ImageTextRetrieval(rerank=3), bench)
-    bench.model.objectives = objectives
+        run(ImageTextRetrieval(rerank=3), predictor)
+    predictor.model.objectives = objectives
 
 
-def test_retrieval_of_a_file(bench: Bench, classes: Path) -> None:
+def test_retrieval_of_a_file(predictor: Predictor, classes: Path) -> None:
     records = [{"image": f"{name}/0.png", "caption": [f"all {name}", f"{name} everywhere", "x"]} for name in COLOURS]
     (classes / "test.json").write_text(json.dumps(records))
-    found = run(ImageTextRetrieval(path=str(classes / "test.json"), per_picture=2, top_k=(1, 2)), bench)
+    found = run(ImageTextRetrieval(path=str(classes / "test.json"), per_picture=2, top_k=(1, 2)), predictor)
     assert (found["samples"], found["samples_asked"], found["captions"]) == (3, 3, 6)
     assert found["image_to_text_r1_chance"] == pytest.approx(2 / 6)
     records[1]["image"] = "nowhere.png"
     (classes / "test.json").write_text(json.dumps(records))
-    found = run(ImageTextRetrieval(path=str(classes / "test.json"), max_missing=0.5), bench)
+    found = run(ImageTextRetrieval(path=str(classes / "test.json"), max_missing=0.5), predictor)
     assert (found["samples"], found["samples_asked"], found["captions"]) == (2, 3, 6)
-    assert [Path(key).name for key in bench.journal.missing] == ["nowhere.png"]
+    assert [Path(key).name for key in predictor.journal.missing] == ["nowhere.png"]
 
 
 # --- segmentation -------------------------------------------------------------------------------------------------------
@@ -257,14 +257,14 @@ def test_layers_lie_evenly_apart() -> None:
         layers_of(SimpleNamespace(), 4)
 
 
-def test_segmentation_of_scenes(bench: Bench) -> None:
+def test_segmentation_of_scenes(predictor: Predictor) -> None:
     for head in ("linear", "upernet"):
-        found = run(Segmentation(head=head, samples=5, width=8, **SHORT), bench)
+        found = run(Segmentation(head=head, samples=5, width=8, **SHORT), predictor)
         assert (found["samples"], found["samples_asked"]) == (5, 500)
         assert 0 <= found["miou"] <= 1
 
 
-def test_a_head_learns_where_colours_are(bench: Bench, tmp_path: Path) -> None:
+def test_a_head_learns_where_colours_are(predictor: Predictor, tmp_path: Path) -> None:
     for split in ("training", "validation"):
         for kind in ("images", "annotations"):
             (tmp_path / kind / split).mkdir(parents=True)
@@ -276,13 +276,13 @@ def test_a_head_learns_where_colours_are(bench: Bench, tmp_path: Path) -> None:
                 tmp_path / f"images/{split}/{place}.jpg", quality=95
             )
     task = Segmentation(path=str(tmp_path), classes=2, steps=40, batch_size=2, lr=0.03)
-    found = run(task, bench)
+    found = run(task, predictor)
     assert found["miou"] > 0.8
     assert found["pixel_accuracy_chance"] == 0.5  # rows of 0 are not judged
-    assert len(bench.journal.shown) == 2
+    assert len(predictor.journal.shown) == 2
     Image.new("L", (3, 3), 1).save(tmp_path / "annotations/validation/1.png")
     with pytest.raises(ValueError, match=r"validation/1.jpg is \(24, 40\), but its annotation \(3, 3\) pixels"):
-        run(task, bench)
+        run(task, predictor)
 
 
 # --- shared -------------------------------------------------------------------------------------------------------------
@@ -292,17 +292,17 @@ def test_patches_are_told_from_the_class_token() -> None:
     states = torch.arange(2 * 10 * 1.0).view(1, 10, 2)
     assert patches_of(states)[0].equal(states[:, 1:])
     assert patches_of(states[:, :9])[1] == 3
-    assert pooled(states).tolist() == [[0.0, 1.0, 10.0, 11.0]]
-    assert pooled(states[:, 1:]).tolist() == [[10.0, 11.0]]
+    assert pool_patches(states).tolist() == [[0.0, 1.0, 10.0, 11.0]]
+    assert pool_patches(states[:, 1:]).tolist() == [[10.0, 11.0]]
     with pytest.raises(ValueError, match="12 visual tokens are no square"):
         patches_of(torch.zeros(1, 12, 2))
 
 
-def test_models_of_other_data_are_shown_scenes_of_their_size(bench: Bench) -> None:
-    held_out, bench.held_out = bench.held_out, None
-    assert (scenes_of(bench).image_size, scenes_of(bench).seed) == (16, 0)
-    bench.held_out = held_out
-    assert scenes_of(bench) is held_out
+def test_models_of_other_data_are_shown_scenes_of_their_size(predictor: Predictor) -> None:
+    held_out, predictor.held_out = predictor.held_out, None
+    assert (scenes_of(predictor).image_size, scenes_of(predictor).seed) == (16, 0)
+    predictor.held_out = held_out
+    assert scenes_of(predictor) is held_out
 
 
 def test_fitting_in_whole_batches() -> None:

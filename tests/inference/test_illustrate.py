@@ -18,7 +18,7 @@ from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
-from lightning_internvl.inference.illustrate import Author, illustrate, spots
+from lightning_internvl.inference.illustrate import Author, illustrate, picture_places
 from lightning_internvl.inference.picture_search import Gallery, Retriever
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.middleware.qllama import QLLaMA
@@ -96,7 +96,7 @@ def test_a_title_is_written_first(folder: Path) -> None:
     article = illustrate(author, Gallery(folder, Words()), title="Lines", pictures=1, candidates=1)
     assert article.paragraphs == ["One line.", "Two lines."]
     assert [placed.after for placed in article.pictures] == [1]
-    assert spots(author, Gallery(folder, Words()), article.paragraphs, 0) == []
+    assert picture_places(author, Gallery(folder, Words()), article.paragraphs, 0) == []
 
 
 def test_bad_input(folder: Path, tmp_path: Path) -> None:

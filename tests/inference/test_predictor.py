@@ -15,7 +15,7 @@ from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.processors.basic import Tiles, to_pixels
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
-from lightning_internvl.inference.predictor import Bench
+from lightning_internvl.inference.predictor import Predictor
 
 TOKENIZER = toy_tokenizer()
 TILES = Tiles(8, max_tiles=4)
@@ -38,22 +38,22 @@ class Recorder(torch.nn.Module):
 
 
 @pytest.fixture
-def bench() -> Bench:
+def predictor() -> Predictor:
     chats = ChatCollator(TOKENIZER, load_template("chatml"), TILES, tokens_per_tile=2, max_length=40)
-    return Bench(Recorder(), SimpleNamespace(), pairs=PairCollator(TOKENIZER, TILES.whole()), chats=chats, batch_size=10)
+    return Predictor(Recorder(), SimpleNamespace(), pairs=PairCollator(TOKENIZER, TILES.whole()), chats=chats, batch_size=10)
 
 
-def test_questions_about_tiles(bench: Bench) -> None:
+def test_questions_about_tiles(predictor: Predictor) -> None:
     images = [np.full((8 * height, 8, 3), height, dtype=np.uint8) for height in (1, 2, 3)]
-    assert bench.answer(images, ["what?", "where is it?", "why?"]) == ["", "", ""]
+    assert predictor.answer(images, ["what?", "where is it?", "why?"]) == ["", "", ""]
     context = TOKENIZER.convert_tokens_to_ids("<IMG_CONTEXT>")
-    counts = [(batch["input_ids"] == context).sum(1).tolist() for batch in bench.model.seen]
+    counts = [(batch["input_ids"] == context).sum(1).tolist() for batch in predictor.model.seen]
     assert counts == [[2, 6], [8]]  # ten tiles at a time hold two pictures of up to five
-    assert torch.equal(bench.model.seen[1]["pixel_values"], to_pixels(TILES(images[2])))
-    assert bench.model.seen[0]["attention_mask"][:, -1].all()
+    assert torch.equal(predictor.model.seen[1]["pixel_values"], to_pixels(TILES(images[2])))
+    assert predictor.model.seen[0]["attention_mask"][:, -1].all()
 
 
-def test_embeddings_read_the_whole_picture(bench: Bench) -> None:
+def test_embeddings_read_the_whole_picture(predictor: Predictor) -> None:
     images = [np.full((30, 9, 3), value, dtype=np.uint8) for value in range(12)]
-    assert bench.embed_images(images, "c").shape == (12, 2)
-    assert [len(batch["pixel_values"]) for batch in bench.model.seen] == [10, 2]
+    assert predictor.embed_images(images, "c").shape == (12, 2)
+    assert [len(batch["pixel_values"]) for batch in predictor.model.seen] == [10, 2]

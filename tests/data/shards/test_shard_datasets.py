@@ -16,8 +16,8 @@ from lightning_internvl.data.shards.datasets import ShardChats, ShardDataset, Sh
 from lightning_internvl.data.shards.sources import open_shards
 from lightning_internvl.data.shards.tables import ParquetShards
 from lightning_internvl.data.shards.tar import TarWriter
-from lightning_internvl.report.read import Run, Stage
-from lightning_internvl.report.skipped import skipped
+from lightning_internvl.report.read import RunFiles, StageFiles
+from lightning_internvl.report.skipped import skipped_samples
 
 
 def jpeg(width: int = 40, height: int = 30) -> bytes:
@@ -114,8 +114,8 @@ def test_what_was_skipped_is_counted_by_source_and_told_everywhere(tmp_path: Pat
     assert resumed.note() == ledger.note()
     with (folder / "skipped.1.jsonl").open("w") as file:
         file.write('{"kind": "empty')
-    page = skipped(Run(str(tmp_path), "", [Stage("contrastive"), Stage("generative")], "", []))
+    page = skipped_samples(RunFiles(str(tmp_path), "", [StageFiles("contrastive"), StageFiles("generative")], "", []))
     row = '<th scope="row">empty caption</th><td>a</td><td>2</td><td class="why">s/1: &lt;none&gt;</td>'
     assert row in page
     assert page.count("rowgroup") == 1
-    assert skipped(Run(str(tmp_path), "", [Stage("generative")], "", [])) == ""
+    assert skipped_samples(RunFiles(str(tmp_path), "", [StageFiles("generative")], "", [])) == ""

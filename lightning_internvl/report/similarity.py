@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from lightning_internvl.report.pictures import Pictures
-from lightning_internvl.report.read import Run, Stage
+from lightning_internvl.report.read import RunFiles, StageFiles
 from lightning_internvl.report.sections import section
 
 Matrix = list[list[float]]
@@ -30,7 +30,7 @@ def closest(row: list[float]) -> int:
     return max(range(len(row)), key=row.__getitem__)
 
 
-def similarity(run: Run, pictures: Pictures) -> str:
+def similarity_matrices(run: RunFiles, pictures: Pictures) -> str:
     """First and last similarity matrix of each stage that measured one."""
     parts, listed = [], ""
     for stage in run.stages:
@@ -103,7 +103,7 @@ def _caption_list(sample: dict[str, Any]) -> str:
     return f'<ol class="captions">{items}</ol>' if items else ""
 
 
-def retrieval(run: Run, pictures: Pictures) -> str:
+def retrieval(run: RunFiles, pictures: Pictures) -> str:
     """For each text the pictures that the model ranks first; the last stage open, earlier ones folded."""
     stages = [stage for stage in run.stages if _last_retrieval(stage)]
     parts = []
@@ -120,7 +120,7 @@ def retrieval(run: Run, pictures: Pictures) -> str:
     return section("retrieval", "Retrieval", lead, "".join(parts))
 
 
-def _last_retrieval(stage: Stage) -> list[dict[str, Any]]:
+def _last_retrieval(stage: StageFiles) -> list[dict[str, Any]]:
     measured = [sample["retrieval"] for sample in stage.samples if isinstance(sample.get("retrieval"), list)]
     return [query for query in measured[-1] if isinstance(query, dict)] if measured else []
 
