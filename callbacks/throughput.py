@@ -16,7 +16,7 @@ from lightning_internvl.distributed.collectives import data_parallel_rank_and_si
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.messages import check_number
 from lightning_internvl.model.compose import Build
-from lightning_internvl.plan.flops import Amount, Flops, amount_of, measured, peak_flops
+from lightning_internvl.plan.flops import Amount, Flops, NotMeasurableError, amount_of, measure_flops, peak_flops
 from lightning_internvl.stages import Stage
 
 GIB = 2**30
@@ -113,13 +113,13 @@ class Throughput(L.Callback):
         if self.builder is None or state in self.flops:
             return self.flops.get(state)
         try:
-            self.flops[state] = measured(self.settings, self.view.training.blank, self.builder, state)
-            told = f"FLOPs of a step from step {state} on: {self.flops[state]}"
-        except Exception as error:  # of any kind, by parts that only know tensors with values
+            self.flops[state] = measure_flops(self.settings, self.view.training.blank, self.builder, state)
+            message = f"FLOPs of a step from step {state} on: {self.flops[state]}"
+        except NotMeasurableError as error:
             self.flops[state] = None
-            told = f"FLOPs are not counted, the stage cannot be measured on the meta device: {error}"
+            message = f"FLOPs are not counted, the stage cannot be measured on the meta device: {error}"
         peak = f"{self.peak / 1e12:g} TFLOP/s" if self.peak else "none"
-        console.print(f"{stage.name}: {told}\n{stage.name}: peak for MFU: {peak} ({self.peak_from})", soft_wrap=True)
+        console.print(f"{stage.name}: {message}\n{stage.name}: peak for MFU: {peak} ({self.peak_from})", soft_wrap=True)
         return self.flops[state]
 
 

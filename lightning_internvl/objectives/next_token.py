@@ -47,20 +47,26 @@ class NextToken(nn.Module):
         if not labels_BL.is_meta:  # where no values are held, all tokens are taken, the most that it can be
             places = labelled.nonzero(as_tuple=True)  # once: the host waits for their number
         states, targets = hidden_BLH[places].flatten(0, -2), labels_BL[places].flatten()
-        return global_mean(self._total(states, targets, head), labelled.sum())
+        return global_mean(self.total_loss(states, targets, head), labelled.sum())
 
-    def _total(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    def total_loss(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """The sum over tokens, a scalar. The only place where `head` is called; `lightning_internvl.plan.flops` overrides it."""
         pieces, layer = number_of_chunks(len(states_TH), self.chunk), plain_layer(head)
         if layer is None and self.chunk is not None and _is_sharded(head):
             pieces = all_reduce_max(pieces)  # a sharded head is called equally often on all ranks, or they wait forever
         if pieces == 1 or states_TH.is_meta:  # what is planned needs no memory, and its parts are told apart by their calls
-            return self._judged(states_TH, targets_T, head)
+            return self._chunk_loss(states_TH, targets_T, head)
         if layer is not None:
             return linear_cross_entropy(states_TH, layer, targets_T, pieces=pieces, label_smoothing=self.label_smoothing)
-        return torch.stack(checkpointed_chunks(lambda *rows: self._judged(*rows, head), pieces, states_TH, targets_T)).sum()
 
-    def _judged(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-        return F.cross_entropy(head(states_TH).float(), targets_T, reduction="sum", label_smoothing=self.label_smoothing)
+        def chunk_loss(states: Tensor, targets: Tensor) -> Tensor:
+            return self._chunk_loss(states, targets, head)
+
+        return torch.stack(checkpointed_chunks(chunk_loss, pieces, states_TH, targets_T)).sum()
+
+    def _chunk_loss(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+        logits_TV = head(states_TH).float()
+        return F.cross_entropy(logits_TV, targets_T, reduction="sum", label_smoothing=self.label_smoothing)
 
 
 def labelled_tokens(labels_BL: Tensor, *, shifts: bool = True) -> int:

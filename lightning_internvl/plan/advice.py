@@ -25,7 +25,7 @@ def advice(plan: StagePlan) -> Iterator[Advice]:
     """Changes that help, those that change least of the training first."""
     now = plan.memory().total
     changes = list(_changes(plan))
-    plan.rig.prepare(plan.precision, plan.step)
+    plan.meta_stage.prepare(plan.precision, plan.step)
     yield from (one for one in changes if one.memory.total < WORTH * now)
 
 
@@ -41,7 +41,7 @@ def _changes(plan: StagePlan) -> Iterator[Advice]:
         yield Advice("trainer.precision=bf16-true (less exact: no float32 copy of the weights)", lower.memory())
         yield from _shards(lower, "trainer.precision=bf16-true, ")
     yield from _resolution(plan)
-    plan.rig.prepare(plan.precision, plan.step)
+    plan.meta_stage.prepare(plan.precision, plan.step)
     trained = {
         name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in parts_of(plan.stage.model).items()
     }

@@ -30,11 +30,12 @@ from lightning_internvl.layers.attention import asked, backend_kept, choose_back
 from lightning_internvl.model.compose import Build, compose_model
 from lightning_internvl.objectives import NextToken
 from lightning_internvl.plan.kernels import Unfilled
-from lightning_internvl.plan.measure import SAMPLES, Rig
+from lightning_internvl.plan.measure import SAMPLES, MetaStage
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.assembly import build_stage
 
 LENGTHS = (1.0, 0.75, 0.5)  # shares of the longest rows that are measured
+Head = Callable[[Tensor], Tensor]  # states (T, H) to logits (T, V)
 PIXELS = ("pixel_values", "pixel_values_videos")
 # Dense bf16 matrix products with float32 sums, as the makers state them, in TFLOP/s; the first name that fits counts.
 PEAKS = {
@@ -84,22 +85,36 @@ class Flops:
         )
 
 
+class HeadRecorder(NextToken):
+    """Notes which head would judge which states, instead of calling it: on the meta device all tokens count as labelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Head, Tensor]] = []
+
+    def total_loss(self, states_TH: Tensor, targets_T: Tensor, head: Head) -> Tensor:
+        """The states' sum, so that there is a gradient."""
+        self.calls.append((head, states_TH))
+        return states_TH.sum()
+
+
 def flops_of(stage: Stage, blank: Callable[[int], Mapping[str, Any]], step: int = 0) -> Flops:
     """Measure a stage on the meta device in its state at a step. The stage is changed and serves nothing else afterwards."""
-    heads: list[tuple[Callable[[Tensor], Tensor], Tensor]] = []
-    for objective in stage.model.objectives.values():
-        if isinstance(objective, NextToken):  # on the meta device it would judge all tokens
-            objective._judged = lambda states, targets, head: heads.append((head, states)) or states.sum()
-    rig = Rig(stage, blank)
-    rig.prepare("32-true", step)
+    objectives = stage.model.objectives
+    recorders = {name: HeadRecorder() for name, objective in objectives.items() if isinstance(objective, NextToken)}
+    objectives.update(recorders)
+    meta_stage = MetaStage(stage, blank)
+    meta_stage.prepare("32-true", step)
     rows, counts = [], []
     for share in LENGTHS:
         batch = shortened(blank(SAMPLES[0]), share)
         rows.append([float(x) for x in amount_of(batch)[:3]])
-        heads.clear()
-        tally, _ = rig.run(batch)
+        for recorder in recorders.values():
+            recorder.calls.clear()
+        tally, _ = meta_stage.run(batch)
         counts.append(tally.forward + tally.backward)
-    of_heads = sum((_of_head(rig, *head) for head in heads), Counter())
+    calls = [call for recorder in recorders.values() for call in recorder.calls]
+    of_heads = sum((_head_flops(meta_stage, *call) for call in calls), Counter())
     sizes = np.array(rows)
     scale = np.maximum(sizes.max(axis=0), 1)
     rates = {}
@@ -120,9 +135,9 @@ def shortened(batch: Mapping[str, Any], share: float) -> dict[str, Any]:
     }
 
 
-def _of_head(rig: Rig, head: Callable[[Tensor], Tensor], states_TH: Tensor) -> Counter[str]:
+def _head_flops(meta_stage: MetaStage, head: Head, states_TH: Tensor) -> Counter[str]:
     """FLOPs of a head for one token, by the part that it belongs to."""
-    meter, tokens = rig.meter, len(states_TH)
+    meter, tokens = meta_stage.meter, len(states_TH)
     states = torch.empty_like(states_TH).requires_grad_(states_TH.requires_grad)
     with torch.device("meta"), meter.scope() as tally, meter:
         logits = head(states)
@@ -132,14 +147,28 @@ def _of_head(rig: Rig, head: Callable[[Tensor], Tensor], states_TH: Tensor) -> C
     return Counter({part: (tally.forward.total() + tally.backward.total()) / tokens})
 
 
-def measured(settings: Config, blank: Callable[[int], Mapping[str, Any]], build: Build, step: int) -> Flops:
-    """The FLOPs of a stage as its configuration describes it, of one process."""
+class NotMeasurableError(RuntimeError):
+    """A part needs the values of tensors, of which the meta device has none."""
+
+
+def measure_flops(settings: Config, blank: Callable[[int], Mapping[str, Any]], build: Build, step: int) -> Flops:
+    """The FLOPs of a stage as its configuration describes it, of one process.
+
+    Raises:
+        NotMeasurableError: for parts that do not run on the meta device.
+    """
     with backend_kept(), single_process(), torch.random.fork_rng(devices=[]):
         choose_backend("math" if asked() == "math" else "sdpa")  # all others compute the same
-        with torch.device("meta"), Unfilled():
-            model, _ = compose_model(settings["parts"], build)
-            stage = build_stage("measured", settings, model, Path(), build)
-        return flops_of(stage, blank, step)
+        try:
+            with torch.device("meta"), Unfilled():
+                model, _ = compose_model(settings["parts"], build)
+                stage = build_stage("measured", settings, model, Path(), build)
+            return flops_of(stage, blank, step)
+        except (RuntimeError, TypeError, ValueError) as error:
+            # PyTorch raises RuntimeError for an operation that needs values; NumPy and Triton name the device.
+            if isinstance(error, RuntimeError) or any(word in str(error) for word in ("meta", "Triton")):
+                raise NotMeasurableError(str(error)) from error
+            raise
 
 
 def peak_flops(device: torch.device, stated: float | None = None) -> tuple[float | None, str]:

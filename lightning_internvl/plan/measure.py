@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -107,7 +106,7 @@ class Measured:
         return all(curve.linear for curves in self.kept.values() for curve in curves.values())
 
 
-class Rig:
+class MetaStage:
     """A stage on the meta device with a meter attached to its model.
 
     Args:
@@ -124,7 +123,7 @@ class Rig:
         self.units = Units(stage.model, self.meter, recompute or {})
         watch(self.meter, stage.model)
         for name, objective in stage.model.objectives.items():
-            objective.register_forward_pre_hook(functools.partial(self._judges, f"objectives.{name}"))
+            objective.register_forward_pre_hook(functools.partial(self._note_judged, f"objectives.{name}"))
         self.state: tuple[torch.dtype, int, str | None] | None = None  # that the stage is in
 
     def measure(
@@ -162,7 +161,7 @@ class Rig:
             cached=getattr(self.stage, "cached_chunk", None),
         )
 
-    def _judges(self, name: str, objective: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _note_judged(self, name: str, objective: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Note what a loss is given: states of tokens (B, L, H), or embeddings of samples."""
         tokens = isinstance(objective, NextToken)
         blocks = self.world_size if isinstance(objective, SigLIP) else 1
@@ -178,7 +177,7 @@ class Rig:
             stage.to(state[0])
             self.meter.weights = {x.untyped_storage()._cdata for x in [*stage.model.parameters(), *stage.model.buffers()]}
         if self.state is None or state[1:] != self.state[1:]:
-            stage._trainer = SimpleNamespace(global_step=step)  # all that a stage asks its trainer while it computes losses
+            stage.assumed_step = step
             stage.train()
             stage.plan.apply(stage.model, step)
             if frozen:

@@ -14,7 +14,7 @@ from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.inference.collators import make_view
 from lightning_internvl.model.compose import Build, compose_model
 from lightning_internvl.plan.kernels import Unfilled
-from lightning_internvl.plan.measure import Blank, Measured, Rig, precision_of
+from lightning_internvl.plan.measure import Blank, Measured, MetaStage, precision_of
 from lightning_internvl.plan.memory import Fixed, Memory, Setup, device_memory, fixed_memory, largest_batch, setup_of
 from lightning_internvl.plan.tokens import without_words
 from lightning_internvl.stages import Stage
@@ -28,7 +28,7 @@ class StagePlan:
     name: str
     settings: Config
     stage: Stage
-    rig: Rig
+    meta_stage: MetaStage
     blank: Callable[[int | None], Blank]
     setup: Setup
     precision: str
@@ -70,10 +70,10 @@ class StagePlan:
         stays in the first two."""
         precision = precision or self.precision
         blank = self.blank(image_size) if image_size else None
-        linear, kinds = self.measured.linear, self.rig.units.recompute
-        self.rig.units.recompute = dict.fromkeys(kinds, recompute) if recompute else kinds
-        measured = self.rig.measure(precision, self.step, frozen=frozen, blank=blank, kept_only=True, linear=linear)
-        self.rig.units.recompute = kinds
+        linear, kinds = self.measured.linear, self.meta_stage.units.recompute
+        self.meta_stage.units.recompute = dict.fromkeys(kinds, recompute) if recompute else kinds
+        measured = self.meta_stage.measure(precision, self.step, frozen=frozen, blank=blank, kept_only=True, linear=linear)
+        self.meta_stage.units.recompute = kinds
         return replace(self, precision=precision, measured=measured, fixed=fixed_memory(self.stage, precision, frozen))
 
 
@@ -101,15 +101,15 @@ def stage_plan(name: str, config: Config, build: Build) -> StagePlan:
     def blank(image_size: int | None = None) -> Blank:
         return make_view(_resized(settings, image_size) if image_size else settings, model, tokenizers, build).training.blank
 
-    rig = Rig(stage, blank(), setup.devices // setup.tensor_parallel_size, settings["activation_checkpointing"])
+    meta_stage = MetaStage(stage, blank(), setup.devices // setup.tensor_parallel_size, settings["activation_checkpointing"])
     last = settings["max_steps"] - 1
     plans = []
     for step in sorted({min(step, last) for step in stage.plan.changes()[1:]} | {last}):
-        measured = rig.measure(precision, step)
+        measured = meta_stage.measure(precision, step)
         fixed = fixed_memory(stage, precision)
-        plans.append(StagePlan(name, settings, stage, rig, blank, setup, precision, step, fixed, measured))
+        plans.append(StagePlan(name, settings, stage, meta_stage, blank, setup, precision, step, fixed, measured))
     plan = max(plans, key=lambda plan: plan.memory().total)
-    rig.prepare(precision, plan.step)
+    meta_stage.prepare(precision, plan.step)
     return plan
 
 

@@ -86,6 +86,12 @@ class Stage(L.LightningModule):
         # With adapters or quantised weights files hold what trains; the rest is read again where it came from.
         self.light = any(any((parts.get(kind) or {}).values()) for kind in ("peft", "quantization"))
         self.strict_loading = not self.light
+        self.assumed_step: int | None = None
+
+    @property
+    def global_step(self) -> int:
+        """The trainer's count of optimizer steps, unless `assumed_step` names one (plan=true has no trainer)."""
+        return super().global_step if self.assumed_step is None else self.assumed_step
 
     @property
     def folder(self) -> Path:

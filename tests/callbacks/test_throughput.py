@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import lightning_internvl.cli  # noqa: F401  # for its resolvers
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.inference.collators import make_view
 from lightning_internvl.layers.attention import asked
 from lightning_internvl.model.compose import compose_model
-from lightning_internvl.plan.flops import Amount, Flops, amount_of, measured, peak_flops, shortened
+from lightning_internvl.plan.flops import Amount, Flops, NotMeasurableError, amount_of, measure_flops, peak_flops, shortened
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.assembly import build_stage
 
@@ -43,7 +45,7 @@ class Toy:
         self.stage: Stage = build_stage(name, settings, model, Path(), build).train()
         self.stage.plan.apply(model, 0)
         self.blank = make_view(settings, model, tokenizers, build).training.blank
-        self.flops: Flops = measured(settings, self.blank, build, 0)
+        self.flops: Flops = measure_flops(settings, self.blank, build, 0)
 
     def batch(self, rows: int = 2, share: float = 1.0) -> dict[str, Any]:
         """Real tensors, in which every token is learnt."""
@@ -115,10 +117,22 @@ def test_amounts_stay_on_the_device() -> None:
 
 def test_measuring_leaves_the_process_as_it_was(toys: dict[str, Toy]) -> None:
     before, state = asked(), torch.get_rng_state()
-    measured(toys["contrastive"].settings, toys["contrastive"].blank, build, 0)
+    measure_flops(toys["contrastive"].settings, toys["contrastive"].blank, build, 0)
     assert asked() == before
     assert torch.get_rng_state().equal(state)
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_only_a_part_that_needs_values_goes_uncounted(monkeypatch: pytest.MonkeyPatch, toys: dict[str, Toy]) -> None:
+    for error, expected in (
+        (RuntimeError("Tensor.item() cannot be called on meta tensors"), NotMeasurableError),
+        (TypeError("can't convert meta device type tensor to numpy"), NotMeasurableError),
+        (TypeError("losses() got an unexpected keyword argument"), TypeError),
+        (AttributeError("no attribute 'head'"), AttributeError),
+    ):
+        monkeypatch.setattr(type(toys["supervised"].stage), "losses", Mock(side_effect=error))
+        with pytest.raises(expected):
+            measure_flops(toys["supervised"].settings, toys["supervised"].blank, build, 0)
 
 
 def test_peaks(monkeypatch: pytest.MonkeyPatch) -> None:

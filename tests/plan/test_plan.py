@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import lightning_internvl.cli  # noqa: F401  # for its resolvers
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.inference.collators import make_view
@@ -87,7 +88,7 @@ def test_flops_are_those_of_a_real_run(name: str, plans: dict[str, StagePlan]) -
         losses = stage.losses(batch)
     with FlopCounterMode(display=False) as backward:
         sum(losses.values()).backward()
-    measured = plans[name].rig.measure("32-true", 0)
+    measured = plans[name].meta_stage.measure("32-true", 0)
     said = sum(curve.values[0] for curve in measured.forward.values())
     assert said == forward.get_total_flops()
     assert sum(curve.values[0] for curve in measured.training.values()) - said == backward.get_total_flops()
@@ -98,14 +99,14 @@ def test_flops_are_those_of_a_real_run(name: str, plans: dict[str, StagePlan]) -
 def test_activations_are_those_of_a_real_run(name: str, autocast: bool, plans: dict[str, StagePlan]) -> None:
     stage, batch = real_stage(composed(*SMALL), name)
     plan = plans[name]
-    measured = plan.rig.measure("bf16-mixed" if autocast else "32-true", 0)
+    measured = plan.meta_stage.measure("bf16-mixed" if autocast else "32-true", 0)
     said = sum(curve.values[0] for kind in (ACTIVATIONS, LOGITS, COPIES) for curve in measured.kept[kind].values())
     assert said == pytest.approx(kept_bytes(stage, batch, autocast), rel=0.02)
 
 
 def test_equal_blocks_are_counted_once_and_unequal_ones_apart(plans: dict[str, StagePlan]) -> None:
     plan = stage_plan("contrastive", composed(*SMALL), build)
-    kinds = {key[0] for key in plan.rig.units.records}
+    kinds = {key[0] for key in plan.meta_stage.units.records}
     assert len(kinds) == 2 + 2  # the tower's with and without drop path, QLLaMA's with and without cross-attention
 
 
