@@ -24,7 +24,7 @@ DATA_KEYS = tuple(field.name for field in fields(DataSettings))
 KINDS = ("pairs", "chats", "labels")  # datasets of the data group
 PATHS = ("root", "run", "sweep")
 HELD_OUT = "lightning_internvl.data.scenes.held_out.HeldOutScenes"
-RULE = "lightning_internvl.stages.freezing.Rule"
+RULE = "lightning_internvl.stages.freezing.TrainRule"
 COLLATORS = {
     "pairs": "lightning_internvl.data.collate.pairs.PairCollator",
     "chats": "lightning_internvl.data.collate.chats.ChatCollator",
