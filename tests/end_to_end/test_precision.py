@@ -54,3 +54,11 @@ def test_the_model_always_runs_in_the_precision_of_its_stage(
     tiny_run(tmp_path / "run", CPU, f"trainer.precision={precision}", *options)
     assert seen == {(torch.bfloat16, torch.float32) if precision == "bf16-mixed" else (None, torch.bfloat16)}
     assert embedded == {torch.float32}
+
+
+def test_norms_of_sharded_blocks_take_float32_states_on_a_cpu(tmp_path: Path) -> None:
+    """Weights of a LayerNorm are gathered in bfloat16 with their block; the residual stream is float32."""
+    options = ("experiment=clip_toy", "debug=fast", "strategy=fsdp2", "trainer.precision=bf16-mixed")
+    outcome = train_apart(*options, f"paths.run={tmp_path / 'run'}", CPU)
+    assert outcome.code == 0, outcome.err
+    assert all(math.isfinite(row["train/loss"]) for row in losses(tmp_path / "run", "contrastive"))
