@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +70,12 @@ def call(script: str, *arguments: str, typed: str = "") -> Outcome:
         finally:
             torch.use_deterministic_algorithms(False)
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def train_apart(*arguments: str) -> Outcome:
+    """`python train.py ARGUMENTS` in a process of its own, which Lightning ends with all others where several may have a part."""
+    done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def tiny_run(folder: Path, *overrides: str) -> Path:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,10 +51,9 @@ def kind_of(error: ValueError) -> str:
     return getattr(error, "kind", "refused")
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(NamedTuple):
     """One sample that was not used: its name, what was wrong, the place in the stage's data that it was drawn for, and from which
-    of several sources."""
+    of several sources. It travels with a batch, where Lightning's conversion to bf16-true takes no frozen dataclass."""
 
     place: int
     key: str
@@ -155,7 +153,7 @@ class Ledger:
         Raises:
             ValueError: if too large a share of the samples is bad.
         """
-        rows = [{"batch": self.batch, **{k: v for k, v in asdict(one).items() if v is not None}} for one in skipped]
+        rows = [{"batch": self.batch, **{k: v for k, v in one._asdict().items() if v is not None}} for one in skipped]
         self.batch += 1
         self.tried += (self.batch_size if samples_read is None else samples_read) + len(rows)
         if not rows:

@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -96,6 +98,8 @@ class FSDP2(ModelParallelStrategy):
                 parallelize_module(layer, self.device_mesh["tensor_parallel"], styles.pop(layer))
             again = self.reshard_after_forward
             fully_shard(unit, mesh=mesh, mp_policy=self._policy(low=True), reshard_after_forward=again)
+            if self.root_device.type == "cpu" and self.precision_plugin.precision == "bf16-mixed":
+                norms_in_float32(unit)
         spread.fill(stage.model)
         frozen = {parameter for name, parameter in stage.model.named_parameters() if kind_of(stage, name) is None}
         fully_shard(stage, mesh=mesh, mp_policy=self._policy(low=False), ignored_params=frozen)
@@ -157,6 +161,19 @@ class FSDP2(ModelParallelStrategy):
         for group, values in zip(optimizer.param_groups, meta.pop("param_groups"), strict=True):
             group.update(values)
         return meta | {"state_dict": {key.removeprefix("model/"): tensor for key, tensor in model.items()}}
+
+
+def norms_in_float32(unit: nn.Module) -> None:
+    """Let norms whose weights are gathered in bf16 compute in float32, as mixed precision has it on a GPU; on
+    a CPU it leaves them as they are, and they refuse weights of another type than their input's."""
+    for module in unit.modules():
+        if type(module) is nn.LayerNorm:
+            module.forward = MethodType(_norm_in_float32, module)
+
+
+def _norm_in_float32(norm: nn.LayerNorm, states: Tensor) -> Tensor:
+    weight, bias = (None if x is None else x.float() for x in (norm.weight, norm.bias))
+    return F.layer_norm(states.float(), norm.normalized_shape, weight, bias, norm.eps)
 
 
 def kind_of(stage: L.LightningModule, name: str) -> Kind:

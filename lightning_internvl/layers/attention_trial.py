@@ -104,8 +104,7 @@ def _apart(device: torch.device) -> Iterator[None]:
     no gradients, automatic mixed precision, random numbers, and recomputation, which notes what a forward pass saves."""
     with ExitStack() as contexts:
         for context in (
-            torch.inference_mode(False),
-            torch.enable_grad(),
+            torch.inference_mode(False),  # and with gradients
             torch.autocast(device.type, enabled=False),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import Precision
 
 from callbacks import Tracking, tracking
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
@@ -73,7 +74,11 @@ def track(folder: Path, task: Task, steps: range, logger: Notebook | None = None
     stage = SimpleNamespace(name="first", use=lambda function, *rest: function(*rest), **places, **built)
     for step in steps:
         trainer = SimpleNamespace(
-            global_step=step, is_global_zero=True, accumulate_grad_batches=1, loggers=[logger] if logger else []
+            global_step=step,
+            is_global_zero=True,
+            accumulate_grad_batches=1,
+            loggers=[logger] if logger else [],
+            precision_plugin=Precision(),
         )
         if step == steps[0]:
             callback.on_train_start(trainer, stage)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import TINY, read_json, same_weights, train
+from runs import TINY, read_json, same_weights, train, train_apart
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 WORDS = tuple(word for word in TINY if not word.startswith(("debug", "data.", "stages")))
@@ -41,10 +41,13 @@ def command(path: Path, run: Path, *more: str) -> list[str]:
     return [*WORDS, *STAGE, "data=conversations", f"data.path={path}", f"paths.run={run}", *more]
 
 
-def test_three_steps(drawn: Path, tmp_path: Path) -> None:
-    outcome = train(
-        *command(drawn, tmp_path / "run", "stages.supervised.max_steps=3", "data.max_bad_fraction=0.5", "data.validation=0.3")
-    )
+@pytest.mark.parametrize(
+    "precision", [(), ("trainer.precision=bf16-mixed", "strategy=fsdp2"), ("trainer.precision=bf16-true",)], ids=" ".join
+)
+def test_three_steps(drawn: Path, tmp_path: Path, precision: tuple[str, ...]) -> None:
+    steps = ("stages.supervised.max_steps=3", "data.max_bad_fraction=0.5", "data.validation=0.3", "trainer.accelerator=cpu")
+    run = train_apart if "strategy=fsdp2" in precision else train
+    outcome = run(*command(drawn, tmp_path / "run", *steps, *precision))
     assert outcome.code == 0, outcome.err
     metrics = read_json(tmp_path / "run" / "metrics.json")["supervised"]
     assert np.isfinite(metrics["validation_loss"])

@@ -247,7 +247,18 @@ def test_a_trial_in_the_midst_of_a_forward_pass_leaves_no_trace(installed: Calla
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other)
     assert modes[0] == (True, False), "the trial has gradients and no mixed precision"
-    assert attention_trial.refusal.cache_info().currsize > 6
+    kind = "lengths" if way in ("no_grad", "inference") else "even"
+    dtype = torch.bfloat16 if way == "autocast" else torch.float32
+    before = kernels.calls
+    assert attention_trial.refusal("xformers", torch.device("cpu"), dtype, 24, kind, False, False) is None
+    assert kernels.calls == before, "it was known"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_trial_with_dropout_draws_nothing_of_the_runs_numbers(installed: Callable[..., Kernels]) -> None:
+    installed()
+    state = torch.get_rng_state()
+    assert attention_trial.refusal("xformers", torch.device("cpu"), torch.float32, 24, "even", False, True) is None
     assert torch.equal(torch.get_rng_state(), state)
 
 

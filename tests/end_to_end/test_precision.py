@@ -1,0 +1,64 @@
+"""Whatever runs the model beside the training step runs it in the precision of the stage."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from runs import TINY, losses, read_json, tiny_run, train_apart
+
+from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.model import VLM
+
+CPU = "trainer.accelerator=cpu"
+
+
+def test_sharded_weights_in_mixed_precision_train_and_are_measured(tmp_path: Path) -> None:
+    """Blocks are gathered in bfloat16, so that nothing but the right context can run them: samples, tracking, evaluation."""
+    run = tmp_path / "run"
+    options = ("strategy=fsdp2", "trainer.precision=bf16-mixed", "callbacks.tracking.every_n_steps=2")
+    outcome = train_apart(*TINY, f"paths.run={run}", CPU, *options)
+    assert outcome.code == 0, outcome.err
+    assert set(read_json(run / "metrics.json")) == {"contrastive", "generative", "supervised"}
+    for stage in ("contrastive", "generative", "supervised"):
+        assert len(list((run / "stages" / stage / "samples").glob("*.json"))) >= 2
+        assert (run / "handoff" / stage).is_dir()
+        assert all(math.isfinite(row["train/loss"]) for row in losses(run, stage))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_the_model_always_runs_in_the_precision_of_its_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """And what is made of its results does not: similarities are compared in float32."""
+    seen, embedded = set[tuple[torch.dtype | None, torch.dtype]](), set[torch.dtype]()
+    read, embed = VLM.encode_image, Bench.embed_images
+
+    def encode_image(model: VLM, *args: object) -> torch.Tensor:
+        mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        seen.add((mixed, torch.get_default_dtype()))
+        return read(model, *args)
+
+    def embed_images(bench: Bench, *args: object) -> torch.Tensor:
+        found = embed(bench, *args)
+        embedded.add(found.dtype)
+        assert torch.get_default_dtype() == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
+        return found
+
+    monkeypatch.setattr(VLM, "encode_image", encode_image)
+    monkeypatch.setattr(Bench, "embed_images", embed_images)
+    options = ("pipeline=[contrastive]", "callbacks.tracking.every_n_steps=2")
+    tiny_run(tmp_path / "run", CPU, f"trainer.precision={precision}", *options)
+    assert seen == {(torch.bfloat16, torch.float32) if precision == "bf16-mixed" else (None, torch.bfloat16)}
+    assert embedded == {torch.float32}
+
+
+def test_norms_of_sharded_blocks_take_float32_states_on_a_cpu(tmp_path: Path) -> None:
+    """Weights of a LayerNorm are gathered in bfloat16 with their block; the residual stream is float32."""
+    options = ("experiment=clip_toy", "debug=fast", "strategy=fsdp2", "trainer.precision=bf16-mixed")
+    outcome = train_apart(*options, f"paths.run={tmp_path / 'run'}", CPU)
+    assert outcome.code == 0, outcome.err
+    assert all(math.isfinite(row["train/loss"]) for row in losses(tmp_path / "run", "contrastive"))
