@@ -9,7 +9,7 @@ import pytest
 import torch
 from runs import TINY, losses, read_json, tiny_run, train_apart
 
-from lightning_internvl.evaluation.bench import Bench
+from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.model import VLM
 
 CPU = "trainer.accelerator=cpu"
@@ -34,14 +34,14 @@ def test_the_model_always_runs_in_the_precision_of_its_stage(
 ) -> None:
     """And what is made of its results does not: similarities are compared in float32."""
     seen, embedded = set[tuple[torch.dtype | None, torch.dtype]](), set[torch.dtype]()
-    read, embed = VLM.encode_image, Bench.embed_images
+    read, embed = VLM.encode_image, Predictor.embed_images
 
     def encode_image(model: VLM, *args: object) -> torch.Tensor:
         mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         seen.add((mixed, torch.get_default_dtype()))
         return read(model, *args)
 
-    def embed_images(bench: Bench, *args: object) -> torch.Tensor:
+    def embed_images(bench: Predictor, *args: object) -> torch.Tensor:
         found = embed(bench, *args)
         embedded.add(found.dtype)
         assert torch.get_default_dtype() == torch.float32
@@ -49,7 +49,7 @@ def test_the_model_always_runs_in_the_precision_of_its_stage(
         return found
 
     monkeypatch.setattr(VLM, "encode_image", encode_image)
-    monkeypatch.setattr(Bench, "embed_images", embed_images)
+    monkeypatch.setattr(Predictor, "embed_images", embed_images)
     options = ("pipeline=[contrastive]", "callbacks.tracking.every_n_steps=2")
     tiny_run(tmp_path / "run", CPU, f"trainer.precision={precision}", *options)
     assert seen == {(torch.bfloat16, torch.float32) if precision == "bf16-mixed" else (None, torch.bfloat16)}
