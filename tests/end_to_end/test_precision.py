@@ -10,7 +10,7 @@ import torch
 from runs import TINY, losses, read_json, tiny_run, train_apart
 
 from lightning_internvl.inference.predictor import Predictor
-from lightning_internvl.model import VLM
+from lightning_internvl.model.vlm import VLM
 
 CPU = "trainer.accelerator=cpu"
 
