@@ -12,14 +12,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_internvl.choices import IGNORE_INDEX
 
-Task = Literal["itm", "itc", "itg"]  # match, contrast, write
 Run = tuple[int, int]  # [start, end)
 Segments = Sequence[Sequence[int]]
 
@@ -164,11 +163,6 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
 # --- the masks ----------------------------------------------------------------------------------------------------------
 
 
-def causal(rows: int, length: int) -> Mask:
-    """Position t of every row sees 0..t."""
-    return packed([[length]] * rows, length)
-
-
 def packed(segments: Segments, length: int, causal: bool = True) -> Mask:
     """Rows of samples that do not see each other, and padding behind them.
 
@@ -184,11 +178,6 @@ def packed(segments: Segments, length: int, causal: bool = True) -> Mask:
     return Mask(tuple(tuple(Piece(run, (run,), causal) for run in runs(row)) for row in segments), length, length)
 
 
-def padded(lengths: Sequence[int], length: int, causal: bool = False) -> Mask:
-    """Rows of different lengths, filled up to L on the right."""
-    return packed([[n] for n in lengths], length, causal)
-
-
 def prefix(prefixes: Sequence[int], lengths: Sequence[int], length: int) -> Mask:
     """Rows that begin with tokens that all see each other; those after them see what was before.
 
@@ -199,52 +188,11 @@ def prefix(prefixes: Sequence[int], lengths: Sequence[int], length: int) -> Mask
     check_segments([[n] for n in lengths], length)
     if wrong := [(p, n) for p, n in zip(prefixes, lengths, strict=True) if not 0 <= p <= n]:
         raise ValueError(f"a prefix of {wrong[0][0]} tokens does not fit a row of {wrong[0][1]}")
-    rows = ((_all_of((0, p)), Piece((p, n), ((0, n),), causal=True)) for p, n in zip(prefixes, lengths, strict=True))
-    return Mask(tuple(_some(row) for row in rows), length, length)
-
-
-def beside_queries(task: Task, queries: int, lengths: Sequence[int], length: int) -> Mask:
-    """Rows [Q queries | text of one task], as QLLaMA reads them (BLIP-2 figure 2, InternVL stage 2).
-
-    Matching (itm): all see all. Contrast (itc): queries and text apart, the text causal. Writing (itg): the text sees the queries
-    and what is before it; the queries do not see the text.
-
-    Args:
-        lengths: tokens of each text, from 0 to `length`.
-    """
-    ends = [queries + n for n in lengths]
-    if task == "itm":
-        return padded(ends, queries + length)
-    if task == "itg":
-        return prefix([queries] * len(ends), ends, queries + length)
-    rows = ((_all_of((0, queries)), Piece((queries, end), ((queries, end),), causal=True)) for end in ends)
-    return Mask(tuple(_some(row) for row in rows), queries + length, queries + length)
-
-
-def apart(queries: int, streams: Sequence[tuple[Task, Sequence[int], int]]) -> Mask:
-    """Rows [Q queries | first text | second text ...] of a Q-Former, where no query sees text and no text another.
-
-    Texts of contrast (itc) see themselves both ways, those of writing (itg) the queries and what is before them.
-
-    Args:
-        streams: task, the lengths of its text in each row, and the places that each text has.
-    """
-    rows: list[list[Piece]] = [[_all_of((0, queries))] for _ in streams[0][1]]
-    start = queries
-    for task, lengths, places in streams:
-        for row, n in zip(rows, lengths, strict=True):
-            own = (start, start + n)
-            row.append(Piece(own, ((0, queries), own), causal=True) if task == "itg" else _all_of(own))
-        start += places
-    return Mask(tuple(_some(row) for row in rows), start, start)
-
-
-def _all_of(run: Run) -> Piece:
-    return Piece(run, (run,))
-
-
-def _some(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
-    return tuple(piece for piece in pieces if piece.counts[0])
+    rows = []
+    for p, n in zip(prefixes, lengths, strict=True):
+        pieces = Piece((0, p), ((0, p),)), Piece((p, n), ((0, n),), causal=True)
+        rows.append(tuple(piece for piece in pieces if piece.counts[0]))
+    return Mask(tuple(rows), length, length)
 
 
 # --- packed rows ----------------------------------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from lightning_internvl.layers.attention_masks import Task
+Task = Literal["itm", "itc", "itg"]  # match, contrast, write
 
 
 class TextStream(NamedTuple):

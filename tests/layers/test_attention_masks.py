@@ -10,29 +10,27 @@ from torch import Tensor
 
 from lightning_internvl.layers import attention_masks as masks
 from lightning_internvl.layers.attention_kernels import block_mask, cumulated, xformers_bias
-from lightning_internvl.layers.attention_masks import Mask
-from lightning_internvl.middleware.qformer import apart_mask
-from lightning_internvl.middleware.qllama import task_mask
-from lightning_internvl.middleware.text_streams import TextStream
+from lightning_internvl.layers.attention_masks import Mask, Piece
 
 CPU = torch.device("cpu")
-SEGMENTS, LENGTHS = [[3, 4, 2], [5], [1, 1, 8]], [7, 3, 0]
+SEGMENTS = [[3, 4, 2], [5], [1, 1, 8]]
 # Every kind of mask, three rows each, and who may look at whom, written out for one row, query and key.
 KINDS: dict[str, tuple[Mask, Callable[[int, int, int], bool]]] = {
-    "causal": (masks.causal(3, 10), lambda row, q, k: k <= q),
+    "causal": (masks.packed([[10]] * 3, 10), lambda row, q, k: k <= q),
     "packed": (masks.packed(SEGMENTS, 10), lambda row, q, k: k <= q and sample(row, q) == sample(row, k) >= 0),
     "packed, both ways": (masks.packed(SEGMENTS, 10, causal=False), lambda row, q, k: sample(row, q) == sample(row, k) >= 0),
-    "padded": (masks.padded([10, 4, 1], 10), lambda row, q, k: max(q, k) < [10, 4, 1][row]),
-    "padded, causal": (masks.padded([10, 4, 1], 10, causal=True), lambda row, q, k: k <= q < [10, 4, 1][row]),
+    "padded": (masks.packed([[10], [4], [1]], 10, causal=False), lambda row, q, k: max(q, k) < [10, 4, 1][row]),
+    "padded, causal": (masks.packed([[10], [4], [1]], 10), lambda row, q, k: k <= q < [10, 4, 1][row]),
     "prefix": (masks.prefix([4, 0, 3], [10, 6, 3], 10), lambda row, q, k: q < [10, 6, 3][row] and k <= max(q, [3, -1, 2][row])),
-    "itm": (masks.beside_queries("itm", 3, LENGTHS, 7), lambda row, q, k: max(q, k) < 3 + LENGTHS[row]),
-    "itc": (
-        masks.beside_queries("itc", 3, LENGTHS, 7),
-        lambda row, q, k: q < 3 + LENGTHS[row] and (k < 3 if q < 3 else 3 <= k <= q),
-    ),
-    "itg": (masks.beside_queries("itg", 3, LENGTHS, 7), lambda row, q, k: q < 3 + LENGTHS[row] and k <= max(q, 2)),
-    "apart": (
-        masks.apart(2, [("itc", [4, 2, 1], 4), ("itg", [1, 3, 4], 4)]),
+    "runs of keys": (
+        Mask(
+            tuple(
+                (Piece((0, 2), ((0, 2),)), Piece((2, 2 + n), ((2, 2 + n),)), Piece((6, 6 + m), ((0, 2), (6, 6 + m)), causal=True))
+                for n, m in ((4, 1), (2, 3), (1, 4))
+            ),
+            10,
+            10,
+        ),
         lambda row, q, k: (
             k < 2
             if q < 2
@@ -58,23 +56,6 @@ def test_the_dense_mask_is_what_it_says(kind: str) -> None:
     assert mask.dense().tolist() == expected
     assert mask.shape == tuple(mask.dense().shape)
     assert mask.ndim == 4
-
-
-@pytest.mark.parametrize("task", ["itm", "itc", "itg"])
-def test_streams_are_those_of_qllama(task: str) -> None:
-    lengths = [7, 3, 1]
-    text = torch.arange(7) < torch.tensor(lengths)[:, None]
-    real = torch.cat([torch.ones(3, 3, dtype=torch.bool), text], dim=1)[:, None, :, None]  # nobody asks what padding sees
-    theirs = task_mask(task, 3, text) & real
-    assert torch.equal(masks.beside_queries(task, 3, lengths, 7).dense(), theirs)
-
-
-def test_streams_are_those_of_the_qformer() -> None:
-    lengths = {"itc": [4, 2, 1], "itg": [1, 3, 4]}
-    texts = {task: torch.arange(4) < torch.tensor(n)[:, None] for task, n in lengths.items()}
-    theirs = apart_mask(2, [TextStream(task, text.long(), text) for task, text in texts.items()])
-    real = torch.cat([torch.ones(3, 2, dtype=torch.bool), *texts.values()], dim=1)[:, None, :, None]
-    assert torch.equal(masks.apart(2, [(task, n, 4) for task, n in lengths.items()]).dense(), theirs & real)
 
 
 @kinds
