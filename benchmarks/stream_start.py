@@ -34,7 +34,7 @@ from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.module import StageData
 from lightning_internvl.data.processors.basic import RandomCrop
 from lightning_internvl.data.shards.datasets import ShardDataset, ShardPairs
-from lightning_internvl.data.shards.tar import Marked, Record, Shards, TarShards, TarWriter
+from lightning_internvl.data.shards.tar import MarkedRecord, Record, Shards, TarShards, TarWriter
 from lightning_internvl.data.tokenizer import toy_tokenizer
 
 BATCH, FILES = 64, 10
@@ -54,7 +54,7 @@ class Empty(Shards):
 
     def read(self, shard: int, start: int = 0) -> Iterator[Record]:
         for number in range(start, self.records):
-            record = Marked(key=str(number))
+            record = MarkedRecord(key=str(number))
             record.mark = number, number * self.size
             yield record
 

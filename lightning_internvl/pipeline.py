@@ -25,8 +25,8 @@ from lightning_internvl.distributed.fsdp2 import META
 from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.distributed.signals import RunStopped
 from lightning_internvl.files import from_aside, read_json
-from lightning_internvl.filtering.command import behind, is_finished, run_filter
-from lightning_internvl.filtering.job import Job, rehearse_filter
+from lightning_internvl.filtering.command import is_finished, run_filter, settings_after
+from lightning_internvl.filtering.job import FilterJob, rehearse_filter
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.layers.quantization import BLOCK, quantize
@@ -75,12 +75,12 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
         elif step:
             attention = tell_attention(name, config, attention)
             with stop_told(name, config, run_dir):
-                run_filter(Job(name, config, folder, build, source), run_dir)
+                run_filter(FilterJob(name, config, folder, build, source), run_dir)
         else:
             attention = tell_attention(name, config, attention)
             with shortage_told(name, config), stop_told(name, config, run_dir):
                 run_stage(name, config, run_dir, build, source)
-        config = behind(config, folder) if step else config
+        config = settings_after(config, folder) if step else config
         source = source if step else folder  # a step hands on what it was given
     metrics = read_json(run_dir / "metrics.json", {})
     console.print(metrics_table(metrics))
@@ -119,7 +119,7 @@ def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, f
     for name in names:
         try:
             if is_step(config["stages"][name]):
-                model, settings = rehearse_filter(Job(name, config, run_dir / name, build, None)), config["stages"][name]
+                model, settings = rehearse_filter(FilterJob(name, config, run_dir / name, build, None)), config["stages"][name]
                 if before and model is not None:
                     title, own, adapters = before
                     tensors = Origin(own, adapters).for_model(None)

@@ -53,7 +53,7 @@ def _source_faults(data: Mapping[str, Any]) -> Iterator[str]:
         try:
             if not (isinstance(source["shards"], Mapping) and "_target_" in source["shards"]):
                 opened[name] = open_shards(source["shards"])
-                _look(opened[name])
+                _check_shards(opened[name])
         except (ValueError, OSError) as error:
             yield f"{setting}: {error}"
     try:
@@ -63,9 +63,9 @@ def _source_faults(data: Mapping[str, Any]) -> Iterator[str]:
         yield str(error)
 
 
-def _look(shards: Shards) -> None:
+def _check_shards(shards: Shards) -> None:
     """Raises ValueError for files that are not there, and where the first shards have no sample."""
-    if missing := list(_missing(shards)):
+    if missing := list(_missing_files(shards)):
         raise ValueError(f"{len(missing)} of {len(shards)} shards do not exist: {first_of(missing)}")
     fault: ValueError | None = None
     for shard in range(min(TRIES, len(shards))):
@@ -77,7 +77,7 @@ def _look(shards: Shards) -> None:
     raise ValueError(f"there is no sample in {min(TRIES, len(shards))} of {len(shards)} shards" + (f": {fault}" if fault else ""))
 
 
-def _missing(shards: Shards) -> Iterator[str]:
+def _missing_files(shards: Shards) -> Iterator[str]:
     """Names of local files that are not there; each folder is listed once."""
     if not isinstance(shards, TarShards | ParquetShards):
         return

@@ -63,7 +63,7 @@ class Skipped(NamedTuple):
     source: str | None = None
 
 
-def usable(
+def usable_sample(
     read: Callable[[int], dict[str, Any]],
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
     index: int,
@@ -88,7 +88,7 @@ def usable(
     """
     skipped: list[Skipped] = []
     for attempt in range(tries):
-        at = index if attempt == 0 else _another(index, [seed, place, attempt], length)
+        at = index if attempt == 0 else _another_index(index, [seed, place, attempt], length)
         key = f"sample {at}"
         try:
             sample = read(at)
@@ -103,7 +103,7 @@ def usable(
     raise ValueError(f"{tries} samples in a row cannot be used; the first one: {skipped[0].reason}")
 
 
-def _another(index: int, draw: Sequence[int], length: int | None) -> int:
+def _another_index(index: int, draw: Sequence[int], length: int | None) -> int:
     rng = np.random.default_rng(list(draw))
     return index + int(rng.integers(1, NEARBY)) if length is None else int(rng.integers(length))
 
@@ -135,7 +135,7 @@ class Ledger:
         self.path, self.max_bad_fraction, self.batch_size = path, max_bad_fraction, batch_size
         self.minimum = min(MINIMUM, epoch or MINIMUM)
         self.batch = start
-        rows = _rows(path)
+        rows = _read_rows(path)
         kept = [row for row in rows if row["batch"] < start]
         self.kinds: Counter[str] = Counter(row["kind"] for row in kept)
         self.sources: Counter[str] = Counter(row["source"] for row in kept if "source" in row)
@@ -189,7 +189,7 @@ class Ledger:
         return f"{total} of {self.tried} samples were skipped ({self.counted()}); {self.path} names them" if total else None
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     """The lines of an earlier part of the run; what follows the last line end is a line that a kill tore apart."""
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
     return [json.loads(line) for line in lines]

@@ -84,24 +84,24 @@ def jinja_of(template: ChatTemplate, image: str, video: str | None = None) -> st
     prepared += "" if template.keep_user_text else _MARKS_ALONE
     prepared += _IMAGES_FIRST if template.images_first else ""
     system_before, _, system_after = template.system_format.partition("{}")
-    shown = f"ns.text.replace('{IMAGE}', {_quoted(run)})"
-    shown += "" if video is None else f".replace('{VIDEO}', {_quoted(video)})"
-    end = "eos_token" if template.answer_end is None else _quoted(template.answer_end)
+    shown = f"ns.text.replace('{IMAGE}', {_quote(run)})"
+    shown += "" if video is None else f".replace('{VIDEO}', {_quote(video)})"
+    end = "eos_token" if template.answer_end is None else _quote(template.answer_end)
     values = {
-        "RUN": _quoted(run),
-        "SYSTEM": _quoted(template.system),
-        "SYSTEM_BEFORE": _quoted(system_before),
-        "SYSTEM_AFTER": _quoted(system_after),
-        "USER": f" ~ ({shown}) ~ ".join(_quoted(part) for part in template.user.split("{}")),
-        "ASSISTANT": _quoted(template.assistant),
-        "ANSWER_START": _quoted(template.answer_start),
-        "ANSWER_END": f"{end} ~ {_quoted(template.after_answer)}",
+        "RUN": _quote(run),
+        "SYSTEM": _quote(template.system),
+        "SYSTEM_BEFORE": _quote(system_before),
+        "SYSTEM_AFTER": _quote(system_after),
+        "USER": f" ~ ({shown}) ~ ".join(_quote(part) for part in template.user.split("{}")),
+        "ASSISTANT": _quote(template.assistant),
+        "ANSWER_START": _quote(template.answer_start),
+        "ANSWER_END": f"{end} ~ {_quote(template.after_answer)}",
     }
     start = "{{- bos_token or '' -}}\n" if template.begins_with_bos else ""
     source = _CONTENT + _SYSTEM + start + _TURNS.replace("@PREPARED@\n", prepared)
     return re.sub(r"@([A-Z_]+)@", lambda match: values[match[1]], source)
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """A string of the template language, whose escapes are those of JSON."""
     return json.dumps(text, ensure_ascii=False)

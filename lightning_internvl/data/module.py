@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_internvl.console import console
-from lightning_internvl.data.bad_samples import SKIPPED, TRIES, Ledger, Skipped, usable
+from lightning_internvl.data.bad_samples import SKIPPED, TRIES, Ledger, Skipped, usable_sample
 from lightning_internvl.data.collate.base import Collator, Prepared
 from lightning_internvl.data.collate.packing import Grouping
 from lightning_internvl.data.gradient_accumulation import AccumulationWindows
@@ -231,7 +231,7 @@ class _PreparedSamples(Dataset[tuple[Prepared, list[Skipped]]]):
     def __getitem__(self, index_and_place: tuple[int, int]) -> tuple[Prepared, list[Skipped]]:
         index, place = index_and_place
         read, prepare = self.dataset.__getitem__, self.collate.prepare
-        return usable(read, prepare, index, place, seed=self.seed, length=self.length, tries=self.tries)
+        return usable_sample(read, prepare, index, place, seed=self.seed, length=self.length, tries=self.tries)
 
 
 class _Stack:

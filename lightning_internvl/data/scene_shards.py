@@ -81,7 +81,7 @@ class SpoiltScenes:
         elif fault == "file_name":
             caption = f"IMG_{int(rng.integers(10**4)):04d}.JPG"
         said = {"key": f"{index:09d}", "language": pair["language"], "fault": fault}
-        return {"key": f"{index:09d}", self.format: _encoded(image, self.format, quality), "txt": caption, "json": said}
+        return {"key": f"{index:09d}", self.format: _encode(image, self.format, quality), "txt": caption, "json": said}
 
     def fault(self, index: int) -> tuple[str | None, np.random.Generator]:
         """How a pair is spoilt, and where its chance comes from."""
@@ -134,7 +134,7 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
-def _encoded(image: np.ndarray, kind: str, quality: int) -> bytes:
+def _encode(image: np.ndarray, kind: str, quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG" if kind == "jpg" else "PNG", **({"quality": quality} if kind == "jpg" else {}))
     return buffer.getvalue()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_internvl.data.files.lazy_pictures import Pictures
+from lightning_internvl.data.files.lazy_pictures import LazyPictures
 from lightning_internvl.data.processors.basic import Processor, Squash
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.inference.predictor import Predictor, in_precision
@@ -35,8 +35,8 @@ class TaskPictures:
     def __init__(self, predictor: Predictor, images: Sequence[np.ndarray], max_missing: float, blank: np.ndarray = GREY) -> None:
         self.predictor, self.source, self.max_missing, self.blank = predictor, images, max_missing, blank
         self.lost: set[int] = set()
-        self.images = Pictures(range(len(images)), self._read) if isinstance(images, Pictures) else images
-        named = images.items if isinstance(images, Pictures) else ()
+        self.images = LazyPictures(range(len(images)), self._read) if isinstance(images, LazyPictures) else images
+        named = images.items if isinstance(images, LazyPictures) else ()
         self._shared = {name for name, times in Counter(map(str, named)).items() if times > 1}
 
     def _read(self, place: int) -> np.ndarray:
@@ -54,7 +54,7 @@ class TaskPictures:
 
     def key(self, place: int) -> str:
         """What a sample is called, as no other is: a file that is listed twice is two samples."""
-        name = str(self.source.items[place] if isinstance(self.source, Pictures) else place)
+        name = str(self.source.items[place] if isinstance(self.source, LazyPictures) else place)
         return f"{name} (sample {place + 1})" if name in self._shared else name
 
     def readable(self) -> list[int]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.data.files.class_folder import NamedPictures, read_class_folder
-from lightning_internvl.data.files.lazy_pictures import Pictures
+from lightning_internvl.data.files.lazy_pictures import LazyPictures
 from lightning_internvl.data.scenes.labels import SceneLabels
 from lightning_internvl.data.scenes.things import THINGS
 from lightning_internvl.evaluation.classification import Metrics, score_pictures
@@ -139,7 +139,7 @@ def scene_pictures(predictor: Predictor, train: int, samples: int | None) -> tup
     scenes = scenes_of(predictor)
     others = SceneLabels(scenes.seed, len(THINGS), scenes.image_size, scenes.styles)
     names, held_out = [thing.name for thing in THINGS], scenes.labelled()
-    fitted = Pictures(range(train), lambda place: others[place]["image"])
+    fitted = LazyPictures(range(train), lambda place: others[place]["image"])
     return (
         NamedPictures(fitted, [place % len(THINGS) for place in range(train)], names, train),
         NamedPictures(held_out.images[:samples], held_out.labels[:samples], names, len(held_out.images)),

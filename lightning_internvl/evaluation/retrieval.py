@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.files.captions import read_captions
-from lightning_internvl.data.files.lazy_pictures import Pictures
+from lightning_internvl.data.files.lazy_pictures import LazyPictures
 from lightning_internvl.data.scenes.language import LANGUAGES
 from lightning_internvl.evaluation.features import TaskPictures, encode_images, scenes_of
 from lightning_internvl.inference.predictor import Metrics, Predictor, in_precision
@@ -98,7 +98,7 @@ class ImageTextRetrieval:
 
 
 def _at_places(images: Sequence[np.ndarray], places: Sequence[int]) -> Sequence[np.ndarray]:
-    return Pictures(places, images.__getitem__) if isinstance(images, Pictures) else images[places]
+    return LazyPictures(places, images.__getitem__) if isinstance(images, LazyPictures) else images[places]
 
 
 def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_internvl.data.files.class_prompts import prompts, read_prompts
-from lightning_internvl.data.files.lazy_pictures import Pictures
-from lightning_internvl.data.files.video_lists import evenly, read_video_list
+from lightning_internvl.data.files.lazy_pictures import LazyPictures
+from lightning_internvl.data.files.video_lists import frame_places, read_video_list
 from lightning_internvl.data.scenes.videos import scene_videos
 from lightning_internvl.evaluation.classification import Metrics, classifier, score_pictures
 from lightning_internvl.evaluation.features import GREY, TaskPictures, scenes_of
@@ -72,7 +72,7 @@ class ZeroShotVideo:
         else:
             data = read_video_list(self.path, self.videos, self.names, self.samples)
             said, total = prompts(data.names, self.templates), data.total
-        videos = Pictures(data.videos.items, lambda item: self._sampled_frames(data.videos.read(item)))
+        videos = LazyPictures(data.videos.items, lambda item: self._sampled_frames(data.videos.read(item)))
         asked = TaskPictures(predictor, videos, self.max_missing, blank=self._sampled_frames(GREY[None]))
         classes, metrics = classifier(predictor, said), {}
         for frames, embeds in zip(
@@ -86,7 +86,7 @@ class ZeroShotVideo:
 
     def _sampled_frames(self, video: np.ndarray) -> np.ndarray:
         """The frames that are looked at, for one number after the other; a whole video would take much memory."""
-        return video[[at for wanted in self.frames for at in evenly(len(video), wanted)]]
+        return video[[at for wanted in self.frames for at in frame_places(len(video), wanted)]]
 
     def _embed_videos(self, predictor: Predictor, asked: TaskPictures) -> list[Tensor]:
         """Every video for each number of frames: (V, E), or (V, Q, E) with an embedding a query."""

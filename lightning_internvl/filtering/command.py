@@ -22,10 +22,10 @@ from lightning_internvl.console import console
 from lightning_internvl.distributed import collectives as distributed
 from lightning_internvl.files import DRAFT, read_json, write_json, write_text
 from lightning_internvl.filtering.decide import BAD, KEPT, Columns, decide
-from lightning_internvl.filtering.job import Job
+from lightning_internvl.filtering.job import FilterJob
 from lightning_internvl.filtering.scores import UNUSABLE
-from lightning_internvl.filtering.sources import filtered, list_of
-from lightning_internvl.filtering.write import new_shard, summed
+from lightning_internvl.filtering.sources import shard_list, with_kept_shards
+from lightning_internvl.filtering.write import new_shard, sum_counts
 from lightning_internvl.launch import started_from_outside, started_processes
 from lightning_internvl.training.out_of_memory import shortage_of
 
@@ -39,19 +39,19 @@ def is_finished(folder: Path) -> bool:
     return (folder / SUMMARY).exists()
 
 
-def behind(config: Config, folder: Path) -> Config:
+def settings_after(config: Config, folder: Path) -> Config:
     """The configuration for the stages behind a finished filter, which read what it has kept."""
-    return filtered(config, folder, read_json(folder / SUMMARY)["kept_by_source"])
+    return with_kept_shards(config, folder, read_json(folder / SUMMARY)["kept_by_source"])
 
 
-def run_filter(job: Job, run_dir: Path) -> None:
+def run_filter(job: FilterJob, run_dir: Path) -> None:
     """Do what is left of a filter's work.
 
     Raises:
         ValueError: if too many pairs cannot be used, or none is kept.
     """
     console.rule(f"[bold]{job.name}")
-    begun, (rank, world) = time.monotonic(), place()
+    begun, (rank, world) = time.monotonic(), rank_and_world_size()
     count = len(job.shards())
     own = range(rank, count, world)
     scored = 0
@@ -69,14 +69,14 @@ def run_filter(job: Job, run_dir: Path) -> None:
         write_all(job, job.unwritten(own))
     elif left := job.unwritten(own):
         for number in job.write(left):
-            pace.told(number // world + 1)
+            pace.report(number // world + 1)
     if rank == 0:
         _wait(lambda: not job.unwritten(range(count)))
         _sum_up(job, run_dir, count, scored, seconds, time.monotonic() - begun)
     _wait((job.folder / SUMMARY).exists)
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """The number of this process, and how many there are; also before they have found each other."""
     if distributed.world_size() > 1 or not started_from_outside():
         return distributed.rank(), distributed.world_size()
@@ -84,7 +84,7 @@ def place() -> tuple[int, int]:
     return rank, started_processes()
 
 
-def _score(job: Job, own: Sequence[int], rank: int) -> int:
+def _score(job: FilterJob, own: Sequence[int], rank: int) -> int:
     """Score a process's shards; returns the number of pairs that were."""
     pace, total = _Pace("scored", len(own)), 0
     if job.settings["scores_from"]:
@@ -97,7 +97,7 @@ def _score(job: Job, own: Sequence[int], rank: int) -> int:
     try:
         for done, pairs in enumerate(job.score(own, ledger), start=1):
             total += pairs
-            pace.told(done, total)
+            pace.report(done, total)
     except Exception as error:
         if shortage_of(error) is None:
             raise
@@ -110,7 +110,7 @@ def _score(job: Job, own: Sequence[int], rank: int) -> int:
     return total
 
 
-def _decide(job: Job, count: int) -> None:
+def _decide(job: FilterJob, count: int) -> None:
     rules = job.settings["rules"]
     columns = Columns.join(job.columns, count)
     threshold = decide(columns, rules)
@@ -119,10 +119,11 @@ def _decide(job: Job, count: int) -> None:
         reasons += np.bincount(columns.column("reason")[piece], minlength=256)
     dropped = {rule: int(reasons[1 + at]) for at, rule in enumerate(ORDER) if reasons[1 + at]}
     if not reasons[KEPT]:
-        told = ", ".join(f"{rule} drops {number}{_limits(rules, rule)}" for rule, number in dropped.items()) or "there is none"
+        reasons_given = [f"{rule} drops {number}{_limits(rules, rule)}" for rule, number in dropped.items()]
+        why = ", ".join(reasons_given) or "there is none"
         bad = f"; {reasons[BAD]} cannot be used (see {job.folder / 'skipped.jsonl'})" if reasons[BAD] else ""
         raise ValueError(
-            f"stages.{job.name}: none of {len(columns)} pairs is kept: {told}{bad}. The scores of all pairs are in "
+            f"stages.{job.name}: none of {len(columns)} pairs is kept: {why}{bad}. The scores of all pairs are in "
             f"{job.folder / 'scores'}; widen stages.{job.name}.rules"
         )
     for rule, number in dropped.items():
@@ -132,7 +133,7 @@ def _decide(job: Job, count: int) -> None:
     write_json(job.folder / DECISION, {"similarity_from": threshold, "kept": int(reasons[KEPT])})
 
 
-def _check_sources(job: Job, columns: Columns) -> None:
+def _check_sources(job: FilterJob, columns: Columns) -> None:
     """Raises ValueError for a source of which nothing is kept: what its weight says could not be done."""
     shards, kept = job.shards(), Counter[str]()
     for shard in range(len(shards)):
@@ -146,19 +147,19 @@ def _check_sources(job: Job, columns: Columns) -> None:
 def _limits(rules: Config, rule: str) -> str:
     """The limits of a rule, as a message tells them."""
     limits = rules.get(SIMILARITY if rule == TOP_SHARE else rule) or {}
-    told = ", ".join(f"{field}: {value}" for field, value in limits.items() if value is not None)
-    return f" ({told})" if told else ""
+    given = ", ".join(f"{field}: {value}" for field, value in limits.items() if value is not None)
+    return f" ({given})" if given else ""
 
 
-def _sum_up(job: Job, run_dir: Path, count: int, scored: int, scoring: float, seconds: float) -> None:
+def _sum_up(job: FilterJob, run_dir: Path, count: int, scored: int, scoring: float, seconds: float) -> None:
     """Write the list of new shards, the summary, and what a run tells of all its stages."""
-    total, decision = summed(job.folder, count), read_json(job.folder / DECISION)
+    total, decision = sum_counts(job.folder, count), read_json(job.folder / DECISION)
     shards, names = job.shards(), defaultdict[str, list[str]](list)
     for number in range(count):
         if (path := new_shard(job.folder, number)).exists():
             names[shards.source(number)].append(f"{path.relative_to(job.folder)}\n")
     for source, lines in names.items():
-        write_text(list_of(job.folder, source), "".join(lines))
+        write_text(shard_list(job.folder, source), "".join(lines))
     shutil.rmtree(job.columns, ignore_errors=True)
     for left in job.folder.rglob(f".*{DRAFT}"):  # of a process that was killed
         left.unlink()
@@ -181,7 +182,7 @@ def _sum_up(job: Job, run_dir: Path, count: int, scored: int, scoring: float, se
     write_report(run_dir)
 
 
-def _table(total: dict[str, Any], job: Job) -> Table:
+def _table(total: dict[str, Any], job: FilterJob) -> Table:
     table = Table(header_style="bold")
     table.add_column("")
     table.add_column("pairs", justify="right")
@@ -209,8 +210,8 @@ class _Pace:
         self.what, self.shards = what, shards
         self.begun = self.last = time.monotonic()
 
-    def told(self, done: int, pairs: int = 0) -> None:
-        """So many shards are done."""
+    def report(self, done: int, pairs: int = 0) -> None:
+        """Say how many shards are done, unless that was said a moment ago."""
         now = time.monotonic()
         if now - self.last < EVERY:
             return

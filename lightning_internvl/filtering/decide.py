@@ -66,10 +66,10 @@ class Columns:
 
     def drop(self, positions: np.ndarray, rule: str) -> None:
         """Drop pairs by a rule."""
-        self.column("reason")[positions] = code(rule)
+        self.column("reason")[positions] = reason_code(rule)
 
 
-def code(rule: str) -> int:
+def reason_code(rule: str) -> int:
     """How a rule is written among the reasons."""
     return 1 + ORDER.index(rule)
 
@@ -122,11 +122,11 @@ def decide(columns: Columns, rules: Rules) -> float | None:
         the similarity from which on pairs are kept; None without `keep_share`
     """
     if (same := rules.get("same_picture")) is not None:
-        columns.drop(repeated(columns, "picture", 1), "same_picture")
+        columns.drop(repeated_pairs(columns, "picture", 1), "same_picture")
         for shift in range(same["distance"] + 1) if same["distance"] else ():
-            columns.drop(alike(columns, same["distance"], shift), "same_picture")
+            columns.drop(near_duplicates(columns, same["distance"], shift), "same_picture")
     if (same := rules.get("same_caption")) is not None:
-        columns.drop(repeated(columns, "caption", same["copies"]), "same_caption")
+        columns.drop(repeated_pairs(columns, "caption", same["copies"]), "same_caption")
     share = (rules.get(SIMILARITY) or {}).get("keep_share")
     return None if share is None else _top_share(columns, share)
 
@@ -142,14 +142,14 @@ def _top_share(columns: Columns, share: float) -> float:
     threshold = len(counts) - 1 - int(reached[0]) - STEPS - 1
     for piece in columns.pieces():
         below = (reason[piece] == KEPT) & (similarity[piece] < threshold)
-        reason[piece][below] = code(TOP_SHARE)
+        reason[piece][below] = reason_code(TOP_SHARE)
     return threshold / STEPS
 
 
 # --- what occurred before ---------------------------------------------------------------------------------------------
 
 
-def repeated(columns: Columns, name: str, copies: int) -> np.ndarray:
+def repeated_pairs(columns: Columns, name: str, copies: int) -> np.ndarray:
     """Positions of kept pairs whose hash occurs in at least `copies` kept pairs before them."""
     found = []
     for values, places in _parts(columns, name, 64, 0):
@@ -159,7 +159,7 @@ def repeated(columns: Columns, name: str, copies: int) -> np.ndarray:
     return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 
-def alike(columns: Columns, distance: int, band: int) -> np.ndarray:
+def near_duplicates(columns: Columns, distance: int, band: int) -> np.ndarray:
     """Positions of kept pairs whose picture differs in at most `distance` bits from one before them, and agrees in one band.
 
     Two numbers that differ in d bits agree in one of d + 1 bands, so that all bands together find all.

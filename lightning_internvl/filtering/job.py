@@ -20,16 +20,16 @@ from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.data.bad_samples import Ledger, Skipped
 from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.filtering.decide import Columns, write_columns
-from lightning_internvl.filtering.measures import Row, identifier
-from lightning_internvl.filtering.scores import UNUSABLE, Model, Scorer, read_rows, scores_file, write_rows
-from lightning_internvl.filtering.sources import Joined, joined
-from lightning_internvl.filtering.write import marker, write_shard
+from lightning_internvl.filtering.measures import Row, language_identifier
+from lightning_internvl.filtering.scores import UNUSABLE, Scorer, SimilarityModel, read_rows, scores_file, write_rows
+from lightning_internvl.filtering.sources import JoinedShards, join_sources
+from lightning_internvl.filtering.write import write_shard, written_marker
 from lightning_internvl.inference.collators import make_view
 from lightning_internvl.model.compose import Build, compose_model
 from lightning_internvl.model.vlm import VLM
 
 
-class Job(NamedTuple):
+class FilterJob(NamedTuple):
     """One filter of a run.
 
     Attributes:
@@ -54,9 +54,9 @@ class Job(NamedTuple):
         """Where decisions are made."""
         return self.folder / "columns"
 
-    def shards(self) -> Joined:
+    def shards(self) -> JoinedShards:
         """The shards that are filtered. Raises ValueError if there are none."""
-        return joined(self.config, self.build)
+        return join_sources(self.config, self.build)
 
     def unscored(self, numbers: Sequence[int]) -> list[int]:
         """Those of some shards that have no scores yet."""
@@ -64,12 +64,12 @@ class Job(NamedTuple):
 
     def unwritten(self, numbers: Sequence[int]) -> list[int]:
         """Those of some shards that are not written yet."""
-        return [number for number in numbers if not marker(self.folder, number).exists()]
+        return [number for number in numbers if not written_marker(self.folder, number).exists()]
 
     def scorer(self) -> Scorer:
         """What scores shards, with the model where one is needed."""
         settings = self.settings
-        model = loaded(self.name, self.config, self.build, self.source) if needs_model(settings) else None
+        model = load_filter_model(self.name, self.config, self.build, self.source) if needs_model(settings) else None
         return Scorer(
             self.shards(),
             model,
@@ -123,7 +123,7 @@ class Job(NamedTuple):
                 self.keep(number, rows)
             else:
                 rows = read_rows(scores_file(self.folder, number))
-            enter(ledger, rows)
+            enter_rows(ledger, rows)
             yield len(rows) if number in waiting else 0
 
     def ledger(self, rank: int = 0) -> Ledger:
@@ -140,13 +140,13 @@ class Job(NamedTuple):
             yield number
 
 
-def enter(ledger: Ledger, rows: Sequence[Row]) -> None:
+def enter_rows(ledger: Ledger, rows: Sequence[Row]) -> None:
     """Enter the rows of the next shard; raises ValueError if too many cannot be used."""
     bad = [Skipped(place, row["key"], row[UNUSABLE], row["reason"]) for place, row in enumerate(rows) if UNUSABLE in row]
     ledger.add(bad, len(rows) - len(bad))
 
 
-def as_before(name: str, config: Config) -> Config:
+def settings_before(name: str, config: Config) -> Config:
     """What the stage before a filter says of its parts and of how it reads pairs, so that the filter looks as that stage did."""
     stages, pipeline = config["stages"], config["pipeline"]
     before = next((stages[one] for one in reversed(pipeline[: pipeline.index(name)]) if not is_step(stages[one])), {})
@@ -156,13 +156,13 @@ def as_before(name: str, config: Config) -> Config:
     return {**found, "collate": {**kept, "tasks": ["itc"]}}
 
 
-def composed(name: str, config: Config, build: Build) -> tuple[Config, VLM, Any]:
+def compose_filter_model(name: str, config: Config, build: Build) -> tuple[Config, VLM, Any]:
     """The settings of a filter, its model with fresh weights, and how that reads pairs.
 
     Raises:
         ValueError: if the model reads no captions.
     """
-    stage = {"max_steps": 1, "objectives": {}, **as_before(name, config), **config["stages"][name]}
+    stage = {"max_steps": 1, "objectives": {}, **settings_before(name, config), **config["stages"][name]}
     settings = stage_settings({**config, "stages": {name: stage}}, name)
     model, tokenizers = compose_model(settings["parts"], build)
     if "middleware" not in tokenizers:
@@ -173,17 +173,17 @@ def composed(name: str, config: Config, build: Build) -> tuple[Config, VLM, Any]
     return settings, model, make_view(settings, model, tokenizers, build).pairs
 
 
-def loaded(name: str, config: Config, build: Build, source: str | Path) -> Model:
+def load_filter_model(name: str, config: Config, build: Build, source: str | Path) -> SimilarityModel:
     """The model of a filter with its weights, on this process's device."""
-    settings, model, pairs = composed(name, config, build)
+    settings, model, pairs = compose_filter_model(name, config, build)
     tensors = read_origin(source).for_model(None)
     LoadReport.of(model, tensors, source=str(source), new=settings["new"], dropped=settings["dropped"]).load(model, tensors)
     device, dtype = place_of(settings["trainer"])
     half = dtype if dtype in (torch.bfloat16, torch.float16) else None
-    return Model(model.eval().to(device), pairs, settings["mode"], device, half)
+    return SimilarityModel(model.eval().to(device), pairs, settings["mode"], device, half)
 
 
-def rehearse_filter(job: Job) -> VLM | None:
+def rehearse_filter(job: FilterJob) -> VLM | None:
     """Find faults of a filter before anything trains: its model is built without memory, its list of shards is read.
 
     Returns:
@@ -191,7 +191,7 @@ def rehearse_filter(job: Job) -> VLM | None:
     """
     job.shards()
     if job.settings["rules"].get("language") is not None:
-        identifier()
+        language_identifier()
     if job.settings["engine"] == "ray":
         from lightning_internvl.filtering.engines import check_ray
 
@@ -199,4 +199,4 @@ def rehearse_filter(job: Job) -> VLM | None:
     if not needs_model(job.settings):
         return None
     with torch.device("meta"):
-        return composed(job.name, job.config, job.build)[1]
+        return compose_filter_model(job.name, job.config, job.build)[1]

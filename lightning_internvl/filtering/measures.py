@@ -20,7 +20,7 @@ READ = 10_000  # characters of a caption whose script and words are looked at
 INSTALL = "pip install -r requirements-language.txt"
 
 
-def measured(image: np.ndarray, caption: str, size: tuple[int, int], language: bool = False) -> Row:
+def measure_pair(image: np.ndarray, caption: str, size: tuple[int, int], language: bool = False) -> Row:
     """The scores of a picture (H, W, 3) uint8 and its caption.
 
     Args:
@@ -35,17 +35,17 @@ def measured(image: np.ndarray, caption: str, size: tuple[int, int], language: b
         "aspect": round(max(width, height) / min(width, height), 4),
         "characters": len(caption),
         "words": len(WORD.findall(caption[:READ])),
-        "scripts": scripts(caption[:READ]),
+        "scripts": script_shares(caption[:READ]),
         "picture": f"{picture_hash(image):016x}",
         "caption": f"{caption_hash(caption):016x}",
     }
     if language:
-        name, probability = identifier().classify(caption[:READ])
+        name, probability = language_identifier().classify(caption[:READ])
         row |= {"language": name, "language_probability": round(float(probability), 4)}
     return row
 
 
-def scripts(text: str) -> dict[str, float]:
+def script_shares(text: str) -> dict[str, float]:
     """Shares of a text's letters by script, the largest first."""
     counts = Counter(script for script in map(_script, text) if script)
     return {
@@ -85,7 +85,7 @@ def picture_hash(image: np.ndarray) -> int:
 
 
 @functools.cache
-def identifier() -> Any:
+def language_identifier() -> Any:
     """What guesses languages. Raises ValueError without its package."""
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier

@@ -16,23 +16,23 @@ import torch
 from lightning_internvl.config.hardware import trainer_of
 from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.filtering.decide import Columns
-from lightning_internvl.filtering.job import Job
+from lightning_internvl.filtering.job import FilterJob
 from lightning_internvl.filtering.scores import Scorer
 from lightning_internvl.filtering.write import write_shard
 from lightning_internvl.layers.attention import choose_backend
 
 
-def score_all(job: Job, shards: Sequence[int]) -> int:
+def score_all(job: FilterJob, shards: Sequence[int]) -> int:
     """Score shards; returns the number of pairs."""
-    return _over(_Scores, job, shards)
+    return _run_over_shards(_ScoreActor, job, shards)
 
 
-def write_all(job: Job, shards: Sequence[int]) -> None:
+def write_all(job: FilterJob, shards: Sequence[int]) -> None:
     """Write what is kept of shards."""
-    _over(_Writes, job, shards)
+    _run_over_shards(_WriteActor, job, shards)
 
 
-def _over(worker: type, job: Job, shards: Sequence[int]) -> int:
+def _run_over_shards(worker: type, job: FilterJob, shards: Sequence[int]) -> int:
     if not shards:
         return 0
     import ray
@@ -44,7 +44,7 @@ def _over(worker: type, job: Job, shards: Sequence[int]) -> int:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     source = Path(job.source).resolve() if job.source and Path(job.source).exists() else job.source
     job = job._replace(folder=job.folder.resolve(), source=source)  # actors may work in other folders
-    devices = {"num_gpus": 1} if worker is _Scores and torch.cuda.is_available() else {"num_cpus": 1}
+    devices = {"num_gpus": 1} if worker is _ScoreActor and torch.cuda.is_available() else {"num_cpus": 1}
     units = ray.cluster_resources().get("GPU" if "num_gpus" in devices else "CPU", 1)
     actors = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(int(units), len(shards))))
     numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
@@ -52,23 +52,23 @@ def _over(worker: type, job: Job, shards: Sequence[int]) -> int:
     return int(sum(row["pairs"] for row in done.iter_rows()))
 
 
-class _Scores:
+class _ScoreActor:
     """An actor with the model."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: FilterJob) -> None:
         choose_backend(job.config["attention"], *place_of(trainer_of(job.config, job.name)))
         self.job, self.scorer = job, job.scorer()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Score some shards, by their numbers."""
-        found = [_scored(self.job, self.scorer, int(shard)) for shard in batch["shard"]]
+        found = [_score_shard(self.job, self.scorer, int(shard)) for shard in batch["shard"]]
         return {"pairs": np.array(found)}
 
 
-class _Writes:
+class _WriteActor:
     """An actor without a model."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: FilterJob) -> None:
         self.folder, self.shards, self.columns = job.folder, job.shards(), Columns(job.columns)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class _Writes:
         return {"pairs": np.zeros(len(batch["shard"]), dtype=np.int64)}
 
 
-def _scored(job: Job, scorer: Scorer, shard: int) -> int:
+def _score_shard(job: FilterJob, scorer: Scorer, shard: int) -> int:
     _, rows = next(scorer.score([shard]))
     job.keep(shard, rows)
     return len(rows)

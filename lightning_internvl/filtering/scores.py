@@ -16,20 +16,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_internvl.data.bad_samples import kind_of
+from lightning_internvl.data.collate.base import unchanged
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.images import image_size, read_image
 from lightning_internvl.data.shards.tar import Record, ShardError
 from lightning_internvl.distributed.signals import shield_worker
 from lightning_internvl.files import write_text
-from lightning_internvl.filtering.measures import READ, Row, measured
-from lightning_internvl.filtering.sources import Joined
+from lightning_internvl.filtering.measures import READ, Row, measure_pair
+from lightning_internvl.filtering.sources import JoinedShards
 from lightning_internvl.model.vlm import VLM
 
 DIGITS = 6  # behind the point of a similarity: `decide` counts each value that this leaves
 UNUSABLE = "unusable"  # the entry of a row without scores: the kind of its fault
 
 
-class Work(NamedTuple):
+class ScoringBatch(NamedTuple):
     """Neighbouring records of one shard; the last ones of a shard say so, and why it ended early if it did."""
 
     shard: int
@@ -38,7 +39,16 @@ class Work(NamedTuple):
     fault: str | None = None
 
 
-class Model(NamedTuple):
+class ScoredBatch(NamedTuple):
+    """The rows of a `ScoringBatch`, without similarities."""
+
+    shard: int
+    rows: list[Row]
+    ends: bool
+    fault: str | None
+
+
+class SimilarityModel(NamedTuple):
     """What compares pictures with captions.
 
     Attributes:
@@ -80,10 +90,17 @@ class Scorer:
     """
 
     def __init__(
-        self, shards: Joined, model: Model | None = None, *, language: bool = False, batch_size: int = 64, num_workers: int = 0
+        self,
+        shards: JoinedShards,
+        model: SimilarityModel | None = None,
+        *,
+        language: bool = False,
+        batch_size: int = 64,
+        num_workers: int = 0,
     ) -> None:
-        self.shards, self.model, self.batch_size, self.num_workers = shards, model, batch_size, num_workers
-        self.preparing = _Preparing(shards, model and model.pairs, language)
+        self.shards, self.model = shards, model
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.preparing = _PreparedRecords(shards, model and model.pairs, language)
 
     def score(self, numbers: Iterable[int]) -> Iterator[tuple[int, list[Row]]]:
         """The rows of each shard, a row for each record and one for what ended a shard early."""
@@ -91,7 +108,7 @@ class Scorer:
             self.preparing,
             sampler=self._work(numbers),  # type: ignore[arg-type]  # what a "place" in the data set is, is up to us
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=unchanged,
             num_workers=self.num_workers,
             worker_init_fn=shield_worker,
             prefetch_factor=4 if self.num_workers else None,
@@ -109,38 +126,34 @@ class Scorer:
                 yield shard, rows
                 rows = []
 
-    def _work(self, numbers: Iterable[int]) -> Iterator[Work]:
+    def _work(self, numbers: Iterable[int]) -> Iterator[ScoringBatch]:
         for shard in numbers:
             records, fault = list[Record](), None
             try:
                 for record in self.shards.read(shard):
                     records.append(record)
                     if len(records) == self.batch_size:
-                        yield Work(shard, records)
+                        yield ScoringBatch(shard, records)
                         records = []
             except ShardError as error:
                 fault = str(error)
-            yield Work(shard, records, True, fault)
+            yield ScoringBatch(shard, records, True, fault)
 
 
-def _as_it_is(prepared: Any) -> Any:
-    return prepared
-
-
-class _Preparing(Dataset[Any]):
+class _PreparedRecords(Dataset[Any]):
     """All that needs no model, for a process of its own. A "place" is the records themselves."""
 
-    def __init__(self, shards: Joined, pairs: PairCollator | None, language: bool) -> None:
+    def __init__(self, shards: JoinedShards, pairs: PairCollator | None, language: bool) -> None:
         self.shards, self.pairs, self.language = shards, pairs, language
 
-    def __getitem__(self, work: Work) -> tuple[tuple[int, list[Row], bool, str | None], tuple[Tensor, Tensor, Tensor] | None]:
+    def __getitem__(self, work: ScoringBatch) -> tuple[ScoredBatch, tuple[Tensor, Tensor, Tensor] | None]:
         rows, prepared = list[Row](), list[dict[str, Any]]()
         for record in work.records:
             try:
                 pair = self.shards.pair(record)
                 size, caption = image_size(pair["image"]), pair["caption"]
                 image = read_image(pair["image"], self.shards.decode_at)
-                row = {"key": record["key"], **measured(image, caption, size, self.language)}
+                row = {"key": record["key"], **measure_pair(image, caption, size, self.language)}
                 if self.pairs is not None:  # of a caption of a million letters the first thousands fill any row
                     prepared.append(self.pairs.prepare({"key": record["key"], "image": image, "caption": caption[:READ]}))
                 rows.append(row)
@@ -150,7 +163,7 @@ class _Preparing(Dataset[Any]):
         if prepared:
             found = self.pairs.stack(prepared)
             batch = found["pixel_values"], found["itc_ids"], found["itc_mask"]
-        return (work.shard, rows, work.ends, work.fault), batch
+        return ScoredBatch(work.shard, rows, work.ends, work.fault), batch
 
 
 def scores_file(folder: Path, shard: int) -> Path:

@@ -16,7 +16,7 @@ Config = dict[str, Any]
 GIVEN = ("shards", "sources")  # the settings of data that say what is read
 
 
-class Joined(Shards):
+class JoinedShards(Shards):
     """The shards of several sources, one source after the other.
 
     Args:
@@ -58,42 +58,42 @@ class Joined(Shards):
         return list(self.sources.values())[which], shard - (self._ends[which - 1] if which else 0)
 
 
-def read_from(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def filter_source(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The settings of the pairs that a filter reads; None where they are in no shards."""
     pairs = config["data"].get("pairs")
     return pairs if isinstance(pairs, Mapping) and any(pairs.get(name) for name in GIVEN) else None
 
 
-def joined(config: Mapping[str, Any], build: Build) -> Joined:
+def join_sources(config: Mapping[str, Any], build: Build) -> JoinedShards:
     """The shards that a filter reads. Raises ValueError for a source that has none."""
-    pairs = read_from(config)
+    pairs = filter_source(config)
     found = {}
     for name, source in sources_of(pairs.get("shards"), pairs.get("sources")).items():
         given = source["shards"]
         found[name] = open_shards(build(given) if isinstance(given, Mapping) else given)
-    return Joined(found, *(pairs.get(name) for name in ("image", "caption", "decode_at")))
+    return JoinedShards(found, *(pairs.get(name) for name in ("image", "caption", "decode_at")))
 
 
-def list_of(folder: Path, source: str) -> Path:
+def shard_list(folder: Path, source: str) -> Path:
     """The list of the new shards of a source."""
     return folder / ("shards.txt" if source == ONLY else f"shards.{source}.txt")
 
 
-def filtered(config: Config, folder: Path, kept: Mapping[str, int]) -> Config:
+def with_kept_shards(config: Config, folder: Path, kept: Mapping[str, int]) -> Config:
     """A configuration in which all that read what a filter has read reads what it has kept instead.
 
     Args:
         folder: of the filter.
         kept: pairs by source.
     """
-    pairs = read_from(config)
+    pairs = filter_source(config)
     before, after = {name: pairs.get(name) for name in GIVEN}, {"shards": None, "sources": None}
     if before["shards"] is not None:
-        after["shards"] = str(list_of(folder, ONLY))
+        after["shards"] = str(shard_list(folder, ONLY))
     else:
         given = sources_of(None, before["sources"])
         after["sources"] = {
-            name: {**source, "shards": str(list_of(folder, name)), "samples": kept[name]} for name, source in given.items()
+            name: {**source, "shards": str(shard_list(folder, name)), "samples": kept[name]} for name, source in given.items()
         }
     data = dict(config["data"])
     for name in ("pairs", "chats"):

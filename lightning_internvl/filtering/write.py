@@ -16,13 +16,13 @@ from lightning_internvl.files import read_json, write_json
 from lightning_internvl.filtering.decide import BAD, KEPT
 from lightning_internvl.filtering.measures import Row
 from lightning_internvl.filtering.scores import UNUSABLE, read_rows, scores_file, write_rows
-from lightning_internvl.filtering.sources import Joined
+from lightning_internvl.filtering.sources import JoinedShards
 
 HASHES = ("picture", "caption")
 PER_UNIT, PER_DOUBLING = 40, 2  # columns of a histogram: of similarities, and of the other scores (of which 1 is the least)
 
 
-def marker(folder: Path, shard: int) -> Path:
+def written_marker(folder: Path, shard: int) -> Path:
     """The file that marks a shard as written; it holds the shard's counts."""
     return folder / "written" / f"{shard:06d}.json"
 
@@ -32,7 +32,7 @@ def new_shard(folder: Path, shard: int) -> Path:
     return folder / "shards" / f"{shard:06d}.tar"
 
 
-def write_shard(shards: Joined, shard: int, folder: Path, reasons: Sequence[int]) -> None:
+def write_shard(shards: JoinedShards, shard: int, folder: Path, reasons: Sequence[int]) -> None:
     """Write what is kept of one shard, and last of all its marker.
 
     Args:
@@ -54,23 +54,24 @@ def write_shard(shards: Joined, shard: int, folder: Path, reasons: Sequence[int]
                         f"was {row['key']!r}; delete {scores_file(folder, shard)} and what lies beside `scores`, then resume"
                     )
                 if place in kept:
-                    tar.write(scored(shards, shard, place, record, row))
+                    tar.write(scored_record(shards, shard, place, record, row))
             if tar.written != len(kept):
                 raise ValueError(
                     f"shard {shards.name(shard)} has changed since it was scored: it now ends after {tar.written} of the "
                     f"{len(kept)} pairs that are kept of it"
                 )
-    dropped = [{"key": row["key"], "rule": _name(reason)} for row, reason in zip(rows, reasons, strict=True) if reason != KEPT]
+    judged = zip(rows, reasons, strict=True)
+    dropped = [{"key": row["key"], "rule": _reason_name(why)} for row, why in judged if why != KEPT]
     write_rows(folder / "dropped" / f"{shard:06d}.jsonl", dropped)
-    write_json(marker(folder, shard), _counts(shards.source(shard), rows, reasons, path.stat().st_size if kept else 0))
+    write_json(written_marker(folder, shard), _counts(shards.source(shard), rows, reasons, path.stat().st_size if kept else 0))
 
 
-def _records(shards: Joined, shard: int, count: int) -> Iterable[Record]:
+def _records(shards: JoinedShards, shard: int, count: int) -> Iterable[Record]:
     """The first records of a shard."""
     return itertools.islice(shards.read(shard), count)  # which asks for no more: what follows may be broken
 
 
-def scored(shards: Joined, shard: int, place: int, record: Record, row: Row) -> Record:
+def scored_record(shards: JoinedShards, shard: int, place: int, record: Record, row: Row) -> Record:
     """A record with its scores in its json. Files of a tar stay what they are; columns of a table become files."""
     scores = {name: value for name, value in row.items() if name not in ("key", *HASHES)}
     if not isinstance(shards.sources[shards.source(shard)], TarShards):
@@ -86,7 +87,7 @@ def scored(shards: Joined, shard: int, place: int, record: Record, row: Row) -> 
     return {**record, "json": {**said, "scores": scores}}
 
 
-def _name(reason: int) -> str:
+def _reason_name(reason: int) -> str:
     return UNUSABLE if reason == BAD else ORDER[reason - 1]
 
 
@@ -103,7 +104,7 @@ def _counts(source: str, rows: list[Row], reasons: Sequence[int], size: int) -> 
         "pairs": len(rows),
         "kept": reasons.count(KEPT),
         "bytes": size,
-        "dropped": Counter(_name(reason) for reason in reasons if reason not in (KEPT, BAD)),
+        "dropped": Counter(_reason_name(reason) for reason in reasons if reason not in (KEPT, BAD)),
         UNUSABLE: Counter(row[UNUSABLE] for row in rows if UNUSABLE in row),
         "histograms": histograms,
     }
@@ -119,12 +120,12 @@ def edge_of(score: str, column: int) -> float:
     return column / PER_UNIT if score == SIMILARITY else 2 ** (column / PER_DOUBLING)
 
 
-def summed(folder: Path, shards: int) -> dict[str, Any]:
+def sum_counts(folder: Path, shards: int) -> dict[str, Any]:
     """The counts of all shards together; columns of histograms by where they begin."""
     total: dict[str, Any] = {"pairs": 0, "kept": 0, "bytes": 0}
     total |= {"kept_by_source": Counter(), "dropped": Counter(), UNUSABLE: Counter(), "histograms": {}}
     for shard in range(shards):
-        one = read_json(marker(folder, shard))
+        one = read_json(written_marker(folder, shard))
         for name in ("pairs", "kept", "bytes"):
             total[name] += one[name]
         total["kept_by_source"][one["source"]] += one["kept"]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of
 from lightning_internvl.data.files.conversations import Entry, read_entry
-from lightning_internvl.data.files.datasets import named
+from lightning_internvl.data.files.datasets import id_suffix
 from lightning_internvl.data.files.images import image_size, is_image_file
 from lightning_internvl.data.files.record_sources import open_records
 from lightning_internvl.data.files.videos import ANIMATED
@@ -28,7 +28,7 @@ LONG = 1000  # long records that are tokenised, and records whose tokens are cou
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedSource:
     """A file, folder or list of them, and how it is read."""
 
     path: Any
@@ -65,7 +65,7 @@ class Statistics:
     sizes: list[tuple[int, int]] = field(default_factory=list)
 
 
-class Check:
+class FileCheck:
     """One reading of all sources.
 
     Args:
@@ -88,11 +88,11 @@ class Check:
         self.template, self.tokenizer, self.videos = template, tokenizer, videos
         self.limit, self.too_long = max_text_tokens, too_long
         self.statistics = Statistics()
-        self._size = functools.lru_cache(maxsize=REMEMBERED)(_size)
-        self._frames = functools.lru_cache(maxsize=REMEMBERED)(_frames)
+        self._size = functools.lru_cache(maxsize=REMEMBERED)(_picture_size)
+        self._frames = functools.lru_cache(maxsize=REMEMBERED)(_frame_count)
         self._tokenised = 0
 
-    def faults(self, sources: Sequence[Checked]) -> Iterator[Fault]:
+    def faults(self, sources: Sequence[CheckedSource]) -> Iterator[Fault]:
         """Everything that is wrong, in the order of the records. Raises ValueError for a source that is not there."""
         for source in sources:
             for records in open_records(source.path):
@@ -104,7 +104,7 @@ class Check:
                         bad = fault.counts
                         yield Fault(str(records.path), line, own, kind_of(fault), str(fault), bad)
 
-    def _record(self, record: Mapping[str, Any], root: str, source: Checked) -> Iterator[BadSample]:
+    def _record(self, record: Mapping[str, Any], root: str, source: CheckedSource) -> Iterator[BadSample]:
         """What is wrong with one record; the first fault that training would meet, and notes."""
         found = self.statistics
         try:
@@ -130,7 +130,7 @@ class Check:
 
     def _pictures(self, entry: Entry, root: str) -> None:
         for image in entry.images:
-            size = self._size(_place(image, root)) if isinstance(image, str) else image_size(image)
+            size = self._size(_full_path(image, root)) if isinstance(image, str) else image_size(image)
             if isinstance(size, BadSample):
                 raise size
             if self.statistics.records <= LONG:
@@ -139,7 +139,7 @@ class Check:
             if not self.videos:
                 raise BadSample("it has videos, for which this recipe has no token; set data.video_token", "video")
             frames = (
-                self._frames(_place(video, root)) if isinstance(video, str) else BadSample("a video is read by path", "video")
+                self._frames(_full_path(video, root)) if isinstance(video, str) else BadSample("a video is read by path", "video")
             )
             if isinstance(frames, BadSample):
                 raise frames
@@ -184,30 +184,30 @@ class Check:
     def _count(self, texts: Sequence[str]) -> int:
         return len(self.tokenizer.encode("\n".join(texts), add_special_tokens=False))
 
-    def _notes(self, entry: Entry, root: str, source: Checked) -> Iterator[BadSample]:
+    def _notes(self, entry: Entry, root: str, source: CheckedSource) -> Iterator[BadSample]:
         if source.pairs and not source.chats and entry.caption is None:
             yield Unwanted("it is a conversation, and the stages read image-caption pairs", "left out: no pair")
-        if any(isinstance(video, str) and self.videos and self._frames(_place(video, root)) == 1 for video in entry.videos):
+        if any(isinstance(video, str) and self.videos and self._frames(_full_path(video, root)) == 1 for video in entry.videos):
             yield Unwanted("its video has one frame and is seen as a still picture", "note: video of one frame")
 
 
-def describe(fault: Fault) -> str:
+def describe_fault(fault: Fault) -> str:
     """A fault as a line of text."""
-    return f"{fault.file}, line {fault.line}{named({'id': fault.id})}: {fault.reason}"
+    return f"{fault.file}, line {fault.line}{id_suffix({'id': fault.id})}: {fault.reason}"
 
 
-def _place(source: str, root: str) -> str:
+def _full_path(source: str, root: str) -> str:
     return os.path.join(root, source)
 
 
-def _size(path: str) -> tuple[int, int] | BadSample:
+def _picture_size(path: str) -> tuple[int, int] | BadSample:
     try:
         return image_size(path)
     except BadSample as error:
         return error
 
 
-def _frames(path: str) -> int | BadSample:
+def _frame_count(path: str) -> int | BadSample:
     """Frames of a video, as far as a header tells: 0 where they are not known without decoding."""
     if os.path.isdir(path):
         frames = sum(map(is_image_file, os.listdir(path)))

@@ -17,7 +17,7 @@ from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.console import console
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.model.compose import Build
-from lightning_internvl.validate.check_files import Check, Checked, Statistics, describe
+from lightning_internvl.validate.check_files import CheckedSource, FileCheck, Statistics, describe_fault
 from lightning_internvl.validate.preview import write_preview
 
 READERS = ("lightning_internvl.data.files.datasets.PairsFile", "lightning_internvl.data.files.datasets.ChatsFile")
@@ -37,16 +37,16 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
         ValueError: if no stage reads files, or one of them is not there.
     """
     stages = [stage_settings(config, name) for name in trained_stages(config)]
-    sources = sources_of(stages)
+    sources = checked_sources(stages)
     chats = next((stage for stage in stages if stage["data"] == "chats"), None)
-    check = _check(chats, build)
+    check = _make_check(chats, build)
     begun, kinds, bad, shown = time.monotonic(), Counter(), 0, []
     path = folder / "faults.jsonl"
     for fault in check.faults(sources):
         kinds[fault.kind] += 1
         bad += fault.bad
         if fault.bad and len(shown) < SHOWN:
-            shown.append(describe(fault))
+            shown.append(describe_fault(fault))
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("w" if kinds.total() == 1 else "a", encoding="utf-8") as file:
             file.write(json.dumps(fault.__dict__, ensure_ascii=False) + "\n")
@@ -64,9 +64,9 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
     return found.records > 0 and share <= limit
 
 
-def sources_of(stages: Sequence[Config]) -> list[Checked]:
+def checked_sources(stages: Sequence[Config]) -> list[CheckedSource]:
     """What the stages read, each once. Raises ValueError if there is nothing to check."""
-    found: dict[str, Checked] = {}
+    found: dict[str, CheckedSource] = {}
     for stage in stages:
         for node in _readers(stage["data_group"].get(stage["data"])):
             validation = node.get("validation")
@@ -74,14 +74,14 @@ def sources_of(stages: Sequence[Config]) -> list[Checked]:
             for path in filter(None, paths):
                 options = {"image_root": node.get("image_root"), "caption_request": node.get("caption_request") or ""}
                 before = found.get(str(path))
-                pairs, chats = (node["_target_"] == reader or bool(before and was) for reader, was in _read(before))
-                found[str(path)] = Checked(path, **options, pairs=pairs, chats=chats)
+                pairs, chats = (node["_target_"] == reader or bool(before and was) for reader, was in _known_readers(before))
+                found[str(path)] = CheckedSource(path, **options, pairs=pairs, chats=chats)
     if not found:
         raise ValueError("data.validate=true: no file is given for the stages of the pipeline; give data.path=FILE")
     return list(found.values())
 
 
-def _read(before: Checked | None) -> list[tuple[str, bool]]:
+def _known_readers(before: CheckedSource | None) -> list[tuple[str, bool]]:
     was = (before.pairs, before.chats) if before else (False, False)
     return list(zip(READERS, was, strict=True))
 
@@ -95,15 +95,15 @@ def _readers(node: Any) -> Iterator[Mapping[str, Any]]:
             yield from _readers(child)
 
 
-def _check(stage: Config | None, build: Build) -> Check:
+def _make_check(stage: Config | None, build: Build) -> FileCheck:
     """The check with the template and, where it can be had without a download, the tokenizer of the stage's decoder."""
     if stage is None:
-        return Check()
+        return FileCheck()
     options = {**stage["data_group"]["chats_collate"], **(stage.get("collate") or {})}
     node = (stage["parts"]["decoder"] or {}).get("tokenizer") or {}
     pretrained = node.get("pretrained")
     here = "_target_" in node and ("pretrained" not in node or (pretrained and Path(str(pretrained)).exists()))
-    return Check(
+    return FileCheck(
         template=load_template(options["template"], options.get("system")),
         tokenizer=build(node) if here else None,
         max_text_tokens=options.get("max_length") or options.get("max_text_tokens"),

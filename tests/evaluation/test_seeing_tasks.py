@@ -15,7 +15,7 @@ from seeing_toys import seeing_predictor
 
 from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.files.images import read_image
-from lightning_internvl.data.files.lazy_pictures import Pictures
+from lightning_internvl.data.files.lazy_pictures import LazyPictures
 from lightning_internvl.evaluation.classification import ZeroShotClassification, class_scores
 from lightning_internvl.evaluation.features import TaskPictures, patches_of, pool_patches, scenes_of
 from lightning_internvl.evaluation.probing import FeatureProbe, fit
@@ -64,7 +64,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_file_that_is_listed_twice_is_two_samples(predictor: Predictor, tmp_path: Path) -> None:
     files = [tmp_path / "a.png", tmp_path / "none.png", tmp_path / "none.png"]
     Image.new("RGB", (4, 4)).save(files[0])
-    asked = TaskPictures(predictor, Pictures(files, read_image), max_missing=1.0)
+    asked = TaskPictures(predictor, LazyPictures(files, read_image), max_missing=1.0)
     assert len(list(asked.images)) == 3
     assert (asked.readable(), len(predictor.journal.missing)) == ([0], 2)
     assert {key.removeprefix(str(files[1])) for key in predictor.journal.missing} == {" (sample 2)", " (sample 3)"}
@@ -105,7 +105,7 @@ def test_pictures_that_cannot_be_read_are_left_out_by_name(predictor: Predictor,
         assert list(predictor.journal.missing) == [str(broken)]
         with pytest.raises(ValueError, match=r"1 of 12 samples cannot be used, .* max_missing=0.01; .*green/2.png"):
             run(ZeroShotClassification(path=str(classes), templates="plain"), predictor)
-        (unread := TaskPictures(predictor, Pictures([broken], read_image), 1.0)).images[0]
+        (unread := TaskPictures(predictor, LazyPictures([broken], read_image), 1.0)).images[0]
         with pytest.raises(ValueError, match=r"none of 1 samples can be used; one of them: .*green/2.png"):
             unread.readable()
     finally:

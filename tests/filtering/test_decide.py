@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from lightning_internvl.filtering import decide as module
-from lightning_internvl.filtering.decide import BAD, KEPT, Columns, alike, code, decide, repeated, write_columns
+from lightning_internvl.filtering.decide import (
+    BAD,
+    KEPT,
+    Columns,
+    decide,
+    near_duplicates,
+    reason_code,
+    repeated_pairs,
+    write_columns,
+)
 
 NO_RULES: dict[str, Any] = {}
 
@@ -71,7 +80,7 @@ def test_limits_of_one_pair(tmp_path: Path, rule: str, limits: dict[str, Any], v
     found = reasons(columns(tmp_path, [[row(**{rule: value}) for value in values]], {rule: limits}))
     expected = [values[0]] if rule == "scripts" else kept
     assert [value for value, reason in zip(values, found, strict=True) if reason == KEPT] == expected
-    assert set(found) <= {KEPT, code(rule)}
+    assert set(found) <= {KEPT, reason_code(rule)}
 
 
 def test_the_first_rule_counts_and_rows_without_scores_are_bad(tmp_path: Path) -> None:
@@ -79,7 +88,7 @@ def test_the_first_rule_counts_and_rows_without_scores_are_bad(tmp_path: Path) -
     spoken = {"language": "en", "language_probability": 0.9}
     rows = [row(side=1, words=1, **spoken), row(words=1, **spoken), row(**spoken), row(**spoken | {"language": "de"})]
     found = reasons(columns(tmp_path, [rows, [{"key": "x", "unusable": "unreadable image", "reason": "cut off"}]], rules))
-    assert found == [code("side"), code("words"), KEPT, code("language"), BAD]
+    assert found == [reason_code("side"), reason_code("words"), KEPT, reason_code("language"), BAD]
 
 
 def test_of_equal_captions_the_first_ones_stay(tmp_path: Path, piece: int) -> None:
@@ -93,7 +102,7 @@ def test_of_equal_captions_the_first_ones_stay(tmp_path: Path, piece: int) -> No
 def test_a_pair_that_a_rule_drops_is_nobodys_first(tmp_path: Path) -> None:
     found = columns(tmp_path, [[row(side=1, picture="a"), row(picture="a"), row(picture="a")]], {"side": {"min": 16}})
     decide(found, {"same_picture": {"distance": 0}})
-    assert reasons(found) == [code("side"), KEPT, code("same_picture")]
+    assert reasons(found) == [reason_code("side"), KEPT, reason_code("same_picture")]
 
 
 @pytest.mark.parametrize("distance", [1, 3, 6])
@@ -110,8 +119,8 @@ def test_alike_pictures_are_all_found_and_no_others(tmp_path: Path, distance: in
 
 def test_bands_are_all_of_the_bits(tmp_path: Path) -> None:
     found = two_shards(tmp_path, "picture", [0, 1 << 63, 1, 0b11 << 31])
-    assert repeated(found, "picture", 1).tolist() == []
-    near = {place for band in range(3) for place in alike(found, 2, band).tolist()}
+    assert repeated_pairs(found, "picture", 1).tolist() == []
+    near = {place for band in range(3) for place in near_duplicates(found, 2, band).tolist()}
     assert near == {1, 2, 3}
 
 

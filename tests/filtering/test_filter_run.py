@@ -22,8 +22,8 @@ from lightning_internvl.data.shards.tables import ParquetShards
 from lightning_internvl.data.shards.tar import TarShards, TarWriter, pair_of
 from lightning_internvl.filtering import command as step, job as work
 from lightning_internvl.filtering.scores import read_rows
-from lightning_internvl.filtering.sources import Joined
-from lightning_internvl.filtering.write import scored
+from lightning_internvl.filtering.sources import JoinedShards
+from lightning_internvl.filtering.write import scored_record
 
 WEBDATASET = ("data=webdataset", "data.num_workers=0", "data.lanes=2", "data.turns=1", "data.held_out=null")
 ALONE = ("pipeline=[filter]", *WEBDATASET)
@@ -146,9 +146,9 @@ def test_workers_change_nothing(run: Path, shards: Path, tmp_path: Path) -> None
 def test_two_processes_share_the_work_and_change_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads stand for processes: they meet in the folder alone."""
     config = yaml.safe_load((run / "config.yaml").read_text())
-    job = work.Job("filter", config, tmp_path / "filter", build, run / "handoff" / "contrastive")
+    job = work.FilterJob("filter", config, tmp_path / "filter", build, run / "handoff" / "contrastive")
     own = threading.local()
-    monkeypatch.setattr(step, "place", lambda: (own.rank, 2))
+    monkeypatch.setattr(step, "rank_and_world_size", lambda: (own.rank, 2))
 
     def process(rank: int) -> None:
         own.rank = rank
@@ -160,10 +160,10 @@ def test_two_processes_share_the_work_and_change_nothing(run: Path, tmp_path: Pa
 
 
 def test_processes_from_outside_know_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert step.place() == (0, 1)
+    assert step.rank_and_world_size() == (0, 1)
     for name, value in {"RANK": "1", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
-    assert step.place() == (1, 3)
+    assert step.rank_and_world_size() == (1, 3)
 
 
 def test_a_filter_reads_pairs_as_the_stage_before_it() -> None:
@@ -177,7 +177,7 @@ def test_a_filter_reads_pairs_as_the_stage_before_it() -> None:
         "filter": {"step": "filter"},
     }
     after_a, after_b = (
-        work.as_before("filter", {"stages": stages, "pipeline": [*before, "filter", "c"]}) for before in (["a"], ["a", "b"])
+        work.settings_before("filter", {"stages": stages, "pipeline": [*before, "filter", "c"]}) for before in (["a"], ["a", "b"])
     )
     assert after_a == {"encoder": {"image_size": 64}, "collate": {"max_length": 9, "tasks": ["itc"], "processor": {"s": 1}}}
     assert after_b == {"collate": {"tasks": ["itc"], "processor": {"s": 2}}}
@@ -254,10 +254,10 @@ def test_bad_settings_stop_before_anything_is_built(
 def test_columns_of_a_table_become_files(tmp_path: Path) -> None:
     table = pyarrow.table({"id": ["a.b", "c"], "img": [b"one", b"two"], "alt": ["a cat", "a dog"], "n": [1, 2]})
     pyarrow.parquet.write_table(table, tmp_path / "0.parquet")
-    shards = Joined({"shards": ParquetShards(str(tmp_path / "0.parquet"))}, image="img", caption="alt")
+    shards = JoinedShards({"shards": ParquetShards(str(tmp_path / "0.parquet"))}, image="img", caption="alt")
     with TarWriter(tmp_path / "0.tar") as tar:
         for place, record in enumerate(shards.read(0)):
-            tar.write(scored(shards, 0, place, record, {"key": record["key"], "similarity": 0.5, "picture": "0"}))
+            tar.write(scored_record(shards, 0, place, record, {"key": record["key"], "similarity": 0.5, "picture": "0"}))
     found = [pair_of(record, "img", "alt") | json.loads(record["json"]) for record in records(str(tmp_path / "0.tar"))]
     assert [(one["image"], one["caption"], one["key"]) for one in found] == [(b"one", "a cat", "a.b"), (b"two", "a dog", "c")]
     assert found[0]["scores"] == {"similarity": 0.5}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lightning_internvl.data.scenes.datasets import ScenePairs
 from lightning_internvl.filtering import measures
-from lightning_internvl.filtering.measures import caption_hash, measured, picture_hash, scripts
+from lightning_internvl.filtering.measures import caption_hash, measure_pair, picture_hash, script_shares
 
 
 def apart(one: np.ndarray, two: np.ndarray) -> int:
@@ -26,7 +26,7 @@ def saved(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def test_a_pair_is_measured() -> None:
-    row = measured(np.zeros((10, 25, 3), dtype=np.uint8), "Two cats, 两只猫!", (50, 20))
+    row = measure_pair(np.zeros((10, 25, 3), dtype=np.uint8), "Two cats, 两只猫!", (50, 20))
     assert {name: row[name] for name in ("width", "height", "side", "aspect")} == {
         "width": 50, "height": 20, "side": 20, "aspect": 2.5,
     }  # fmt: skip
@@ -46,7 +46,7 @@ def test_a_pair_is_measured() -> None:
     ],
 )
 def test_scripts_of_letters(text: str, found: dict[str, float]) -> None:
-    assert scripts(text) == found
+    assert script_shares(text) == found
 
 
 def test_captions_that_say_the_same_are_equal() -> None:
@@ -69,23 +69,23 @@ def test_alike_pictures_have_near_hashes_and_others_do_not() -> None:
 
 def test_a_guessed_language_and_its_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
-    measures.identifier.cache_clear()
+    measures.language_identifier.cache_clear()
     with pytest.raises(ValueError, match=r"rules\.language.*pip install -r requirements-language\.txt"):
-        measures.identifier()
-    monkeypatch.setattr(measures, "identifier", lambda: SimpleNamespace(classify=lambda text: ("de", np.float32(0.75))))
-    row = measured(np.zeros((8, 8, 3), dtype=np.uint8), "zwei Katzen", (8, 8), language=True)
+        measures.language_identifier()
+    monkeypatch.setattr(measures, "language_identifier", lambda: SimpleNamespace(classify=lambda text: ("de", np.float32(0.75))))
+    row = measure_pair(np.zeros((8, 8, 3), dtype=np.uint8), "zwei Katzen", (8, 8), language=True)
     assert (row["language"], row["language_probability"]) == ("de", 0.75)
 
 
 def test_languages_are_guessed() -> None:
     pytest.importorskip("py3langid", reason="guessing languages needs py3langid: pip install -r requirements-language.txt")
-    measures.identifier.cache_clear()
+    measures.language_identifier.cache_clear()
     said = {
         "two cats are sitting on a red sofa": "en",
         "zwei Katzen sitzen auf einem roten Sofa": "de",
         "两只猫坐在红色的沙发上": "zh",
     }
-    rows = [measured(np.zeros((8, 8, 3), dtype=np.uint8), text, (8, 8), language=True) for text in said]
+    rows = [measure_pair(np.zeros((8, 8, 3), dtype=np.uint8), text, (8, 8), language=True) for text in said]
     assert [row["language"] for row in rows] == list(said.values())
     assert all(0.5 < row["language_probability"] <= 1 for row in rows)
 

@@ -14,7 +14,7 @@ from runs import TINY, Outcome, train
 
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
-from lightning_internvl.validate.check_files import Check, Checked, Fault
+from lightning_internvl.validate.check_files import CheckedSource, Fault, FileCheck
 from lightning_internvl.validate.command import histogram
 
 
@@ -60,10 +60,10 @@ def write(path: Path, records: list[Any]) -> Path:
     return path
 
 
-def check(path: Path, **options: Any) -> tuple[Check, list[Fault]]:
+def check(path: Path, **options: Any) -> tuple[FileCheck, list[Fault]]:
     settings = {"template": load_template("chatml"), "tokenizer": toy_tokenizer(), "max_text_tokens": 100, "videos": True}
-    found = Check(**{**settings, **options})
-    return found, list(found.faults([Checked(path)]))
+    found = FileCheck(**{**settings, **options})
+    return found, list(found.faults([CheckedSource(path)]))
 
 
 def test_every_fault_is_named_with_line_and_kind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,8 +56,8 @@ def encode_conversation(
     conversation or one whose marks and pictures differ in number.
     """
     _check_answers(turns, sample)
-    ids, labels = _beginning(template, tokenizer)
-    runs = _runs(turns, tokenizer, image_lengths, video_lengths, image_tokens, sample)
+    ids, labels = _first_ids(template, tokenizer)
+    runs = _placeholder_runs(turns, tokenizer, image_lengths, video_lengths, image_tokens, sample)
     fits = True
     for segments in _rounds(turns, template, tokenizer, sample):
         round_ids, round_labels = _encode_segments(segments, tokenizer, runs, image_tokens, sample)
@@ -90,8 +90,8 @@ def encode_prompt(
     """
     if not turns or turns[-1]["role"] != "user":
         raise ValueError(f"sample {sample}: a prompt must end with a user message")
-    ids, _ = _beginning(template, tokenizer)
-    runs = _runs(turns, tokenizer, image_lengths, video_lengths, image_tokens, sample)
+    ids, _ = _first_ids(template, tokenizer)
+    runs = _placeholder_runs(turns, tokenizer, image_lengths, video_lengths, image_tokens, sample)
     for segments in _rounds(turns, template, tokenizer, sample):
         ids += _encode_segments(segments, tokenizer, runs, image_tokens, sample)[0]
     if len(ids) > max_length:
@@ -113,7 +113,7 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     return list(_ids_of(tokenizer, text)) if text else []
 
 
-def _beginning(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def _first_ids(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     if template.begins_with_bos and tokenizer.bos_token_id is not None:
         return [tokenizer.bos_token_id], [IGNORE_INDEX]
     return [], []
@@ -128,7 +128,7 @@ def _rounds(
         raise ValueError(f"sample {sample}: {error}") from error
 
 
-def _runs(
+def _placeholder_runs(
     turns: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
     image_lengths: Sequence[int],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.data.files.images import read_image
-from lightning_internvl.data.files.lazy_pictures import Pictures, spread
+from lightning_internvl.data.files.lazy_pictures import LazyPictures, evenly_spread
 from lightning_internvl.data.files.table_rows import read_table
 
 Pair = tuple[str, str]  # a picture's file and one of its captions
@@ -22,7 +22,7 @@ class CaptionedPictures:
     """`images`, the captions of each, where each is, how many pictures the file lists, and the name of each there, which no other
     has."""
 
-    images: Pictures
+    images: LazyPictures
     captions: list[list[str]]
     paths: list[Path]
     total: int
@@ -59,31 +59,33 @@ def read_captions(
     for name, caption in _pairs(path, split):
         found.setdefault(name, []).append(caption)
     root = Path(images) if images else path.parent
-    names = [list(found)[place] for place in spread(len(found), samples)] if found else []
+    names = [list(found)[place] for place in evenly_spread(len(found), samples)] if found else []
     if not names:
         raise ValueError(f"{path} lists no picture with a caption" + (f" of the split {split!r}" if split else ""))
     if not (root / names[0]).is_file():
         raise ValueError(f"{path}: the picture {names[0]} is not in {root}; say where pictures are with images=FOLDER")
     paths = [root / name for name in names]
     captions = [found[name][:per_picture] for name in names]
-    return CaptionedPictures(Pictures(paths, read_image), captions, paths, len(found), names)
+    return CaptionedPictures(LazyPictures(paths, read_image), captions, paths, len(found), names)
 
 
 def _pairs(path: Path, split: str | None) -> Iterator[Pair]:
     if path.suffix in (".csv", ".tsv", ".txt"):
-        return _of_table(path, split)
+        return _table_pairs(path, split)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if isinstance(data, dict) and isinstance(data.get("images"), list):
-        return _of_coco(path, data) if isinstance(data.get("annotations"), list) else _of_records(path, data["images"], split)
+        if isinstance(data.get("annotations"), list):
+            return _coco_pairs(path, data)
+        return _record_pairs(path, data["images"], split)
     if isinstance(data, list):
-        return _of_records(path, data, split)
+        return _record_pairs(path, data, split)
     raise ValueError(f"{path} has neither COCO's images and annotations, nor Karpathy's images with sentences, nor is it a list")
 
 
-def _of_coco(path: Path, data: dict[str, Any]) -> Iterator[Pair]:
+def _coco_pairs(path: Path, data: dict[str, Any]) -> Iterator[Pair]:
     captions: dict[Any, list[str]] = {}
     for number, record in enumerate(data["annotations"]):
         place = f"{path}: annotation {number}"
@@ -98,7 +100,7 @@ def _of_coco(path: Path, data: dict[str, Any]) -> Iterator[Pair]:
         raise ValueError(f"{path}: annotations speak of the image {next(iter(captions))}, which is not among the images")
 
 
-def _of_records(path: Path, records: list[Any], split: str | None) -> Iterator[Pair]:
+def _record_pairs(path: Path, records: list[Any], split: str | None) -> Iterator[Pair]:
     for number, record in enumerate(records):
         place = f"{path}: record {number}"
         if isinstance(record, dict) and split and record.get("split", split) != split:
@@ -114,7 +116,7 @@ def _of_records(path: Path, records: list[Any], split: str | None) -> Iterator[P
             yield name, caption if isinstance(caption, str) else _text(caption, ("raw",), f"{place} ({name})")
 
 
-def _of_table(path: Path, split: str | None) -> Iterator[Pair]:
+def _table_pairs(path: Path, split: str | None) -> Iterator[Pair]:
     found = read_table(path)
     _, columns = next(found, (1, []))
     picture, caption = ([name for name in columns if name in known] for known in (PICTURE_COLUMNS, CAPTION_COLUMNS))

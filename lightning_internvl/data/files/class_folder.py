@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.files.labelled_folder import FolderLabels
-from lightning_internvl.data.files.lazy_pictures import Pictures, spread
+from lightning_internvl.data.files.lazy_pictures import LazyPictures, evenly_spread
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def read_class_folder(path: str | Path, names: str | Path | None = None, samples
         raise ValueError(f"{path} holds {len(data.names)} folders, one a class; classes are told apart from two on")
     said = read_names(names, data.names) if names else data.names
     files, labels = data.files()
-    places = spread(len(files), samples)
-    images = Pictures([data.path / files[place] for place in places], read_image)
+    places = evenly_spread(len(files), samples)
+    images = LazyPictures([data.path / files[place] for place in places], read_image)
     return NamedPictures(images, [labels[place] for place in places], said, len(files))
 
 
@@ -62,7 +62,7 @@ def read_names(path: str | Path, folders: Sequence[str]) -> list[str]:
         raise ValueError(f"{path}: there is no such file of class names")
     try:
         text = path.read_text(encoding="utf-8")
-        found = _of_json(json.loads(text)) if path.suffix == ".json" else _of_lines(text, folders)
+        found = _names_of_json(json.loads(text)) if path.suffix == ".json" else _names_of_lines(text, folders)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no {path.suffix.removeprefix('.') or 'text'} file: {error}") from error
     if isinstance(found, list):
@@ -74,7 +74,7 @@ def read_names(path: str | Path, folders: Sequence[str]) -> list[str]:
     return [found[folder] for folder in folders]
 
 
-def _of_lines(text: str, folders: Sequence[str]) -> list[str] | dict[str, str]:
+def _names_of_lines(text: str, folders: Sequence[str]) -> list[str] | dict[str, str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = [line.split(maxsplit=1) for line in lines]
     if {words[0] for words in first} >= set(folders) and all(len(words) == 2 for words in first):
@@ -82,7 +82,7 @@ def _of_lines(text: str, folders: Sequence[str]) -> list[str] | dict[str, str]:
     return lines
 
 
-def _of_json(found: Any) -> list[Any] | dict[str, Any]:
+def _names_of_json(found: Any) -> list[Any] | dict[str, Any]:
     if isinstance(found, list):
         return found
     pairs = found.values() if isinstance(found, dict) else []

@@ -16,7 +16,7 @@ SETS_FILE = Path(__file__).with_suffix(".yaml")
 
 
 @functools.cache
-def sets() -> Mapping[str, Sequence[str]]:
+def prompt_sets() -> Mapping[str, Sequence[str]]:
     """The sets that come with this project, by name."""
     return yaml.safe_load(SETS_FILE.read_text(encoding="utf-8"))
 
@@ -26,7 +26,7 @@ def prompts(names: Sequence[str], kind: str = "imagenet") -> list[list[str]]:
 
     Args:
         names: of the classes; underscores, as in names of folders, are read as spaces.
-        kind: a name in `sets`, or a YAML file with a list of prompts, or with such a list for every class.
+        kind: a name in `prompt_sets`, or a YAML file with a list of prompts, or with such a list for every class.
 
     Raises:
         ValueError: for an unknown kind, and for a file that is none of both; it names the class or the prompt.
@@ -37,16 +37,17 @@ def prompts(names: Sequence[str], kind: str = "imagenet") -> list[list[str]]:
             raise ValueError(
                 f"{kind}: there are no prompts for the class {missing[0]!r} ({len(missing)} of {len(names)} lack them)"
             )
-        return [[_said(pattern, name) for pattern in patterns[name]] for name in names]
-    return [[_said(pattern, name) for pattern in patterns] for name in names]
+        return [[_fill_in(pattern, name) for pattern in patterns[name]] for name in names]
+    return [[_fill_in(pattern, name) for pattern in patterns] for name in names]
 
 
 def read_prompts(kind: str) -> Sequence[str] | Mapping[str, Sequence[str]]:
     """Prompts with "{}" in place of a name, or for every class its own; raises ValueError as `prompts`."""
     if not kind.endswith((".yaml", ".yml")):
-        if kind not in sets():
-            raise ValueError(f"prompts {kind!r} are not known; valid choices: {', '.join(sets())}, or a YAML file of your own")
-        return sets()[kind]
+        if kind not in prompt_sets():
+            choices = ", ".join(prompt_sets())
+            raise ValueError(f"prompts {kind!r} are not known; valid choices: {choices}, or a YAML file of your own")
+        return prompt_sets()[kind]
     if not Path(kind).is_file():
         raise ValueError(f"{kind}: there is no such file of prompts")
     try:
@@ -66,5 +67,5 @@ def _texts(found: Any) -> bool:
     return isinstance(found, list) and bool(found) and all(isinstance(one, str) and one for one in found)
 
 
-def _said(pattern: str, name: str) -> str:
+def _fill_in(pattern: str, name: str) -> str:
     return pattern.replace("{c}", "{}").replace("{}", name.replace("_", " "))

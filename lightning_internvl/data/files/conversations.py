@@ -31,8 +31,8 @@ LARGEST = 1000  # of the numbers of a box
 MAX_CAPTION = 65_536  # characters; what is longer is no caption, but a page or a fault of the list
 
 Source = str | bytes  # of a picture or video: a path, or the bytes of a file
-Shown = tuple[str, Source | None]  # a mark, and what it stands for; None where the record lists it elsewhere
-Said = tuple[Message, list[Shown]]
+MarkSource = tuple[str, Source | None]  # a mark, and what it stands for; None where the record lists it elsewhere
+MarkedMessage = tuple[Message, list[MarkSource]]
 
 
 @dataclass
@@ -57,13 +57,13 @@ def read_entry(record: Mapping[str, Any], caption_request: str = CAPTION_REQUEST
             marks that differ in number, a URL, a box outside its picture.
     """
     if "conversations" in record:
-        return _conversation(record, record["conversations"], "from", "value")
+        return _read_conversation(record, record["conversations"], "from", "value")
     if "messages" in record:
-        return _conversation(record, record["messages"], "role", "content")
-    return _pair(record, caption_request)
+        return _read_conversation(record, record["messages"], "role", "content")
+    return _read_pair(record, caption_request)
 
 
-def _pair(record: Mapping[str, Any], request: str) -> Entry:
+def _read_pair(record: Mapping[str, Any], request: str) -> Entry:
     image, caption = (next((name for name in names if name in record), None) for names in (IMAGES, CAPTIONS))
     if image is None or caption is None:
         missing = [name for name, found in (("image", image), ("caption", caption)) if found is None]
@@ -86,10 +86,10 @@ def _pair(record: Mapping[str, Any], request: str) -> Entry:
     return Entry(messages, images, [], text, record.get("language") or None)
 
 
-def _conversation(record: Mapping[str, Any], turns: Any, role: str, text: str) -> Entry:
+def _read_conversation(record: Mapping[str, Any], turns: Any, role: str, text: str) -> Entry:
     if not isinstance(turns, list):
         raise BadSample(f"not a list of messages: {turns!r:.200}", "unknown format")
-    said = _answered([_message(turn, role, text) for turn in turns])
+    said = _trim_to_answers([_read_message(turn, role, text) for turn in turns])
     messages = [message for message, _ in said]
     for place, message in enumerate(messages):
         if message["role"] == "assistant" and not message["content"].strip():
@@ -98,7 +98,7 @@ def _conversation(record: Mapping[str, Any], turns: Any, role: str, text: str) -
             raise BadSample(f"answer {place} contains {IMAGE!r}", "placeholders")
         check_boxes(message["content"])
     images, videos = (
-        _marked(
+        _in_order_of_marks(
             _sources(next((record[name] for name in names if record.get(name)), None), what[:-1]),
             [source for _, shown in said for found, source in shown if found == mark],
             messages,
@@ -110,7 +110,7 @@ def _conversation(record: Mapping[str, Any], turns: Any, role: str, text: str) -
     return Entry(messages, images, videos)
 
 
-def _message(turn: Any, role: str, text: str) -> Said:
+def _read_message(turn: Any, role: str, text: str) -> MarkedMessage:
     """One message and what it shows: for each mark its path, None where the record lists it."""
     if not isinstance(turn, Mapping) or role not in turn or text not in turn:
         raise BadSample(f"not a message with {role!r} and {text!r}: {turn!r:.200}", "unknown format")
@@ -121,16 +121,16 @@ def _message(turn: Any, role: str, text: str) -> Said:
         return {"role": ROLES[turn[role]], "content": content}, _marks(content)
     if not isinstance(content, list):
         raise BadSample(f"not a text, nor a list of parts: {content!r:.200}", "unknown format")
-    parts = [_part(part) for part in content]
+    parts = [_read_part(part) for part in content]
     said: Message = {"role": ROLES[turn[role]], "content": "".join(part for part, _ in parts)}
     return said, [one for _, shown in parts for one in shown]
 
 
-def _marks(text: str) -> list[Shown]:
+def _marks(text: str) -> list[MarkSource]:
     return [(mark, None) for mark in (IMAGE, VIDEO) for _ in range(text.count(mark))] if "<" in text else []
 
 
-def _part(part: Any) -> tuple[str, list[Shown]]:
+def _read_part(part: Any) -> tuple[str, list[MarkSource]]:
     """A part of a message as text, and what it shows."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
@@ -143,7 +143,7 @@ def _part(part: Any) -> tuple[str, list[Shown]]:
     raise BadSample(f"not a part of the type text, image or video: {part!r:.200}", "unknown format")
 
 
-def _answered(said: list[Said]) -> list[Said]:
+def _trim_to_answers(said: list[MarkedMessage]) -> list[MarkedMessage]:
     """From the first question (after a system message) to the last answer."""
     roles = [message["role"] for message, _ in said]
     if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
@@ -175,7 +175,13 @@ def _source(given: Any, what: str) -> Source:
     return given.removeprefix("file://")
 
 
-def _marked(listed: list[Source], own: list[Source | None], messages: Sequence[Message], mark: str, what: str) -> list[Source]:
+def _in_order_of_marks(
+    listed: list[Source],
+    own: list[Source | None],
+    messages: Sequence[Message],
+    mark: str,
+    what: str,
+) -> list[Source]:
     """The sources in the order of their marks, which are put before the first question where there are none."""
     marks = sum(message["content"].count(mark) for message in messages)
     if listed and not marks:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of
 from lightning_internvl.data.files.conversations import CAPTION_REQUEST, Entry, Source, read_entry
 from lightning_internvl.data.files.images import read_image
-from lightning_internvl.data.files.record_sources import Joined, open_records
+from lightning_internvl.data.files.record_sources import JoinedRecords, open_records
 from lightning_internvl.data.files.videos import read_video
 
 
@@ -50,7 +50,7 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
             raise ValueError(f"data.validation={validation!r} must be a share from 0 on and below 1, or a file")
         self.settings: dict[str, Any] = {"path": path, "image_root": image_root, "length": length, "validation": validation}
         self.settings["caption_request"] = self.caption_request = caption_request
-        self.records = Joined(open_records(path), length, share, apart)
+        self.records = JoinedRecords(open_records(path), length, share, apart)
         self.image_root = None if image_root is None else Path(image_root)
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         source, record, line = self.records.read(position)
-        marked = named(record)
+        marked = id_suffix(record)
         key = source.key(line) + marked
         try:
             entry = read_entry(record, self.caption_request)
@@ -79,7 +79,7 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         """What a record gives, without its key; paths start at `root`. Raises ValueError when it cannot be used."""
 
 
-def named(record: Mapping[str, Any]) -> str:
+def id_suffix(record: Mapping[str, Any]) -> str:
     """The record's own name as an addition to its place."""
     return "" if record.get("id") in (None, "") else f" (id {record['id']!s:.80})"
 

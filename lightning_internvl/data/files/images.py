@@ -45,7 +45,7 @@ def read_image(source: str | Path | bytes, least: int | None = None) -> np.ndarr
     Raises:
         ValueError: naming the file when it is missing, unreadable, cut off or over MAX_PIXELS.
     """
-    with _opened(source) as image:
+    with _open_image(source) as image:
         if least is not None:
             image.draft(None, (least, least))
         ImageOps.exif_transpose(image, in_place=True)
@@ -54,12 +54,12 @@ def read_image(source: str | Path | bytes, least: int | None = None) -> np.ndarr
 
 def image_size(source: str | Path | bytes) -> tuple[int, int]:
     """Width and height of a picture as its header tells; no pixel is decoded. Raises ValueError as `read_image`."""
-    with _opened(source) as image:
+    with _open_image(source) as image:
         return image.size
 
 
 @contextmanager
-def _opened(source: str | Path | bytes) -> Iterator[Image.Image]:
+def _open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
     name = f"of {len(source)} bytes" if isinstance(source, bytes) else source
     try:
         # The file is opened here, because Pillow leaves it open where it fails.

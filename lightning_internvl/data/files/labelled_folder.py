@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from lightning_internvl.data.files.class_prompts import prompts as class_prompts
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
-from lightning_internvl.data.files.lazy_pictures import Pictures, spread
+from lightning_internvl.data.files.lazy_pictures import LazyPictures, evenly_spread
 
 
 class FolderLabels(Dataset[dict[str, Any]]):
@@ -88,8 +88,8 @@ class HeldOutFolder:
         """The pictures, read as they are asked for, their classes, and the prompts of every class."""
         _, labels = self.data.files()
         said = class_prompts(self.data.names, self.prompts)
-        places = spread(len(labels), self.single or None)
-        return LabelledImages(Pictures(places, self._picture), [labels[place] for place in places], said)
+        places = evenly_spread(len(labels), self.single or None)
+        return LabelledImages(LazyPictures(places, self._picture), [labels[place] for place in places], said)
 
     def _picture(self, place: int) -> np.ndarray:
         return self.data[place]["image"]

@@ -13,7 +13,7 @@ THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes beside other threads
 AHEAD = 4  # pictures a thread
 
 
-class Pictures(Sequence[np.ndarray]):
+class LazyPictures(Sequence[np.ndarray]):
     """Pictures (H, W, 3) uint8 in the order of `items`; a slice holds some of them and reads none.
 
     Args:
@@ -29,7 +29,7 @@ class Pictures(Sequence[np.ndarray]):
 
     def __getitem__(self, which: int | slice) -> Any:
         if isinstance(which, slice):
-            return Pictures(self.items[which], self.read)
+            return LazyPictures(self.items[which], self.read)
         return self.read(self.items[which])
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -39,7 +39,7 @@ class Pictures(Sequence[np.ndarray]):
                 yield from pool.map(self.read, self.items[start : start + step])
 
 
-def spread(total: int, samples: int | None) -> list[int]:
+def evenly_spread(total: int, samples: int | None) -> list[int]:
     """At most `samples` of `total` places, spread evenly; all where it is None.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lightning_internvl.data.files.images import DAMAGED, is_image_file, read_image
-from lightning_internvl.data.files.lazy_pictures import Pictures, spread
+from lightning_internvl.data.files.lazy_pictures import LazyPictures, evenly_spread
 
 IGNORED = 255  # of pixels that are not judged
 
@@ -19,7 +19,7 @@ IGNORED = 255  # of pixels that are not judged
 class MaskedPictures:
     """`images`, `mask(place)` (H, W) uint8 with classes from 0 on or IGNORED, and how many pictures there are in all."""
 
-    images: Pictures
+    images: LazyPictures
     mask: Callable[[int], np.ndarray]
     total: int
 
@@ -49,12 +49,12 @@ def read_mask_folder(
     if missing := [file for file in files if file.stem not in there]:
         lacking = f"{len(missing)} of {len(files)} pictures lack one"
         raise ValueError(f"{missing[0]} has no annotation: {masks / missing[0].stem}.png does not exist ({lacking})")
-    chosen = [files[place] for place in spread(len(files), samples)]
+    chosen = [files[place] for place in evenly_spread(len(files), samples)]
 
     def mask(place: int) -> np.ndarray:
         return read_mask(masks / f"{chosen[place].stem}.png", classes, reduce_zero_label)
 
-    return MaskedPictures(Pictures(chosen, read_image), mask, len(files))
+    return MaskedPictures(LazyPictures(chosen, read_image), mask, len(files))
 
 
 def read_mask(path: Path, classes: int, reduce_zero_label: bool) -> np.ndarray:

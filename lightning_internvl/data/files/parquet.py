@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.data.files.records import Found, Records, digest_of
+from lightning_internvl.data.files.records import Records, ScannedRecord, digest_of
 
 KEPT_BYTES = 2 * 2**30  # of decoded row groups, in each process
 
@@ -42,12 +42,12 @@ class ParquetRecords(Records):
         place = position - (self._ends[group] - table.num_rows)
         return table.slice(place, 1).to_pylist()[0], position + 1
 
-    def scan(self) -> Iterator[Found]:
+    def scan(self) -> Iterator[ScannedRecord]:
         line = 0
         for batch in self._file().iter_batches(batch_size=256):
             for record in batch.to_pylist():
                 line += 1
-                yield Found(line, record)
+                yield ScannedRecord(line, record)
 
     def digest(self, position: int) -> int:
         return digest_of(f"{self.path.name}:{position}".encode())

@@ -12,7 +12,7 @@ from typing import Any
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.images import is_image_file
 from lightning_internvl.data.files.parquet import ParquetRecords
-from lightning_internvl.data.files.records import DIGESTS, KINDS, PARQUET, Found, RecordFile, Records, digest_of
+from lightning_internvl.data.files.records import DIGESTS, KINDS, PARQUET, RecordFile, Records, ScannedRecord, digest_of
 
 
 class FolderRecords(Records):
@@ -59,13 +59,13 @@ class FolderRecords(Records):
             raise BadSample(message, "broken line", self.key(position + 1)) from error
         return {"image": names["image"], "caption": caption}, position + 1
 
-    def scan(self) -> Iterator[Found]:
+    def scan(self) -> Iterator[ScannedRecord]:
         """All records in their order by numbers from 1 on; of a broken one the fault in place of the record."""
         for position in range(len(self)):
             try:
-                yield Found(position + 1, self.read(position)[0])
+                yield ScannedRecord(position + 1, self.read(position)[0])
             except BadSample as error:
-                yield Found(position + 1, None, error)
+                yield ScannedRecord(position + 1, None, error)
 
     def digest(self, position: int) -> int:
         return digest_of(self.key(position + 1).encode())
@@ -93,7 +93,7 @@ def open_records(path: str | Path | Sequence[str | Path]) -> list[Records]:
     return [RecordFile(path)]
 
 
-class Joined:
+class JoinedRecords:
     """The records of several sources, one after the other.
 
     Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_internvl.data.bad_samples import BadSample
-from lightning_internvl.data.files.table_rows import BOM, fields_of, misfit, rows
+from lightning_internvl.data.files.table_rows import BOM, field_count_fault, fields_of, read_rows
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson", *SEPARATORS)
@@ -22,7 +22,7 @@ BETWEEN = re.compile(r"[\s,]*")  # of the entries of a JSON list
 DIGESTS = 2**32  # how many there are
 
 
-class Found(NamedTuple):
+class ScannedRecord(NamedTuple):
     """A row as `Records.scan` meets it: the record, or what is wrong with it."""
 
     line: int
@@ -49,7 +49,7 @@ class Records(ABC):
         """A record and its line number. Raises IndexError beyond the last one, BadSample for a record that is broken."""
 
     @abstractmethod
-    def scan(self) -> Iterator[Found]:
+    def scan(self) -> Iterator[ScannedRecord]:
         """All records from the first to the last, broken ones too, in one reading."""
 
     @abstractmethod
@@ -102,15 +102,15 @@ class RecordFile(Records):
         except BadSample as error:
             raise BadSample(f"{self.name(line)}: {error}", error.kind, self.key(line)) from error
 
-    def scan(self) -> Iterator[Found]:
+    def scan(self) -> Iterator[ScannedRecord]:
         if self.path.suffix == ".json":
             yield from self._scan_list()
             return
         for line, content in self._lines():
             try:
-                yield Found(line, self._parse(content))
+                yield ScannedRecord(line, self._parse(content))
             except BadSample as error:
-                yield Found(line, None, error)
+                yield ScannedRecord(line, None, error)
 
     def _parse(self, content: bytes) -> dict[str, Any]:
         try:
@@ -125,7 +125,7 @@ class RecordFile(Records):
 
     def _row(self, content: bytes, separator: str) -> dict[str, str]:
         fields = fields_of(content, separator)
-        if wrong := misfit(fields, self._columns, separator):
+        if wrong := field_count_fault(fields, self._columns, separator):
             raise BadSample(wrong, "broken line")
         return dict(zip(self._columns, fields, strict=True))
 
@@ -156,7 +156,7 @@ class RecordFile(Records):
                 self._columns = self._named_columns(header, self.separator)
                 if blank:
                     yield 0, header
-                found = rows(file, self.separator, len(self._columns))
+                found = read_rows(file, self.separator, len(self._columns))
             for line, content in found:
                 if blank or content.strip():
                     yield line, content
@@ -173,15 +173,15 @@ class RecordFile(Records):
             index.add(offset, content, line)
         return index
 
-    def _scan_list(self) -> Iterator[Found]:
+    def _scan_list(self) -> Iterator[ScannedRecord]:
         try:
             for line, _, _, record in self._entries():
                 if isinstance(record, dict):
-                    yield Found(line, record)
+                    yield ScannedRecord(line, record)
                 else:
-                    yield Found(line, None, BadSample(f"not a record, but a {type(record).__name__}", "broken line"))
+                    yield ScannedRecord(line, None, BadSample(f"not a record, but a {type(record).__name__}", "broken line"))
         except BadSample as error:  # what follows cannot be found
-            yield Found(int(error.key or 0), None, error)
+            yield ScannedRecord(int(error.key or 0), None, error)
 
     def _entries(self) -> Iterator[tuple[int, int, bytes, Any]]:
         """Line, first byte, bytes and value of each entry of a JSON list; none is kept."""

@@ -39,7 +39,7 @@ class _Enclosed(NamedTuple):
 OPEN = "open"  # instead of `_Enclosed`: the field may end in another line
 
 
-def rows(file: BinaryIO, separator: str, columns: int, line: int = 2) -> Iterator[tuple[int, bytes]]:
+def read_rows(file: BinaryIO, separator: str, columns: int, line: int = 2) -> Iterator[tuple[int, bytes]]:
     """The rows of a table from where `file` stands, each with the number of its first line: all bytes, empty lines too.
 
     Args:
@@ -51,22 +51,22 @@ def rows(file: BinaryIO, separator: str, columns: int, line: int = 2) -> Iterato
     lines, mark = _Lines(file), separator.encode()
     while content := lines.read():
         if b'"' in content and not _plain(mark).row.fullmatch(content):
-            content = _whole(lines, content, mark, columns)
+            content = _read_row(lines, content, mark, columns)
         yield line, content
         line += max(1, content.count(b"\n"))
 
 
 def fields_of(content: bytes, separator: str) -> list[str]:
-    """The fields of a row as `rows` gives it; raises UnicodeDecodeError for one that is not in UTF-8."""
+    """The fields of a row as `read_rows` gives it; raises UnicodeDecodeError for one that is not in UTF-8."""
     mark, content = separator.encode(), content.rstrip(b"\r\n")
     if b'"' in content and _plain(mark).row.fullmatch(content):
         found = [marked.replace(b'""', b'"') or plain for marked, plain in _plain(mark).field.findall(content + mark)]
     else:
-        found = _split(content, mark).fields
+        found = _split_row(content, mark).fields
     return [field.decode("utf-8") for field in found]
 
 
-def misfit(fields: Sequence[str], columns: Sequence[str], separator: str) -> str | None:
+def field_count_fault(fields: Sequence[str], columns: Sequence[str], separator: str) -> str | None:
     """What is wrong with a row that has more or fewer fields than the table has columns; None for one that fits."""
     if len(fields) == len(columns):
         return None
@@ -91,18 +91,18 @@ def read_table(path: Path, separators: Sequence[str] = ("\t", "|", ",")) -> Iter
     with path.open("rb") as file:
         header = file.readline().removeprefix(BOM)
         separator = next((mark for mark in separators if mark.encode() in header), separators[-1])
-        columns = _decoded(header, separator, f"{path}: line 1")
+        columns = _decode_fields(header, separator, f"{path}: line 1")
         if header.strip():
             yield 1, columns
-        for line, content in rows(file, separator, len(columns)):
+        for line, content in read_rows(file, separator, len(columns)):
             if content.strip():
-                fields = _decoded(content, separator, f"{path}: line {line}")
-                if wrong := misfit(fields, columns, separator):
+                fields = _decode_fields(content, separator, f"{path}: line {line}")
+                if wrong := field_count_fault(fields, columns, separator):
                     raise ValueError(f"{path}: line {line} is {wrong}")
                 yield line, fields
 
 
-def _decoded(content: bytes, separator: str, place: str) -> list[str]:
+def _decode_fields(content: bytes, separator: str, place: str) -> list[str]:
     try:
         return [field.strip() for field in fields_of(content, separator)]
     except UnicodeDecodeError as error:
@@ -140,22 +140,22 @@ class _Lines:
         self.waiting.extendleft(reversed(lines))
 
 
-def _whole(lines: _Lines, first: bytes, separator: bytes, columns: int) -> bytes:
+def _read_row(lines: _Lines, first: bytes, separator: bytes, columns: int) -> bytes:
     """A row from its first line on, with those that its fields in quotation marks go over. Where no mark closes such a field
     within LONGEST bytes, its own mark is text, and the row is that line."""
     taken, size = [first], len(first)
-    is_open: bool | None = _split(first, separator).open_field is not None
+    is_open: bool | None = _split_row(first, separator).open_field is not None
     while is_open and size <= LONGEST and (more := lines.read()):
         taken.append(more)
         size += len(more)
         is_open = _still_open(more, separator)
-    if is_open is False and not _apart(taken, separator, columns):
+    if is_open is False and not _are_separate_rows(taken, separator, columns):
         return b"".join(taken)
     lines.put_back(taken[1:])
     return first
 
 
-def _split(content: bytes, separator: bytes) -> _Row:
+def _split_row(content: bytes, separator: bytes) -> _Row:
     """The fields of a row, over one line or several."""
     content = content.rstrip(b"\r\n")
     if b'"' not in content:
@@ -185,14 +185,14 @@ def _enclosed(content: bytes, at: int, separator: bytes) -> _Enclosed | str | No
     end = _INSIDE.match(content, at).end()
     if end == len(content):
         return OPEN
-    behind = _behind(separator).match(content, end + 1)
+    behind = _end_of_field(separator).match(content, end + 1)
     if behind is None:
         return None
     return _Enclosed(end, behind.end() if behind[0].endswith(separator) else None)
 
 
 @cache
-def _behind(separator: bytes) -> re.Pattern[bytes]:
+def _end_of_field(separator: bytes) -> re.Pattern[bytes]:
     """What may follow the mark that closes a field: blanks, then the next field or the end."""
     return re.compile(rb" *(?:" + re.escape(separator) + rb"|\Z)")
 
@@ -203,19 +203,19 @@ def _still_open(line: bytes, separator: bytes) -> bool | None:
     found = _enclosed(line, 0, separator)
     if not isinstance(found, _Enclosed):
         return True if found == OPEN else None
-    return found.following is not None and _split(line[found.following :], separator).open_field is not None
+    return found.following is not None and _split_row(line[found.following :], separator).open_field is not None
 
 
-def _apart(lines: Sequence[bytes], separator: bytes, columns: int) -> bool:
+def _are_separate_rows(lines: Sequence[bytes], separator: bytes, columns: int) -> bool:
     """Whether each of some lines could be a row of its own: all have a field for each column, and there is a column, beside that
     of the first quotation mark, in which all are alike. Lines of a text hardly ever are."""
-    alone = [_split(line, separator) for line in lines if line.strip()]
+    alone = [_split_row(line, separator) for line in lines if line.strip()]
     if len(alone) < 2 or any(len(row.fields) != columns for row in alone):
         return False
-    return any(_alike(alone, column) for column in range(columns) if column != alone[0].open_field)
+    return any(_are_of_one_kind(alone, column) for column in range(columns) if column != alone[0].open_field)
 
 
-def _alike(alone: Sequence[_Row], column: int) -> bool:
+def _are_of_one_kind(alone: Sequence[_Row], column: int) -> bool:
     """Whether all fields of a column, in quotation marks or without, are names of files, or all are other single words."""
     fields = [row.fields[column] for row in alone]
     files = {_FILE_NAME.fullmatch(field) is not None for field in fields}

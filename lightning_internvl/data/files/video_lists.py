@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_internvl.data.files.lazy_pictures import Pictures, spread
+from lightning_internvl.data.files.lazy_pictures import LazyPictures, evenly_spread
 from lightning_internvl.data.files.table_rows import read_table
 from lightning_internvl.data.files.videos import read_video
 
@@ -16,7 +16,7 @@ STREAM = 5  # apart from those of scenes and of what is said about them
 class LabelledVideos:
     """`videos` (F, H, W, 3) uint8, the class of each, the names of the classes, and how many videos there are in all."""
 
-    videos: Pictures
+    videos: LazyPictures
     labels: list[int]
     names: list[str]
     total: int
@@ -39,8 +39,8 @@ def read_video_list(
             not there.
     """
     path, root = Path(path), Path(videos) if videos else Path(path).parent
-    rows = _rows(path)
-    classes = _lines(Path(names)) if names else sorted({label for _, _, label in rows})
+    rows = _read_rows(path)
+    classes = _read_lines(Path(names)) if names else sorted({label for _, _, label in rows})
     known = {name: number for number, name in enumerate(classes)}
     if names:
         known = {str(number): number for number in range(len(classes))} | known
@@ -51,16 +51,16 @@ def read_video_list(
         labels.append(known[label])
     if len(classes) < 2:
         raise ValueError(f"{path} lists one class; classes are told apart from two on")
-    places = spread(len(rows), samples)
+    places = evenly_spread(len(rows), samples)
     if not (root / rows[places[0]][1]).exists():
         raise ValueError(f"{path}: the video {rows[places[0]][1]} is not in {root}; say where videos are with videos=FOLDER")
-    chosen = Pictures([root / rows[place][1] for place in places], lambda file: read_video(file)[0])
+    chosen = LazyPictures([root / rows[place][1] for place in places], lambda file: read_video(file)[0])
     return LabelledVideos(chosen, [labels[place] for place in places], [name.replace("_", " ") for name in classes], len(rows))
 
 
-def _rows(path: Path) -> list[tuple[int, str, str]]:
+def _read_rows(path: Path) -> list[tuple[int, str, str]]:
     """Number of the line, path and label."""
-    lines = _lines(path)
+    lines = _read_lines(path)
     if "," in lines[0]:
         table = list(read_table(path, (",",)))
     else:
@@ -79,7 +79,7 @@ def _rows(path: Path) -> list[tuple[int, str, str]]:
     return found
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     try:
@@ -91,6 +91,6 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def evenly(frames: int, wanted: int) -> list[int]:
+def frame_places(frames: int, wanted: int) -> list[int]:
     """The middles of as many equal parts: of one part the middle frame; a short video gives some frames twice."""
     return [int((part + 0.5) * frames / wanted) for part in range(wanted)]

@@ -29,20 +29,20 @@ def read_video(path: Path) -> tuple[np.ndarray, float]:
         ValueError: naming the file, if it cannot be read.
     """
     if path.is_dir():
-        return _of_folder(path)
+        return _read_frames(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such video")
     if path.suffix.lower() in ANIMATED:
-        return _animated(path)
+        return _read_animation(path)
     if importlib.util.find_spec("av") is None:
         raise ValueError(
             f"{path}: reading {path.suffix} needs PyAV (pip install -r requirements-video.txt); GIF, WebP and folders of frames "
             "need nothing"
         )
-    return _decoded(path)
+    return _decode_video(path)
 
 
-def _of_folder(path: Path) -> tuple[np.ndarray, float]:
+def _read_frames(path: Path) -> tuple[np.ndarray, float]:
     files = sorted(file for file in path.iterdir() if is_image_file(file))
     if not files:
         raise ValueError(f"{path}: the folder holds no frames ({', '.join(IMAGE_SUFFIXES)})")
@@ -52,7 +52,7 @@ def _of_folder(path: Path) -> tuple[np.ndarray, float]:
     return np.stack(frames), FOLDER_FPS
 
 
-def _animated(path: Path) -> tuple[np.ndarray, float]:
+def _read_animation(path: Path) -> tuple[np.ndarray, float]:
     try:
         with Image.open(path) as opened:
             frames, milliseconds = [], 0.0
@@ -66,7 +66,7 @@ def _animated(path: Path) -> tuple[np.ndarray, float]:
     return np.stack(frames), 1000 * len(frames) / milliseconds if milliseconds else FOLDER_FPS
 
 
-def _decoded(path: Path) -> tuple[np.ndarray, float]:
+def _decode_video(path: Path) -> tuple[np.ndarray, float]:
     import av
 
     try:

@@ -16,7 +16,7 @@ KEPT_BLOCKS = 4
 BY_SIZE = {"size": 1.0, "sqrt": 0.5}
 
 
-class _Block(NamedTuple):
+class _SourceBlock(NamedTuple):
     """The sources of BLOCK runs, and how many runs of its source came before each."""
 
     sources: np.ndarray
@@ -68,7 +68,7 @@ class Mixture(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"one of more than two datasets must keep a share above {(len(self.names) - 1) / BLOCK:.4f} throughout"
             )
-        self.blocks: dict[int, _Block] = {}
+        self.blocks: dict[int, _SourceBlock] = {}
 
     def __len__(self) -> int:
         raise TypeError("a mixture has no end; read it with data.endless=true")
@@ -124,7 +124,7 @@ class Mixture(Dataset[dict[str, Any]]):
         counts[self.filler] = number * BLOCK - counts.sum()
         return counts
 
-    def _block(self, number: int) -> _Block:
+    def _block(self, number: int) -> _SourceBlock:
         if number not in self.blocks:
             before, after = self._before(number), self._before(number + 1)
             sources = np.repeat(np.arange(len(self.names)), after - before)
@@ -135,7 +135,7 @@ class Mixture(Dataset[dict[str, Any]]):
                 earlier[here] = start + np.arange(here.sum())
             while len(self.blocks) >= KEPT_BLOCKS:
                 del self.blocks[next(iter(self.blocks))]
-            self.blocks[number] = _Block(sources, earlier)
+            self.blocks[number] = _SourceBlock(sources, earlier)
         return self.blocks[number]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_internvl.data.files.lazy_pictures import Pictures
+from lightning_internvl.data.files.lazy_pictures import LazyPictures
 from lightning_internvl.data.files.mask_folder import MaskedPictures
 from lightning_internvl.data.scenes.generator import Scenes
 from lightning_internvl.data.scenes.things import THINGS
@@ -18,4 +18,4 @@ def scene_masks(scenes: Scenes, samples: int) -> MaskedPictures:
     def picture(place: int) -> np.ndarray:
         return scenes.render(scenes.scene(place))
 
-    return MaskedPictures(Pictures(range(samples), picture), lambda place: scenes.mask(scenes.scene(place)), samples)
+    return MaskedPictures(LazyPictures(range(samples), picture), lambda place: scenes.mask(scenes.scene(place)), samples)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightning_internvl.data.files.lazy_pictures import Pictures
+from lightning_internvl.data.files.lazy_pictures import LazyPictures
 from lightning_internvl.data.files.video_lists import STREAM, LabelledVideos
 from lightning_internvl.data.scenes.generator import COLOUR_JITTER, SIZE_RANGE, Placed, Scene, Scenes
 from lightning_internvl.data.scenes.things import COLOURS, THINGS
@@ -16,11 +16,11 @@ def scene_videos(seed: int, image_size: int, styles: Sequence[str], count: int, 
     """Videos of one thing that visits the four quarters of the picture in a random order and drifts about in each; the things
     take turns. They depend on `seed` alone."""
     scenes = Scenes(seed, "single", image_size, tuple(styles))
-    videos = Pictures(range(count), lambda place: _visiting(scenes, place, frames))
+    videos = LazyPictures(range(count), lambda place: _render_video(scenes, place, frames))
     return LabelledVideos(videos, [place % len(THINGS) for place in range(count)], [thing.name for thing in THINGS], count)
 
 
-def _visiting(scenes: Scenes, place: int, frames: int) -> np.ndarray:
+def _render_video(scenes: Scenes, place: int, frames: int) -> np.ndarray:
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([scenes.seed, STREAM, place])))
     background, half = int(rng.integers(len(COLOURS))), scenes.image_size // 2
     jitter = rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)

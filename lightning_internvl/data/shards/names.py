@@ -40,7 +40,7 @@ class ShardNames(Sequence[str]):
         entries = [entry for one in given for entry in _entries(str(one))]
         for protocol in {protocol_of(entry): entry for entry in entries}.items():
             _check_protocol(*protocol)
-        self.groups = _gathered(group for entry in entries for group in _expanded(entry, suffixes))
+        self.groups = _merge_lists(group for entry in entries for group in _expand(entry, suffixes))
         self.ends = list(itertools.accumulate(len(group) for group in self.groups))
         if len(self) == 1 and protocol_of(self[0]) is None and not Path(self[0]).is_file():
             raise ValueError(f"shard {self[0]} does not exist")
@@ -57,7 +57,7 @@ class ShardNames(Sequence[str]):
         return self.groups[group][place - (self.ends[group - 1] if group else 0)]
 
 
-def _gathered(groups: Iterable[Sequence[str]]) -> list[Sequence[str]]:
+def _merge_lists(groups: Iterable[Sequence[str]]) -> list[Sequence[str]]:
     """The groups, neighbouring lists as one."""
     gathered: list[Sequence[str]] = []
     for group in groups:
@@ -165,12 +165,12 @@ def _is_glob(url: str) -> bool:
     return glob.has_magic(url.partition("://")[2] or url) and not (protocol_of(url) is None and Path(url).exists())
 
 
-def _expanded(entry: str, suffixes: Sequence[str]) -> list[Sequence[str]]:
+def _expand(entry: str, suffixes: Sequence[str]) -> list[Sequence[str]]:
     if BRACES.search(entry) or "{" in entry or "}" in entry:
         names = Braces(entry)
-        return [_matching(name) for name in names] if _is_glob(entry) else [names]
+        return [_names_matching(name) for name in names] if _is_glob(entry) else [names]
     if _is_glob(entry):
-        return [_matching(entry)]
+        return [_names_matching(entry)]
     if not entry.endswith(tuple(suffixes)) and protocol_of(entry) is None and Path(entry).is_dir():
         found = sorted(str(file) for file in Path(entry).rglob("*") if file.name.endswith(tuple(suffixes)))
         if not found:
@@ -179,7 +179,7 @@ def _expanded(entry: str, suffixes: Sequence[str]) -> list[Sequence[str]]:
     return [[entry]]
 
 
-def _matching(pattern: str) -> list[str]:
+def _names_matching(pattern: str) -> list[str]:
     if protocol_of(pattern) is None:
         found = sorted(glob.glob(pattern, recursive=True))
     else:

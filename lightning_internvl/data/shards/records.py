@@ -52,7 +52,7 @@ def chats_of(record: Mapping[str, Any], image: str | None = None, caption: str |
     source = next((one for one in (record, said) if any(one.get(name) for name in CHATS)), None)
     if source is None:
         return pair_of(record, image, caption)
-    files = sorted((name for name in record if name.rpartition(".")[2] in PICTURES), key=_natural)
+    files = sorted((name for name in record if name.rpartition(".")[2] in PICTURES), key=_natural_order)
     chat = {name: value for name, value in source.items() if not (files and name in IMAGES)}
     if image is not None and record.get(image):
         chat["images"] = record[image]
@@ -108,6 +108,6 @@ def _names(record: Mapping[str, Any], said: Mapping[str, Any]) -> str:
     return ", ".join([*names, *(f"json.{name}" for name in said)][:20]) or "nothing"
 
 
-def _natural(name: str) -> list[Any]:
+def _natural_order(name: str) -> list[Any]:
     """Names with numbers in the order of the numbers."""
     return [int(part) if part.isdigit() else part for part in DIGITS.split(name)]

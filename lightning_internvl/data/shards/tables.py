@@ -53,7 +53,7 @@ class ParquetShards(Shards):
 
     def read(self, shard: int, start: int = 0) -> Iterator[Record]:
         file, chosen = (shard, None) if self.groups is None else self.groups[shard]
-        with _faults(self.name(shard)), _parquet(self.names[file]) as table:
+        with _as_shard_errors(self.name(shard)), _parquet(self.names[file]) as table:
             metadata, columns, row = table.metadata, self._columns(table.schema_arrow.names), 0
             for group in range(metadata.num_row_groups) if chosen is None else [chosen]:
                 end = row + metadata.row_group(group).num_rows
@@ -73,7 +73,7 @@ class ParquetShards(Shards):
         return [name for name in names if name in self.columns or name in KEYS]
 
     def _groups(self, file: int) -> int:
-        with _faults(self.names[file]), _parquet(self.names[file]) as table:
+        with _as_shard_errors(self.names[file]), _parquet(self.names[file]) as table:
             return table.metadata.num_row_groups
 
 
@@ -108,9 +108,9 @@ class HfShards(Shards):
 
     def read(self, shard: int, start: int = 0) -> Iterator[Record]:
         part = self.table.shard(num_shards=len(self), index=shard)
-        with _faults(self.name(shard)):
+        with _as_shard_errors(self.name(shard)):
             for number, row in enumerate(part.skip(start) if start else part, start):
-                yield _record({name: _with_bytes(value) for name, value in row.items()}, number)
+                yield _record({name: _read_bytes(value) for name, value in row.items()}, number)
 
 
 def _record(row: Mapping[str, Any], number: int) -> Record:
@@ -119,7 +119,7 @@ def _record(row: Mapping[str, Any], number: int) -> Record:
     return {**{name: value for name, value in row.items() if value is not None}, "key": str(key)}
 
 
-def _with_bytes(value: Any) -> Any:
+def _read_bytes(value: Any) -> Any:
     """A picture that is named by its path alone, with the bytes of its file."""
     if not isinstance(value, Mapping) or set(value) != {"bytes", "path"} or value["bytes"] is not None or not value["path"]:
         return value
@@ -143,7 +143,7 @@ def _parquet(name: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _faults(name: str) -> Iterator[None]:
+def _as_shard_errors(name: str) -> Iterator[None]:
     """Errors in reading a shard as those of the shard."""
     try:
         yield

@@ -78,7 +78,7 @@ class Shards(ABC):
         return self.read(shard, start)
 
 
-class Marked(dict[str, Any]):
+class MarkedRecord(dict[str, Any]):
     """A record that knows where it stands."""
 
     mark: Mark
@@ -107,7 +107,7 @@ class TarShards(Shards):
     def read_near(self, shard: int, start: int, mark: Mark) -> Iterator[Record]:
         name = self.names[shard]
         try:
-            with _opened(name) as file:
+            with _open_tar(name) as file:
                 first, place = mark if file.seekable() else (0, 0)
                 if place:
                     file.seek(place)
@@ -124,7 +124,7 @@ class TarShards(Shards):
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[IO[bytes]]:
+def _open_tar(name: str) -> Iterator[IO[bytes]]:
     with contextlib.ExitStack() as stack:
         if protocol_of(name) is None:
             file: IO[bytes] = stack.enter_context(open(name, "rb", buffering=BUFFER))
@@ -135,9 +135,9 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
         yield gzip.GzipFile(fileobj=file) if name.endswith(("gz", "tgz")) else file
 
 
-def _records(members: TarMembers, start: int, first: int = 0) -> Iterator[Marked]:
+def _records(members: TarMembers, start: int, first: int = 0) -> Iterator[MarkedRecord]:
     """Neighbours of one name together, from record `first` on. Of those before `start` the headers alone are read."""
-    record = Marked()
+    record = MarkedRecord()
     key, seen, count = None, set[str](), first - 1
     for name, _ in members:
         found = KEY_AND_EXTENSION.fullmatch(name)
@@ -148,7 +148,7 @@ def _records(members: TarMembers, start: int, first: int = 0) -> Iterator[Marked
             if count >= start:
                 yield record
             key, seen, count = stem, set(), count + 1
-            record = Marked(key=key)
+            record = MarkedRecord(key=key)
             record.mark = count, members.begun
         seen.add(extension)
         if count >= start and extension != "key":

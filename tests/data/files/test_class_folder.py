@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lightning_internvl.data.files.class_folder import read_class_folder, read_names
-from lightning_internvl.data.files.lazy_pictures import THREADS, Pictures, spread
+from lightning_internvl.data.files.lazy_pictures import THREADS, LazyPictures, evenly_spread
 
 FOLDERS = ("n01", "n02", "n10")
 
@@ -75,14 +75,14 @@ def test_pictures_are_read_when_asked_for_and_in_order() -> None:
         read.append(item)
         return item
 
-    pictures = Pictures(range(1000), picture)
+    pictures = LazyPictures(range(1000), picture)
     part = pictures[100:900]
     assert (len(part), read) == (800, [])
     walk = iter(part)
     assert [next(walk) for _ in range(3)] == [100, 101, 102]
     assert len(read) <= 100 + 8 * THREADS  # and not all 800
     assert part[-1] == 899
-    assert spread(10, 4) == [0, 3, 6, 9]
-    assert spread(3, 7) == spread(3, None) == [0, 1, 2]
+    assert evenly_spread(10, 4) == [0, 3, 6, 9]
+    assert evenly_spread(3, 7) == evenly_spread(3, None) == [0, 1, 2]
     with pytest.raises(ValueError, match="samples=0"):
-        spread(3, 0)
+        evenly_spread(3, 0)

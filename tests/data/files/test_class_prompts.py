@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_internvl.data.files.class_prompts import prompts, sets
+from lightning_internvl.data.files.class_prompts import prompt_sets, prompts
 from lightning_internvl.data.templates import load_template
 
 HUMAN = (
@@ -17,14 +17,14 @@ CHAT = [("user", "<image>\nWhat?"), ("assistant", "A cat."), ("user", "Where?"),
 
 
 def test_imagenet_has_80_prompts() -> None:
-    imagenet = sets()["imagenet"]
+    imagenet = prompt_sets()["imagenet"]
     assert len(set(imagenet)) == len(imagenet) == 80
     assert {"a bad photo of the {}.", "itap of my {}.", "the plushie {}.", "a {} in a video game."} <= set(imagenet)
 
 
 def test_every_prompt_has_one_place_for_the_name() -> None:
-    assert {"chinese", "japanese", "arabic", "italian"} <= set(sets())
-    assert all(pattern.count("{}") == 1 for patterns in sets().values() for pattern in patterns)
+    assert {"chinese", "japanese", "arabic", "italian"} <= set(prompt_sets())
+    assert all(pattern.count("{}") == 1 for patterns in prompt_sets().values() for pattern in patterns)
 
 
 def test_own_prompts(tmp_path: Path) -> None:

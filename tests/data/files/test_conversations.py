@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of
 from lightning_internvl.data.files.conversations import check_boxes, read_entry
 from lightning_internvl.data.files.datasets import ChatsFile, PairsFile
-from lightning_internvl.data.files.record_sources import Joined, open_records
+from lightning_internvl.data.files.record_sources import JoinedRecords, open_records
 
 ASKED = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a cat"}]
 
@@ -191,7 +191,7 @@ def test_several_files_and_a_part_that_is_held_out(folder: Path) -> None:
 
 def test_every_byte_of_a_file_belongs_to_a_record_or_none(folder: Path) -> None:
     (folder / "a.jsonl").write_bytes(b'\xef\xbb\xbf\n{"n": 0}\n\n{"n": 1}\nno\n{"n": 3}')
-    joined = Joined(open_records(folder / "a.jsonl"))
+    joined = JoinedRecords(open_records(folder / "a.jsonl"))
     assert [joined.read(place)[1:] for place in (0, 1, 3)] == [({"n": 0}, 2), ({"n": 1}, 4), ({"n": 3}, 6)]
     with pytest.raises(BadSample, match=r"a\.jsonl, line 5: not a record"):
         joined.read(2)

@@ -13,7 +13,7 @@ from PIL import Image
 from lightning_internvl.data.files.captions import read_captions
 from lightning_internvl.data.files.datasets import PairsFile
 from lightning_internvl.data.files.records import RecordFile
-from lightning_internvl.data.files.table_rows import LONGEST, fields_of, read_table, rows
+from lightning_internvl.data.files.table_rows import LONGEST, fields_of, read_rows, read_table
 from lightning_internvl.data.files.video_lists import read_video_list
 
 
@@ -81,7 +81,7 @@ def test_a_mark_without_end_is_given_up_early(tmp_path: Path) -> None:
 
     line = b"a.png," + b"x" * 1000 + b"\n"
     file = Counted(b'a.png,"\n' + line * 2000)
-    found = rows(file, ",", columns=2)
+    found = read_rows(file, ",", columns=2)
     assert next(found) == (2, b'a.png,"\n')
     assert file.lines <= LONGEST / len(line) + 3
     assert sum(1 for _ in found) == 2000
@@ -149,7 +149,7 @@ def test_every_byte_is_in_one_row() -> None:
     rng, parts = random.Random(1), [b"a", b",", b'"', b"\n", b'""', b"\r\n", b" ", b'"\n"', b'","']
     for _ in range(3000):
         text = b"".join(rng.choices(parts, k=rng.randrange(40)))
-        found = list(rows(io.BytesIO(text), ",", columns=2))
+        found = list(read_rows(io.BytesIO(text), ",", columns=2))
         assert b"".join(content for _, content in found) == text
         line = 2
         for number, content in found:

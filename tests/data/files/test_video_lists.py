@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_internvl.data.files.video_lists import evenly, read_video_list
+from lightning_internvl.data.files.video_lists import frame_places, read_video_list
 from lightning_internvl.data.scenes.videos import scene_videos
 
 
@@ -75,9 +75,9 @@ def test_a_label_that_is_no_class(folder: Path) -> None:
 
 
 def test_frames_lie_in_the_middles_of_equal_parts() -> None:
-    assert evenly(300, 1) == [150]
-    assert evenly(16, 8) == [1, 3, 5, 7, 9, 11, 13, 15]
-    assert evenly(3, 8) == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert frame_places(300, 1) == [150]
+    assert frame_places(16, 8) == [1, 3, 5, 7, 9, 11, 13, 15]
+    assert frame_places(3, 8) == [0, 0, 0, 1, 1, 2, 2, 2]
 
 
 def test_videos_of_scenes_show_one_thing_in_every_quarter() -> None:
