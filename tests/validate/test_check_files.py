@@ -164,4 +164,4 @@ def test_a_file_must_be_given(folder: Path) -> None:
     outcome = train("data.validate=true")
     assert "there is no setting 'data.validate'" in outcome.err
     outcome = validated(folder, "data.max_bad_fraction=2")
-    assert "data.max_bad_fraction=2 must be a share from 0 to 1" in outcome.err
+    assert "data.max_bad_fraction=2 must be a number from 0 to 1" in outcome.err
