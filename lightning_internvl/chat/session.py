@@ -22,7 +22,7 @@ from lightning_internvl.data.collate.encode import TooLong
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.templates import IMAGE, Message
-from lightning_internvl.inference.predictor import stop_options
+from lightning_internvl.inference.predictor import context_length, stop_options
 from lightning_internvl.model.vlm import VLM
 
 
@@ -85,7 +85,7 @@ class Session:
 
     def __init__(self, model: VLM, chats: ChatCollator, joint: str = "\n") -> None:
         self.model, self.chats, self.joint = model, copy.copy(chats), joint
-        self.context = _context(model) or chats.max_length
+        self.context = context_length(model) or chats.max_length
         self.chats.max_length = self.context - 1
         self.reset()
 
@@ -210,12 +210,6 @@ def visible_text(text: str, end: str, finished: bool) -> str:
     text = text.rstrip("\ufffd")
     halves = (size for size in range(len(end) - 1, 0, -1) if text.endswith(end[:size]))
     return text[: len(text) - next(halves, 0)].strip()
-
-
-def _context(model: VLM) -> int | None:
-    """Tokens that the language model reads and writes in all; None where it does not say."""
-    config = getattr(getattr(model.decoder, "lm", None), "config", None)
-    return getattr(config, "max_position_embeddings", None)
 
 
 def _device(model: VLM) -> torch.device:

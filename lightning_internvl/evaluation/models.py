@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from lightning_internvl.inference.collators import View
 from lightning_internvl.inference.device import model_mover
 from lightning_internvl.inference.load_official import open_model
 from lightning_internvl.inference.load_run import open_run, settings_of
-from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.inference.predictor import Predictor, with_full_context
 from lightning_internvl.model.compose import Build
 
 NEEDS = {
@@ -105,17 +104,9 @@ def _model_of_stage(folder: Path, settings: Mapping[str, Any], build: Build) -> 
 
 def _predictor(view: View, held_out: Config, settings: Mapping[str, Any], build: Build, joint: str = "\n") -> Predictor:
     """A model where it is to run, with its own held-out scenes or, of one that has none, scenes as large as it sees pictures."""
-    model, chats = model_mover(settings)(view.model).eval(), None
-    if view.chats is not None:
-        chats = copy.copy(view.chats)  # a question may be longer than the conversations of training were
-        chats.max_length = max(chats.max_length, _context(model) - 1)
+    model = model_mover(settings)(view.model).eval()
+    chats = with_full_context(view.chats, model) if view.chats else None
     reader = next(one for one in (view.chats, view.pairs, view.labels) if one is not None)
     scenes = build(held_out) if "_target_" in held_out else HeldOutScenes(seed=0, image_size=reader.processor.image_size)
     options = {"pairs": view.pairs, "labels": view.labels, "batch_size": settings["batch_size"], "joint": joint}
     return Predictor(model, scenes, chats=chats, **options)
-
-
-def _context(model: Any) -> int:
-    """Tokens that the language model reads and writes in all; 0 where it does not say."""
-    config = getattr(getattr(model.decoder, "lm", None), "config", None)
-    return getattr(config, "max_position_embeddings", None) or 0

@@ -19,7 +19,7 @@ from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.inference.picture_search import Gallery, SearchHit
-from lightning_internvl.inference.predictor import stop_options
+from lightning_internvl.inference.predictor import stop_options, with_full_context
 from lightning_internvl.model.vlm import VLM
 
 LETTERS = "ABCDEFGH"
@@ -38,7 +38,7 @@ class Author:
     """
 
     def __init__(self, model: VLM, chats: ChatCollator, **options: Any) -> None:
-        self.model, self.chats, self.options = model.eval(), chats, options
+        self.model, self.chats, self.options = model.eval(), with_full_context(chats, model), options
 
     @torch.no_grad()
     def ask(self, request: str, images: Sequence[np.ndarray] = (), max_new_tokens: int = 100) -> str:

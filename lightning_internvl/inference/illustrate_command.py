@@ -1,7 +1,6 @@
 """An illustrated article on the command line:
 
-python -m lightning_internvl.inference.illustrate_command --article TEXT.txt --pictures FOLDER \\
-    --author RUN/handoff/instruct --retriever OTHER_RUN/handoff/contrastive --out ARTICLE.md
+python -m lightning_internvl.inference.illustrate_command --article TEXT.txt --pictures FOLDER --author RUN --out ARTICLE.md
 """
 
 from __future__ import annotations
@@ -19,12 +18,17 @@ from lightning_internvl.inference.picture_search import Gallery, Retriever
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the article with its pictures as Markdown.
+    """Write the article with its pictures as Markdown; a fault of the user's input ends the command with a message."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        _write_article(options)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
 
-    Raises:
-        ValueError: for models that cannot do their part, and as `illustrate`.
-    """
-    options = _parser().parse_args(arguments)
+
+def _write_article(options: argparse.Namespace) -> None:
+    """Raises ValueError for models that cannot do their part, and as `illustrate`."""
     with trusting(options.trust):
         author, retriever = (open_run(place, build).view for place in (options.author, options.retriever or options.author))
     if author.chats is None:
@@ -57,8 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     subject.add_argument("--article", type=Path, help="a text file, a paragraph a line")
     subject.add_argument("--title", help="the article is written first")
     parser.add_argument("--pictures", type=Path, required=True, help="the folder to choose from")
-    parser.add_argument("--author", type=Path, required=True, help="hand-off folder of a model that answers")
-    parser.add_argument("--retriever", type=Path, help="hand-off folder of a contrastive model; by default the author")
+    parser.add_argument("--author", type=Path, required=True, help="a run, or the hand-off folder of a stage that answers")
+    parser.add_argument(
+        "--retriever", type=Path, help="a run or hand-off folder that compares pictures and texts; by default the author"
+    )
     parser.add_argument("--trust", action="append", default=[], help="a package whose code these folders may name (SECURITY.md)")
     parser.add_argument("--count", type=int, default=1, help="pictures in the article")
     parser.add_argument("--candidates", type=int, default=4, help="pictures that the author chooses from")

@@ -5,6 +5,7 @@ Letters: N images, E contrastive width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
@@ -188,6 +189,19 @@ class Predictor:
     def _text_batch(self, task: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids, mask = pad_rows(*self.pairs.rows(task, texts))
         return ids.to(self.device), mask.to(self.device)
+
+
+def context_length(model: VLM) -> int | None:
+    """Tokens that the language model reads and writes in all; None where it does not say."""
+    config = getattr(getattr(model.decoder, "lm", None), "config", None)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def with_full_context(chats: ChatCollator, model: VLM) -> ChatCollator:
+    """A collator whose questions may be as long as the model reads, longer than the conversations of training."""
+    chats = copy.copy(chats)
+    chats.max_length = max(chats.max_length, (context_length(model) or 0) - 1)
+    return chats
 
 
 def stop_options(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
+from lightning_internvl.inference import illustrate_command
+from lightning_internvl.inference.collators import View
 from lightning_internvl.inference.illustrate import Author, illustrate, picture_places
 from lightning_internvl.inference.picture_search import Gallery, Retriever
 from lightning_internvl.middleware.connector import MLPConnector
@@ -134,6 +137,23 @@ def toys() -> tuple[VLM, VLM, dict[str, Any]]:
     )
     pairs = PairCollator(tokenizer, processor, max_length=64)
     return VLM(InternViT(**tower), reader), chat, {"pairs": pairs, "tokenizer": tokenizer, "processor": processor}
+
+
+def test_the_command_writes_markdown(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contrastive, chat, how = toys()
+    short = ChatCollator(how["tokenizer"], load_template("vicuna", ""), how["processor"], 4, 16)  # as its training was
+    stages = {"author": View(None, short, None, chat), "retriever": View(how["pairs"], None, None, contrastive)}
+    monkeypatch.setattr(illustrate_command, "open_run", lambda place, _: SimpleNamespace(view=stages[place.name]))
+    (tmp_path / "text.txt").write_text(TEXT)
+    words = ["--article", str(tmp_path / "text.txt"), "--pictures", str(folder), "--out", str(tmp_path / "out.md")]
+    illustrate_command.main([*words, "--author", "author", "--retriever", "retriever", "--count", "2"])
+    assert (tmp_path / "out.md").read_text().count("![") == 2
+    for wrong, message in ((["--author", "author"], "reads no captions"), (["--author", "retriever"], "has no decoder")):
+        with pytest.raises(SystemExit, match="2"):
+            illustrate_command.main([*words, *wrong])
+        assert message in capsys.readouterr().err
 
 
 def test_untrained_models_come_to_an_end(folder: Path) -> None:
