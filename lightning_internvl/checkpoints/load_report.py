@@ -19,9 +19,10 @@ from lightning_internvl.stages.roles import all_names, model_roles
 
 @dataclass
 class LoadReport:
-    """What a stage takes over: names loaded, new (fresh weights) and dropped (in the source, not in this model).
+    """What a stage takes over: names loaded, new (fresh weights) and dropped (in the source, not
+    here).
 
-    Position tables of another size are loaded resized, which is how a stage changes the resolution.
+    Position tables of another size are loaded resized: a stage may change the resolution.
     """
 
     source: str
@@ -32,33 +33,52 @@ class LoadReport:
 
     @classmethod
     def of(
-        cls, model: VLM, tensors: Mapping[str, Tensor], *, source: str, new: Iterable[str], dropped: Iterable[str]
+        cls,
+        model: VLM,
+        tensors: Mapping[str, Tensor],
+        *,
+        source: str,
+        new: Iterable[str],
+        dropped: Iterable[str],
     ) -> LoadReport:
         """Compare a source with a model; both may be on the meta device.
 
         Args:
             source: what the tensors are called in messages.
-            new, dropped: patterns or roles of names that may be missing in the source, and of those that may be left over.
+            new, dropped: patterns or roles of names that may be missing in the source, and of those
+                that may be left over.
 
         Raises:
-            ValueError: for a tensor of another shape, or a name that is missing or left over and not declared so.
+            ValueError: for a tensor of another shape, or a name that is missing or left over and
+                not declared so.
         """
-        roles = model_roles(model)
-        wanted, new, dropped = own_tensors(model), all_names(new, roles, "new"), all_names(dropped, roles, "dropped")
-        loaded = [name for name in wanted if name in tensors]
-        misfits = [name for name in loaded if tensors[name].shape != wanted[name].shape]
-        resized = [name for name in misfits if _is_table(name, tensors[name], wanted[name])]
-        wrong = [f"{n}: {tuple(tensors[n].shape)}, {tuple(wanted[n].shape)}" for n in misfits if n not in resized]
-        if wrong:
-            more = f"\n  ... and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-            raise ValueError(f"{source} has tensors of another shape (there, in this model):{in_groups(wrong[:8])}{more}")
-        new_names, left_names = [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted]
-        report = cls(source, loaded, new_names, left_names, resized)
-        if missing := [n for n in report.new if not (is_update(n) or any(matches(n, p) for p in new))]:
-            raise ValueError(f"{source} lacks names that the stage does not list under `new`:{in_groups(missing)}")
-        if left := [n for n in report.dropped if not any(matches(n, p) for p in dropped)]:
+        wanted, roles = own_tensors(model), model_roles(model)
+        new, dropped = all_names(new, roles, "new"), all_names(dropped, roles, "dropped")
+        report = cls(source)
+        misfits: list[str] = []
+        for name, tensor in wanted.items():
+            if name not in tensors:
+                report.new.append(name)
+                continue
+            report.loaded.append(name)
+            there = tensors[name]
+            if there.shape == tensor.shape:
+                continue
+            if _is_position_table(name, there, tensor):
+                report.resized.append(name)
+            else:
+                misfits.append(f"{name}: {tuple(there.shape)}, {tuple(tensor.shape)}")
+        report.dropped = [name for name in tensors if name not in wanted]
+        if misfits:
+            more = f"\n  ... and {len(misfits) - 8} more" if len(misfits) > 8 else ""
+            lines = lines_of_names(misfits[:8])
+            raise ValueError(f"{source} has tensors of another shape (there, in this model):{lines}{more}")
+        undeclared = _unmatched(report.new, new)
+        if missing := [name for name in undeclared if not is_update(name)]:
+            raise ValueError(f"{source} lacks names that the stage does not list under `new`:{lines_of_names(missing)}")
+        if left := _unmatched(report.dropped, dropped):
             raise ValueError(
-                f"{source} has names that the model lacks and the stage does not list under `dropped`:{in_groups(left)}"
+                f"{source} has names that the model lacks and the stage does not list under `dropped`:{lines_of_names(left)}"
             )
         return report
 
@@ -80,21 +100,25 @@ class LoadReport:
         return {group: {kind: count[group] for kind, count in kinds.items()} for group in groups}
 
 
-def _is_table(name: str, there: Tensor, here: Tensor) -> bool:
-    """Whether a tensor is a learned position table (1, 1 + grid * grid, D) that can be resized to another grid."""
-    tables = there.ndim == here.ndim == 3 and there.shape[::2] == here.shape[::2]
-    return (
-        name.endswith("position_embedding")
-        and tables
-        and all(round((t.shape[1] - 1) ** 0.5) ** 2 == t.shape[1] - 1 for t in (there, here))
-    )
+def _unmatched(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    patterns = list(patterns)
+    return [name for name in names if not any(matches(name, pattern) for pattern in patterns)]
 
 
-def in_groups(names: list[str], limit: int = 8) -> str:
+def _is_position_table(name: str, there: Tensor, here: Tensor) -> bool:
+    """Whether a tensor is a learned position table (1, 1 + grid * grid, D) that can be resized."""
+    if not name.endswith("position_embedding") or not there.ndim == here.ndim == 3:
+        return False
+    patches = [tensor.shape[1] - 1 for tensor in (there, here)]
+    return there.shape[::2] == here.shape[::2] and all(round(n**0.5) ** 2 == n for n in patches)
+
+
+def lines_of_names(names: list[str], limit: int = 8) -> str:
     """Names one a line; of many, how many lie in each group."""
     if len(names) > limit:
         groups = Counter(_group(name) for name in names)
-        names = [f"{group} ({count} {'name' if count == 1 else 'names'})" for group, count in groups.items()]
+        counted = {group: f"{count} name{'s'[: count > 1]}" for group, count in groups.items()}
+        names = [f"{group} ({count})" for group, count in counted.items()]
     return "".join(f"\n  {name}" for name in names)
 
 

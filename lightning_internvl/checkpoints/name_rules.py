@@ -1,4 +1,5 @@
-"""How the tensors of an official layout and ours become each other, in both directions from one list of rules.
+"""How the tensors of an official layout and ours become each other, in both directions from one
+list of rules.
 
 A rule pairs patterns of our names with official names. `*` stands for one word between dots, `**`
 for the rest of the name; the n-th star of a name takes what the n-th star of our name has matched.
@@ -27,8 +28,8 @@ def _as_they_are(*tensors: Tensor) -> tuple[Tensor, ...]:
 class NameRule:
     """Some of our tensors and the official ones that hold the same numbers.
 
-    `read` makes ours from the official ones, `write` the reverse; both must work on the meta device,
-    where shapes are checked.
+    `read` makes ours from the official ones, `write` the reverse; both must work on the meta
+    device, where shapes are checked.
     """
 
     ours: tuple[str, ...]
@@ -53,7 +54,8 @@ def joined_rows(ours: str, *official: str) -> NameRule:
 
 
 def stacked_rows(ours: Iterable[str], official: str) -> NameRule:
-    """Our tensors that are equal blocks of rows of one official one, the reverse of `joined_rows`."""
+    """Our tensors that are equal blocks of rows of one official one, the reverse of
+    `joined_rows`."""
     names = tuple(ours)
     return NameRule(
         names,

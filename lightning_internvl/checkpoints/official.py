@@ -47,7 +47,8 @@ class OfficialCheckpoint:
         """Read the tensors one by one and give the model those that are complete.
 
         Raises:
-            ValueError: if tensors are missing, unexpected or of another shape; nothing is read then.
+            ValueError: if tensors are missing, unexpected or of another shape; nothing is read
+                then.
         """
         matches = self.check(model)
         waiting: dict[tuple[str, ...], dict[str, Tensor]] = {}
@@ -107,7 +108,8 @@ def official_model(place: Path, dtype: torch.dtype | None, device: torch.device)
         dtype: type of all floating-point parameters; None keeps the types of the file.
 
     Raises:
-        ValueError: if no layout is known for it, or if tensors are missing, unexpected or of another shape.
+        ValueError: if no layout is known for it, or if tensors are missing, unexpected or of
+            another shape.
     """
     checkpoint = OfficialCheckpoint(place)
     with init_empty_weights(include_buffers=False):
@@ -120,8 +122,8 @@ def official_model(place: Path, dtype: torch.dtype | None, device: torch.device)
 
 
 def image_token_id(folder: Path, token: str = "<IMG_CONTEXT>") -> int | None:
-    """Id of the placeholder in the tokenizer files of a folder, for layouts whose config does not tell
-    it; None without them."""
+    """Id of the placeholder in the tokenizer files of a folder, for layouts whose config does not
+    tell it; None without them."""
     added = read_json(folder / "added_tokens.json", {})
     if token in added:
         return added[token]

@@ -26,10 +26,11 @@ def load_pretrained(
     device: torch.device | str = "cpu",
     image_size: int | None = None,
 ) -> VLM:
-    """A model in evaluation mode, from a folder in an official layout, a bare .pth file, a hand-off folder, or a hub id.
+    """A model in evaluation mode, from a folder in an official layout, a bare .pth file, a hand-off
+    folder, or a hub id.
 
-    No code from the checkpoint is run. Tensors are read one by one, each straight to `device` and `dtype`: peak memory is the
-    model and the file that is being read.
+    No code from the checkpoint is run. Tensors are read one by one, each straight to `device` and
+    `dtype`: peak memory is the model and the file that is being read.
 
     Args:
         path: an existing folder or .pth file, else an id of the Hugging Face hub.
@@ -37,8 +38,8 @@ def load_pretrained(
         image_size: side in pixels to which the encoder's position table is resized; None keeps it.
 
     Raises:
-        ValueError: if `path` is none of these, if no layout is known for it, or if tensors are missing, unexpected or of another
-            shape. Nothing is returned half loaded.
+        ValueError: if `path` is none of these, if no layout is known for it, or if tensors are
+            missing, unexpected or of another shape. Nothing is returned half loaded.
     """
     place = local_folder(path)
     if (place / "manifest.json").is_file():
@@ -51,17 +52,25 @@ def load_pretrained(
     return model.eval()
 
 
-def save_pretrained(model: VLM, path: str | Path, *, layout: str | None = None, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+def save_pretrained(
+    model: VLM,
+    path: str | Path,
+    *,
+    layout: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
     """Write a model for the original library, complete or not at all.
 
-    A folder gets `config.json` and safetensors; a path that ends in .pth becomes one file in the layout of the first releases.
+    A folder gets `config.json` and safetensors; a path that ends in .pth becomes one file in the
+    layout of the first releases.
 
     Args:
-        layout: a module of `checkpoints.adapters`; None takes the one that transformers loads, where there is one, else that from
-            which the model came.
+        layout: a module of `checkpoints.adapters`; None takes the one that transformers loads,
+            where there is one, else that from which the model came.
 
     Raises:
-        ValueError: if no official layout can hold the model, or if `path` exists and is not an empty folder.
+        ValueError: if no official layout can hold the model, or if `path` exists and is not an
+            empty folder.
     """
     path = Path(path)
     found, config = layout_of_model(model, layout, single_file=path.suffix == ".pth")
@@ -69,7 +78,6 @@ def save_pretrained(model: VLM, path: str | Path, *, layout: str | None = None, 
     if path.suffix == ".pth":
         write_pickle(path, tensors)
         return
-
     with atomic_folder(path) as folder:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         write_weights(folder, tensors, max_shard_bytes)

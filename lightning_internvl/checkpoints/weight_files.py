@@ -21,19 +21,19 @@ from lightning_internvl.messages import first_of
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
 Shape = tuple[int, ...]
-
-
 WRAPPERS = ("module", "model", "state_dict")  # keys under which trainers have put a whole state dict
 
 
 class WeightFiles:
-    """The tensors of a folder or of one file. Safetensors are preferred; pickles are read with `weights_only=True`.
+    """The tensors of a folder or of one file. Safetensors are preferred; pickles are read with
+    `weights_only=True`.
 
     Attributes:
         shapes: every tensor's name and shape.
 
     Raises:
-        ValueError: for a folder without weights, a shard that is not there or is damaged, or a name that two shards hold.
+        ValueError: for a folder without weights, a shard that is missing or damaged, or a name that
+            two shards hold.
     """
 
     def __init__(self, place: Path) -> None:
@@ -46,7 +46,7 @@ class WeightFiles:
             self.shapes |= shapes
 
     def tensors(self, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, one after another, on `device`; each owns its memory, so the file may go away afterwards.
+        """Name and tensor, one after another, on `device`; each owns its memory.
 
         Args:
             dtype: type of floating-point tensors; None keeps that of the file.
@@ -62,14 +62,14 @@ class WeightFiles:
                     for name in opened.keys():  # noqa: SIM118 - not a dict
                         yield name, own(opened.get_tensor(name))
             else:
-                for name, tensor in _unpickled(file).items():
+                for name, tensor in _read_pickle(file).items():
                     yield name, own(tensor)
 
 
 def _weight_files(folder: Path) -> list[Path]:
     for index, single in ((INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin")):
         if (folder / index).is_file():
-            return _indexed(folder / index)
+            return _files_of_index(folder / index)
         if (folder / single).is_file():
             return [folder / single]
     if pickles := sorted(folder.glob("*.pth")):
@@ -102,7 +102,7 @@ def _json_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _indexed(index: Path) -> list[Path]:
+def _files_of_index(index: Path) -> list[Path]:
     weight_map = _json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{index} is damaged: it maps no tensors to files")
@@ -115,15 +115,16 @@ def _indexed(index: Path) -> list[Path]:
 
 def _shapes(file: Path) -> dict[str, Shape]:
     if file.suffix != ".safetensors":
-        return {name: tuple(tensor.shape) for name, tensor in _unpickled(file).items()}
+        return {name: tuple(tensor.shape) for name, tensor in _read_pickle(file).items()}
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            names = list(opened.keys())
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or cut off: {error}") from error
 
 
-def _unpickled(file: Path) -> dict[str, Tensor]:
+def _read_pickle(file: Path) -> dict[str, Tensor]:
     try:
         # Only the zip format of PyTorch can be mapped into memory instead of being read whole.
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_internvl.checkpoints.handoff import MANIFEST, read_manifest, sha256_of
-from lightning_internvl.checkpoints.load_report import in_groups
+from lightning_internvl.checkpoints.load_report import lines_of_names
 from lightning_internvl.checkpoints.official import official_model
 from lightning_internvl.config.trust import check_base
 from lightning_internvl.files import RUN_CONFIG
@@ -25,36 +25,43 @@ from lightning_internvl.layers.state_dict import own_tensors
 SAMPLES, SAMPLE_BYTES = 64, 16384  # of a weight file, for its fingerprint
 
 
-class Origin(NamedTuple):
+class SourceWeights(NamedTuple):
     """Tensors under our names, and the settings of the adapters among them by part."""
 
     tensors: Mapping[str, Tensor]
     peft: Mapping[str, Any]
 
     def for_model(self, settings: Mapping[str, Any] | None) -> Mapping[str, Tensor]:
-        """The tensors for a model with these adapters: updates of others are added to their weights."""
+        """The tensors for a model with these adapters: updates of others are added to their
+        weights."""
         return peft.merged_tensors(self.tensors, peft.differing(self.peft, settings))
 
 
-def read_origin(place: str | Path, device: torch.device | str = "cpu") -> Origin:
-    """What a run (its last hand-off), a hand-off folder, or an official checkpoint holds; on the meta device without values.
+def read_weights(place: str | Path, device: torch.device | str = "cpu") -> SourceWeights:
+    """What a run (its last hand-off), a hand-off folder, or an official checkpoint holds.
+
+    Args:
+        device: where it is put; on the meta device it has no values.
 
     Raises:
         ValueError: if there is nothing to read, or it is damaged.
     """
-    if is_ours(folder := Path(place)):
-        tensors, manifest = read(handoff_of(folder))
-        return Origin({name: tensor.to(device) for name, tensor in tensors.items()}, manifest["config"].get("peft") or {})
-    return Origin(own_tensors(official_model(local_folder(place), None, torch.device(device))), {})
+    if is_run_or_handoff(folder := Path(place)):
+        tensors, manifest = read_handoff(handoff_of(folder))
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return SourceWeights(tensors, manifest["config"].get("peft") or {})
+    model = official_model(local_folder(place), None, torch.device(device))
+    return SourceWeights(own_tensors(model), {})
 
 
-def is_ours(folder: Path) -> bool:
+def is_run_or_handoff(folder: Path) -> bool:
     """Whether a folder is a run or a hand-off."""
     return (folder / MANIFEST).exists() or (folder / RUN_CONFIG).exists()
 
 
 def handoff_of(place: Path) -> Path:
-    """A hand-off folder itself, or that of the last finished stage of a run; raises ValueError as `handoffs_of`."""
+    """A hand-off folder itself, or that of the last finished stage of a run; raises ValueError as
+    `handoffs_of`."""
     return handoffs_of(place)[-1]
 
 
@@ -76,15 +83,18 @@ def handoffs_of(place: Path) -> list[Path]:
 
 
 def fingerprint(place: str | Path) -> str:
-    """What tells one set of weights from another: a hand-off's manifest, which holds their hashes; of other weight files their
-    sizes and samples of their bytes, which takes no time however large they are; a hub id itself."""
+    """What tells one set of weights from another: a hand-off's manifest, which holds their hashes;
+    of other weight files their sizes and samples of their bytes, which takes no time however large
+    they are; a hub id itself."""
     folder, digest = Path(place), hashlib.sha256()
-    if is_ours(folder):
+    if is_run_or_handoff(folder):
         return hashlib.sha256((handoff_of(folder) / MANIFEST).read_bytes()).hexdigest()
     if not folder.exists():
         return f"id:{place}"
-    kinds = ("*.safetensors", "*.bin", "*.pth")
-    for file in [folder] if folder.is_file() else sorted(f for kind in kinds for f in folder.glob(kind)):
+    files = [folder]
+    if folder.is_dir():
+        files = sorted(file for kind in ("*.safetensors", "*.bin", "*.pth") for file in folder.glob(kind))
+    for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
         with file.open("rb") as stream:
@@ -100,7 +110,6 @@ def _from_base(manifest: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: if the base has gone, is another one by now, or lacks one of them.
     """
-
     check_base(manifest, folder)
     base = manifest["base"]
     beside = folder / base["beside"] if "beside" in base else None
@@ -109,17 +118,18 @@ def _from_base(manifest: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{folder} holds adapters only, and their base {place} has gone; put it back, or move both together")
     if fingerprint(place) != base["fingerprint"]:
         raise ValueError(f"{folder} holds adapters for another base than what {place} holds now; they cannot be put together")
-    tensors = read_origin(place).for_model(manifest["config"].get("peft"))
+    tensors = read_weights(place).for_model(manifest["config"].get("peft"))
     if lost := [name for name in base["names"] if name not in tensors]:
-        raise ValueError(f"{place}, the base of {folder}, lacks {in_groups(lost)}")
+        raise ValueError(f"{place}, the base of {folder}, lacks {lines_of_names(lost)}")
     return {name: tensors[name] for name in base["names"]}
 
 
-def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_handoff(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All tensors of a hand-off folder, with those of its base, and its manifest.
 
     Raises:
-        ValueError: if the manifest or a file is missing, damaged, or not the one that the manifest describes; if its base is.
+        ValueError: if the manifest, a file or the base is missing, damaged, or not the one
+            described.
     """
     manifest = read_manifest(folder)
     tensors: dict[str, Tensor] = {}

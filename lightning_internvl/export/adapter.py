@@ -1,7 +1,8 @@
-"""Adapters alone, as a folder that `peft.PeftModel.from_pretrained` puts on a model of transformers.
+"""Adapters alone, as a folder that `peft.PeftModel.from_pretrained` puts on a model of
+transformers.
 
-The base is what the run started from (`init_from`) in transformers' layout. Tensors that the run has trained whole are in the
-folder too, as PEFT's `modules_to_save`.
+The base is what the run started from (`init_from`) in transformers' layout. Tensors that the run
+has trained whole are in the folder too, as PEFT's `modules_to_save`.
 """
 
 from __future__ import annotations
@@ -55,11 +56,13 @@ class Update:
 
 
 def export_adapter(opened: LoadedRun, to: Path, options: Options) -> Report:
-    """Write the adapters of a run, put them on their base with PEFT, compare; then let the folder appear.
+    """Write the adapters of a run, put them on their base with PEFT, compare; then let the folder
+    appear.
 
     Raises:
-        ValueError: if the run has no adapters, or those of an earlier stage are in its weights already; if transformers has no
-            class for the model, or a layer of its cannot carry an update; if a check fails. Nothing is left then.
+        ValueError: if the run has no adapters, or those of an earlier stage are in its weights
+            already; if transformers has no class for the model, or a layer of its cannot carry an
+            update; if a check fails. Nothing is left then.
     """
     model, view = opened.view.model.float().eval(), opened.view
     updates = updates_of(model)
@@ -149,7 +152,8 @@ def _stage(opened: LoadedRun) -> str:
 
 
 def write_base(folder: Path, layout: Layout, config: Config, model: nn.Module, whole: Iterable[str]) -> None:
-    """The base in its layout, with nothing in the places of the tensors that the adapter folder brings."""
+    """The base in its layout, with nothing in the places of the tensors that the adapter folder
+    brings."""
     brought = set(whole)
     tensors = {n: t for n, t in own_tensors(model).items() if not peft.is_update(n)}
     tensors = {n: torch.zeros_like(t) if n in brought else t for n, t in tensors.items()}
@@ -158,14 +162,16 @@ def write_base(folder: Path, layout: Layout, config: Config, model: nn.Module, w
 
 
 def places_of(stock: nn.Module, layout: Layout) -> dict[str, str]:
-    """Where the tensors of a layout are in a model of transformers, whose names differ from those in files."""
+    """Where the tensors of a layout are in a model of transformers, whose names differ from those
+    in files."""
     return {str(layout.canonical(name)): name for name, _ in stock.named_parameters(remove_duplicate=False)}
 
 
 def theirs_of(
     updates: Mapping[str, Update], layout: Layout, config: Config, plain: nn.Module, places: Mapping[str, str]
 ) -> dict[str, Update]:
-    """Adapters by the layers of transformers' model: renamed, or cut up where our layer is several of theirs.
+    """Adapters by the layers of transformers' model: renamed, or cut up where our layer is several
+    of theirs.
 
     Raises:
         ValueError: for a layer whose rows are not simply rows there.
@@ -242,6 +248,7 @@ def wrap(stock: nn.Module, updates: Mapping[str, Update], saved: Mapping[str, Te
 
 
 def owners(names: Iterable[str]) -> list[str]:
-    """The modules that directly hold parameters of these names, without those that lie in another of them."""
+    """The modules that directly hold parameters of these names, without those that lie in another
+    of them."""
     found = sorted({name.rpartition(".")[0] for name in names}, key=len)
     return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]

@@ -1,4 +1,5 @@
-"""What must hold before an exported folder appears: every tensor is in it, and what loads it computes the same.
+"""What must hold before an exported folder appears: every tensor is in it, and what loads it
+computes the same.
 
 Letters: B rows, L tokens, V vocabulary.
 """
@@ -84,7 +85,8 @@ def _prompt(view: View, name: str, sample: dict[str, Any]) -> Prompt | None:
 
 
 def greedy(view: View) -> dict[str, Any]:
-    """Options of `generate` that write the same number of ids whatever a folder's own settings say."""
+    """Options of `generate` that write the same number of ids whatever a folder's own settings
+    say."""
     if view.chats is None:
         return {}
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
@@ -96,7 +98,8 @@ def greedy(view: View) -> dict[str, Any]:
 
 @torch.no_grad()
 def outputs(model: VLM, prompt: Prompt, options: Mapping[str, Any]) -> Outputs:
-    """Logits of a model of ours (of a probe, or of all pairs of pictures and texts), and the ids that it writes greedily."""
+    """Logits of a model of ours (of a probe, or of all pairs of pictures and texts), and the ids
+    that it writes greedily."""
     if model.decoder is None:
         if "input_ids" in prompt.inputs:
             return model(**prompt.inputs).logits_per_image, None
@@ -147,7 +150,8 @@ def compare(name: str, ours: Tensor, theirs: Tensor, limit: float = LIMIT) -> fl
 def compare_all(
     asked: Sequence[Prompt], reference: Sequence[Outputs], found: Sequence[Outputs | None]
 ) -> tuple[dict[str, float], list[str]]:
-    """Differences of the logits by prompt, and the prompts that what was read back does not take (None).
+    """Differences of the logits by prompt, and the prompts that what was read back does not take
+    (None).
 
     Raises:
         ValueError: for logits that differ, or other greedy ids.
@@ -178,7 +182,7 @@ def cover(folder: Path, layout: Layout | None, config: Config, model: VLM) -> in
         ValueError: naming those that the folder lacks, and those that have other values there.
     """
     wanted = own_tensors(model)
-    there = weight_source.read(folder)[0] if layout is None else _read_back(folder, layout, config, wanted)
+    there = weight_source.read_handoff(folder)[0] if layout is None else _read_back(folder, layout, config, wanted)
     lost = [name for name in wanted if name not in there]
     changed = [name for name, tensor in wanted.items() if name in there and not _same(tensor, there[name])]
     problems = [f"{len(found)} {what}: {first_of(found, 20)}" for what, found in (("lost", lost), ("changed", changed)) if found]

@@ -23,15 +23,18 @@ class ProcessorFiles:
     """What a processor of transformers needs beside the weights.
 
     Attributes:
-        kind: its class; None where the layout has only a processor of pictures, or none that does what ours does.
+        kind: its class; None where the layout has only a processor of pictures, or none that does
+            what ours does.
         image: of `preprocessor_config.json`; None without one.
         settings: of `processor_config.json`.
         tokens: special tokens that the tokenizer answers for under these names.
         renamed: tokens that the tokenizer has under other names.
-        picture: what the chat template writes for a picture, which the processor turns into all its placeholders.
+        picture: what the chat template writes for a picture, which the processor turns into all its
+            placeholders.
         film: likewise for a video; None where there are none.
         video: of `video_preprocessor_config.json`, which only classes of videos have.
-        instructed: whether the middleware reads text through a tokenizer of its own, in `qformer_tokenizer/`.
+        instructed: whether the middleware reads text through a tokenizer of its own, in
+            `qformer_tokenizer/`.
     """
 
     kind: str | None
@@ -67,7 +70,8 @@ def processor_files(layout: str, config: Mapping[str, Any], view: Any) -> Proces
 
 
 def _known(layout: str, config: Mapping[str, Any], chats: ChatCollator, model: Any) -> Fields | None:
-    """The fields of `ProcessorFiles` for layouts that have a processor; None for the others, or where it writes another text."""
+    """The fields of `ProcessorFiles` for layouts that have a processor; None for the others, or
+    where it writes another text."""
     names, tokens = chats.image_tokens, chats.tokens_per_tile
     if layout == "internvl_native" and names.start and names.end:
         special = {"start_image_token": names.start, "end_image_token": names.end, "context_image_token": names.context}
@@ -92,7 +96,8 @@ def _known(layout: str, config: Mapping[str, Any], chats: ChatCollator, model: A
         special = {"image_token": names.context, "video_token": names.video or names.context}
         return {"kind": "Qwen2VLProcessor", "tokens": special, "video": _qwen_videos(chats.processor)}
     if layout in ("blip2_hf", "instructblip_hf") and not (names.start or names.end):
-        # These classes put the pictures before the text by themselves, and know their placeholder by this name only.
+        # These classes put the pictures before the text by themselves, and know their placeholder
+        # by this name only.
         instructed = layout == "instructblip_hf"
         return {
             "kind": "InstructBlipProcessor" if instructed else "Blip2Processor", "settings": {"num_query_tokens": tokens},
@@ -105,7 +110,8 @@ def _known(layout: str, config: Mapping[str, Any], chats: ChatCollator, model: A
 
 
 def _unused(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A token that no text holds, for a class that asks for a token of videos of a run that has none."""
+    """A token that no text holds, for a class that asks for a token of videos of a run that has
+    none."""
     used = (tokenizer.eos_token, tokenizer.bos_token)
     return next((token for token in (tokenizer.pad_token, tokenizer.unk_token) if token and token not in used), None)
 
@@ -115,7 +121,8 @@ def _between(chats: ChatCollator, token: str) -> str:
 
 
 def image_fields(processor: Processor, layout: str) -> Fields | None:
-    """The `preprocessor_config.json` that does what a processor of ours does without chance; None if no class there does."""
+    """The `preprocessor_config.json` that does what a processor of ours does without chance; None
+    if no class there does."""
     side = processor.image_size
     square = {"height": side, "width": side}
     if layout == "internvl_native":  # whose processor counts tiles
@@ -189,7 +196,8 @@ def _padded(processor: PaddedSquare) -> Fields | None:
 
 
 def config_fields(config: Mapping[str, Any], chats: ChatCollator | None) -> Fields:
-    """What a layout without a processor's file says in `config.json` about pictures (`configuration_internvl_chat.py`)."""
+    """What a layout without a processor's file says in `config.json` about pictures
+    (`configuration_internvl_chat.py`)."""
     if config.get("model_type") != "internvl_chat" or chats is None:
         return {}
     processor = chats.processor

@@ -1,4 +1,5 @@
-"""Tokenizer, chat template, generation settings and processor of an exported folder, compared with what training read."""
+"""Tokenizer, chat template, generation settings and processor of an exported folder, compared with
+what training read."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Prepared:
     Attributes:
         kind: the processor's class; None without one.
         verdict: how it was compared with the run's own.
-        stop: what ends an answer, where this is no single token that `generation_config.json` could name.
+        stop: what ends an answer, where this is no single token that `generation_config.json` could
+            name.
         videos: whether the class has a part for videos, which needs torchvision.
     """
 
@@ -74,7 +76,8 @@ def _write_json(folder: Path, name: str, fields: Mapping[str, Any] | None) -> No
 
 
 def _name_tokens(folder: Path, files: ProcessorFiles) -> None:
-    """Give tokens the names by which the processor's class knows them: `tokenizer.image_token`, or another text."""
+    """Give tokens the names by which the processor's class knows them: `tokenizer.image_token`, or
+    another text."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text(encoding="utf-8")
         for old, new in files.renamed.items():
@@ -91,7 +94,8 @@ def _name_tokens(folder: Path, files: ProcessorFiles) -> None:
 
 
 def _write_chat(folder: Path, files: ProcessorFiles, view: View) -> str | None:
-    """`chat_template.jinja` and `generation_config.json`; what ends an answer, if that is no single token."""
+    """`chat_template.jinja` and `generation_config.json`; what ends an answer, if that is no single
+    token."""
     chats = view.chats
     text = jinja_of(chats.template, files.picture, files.film)
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
@@ -114,7 +118,8 @@ def _write_chat(folder: Path, files: ProcessorFiles, view: View) -> str | None:
 
 
 def load_processor(folder: Path, files: ProcessorFiles) -> Any:
-    """The processor's class with its parts. The part that prepares videos needs torchvision; here pictures do without it."""
+    """The processor's class with its parts. The part that prepares videos needs torchvision; here
+    pictures do without it."""
     parts = {
         "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False),
         "tokenizer": AutoTokenizer.from_pretrained(folder, trust_remote_code=False),

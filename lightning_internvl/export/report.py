@@ -10,8 +10,8 @@ class Options:
     """What may be chosen.
 
     Attributes:
-        layout: a module of `checkpoints.adapters`, or "handoff"; None: the one that transformers loads, where there is one, else
-            the official one, else "handoff".
+        layout: a module of `checkpoints.adapters`, or "handoff"; None: the one that transformers
+            loads, where there is one, else the official one, else "handoff".
         dtype: float32, bfloat16 or float16, of the weights that are written.
         licence: of the card, with the place of its text where it is none of the well-known ones.
     """

@@ -1,4 +1,5 @@
-"""From a finished run to a folder that others load. It appears complete and checked, or not at all."""
+"""From a finished run to a folder that others load. It appears complete and checked, or not at
+all."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def export(opened: LoadedRun, to: Path, options: Options) -> Report:
     """Write, read back, compare; then let the folder appear.
 
     Raises:
-        ValueError: for a layout that cannot hold the model, if something stands at `to`, or if a check fails; nothing is left.
+        ValueError: for a layout that cannot hold the model, if something stands at `to`, or if a
+            check fails; nothing is left.
     """
     model, view = opened.view.model.float().eval(), opened.view
     choose_layout(model, options.layout, final=False)
@@ -64,7 +66,8 @@ def export(opened: LoadedRun, to: Path, options: Options) -> Report:
         raise ValueError(f"dtype={options.dtype} is not known to layout={OWN}, which keeps the types of training; leave it out")
     round_to(model, getattr(torch, options.dtype))
     reference = [check.outputs(model, prompt, greedy) for prompt in asked]
-    # What quantisation changed is told, not judged; what merging and rounding changed must be small.
+    # What quantisation changed is told, not judged; what merging and rounding changed must be
+    # small.
     limit = float("inf") if quantized else check.ROUNDING[options.dtype]
     what = "logits of the weights that were trained and of those that are written"
     both = zip(trained, reference, strict=True)
@@ -111,8 +114,9 @@ def choose_layout(model: VLM, key: str | None, *, final: bool = True) -> tuple[L
 
 
 def make_room(model: VLM) -> bool:
-    """Give the language model a row for the placeholder of pictures where it is a word without one, which is never read here;
-    transformers reads it before the picture takes its place. Returns whether it did."""
+    """Give the language model a row for the placeholder of pictures where it is a word without one,
+    which is never read here; transformers reads it before the picture takes its place. Returns
+    whether it did."""
     if model.decoder is None or (model.image_token_id or 0) < model.decoder.vocab_size:
         return False
     model.decoder.grow(model.image_token_id + 1)
@@ -130,7 +134,8 @@ def _holds(model: VLM, key: str) -> bool:
 
 @torch.no_grad()
 def round_to(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give weights the values that they have in a type, and keep them in float32; tables that no file holds stay as they are."""
+    """Give weights the values that they have in a type, and keep them in float32; tables that no
+    file holds stay as they are."""
     for tensor in own_tensors(model).values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(dtype))
@@ -147,7 +152,8 @@ def trained_names(opened: LoadedRun, names: Iterable[str]) -> list[str]:
 
 
 def _classes(parts: Mapping[str, Any]) -> dict[str, type]:
-    """The classes of a stage's parts; of one that is not of this package, which is not imported, only that it is there."""
+    """The classes of a stage's parts; of one that is not of this package, which is not imported,
+    only that it is there."""
     targets = {part: parts[part]["_target_"] for part in PARTS if parts.get(part)}
     return {part: locate(target) if target.startswith(TRUSTED) else object for part, target in targets.items()}
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lightning_internvl.checkpoints.load_report import LoadReport
-from lightning_internvl.checkpoints.weight_source import read_origin
+from lightning_internvl.checkpoints.weight_source import read_weights
 from lightning_internvl.choices import Config, is_step
 from lightning_internvl.config.filter_checks import SIMILARITY, needs_model
 from lightning_internvl.config.stage_settings import stage_settings
@@ -176,7 +176,7 @@ def compose_filter_model(name: str, config: Config, build: Build) -> tuple[Confi
 def load_filter_model(name: str, config: Config, build: Build, source: str | Path) -> SimilarityModel:
     """The model of a filter with its weights, on this process's device."""
     settings, model, pairs = compose_filter_model(name, config, build)
-    tensors = read_origin(source).for_model(None)
+    tensors = read_weights(source).for_model(None)
     LoadReport.of(model, tensors, source=str(source), new=settings["new"], dropped=settings["dropped"]).load(model, tensors)
     device, dtype = place_of(settings["trainer"])
     half = dtype if dtype in (torch.bfloat16, torch.float16) else None

@@ -18,7 +18,7 @@ import torch
 
 from lightning_internvl.checkpoints import handoff, load_handoff
 from lightning_internvl.checkpoints.official import meta_model
-from lightning_internvl.checkpoints.weight_source import handoff_of, is_ours
+from lightning_internvl.checkpoints.weight_source import handoff_of, is_run_or_handoff
 from lightning_internvl.choices import INHERITED
 from lightning_internvl.config.checks import PARTS
 from lightning_internvl.config.targets import locate
@@ -116,7 +116,7 @@ def _legacy(start: str, template: str | None, tokenizer: str | None) -> Legacy:
     Args:
         template, tokenizer: a chat format and a folder or hub id in place of those of the start.
     """
-    if is_ours(Path(start)) and (folder := handoff_of(Path(start))).resolve().parents[1].joinpath(RUN_CONFIG).is_file():
+    if is_run_or_handoff(Path(start)) and (folder := handoff_of(Path(start))).resolve().parents[1].joinpath(RUN_CONFIG).is_file():
         found = _of_run(folder, template)
     else:
         found = _of_folder(start, template, tokenizer)

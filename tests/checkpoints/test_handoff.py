@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from lightning_internvl.checkpoints import handoff, load_handoff, weight_source
 from lightning_internvl.checkpoints.handoff import own_tensors
 from lightning_internvl.checkpoints.load_report import LoadReport
-from lightning_internvl.checkpoints.weight_source import read_origin
+from lightning_internvl.checkpoints.weight_source import read_weights
 from lightning_internvl.config.targets import build
 from lightning_internvl.model.compose import compose_model, trusted_build
 from lightning_internvl.model.vlm import VLM
@@ -81,7 +81,7 @@ def test_the_older_folder_stays_until_the_new_one_is_whole(folder: Path, monkeyp
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     model = composed()
     folder = save(model, tmp_path / "one")
-    tensors, manifest = weight_source.read(folder)
+    tensors, manifest = weight_source.read_handoff(folder)
     assert tensors.keys() == own_tensors(model).keys()
     assert all(tensor.equal(tensors[name]) for name, tensor in own_tensors(model).items())
     assert (manifest["stage"], manifest["step"], manifest["config"]) == ("supervised", 7, CONFIG)
@@ -129,16 +129,16 @@ def test_what_a_kill_left_behind_is_not_read_and_goes_away(folder: Path) -> None
     (run / "config.yaml").write_text("pipeline: [contrastive, supervised]")
     draft = folder.rename(folder.with_name(".supervised.1234abcd.draft"))
     with pytest.raises(ValueError, match="no stage of this run has finished"):
-        read_origin(run)
+        read_weights(run)
     save(composed(), folder)
     assert not draft.exists()
-    assert read_origin(run).tensors.keys() == own_tensors(composed()).keys()
+    assert read_weights(run).tensors.keys() == own_tensors(composed()).keys()
 
 
 def test_an_older_hand_off_is_replaced(folder: Path) -> None:
     (folder / "left.safetensors").touch()
     save(composed(), folder, step=9)
-    assert weight_source.read(folder)[1]["step"] == 9
+    assert weight_source.read_handoff(folder)[1]["step"] == 9
     assert not (folder / "left.safetensors").exists()
 
 
@@ -148,7 +148,7 @@ def test_the_last_stage_of_the_pipeline_counts_and_not_the_newest_file(folder: P
     model = composed()
     torch.nn.init.zeros_(model.encoder.embeddings.class_embedding)
     save(model, run / "handoff" / "contrastive")
-    assert read_origin(run).tensors["encoder.embeddings.class_embedding"].any()
+    assert read_weights(run).tensors["encoder.embeddings.class_embedding"].any()
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_another_content_than_the_manifest_describes(folder: Path) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"middleware\.safetensors is damaged"):
-        weight_source.read(folder)
+        weight_source.read_handoff(folder)
 
 
 @pytest.mark.parametrize(
@@ -178,16 +178,16 @@ def test_another_content_than_the_manifest_describes(folder: Path) -> None:
 def test_manifests_that_are_none(manifest: str, message: str, folder: Path) -> None:
     (folder / "manifest.json").write_text(manifest)
     with pytest.raises(ValueError, match=message):
-        weight_source.read(folder)
+        weight_source.read_handoff(folder)
 
 
 def test_a_file_or_the_manifest_is_missing(folder: Path) -> None:
     (folder / "encoder.safetensors").unlink()
     with pytest.raises(ValueError, match=r"encoder\.safetensors is missing"):
-        weight_source.read(folder)
+        weight_source.read_handoff(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"is no hand-off folder: it holds no manifest\.json"):
-        weight_source.read(folder)
+        weight_source.read_handoff(folder)
 
 
 # --- strictness -----------------------------------------------------------------------------------------------------

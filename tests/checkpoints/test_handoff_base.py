@@ -35,7 +35,7 @@ def first(folder: Path) -> Path:
 def second(folder: Path, base: Path, config: dict[str, Any] = ADAPTED) -> VLM:
     """A stage that adapts the decoder and trains the middleware on the weights of another."""
     model = compose_model(config, trusted_build)[0]
-    tensors, plan = weight_source.read(base)[0], FreezePlan(["middleware", "decoder"], config["peft"])
+    tensors, plan = weight_source.read_handoff(base)[0], FreezePlan(["middleware", "decoder"], config["peft"])
     LoadReport.of(model, tensors, source="base", new=(), dropped=()).load(model, tensors)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -63,7 +63,7 @@ def test_adapters_and_what_trained_whole_lie_alone(run: Path) -> None:
 
 def test_put_together_with_its_base(run: Path, tmp_path: Path) -> None:
     model = second(tmp_path / "again", run / "a")
-    found, _ = weight_source.read(tmp_path / "again")
+    found, _ = weight_source.read_handoff(tmp_path / "again")
     wanted = own_tensors(model)
     assert found.keys() == wanted.keys()
     assert all(tensor.equal(wanted[name]) for name, tensor in found.items())
@@ -72,25 +72,25 @@ def test_put_together_with_its_base(run: Path, tmp_path: Path) -> None:
 
 
 def test_both_may_move_together(run: Path, tmp_path: Path) -> None:
-    before = weight_source.read(run / "b")[0]
+    before = weight_source.read_handoff(run / "b")[0]
     moved = Path(shutil.move(run, tmp_path / "elsewhere"))
-    assert all(tensor.equal(before[name]) for name, tensor in weight_source.read(moved / "b")[0].items())
+    assert all(tensor.equal(before[name]) for name, tensor in weight_source.read_handoff(moved / "b")[0].items())
 
 
 def test_a_base_that_has_gone_or_is_another_one(run: Path, tmp_path: Path) -> None:
     shutil.move(run / "a", tmp_path / "kept")
     with pytest.raises(ValueError, match=r"holds adapters only, and their base .*/a has gone; put it back"):
-        weight_source.read(run / "b")
+        weight_source.read_handoff(run / "b")
     first(run / "a")
     with pytest.raises(ValueError, match=r"holds adapters for another base than what .*/a holds now"):
-        weight_source.read(run / "b")
+        weight_source.read_handoff(run / "b")
 
 
 def test_a_second_fine_tune_goes_on_from_the_first(run: Path, tmp_path: Path) -> None:
     """Adapters on adapters: of equal kind they go on; others are merged, which changes no answer."""
     other = {"decoder": LORA["decoder"] | {"rank": 3}}
     model = compose_model(CONFIG | {"peft": other}, trusted_build)[0]
-    tensors = peft.merged_tensors(weight_source.read(run / "b")[0], LORA)
+    tensors = peft.merged_tensors(weight_source.read_handoff(run / "b")[0], LORA)
     report = LoadReport.of(model, tensors, source="b", new=(), dropped=())
     report.load(model, tensors)
     assert all(peft.is_update(name) for name in report.new)
@@ -98,7 +98,7 @@ def test_a_second_fine_tune_goes_on_from_the_first(run: Path, tmp_path: Path) ->
     embeds, mask = torch.randn(2, 4, 8), torch.ones(2, 4)
     torch.testing.assert_close(now.hidden(embeds, mask), before.hidden(embeds, mask), rtol=1e-5, atol=1e-5)
     third = second(tmp_path / "c", run / "b")
-    assert all(tensor.equal(own_tensors(third)[name]) for name, tensor in weight_source.read(tmp_path / "c")[0].items())
+    assert all(tensor.equal(own_tensors(third)[name]) for name, tensor in weight_source.read_handoff(tmp_path / "c")[0].items())
 
 
 def test_a_fingerprint_sees_the_contents_of_official_files(tmp_path: Path) -> None:

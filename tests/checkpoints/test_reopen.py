@@ -31,7 +31,7 @@ def written(config: dict[str, Any], stage: str) -> dict[str, Any]:
     """What the hand-off of a stage would say of its model, read by the gate."""
     parts = stage_settings(config, stage)["parts"]
     with torch.device("meta"):
-        return handoff.described(compose_model(parts, build)[0], parts)
+        return handoff.manifest_config(compose_model(parts, build)[0], parts)
 
 
 @pytest.mark.parametrize("recipe", TOYS)
@@ -48,7 +48,7 @@ def test_a_bert_is_needed_once(tmp_path: Path) -> None:
     parts = stage_settings(config, trained_stages(config)[0])["parts"]
     parts["middleware"]["pretrained"] = str(tmp_path)  # on the meta device nothing is read
     with torch.device("meta"):
-        known = handoff.described(compose_model(parts, build)[0], parts)
+        known = handoff.manifest_config(compose_model(parts, build)[0], parts)
         assert known["middleware"]["pretrained"] is None
         compose_model(known, trusted_build)
 

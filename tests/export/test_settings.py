@@ -96,7 +96,7 @@ def test_our_own_layout_keeps_its_type(make_run: MakeRun, tmp_path: Path) -> Non
 def test_adapters_on_another_base_than_they_were_trained_on(make_run: MakeRun) -> None:
     base, run = make_run("llava_toy", name="base"), make_run("llava_toy", "peft=lora")
     opened = open_run(run, build)
-    manifest = weight_source.read(opened.folder)[1]
+    manifest = weight_source.read_handoff(opened.folder)[1]
     place = base / "handoff" / "supervised"
     frozen = frozenset(n for n in own_tensors(opened.view.model) if n.startswith("encoder."))
     plan = FreezePlan(["decoder"], manifest["config"]["peft"])

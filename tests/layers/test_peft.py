@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lightning_internvl.checkpoints.weight_source import Origin
+from lightning_internvl.checkpoints.weight_source import SourceWeights
 from lightning_internvl.cli import CONF
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
@@ -146,7 +146,7 @@ def test_a_model_with_adapters_is_no_official_checkpoint(tmp_path: Any) -> None:
 def test_other_adapters_of_a_source_are_merged_and_equal_ones_go_on() -> None:
     model, _ = adapted_model("llava_toy", {"decoder": LORA})
     disturb(model)
-    origin = Origin(own_tensors(model), {"decoder": LORA})
+    origin = SourceWeights(own_tensors(model), {"decoder": LORA})
     assert origin.for_model({"decoder": LORA | {"dropout": 0.1}}).keys() == own_tensors(model).keys()
     for other in ({}, None, {"decoder": LORA | {"rank": 4}}, {"decoder": LORA | {"alpha": 6}}, {"encoder": LORA}):
         found = origin.for_model(other)

@@ -42,8 +42,8 @@ def layout_of_model(
     *,
     single_file: bool = False,
 ) -> tuple[Layout, Config]:
-    """The layout in which a model is written, and its config: the layout asked for, else the one that
-    transformers loads, else the one that the model came in.
+    """The layout in which a model is written, and its config: the layout asked for, else the one
+    that transformers loads, else the one that the model came in.
 
     Raises:
         ValueError: if no layout, or not the one asked for, can hold the model.
@@ -67,7 +67,8 @@ def layout_of_model(
 
 
 def _layouts_that_hold(model: VLM, layouts: list[Layout], single_file: bool) -> list[tuple[Layout, Config]]:
-    # A decoder with more than transformers' parameters names the layouts that have a place for them.
+    # A decoder with more than transformers' parameters names the layouts that have a place for
+    # them.
     named = getattr(model.decoder, "layouts", None)
     found: list[tuple[Layout, Config]] = []
     for layout in layouts:

@@ -1,4 +1,5 @@
-"""BLIP-2 with its language model as transformers' `Blip2ForConditionalGeneration` reads it: OPT, T5, or another."""
+"""BLIP-2 with its language model as transformers' `Blip2ForConditionalGeneration` reads it: OPT,
+T5, or another."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ class Blip2(Layout):
         return fields
 
     def family_fields(self, model: VLM) -> Config | None:
-        """What the parts say of a config of the BLIP-2 family; None if the family has no such model."""
+        """What the parts say of a config of the BLIP-2 family; None if the family has no such
+        model."""
         encoder, middleware, decoder = model.encoder, model.middleware, model.decoder
         if not (isinstance(encoder, EvaViT) and isinstance(middleware, QFormer)):
             return None

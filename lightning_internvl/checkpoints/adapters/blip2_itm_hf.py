@@ -1,4 +1,5 @@
-"""BLIP-2 for retrieval as transformers' `Blip2ForImageTextRetrieval` reads it: Q-Former with text, projections, matching head."""
+"""BLIP-2 for retrieval as transformers' `Blip2ForImageTextRetrieval` reads it: Q-Former with text,
+projections, matching head."""
 
 from __future__ import annotations
 

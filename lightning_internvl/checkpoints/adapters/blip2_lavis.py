@@ -1,7 +1,9 @@
-"""BLIP-2 after its first stage as LAVIS names it (`Blip2Qformer`): tower, Q-Former with text and language head, the three heads.
+"""BLIP-2 after its first stage as LAVIS names it (`Blip2Qformer`): tower, Q-Former with text and
+language head, the three heads.
 
-A folder's `config.json` holds the fields of LAVIS's constructor and of its BERT under one roof. A bare .pth file, as released, is
-read too; what its shapes do not tell is taken from the published model (heads of 64 in the Q-Former, of 88 in the tower).
+A folder's `config.json` holds the fields of LAVIS's constructor and of its BERT under one roof. A
+bare .pth file, as released, is read too; what its shapes do not tell is taken from the published
+model (heads of 64 in the Q-Former, of 88 in the tower).
 """
 
 from __future__ import annotations

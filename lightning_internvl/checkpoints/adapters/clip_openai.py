@@ -1,6 +1,8 @@
-"""CLIP's state dict under the names of OpenAI and open_clip (`ViT-L-14.pt` as a plain state dict, `open_clip_pytorch_model.bin`).
+"""CLIP's state dict under the names of OpenAI and open_clip (`ViT-L-14.pt` as a plain state dict,
+`open_clip_pytorch_model.bin`).
 
-OpenAI's own files are TorchScript programs, which are not opened here because they hold code; their state dict, saved alone, is.
+OpenAI's own files are TorchScript programs, which are not opened here because they hold code; their
+state dict, saved alone, is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The tower of CLIP or SigLIP alone, as transformers' `CLIPVisionModel` and `SiglipVisionModel` read it."""
+"""The tower of CLIP or SigLIP alone, as transformers' `CLIPVisionModel` and `SiglipVisionModel`
+read it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""DeepSeek-VL as released (model_type 'multi_modality'): timm's SigLIP, SAM, the projector, the language model.
+"""DeepSeek-VL as released (model_type 'multi_modality'): timm's SigLIP, SAM, the projector, the
+language model.
 
-The original normalises its pictures itself and makes the small ones from the large ones; here the processor does both, so the
-model takes `pixel_values` and `high_res_pixel_values` as transformers' class does. What the original holds and never uses (the
-pooling head of SigLIP, two norms) is left out on loading.
+The original normalises its pictures itself and makes the small ones from the large ones; here the
+processor does both, so the model takes `pixel_values` and `high_res_pixel_values` as transformers'
+class does. What the original holds and never uses (the pooling head of SigLIP, two norms) is left
+out on loading.
 """
 
 from __future__ import annotations
@@ -160,7 +162,8 @@ def _siglip(shapes: Shapes, prefix: str) -> SiglipViT:
 
 
 def _sam(shapes: Shapes, prefix: str, siglip: SiglipViT) -> SamViT:
-    """SAM's sizes; a block's table of distances tells the side of what it sees, and the width of a head."""
+    """SAM's sizes; a block's table of distances tells the side of what it sees, and the width of a
+    head."""
     dim, _, patch, _ = _shape(shapes, f"{prefix}patch_embed.proj.weight")
     grid, depth = _shape(shapes, f"{prefix}pos_embed")[1], _depth(shapes, prefix)
     tables = [_shape(shapes, f"{prefix}blocks.{i}.attn.rel_pos_h") for i in range(depth)]

@@ -1,5 +1,5 @@
-"""DeepSeek-VL as transformers reads it: `DeepseekVLForConditionalGeneration` (SigLIP alone, 1.3B) and
-`DeepseekVLHybridForConditionalGeneration` (SigLIP and SAM, 7B)."""
+"""DeepSeek-VL as transformers reads it: `DeepseekVLForConditionalGeneration` (SigLIP alone, 1.3B)
+and `DeepseekVLHybridForConditionalGeneration` (SigLIP and SAM, 7B)."""
 
 from __future__ import annotations
 

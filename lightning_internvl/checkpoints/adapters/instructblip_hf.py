@@ -1,4 +1,5 @@
-"""InstructBLIP as transformers' `InstructBlipForConditionalGeneration` reads it: the Q-Former reads the instruction too."""
+"""InstructBLIP as transformers' `InstructBlipForConditionalGeneration` reads it: the Q-Former reads
+the instruction too."""
 
 from __future__ import annotations
 

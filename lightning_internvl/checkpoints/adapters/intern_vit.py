@@ -1,4 +1,5 @@
-"""InternViT alone, in the layout of its releases with a config.json (InternViT-6B-224px, -448px-V1-x, InternViT-300M)."""
+"""InternViT alone, in the layout of its releases with a config.json (InternViT-6B-224px,
+-448px-V1-x, InternViT-300M)."""
 
 from __future__ import annotations
 

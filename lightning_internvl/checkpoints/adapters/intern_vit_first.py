@@ -1,4 +1,5 @@
-"""intern_vit_6b_*.pth: the tower in one bare file; a pooling head that came with it is left aside."""
+"""intern_vit_6b_*.pth: the tower in one bare file; a pooling head that came with it is left
+aside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""InternVL-14B-224px and its fine-tunes: InternViT, QLLaMA and the heads of stages 1 and 2 (`internvl_stage2`)."""
+"""InternVL-14B-224px and its fine-tunes: InternViT, QLLaMA and the heads of stages 1 and 2
+(`internvl_stage2`)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, ITM, NextToken
 
-# The official class builds its rotary table from this constant; `rope_theta` of the config is not read.
+# The official class builds its rotary table from this constant; `rope_theta` of the config is not
+# read.
 ROPE_THETA = 10000.0
 
 HEADS = ("qllama.**", "query_tokens", "text_projection", "clip_projector.**", "clip_projector2.**")
@@ -86,7 +88,8 @@ class InternVL14B(Layout):
 
 
 def qllama_of(top: Config, encoder_dim: int, llama: Config, **others: object) -> QLLaMA:
-    """QLLaMA from the general fields of a config and its `qllama_config`; `others` go to the constructor as they are."""
+    """QLLaMA from the general fields of a config and its `qllama_config`; `others` go to the
+    constructor as they are."""
     check_only(llama, LLAMA_ONLY, "qllama_config")
     settings = {
         "encoder_dim": encoder_dim,

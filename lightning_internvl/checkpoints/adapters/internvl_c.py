@@ -1,4 +1,5 @@
-"""internvl_c_13b_224px.pth: tower and text encoder in one bare file, as stage 1 leaves them (`internvl_c_pytorch`)."""
+"""internvl_c_13b_224px.pth: tower and text encoder in one bare file, as stage 1 leaves them
+(`internvl_c_pytorch`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""InternVL-Chat V1-1 to 1.5 and later, as released: `vision_model`, `mlp1`, `language_model` (`modeling_internvl_chat.py`)."""
+"""InternVL-Chat V1-1 to 1.5 and later, as released: `vision_model`, `mlp1`, `language_model`
+(`modeling_internvl_chat.py`)."""
 
 from __future__ import annotations
 

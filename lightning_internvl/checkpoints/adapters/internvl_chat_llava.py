@@ -1,4 +1,5 @@
-"""InternVL-Chat 1.0 in the layout of LLaVA's code: QLLaMA and two MLPs, or patches and one MLP (`internvl_chat_llava`)."""
+"""InternVL-Chat 1.0 in the layout of LLaVA's code: QLLaMA and two MLPs, or patches and one MLP
+(`internvl_chat_llava`)."""
 
 from __future__ import annotations
 

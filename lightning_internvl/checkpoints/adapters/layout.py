@@ -24,7 +24,8 @@ class Layout(ABC):
         NATIVE: whether transformers loads the layout by itself.
         SINGLE_FILE: one .pth file instead of a folder with `config.json`.
         DEFAULTS: what a config may leave out.
-        BUFFERS: how the names of tensors end that are no weights: tables which older releases stored.
+        BUFFERS: how the names of tensors end that are no weights: tables which older releases
+            stored.
     """
 
     NAME: ClassVar[str]
@@ -65,8 +66,8 @@ class Layout(ABC):
     # --- model to files -----------------------------------------------------------------------------
 
     def config_of(self, model: VLM) -> Config | None:
-        """The config that a model was loaded with, brought up to date, else one made from its parts;
-        None if the layout cannot hold the model."""
+        """The config that a model was loaded with, brought up to date, else one made from its
+        parts; None if the layout cannot hold the model."""
         fields = self.fields_of(model)
         if fields is None:
             return None
@@ -144,7 +145,8 @@ def chat_model(encoder: Encoder, middleware: Middleware, decoder: Decoder | None
 
 
 def with_old_prefix(name: str) -> str:
-    """A name in a chat model of transformers as releases before 4.52 wrote it, with the parts at the top."""
+    """A name in a chat model of transformers as releases before 4.52 wrote it, with the parts at
+    the top."""
     old = {
         "model.language_model.": "language_model.model.",
         "lm_head.": "language_model.lm_head.",
@@ -157,7 +159,8 @@ def with_old_prefix(name: str) -> str:
 
 
 def updated_config(loaded: Config, defaults: Config, fields: Config) -> Config:
-    """A config as it was loaded, with the fields that differ; absent ones count as their default."""
+    """A config as it was loaded, with the fields that differ; absent ones count as their
+    default."""
     config = dict(loaded)
     for key, value in fields.items():
         if isinstance(value, dict) and isinstance(loaded.get(key), dict):

@@ -1,4 +1,5 @@
-"""LLaVA v1 and v1.5 in the layout of its own code: a CLIP tower, a linear or MLP projector, LLaMA at the top (`llava_llama`)."""
+"""LLaVA v1 and v1.5 in the layout of its own code: a CLIP tower, a linear or MLP projector, LLaMA
+at the top (`llava_llama`)."""
 
 from __future__ import annotations
 

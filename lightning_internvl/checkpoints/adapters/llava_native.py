@@ -1,4 +1,5 @@
-"""LLaVA 1.5 as transformers' `LlavaForConditionalGeneration` reads it: CLIP or SigLIP, two layers, any language model."""
+"""LLaVA 1.5 as transformers' `LlavaForConditionalGeneration` reads it: CLIP or SigLIP, two layers,
+any language model."""
 
 from __future__ import annotations
 
@@ -126,7 +127,8 @@ def _tower(vision: Config) -> CLIPViT:
 
 
 def _reads_as_there(encoder: CLIPViT, connector: MLPConnector) -> bool:
-    """Whether the library, which knows no norm behind the last block and no pooled vector there, hands on the same tokens."""
+    """Whether the library, which knows no norm behind the last block and no pooled vector there,
+    hands on the same tokens."""
     last = any(layer in (-1, encoder.depth) for layer in connector.layers)
     if not last or encoder.post_norm == "unused":
         return connector.skipped <= 1

@@ -1,7 +1,8 @@
-"""MiniGPT-4 with the names of its own code (`minigpt4.py`): Q-Former and `llama_proj`, or the LLaMA-2 variant without Q-Former.
+"""MiniGPT-4 with the names of its own code (`minigpt4.py`): Q-Former and `llama_proj`, or the
+LLaMA-2 variant without Q-Former.
 
-The released .pth hold `llama_proj` alone (see `minigpt4_projection`); this layout is the whole state of the model. Features stand
-in the tower's place where the files hold none.
+The released .pth hold `llama_proj` alone (see `minigpt4_projection`); this layout is the whole
+state of the model. Features stand in the tower's place where the files hold none.
 """
 
 from __future__ import annotations

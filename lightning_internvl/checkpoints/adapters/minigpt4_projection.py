@@ -1,4 +1,5 @@
-"""The released .pth files of MiniGPT-4, which hold `llama_proj` alone; tower, Q-Former and language model come from elsewhere.
+"""The released .pth files of MiniGPT-4, which hold `llama_proj` alone; tower, Q-Former and language
+model come from elsewhere.
 
 A run takes it as a part of its start: `init_from=FILE`, with all other names under `new`.
 """

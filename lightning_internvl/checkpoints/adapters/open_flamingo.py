@@ -1,7 +1,9 @@
-"""Flamingo under the names of OpenFlamingo's whole state dict: tower of open_clip, resampler, wrapped language model.
+"""Flamingo under the names of OpenFlamingo's whole state dict: tower of open_clip, resampler,
+wrapped language model.
 
-OpenFlamingo has no `config.json`; ours says what its code takes from elsewhere. Its released files hold the trained tensors alone
-(`perceiver.*`, `gated_cross_attn_layer.*`, the embeddings) and are completed by a CLIP and a language model, under these names.
+OpenFlamingo has no `config.json`; ours says what its code takes from elsewhere. Its released files
+hold the trained tensors alone (`perceiver.*`, `gated_cross_attn_layer.*`, the embeddings) and are
+completed by a CLIP and a language model, under these names.
 """
 
 from __future__ import annotations

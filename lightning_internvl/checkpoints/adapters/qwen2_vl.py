@@ -1,4 +1,5 @@
-"""Qwen2-VL as released and as transformers' `Qwen2VLForConditionalGeneration` reads it: the names are the same."""
+"""Qwen2-VL as released and as transformers' `Qwen2VLForConditionalGeneration` reads it: the names
+are the same."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ TOP: Config = {
     "image_token_id": 151655, "video_token_id": 151656,
     "vision_start_token_id": 151652, "vision_end_token_id": 151653,
 }  # fmt: skip
-# The original files write the width of the language model into `hidden_size` and leave the rest to these.
+# The original files write the width of the language model into `hidden_size` and leave the rest to
+# these.
 VISION: Config = {
     "depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_act": "quick_gelu", "patch_size": 14,
     "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3, "rope_parameters": {"rope_theta": 10000.0},

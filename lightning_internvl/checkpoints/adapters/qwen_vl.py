@@ -1,4 +1,5 @@
-"""Qwen-VL and Qwen-VL-Chat as released (`modeling_qwen.py`, `visual.py`), and their visual part alone."""
+"""Qwen-VL and Qwen-VL-Chat as released (`modeling_qwen.py`, `visual.py`), and their visual part
+alone."""
 
 from __future__ import annotations
 

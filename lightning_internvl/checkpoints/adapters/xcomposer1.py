@@ -1,7 +1,9 @@
-"""InternLM-XComposer 1 as released: EVA ViT-g, perceive sampler with its flags, InternLM (`modeling_InternLM_XComposer.py`).
+"""InternLM-XComposer 1 as released: EVA ViT-g, perceive sampler with its flags, InternLM
+(`modeling_InternLM_XComposer.py`).
 
-The low-rank updates that its language model has built in are zero in the releases, because they were merged, and are read as
-that. Where the files hold no tower or no language model, features stand in its place, or nothing.
+The low-rank updates that its language model has built in are zero in the releases, because they
+were merged, and are read as that. Where the files hold no tower or no language model, features
+stand in its place, or nothing.
 """
 
 from __future__ import annotations

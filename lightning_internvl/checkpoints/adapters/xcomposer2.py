@@ -1,5 +1,5 @@
-"""InternLM-XComposer2 as released: a CLIP tower with a resized position table, `vision_proj`, and InternLM2 with Partial LoRA
-(`modeling_internlm_xcomposer2.py`, `build_mlp.py`)."""
+"""InternLM-XComposer2 as released: a CLIP tower with a resized position table, `vision_proj`, and
+InternLM2 with Partial LoRA (`modeling_internlm_xcomposer2.py`, `build_mlp.py`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from lightning_internvl.model.vlm import VLM
 
 IMAGE = -200  # stands for one visual token; no word
 TOWER = "vit.vision_tower.vision_model."
-# The released config says nothing of the tower (CLIP ViT-L/14-336) and the ranks; both are written in its code.
+# The released config says nothing of the tower (CLIP ViT-L/14-336) and the ranks; both are written
+# in its code.
 CLIP: Config = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14,
 }  # fmt: skip

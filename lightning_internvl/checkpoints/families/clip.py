@@ -1,4 +1,5 @@
-"""The towers of CLIP and SigLIP in `config.json` and in weight files, as transformers and OpenAI write them."""
+"""The towers of CLIP and SigLIP in `config.json` and in weight files, as transformers and OpenAI
+write them."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def clip_tower(config: Config, *, post_norm: str = "cls") -> CLIPViT:
 
 
 def siglip_tower(config: Config, *, head: str = "first", post_norm: str = "all") -> SiglipViT:
-    """The tower of a `vision_config` of SigLIP; `head` says what a pooling head is for, where the config has one.
+    """The tower of a `vision_config` of SigLIP; `head` says what a pooling head is for, where the
+    config has one.
 
     Raises:
         ValueError: for a setting that the tower does not have.

@@ -50,7 +50,8 @@ def check_only(config: Config, only: Config, section: str) -> None:
 
 
 def release_rules(prefix: str) -> list[NameRule]:
-    """The tower below `prefix` in the layout of InternVL's releases with a config.json, which is ours."""
+    """The tower below `prefix` in the layout of InternVL's releases with a config.json, which is
+    ours."""
     return [rename("encoder.**", f"{prefix}**")]
 
 
@@ -80,7 +81,8 @@ def tower(config: Config, image_size: int | None = None) -> InternViT:
 
 
 def tower_config(encoder: InternViT) -> Config | None:
-    """The `vision_config` of a tower as InternVL's releases have it, None if they cannot hold it."""
+    """The `vision_config` of a tower as InternVL's releases have it, None if they cannot hold
+    it."""
     attention, block = encoder.encoder.layers[0].attn, encoder.encoder.layers[0]
     with_norm = isinstance(attention.q_norm, RMSNorm)
     if encoder.has_final_norm or (with_norm and attention.q_norm.eps != block.norm1.eps):
@@ -101,7 +103,8 @@ def tower_config(encoder: InternViT) -> Config | None:
 
 
 def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> Config:
-    """The `vision_config` of a bare file: all sizes but the number of heads stand in the shapes (names of the release)."""
+    """The `vision_config` of a bare file: all sizes but the number of heads stand in the shapes
+    (names of the release)."""
     dim, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
     blocks = {int(m[1]) for name in shapes if (m := re.match(r"encoder\.layers\.(\d+)\.", name))}
     return {

@@ -1,4 +1,5 @@
-"""The language model inside a chat checkpoint: Hugging Face's own layouts, and InternLM2's fused one."""
+"""The language model inside a chat checkpoint: Hugging Face's own layouts, and InternLM2's fused
+one."""
 
 from __future__ import annotations
 
@@ -30,8 +31,10 @@ def language_model(config: Config, *, tied: bool, make: Callable[..., HFCausalLM
     """The decoder of a language model's config, with fresh weights.
 
     Args:
-        tied: whether output and input embeddings are one tensor; what the files hold decides, not the config.
-        make: called with the config that transformers knows; a decoder with parts of its own, or the plain one.
+        tied: whether output and input embeddings are one tensor; what the files hold decides, not
+            the config.
+        make: called with the config that transformers knows; a decoder with parts of its own, or
+            the plain one.
 
     Raises:
         ValueError: if the config does not say which model it is.
@@ -82,7 +85,8 @@ def language_rules(config: Config, prefix: str = "language_model.") -> list[Name
 
 
 def fused_rows(ours: str, official: str, leaf: str, heads: int, groups: int) -> NameRule:
-    """Query, key and value in one matrix, group by group: the queries that share a key, then this key, then its value."""
+    """Query, key and value in one matrix, group by group: the queries that share a key, then this
+    key, then its value."""
     per_group = heads // groups
 
     def read(fused: Tensor) -> tuple[Tensor, ...]:

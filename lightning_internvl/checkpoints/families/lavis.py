@@ -1,4 +1,5 @@
-"""The tower of LAVIS and its descendants (MiniGPT-4, XComposer 1), whose checkpoints may come without it."""
+"""The tower of LAVIS and its descendants (MiniGPT-4, XComposer 1), whose checkpoints may come
+without it."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ DEFAULTS: Config = {"bert_config": QFORMER, "vision_config": VISION | {"model_ty
 
 
 def lavis_encoder(config: Config, shapes: Shapes, width: int | None) -> EvaViT | Features:
-    """The tower that the files hold, by `vision_config` or their shapes; features of `width` where they hold none."""
+    """The tower that the files hold, by `vision_config` or their shapes; features of `width` where
+    they hold none."""
     if not any(name.startswith(TOWER) for name in shapes):
         if width is None:
             raise ValueError("config.json has no vision_width, and the files hold no tower")

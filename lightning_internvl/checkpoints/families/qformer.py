@@ -1,4 +1,5 @@
-"""EVA ViT and Q-Former in checkpoints: as LAVIS and its descendants (MiniGPT-4, XComposer) name them, and transformers."""
+"""EVA ViT and Q-Former in checkpoints: as LAVIS and its descendants (MiniGPT-4, XComposer) name
+them, and transformers."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ _PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
 
 
 def layer_rules(prefix: str, inner: str) -> list[NameRule]:
-    """The layers below `prefix`; `inner` names the module that holds query, key and value ("self" or "attention")."""
+    """The layers below `prefix`; `inner` names the module that holds query, key and value ("self"
+    or "attention")."""
     ours, theirs = "middleware.qformer.layers.*", f"{prefix}encoder.layer.*"
     names = {
         f"{attention}.{own}": f"{name}.{inner}.{their}"
@@ -49,7 +51,8 @@ def layer_rules(prefix: str, inner: str) -> list[NameRule]:
 
 
 def lavis_qformer_rules(prefix: str = "Qformer.") -> list[NameRule]:
-    """The Q-Former below `prefix` with its queries beside it, without heads of its own: LAVIS, MiniGPT-4, XComposer."""
+    """The Q-Former below `prefix` with its queries beside it, without heads of its own: LAVIS,
+    MiniGPT-4, XComposer."""
     ours, bert = "middleware.qformer.embeddings", f"{prefix}bert."
     return [
         rename("middleware.query_tokens", "query_tokens"),

@@ -1,4 +1,5 @@
-"""SAM's image encoder in `config.json` and in weight files, as transformers and its authors write it."""
+"""SAM's image encoder in `config.json` and in weight files, as transformers and its authors write
+it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ NECK = {"0": "conv1", "1": "layer_norm1", "2": "conv2", "3": "layer_norm2"}
 
 
 def native_rules(ours: str, prefix: str) -> list[NameRule]:
-    """The tower below `prefix` in the layout of transformers' DeepSeek-VL: three modules side by side."""
+    """The tower below `prefix` in the layout of transformers' DeepSeek-VL: three modules side by
+    side."""
     tower = f"{prefix}high_res_vision_model.vision_encoder."
     return [
         *(rename(f"{ours}neck.{number}.*", f"{tower}neck.{name}.*") for number, name in NECK.items()),
