@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_handoff import CONFIG
 from transformers import PreTrainedTokenizerFast
 
@@ -55,7 +56,7 @@ def run(tmp_path: Path) -> Path:
 def test_adapters_and_what_trained_whole_lie_alone(run: Path) -> None:
     manifest = json.loads((run / "b" / "manifest.json").read_text())
     assert set(manifest["parts"]) == {"middleware", "decoder"}
-    decoder = handoff.load_file(run / "b" / "decoder.safetensors")
+    decoder = load_file(run / "b" / "decoder.safetensors")
     assert len(decoder) == 2 * 7
     assert all(peft.is_update(name) for name in decoder)
     assert set(decoder) < set(manifest["trained"])
