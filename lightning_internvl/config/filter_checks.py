@@ -1,4 +1,5 @@
-"""The rules of a filter: what a pair must be like to be kept. Nothing here imports PyTorch or NumPy."""
+"""The rules of a filter: what a pair must be like to be kept. Nothing here imports PyTorch or
+NumPy."""
 
 from __future__ import annotations
 

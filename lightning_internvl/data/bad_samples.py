@@ -1,7 +1,8 @@
-"""Samples that cannot be used: each is named and replaced, all are counted, and a run stops where they are too many.
+"""Samples that cannot be used: each is named and replaced, all are counted, and a run stops where
+they are too many.
 
-A source of samples says what is wrong with one by a ValueError: `BadSample` with the kind of fault, or any other. What it costs
-is decided here, for every source alike.
+A source of samples says what is wrong with one by a ValueError: `BadSample` with the kind of fault,
+or any other. What it costs is decided here, for every source alike.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def kind_of(error: ValueError) -> str:
 
 
 class Skipped(NamedTuple):
-    """One sample that was not used: its name, what was wrong, the place in the stage's data that it was drawn for, and from which
-    of several sources. It travels with a batch, where Lightning's conversion to bf16-true takes no frozen dataclass."""
+    """One sample that was not used: its name, what was wrong, the place in the stage's data that it
+    was drawn for, and from which of several sources. It travels with a batch, where Lightning's
+    conversion to bf16-true takes no frozen dataclass."""
 
     place: int
     key: str
@@ -75,11 +77,12 @@ def usable_sample(
 ) -> tuple[dict[str, Any], list[Skipped]]:
     """A prepared sample for a place, and those that were skipped for it.
 
-    The first one tried is at `index`; others are drawn from (seed, place), so that a place always gets the same sample, whatever
-    ran before.
+    The first one tried is at `index`; others are drawn from (seed, place), so that a place always
+    gets the same sample, whatever ran before.
 
     Args:
-        read, prepare: by index to a sample, and what is made of it. Their ValueErrors are a sample's fault.
+        read, prepare: by index to a sample, and what is made of it. Their ValueErrors are a
+            sample's fault.
         length: of the source; None for an endless one.
         tries: 1 hands the first fault on.
 
@@ -109,9 +112,11 @@ def _another_index(index: int, draw: Sequence[int], length: int | None) -> int:
 
 
 class Ledger:
-    """The account of one process in one stage: a line of JSON for each sample that was skipped, and the stop.
+    """The account of one process in one stage: a line of JSON for each sample that was skipped, and
+    the stop.
 
-    Lines of batches from `start` on are dropped first, so that a resumed run writes and counts none twice.
+    Lines of batches from `start` on are dropped first, so that a resumed run writes and counts none
+    twice.
 
     Args:
         path: the file; there is none as long as every sample is used.
@@ -190,6 +195,7 @@ class Ledger:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of an earlier part of the run; what follows the last line end is a line that a kill tore apart."""
+    """The lines of an earlier part of the run; what follows the last line end is a line that a kill
+    tore apart."""
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
     return [json.loads(line) for line in lines]

@@ -1,10 +1,12 @@
-"""Losses over the micro-batches of an optimizer step: sums divided by the count of the window, on all ranks.
+"""Losses over the micro-batches of an optimizer step: sums divided by the count of the window, on
+all ranks.
 
-Lightning adds the gradients of k micro-batches, each divided by k. That is a mean of means: a micro-batch
-with few labels would weigh as much as one with many. So k micro-batches are read ahead and each carries the
-counts of all of them (`AccumulationWindows`); a micro-batch whose loss is a mean over C of the window's N
-items then counts k C / N times (`window_shares`), which makes the step that of one batch with all items. A
-window that ends early, because the data does, has fewer micro-batches and no smaller step.
+Lightning adds the gradients of k micro-batches, each divided by k. That is a mean of means: a
+micro-batch with few labels would weigh as much as one with many. So k micro-batches are read ahead
+and each carries the counts of all of them (`AccumulationWindows`); a micro-batch whose loss is a
+mean over C of the window's N items then counts k C / N times (`window_shares`), which makes the
+step that of one batch with all items. A window that ends early, because the data does, has fewer
+micro-batches and no smaller step.
 """
 
 from __future__ import annotations
@@ -51,14 +53,16 @@ class AccumulationWindows:
 
 
 def window_shares(window: Sequence[Counts], place: int, length: int, device: torch.device) -> tuple[dict[str, Tensor], float]:
-    """How often the losses of one micro-batch count, given that all are divided by `length` afterwards.
+    """How often the losses of one micro-batch count, given that all are divided by `length`
+    afterwards.
 
     Args:
         window: this rank's counts of each micro-batch of the step; all ranks have equally many.
         place: of the micro-batch among them.
 
     Returns:
-        the factors of losses that are counted, and that of all others, whose micro-batches weigh the same
+        the factors of losses that are counted, and that of all others, whose micro-batches weigh
+        the same
     """
     names = list(window[place])
     counts = torch.tensor([[one[name] for name in names] for one in window], pin_memory=device.type == "cuda")

@@ -1,6 +1,8 @@
-"""Things and where they are, in text: "<ref>the cat</ref><box>(120,48),(510,930)</box>", as Qwen-VL writes and reads it.
+"""Things and where they are, in text: "<ref>the cat</ref><box>(120,48),(510,930)</box>", as Qwen-VL
+writes and reads it.
 
-A box is (x0, y0, x1, y1) in 0..1, left, top, right, bottom; its text has whole numbers in 0..1000 (Bai et al. 2023, section 3).
+A box is (x0, y0, x1, y1) in 0..1, left, top, right, bottom; its text has whole numbers in 0..1000
+(Bai et al. 2023, section 3).
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ def parse(text: str, sample: str) -> list[Grounded]:
     """All phrases and boxes of a text, in order.
 
     Raises:
-        ValueError: naming `sample` and what is wrong, for marks that do not fit together, a box outside the picture, and one
-            whose corners are swapped.
+        ValueError: naming `sample` and what is wrong, for marks that do not fit together, a box
+            outside the picture, and one whose corners are swapped.
     """
     rest = _PIECE.sub("", text)
     if mark := _MARK.search(rest):

@@ -1,7 +1,9 @@
-"""A chat format as `chat_template.jinja`, so that `apply_chat_template` of transformers writes the text that was trained on.
+"""A chat format as `chat_template.jinja`, so that `apply_chat_template` of transformers writes the
+text that was trained on.
 
-Messages are those of transformers: `content` is a text in which "<image>" marks a picture, as in training data, or a list of
-`{"type": "image"}` and `{"type": "text", "text": ...}`, where a picture is followed by a line break unless it comes last.
+Messages are those of transformers: `content` is a text in which "<image>" marks a picture, as in
+training data, or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`, where a picture
+is followed by a line break unless it comes last.
 """
 
 from __future__ import annotations
@@ -75,8 +77,8 @@ def jinja_of(template: ChatTemplate, image: str, video: str | None = None) -> st
     """The chat format in the language of transformers' chat templates.
 
     Args:
-        image: what is written for each picture, usually its placeholder between the tokens around it; "" where the processor
-            puts it in by itself.
+        image: what is written for each picture, usually its placeholder between the tokens around
+            it; "" where the processor puts it in by itself.
         video: likewise for videos; None leaves their mark as it is.
     """
     run = template.image.replace(IMAGE, image)

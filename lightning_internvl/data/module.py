@@ -1,4 +1,5 @@
-"""The training data of one stage: which samples a step reads is a pure function of the step, so resume costs nothing."""
+"""The training data of one stage: which samples a step reads is a pure function of the step, so
+resume costs nothing."""
 
 from __future__ import annotations
 
@@ -29,22 +30,23 @@ class StageData(L.LightningDataModule):
     """Batches of one stage.
 
     Args:
-        dataset: map-style, of samples as mappings with a "key"; each gets "draw", (seed, place in the
-            stage's data), from which chance in its preparation is drawn. `endless` data is read in order,
-            finite data in a new order each epoch. Or shards (see `data.shards.stream`).
+        dataset: map-style, of samples as mappings with a "key"; each gets "draw", (seed, place in
+            the stage's data), from which chance in its preparation is drawn. `endless` data is read
+            in order, finite data in a new order each epoch. Or shards (see `data.shards.stream`).
         collate: samples to a batch.
         batch_size: samples a step on one device; rows, where samples share them.
         batches: micro-batches of the whole stage on one device.
         start_batch: the first one to read (after a resume).
         num_workers: processes that prepare batches; 0 prepares them in the training process.
-        max_bad_fraction: the share of samples that may be unusable, which are skipped and replaced (see
-            `data.bad_samples`); 0 stops at
-            the first one.
-        folder: where they are listed (`skipped.jsonl`, and `skipped.RANK.jsonl` for further processes).
+        max_bad_fraction: the share of samples that may be unusable, which are skipped and replaced
+            (see `data.bad_samples`); 0 stops at the first one.
+        folder: where they are listed (`skipped.jsonl`, and `skipped.RANK.jsonl` for further
+            processes).
         held_out: samples to measure on, which are never trained on.
-        grouping: how samples that wait are put together; None: batches hold samples in the order in which they come.
-        accumulate: micro-batches of an optimizer step; each then carries the counts of all of them (see
-            `data.gradient_accumulation`).
+        grouping: how samples that wait are put together; None: batches hold samples in the order in
+            which they come.
+        accumulate: micro-batches of an optimizer step; each then carries the counts of all of them
+            (see `data.gradient_accumulation`).
     """
 
     def __init__(
@@ -80,7 +82,8 @@ class StageData(L.LightningDataModule):
         """Batches of this rank, from `start_batch` on.
 
         Raises:
-            ValueError: without any data; if a stage that keeps its position goes on from a checkpoint that does not say it.
+            ValueError: without any data; if a stage that keeps its position goes on from a
+                checkpoint that does not say it.
         """
         length, rank = self._length(), self.trainer.global_rank
         if self.held_out is not None and len(self.held_out) == 0:
@@ -104,7 +107,8 @@ class StageData(L.LightningDataModule):
         """The first samples that training on one process would read.
 
         Raises:
-            ValueError: if the data holds none, or one of them cannot be used (and `max_bad_fraction` is 0).
+            ValueError: if the data holds none, or one of them cannot be used (and
+                `max_bad_fraction` is 0).
         """
         if isinstance(self.dataset, ShardDataset):
             return self._first_of_shards(self.dataset, count)
@@ -189,7 +193,8 @@ class StageData(L.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the data goes on, for a checkpoint: nothing if that follows from the step. All processes take part."""
+        """Where the data goes on, for a checkpoint: nothing if that follows from the step. All
+        processes take part."""
         return {} if self.position is None else {"positions": gather_objects(self.position)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -199,8 +204,8 @@ class StageData(L.LightningDataModule):
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Count what was skipped for a batch, and keep where the data stands behind it.
 
-        It is counted when the batch is trained on, not when it was prepared, so that a resume counts none
-        twice.
+        It is counted when the batch is trained on, not when it was prepared, so that a resume
+        counts none twice.
 
         Raises:
             ValueError: if too many samples are bad.
@@ -222,7 +227,8 @@ class StageData(L.LightningDataModule):
 
 
 class _PreparedSamples(Dataset[tuple[Prepared, list[Skipped]]]):
-    """Prepared samples by index and place, which tells two readings of one sample apart, and what was skipped for each."""
+    """Prepared samples by index and place, which tells two readings of one sample apart, and what
+    was skipped for each."""
 
     def __init__(self, dataset: Dataset[Any], collate: Collator, seed: int, length: int | None, tries: int) -> None:
         self.dataset, self.collate = dataset, collate

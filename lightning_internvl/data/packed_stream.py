@@ -1,4 +1,5 @@
-"""Packed rows, or batches of one length, from map-style data: a window of prepared samples and its resume."""
+"""Packed rows, or batches of one length, from map-style data: a window of prepared samples and its
+resume."""
 
 from __future__ import annotations
 
@@ -21,16 +22,19 @@ AHEAD = 2  # batches that are put together before they are asked for
 CHUNK = 8  # samples that one process prepares at a time
 ARRAYS = ("pictures", "videos")
 
-# {"chunk": the next one of this process, "waiting": places of those that were read and not yet used}
+# {"chunk": the next one of this process, "waiting": places of those that were read and not yet
+# used}
 Position = dict[str, Any]
 PreparedChunk = list[tuple[Prepared, list[Skipped]]]
 
 
 class PackedStream:
-    """Batches of one process: chunks of samples come in the sampler's order, wait, and are chosen from.
+    """Batches of one process: chunks of samples come in the sampler's order, wait, and are chosen
+    from.
 
-    What a batch holds is a pure function of the seed, the process and the position, whatever prepares the
-    samples. A stream that goes on prepares again what was waiting, and nothing before it.
+    What a batch holds is a pure function of the seed, the process and the position, whatever
+    prepares the samples. A stream that goes on prepares again what was waiting, and nothing before
+    it.
 
     Args:
         samples: prepared samples, and those skipped for each, by (index, place).
@@ -109,8 +113,8 @@ class PackedStream:
 
 
 def dealt_positions(positions: Sequence[Position], world_size: int) -> list[Position]:
-    """Positions of another number of processes: samples that waited, and those that only some processes had
-    come to, are dealt out, so that none is lost.
+    """Positions of another number of processes: samples that waited, and those that only some
+    processes had come to, are dealt out, so that none is lost.
 
     Args:
         positions: of the processes that there were, by their number.

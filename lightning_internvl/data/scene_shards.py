@@ -1,10 +1,13 @@
-"""Tar shards of built-in scenes, some of them spoilt on purpose: to try out streaming and filtering without a download.
+"""Tar shards of built-in scenes, some of them spoilt on purpose: to try out streaming and filtering
+without a download.
 
     python -m lightning_internvl.data.scene_shards to=FOLDER pairs=100000
-    python -m lightning_internvl.data.scene_shards to=FOLDER pairs=100000 spoilt=0.3 per_shard=500 image_size=64 seed=1
+    python -m lightning_internvl.data.scene_shards to=FOLDER pairs=100000 spoilt=0.3 seed=1
 
-Each record is as img2dataset writes it: KEY.jpg, KEY.txt, and KEY.json, whose "fault" says how the pair was spoilt (null: it was
-not). Equal settings give equal files.
+Other settings are `per_shard=500` and `image_size=64`.
+
+Each record is as img2dataset writes it: KEY.jpg, KEY.txt, and KEY.json, whose "fault" says how the
+pair was spoilt (null: it was not). Equal settings give equal files.
 """
 
 from __future__ import annotations

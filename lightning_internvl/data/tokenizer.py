@@ -1,4 +1,5 @@
-"""The tokenizer of the built-in data: one token a word, made from its texts in a moment, without a download."""
+"""The tokenizer of the built-in data: one token a word, made from its texts in a moment, without a
+download."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ TEMPLATE_TEXTS = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions.",
 )  # fmt: skip
-# A Chinese word of the built-in texts or any other Chinese character; a word with the space before it; a number; the middle
-# of a box; any other single character.
+# A Chinese word of the built-in texts or any other Chinese character; a word with the space before
+# it; a number; the middle of a box; any other single character.
 PIECE = "|".join(
     [*sorted(chinese_words(), key=lambda word: (-len(word), word)), r"\p{Han}| ?[A-Za-z]+(?:-[A-Za-z]+)*|[0-9]+|\),\(|\s|."]
 )
@@ -37,9 +38,11 @@ SAVED_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 def toy_tokenizer(extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Word-level tokenizer with byte fallback: any text round-trips, and the built-in texts take one token a word.
+    """Word-level tokenizer with byte fallback: any text round-trips, and the built-in texts take
+    one token a word.
 
-    `<pad>`, `<s>` and `</s>` are 0, 1 and 2; none is added by itself. The result depends on the texts alone.
+    `<pad>`, `<s>` and `</s>` are 0, 1 and 2; none is added by itself. The result depends on the
+    texts alone.
 
     Args:
         extra_tokens: special tokens of a system, behind all others.
@@ -78,10 +81,12 @@ def _without_special(text: str) -> list[str]:
 
 
 def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
-    """The tokenizer of a pretrained language model, with the placeholders of pictures and boxes added where it lacks them.
+    """The tokenizer of a pretrained language model, with the placeholders of pictures and boxes
+    added where it lacks them.
 
     Args:
-        pretrained: a hub id, a local folder, a GGUF file or `package:NAME` (see `sources.local_source`).
+        pretrained: a hub id, a local folder, a GGUF file or `package:NAME` (see
+            `sources.local_source`).
         extra_tokens: special tokens of a system, added likewise.
 
     Raises:
@@ -102,8 +107,8 @@ def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> Pr
 
 
 def bert_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a BERT for a Q-Former: [DEC], added as the last token, begins what is written (LAVIS `init_tokenizer`),
-    [CLS] what is contrasted or matched, and [SEP] ends both.
+    """The tokenizer of a BERT for a Q-Former: [DEC], added as the last token, begins what is
+    written (LAVIS `init_tokenizer`), [CLS] what is contrasted or matched, and [SEP] ends both.
 
     Raises:
         ValueError: without an id or a folder.
@@ -117,7 +122,8 @@ def bert_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
 
 
 def saved_tokenizer(folder: str | None = None, extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint as it is, or the one that a hand-off folder holds, whose reader says where.
+    """The tokenizer of a checkpoint as it is, or the one that a hand-off folder holds, whose reader
+    says where.
 
     Args:
         extra_tokens: a placeholder of pictures, where the checkpoint has no word for it.

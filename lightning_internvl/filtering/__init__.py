@@ -1,1 +1,2 @@
-"""A pipeline step that trains nothing: pairs in shards are scored, and new shards of the good ones feed the stages behind it."""
+"""A pipeline step that trains nothing: pairs in shards are scored, and new shards of the good ones
+feed the stages behind it."""

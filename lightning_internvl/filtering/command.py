@@ -1,6 +1,7 @@
 """A filter from beginning to end, in one process or several: score, decide, write.
 
-Processes meet in the filter's folder alone. Process r of R takes the shards r, r + R, ...; the first one decides and sums up.
+Processes meet in the filter's folder alone. Process r of R takes the shards r, r + R, ...; the
+first one decides and sums up.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ def _decide(job: FilterJob, count: int) -> None:
 
 
 def _check_sources(job: FilterJob, columns: Columns) -> None:
-    """Raises ValueError for a source of which nothing is kept: what its weight says could not be done."""
+    """Raises ValueError for a source of which nothing is kept: what its weight says could not be
+    done."""
     shards, kept = job.shards(), Counter[str]()
     for shard in range(len(shards)):
         kept[shards.source(shard)] += columns.reasons(shard).count(KEPT)

@@ -1,7 +1,9 @@
-"""Which pairs are kept: the pass between scoring and writing, which sees the scores of all pairs and none of the pairs.
+"""Which pairs are kept: the pass between scoring and writing, which sees the scores of all pairs
+and none of the pairs.
 
-What it decides depends on the scores and the order of the shards alone, not on who scored them when. It keeps columns of numbers
-on disk (21 bytes a pair, twice) and reads them in pieces, so that memory does not grow with the number of pairs.
+What it decides depends on the scores and the order of the shards alone, not on who scored them
+when. It keeps columns of numbers on disk (21 bytes a pair, twice) and reads them in pieces, so that
+memory does not grow with the number of pairs.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ KINDS = {"reason": np.uint8, "similarity": np.int32, "picture": np.uint64, "capt
 
 
 class Columns:
-    """The columns that decisions need, a file each: `reason` (KEPT, BAD, or the rule that drops a pair), `similarity` in steps of
-    a millionth, `picture` and `caption` hashes. `starts` tells where each shard begins."""
+    """The columns that decisions need, a file each: `reason` (KEPT, BAD, or the rule that drops a
+    pair), `similarity` in steps of a millionth, `picture` and `caption` hashes. `starts` tells
+    where each shard begins."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -116,7 +119,8 @@ def value_of(row: Row, rule: str, limits: Mapping[str, Any]) -> float:
 
 
 def decide(columns: Columns, rules: Rules) -> float | None:
-    """Drop what only a look at all pairs can tell: pictures and captions that came before, and what is not in the top share.
+    """Drop what only a look at all pairs can tell: pictures and captions that came before, and what
+    is not in the top share.
 
     Returns:
         the similarity from which on pairs are kept; None without `keep_share`
@@ -132,7 +136,8 @@ def decide(columns: Columns, rules: Rules) -> float | None:
 
 
 def _top_share(columns: Columns, share: float) -> float:
-    """Keep a share of those that are left, by the exact quantile: each value that occurs is counted."""
+    """Keep a share of those that are left, by the exact quantile: each value that occurs is
+    counted."""
     reason, similarity = columns.column("reason"), columns.column("similarity")
     counts = np.zeros(2 * STEPS + 3, dtype=np.int64)  # rounding may step over 1
     for piece in columns.pieces():
@@ -160,9 +165,11 @@ def repeated_pairs(columns: Columns, name: str, copies: int) -> np.ndarray:
 
 
 def near_duplicates(columns: Columns, distance: int, band: int) -> np.ndarray:
-    """Positions of kept pairs whose picture differs in at most `distance` bits from one before them, and agrees in one band.
+    """Positions of kept pairs whose picture differs in at most `distance` bits from one before
+    them, and agrees in one band.
 
-    Two numbers that differ in d bits agree in one of d + 1 bands, so that all bands together find all.
+    Two numbers that differ in d bits agree in one of d + 1 bands, so that all bands together find
+    all.
     """
     edges = [64 * i // (distance + 1) for i in range(distance + 2)]
     found = []
@@ -182,8 +189,8 @@ def near_duplicates(columns: Columns, distance: int, band: int) -> np.ndarray:
 
 
 def _parts(columns: Columns, name: str, width: int, shift: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Hashes and positions of all kept pairs, in so many parts that each fits into memory; those that agree in some bits come in
-    the same part."""
+    """Hashes and positions of all kept pairs, in so many parts that each fits into memory; those
+    that agree in some bits come in the same part."""
     count = -(-len(columns) // PIECE)
     reason, hashes = columns.column("reason"), columns.column(name)
     for part in range(count):

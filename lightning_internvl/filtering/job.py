@@ -1,7 +1,9 @@
-"""The work of a filter in pieces of one shard, whoever does them: which are left, and how one is scored and written.
+"""The work of a filter in pieces of one shard, whoever does them: which are left, and how one is
+scored and written.
 
-What lies in the folder says how far the work is; a file that is there is whole. So a killed run loses what it had of one shard in
-each process, and writes the same bytes as one that was never killed.
+What lies in the folder says how far the work is; a file that is there is whole. So a killed run
+loses what it had of one shard in each process, and writes the same bytes as one that was never
+killed.
 """
 
 from __future__ import annotations
@@ -79,15 +81,18 @@ class FilterJob(NamedTuple):
         )
 
     def keep(self, number: int, rows: Sequence[Row]) -> None:
-        """Write the scores of a shard, and before them, because they mark it as scored, what is needed of them to decide."""
+        """Write the scores of a shard, and before them, because they mark it as scored, what is
+        needed of them to decide."""
         write_columns(self.columns, number, rows, self.settings["rules"])
         write_rows(scores_file(self.folder, number), rows)
 
     def take_scores(self, numbers: Sequence[int]) -> None:
-        """Take the scores of an earlier filter over the same shards, so that only the rules are applied anew.
+        """Take the scores of an earlier filter over the same shards, so that only the rules are
+        applied anew.
 
         Raises:
-            ValueError: if there are none, not those of all these shards, or they lack a score that a rule needs.
+            ValueError: if there are none, not those of all these shards, or they lack a score that
+                a rule needs.
         """
         place = Path(self.settings["scores_from"])
         found = len(list((place / "scores").glob("*.jsonl")))
@@ -106,7 +111,8 @@ class FilterJob(NamedTuple):
             self.keep(number, rows)
 
     def score(self, numbers: Sequence[int], ledger: Ledger) -> Iterator[int]:
-        """Score those of some shards that are not yet, and enter in the ledger what cannot be used of any.
+        """Score those of some shards that are not yet, and enter in the ledger what cannot be used
+        of any.
 
         Yields:
             for each shard the number of pairs that were scored
@@ -147,7 +153,8 @@ def enter_rows(ledger: Ledger, rows: Sequence[Row]) -> None:
 
 
 def settings_before(name: str, config: Config) -> Config:
-    """What the stage before a filter says of its parts and of how it reads pairs, so that the filter looks as that stage did."""
+    """What the stage before a filter says of its parts and of how it reads pairs, so that the
+    filter looks as that stage did."""
     stages, pipeline = config["stages"], config["pipeline"]
     before = next((stages[one] for one in reversed(pipeline[: pipeline.index(name)]) if not is_step(stages[one])), {})
     found = {key: before[key] for key in ("encoder", "middleware", "datasets") if before.get(key)}
@@ -184,7 +191,8 @@ def load_filter_model(name: str, config: Config, build: Build, source: str | Pat
 
 
 def rehearse_filter(job: FilterJob) -> VLM | None:
-    """Find faults of a filter before anything trains: its model is built without memory, its list of shards is read.
+    """Find faults of a filter before anything trains: its model is built without memory, its list
+    of shards is read.
 
     Returns:
         the model, where one is needed, to compare its names with those of the source

@@ -1,4 +1,5 @@
-"""What can be told of a pair without a model: sizes, lengths, scripts, and numbers that equal pairs have in common."""
+"""What can be told of a pair without a model: sizes, lengths, scripts, and numbers that equal pairs
+have in common."""
 
 from __future__ import annotations
 
@@ -63,21 +64,24 @@ def _script(character: str) -> str | None:
 
 
 def caption_hash(caption: str) -> int:
-    """A number of 64 bits that captions share which differ only in case, spaces and what stands around the words."""
+    """A number of 64 bits that captions share which differ only in case, spaces and what stands
+    around the words."""
     words = unicodedata.normalize("NFKC", caption).casefold()
     return int.from_bytes(hashlib.blake2b(" ".join(re.findall(r"\w+", words)).encode(), digest_size=8).digest())
 
 
 @functools.cache
 def _cosines() -> np.ndarray:
-    """The lowest frequencies of a discrete cosine transform, (KEPT, SIDE); whole numbers, so that every machine agrees."""
+    """The lowest frequencies of a discrete cosine transform, (KEPT, SIDE); whole numbers, so that
+    every machine agrees."""
     place, frequency = np.arange(SIDE), np.arange(KEPT)[:, None]
     return np.rint(4096 * np.cos((2 * place + 1) * frequency * np.pi / (2 * SIDE))).astype(np.int64)
 
 
 def picture_hash(image: np.ndarray) -> int:
-    """A number of 64 bits in which alike pictures differ by few: which of the lowest frequencies of its brightness lie above
-    their median (the "perceptual hash" of Zauner, 2010, with DC as one of its bits)."""
+    """A number of 64 bits in which alike pictures differ by few: which of the lowest frequencies of
+    its brightness lie above their median (the "perceptual hash" of Zauner, 2010, with DC as one of
+    its bits)."""
     small = np.asarray(Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.int64)
     found = (_cosines() @ small @ _cosines().T).ravel()
     above = 2 * found > np.sort(found)[KEPT * KEPT // 2 - 1 :][:2].sum()

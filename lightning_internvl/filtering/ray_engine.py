@@ -1,6 +1,8 @@
-"""The same work spread over a cluster by Ray Data: a shard at a time, by as many actors as the cluster has room for.
+"""The same work spread over a cluster by Ray Data: a shard at a time, by as many actors as the
+cluster has room for.
 
-All machines must see the folder of the run, the shards and this package; what a machine has done is in the folder alone.
+All machines must see the folder of the run, the shards and this package; what a machine has done is
+in the folder alone.
 """
 
 from __future__ import annotations

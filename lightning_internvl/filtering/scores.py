@@ -31,7 +31,8 @@ UNUSABLE = "unusable"  # the entry of a row without scores: the kind of its faul
 
 
 class ScoringBatch(NamedTuple):
-    """Neighbouring records of one shard; the last ones of a shard say so, and why it ended early if it did."""
+    """Neighbouring records of one shard; the last ones of a shard say so, and why it ended early if
+    it did."""
 
     shard: int
     records: list[Record]
@@ -64,7 +65,8 @@ class SimilarityModel(NamedTuple):
 
     @torch.inference_mode()
     def similarities(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> list[float]:
-        """Cosines of B pictures and their captions; of several embeddings a picture the nearest counts, as in Q-Former."""
+        """Cosines of B pictures and their captions; of several embeddings a picture the nearest
+        counts, as in Q-Former."""
         pixels, ids, mask = (x.to(self.device) for x in (pixels, ids, mask))
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             image = F.normalize(self.model.encode_image(pixels, self.mode).float(), dim=-1)
@@ -84,8 +86,8 @@ class Scorer:
     Args:
         model: None leaves the similarity out.
         language: whether the language of captions is guessed.
-        batch_size: pairs that are prepared and compared at a time. Shards share no batch, so that a shard's scores do not
-            depend on what came before it.
+        batch_size: pairs that are prepared and compared at a time. Shards share no batch, so that a
+            shard's scores do not depend on what came before it.
         num_workers: processes that decode; 0 decodes in this one.
     """
 
@@ -167,7 +169,8 @@ class _PreparedRecords(Dataset[Any]):
 
 
 def scores_file(folder: Path, shard: int) -> Path:
-    """Where the scores of a shard lie; a file that is there is whole, and marks the shard as scored."""
+    """Where the scores of a shard lie; a file that is there is whole, and marks the shard as
+    scored."""
     return folder / "scores" / f"{shard:06d}.jsonl"
 
 

@@ -1,4 +1,5 @@
-"""What a filter reads, all sources of the data as one row of shards, and the data of the stages behind it."""
+"""What a filter reads, all sources of the data as one row of shards, and the data of the stages
+behind it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class JoinedShards(Shards):
     """The shards of several sources, one source after the other.
 
     Args:
-        image, caption: the extension or column of picture and caption, where they have other names than usual.
+        image, caption: the extension or column of picture and caption, where they have other names
+            than usual.
         decode_at: see `read_image`; the stages read pictures so, and so does the filter.
     """
 

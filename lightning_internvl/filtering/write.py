@@ -1,4 +1,5 @@
-"""The last pass: what is kept of a shard goes into a new one, with its scores, and what is not is listed with the rule."""
+"""The last pass: what is kept of a shard goes into a new one, with its scores, and what is not is
+listed with the rule."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def _records(shards: JoinedShards, shard: int, count: int) -> Iterable[Record]:
 
 
 def scored_record(shards: JoinedShards, shard: int, place: int, record: Record, row: Row) -> Record:
-    """A record with its scores in its json. Files of a tar stay what they are; columns of a table become files."""
+    """A record with its scores in its json. Files of a tar stay what they are; columns of a table
+    become files."""
     scores = {name: value for name, value in row.items() if name not in ("key", *HASHES)}
     if not isinstance(shards.sources[shards.source(shard)], TarShards):
         pair = shards.pair(record)

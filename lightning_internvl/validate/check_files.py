@@ -1,6 +1,8 @@
-"""Checks files of records without training: every line is read and understood, of pictures only the headers.
+"""Checks files of records without training: every line is read and understood, of pictures only the
+headers.
 
-What it finds wrong is what training would skip; see `data.conversations` for the formats, `data.ledger` for what skipping means.
+What it finds wrong is what training would skip; see `data.conversations` for the formats,
+`data.ledger` for what skipping means.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ class FileCheck:
     """One reading of all sources.
 
     Args:
-        template: the chat format, whose rules for the order of turns hold; None where no stage reads conversations.
+        template: the chat format, whose rules for the order of turns hold; None where no stage
+            reads conversations.
         tokenizer: for lengths; None counts characters only.
         max_text_tokens: of a conversation.
         too_long: "cut" or "skip", as in training.
@@ -93,7 +96,8 @@ class FileCheck:
         self._tokenised = 0
 
     def faults(self, sources: Sequence[CheckedSource]) -> Iterator[Fault]:
-        """Everything that is wrong, in the order of the records. Raises ValueError for a source that is not there."""
+        """Everything that is wrong, in the order of the records. Raises ValueError for a source
+        that is not there."""
         for source in sources:
             for records in open_records(source.path):
                 root = str(records.root if source.image_root is None else source.image_root)

@@ -1,4 +1,5 @@
-"""`data.validate=true`: what is wrong with the files of all stages, what they hold, and a preview; nothing is trained."""
+"""`data.validate=true`: what is wrong with the files of all stages, what they hold, and a preview;
+nothing is trained."""
 
 from __future__ import annotations
 
@@ -96,7 +97,8 @@ def _readers(node: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _make_check(stage: Config | None, build: Build) -> FileCheck:
-    """The check with the template and, where it can be had without a download, the tokenizer of the stage's decoder."""
+    """The check with the template and, where it can be had without a download, the tokenizer of the
+    stage's decoder."""
     if stage is None:
         return FileCheck()
     options = {**stage["data_group"]["chats_collate"], **(stage.get("collate") or {})}

@@ -1,4 +1,5 @@
-"""A page with some samples as a stage's model sees them: the squares of their pictures, the text, and what of it is learnt."""
+"""A page with some samples as a stage's model sees them: the squares of their pictures, the text,
+and what of it is learnt."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What all collators share: the two steps of their work, pictures to tiles, rows to tensors.
 
-A collator does all that one sample needs in `prepare`, which alone can find fault with it; `stack` puts prepared samples into one
-batch.
+A collator does all that one sample needs in `prepare`, which alone can find fault with it; `stack`
+puts prepared samples into one batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Collator(Protocol):
 
 
 def tiles_of(processor: Processor, image: np.ndarray, key: str, draw: Sequence[int] | None = None) -> np.ndarray:
-    """What the encoder sees of one picture: (n, S, S, 3) uint8. Raises ValueError naming the sample for no (H, W, 3) uint8."""
+    """What the encoder sees of one picture: (n, S, S, 3) uint8. Raises ValueError naming the sample
+    for no (H, W, 3) uint8."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"sample {key}: its picture is {image.shape} {image.dtype}, not (H, W, 3) uint8")
     try:
@@ -43,7 +44,8 @@ def tiles_of(processor: Processor, image: np.ndarray, key: str, draw: Sequence[i
 
 
 def video_of(processor: Processor, frames: np.ndarray, fps: float, key: str) -> np.ndarray:
-    """What the encoder sees of one video: (F, H, W, 3) uint8. Raises ValueError naming the sample for no (F, H, W, 3) uint8."""
+    """What the encoder sees of one video: (F, H, W, 3) uint8. Raises ValueError naming the sample
+    for no (F, H, W, 3) uint8."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         raise ValueError(f"sample {key}: its video is {frames.shape} {frames.dtype}, not (F, H, W, 3) uint8 with a frame")
     try:
@@ -53,12 +55,14 @@ def video_of(processor: Processor, frames: np.ndarray, fps: float, key: str) -> 
 
 
 def pixels_of(processor: Processor, tiles: Sequence[np.ndarray]) -> Tensor:
-    """The tiles of some pictures, one after the other and normalised: (N, 3, S, S) float32; N may be 0."""
+    """The tiles of some pictures, one after the other and normalised: (N, 3, S, S) float32; N may
+    be 0."""
     return processor.inputs(tiles)["pixel_values"]
 
 
 def picture_keys(prepared: Sequence[Prepared], wanted: bool) -> dict[str, list[str]]:
-    """`picture_keys`: a name for the bytes of each square of prepared samples, as the pixels come; nothing unless wanted."""
+    """`picture_keys`: a name for the bytes of each square of prepared samples, as the pixels come;
+    nothing unless wanted."""
     if not wanted:
         return {}
     squares = (square for one in prepared for picture in one.get("pictures", [one.get("tiles")]) for square in picture)
@@ -66,7 +70,8 @@ def picture_keys(prepared: Sequence[Prepared], wanted: bool) -> dict[str, list[s
 
 
 def unchanged(prepared: Whole) -> Whole:
-    """For a `DataLoader` whose data set gives whole batches; a named function travels to other processes."""
+    """For a `DataLoader` whose data set gives whole batches; a named function travels to other
+    processes."""
     return prepared
 
 
@@ -76,7 +81,8 @@ def stable_id(name: str) -> int:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Right-pad to the longest row: (B, L) int64 filled up with `value`, and its (B, L) int64 mask (1: real)."""
+    """Right-pad to the longest row: (B, L) int64 filled up with `value`, and its (B, L) int64 mask
+    (1: real)."""
     lengths = [len(row) for row in rows]
     width = max(lengths)
     padded = torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64)

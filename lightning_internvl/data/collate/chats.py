@@ -35,23 +35,28 @@ TOO_LONG = ("cut", "skip")
 class ChatCollator:
     """Conversations about pictures to a batch for next-token prediction.
 
-    Takes samples {"images": [(H, W, 3) uint8 of any size, ...], "conversation", "key"[, "draw"]}. Gives `input_ids`,
-    `attention_mask` and `labels` (B, longest row) int64, `pixel_values` (N, 3, S, S) float32 with the N tiles of all pictures of
-    all samples in order, `image_counts` (B,) int64, the pictures of each sample, and `keys`. A picture of n tiles has
-    n * `tokens_per_tile` placeholders. A batch without pictures has `pixel_values` of shape (0, 3, S, S). A processor of any
-    resolution gives other inputs (`Processor.inputs`) and counts its placeholders itself. Raises ValueError naming the sample for
-    what `encode_conversation` refuses.
+    Takes samples {"images": [(H, W, 3) uint8 of any size, ...], "conversation", "key"[, "draw"]}.
+    Gives `input_ids`, `attention_mask` and `labels` (B, longest row) int64, `pixel_values` (N, 3,
+    S, S) float32 with the N tiles of all pictures of all samples in order, `image_counts` (B,)
+    int64, the pictures of each sample, and `keys`. A picture of n tiles has n * `tokens_per_tile`
+    placeholders. A batch without pictures has `pixel_values` of shape (0, 3, S, S). A processor of
+    any resolution gives other inputs (`Processor.inputs`) and counts its placeholders itself.
+    Raises ValueError naming the sample for what `encode_conversation` refuses.
 
-    Where `image_tokens` names a token of videos, samples may hold "videos": [((F, H, W, 3) uint8, frames a second), ...], marked
-    "<video>" in the conversation, and the batch has `pixel_values_videos` and what else describes pictures (`video_grid_thw`).
+    Where `image_tokens` names a token of videos, samples may hold "videos": [((F, H, W, 3) uint8,
+    frames a second), ...], marked "<video>" in the conversation, and the batch has
+    `pixel_values_videos` and what else describes pictures (`video_grid_thw`).
 
     Args:
         tokens_per_tile: decoder tokens of one square.
         max_length: tokens of a row, text and pictures together.
-        image_tokens: names of the placeholder and of the tokens around a picture; None: as the template has them.
-        split_answers: for an encoder-decoder: a row ends before the last answer, which alone makes the row's labels.
+        image_tokens: names of the placeholder and of the tokens around a picture; None: as the
+            template has them.
+        split_answers: for an encoder-decoder: a row ends before the last answer, which alone makes
+            the row's labels.
         instructions: adds what an instructed middleware reads, a row for every square.
-        too_long: what becomes of a conversation over `max_length`: "cut" leaves whole turns at its end out, "skip" refuses it.
+        too_long: what becomes of a conversation over `max_length`: "cut" leaves whole turns at its
+            end out, "skip" refuses it.
     """
 
     picture_keys = False  # whether batches name their pictures (see `feature_cache`)
@@ -100,14 +105,16 @@ class ChatCollator:
         }
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """What to generate from, given samples whose conversations end with a user message: `input_ids` and `attention_mask`,
-        padded on the left so that all rows end where the answer begins, and the pictures and videos."""
+        """What to generate from, given samples whose conversations end with a user message:
+        `input_ids` and `attention_mask`, padded on the left so that all rows end where the answer
+        begins, and the pictures and videos."""
         prepared = [self._prepared(sample, encode_prompt) for sample in samples]
         ids, mask = pad_rows([one["row"][::-1] for one in prepared], pad_id(self.tokenizer))
         return {"input_ids": ids.flip(1), "attention_mask": mask.flip(1), **self._inputs(prepared)}
 
     def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Any]:
-        """The largest batch that a step can meet, without data: rows of `max_length`, one picture of the most tiles in each."""
+        """The largest batch that a step can meet, without data: rows of `max_length`, one picture
+        of the most tiles in each."""
         names = self.image_tokens
         before = [names.start] if names.start else []
         after = [names.end] if names.end else []

@@ -1,4 +1,5 @@
-"""Conversations to token ids and labels. Text and answers are tokenised apart, so labels are exact by construction."""
+"""Conversations to token ids and labels. Text and answers are tokenised apart, so labels are exact
+by construction."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from lightning_internvl.data.tokenizer import _ids_of, token_id
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """Names of the special tokens around and inside the run that stands for one picture; start and end may be None.
+    """Names of the special tokens around and inside the run that stands for one picture; start and
+    end may be None.
 
     `video` stands inside the run of a video; None where there are no videos.
     """
@@ -47,13 +49,15 @@ def encode_conversation(
     image_tokens: ImageTokens = IMAGE_TOKENS,
     video_lengths: Sequence[int] = (),
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a conversation; labels are -100 but on the answers and their end markers.
+    """Token ids and labels of a conversation; labels are -100 but on the answers and their end
+    markers.
 
-    The n-th "<image>" becomes a run of `image_lengths[n]` context tokens between the start and end tokens, and likewise each
-    "<video>" where `image_tokens` has a token for it. A conversation
-    over `max_length` loses whole turns at its end. Raises TooLong (a ValueError) naming `sample`, `max_length` and
-    `image_lengths` when the first turn does not fit or a picture would be lost, and ValueError naming `sample` for a malformed
-    conversation or one whose marks and pictures differ in number.
+    The n-th "<image>" becomes a run of `image_lengths[n]` context tokens between the start and end
+    tokens, and likewise each "<video>" where `image_tokens` has a token for it. A conversation over
+    `max_length` loses whole turns at its end. Raises TooLong (a ValueError) naming `sample`,
+    `max_length` and `image_lengths` when the first turn does not fit or a picture would be lost,
+    and ValueError naming `sample` for a malformed conversation or one whose marks and pictures
+    differ in number.
     """
     _check_answers(turns, sample)
     ids, labels = _first_ids(template, tokenizer)
@@ -83,10 +87,12 @@ def encode_prompt(
     image_tokens: ImageTokens = IMAGE_TOKENS,
     video_lengths: Sequence[int] = (),
 ) -> list[int]:
-    """Token ids to generate from: the turns end with a user message, and the assistant's turn is left open.
+    """Token ids to generate from: the turns end with a user message, and the assistant's turn is
+    left open.
 
-    The ids are exactly those that stand before the answer in `encode_conversation`. Raises ValueError like it, and
-    when the prompt is over `max_length` or the last message is not the user's.
+    The ids are exactly those that stand before the answer in `encode_conversation`. Raises
+    ValueError like it, and when the prompt is over `max_length` or the last message is not the
+    user's.
     """
     if not turns or turns[-1]["role"] != "user":
         raise ValueError(f"sample {sample}: a prompt must end with a user message")
@@ -101,13 +107,15 @@ def encode_prompt(
 
 @functools.lru_cache(maxsize=16)
 def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts a space before every text by itself, as SentencePiece vocabularies do."""
+    """Whether the tokenizer puts a space before every text by itself, as SentencePiece vocabularies
+    do."""
     tokens = tokenizer.tokenize("a")
     return bool(tokens) and tokens[0].startswith("▁")
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that follows other text; a leading space is not doubled where the tokenizer adds its own."""
+    """Ids of a text that follows other text; a leading space is not doubled where the tokenizer
+    adds its own."""
     if _adds_space(tokenizer) and text.startswith(" "):
         text = text[1:]
     return list(_ids_of(tokenizer, text)) if text else []

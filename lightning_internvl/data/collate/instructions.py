@@ -1,6 +1,7 @@
 """What an encoder-decoder and an instructed middleware need of a conversation beside the usual row.
 
-Source: InstructBLIP (Dai et al. 2023, section 2.3); LAVIS `blip2_vicuna_instruct.py`, `blip2_t5.py`.
+Source: InstructBLIP (Dai et al. 2023, section 2.3); LAVIS `blip2_vicuna_instruct.py`,
+`blip2_t5.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from lightning_internvl.data.templates import IMAGE, ChatTemplate, Message
 
 
 class Instructions:
-    """The text of a sample's user messages for each of its pictures, as an instructed Q-Former reads it.
+    """The text of a sample's user messages for each of its pictures, as an instructed Q-Former
+    reads it.
 
-    A row is the first token (that of classification, where the tokenizer has one), the text, and the end token. A text that is
-    too long loses its beginning.
+    A row is the first token (that of classification, where the tokenizer has one), the text, and
+    the end token. A text that is too long loses its beginning.
 
     Args:
         max_length: tokens of a row, the first and the last one counted.
@@ -32,7 +34,8 @@ class Instructions:
         self.tokenizer, self.max_length = tokenizer, max_length
 
     def __call__(self, samples: Sequence[Mapping[str, Any]], squares: Sequence[int]) -> dict[str, Tensor]:
-        """`qformer_input_ids` and `qformer_attention_mask` (N, L), one row for each of the N squares of the samples' pictures.
+        """`qformer_input_ids` and `qformer_attention_mask` (N, L), one row for each of the N
+        squares of the samples' pictures.
 
         Args:
             squares: how many of them each sample has.
@@ -73,9 +76,11 @@ def encode_question(
     image_tokens: ImageTokens = IMAGE_TOKENS,
     video_lengths: Sequence[int] = (),
 ) -> tuple[list[int], list[int]]:
-    """A conversation for an encoder-decoder: ids of all that stands before the last answer, and ids of that answer with its end.
+    """A conversation for an encoder-decoder: ids of all that stands before the last answer, and ids
+    of that answer with its end.
 
-    Raises TooLong naming `sample` when either is over `max_length`, and ValueError for a malformed conversation.
+    Raises TooLong naming `sample` when either is over `max_length`, and ValueError for a malformed
+    conversation.
     """
     if not turns or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
         raise ValueError(f"sample {sample}: the conversation must end with an answer of the assistant")

@@ -49,6 +49,7 @@ class LabelCollator:
     def pixels(
         self, images: Sequence[np.ndarray], keys: Sequence[str], draws: Sequence[Sequence[int] | None] | None = None
     ) -> Tensor:
-        """Pictures of any size to (B, 3, S, S) float32; `draws` fixes the chance of each (see `Processor`)."""
+        """Pictures of any size to (B, 3, S, S) float32; `draws` fixes the chance of each (see
+        `Processor`)."""
         found = zip(images, keys, draws or [None] * len(images), strict=True)
         return pixels_of(self.processor, [tiles_of(self.processor, image, key, draw) for image, key, draw in found])

@@ -1,4 +1,5 @@
-"""Conversations that share rows, or batches of conversations of one length: what `data.packing` asks for."""
+"""Conversations that share rows, or batches of conversations of one length: what `data.packing`
+asks for."""
 
 from __future__ import annotations
 
@@ -24,16 +25,18 @@ from lightning_internvl.data.collate.packing import (
 
 
 class PackedChats(ChatCollator):
-    """Conversations to packed rows, in which each goes on where the one before it ends, and no one sees another.
+    """Conversations to packed rows, in which each goes on where the one before it ends, and no one
+    sees another.
 
-    `pack` makes a batch of rows: what `ChatCollator` gives, with B rows of several samples, and `segments`, the lengths of the
-    samples in each row. `keys`, `image_counts`, pictures and videos are those of all samples, row by row. The first token of a
-    sample carries no label, because no state of its own stands before it. `stack` goes on to make a row of each sample.
+    `pack` makes a batch of rows: what `ChatCollator` gives, with B rows of several samples, and
+    `segments`, the lengths of the samples in each row. `keys`, `image_counts`, pictures and videos
+    are those of all samples, row by row. The first token of a sample carries no label, because no
+    state of its own stands before it. `stack` goes on to make a row of each sample.
 
     Args:
         row_tokens: tokens of a row; None: `max_length`.
-        row_tiles: tiles of all pictures of a row; None: any number. Pictures without tiles count by their visual tokens, a
-            square of the processor's size as one.
+        row_tiles: tiles of all pictures of a row; None: any number. Pictures without tiles count by
+            their visual tokens, a square of the processor's size as one.
         settings: of `ChatCollator`.
 
     Raises:
@@ -154,7 +157,8 @@ class LengthBuckets:
 
 
 def packing_of(settings: Mapping[str, Any]) -> str | None:
-    """How a stage's batches are made: packed, bucketed, or None: as samples come, as pairs and labels always."""
+    """How a stage's batches are made: packed, bucketed, or None: as samples come, as pairs and
+    labels always."""
     return PACKINGS[settings["data_group"].get("packing")] if settings["data"] == "chats" else None
 
 

@@ -1,8 +1,8 @@
 """Which samples share a batch or a row: they are chosen from a window of waiting samples.
 
-A row is filled within budgets of tokens and of image tiles. It begins with the sample that has waited
-longest, so that none waits for ever; then comes, again and again, the one that leaves the least room of
-both kinds. All costs depend on the window, none on the data set.
+A row is filled within budgets of tokens and of image tiles. It begins with the sample that has
+waited longest, so that none waits for ever; then comes, again and again, the one that leaves the
+least room of both kinds. All costs depend on the window, none on the data set.
 
 Letters: N samples.
 """
@@ -60,8 +60,8 @@ class WaitingSample(NamedTuple, Generic[Origin]):
 class PackingWindow(Generic[Origin]):
     """Samples that wait in the order in which they were read, until a grouping chooses them.
 
-    What is chosen is a function of what is read and of what waits, so a window that is filled again with
-    the samples of `origins` goes on as if it had not been stopped.
+    What is chosen is a function of what is read and of what waits, so a window that is filled again
+    with the samples of `origins` goes on as if it had not been stopped.
 
     Args:
         read: the next samples, one or more, each with its origin.
@@ -81,7 +81,8 @@ class PackingWindow(Generic[Origin]):
         self.waiting += [WaitingSample(origin, prepared, self.grouping.size(prepared)) for origin, prepared in samples]
 
     def choose(self, count: int) -> list[list[Prepared]]:
-        """The next groups of samples; as many samples are read as the grouping needs to choose from."""
+        """The next groups of samples; as many samples are read as the grouping needs to choose
+        from."""
         groups = []
         for _ in range(count):
             while not self.grouping.enough(self._sizes()):
@@ -97,10 +98,12 @@ class PackingWindow(Generic[Origin]):
 
 
 def choose_row(tokens_N: np.ndarray, tiles_N: np.ndarray, max_tokens: int, max_tiles: int | None = None) -> list[int]:
-    """Places of the waiting samples that make the next row: the oldest, at place 0, then what fills it best.
+    """Places of the waiting samples that make the next row: the oldest, at place 0, then what fills
+    it best.
 
     Args:
-        tokens_N, tiles_N: int64, of the waiting samples, the oldest first; each of them fits into a row.
+        tokens_N, tiles_N: int64, of the waiting samples, the oldest first; each of them fits into a
+            row.
         max_tiles: None: tokens alone decide.
     """
     room, tile_room = max_tokens - tokens_N[0], 0 if max_tiles is None else max_tiles - tiles_N[0]
@@ -120,7 +123,8 @@ def choose_row(tokens_N: np.ndarray, tiles_N: np.ndarray, max_tokens: int, max_t
 
 
 def choose_alike(tokens_N: np.ndarray, count: int) -> list[int]:
-    """Places of the oldest waiting sample and the `count` - 1 nearest to it in length, as they wait."""
+    """Places of the oldest waiting sample and the `count` - 1 nearest to it in length, as they
+    wait."""
     return sorted(np.argsort(np.abs(tokens_N - tokens_N[0]), kind="stable")[:count].tolist())
 
 

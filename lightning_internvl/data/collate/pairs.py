@@ -18,16 +18,18 @@ from lightning_internvl.data.processors.basic import Processor
 
 
 class PairCollator:
-    """Image-caption pairs to a batch for contrastive (itc), matching (itm) and generative (itg) objectives.
+    """Image-caption pairs to a batch for contrastive (itc), matching (itm) and generative (itg)
+    objectives.
 
-    Takes samples {"image": (H, W, 3) uint8 of any size, "caption", "language", "key"[, "image_id"][, "draw"]}. Gives
-    `pixel_values` (B, 3, S, S) float32, `image_ids` (B,) int64 (equal where `image_id`, by default the key, is), `keys`, and for
-    each task `<task>_ids` and `<task>_mask`, int64, (B, longest row):
-    itc: bos, prompt, " " + caption, eos; itm: bos, caption, eos; itg: bos, prompt of the language, " " + caption, eos,
-    where itc and itm begin with the token of classification instead if the tokenizer has one (BERT),
-    with `itg_labels`, -100 on padding, bos and the prompt but its last token, as in the published collator.
-    A caption over `max_length` loses its end, never its eos. Raises ValueError for an empty caption, naming the sample, and
-    for a processor that gives several tiles a picture.
+    Takes samples {"image": (H, W, 3) uint8 of any size, "caption", "language", "key"[,
+    "image_id"][, "draw"]}. Gives `pixel_values` (B, 3, S, S) float32, `image_ids` (B,) int64 (equal
+    where `image_id`, by default the key, is), `keys`, and for each task `<task>_ids` and
+    `<task>_mask`, int64, (B, longest row): itc: bos, prompt, " " + caption, eos; itm: bos, caption,
+    eos; itg: bos, prompt of the language, " " + caption, eos, where itc and itm begin with the
+    token of classification instead if the tokenizer has one (BERT), with `itg_labels`, -100 on
+    padding, bos and the prompt but its last token, as in the published collator. A caption over
+    `max_length` loses its end, never its eos. Raises ValueError for an empty caption, naming the
+    sample, and for a processor that gives several tiles a picture.
     """
 
     picture_keys = False  # whether batches name their pictures (see `feature_cache`)
@@ -53,7 +55,8 @@ class PairCollator:
         return self.stack([self.prepare(sample) for sample in samples])
 
     def prepare(self, sample: Sample) -> Prepared:
-        """The square of one picture and the token rows of its caption. Raises ValueError naming the sample."""
+        """The square of one picture and the token rows of its caption. Raises ValueError naming the
+        sample."""
         key = sample["key"]
         found: Prepared = {
             "key": key,
@@ -83,7 +86,8 @@ class PairCollator:
         return batch
 
     def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-        """The largest batch that a step can meet, without data: what the memory of a step is measured with."""
+        """The largest batch that a step can meet, without data: what the memory of a step is
+        measured with."""
         side = self.processor.image_size
         batch = {
             "pixel_values": torch.zeros(batch_size, 3, side, side, device=device),
@@ -100,12 +104,14 @@ class PairCollator:
     def pixels(
         self, images: Sequence[np.ndarray], keys: Sequence[str], draws: Sequence[Sequence[int] | None] | None = None
     ) -> Tensor:
-        """Pictures of any size to (B, 3, S, S) float32; `draws` fixes the chance of each (see `Processor`)."""
+        """Pictures of any size to (B, 3, S, S) float32; `draws` fixes the chance of each (see
+        `Processor`)."""
         found = zip(images, keys, draws or [None] * len(images), strict=True)
         return pixels_of(self.processor, [tiles_of(self.processor, image, key, draw) for image, key, draw in found])
 
     def rows(self, task: str, captions: Sequence[str]) -> tuple[list[list[int]], int]:
-        """Token rows of bare captions for itc or itm, and the id to pad them with: the arguments of `pad_rows`."""
+        """Token rows of bare captions for itc or itm, and the id to pad them with: the arguments of
+        `pad_rows`."""
         samples = [{"caption": caption, "key": caption} for caption in captions]
         return [self._row(self._prompt(sample, task), sample) for sample in samples], pad_id(self.tokenizer)
 

@@ -19,8 +19,8 @@ CAPTION_COLUMNS = ("caption", "raw", "comment", "title", "text")
 
 @dataclass(frozen=True)
 class CaptionedPictures:
-    """`images`, the captions of each, where each is, how many pictures the file lists, and the name of each there, which no other
-    has."""
+    """`images`, the captions of each, where each is, how many pictures the file lists, and the name
+    of each there, which no other has."""
 
     images: LazyPictures
     captions: list[list[str]]
@@ -39,16 +39,17 @@ def read_captions(
     """Pictures in the order of the file, with their captions.
 
     Args:
-        path: COCO's `captions_*.json`; Karpathy's JSON of COCO or Flickr30K, as released or as a list of {"image", "caption"};
-            or a table (.csv, .tsv, .txt; see `table_rows`) with a column for pictures and one for captions, a caption a row.
+        path: COCO's `captions_*.json`; Karpathy's JSON of COCO or Flickr30K, as released or as a
+            list of {"image", "caption"}; or a table (.csv, .tsv, .txt; see `table_rows`) with a
+            column for pictures and one for captions, a caption a row.
         images: where the paths of pictures start; None: the folder of the file.
         split: of a file that holds several ("split" in its records), the one that is measured.
         per_picture: at most that many captions of a picture, the first ones.
         samples: only that many pictures, spread over the file.
 
     Raises:
-        ValueError: naming file and record, for a file of another kind, a record without picture or caption, and a first
-            picture that is not there.
+        ValueError: naming file and record, for a file of another kind, a record without picture or
+            caption, and a first picture that is not there.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,5 @@
-"""Pictures in one folder a class, as ImageNet is kept, with the names by which people call the classes."""
+"""Pictures in one folder a class, as ImageNet is kept, with the names by which people call the
+classes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from lightning_internvl.data.files.lazy_pictures import LazyPictures, evenly_spr
 
 @dataclass(frozen=True)
 class NamedPictures:
-    """`images`, the class of each, the names of the classes, and how many pictures there are in all."""
+    """`images`, the class of each, the names of the classes, and how many pictures there are in
+    all."""
 
     images: Sequence[np.ndarray]
     labels: list[int]
@@ -33,7 +35,8 @@ def read_class_folder(path: str | Path, names: str | Path | None = None, samples
         samples: only that many pictures, spread over all classes.
 
     Raises:
-        ValueError: for a folder that is missing or has fewer than two classes, a class without pictures, names that do not fit.
+        ValueError: for a folder that is missing or has fewer than two classes, a class without
+            pictures, names that do not fit.
     """
     data = FolderLabels(path)
     if len(data.names) < 2:
@@ -49,9 +52,9 @@ def read_names(path: str | Path, folders: Sequence[str]) -> list[str]:
     """The name of each class.
 
     Args:
-        path: a text with a name a line, in the order of the folders; or with lines of a folder, a blank and its names, of which
-            the first before a comma counts ("n01440764 tench, Tinca tinca"); or JSON: a list in that order, {folder: name}, or
-            {number: [folder, name]}.
+        path: a text with a name a line, in the order of the folders; or with lines of a folder, a
+            blank and its names, of which the first before a comma counts ("n01440764 tench, Tinca
+            tinca"); or JSON: a list in that order, {folder: name}, or {number: [folder, name]}.
         folders: names of the classes' folders, in their order.
 
     Raises:

@@ -1,6 +1,8 @@
-"""What is said about a class so that a picture can be named without training (CLIP, Radford et al. 2021, section 3.1.4).
+"""What is said about a class so that a picture can be named without training (CLIP, Radford et al.
+2021, section 3.1.4).
 
-A prompt has "{}" where the name stands; a class is the mean of its prompts (`evaluation.tasks.ZeroShot`).
+A prompt has "{}" where the name stands; a class is the mean of its prompts
+(`evaluation.tasks.ZeroShot`).
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ def prompts(names: Sequence[str], kind: str = "imagenet") -> list[list[str]]:
 
     Args:
         names: of the classes; underscores, as in names of folders, are read as spaces.
-        kind: a name in `prompt_sets`, or a YAML file with a list of prompts, or with such a list for every class.
+        kind: a name in `prompt_sets`, or a YAML file with a list of prompts, or with such a list
+            for every class.
 
     Raises:
-        ValueError: for an unknown kind, and for a file that is none of both; it names the class or the prompt.
+        ValueError: for an unknown kind, and for a file that is none of both; it names the class or
+            the prompt.
     """
     patterns = read_prompts(kind)
     if isinstance(patterns, Mapping):
@@ -42,7 +46,8 @@ def prompts(names: Sequence[str], kind: str = "imagenet") -> list[list[str]]:
 
 
 def read_prompts(kind: str) -> Sequence[str] | Mapping[str, Sequence[str]]:
-    """Prompts with "{}" in place of a name, or for every class its own; raises ValueError as `prompts`."""
+    """Prompts with "{}" in place of a name, or for every class its own; raises ValueError as
+    `prompts`."""
     if not kind.endswith((".yaml", ".yml")):
         if kind not in prompt_sets():
             choices = ", ".join(prompt_sets())

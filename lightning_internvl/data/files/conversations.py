@@ -1,12 +1,16 @@
-"""What a record of a user's file says, whatever its format: messages with marks, and the pictures and videos that they stand for.
+"""What a record of a user's file says, whatever its format: messages with marks, and the pictures
+and videos that they stand for.
 
 Formats are recognised by the names in the record:
-- LLaVA, ShareGPT, InternVL: {"conversations": [{"from": "human" or "gpt", "value": text}], "image": path or [paths]}
-- messages, as Hugging Face has them: {"messages": [{"role": ..., "content": text or [parts]}], "images": [paths]}; a part is
-  {"type": "text", "text": ...} or {"type": "image" or "video"}, with a path of its own or without
+- LLaVA, ShareGPT, InternVL: {"conversations": [{"from": "human" or "gpt", "value": text}],
+  "image": path or [paths]}
+- messages, as Hugging Face has them: {"messages": [{"role": ..., "content": text or [parts]}],
+  "images": [paths]}; a part is {"type": "text", "text": ...} or {"type": "image" or "video"}, with
+  a path of its own or without
 - a picture and its caption: {"image": path, "caption": text}
 
-Where no mark shows the places of the pictures, they stand before the first question. Nothing is read but the record.
+Where no mark shows the places of the pictures, they stand before the first question. Nothing is
+read but the record.
 """
 
 from __future__ import annotations
@@ -53,8 +57,9 @@ def read_entry(record: Mapping[str, Any], caption_request: str = CAPTION_REQUEST
         caption_request: the question that a bare caption answers.
 
     Raises:
-        BadSample: for an unknown format, a role that is none, a conversation without an answer or with an empty one, pictures and
-            marks that differ in number, a URL, a box outside its picture.
+        BadSample: for an unknown format, a role that is none, a conversation without an answer or
+            with an empty one, pictures and marks that differ in number, a URL, a box outside its
+            picture.
     """
     if "conversations" in record:
         return _read_conversation(record, record["conversations"], "from", "value")
@@ -182,7 +187,8 @@ def _in_order_of_marks(
     mark: str,
     what: str,
 ) -> list[Source]:
-    """The sources in the order of their marks, which are put before the first question where there are none."""
+    """The sources in the order of their marks, which are put before the first question where there
+    are none."""
     marks = sum(message["content"].count(mark) for message in messages)
     if listed and not marks:
         first = next(message for message in messages if message["role"] == "user")
@@ -198,14 +204,16 @@ def _in_order_of_marks(
 
 
 def check_length(text: str | bytes) -> None:
-    """Raises BadSample for a caption of more than MAX_CAPTION characters; bytes may be four times as many."""
+    """Raises BadSample for a caption of more than MAX_CAPTION characters; bytes may be four times
+    as many."""
     if len(text) > MAX_CAPTION * (4 if isinstance(text, bytes) else 1):
         what = "bytes" if isinstance(text, bytes) else "characters"
         raise BadSample(f"the caption has {len(text)} {what}; at most {MAX_CAPTION} characters are read", "long caption")
 
 
 def check_boxes(text: str) -> None:
-    """Boxes in text lie in their picture: numbers from 0 to 1000, as "(x0,y0),(x1,y1)" or "[[x0, y0, x1, y1]]".
+    """Boxes in text lie in their picture: numbers from 0 to 1000, as "(x0,y0),(x1,y1)" or
+    "[[x0, y0, x1, y1]]".
 
     Raises:
         BadSample: for a box that lies outside, has swapped corners, or is none.

@@ -21,10 +21,12 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
     """Samples of files of records (see `open_records` and `read_entry`).
 
     Args:
-        path: a file, a folder of pictures with captions, or a list of them; None is answered with the setting to give.
+        path: a file, a folder of pictures with captions, or a list of them; None is answered with
+            the setting to give.
         image_root: where the paths of pictures start; None: the folder of each file.
         length: only that many records, from the first on.
-        validation: a share of the records that is held out (which ones depends on each record alone), or a file of others.
+        validation: a share of the records that is held out (which ones depends on each record
+            alone), or a file of others.
         caption_request: the question that a bare caption answers.
         apart: the records that are held out, in place of the others.
 
@@ -76,7 +78,8 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
 
     @abstractmethod
     def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
-        """What a record gives, without its key; paths start at `root`. Raises ValueError when it cannot be used."""
+        """What a record gives, without its key; paths start at `root`. Raises ValueError when it
+        cannot be used."""
 
 
 def id_suffix(record: Mapping[str, Any]) -> str:
@@ -100,10 +103,11 @@ def load_video(source: Source, root: Path) -> tuple[np.ndarray, float]:
 
 
 class PairsFile(FileDataset):
-    """{"image": (H, W, 3) uint8, "caption", "language", "image_id", "key"} from records of a picture and its caption.
+    """{"image": (H, W, 3) uint8, "caption", "language", "image_id", "key"} from records of a
+    picture and its caption.
 
-    `image_id` is the path, so that all captions of one picture are known to be its own. A conversation among the records is left
-    out.
+    `image_id` is the path, so that all captions of one picture are known to be its own. A
+    conversation among the records is left out.
     """
 
     what, setting = "image-caption pairs", "data.path=FILE or data.pairs_path"
@@ -122,10 +126,12 @@ class PairsFile(FileDataset):
 
 
 class ChatsFile(FileDataset):
-    """{"images": [(H, W, 3) uint8], "conversation": [messages][, "videos"], "key"} from conversations and from captions.
+    """{"images": [(H, W, 3) uint8], "conversation": [messages][, "videos"], "key"} from
+    conversations and from captions.
 
-    A caption is the answer to `caption_request`. Videos stand under "videos" with their frames a second (see `read_video`). An
-    answer before the first question and a question after the last answer are left out.
+    A caption is the answer to `caption_request`. Videos stand under "videos" with their frames a
+    second (see `read_video`). An answer before the first question and a question after the last
+    answer are left out.
     """
 
     what, setting = "conversations", "data.path=FILE or data.chats_path"

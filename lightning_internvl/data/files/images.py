@@ -14,7 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lightning_internvl.data.bad_samples import BadSample
 
-# Files with these endings are pictures, in folders and in shards; of several pictures in a record the first kind counts.
+# Files with these endings are pictures, in folders and in shards; of several pictures in a record
+# the first kind counts.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 MAX_PIXELS = 89_478_485  # the size from which Pillow warns of a decompression bomb
@@ -34,13 +35,15 @@ def is_image_file(path: str | Path) -> bool:
 
 
 def read_image(source: str | Path | bytes, least: int | None = None) -> np.ndarray:
-    """A picture as (H, W, 3) uint8 RGB: turned upright by its EXIF tag, transparency over white, any mode, the first of several.
+    """A picture as (H, W, 3) uint8 RGB: turned upright by its EXIF tag, transparency over white,
+    any mode, the first of several.
 
     Args:
         source: a path, or the bytes of a file.
-        least: a JPEG is decoded at a half, quarter or eighth of its size, the smallest of which both sides are `least` or more.
-            Its decoder averages blocks where a resize would filter: at twice the size that is wanted in the end, values differ by
-            about 1 of 255. None: at its own size.
+        least: a JPEG is decoded at a half, quarter or eighth of its size, the smallest of which
+            both sides are `least` or more. Its decoder averages blocks where a resize would filter:
+            at twice the size that is wanted in the end, values differ by about 1 of 255. None: at
+            its own size.
 
     Raises:
         ValueError: naming the file when it is missing, unreadable, cut off or over MAX_PIXELS.
@@ -53,7 +56,8 @@ def read_image(source: str | Path | bytes, least: int | None = None) -> np.ndarr
 
 
 def image_size(source: str | Path | bytes) -> tuple[int, int]:
-    """Width and height of a picture as its header tells; no pixel is decoded. Raises ValueError as `read_image`."""
+    """Width and height of a picture as its header tells; no pixel is decoded. Raises ValueError as
+    `read_image`."""
     with _open_image(source) as image:
         return image.size
 
@@ -79,7 +83,8 @@ def _open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
 
 
 def _reason(source: str | Path | bytes, error: Exception) -> str:
-    """What is wrong with a file, in words; Pillow says of all strange files that it cannot identify them."""
+    """What is wrong with a file, in words; Pillow says of all strange files that it cannot identify
+    them."""
     if not isinstance(error, UnidentifiedImageError):
         return str(error) or type(error).__name__
     if isinstance(source, bytes):

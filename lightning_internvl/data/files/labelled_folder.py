@@ -1,4 +1,5 @@
-"""Labelled pictures for probes: single things from the built-in artwork, and folders with one class each.
+"""Labelled pictures for probes: single things from the built-in artwork, and folders with one class
+each.
 
 Their samples are {"image": (H, W, 3) uint8, "label", "key"}.
 """
@@ -24,10 +25,12 @@ class FolderLabels(Dataset[dict[str, Any]]):
     Classes are numbered in the order of their names. Files are listed at the first access.
 
     Args:
-        classes: how many classes the probe has; it must be the number of folders. None takes any number.
+        classes: how many classes the probe has; it must be the number of folders. None takes any
+            number.
 
     Raises:
-        ValueError: for a folder that is missing or has another number of classes, and for a picture that cannot be read.
+        ValueError: for a folder that is missing or has another number of classes, and for a picture
+            that cannot be read.
     """
 
     def __init__(self, path: str | Path, classes: int | None = None) -> None:
@@ -68,8 +71,10 @@ class HeldOutFolder:
         path, classes: as in `FolderLabels`.
         single: how many pictures are read, spread over all classes; None reads all.
         prompts: what is said about a class for zero-shot naming, a set of
-            `lightning_internvl.data.files.class_prompts`; the names of the classes are those of the folders.
-        scenes, questions: sizes of other held-out data, which `debug=fast` sets whatever the data; a folder has none.
+            `lightning_internvl.data.files.class_prompts`; the names of the classes are those of the
+            folders.
+        scenes, questions: sizes of other held-out data, which `debug=fast` sets whatever the data;
+            a folder has none.
     """
 
     def __init__(

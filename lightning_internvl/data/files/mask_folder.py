@@ -17,7 +17,8 @@ IGNORED = 255  # of pixels that are not judged
 
 @dataclass(frozen=True)
 class MaskedPictures:
-    """`images`, `mask(place)` (H, W) uint8 with classes from 0 on or IGNORED, and how many pictures there are in all."""
+    """`images`, `mask(place)` (H, W) uint8 with classes from 0 on or IGNORED, and how many pictures
+    there are in all."""
 
     images: LazyPictures
     mask: Callable[[int], np.ndarray]
@@ -27,7 +28,8 @@ class MaskedPictures:
 def read_mask_folder(
     path: str | Path, split: str, classes: int, reduce_zero_label: bool = True, samples: int | None = None
 ) -> MaskedPictures:
-    """`path/images/<split>/*.jpg` with `path/annotations/<split>/*.png` of the same names, as ADE20K is kept.
+    """`path/images/<split>/*.jpg` with `path/annotations/<split>/*.png` of the same names, as
+    ADE20K is kept.
 
     Args:
         classes: how many there are.
@@ -35,8 +37,9 @@ def read_mask_folder(
         samples: only that many pictures, spread over all.
 
     Raises:
-        ValueError: naming the file, for a folder or an annotation that is missing, and when a mask is read, for one that cannot
-            be read, is in colours, or holds a class that does not exist.
+        ValueError: naming the file, for a folder or an annotation that is missing, and when a mask
+            is read, for one that cannot be read, is in colours, or holds a class that does not
+            exist.
     """
     images, masks = (Path(path) / kind / split for kind in ("images", "annotations"))
     for folder in (images, masks):

@@ -15,7 +15,8 @@ KEPT_BYTES = 2 * 2**30  # of decoded row groups, in each process
 class ParquetRecords(Records):
     """One record a row; columns are the names. Row groups that were read are kept up to 2 GiB.
 
-    Raises ValueError naming the file where it is missing or damaged, and where pyarrow is not installed.
+    Raises ValueError naming the file where it is missing or damaged, and where pyarrow is not
+    installed.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -1,4 +1,5 @@
-"""What `data.path` may be: a file of records, a folder of pictures with captions, or a list of them; and what of it is read."""
+"""What `data.path` may be: a file of records, a folder of pictures with captions, or a list of
+them; and what of it is read."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class FolderRecords(Records):
 
         Raises:
             IndexError: beyond the last one.
-            BadSample: naming the record if it has no picture, no text file, or one that is not in UTF-8.
+            BadSample: naming the record if it has no picture, no text file, or one that is not in
+                UTF-8.
         """
         if not 0 <= position < len(self.names):
             raise IndexError(f"record {position} of {len(self.names)}")
@@ -60,7 +62,8 @@ class FolderRecords(Records):
         return {"image": names["image"], "caption": caption}, position + 1
 
     def scan(self) -> Iterator[ScannedRecord]:
-        """All records in their order by numbers from 1 on; of a broken one the fault in place of the record."""
+        """All records in their order by numbers from 1 on; of a broken one the fault in place of
+        the record."""
         for position in range(len(self)):
             try:
                 yield ScannedRecord(position + 1, self.read(position)[0])

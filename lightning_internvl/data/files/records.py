@@ -31,7 +31,8 @@ class ScannedRecord(NamedTuple):
 
 
 class Records(ABC):
-    """The records of one source in their order. Only their places are held, and found at the first access.
+    """The records of one source in their order. Only their places are held, and found at the first
+    access.
 
     Attributes:
         path: file or folder.
@@ -46,7 +47,8 @@ class Records(ABC):
 
     @abstractmethod
     def read(self, position: int) -> tuple[dict[str, Any], int]:
-        """A record and its line number. Raises IndexError beyond the last one, BadSample for a record that is broken."""
+        """A record and its line number. Raises IndexError beyond the last one, BadSample for a
+        record that is broken."""
 
     @abstractmethod
     def scan(self) -> Iterator[ScannedRecord]:
@@ -66,9 +68,11 @@ class Records(ABC):
 
 
 class RecordFile(Records):
-    """JSONL has one record a line; CSV and TSV a row, after a header line (see `table_rows`); JSON is one list of records.
+    """JSONL has one record a line; CSV and TSV a row, after a header line (see `table_rows`); JSON
+    is one list of records.
 
-    Raises ValueError naming the file where it is missing or of another kind, and file and line for a record that is broken.
+    Raises ValueError naming the file where it is missing or of another kind, and file and line for
+    a record that is broken.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -143,8 +147,9 @@ class RecordFile(Records):
         return index
 
     def _lines(self, blank: bool = False) -> Iterator[tuple[int, bytes]]:
-        """The records as they stand, with their line numbers. With `blank` every byte of the file: empty lines too, and under the
-        number 0 the header of a table and a byte order mark. Fields of a table may go over several lines (see `table_rows`)."""
+        """The records as they stand, with their line numbers. With `blank` every byte of the file:
+        empty lines too, and under the number 0 the header of a table and a byte order mark. Fields
+        of a table may go over several lines (see `table_rows`)."""
         with self.path.open("rb") as file:
             if file.read(len(BOM)) != BOM:
                 file.seek(0)

@@ -1,8 +1,10 @@
-"""Tables of text, one record a row: comma, tab or bar between fields, and what a quotation mark means in them.
+"""Tables of text, one record a row: comma, tab or bar between fields, and what a quotation mark
+means in them.
 
-A field in quotation marks is one that begins with a mark and ends with the next single one, right in front of a separator or the
-end of a line (RFC 4180): it may hold separators, line breaks and doubled marks. Any other mark is text, as in `5" disk`, so that
-one mark that nobody closes costs no other row. Python's csv module reads on to the next mark, or to the end of the file.
+A field in quotation marks is one that begins with a mark and ends with the next single one, right
+in front of a separator or the end of a line (RFC 4180): it may hold separators, line breaks and
+doubled marks. Any other mark is text, as in `5" disk`, so that one mark that nobody closes costs no
+other row. Python's csv module reads on to the next mark, or to the end of the file.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _FILE_NAME, _WORD = re.compile(rb".*\w\.\w{1,5}\s*"), re.compile(rb"\s*\S+\s*")
 
 
 class _Row(NamedTuple):
-    """The fields of a row, which of them stood in quotation marks, and the first one whose mark nobody closes."""
+    """The fields of a row, which of them stood in quotation marks, and the first one whose mark
+    nobody closes."""
 
     fields: list[bytes]
     marked: set[int]
@@ -30,7 +33,8 @@ class _Row(NamedTuple):
 
 
 class _Enclosed(NamedTuple):
-    """Where a field in quotation marks ends, and where the next one begins; None behind the last one."""
+    """Where a field in quotation marks ends, and where the next one begins; None behind the last
+    one."""
 
     end: int
     following: int | None
@@ -40,12 +44,14 @@ OPEN = "open"  # instead of `_Enclosed`: the field may end in another line
 
 
 def read_rows(file: BinaryIO, separator: str, columns: int, line: int = 2) -> Iterator[tuple[int, bytes]]:
-    """The rows of a table from where `file` stands, each with the number of its first line: all bytes, empty lines too.
+    """The rows of a table from where `file` stands, each with the number of its first line: all
+    bytes, empty lines too.
 
     Args:
         separator: one ASCII character.
-        columns: how many the table has. Lines that could each be a row of its own are read as such, even where a mark at the
-            beginning of one's field and another at the end of one could enclose all that is between them.
+        columns: how many the table has. Lines that could each be a row of its own are read as such,
+            even where a mark at the beginning of one's field and another at the end of one could
+            enclose all that is between them.
         line: the number of the first line.
     """
     lines, mark = _Lines(file), separator.encode()
@@ -57,7 +63,8 @@ def read_rows(file: BinaryIO, separator: str, columns: int, line: int = 2) -> It
 
 
 def fields_of(content: bytes, separator: str) -> list[str]:
-    """The fields of a row as `read_rows` gives it; raises UnicodeDecodeError for one that is not in UTF-8."""
+    """The fields of a row as `read_rows` gives it; raises UnicodeDecodeError for one that is not in
+    UTF-8."""
     mark, content = separator.encode(), content.rstrip(b"\r\n")
     if b'"' in content and _plain(mark).row.fullmatch(content):
         found = [marked.replace(b'""', b'"') or plain for marked, plain in _plain(mark).field.findall(content + mark)]
@@ -67,7 +74,8 @@ def fields_of(content: bytes, separator: str) -> list[str]:
 
 
 def field_count_fault(fields: Sequence[str], columns: Sequence[str], separator: str) -> str | None:
-    """What is wrong with a row that has more or fewer fields than the table has columns; None for one that fits."""
+    """What is wrong with a row that has more or fewer fields than the table has columns; None for
+    one that fits."""
     if len(fields) == len(columns):
         return None
     hint = ""
@@ -79,14 +87,15 @@ def field_count_fault(fields: Sequence[str], columns: Sequence[str], separator: 
 
 
 def read_table(path: Path, separators: Sequence[str] = ("\t", "|", ",")) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a table that are not empty, one at a time: number of the first line, and stripped fields. The first row tells
-    how many fields all have.
+    """The rows of a table that are not empty, one at a time: number of the first line, and stripped
+    fields. The first row tells how many fields all have.
 
     Args:
         separators: the first of them that is in the first line, else the last one.
 
     Raises:
-        ValueError: naming file and line, for a row that is not in UTF-8 or has more or fewer fields than the first one.
+        ValueError: naming file and line, for a row that is not in UTF-8 or has more or fewer fields
+            than the first one.
     """
     with path.open("rb") as file:
         header = file.readline().removeprefix(BOM)
@@ -110,8 +119,8 @@ def _decode_fields(content: bytes, separator: str, place: str) -> list[str]:
 
 
 class _Plain(NamedTuple):
-    """Patterns for rows whose marks are all right, as nearly all are: the whole of one, and each of its fields (the text in
-    marks, or the text of a field without) with the separator behind it."""
+    """Patterns for rows whose marks are all right, as nearly all are: the whole of one, and each of
+    its fields (the text in marks, or the text of a field without) with the separator behind it."""
 
     row: re.Pattern[bytes]
     field: re.Pattern[bytes]
@@ -141,8 +150,9 @@ class _Lines:
 
 
 def _read_row(lines: _Lines, first: bytes, separator: bytes, columns: int) -> bytes:
-    """A row from its first line on, with those that its fields in quotation marks go over. Where no mark closes such a field
-    within LONGEST bytes, its own mark is text, and the row is that line."""
+    """A row from its first line on, with those that its fields in quotation marks go over. Where no
+    mark closes such a field within LONGEST bytes, its own mark is text, and the row is that line.
+    """
     taken, size = [first], len(first)
     is_open: bool | None = _split_row(first, separator).open_field is not None
     while is_open and size <= LONGEST and (more := lines.read()):
@@ -181,7 +191,8 @@ def _split_row(content: bytes, separator: bytes) -> _Row:
 
 
 def _enclosed(content: bytes, at: int, separator: bytes) -> _Enclosed | str | None:
-    """Where a field ends whose text begins at a place, behind the mark that opens it; None where that mark is text."""
+    """Where a field ends whose text begins at a place, behind the mark that opens it; None where
+    that mark is text."""
     end = _INSIDE.match(content, at).end()
     if end == len(content):
         return OPEN
@@ -198,7 +209,8 @@ def _end_of_field(separator: bytes) -> re.Pattern[bytes]:
 
 
 def _still_open(line: bytes, separator: bytes) -> bool | None:
-    """Whether a line that begins within quotation marks also ends within some; None where the marks enclose no field."""
+    """Whether a line that begins within quotation marks also ends within some; None where the marks
+    enclose no field."""
     line = line.rstrip(b"\r\n")
     found = _enclosed(line, 0, separator)
     if not isinstance(found, _Enclosed):
@@ -207,8 +219,9 @@ def _still_open(line: bytes, separator: bytes) -> bool | None:
 
 
 def _are_separate_rows(lines: Sequence[bytes], separator: bytes, columns: int) -> bool:
-    """Whether each of some lines could be a row of its own: all have a field for each column, and there is a column, beside that
-    of the first quotation mark, in which all are alike. Lines of a text hardly ever are."""
+    """Whether each of some lines could be a row of its own: all have a field for each column, and
+    there is a column, beside that of the first quotation mark, in which all are alike. Lines of a
+    text hardly ever are."""
     alone = [_split_row(line, separator) for line in lines if line.strip()]
     if len(alone) < 2 or any(len(row.fields) != columns for row in alone):
         return False
@@ -216,7 +229,8 @@ def _are_separate_rows(lines: Sequence[bytes], separator: bytes, columns: int) -
 
 
 def _are_of_one_kind(alone: Sequence[_Row], column: int) -> bool:
-    """Whether all fields of a column, in quotation marks or without, are names of files, or all are other single words."""
+    """Whether all fields of a column, in quotation marks or without, are names of files, or all are
+    other single words."""
     fields = [row.fields[column] for row in alone]
     files = {_FILE_NAME.fullmatch(field) is not None for field in fields}
     marked = {column in row.marked for row in alone}

@@ -14,7 +14,8 @@ STREAM = 5  # apart from those of scenes and of what is said about them
 
 @dataclass(frozen=True)
 class LabelledVideos:
-    """`videos` (F, H, W, 3) uint8, the class of each, the names of the classes, and how many videos there are in all."""
+    """`videos` (F, H, W, 3) uint8, the class of each, the names of the classes, and how many videos
+    there are in all."""
 
     videos: LazyPictures
     labels: list[int]
@@ -25,18 +26,20 @@ class LabelledVideos:
 def read_video_list(
     path: str | Path, videos: str | Path | None = None, names: str | Path | None = None, samples: int | None = None
 ) -> LabelledVideos:
-    """A table with a column `path` and a column `label`, or without such a first line: the path, then the label.
+    """A table with a column `path` and a column `label`, or without such a first line: the path,
+    then the label.
 
     Args:
         path: columns are set apart by commas, or by blanks as in the lists of VideoMAE.
-        videos: the folder where the paths start; None: that of the list. What a path names is what `read_video` reads.
-        names: a text with the name of a class a line; labels are then names or numbers from 0 on. None: the labels are the
-            names, and classes are numbered in their order.
+        videos: the folder where the paths start; None: that of the list. What a path names is what
+            `read_video` reads.
+        names: a text with the name of a class a line; labels are then names or numbers from 0 on.
+            None: the labels are the names, and classes are numbered in their order.
         samples: only that many videos, spread over the list.
 
     Raises:
-        ValueError: naming file and line, for a line without path or label, a label that is no class, and a first video that is
-            not there.
+        ValueError: naming file and line, for a line without path or label, a label that is no
+            class, and a first video that is not there.
     """
     path, root = Path(path), Path(videos) if videos else Path(path).parent
     rows = _read_rows(path)
@@ -92,5 +95,6 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def frame_places(frames: int, wanted: int) -> list[int]:
-    """The middles of as many equal parts: of one part the middle frame; a short video gives some frames twice."""
+    """The middles of as many equal parts: of one part the middle frame; a short video gives some
+    frames twice."""
     return [int((part + 0.5) * frames / wanted) for part in range(wanted)]

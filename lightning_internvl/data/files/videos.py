@@ -22,8 +22,8 @@ def read_video(path: Path) -> tuple[np.ndarray, float]:
     """All frames (F, H, W, 3) uint8, and how many there are in a second.
 
     Args:
-        path: an animated GIF, WebP or PNG; a folder whose pictures are frames in the order of their names, two a second; or, with
-            PyAV, any format that it reads.
+        path: an animated GIF, WebP or PNG; a folder whose pictures are frames in the order of their
+            names, two a second; or, with PyAV, any format that it reads.
 
     Raises:
         ValueError: naming the file, if it cannot be read.

@@ -1,4 +1,5 @@
-"""Several datasets read as one. Which sample stands at a position is a pure function of (seed, position), so resume is exact."""
+"""Several datasets read as one. Which sample stands at a position is a pure function of (seed,
+position), so resume is exact."""
 
 from __future__ import annotations
 
@@ -24,18 +25,24 @@ class _SourceBlock(NamedTuple):
 
 
 class Mixture(Dataset[dict[str, Any]]):
-    """An endless stream of samples of several map-style datasets. Every sample carries the name of its dataset as "source".
+    """An endless stream of samples of several map-style datasets. Every sample carries the name of
+    its dataset as "source".
 
-    Positions are shared out in blocks: a block holds each dataset in its share, in a random order. A dataset with a length is
-    read in a new order each epoch, one without is read in order. Read it with `endless: true`.
+    Positions are shared out in blocks: a block holds each dataset in its share, in a random order.
+    A dataset with a length is read in a new order each epoch, one without is read in order. Read it
+    with `endless: true`.
 
     Args:
         datasets: by name.
-        weights: by name, of any sum; "size" in proportion to the lengths; "sqrt" to their square roots (InstructBLIP 2.4).
-        schedule: instead of `weights`, steps and the weights there, linear in between and constant after the last (the modality
-            warm-up of DeepSeek-VL): [{step: 0, weights: {...}}, {step: 2000, weights: {...}}].
-        samples_per_step: samples of an optimizer step on all devices, to which the steps of `schedule` refer.
-        run: so many samples in a row come from one dataset (the batch size of a device keeps batches of one kind).
+        weights: by name, of any sum; "size" in proportion to the lengths; "sqrt" to their square
+            roots (InstructBLIP 2.4).
+        schedule: instead of `weights`, steps and the weights there, linear in between and constant
+            after the last (the modality warm-up of DeepSeek-VL): [{step: 0, weights: {...}}, {step:
+            2000, weights: {...}}].
+        samples_per_step: samples of an optimizer step on all devices, to which the steps of
+            `schedule` refer.
+        run: so many samples in a row come from one dataset (the batch size of a device keeps
+            batches of one kind).
         seed: of all orders.
 
     Raises:
@@ -114,8 +121,8 @@ class Mixture(Dataset[dict[str, Any]]):
         return {name: length ** BY_SIZE[rule] for name, length in lengths.items()}
 
     def _before(self, number: int) -> np.ndarray:
-        """How many runs each dataset has in the blocks before this one: the integral of its share, rounded down; what
-        rounding leaves over goes to the dataset with the steadiest share."""
+        """How many runs each dataset has in the blocks before this one: the integral of its share,
+        rounded down; what rounding leaves over goes to the dataset with the steadiest share."""
         times = np.append(self.times[self.times < number], number)
         shares = np.stack([np.interp(times, self.times, column) for column in self.shares.T], axis=1)
         sums = ((shares[1:] + shares[:-1]) / 2 * np.diff(times)[:, None]).sum(axis=0) * BLOCK

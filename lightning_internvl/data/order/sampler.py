@@ -1,4 +1,5 @@
-"""Which samples each step reads: a pure function of (seed, step, rank), so that a run resumes at any step at once."""
+"""Which samples each step reads: a pure function of (seed, step, rank), so that a run resumes at
+any step at once."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ POSITION = "position"  # travels with a batch: where a source that keeps its pos
 
 
 def permuted(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
-    """Image of `positions` (any shape, int64 in 0..length-1) under the permutation of 0..length-1 of this epoch.
+    """Image of `positions` (any shape, int64 in 0..length-1) under the permutation of 0..length-1
+    of this epoch.
 
-    A Feistel network over the next even power of two; a value outside the range is permuted again until it is inside
-    (cycle walking). Needs no memory of the order of `length`.
+    A Feistel network over the next even power of two; a value outside the range is permuted again
+    until it is inside (cycle walking). Needs no memory of the order of `length`.
     """
     half = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
@@ -43,10 +45,11 @@ def _mix(values: np.ndarray) -> np.ndarray:
 class StepBatchSampler(Sampler[list[int]]):
     """One list of `batch_size` indices for each step from `start_step` to `steps` - 1.
 
-    Rank r of step s takes the positions s * batch * world + r * batch + j. With `dataset_length` None (endless data) a
-    position is the index itself. Otherwise position p belongs to epoch p // length, in which every index comes once,
-    in an order of its own when `shuffle` is set. Raises ValueError for settings out of range.
-    It has no length on purpose: the trainer counts steps, and a length would shrink with every resume.
+    Rank r of step s takes the positions s * batch * world + r * batch + j. With `dataset_length`
+    None (endless data) a position is the index itself. Otherwise position p belongs to epoch p //
+    length, in which every index comes once, in an order of its own when `shuffle` is set. Raises
+    ValueError for settings out of range. It has no length on purpose: the trainer counts steps, and
+    a length would shrink with every resume.
     """
 
     def __init__(

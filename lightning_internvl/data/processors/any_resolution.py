@@ -1,5 +1,5 @@
-"""Pictures of any size and videos as Qwen2-VL reads them: near their own size, cut into patches (Wang et al. 2024, section 2.1;
-official image processor, and `qwen-vl-utils` for videos).
+"""Pictures of any size and videos as Qwen2-VL reads them: near their own size, cut into patches
+(Wang et al. 2024, section 2.1; official image processor, and `qwen-vl-utils` for videos).
 
 Letters: H, W sides in pixels, F frames, P patches of all pictures, C values of a patch.
 """
@@ -23,13 +23,16 @@ MOST_STRETCHED = 200  # the longer side over the shorter one
 
 
 class AnyResolution(Processor):
-    """A picture at sides that are multiples of a block of patches, with its proportions nearly kept, as flat patches.
+    """A picture at sides that are multiples of a block of patches, with its proportions nearly
+    kept, as flat patches.
 
     Args:
-        image_size: its square is the most pixels that a picture keeps (published: 3584, which gives 16,384 tokens).
+        image_size: its square is the most pixels that a picture keeps (published: 3584, which gives
+            16,384 tokens).
         min_pixels: smaller pictures are enlarged to so many.
         max_pixels: instead of the square of `image_size`.
-        patch_size, merge_size, frames: of the encoder; a block of `merge_size` x `merge_size` patches gives one visual token.
+        patch_size, merge_size, frames: of the encoder; a block of `merge_size` x `merge_size`
+            patches gives one visual token.
         fps: frames taken of each second of a video.
         min_frames, max_frames: of a video; it is never more than it has.
         frame_pixels: the least and the most pixels of a frame.
@@ -73,14 +76,17 @@ class AnyResolution(Processor):
             raise ValueError(f"videos need {fps=} above 0, {min_frames=} <= {max_frames=}, and frame_pixels from low to high")
 
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 -> (1, H', W', 3) uint8, the picture at the size that it is cut up in. Chance plays no part."""
+        """(H, W, 3) uint8 -> (1, H', W', 3) uint8, the picture at the size that it is cut up in.
+        Chance plays no part."""
         size = smart_size(image.shape[0], image.shape[1], self.factor, self.min_pixels, self.max_pixels)
         return self._at(image, *size)[None]
 
     def video(self, frames: np.ndarray, fps: float) -> np.ndarray:
-        """(F, H, W, 3) uint8 at `fps` frames a second -> (F', H', W', 3) uint8, an even number of frames.
+        """(F, H, W, 3) uint8 at `fps` frames a second -> (F', H', W', 3) uint8, an even number of
+        frames.
 
-        A video of a single frame is shown twice, as a picture is; its last frame fills up a step that is not full.
+        A video of a single frame is shown twice, as a picture is; its last frame fills up a step
+        that is not full.
 
         Raises:
             ValueError: for a video without frames or a rate that is none.
@@ -107,14 +113,16 @@ class AnyResolution(Processor):
         return -(-frames // self.frames), height // self.patch_size, width // self.patch_size
 
     def inputs(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`pixel_values` (P, C) float32, all patches one after the other, and `image_grid_thw` (pictures, 3) int64."""
+        """`pixel_values` (P, C) float32, all patches one after the other, and `image_grid_thw`
+        (pictures, 3) int64."""
         values = 3 * self.frames * self.patch_size**2
         patches = [self._patches(picture) for picture in pictures]
         grids = torch.tensor([self.grid(picture) for picture in pictures], dtype=torch.int64).reshape(-1, 3)
         return {"pixel_values": torch.cat(patches) if patches else torch.zeros(0, values), "image_grid_thw": grids}
 
     def blank(self, squares: int, device: str | torch.device = "cpu") -> dict[str, Any]:
-        """The inputs of as many empty pictures of the largest size. Their grid is a list, which is read without memory."""
+        """The inputs of as many empty pictures of the largest size. Their grid is a list, which is
+        read without memory."""
         side = self.image_size // self.factor * self.merge_size
         values = 3 * self.frames * self.patch_size**2
         pixels = torch.zeros(squares * side**2, values, device=device)
@@ -124,8 +132,8 @@ class AnyResolution(Processor):
         return np.require(resized(image, width, height, self.resize), requirements=["WRITEABLE"])  # tensors may share its memory
 
     def _patches(self, picture: np.ndarray) -> Tensor:
-        """(F, H, W, 3) uint8 -> (P, C): blocks in reading order, the patches of each likewise, and inside a patch channel, frame,
-        row, column."""
+        """(F, H, W, 3) uint8 -> (P, C): blocks in reading order, the patches of each likewise, and
+        inside a patch channel, frame, row, column."""
         pixels = to_pixels(picture, self.mean, self.std)  # F, 3, H, W
         if len(pixels) < self.frames:  # a still picture
             pixels = pixels.expand(self.frames, -1, -1, -1)
@@ -136,9 +144,11 @@ class AnyResolution(Processor):
 
 
 def smart_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Height and width as multiples of `factor`, with at least `min_pixels` and at most `max_pixels`, near the proportions.
+    """Height and width as multiples of `factor`, with at least `min_pixels` and at most
+    `max_pixels`, near the proportions.
 
-    Source: official `smart_resize`. Raises ValueError for a strip whose sides differ by more than 200 times.
+    Source: official `smart_resize`. Raises ValueError for a strip whose sides differ by more than
+    200 times.
     """
     if max(height, width) > MOST_STRETCHED * min(height, width):
         raise ValueError(
@@ -155,8 +165,9 @@ def smart_size(height: int, width: int, factor: int, min_pixels: int, max_pixels
 
 
 def frame_places(total: int, fps: float, wanted_fps: float, least: int, most: int, step: int) -> list[int]:
-    """Which of `total` frames are taken: spread evenly from the first to the last, a multiple of `step`, or all where the video
-    has fewer than one step. Source: `qwen-vl-utils`, which refuses a video of one frame."""
+    """Which of `total` frames are taken: spread evenly from the first to the last, a multiple of
+    `step`, or all where the video has fewer than one step. Source: `qwen-vl-utils`, which refuses a
+    video of one frame."""
     count = min(max(total / fps * wanted_fps, least), most, total)
     count = min(round(count / step), total // step) * step
     if count == 0:

@@ -1,7 +1,9 @@
-"""How a picture becomes what the encoder sees: (H, W, 3) uint8 of any size -> n squares (n, S, S, 3) uint8.
+"""How a picture becomes what the encoder sees: (H, W, 3) uint8 of any size -> n squares (n, S, S,
+3) uint8.
 
-A processor is one class and one YAML in `conf/processor/`. Pixels are normalised where batches are made (`Processor.inputs`),
-with the processor's mean and standard deviation. All resizing is the bicubic filter, as in the published systems.
+A processor is one class and one YAML in `conf/processor/`. Pixels are normalised where batches are
+made (`Processor.inputs`), with the processor's mean and standard deviation. All resizing is the
+bicubic filter, as in the published systems.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def to_pixels(
     std: Sequence[float] = IMAGENET_STD,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Normalise (B, H, W, 3) uint8 to (B, 3, H, W) float32: (value / 255 - mean) / std per channel; into `out` if it is given."""
+    """Normalise (B, H, W, 3) uint8 to (B, 3, H, W) float32: (value / 255 - mean) / std per channel;
+    into `out` if it is given."""
     if isinstance(images, np.ndarray):  # tensors know neither memory that is read only nor steps backwards
         images = torch.from_numpy(np.require(images, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
     means, stds = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
@@ -80,11 +83,13 @@ class Processor(ABC):
         """
 
     def whole(self) -> Processor:
-        """The processor where a picture is one square, as in contrastive stages; by default this one."""
+        """The processor where a picture is one square, as in contrastive stages; by default this
+        one."""
         return self
 
     def video(self, frames: np.ndarray, fps: float) -> np.ndarray:
-        """(F, H, W, 3) uint8 at `fps` frames a second -> the frames that the encoder sees. Raises ValueError if it sees none."""
+        """(F, H, W, 3) uint8 at `fps` frames a second -> the frames that the encoder sees. Raises
+        ValueError if it sees none."""
         raise ValueError(f"{type(self).__name__} prepares pictures only; videos need processor@data.processor=any_resolution")
 
     def tokens(self, picture: np.ndarray, per_square: int) -> int:
@@ -92,8 +97,9 @@ class Processor(ABC):
         return len(picture) * per_square
 
     def inputs(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """What the encoder reads of pictures as `__call__` returned them: `pixel_values` (all squares, 3, S, S) float32; a
-        processor may add more (`image_grid_thw`). There may be no pictures at all."""
+        """What the encoder reads of pictures as `__call__` returned them: `pixel_values` (all
+        squares, 3, S, S) float32; a processor may add more (`image_grid_thw`). There may be no
+        pictures at all."""
         values = torch.empty(sum(len(picture) for picture in pictures), 3, self.image_size, self.image_size)
         start = 0
         for picture in pictures:  # each into its place, which needs no memory for all of them as bytes
@@ -106,7 +112,8 @@ class Processor(ABC):
         return {"pixel_values": torch.zeros(squares, 3, self.image_size, self.image_size, device=device)}
 
     def _resized(self, image: np.ndarray, columns: int = 1, rows: int = 1) -> np.ndarray:
-        """The picture at columns x rows squares, whatever its proportions; as it is if that is its size."""
+        """The picture at columns x rows squares, whatever its proportions; as it is if that is its
+        size."""
         return resized(image, columns * self.image_size, rows * self.image_size, self.resize)
 
 
@@ -118,10 +125,12 @@ class Squash(Processor):
 
 
 class CenterCrop(Processor):
-    """The short side resized to S, and the square in the middle (CLIP; InternVL classification; LLaVA v1)."""
+    """The short side resized to S, and the square in the middle (CLIP; InternVL classification;
+    LLaVA v1)."""
 
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
-        # The ends of a strip fall away anyhow, and a strip of 1 x 5000 px would be enlarged to gigabytes.
+        # The ends of a strip fall away anyhow, and a strip of 1 x 5000 px would be enlarged to
+        # gigabytes.
         longest = LONGEST_STRIP * min(image.shape[:2])
         image = _centre(image, min(image.shape[0], longest), min(image.shape[1], longest))
         height, width = image.shape[:2]
@@ -132,11 +141,13 @@ class CenterCrop(Processor):
 
 
 class RandomCrop(Processor):
-    """A random part of the picture, resized to a square: the augmentation of contrastive stages and of retrieval.
+    """A random part of the picture, resized to a square: the augmentation of contrastive stages and
+    of retrieval.
 
-    The part covers a share of the area drawn from `scale`, at proportions drawn from `ratio` (uniform in the logarithm); where
-    ten draws do not fit, the middle is taken. With `flip`, half of them are mirrored. Without a draw, as in evaluation, the
-    whole picture is squashed. Source: RandomResizedCrop of torchvision.
+    The part covers a share of the area drawn from `scale`, at proportions drawn from `ratio`
+    (uniform in the logarithm); where ten draws do not fit, the middle is taken. With `flip`, half
+    of them are mirrored. Without a draw, as in evaluation, the whole picture is squashed. Source:
+    RandomResizedCrop of torchvision.
     """
 
     random = True
@@ -177,13 +188,15 @@ class RandomCrop(Processor):
 
 
 class Tiles(Processor):
-    """Dynamic tiling: the grid of squares nearest to the picture's proportions, then the whole picture once more.
+    """Dynamic tiling: the grid of squares nearest to the picture's proportions, then the whole
+    picture once more.
 
     Tiles come in reading order, the thumbnail last, and only where there is more than one tile.
     Source: InternVL 1.5 (Chen et al., 2024), section 3.2; official `dynamic_preprocess`.
 
     Args:
-        min_tiles, max_tiles: how many tiles a grid may have; the attribute `max_tiles` counts the thumbnail too.
+        min_tiles, max_tiles: how many tiles a grid may have; the attribute `max_tiles` counts the
+            thumbnail too.
         thumbnail: whether the whole picture follows its tiles.
     """
 
@@ -218,8 +231,8 @@ class Tiles(Processor):
 def choose_grid(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
     """(columns, rows) of the grid for a picture: the smallest |width / height - columns / rows|.
 
-    Of grids exactly as near, a later (larger) one wins if the picture has more than half of its pixels.
-    Source: official `find_closest_aspect_ratio`.
+    Of grids exactly as near, a later (larger) one wins if the picture has more than half of its
+    pixels. Source: official `find_closest_aspect_ratio`.
     """
     best, best_gap = (1, 1), math.inf
     for columns, rows in grids(min_tiles, max_tiles):
@@ -233,7 +246,8 @@ def choose_grid(width: int, height: int, image_size: int, min_tiles: int, max_ti
 @functools.cache
 def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     """All (columns, rows) of min_tiles to max_tiles tiles, by their number."""
-    # The original sorts a set; grids of equal area keep its order, which decides ties, so the same set is built here.
+    # The original sorts a set; grids of equal area keep its order, which decides ties, so the same
+    # set is built here.
     found = {
         (i, j)
         for n in range(min_tiles, max_tiles + 1)

@@ -1,4 +1,5 @@
-"""Pictures whole and in their proportions, on a square of one colour: DeepSeek-VL (official `image_processing_vlm.py`)."""
+"""Pictures whole and in their proportions, on a square of one colour: DeepSeek-VL (official
+`image_processing_vlm.py`)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class PaddedSquare(Processor):
 
     Args:
         min_side: the shorter side is never made smaller than this.
-        nearest: the shorter side is rounded to the nearest pixel, as transformers does; the original cuts it off.
+        nearest: the shorter side is rounded to the nearest pixel, as transformers does; the
+            original cuts it off.
     """
 
     def __init__(
@@ -41,7 +43,8 @@ class PaddedSquare(Processor):
 
 
 class PaddedPair(PaddedSquare):
-    """Two sizes of a picture, for an encoder of two towers: `high_res_pixel_values`, and `pixel_values` made from it.
+    """Two sizes of a picture, for an encoder of two towers: `high_res_pixel_values`, and
+    `pixel_values` made from it.
 
     Args:
         image_size, mean, std: of the small size. The square has the mean colour of the large one.
@@ -90,7 +93,8 @@ class PaddedPair(PaddedSquare):
 
 
 def padded(image: np.ndarray, side: int, colour: Sequence[int], min_side: int, nearest: bool) -> np.ndarray:
-    """(H, W, 3) uint8 -> (side, side, 3) uint8: the longest side resized to `side`, centred on a square of `colour`."""
+    """(H, W, 3) uint8 -> (side, side, 3) uint8: the longest side resized to `side`, centred on a
+    square of `colour`."""
     longest = max(image.shape[:2])  # in the order of operations of each, which decides halves
     sides = (round(length * (side / longest)) if nearest else int(length / longest * side) for length in image.shape[:2])
     height, width = (max(length, min_side) for length in sides)
@@ -108,8 +112,9 @@ class PadSquare(Processor):
 
     Args:
         image_size, mean, std, resize: as in `Processor`.
-        colour: red, green and blue of the border, 0 to 255; None: the mean of the channels, rounded down, which is close to zero
-            once normalised (LLaVA 1.5). XComposer2 uses black in its benchmarks.
+        colour: red, green and blue of the border, 0 to 255; None: the mean of the channels, rounded
+            down, which is close to zero once normalised (LLaVA 1.5). XComposer2 uses black in its
+            benchmarks.
     """
 
     def __init__(
@@ -129,7 +134,8 @@ class PadSquare(Processor):
         return self._resized(self.square(image))[None]
 
     def square(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 -> (L, L, 3) with the longer side L; of an odd difference the smaller part comes first."""
+        """(H, W, 3) uint8 -> (L, L, 3) with the longer side L; of an odd difference the smaller
+        part comes first."""
         height, width = image.shape[:2]
         if height == width:
             return image

@@ -1,7 +1,9 @@
-"""Bicubic resizing of pictures, by Pillow as the published systems do it, or by PyTorch in an eighth of the time.
+"""Bicubic resizing of pictures, by Pillow as the published systems do it, or by PyTorch in an
+eighth of the time.
 
-PyTorch computes the same filter with rounder weights. On photos 0.2 to 0.6% of the values differ from Pillow's, nearly all of
-them by 1 of 255; Pillow decides which direction comes first, and so does this, as the order matters more than the weights.
+PyTorch computes the same filter with rounder weights. On photos 0.2 to 0.6% of the values differ
+from Pillow's, nearly all of them by 1 of 255; Pillow decides which direction comes first, and so
+does this, as the order matters more than the weights.
 """
 
 from __future__ import annotations

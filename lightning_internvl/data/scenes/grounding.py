@@ -1,4 +1,5 @@
-"""Two more kinds of conversation from scenes: things and where they are, and text without a picture."""
+"""Two more kinds of conversation from scenes: things and where they are, and text without a
+picture."""
 
 from __future__ import annotations
 
@@ -27,10 +28,12 @@ class _SceneTalk(_SceneDataset):
 
 
 class SceneGrounding(_SceneTalk):
-    """{"images": [(S, S, 3) uint8], "conversation": [messages], "key"}: three turns about places in one scene.
+    """{"images": [(S, S, 3) uint8], "conversation": [messages], "key"}: three turns about places in
+    one scene.
 
-    A phrase is asked for its boxes, a box for its phrase, and the picture for a description with all boxes, as in the multi-task
-    stage of Qwen-VL. Box numbers are multiples of `language.BOX_STEP`.
+    A phrase is asked for its boxes, a box for its phrase, and the picture for a description with
+    all boxes, as in the multi-task stage of Qwen-VL. Box numbers are multiples of
+    `language.BOX_STEP`.
     """
 
     stream = GROUNDING_STREAM
@@ -51,7 +54,8 @@ class SceneGrounding(_SceneTalk):
 
 
 class SceneTexts(_SceneTalk):
-    """{"images": [], "conversation": [messages], "key"}: captions to be put into the other language. No pictures are drawn."""
+    """{"images": [], "conversation": [messages], "key"}: captions to be put into the other
+    language. No pictures are drawn."""
 
     stream = TEXT_STREAM
 

@@ -1,4 +1,5 @@
-"""The held-out side of the built-in scenes: what training never shows, ready for the evaluation tasks."""
+"""The held-out side of the built-in scenes: what training never shows, ready for the evaluation
+tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from lightning_internvl.data.scenes.things import THINGS
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """`images` (N, S, S, 3) uint8, one caption each that fits no other image, and all accepted wordings."""
+    """`images` (N, S, S, 3) uint8, one caption each that fits no other image, and all accepted
+    wordings."""
 
     images: np.ndarray
     captions: list[str]
@@ -26,7 +28,8 @@ class CaptionedImages:
 
 @dataclass(frozen=True)
 class AskedImages:
-    """`images` (N, S, S, 3) uint8 and one question each; `boxes` holds the true box (0..1) where the answer is one."""
+    """`images` (N, S, S, 3) uint8 and one question each; `boxes` holds the true box (0..1) where
+    the answer is one."""
 
     images: np.ndarray
     turns: list[say.Turn] = field(default_factory=list)
@@ -60,14 +63,16 @@ class HeldOutScenes:
         self.scenes, self.asked, self.single = scenes, questions, single
 
     def captioned(self, split: str = "scenes", language: str = "en") -> CaptionedImages:
-        """Pictures whose captions all differ ("scenes": new scenes; "combinations": pairs of things never seen together)."""
+        """Pictures whose captions all differ ("scenes": new scenes; "combinations": pairs of things
+        never seen together)."""
         source = Scenes(self.seed, split, self.image_size, self.styles)
         scenes = source.unique_scenes(self.scenes)
         references = [say.references(scene, language) for scene in scenes]
         return CaptionedImages(np.stack([source.render(s) for s in scenes]), [r[0] for r in references], references, language)
 
     def labelled(self, language: str = "en") -> LabelledImages:
-        """One thing alone, to be named among all things; training shows at least two objects in every picture."""
+        """One thing alone, to be named among all things; training shows at least two objects in
+        every picture."""
         source = Scenes(self.seed, "single", self.image_size, self.styles)
         images = np.stack([source.render(source.scene(i)) for i in range(self.single)])
         prompts = [say.class_prompts(thing, language) for thing in THINGS]

@@ -1,4 +1,5 @@
-"""Built-in sequences of several pictures: one by one with questions about each, or as the frames of a video."""
+"""Built-in sequences of several pictures: one by one with questions about each, or as the frames of
+a video."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ FPS = 2.0
 
 
 class SceneAlbums(SceneChats):
-    """{"images": [(S, S, 3) uint8, ...], "conversation": [messages], "key"}: `pictures` scenes, `turns` questions about each.
+    """{"images": [(S, S, 3) uint8, ...], "conversation": [messages], "key"}: `pictures` scenes,
+    `turns` questions about each.
 
-    "<image>" stands before the first question about a picture, so that pictures and text alternate. The other arguments are those
-    of `SceneChats`; the last question about each picture may ask for a caption or a layout.
+    "<image>" stands before the first question about a picture, so that pictures and text alternate.
+    The other arguments are those of `SceneChats`; the last question about each picture may ask for
+    a caption or a layout.
     """
 
     def __init__(self, *args: Any, pictures: int = 3, **options: Any) -> None:
@@ -37,10 +40,11 @@ class SceneAlbums(SceneChats):
 
 
 class SceneVideos(SceneChats):
-    """{"images": [], "videos": [((F, S, S, 3) uint8, 2.0)], "conversation", "key"}: `scenes` scenes, a second each, to be
-    described one after the other.
+    """{"images": [], "videos": [((F, S, S, 3) uint8, 2.0)], "conversation", "key"}: `scenes`
+    scenes, a second each, to be described one after the other.
 
-    The answer is all captions in the order of the scenes. The other arguments are those of `SceneChats`.
+    The answer is all captions in the order of the scenes. The other arguments are those of
+    `SceneChats`.
     """
 
     def __init__(self, *args: Any, scenes: int = 2, **options: Any) -> None:

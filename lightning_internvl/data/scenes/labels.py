@@ -15,7 +15,8 @@ HELD_OUT = len(THINGS) * 2**15  # the first single things are for measuring
 
 
 class SceneLabels(Dataset[dict[str, Any]]):
-    """One thing alone on a background; the things take turns. None of the pictures is among those that are measured.
+    """One thing alone on a background; the things take turns. None of the pictures is among those
+    that are measured.
 
     Args:
         classes: how many classes the probe has; it must be the number of things.

@@ -1,4 +1,5 @@
-"""What is said about a scene: captions in English and Chinese, questions with answers, and prompts for one thing."""
+"""What is said about a scene: captions in English and Chinese, questions with answers, and prompts
+for one thing."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ CAPTIONS = {
 }
 CAPTION_REQUEST = "describe the picture."
 LAYOUT_REQUEST = "what is where?"
-# Kinds of questions and how often each is asked. A box takes ten times the tokens of a word, so few of them already weigh much.
+# Kinds of questions and how often each is asked. A box takes ten times the tokens of a word, so few
+# of them already weigh much.
 QUESTION_SHARES = {"what": 0.35, "exists": 0.25, "count": 0.2, "colour": 0.15, "where": 0.05}
 EMPTY_CELL_SHARE = 0.15  # of "what" questions, where a cell is empty
 BOX_STEP = 50  # box numbers are multiples of this, in 0..1000
@@ -31,7 +33,8 @@ MAX_QUESTIONS = 24
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer. `box` (x0, y0, x1, y1 in 0..1) is the unrounded truth of a "where" question."""
+    """A question and its answer. `box` (x0, y0, x1, y1 in 0..1) is the unrounded truth of a "where"
+    question."""
 
     question: str
     answer: str
@@ -62,7 +65,8 @@ def _phrase(pattern: str, things: str, colour: Colour, language: str) -> str:
 
 
 def references(scene: Scene, language: str = "en") -> list[str]:
-    """Every caption that `caption` may give in this language. Raises ValueError for an unknown language."""
+    """Every caption that `caption` may give in this language. Raises ValueError for an unknown
+    language."""
     if language not in LANGUAGES:
         raise ValueError(f"unknown language {language!r}; choose from {list(LANGUAGES)}")
     phrases = [noun_phrase(THINGS[thing], count, language) for thing, count in scene.counts.items()]
@@ -71,7 +75,8 @@ def references(scene: Scene, language: str = "en") -> list[str]:
 
 
 def caption(scene: Scene, rng: np.random.Generator, language: str = "en") -> str:
-    """One caption: all kinds of things, in the order of the table, with counts, and the background colour."""
+    """One caption: all kinds of things, in the order of the table, with counts, and the background
+    colour."""
     choices = references(scene, language)
     return choices[int(rng.integers(len(choices)))]
 
@@ -88,18 +93,21 @@ def _held(scene: Scene) -> dict[int, str]:
 
 
 def class_prompts(thing: Thing, language: str = "en") -> list[str]:
-    """Captions of pictures with just this thing, one of each phrasing and colour, after the bare name."""
+    """Captions of pictures with just this thing, one of each phrasing and colour, after the bare
+    name."""
     name = noun_phrase(thing, 1, language)
     return [name] + [_phrase(pattern, name, colour, language) for pattern in CAPTIONS[language] for colour in COLOURS]
 
 
 def box_text(box: Box) -> str:
-    """A box in 0..1 as "<box>(x0,y0),(x1,y1)</box>" with integers in 0..1000, multiples of BOX_STEP."""
+    """A box in 0..1 as "<box>(x0,y0),(x1,y1)</box>" with integers in 0..1000, multiples of
+    BOX_STEP."""
     return grounding.box_text(box, BOX_STEP)
 
 
 def questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Turn]:
-    """n different questions about a scene, of kinds as in `QUESTION_SHARES`; what the picture does not allow is left out.
+    """n different questions about a scene, of kinds as in `QUESTION_SHARES`; what the picture does
+    not allow is left out.
 
     Raises ValueError when n is over MAX_QUESTIONS.
     """
@@ -166,7 +174,8 @@ def chinese_words() -> set[str]:
 
 
 def vocabulary_texts() -> Iterator[str]:
-    """Short texts that together hold every word of this module in every position where it can stand."""
+    """Short texts that together hold every word of this module in every position where it can
+    stand."""
     for thing in THINGS:
         yield from (thing.name, f"how many {thing.plural} are there?", f"where is the {thing.name}?")
         for language in LANGUAGES:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Thing:
-    """One kind of object. `codepoint` is the lower-case hexadecimal emoji name; `zh` and `measure` form "一只猫"."""
+    """One kind of object. `codepoint` is the lower-case hexadecimal emoji name; `zh` and `measure`
+    form "一只猫"."""
 
     codepoint: str
     name: str

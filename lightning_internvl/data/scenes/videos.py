@@ -13,8 +13,8 @@ from lightning_internvl.data.scenes.things import COLOURS, THINGS
 
 
 def scene_videos(seed: int, image_size: int, styles: Sequence[str], count: int, frames: int = 16) -> LabelledVideos:
-    """Videos of one thing that visits the four quarters of the picture in a random order and drifts about in each; the things
-    take turns. They depend on `seed` alone."""
+    """Videos of one thing that visits the four quarters of the picture in a random order and drifts
+    about in each; the things take turns. They depend on `seed` alone."""
     scenes = Scenes(seed, "single", image_size, tuple(styles))
     videos = LazyPictures(range(count), lambda place: _render_video(scenes, place, frames))
     return LabelledVideos(videos, [place % len(THINGS) for place in range(count)], [thing.name for thing in THINGS], count)

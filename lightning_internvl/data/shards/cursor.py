@@ -1,11 +1,13 @@
-"""The order of samples from shards whose records nobody has counted, and cursors from which it goes on exactly.
+"""The order of samples from shards whose records nobody has counted, and cursors from which it goes
+on exactly.
 
-The samples of a step come from several readers, equally many from each, and steps take turns among groups
-of readers (the settings `data.lanes`, readers of a step, and `data.turns`, groups). A reader reads units (a
-shard, or a part of one where there are fewer shards than readers) in a new order each epoch, dealt out to
-the readers like cards, and the records of a unit in blocks that are shuffled. All of it follows from the
-seed and the reader's number, so a few numbers say where a reader stands. A process owns some readers of
-each group, a data process some of the groups: the order of all samples depends on the number of neither.
+The samples of a step come from several readers, equally many from each, and steps take turns among
+groups of readers (the settings `data.lanes`, readers of a step, and `data.turns`, groups). A reader
+reads units (a shard, or a part of one where there are fewer shards than readers) in a new order
+each epoch, dealt out to the readers like cards, and the records of a unit in blocks that are
+shuffled. All of it follows from the seed and the reader's number, so a few numbers say where a
+reader stands. A process owns some readers of each group, a data process some of the groups: the
+order of all samples depends on the number of neither.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Cursor(NamedTuple):
 
 
 class ReaderLayout(NamedTuple):
-    """How samples are shared out among readers. Reader r of group g has the number g * `readers_per_step` + r.
+    """How samples are shared out among readers. Reader r of group g has the number g *
+    `readers_per_step` + r.
 
     Args:
         readers_per_step: readers of a group; a step reads from all readers of one group.
@@ -57,8 +60,8 @@ class ReaderLayout(NamedTuple):
 
     @classmethod
     def for_step(cls, lanes: int, turns: int, samples: int) -> ReaderLayout:
-        """For steps of so many samples, from `lanes` readers or, where they do not divide them, from the most
-        that do."""
+        """For steps of so many samples, from `lanes` readers or, where they do not divide them,
+        from the most that do."""
         readers = math.gcd(lanes, samples)
         return cls(readers, turns, samples // readers)
 
@@ -116,7 +119,8 @@ class RecordBlock(NamedTuple):
 
 
 class OpenShards:
-    """Shards that are read on, each by one `ShardCursor`; of too many the one that has waited longest is closed."""
+    """Shards that are read on, each by one `ShardCursor`; of too many the one that has waited
+    longest is closed."""
 
     def __init__(self) -> None:
         self.kept: OrderedDict[ShardCursor, tuple[tuple[int, int], Iterator[Record]]] = OrderedDict()
@@ -159,7 +163,8 @@ class ShardCursor:
         self.cursor = cursor or Cursor()
 
     def __iter__(self) -> Iterator[ReadRecord]:
-        """What comes next, and of a broken shard its fault, once. `cursor` is then that of the next sample.
+        """What comes next, and of a broken shard its fault, once. `cursor` is then that of the next
+        sample.
 
         Raises:
             ValueError: if there are no samples in many shards.

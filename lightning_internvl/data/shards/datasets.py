@@ -1,4 +1,5 @@
-"""Training data from shards: what there is to read, how sources are mixed, and what becomes of a record.
+"""Training data from shards: what there is to read, how sources are mixed, and what becomes of a
+record.
 
 In which order records come is a matter of `data.shards.cursor`.
 """
@@ -22,17 +23,22 @@ class ShardDataset(ABC):
 
     Args:
         shards: what `open_shards` opens, or shards.
-        sources: instead, several by name: {"shards": ..., "weight": a number from 0 on (1), "samples": how many there are,
-            "language": of its captions}.
-        weights: null takes the weights of the sources; "size" in proportion to their numbers of samples (of shards, where no
-            source says its samples), "sqrt" to the square roots of these; or numbers by name.
+        sources: instead, several by name: {"shards": ..., "weight": a number from 0 on (1),
+            "samples": how many there are, "language": of its captions}.
+        weights: null takes the weights of the sources; "size" in proportion to their numbers of
+            samples (of shards, where no source says its samples), "sqrt" to the square roots of
+            these; or numbers by name.
         schedule: instead of `weights`, as in `Mixture`.
         run: so many samples in a row come from one source.
-        samples_per_step: of an optimizer step on all devices, where it is not what batch sizes say (with packing).
-        shuffle: neighbouring records of a shard that are shuffled, all of them in memory in each reader.
+        samples_per_step: of an optimizer step on all devices, where it is not what batch sizes say
+            (with packing).
+        shuffle: neighbouring records of a shard that are shuffled, all of them in memory in each
+            reader.
         lanes, turns: readers of a step, and groups of readers (see `data.shards.cursor`).
-        image, caption: the extension or column of picture and caption, where they have other names than usual.
-        decode_at: JPEGs may be decoded at a half, quarter or eighth of their size, as long as both sides keep so many pixels.
+        image, caption: the extension or column of picture and caption, where they have other names
+            than usual.
+        decode_at: JPEGs may be decoded at a half, quarter or eighth of their size, as long as both
+            sides keep so many pixels.
 
     Raises:
         ValueError: for sources, weights or numbers that do not fit.
@@ -76,11 +82,13 @@ class ShardDataset(ABC):
 
     @abstractmethod
     def sample(self, record: Record, source: Mapping[str, Any]) -> dict[str, Any]:
-        """What a record of a source gives, without its key. Raises ValueError when it cannot be used."""
+        """What a record of a source gives, without its key. Raises ValueError when it cannot be
+        used."""
 
 
 class ShardPairs(ShardDataset):
-    """{"image": (H, W, 3) uint8, "caption", "language", "key"} from records with a picture and a caption (see `pair_of`)."""
+    """{"image": (H, W, 3) uint8, "caption", "language", "key"} from records with a picture and a
+    caption (see `pair_of`)."""
 
     def sample(self, record: Record, source: Mapping[str, Any]) -> dict[str, Any]:
         """Picture and caption of a record."""
@@ -90,7 +98,8 @@ class ShardPairs(ShardDataset):
 
 
 class ShardChats(ShardDataset):
-    """{"images": [(H, W, 3) uint8], "conversation": [messages], "key"} from conversations and from captions (see `chats_of`).
+    """{"images": [(H, W, 3) uint8], "conversation": [messages], "key"} from conversations and from
+    captions (see `chats_of`).
 
     Args:
         caption_request: the question that a bare caption answers.

@@ -1,4 +1,5 @@
-"""Names of shards, from what a user writes: paths, URLs, brace patterns, globs, folders, lists of them. No shard is opened."""
+"""Names of shards, from what a user writes: paths, URLs, brace patterns, globs, folders, lists of
+them. No shard is opened."""
 
 from __future__ import annotations
 
@@ -20,15 +21,18 @@ Urls = str | Path | Sequence[str | Path]
 
 
 class ShardNames(Sequence[str]):
-    """All names of a setting in their order. A brace pattern takes the same memory whatever it stands for.
+    """All names of a setting in their order. A brace pattern takes the same memory whatever it
+    stands for.
 
     Args:
-        urls: a path or URL, with {00000..00099} or {a,b} for many, or with `*`; a folder, which stands for the shards in it; a
-            text file (.txt, .list) with one such entry a line, paths from its own folder on; or a list of these.
+        urls: a path or URL, with {00000..00099} or {a,b} for many, or with `*`; a folder, which
+            stands for the shards in it; a text file (.txt, .list) with one such entry a line, paths
+            from its own folder on; or a list of these.
         suffixes: of the shards that a folder holds.
 
     Raises:
-        ValueError: naming the entry that is broken, matches nothing, or needs a package that is missing.
+        ValueError: naming the entry that is broken, matches nothing, or needs a package that is
+            missing.
     """
 
     def __init__(self, urls: Urls, suffixes: Sequence[str]) -> None:
@@ -72,7 +76,8 @@ class Braces(Sequence[str]):
     """The names that a pattern with braces stands for; the last brace changes fastest.
 
     Raises:
-        ValueError: for a brace without its other half, or with something else than a range or a list in it.
+        ValueError: for a brace without its other half, or with something else than a range or a
+            list in it.
     """
 
     def __init__(self, pattern: str) -> None:

@@ -40,10 +40,12 @@ def pair_of(record: Mapping[str, Any], image: str | None = None, caption: str | 
 
 
 def chats_of(record: Mapping[str, Any], image: str | None = None, caption: str | None = None) -> dict[str, Any]:
-    """A record as `conversations.read_entry` reads it: a conversation with its pictures as bytes, or a picture and its caption.
+    """A record as `conversations.read_entry` reads it: a conversation with its pictures as bytes,
+    or a picture and its caption.
 
-    A conversation is the entry "conversations" or "messages", of the record or of its "json". In a tar file its pictures are the
-    record's pictures in the order of the numbers in their extensions (0.jpg, 1.jpg), whatever the conversation calls them.
+    A conversation is the entry "conversations" or "messages", of the record or of its "json". In a
+    tar file its pictures are the record's pictures in the order of the numbers in their extensions
+    (0.jpg, 1.jpg), whatever the conversation calls them.
 
     Raises:
         BadSample: as `pair_of`.

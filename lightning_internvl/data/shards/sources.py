@@ -1,4 +1,5 @@
-"""Settings of training data from shards, and what is wrong with them, found before any model is built.
+"""Settings of training data from shards, and what is wrong with them, found before any model is
+built.
 
 Nothing here imports PyTorch.
 """
@@ -42,7 +43,8 @@ def sources_of(shards: Any, sources: Mapping[str, Any] | None) -> dict[str, dict
 
 
 def open_shards(given: Any) -> Shards:
-    """The shards of a source: an object that reads them, or paths, URLs and patterns of tar or parquet files.
+    """The shards of a source: an object that reads them, or paths, URLs and patterns of tar or
+    parquet files.
 
     Raises:
         ValueError: for a pattern that is broken or matches nothing, or where a package is missing.

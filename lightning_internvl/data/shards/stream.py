@@ -1,4 +1,5 @@
-"""Batches of one process from its shard readers, with what was skipped for each and where each reader then stands."""
+"""Batches of one process from its shard readers, with what was skipped for each and where each
+reader then stands."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ Origin = tuple[int, str, Cursor]
 
 
 class ShardReader:
-    """One reader of all sources. What it gives is a pure function of the seed, its number and its position."""
+    """One reader of all sources. What it gives is a pure function of the seed, its number and its
+    position."""
 
     def __init__(
         self,
@@ -131,13 +133,14 @@ class ShardStream(IterableDataset[dict[str, Any]]):
     Args:
         layout: the same for all processes, whatever their number.
         batches: of the whole stage; `start` of them are done.
-        restored: positions of the processes that have written a checkpoint, however many there were.
+        restored: positions of the processes that have written a checkpoint, however many there
+            were.
         grouping: None: batches hold samples in the order in which they come.
         accumulate: batches of an optimizer step.
 
     Raises:
-        ValueError: for numbers of processes that cannot share the readers or their groups, or positions of
-            another layout.
+        ValueError: for numbers of processes that cannot share the readers or their groups, or
+            positions of another layout.
     """
 
     def __init__(

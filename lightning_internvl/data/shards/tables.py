@@ -1,4 +1,5 @@
-"""Shards of rows: parquet files, and data sets as the `datasets` library streams them. A column is an entry of the record."""
+"""Shards of rows: parquet files, and data sets as the `datasets` library streams them. A column is
+an entry of the record."""
 
 from __future__ import annotations
 
@@ -17,12 +18,14 @@ ROWS = 64  # that are turned into Python values at a time
 
 
 class ParquetShards(Shards):
-    """Parquet files, which are read a row group at a time; a start in the middle opens its row group at once.
+    """Parquet files, which are read a row group at a time; a start in the middle opens its row
+    group at once.
 
     Args:
         urls: see `ShardNames`. Paths, and URLs of every protocol that fsspec has a package for.
         columns: only these, and the sample's key; None: all.
-        by: what a shard is: `file`; or `row_group`, for few large files, which reads the end of each file at the start.
+        by: what a shard is: `file`; or `row_group`, for few large files, which reads the end of
+            each file at the start.
 
     Raises:
         ValueError: where pyarrow is not installed, or another kind of shard is asked for.
@@ -78,10 +81,12 @@ class ParquetShards(Shards):
 
 
 class HfShards(Shards):
-    """A data set of the hub, or of local files, as the `datasets` library streams it. Pictures stay bytes; no code of it is run.
+    """A data set of the hub, or of local files, as the `datasets` library streams it. Pictures stay
+    bytes; no code of it is run.
 
     Args:
-        path: its name on the hub, a folder, or the kind of `data_files` (parquet, json, csv, imagefolder, webdataset).
+        path: its name on the hub, a folder, or the kind of `data_files` (parquet, json, csv,
+            imagefolder, webdataset).
         split: e.g. train.
         options: further arguments of `datasets.load_dataset`, such as name, data_files, revision.
 

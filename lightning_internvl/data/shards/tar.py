@@ -1,7 +1,8 @@
-"""Shards: files of many samples that are read from the first to the last. Tar files as img2dataset and webdataset write them.
+"""Shards: files of many samples that are read from the first to the last. Tar files as img2dataset
+and webdataset write them.
 
-A record is a mapping: "key", the sample's name in its shard, and one entry for each file extension or column. Pictures stay the
-bytes of their files until they are needed.
+A record is a mapping: "key", the sample's name in its shard, and one entry for each file extension
+or column. Pictures stay the bytes of their files until they are needed.
 """
 
 from __future__ import annotations
@@ -69,12 +70,13 @@ class Shards(ABC):
         """The records of a shard from the `start`-th on, in their order.
 
         Raises:
-            ShardError: after the records that were whole, if the shard cannot be read or ends early.
+            ShardError: after the records that were whole, if the shard cannot be read or ends
+                early.
         """
 
     def read_near(self, shard: int, start: int, mark: Mark) -> Iterator[Record]:
-        """The same, given the attribute `mark` of a record up to the `start`-th, as it was read earlier: a source whose records
-        have one need not look at what stands before it."""
+        """The same, given the attribute `mark` of a record up to the `start`-th, as it was read
+        earlier: a source whose records have one need not look at what stands before it."""
         return self.read(shard, start)
 
 
@@ -85,11 +87,12 @@ class MarkedRecord(dict[str, Any]):
 
 
 class TarShards(Shards):
-    """Tar files; the files of one name up to its first dot, one after the other, are a record. Extensions are in lower case.
+    """Tar files; the files of one name up to its first dot, one after the other, are a record.
+    Extensions are in lower case.
 
     Args:
-        urls: see `ShardNames`. Paths, and URLs of every protocol that fsspec has a package for; web servers must be able to
-            send a part of a file.
+        urls: see `ShardNames`. Paths, and URLs of every protocol that fsspec has a package for; web
+            servers must be able to send a part of a file.
     """
 
     def __init__(self, urls: Urls) -> None:
@@ -136,7 +139,8 @@ def _open_tar(name: str) -> Iterator[IO[bytes]]:
 
 
 def _records(members: TarMembers, start: int, first: int = 0) -> Iterator[MarkedRecord]:
-    """Neighbours of one name together, from record `first` on. Of those before `start` the headers alone are read."""
+    """Neighbours of one name together, from record `first` on. Of those before `start` the headers
+    alone are read."""
     record = MarkedRecord()
     key, seen, count = None, set[str](), first - 1
     for name, _ in members:
@@ -158,7 +162,8 @@ def _records(members: TarMembers, start: int, first: int = 0) -> Iterator[Marked
 
 
 class TarWriter:
-    """Writes records to a tar file, which appears at its place when all are written, and not at all after an error.
+    """Writes records to a tar file, which appears at its place when all are written, and not at all
+    after an error.
 
         with TarWriter("00000.tar") as tar:
             tar.write({"key": "000000000", "jpg": picture, "txt": "a cat", "json": {"score": 0.3}})
@@ -182,7 +187,8 @@ class TarWriter:
         """Append a record; its key may hold folders, but no dot behind the last of them.
 
         Raises:
-            ValueError: for a key that would be read as another one, or a value that is no content of a file.
+            ValueError: for a key that would be read as another one, or a value that is no content
+                of a file.
         """
         key = record["key"]
         for extension, value in record.items():

@@ -1,4 +1,5 @@
-"""Members of tar files, one after the other, from a file that may be a stream. What is not asked for is passed over.
+"""Members of tar files, one after the other, from a file that may be a stream. What is not asked
+for is passed over.
 
 `tarfile` does the same at several times the cost of each header, and keeps a list of all of them.
 """
@@ -24,7 +25,8 @@ class TarError(ValueError):
 class TarMembers:
     """The files of a tar archive as pairs of name and size; `content` reads the one that came last.
 
-    Plain tar, ustar, GNU and pax headers are read; other kinds of members (folders, links) are passed over.
+    Plain tar, ustar, GNU and pax headers are read; other kinds of members (folders, links) are
+    passed over.
 
     Args:
         file: at its beginning, or at the header of a member.
@@ -131,7 +133,8 @@ def _number(field: bytes) -> int:
 
 
 def _extended(text: str, name: str | None, size: int | None) -> tuple[str | None, int | None]:
-    """Name and size as a pax header gives them: lines of "LENGTH NAME=VALUE", where the length is that of the line in bytes."""
+    """Name and size as a pax header gives them: lines of "LENGTH NAME=VALUE", where the length is
+    that of the line in bytes."""
     content = text.encode("utf-8", "surrogateescape")
     while content:
         length = content.partition(b" ")[0]

@@ -1,4 +1,5 @@
-"""Chat formats, a file for each family: a file that defines `TEMPLATES` adds those formats by their names."""
+"""Chat formats, a file for each family: a file that defines `TEMPLATES` adds those formats by their
+names."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def template_names() -> list[str]:
 
 
 def load_template(name: str, system: str | None = None) -> ChatTemplate:
-    """The chat format of that name, with another system message when `system` is given ("" leaves it out).
+    """The chat format of that name, with another system message when `system` is given ("" leaves
+    it out).
 
     Raises ValueError with the valid names for an unknown one.
     """

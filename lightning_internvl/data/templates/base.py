@@ -29,10 +29,12 @@ class Segment(NamedTuple):
 class ChatTemplate:
     """A chat format. "{}" stands for the message.
 
-    `answer_end` closes an answer and is learnt with it; None means the end token of the tokenizer. `after_answer` is
-    not learnt. Without `keep_user_text` only the image markers of user messages stay. `image` is written for each "<image>" of a
-    user message, which it contains; `image_frame` names the special tokens around the visual tokens, None where there are none.
-    With `images_first` the pictures of a message stand before `user`, and its text loses the marks and the space beside them.
+    `answer_end` closes an answer and is learnt with it; None means the end token of the tokenizer.
+    `after_answer` is not learnt. Without `keep_user_text` only the image markers of user messages
+    stay. `image` is written for each "<image>" of a user message, which it contains; `image_frame`
+    names the special tokens around the visual tokens, None where there are none. With
+    `images_first` the pictures of a message stand before `user`, and its text loses the marks and
+    the space beside them.
     """
 
     name: str
@@ -61,7 +63,8 @@ class ChatTemplate:
         """Segments of each user-assistant pair; the system message belongs to the first one.
 
         A last user message without an answer leaves the assistant's turn open, for generation.
-        Raises ValueError unless users and assistants alternate, starting with a user, after an optional system message.
+        Raises ValueError unless users and assistants alternate, starting with a user, after an
+        optional system message.
         """
         system, messages = self.system, list(conversation)
         if messages and messages[0]["role"] == "system":

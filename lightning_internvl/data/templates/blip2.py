@@ -1,5 +1,5 @@
-"""BLIP-2 and InstructBLIP, with OPT or Vicuna and with Flan-T5 (LAVIS `blip2_opt.py`, `blip2_t5.py`,
-`blip2_vicuna_instruct.py`).
+"""BLIP-2 and InstructBLIP, with OPT or Vicuna and with Flan-T5 (LAVIS `blip2_opt.py`,
+`blip2_t5.py`, `blip2_vicuna_instruct.py`).
 
 Pictures come first. A decoder then reads </s> as the beginning of the text. Flan-T5's encoder reads
 pictures and text, closed by </s>, and its decoder writes the answer and </s>.
@@ -30,8 +30,9 @@ _QUESTION_T5 = dataclasses.replace(
     answer_end=None,
     image="<image>",
 )
-# Captions, without a question: the second stage of training. The published stage also shows Flan-T5's
-# encoder the beginning of the caption (prefix language modelling); here the whole caption is written.
+# Captions, without a question: the second stage of training. The published stage also shows
+# Flan-T5's encoder the beginning of the caption (prefix language modelling); here the whole caption
+# is written.
 _CAPTION = dataclasses.replace(
     _QUESTION,
     name="blip2_caption",

@@ -1,5 +1,5 @@
-"""ChatML: each message between <|im_start|> with its role and <|im_end|>; and the systems that use it
-with a system message or picture tokens of their own."""
+"""ChatML: each message between <|im_start|> with its role and <|im_end|>; and the systems that use
+it with a system message or picture tokens of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""DeepSeek-VL: "User:" and "Assistant:" with a blank line after questions and the end token after answers."""
+"""DeepSeek-VL: "User:" and "Assistant:" with a blank line after questions and the end token after
+answers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Qwen-VL-Chat: ChatML in which every picture has a number, "Picture 1: " (official `finetune.py` and
-tokenizer)."""
+"""Qwen-VL-Chat: ChatML in which every picture has a number, "Picture 1: " (official `finetune.py`
+and tokenizer)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _TURN_MARK = re.compile(r"(<\|im_start\|>|<\|im_end\|>\n)")
 class QwenTemplate(ChatTemplate):
     """Pictures are numbered through the conversation, and each ends its line.
 
-    With `learn_marks` the model also learns where turns of all roles begin and end, as in the released fine-tuning script; else
-    answers and their end markers only.
+    With `learn_marks` the model also learns where turns of all roles begin and end, as in the
+    released fine-tuning script; else answers and their end markers only.
     """
 
     learn_marks: bool = False
@@ -31,7 +31,8 @@ class QwenTemplate(ChatTemplate):
         return [self._with_marks(segments) for segments in rounds] if self.learn_marks else rounds
 
     def _with_marks(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Marks of turns apart from what they enclose, so that they can be learnt; the line break after an answer is one."""
+        """Marks of turns apart from what they enclose, so that they can be learnt; the line break
+        after an answer is one."""
         found: list[Segment] = []
         for text, is_answer in segments:
             pieces = [text] if is_answer else [piece for piece in _TURN_MARK.split(text) if piece]

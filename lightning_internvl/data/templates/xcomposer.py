@@ -1,4 +1,5 @@
-"""InternLM-XComposer 1 and 2 (official `modeling_InternLM_XComposer.py`, `modeling_internlm_xcomposer2.py`).
+"""InternLM-XComposer 1 and 2 (official `modeling_InternLM_XComposer.py`,
+`modeling_internlm_xcomposer2.py`).
 
 No special tokens stand around the visual tokens; in the first version they come with learned flags.
 """
