@@ -15,15 +15,18 @@ STEP, ENGINES, MODES = "filter", ("local", "ray"), ("c", "g")
 SIMILARITY = "similarity"
 RANGES = ("side", "aspect", "characters", "words", SIMILARITY)  # rules on a number of each pair
 LANGUAGES = ("scripts", "language")  # rules on what a caption is written in
-COPIES = {"same_picture": "distance", "same_caption": "copies"}  # rules that look at all pairs, and their setting
-TOP_SHARE = "top_share"  # what `similarity.keep_share` drops is counted apart from what lies outside its range
+# Rules that look at all pairs, and their setting
+COPIES = {"same_picture": "distance", "same_caption": "copies"}
+# What `similarity.keep_share` drops is counted apart from what lies outside its range
+TOP_SHARE = "top_share"
 FIELDS = {
     **dict.fromkeys(RANGES, ("min", "max")),
     SIMILARITY: ("min", "max", "keep_share"),
     **dict.fromkeys(LANGUAGES, ("allowed", "min")),
     **{rule: (field,) for rule, field in COPIES.items()},
 }
-ORDER = (*RANGES[:-1], *LANGUAGES, SIMILARITY, *COPIES, TOP_SHARE)  # a pair is counted under the first that drops it
+# A pair is counted under the first that drops it
+ORDER = (*RANGES[:-1], *LANGUAGES, SIMILARITY, *COPIES, TOP_SHARE)
 SCRIPTS = ("latin", "han", "kana", "hangul", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "bengali", "tamil", "thai")
 MOST_DISTANCE = 15  # bits of 64; beyond it pictures have nothing in common
 KEYS = (
@@ -55,7 +58,8 @@ def step_faults(config: Setting, name: str) -> Iterator[str]:
         yield f"scores_from={stage['scores_from']} holds no scores; give the folder of a filter, RUN/filter"
     before = config["pipeline"][: config["pipeline"].index(name)]
     trained = any(not is_step(config["stages"][one]) for one in before)
-    if needs_model(stage) and not (trained or config["init_from"] or config["resume"]):  # a resumed run has been asked before
+    # A resumed run has been asked before
+    if needs_model(stage) and not (trained or config["init_from"] or config["resume"]):
         yield (
             "there is no model before it that could tell how well pictures and captions agree; put it behind a stage, as in "
             f"pipeline=[contrastive,{name},generative], give init_from=RUN, or leave it out: stages.{name}.rules.similarity=null"

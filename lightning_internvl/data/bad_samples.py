@@ -98,7 +98,8 @@ def usable_sample(
             key = sample["key"]
             return prepare({**sample, "draw": (seed, place)}), skipped
         except ValueError as error:
-            if tries == 1:  # as a plain ValueError, which comes through from a data process by its message
+            if tries == 1:
+                # A plain ValueError, which comes through from a data process by its message.
                 raise ValueError(str(error)) from error
             skipped.append(
                 Skipped(place, getattr(error, "key", None) or key, kind_of(error), str(error), getattr(error, "counts", True))

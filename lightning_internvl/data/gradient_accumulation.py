@@ -48,7 +48,8 @@ class AccumulationWindows:
             following: list[Mapping[str, Any]] = []
             while window:
                 yield {**window.pop(0), WINDOW_COUNTS: counts}
-                following += islice(batches, 1)  # one for one, so that no step waits for a whole window
+                # One for one, so that no step waits for a whole window
+                following += islice(batches, 1)
             window = following
 
 

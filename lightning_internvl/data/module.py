@@ -67,15 +67,18 @@ class StageData(L.LightningDataModule):
         accumulate: int = 1,
     ) -> None:
         super().__init__()
-        self.dataset, self.collate, self.batch_size, self.num_workers = dataset, collate, batch_size, num_workers
-        self.batches, self.start_batch, self.seed, self.endless = batches, start_batch, seed, endless
+        self.dataset, self.collate = dataset, collate
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.batches, self.start_batch = batches, start_batch
+        self.seed, self.endless = seed, endless
         self.max_bad_fraction, self.folder = max_bad_fraction, Path(folder)
         self.held_out = held_out
         self.ledger: Ledger | None = None
         self.grouping, self.accumulate = grouping, accumulate
         # What keeps a position of its own; None where the position follows from the step.
         self.source: PackedStream | ShardStream | None = None
-        self.position: Position | None = None  # behind the last batch that this process has trained on
+        # Behind the last batch that this process has trained on
+        self.position: Position | None = None
         self.restored: list[Position] | None = None  # those of all processes, from a checkpoint
 
     def train_dataloader(self) -> Iterable[Any]:

@@ -31,7 +31,8 @@ from lightning_internvl.messages import check_number, did_you_mean
 FAULTS = {
     "mismatched": 0.4,  # the caption of another scene
     "copied": 0.2,  # picture and caption of an earlier pair
-    "recompressed": 0.1,  # the picture of an earlier pair at another JPEG quality, with a caption of its own
+    # The picture of an earlier pair at another JPEG quality, with a caption of its own
+    "recompressed": 0.1,
     "tiny": 0.1,  # a picture of a few pixels
     "stretched": 0.05,  # a picture of extreme proportions
     "foreign": 0.1,  # a caption in a script that the model has never read

@@ -136,7 +136,8 @@ def saved_tokenizer(folder: str | None = None, extra_tokens: Sequence[str] = ())
     if Path(folder).is_absolute() and not Path(folder).is_dir():
         raise ValueError(f"the tokenizer is read from {folder}, which is not there; put it back")
     if Path(folder).is_dir() and not any(file for kind in SAVED_FILES for file in Path(folder).glob(kind)):
-        raise ValueError(f"{folder} has no file of one ({', '.join(SAVED_FILES)})")  # the library would make one without words
+        # The library would make one without words
+        raise ValueError(f"{folder} has no file of one ({', '.join(SAVED_FILES)})")
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.add_tokens(list(extra_tokens), special_tokens=True)
@@ -149,7 +150,8 @@ def _cached_ids(tokenizer: PreTrainedTokenizerBase, size: int, text: str) -> tup
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    return _cached_ids(tokenizer, len(tokenizer), text)  # its size, so that tokens added later are seen
+    # Its size, so that tokens added later are seen
+    return _cached_ids(tokenizer, len(tokenizer), text)
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 Row = dict[str, Any]  # the scores of one pair, as they are written
-SIDE, KEPT = 32, 8  # a picture is compared at 32 x 32, by the 8 lowest frequencies in each direction
+# A picture is compared at 32 x 32, by the 8 lowest frequencies in each direction
+SIDE, KEPT = 32, 8
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 ALIASES = {"cjk": "han", "hiragana": "kana", "katakana": "kana", "fullwidth": "latin"}
 READ = 10_000  # characters of a caption whose script and words are looked at

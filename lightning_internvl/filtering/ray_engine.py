@@ -41,11 +41,13 @@ def _run_over_shards(worker: type, job: FilterJob, shards: Sequence[int]) -> int
     import ray.data
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)  # RAY_ADDRESS names a cluster; else this machine is one
+        # RAY_ADDRESS names a cluster; else this machine is one
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     source = Path(job.source).resolve() if job.source and Path(job.source).exists() else job.source
-    job = job._replace(folder=job.folder.resolve(), source=source)  # actors may work in other folders
+    # Actors may work in other folders
+    job = job._replace(folder=job.folder.resolve(), source=source)
     devices = {"num_gpus": 1} if worker is _ScoreActor and torch.cuda.is_available() else {"num_cpus": 1}
     units = ray.cluster_resources().get("GPU" if "num_gpus" in devices else "CPU", 1)
     actors = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(int(units), len(shards))))

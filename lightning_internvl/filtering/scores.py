@@ -156,7 +156,8 @@ class _PreparedRecords(Dataset[Any]):
                 size, caption = image_size(pair["image"]), pair["caption"]
                 image = read_image(pair["image"], self.shards.decode_at)
                 row = {"key": record["key"], **measure_pair(image, caption, size, self.language)}
-                if self.pairs is not None:  # of a caption of a million letters the first thousands fill any row
+                # Of a caption of a million letters the first thousands fill any row
+                if self.pairs is not None:
                     prepared.append(self.pairs.prepare({"key": record["key"], "image": image, "caption": caption[:READ]}))
                 rows.append(row)
             except ValueError as error:

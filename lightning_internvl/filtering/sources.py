@@ -33,7 +33,8 @@ class JoinedShards(Shards):
         caption: str | None = None,
         decode_at: int | None = None,
     ) -> None:
-        self.sources, self.image, self.caption, self.decode_at = dict(sources), image, caption, decode_at
+        self.sources, self.image = dict(sources), image
+        self.caption, self.decode_at = caption, decode_at
         self._ends = list(itertools.accumulate(map(len, self.sources.values())))
 
     def __len__(self) -> int:

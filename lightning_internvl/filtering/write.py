@@ -20,7 +20,8 @@ from lightning_internvl.filtering.scores import UNUSABLE, read_rows, scores_file
 from lightning_internvl.filtering.sources import JoinedShards
 
 HASHES = ("picture", "caption")
-PER_UNIT, PER_DOUBLING = 40, 2  # columns of a histogram: of similarities, and of the other scores (of which 1 is the least)
+# Columns of a histogram: of similarities, and of the other scores (of which 1 is the least)
+PER_UNIT, PER_DOUBLING = 40, 2
 
 
 def written_marker(folder: Path, shard: int) -> Path:
@@ -69,7 +70,8 @@ def write_shard(shards: JoinedShards, shard: int, folder: Path, reasons: Sequenc
 
 def _records(shards: JoinedShards, shard: int, count: int) -> Iterable[Record]:
     """The first records of a shard."""
-    return itertools.islice(shards.read(shard), count)  # which asks for no more: what follows may be broken
+    # Which asks for no more: what follows may be broken
+    return itertools.islice(shards.read(shard), count)
 
 
 def scored_record(shards: JoinedShards, shard: int, place: int, record: Record, row: Row) -> Record:

@@ -26,7 +26,8 @@ from lightning_internvl.data.files.videos import ANIMATED
 from lightning_internvl.data.templates import VIDEO, ChatTemplate
 
 REMEMBERED = 2**20  # pictures whose headers are not read again
-LONG = 1000  # long records that are tokenised, and records whose tokens are counted for the statistics
+# Long records that are tokenised, and records whose tokens are counted for the statistics
+LONG = 1000
 
 
 @dataclass(frozen=True)

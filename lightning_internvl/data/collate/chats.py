@@ -76,10 +76,12 @@ class ChatCollator:
         if too_long not in TOO_LONG:
             raise ValueError(f"{too_long=} is not known; valid choices: {', '.join(TOO_LONG)}")
         self.tokenizer, self.template, self.processor = tokenizer, template, processor
-        self.split_answers, self.encode = split_answers, encode_question if split_answers else encode_conversation
+        self.split_answers = split_answers
+        self.encode = encode_question if split_answers else encode_conversation
         self.instructions, self.too_long = instructions, too_long
         self.tokens_per_tile, self.max_length = tokens_per_tile, max_length
-        self.row_length, self.blank_tiles = max_length, processor.max_tiles  # the most that a row of a batch has
+        # The most that a row of a batch has
+        self.row_length, self.blank_tiles = max_length, processor.max_tiles
         start, end = template.image_frame or (None, None)
         self.image_tokens = image_tokens or ImageTokens(start=start, end=end)
 

@@ -111,7 +111,8 @@ def choose_row(tokens_N: np.ndarray, tiles_N: np.ndarray, max_tokens: int, max_t
     tokens[0] = TAKEN
     row, places = [0], np.arange(len(tokens))
     while True:
-        places = places[(tokens[places] <= room) & (tiles[places] <= tile_room)]  # rooms only shrink
+        # Rooms only shrink
+        places = places[(tokens[places] <= room) & (tiles[places] <= tile_room)]
         if len(places) == 0:
             return row
         tokens_left = (room - tokens[places]) / max_tokens

@@ -47,7 +47,8 @@ class PairCollator:
             raise ValueError(f"unknown tasks {sorted(unknown)}; choose from {list(PAIR_TASKS)}")
         if processor.max_tiles != 1:
             raise ValueError(f"pairs need one square a picture, the processor gives up to {processor.max_tiles}; use its whole()")
-        self.tokenizer, self.processor, self.max_length, self.tasks = tokenizer, processor, max_length, tuple(tasks)
+        self.tokenizer, self.processor = tokenizer, processor
+        self.max_length, self.tasks = max_length, tuple(tasks)
         self.itc_prompt = itc_prompt
         self.caption_prompts = dict(caption_prompts or {"en": "English caption:", "zh": "Chinese caption:"})
 

@@ -35,7 +35,8 @@ LARGEST = 1000  # of the numbers of a box
 MAX_CAPTION = 65_536  # characters; what is longer is no caption, but a page or a fault of the list
 
 Source = str | bytes  # of a picture or video: a path, or the bytes of a file
-MarkSource = tuple[str, Source | None]  # a mark, and what it stands for; None where the record lists it elsewhere
+# A mark, and what it stands for; None where the record lists it elsewhere
+MarkSource = tuple[str, Source | None]
 MarkedMessage = tuple[Message, list[MarkSource]]
 
 
@@ -132,7 +133,9 @@ def _read_message(turn: Any, role: str, text: str) -> MarkedMessage:
 
 
 def _marks(text: str) -> list[MarkSource]:
-    return [(mark, None) for mark in (IMAGE, VIDEO) for _ in range(text.count(mark))] if "<" in text else []
+    if "<" in text:
+        return [(mark, None) for mark in (IMAGE, VIDEO) for _ in range(text.count(mark))]
+    return []
 
 
 def _read_part(part: Any) -> tuple[str, list[MarkSource]]:

@@ -139,4 +139,6 @@ class ChatsFile(FileDataset):
     def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
         """Pictures and conversation of a record."""
         found = {"images": [load_image(name, root) for name in entry.images], "conversation": entry.messages}
-        return {**found, "videos": [load_video(name, root) for name in entry.videos]} if entry.videos else found
+        if entry.videos:
+            return {**found, "videos": [load_video(name, root) for name in entry.videos]}
+        return found

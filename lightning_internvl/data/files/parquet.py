@@ -30,7 +30,8 @@ class ParquetRecords(Records):
         self._file()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None, "_kept": OrderedDict()}  # another process opens the file itself
+        # Another process opens the file itself
+        return {**self.__dict__, "_opened": None, "_kept": OrderedDict()}
 
     def __len__(self) -> int:
         return self._file().metadata.num_rows

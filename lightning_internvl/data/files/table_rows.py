@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 BOM = b"\xef\xbb\xbf"
-LONGEST = 131_072  # bytes of a row over several lines; the csv module allows a field as many characters
+# Bytes of a row over several lines; the csv module allows a field as many characters
+LONGEST = 131_072
 _OPENING = re.compile(rb' *"')
 _INSIDE = re.compile(rb'[^"]*(?:""[^"]*)*')  # up to the mark that closes a field, or the end
 _FILE_NAME, _WORD = re.compile(rb".*\w\.\w{1,5}\s*"), re.compile(rb"\s*\S+\s*")

@@ -9,7 +9,8 @@ import numpy as np
 from torch.utils.data import Sampler
 
 FEISTEL_ROUNDS = 6
-POSITION = "position"  # travels with a batch: where a source that keeps its position goes on behind it
+# Travels with a batch: where a source that keeps its position goes on behind it
+POSITION = "position"
 
 
 def permuted(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:

@@ -129,7 +129,8 @@ class AnyResolution(Processor):
         return {"pixel_values": pixels, "image_grid_thw": [(1, side, side)] * squares}
 
     def _at(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
-        return np.require(resized(image, width, height, self.resize), requirements=["WRITEABLE"])  # tensors may share its memory
+        # Tensors may share its memory
+        return np.require(resized(image, width, height, self.resize), requirements=["WRITEABLE"])
 
     def _patches(self, picture: np.ndarray) -> Tensor:
         """(F, H, W, 3) uint8 -> (P, C): blocks in reading order, the patches of each likewise, and

@@ -37,7 +37,8 @@ def to_pixels(
 ) -> Tensor:
     """Normalise (B, H, W, 3) uint8 to (B, 3, H, W) float32: (value / 255 - mean) / std per channel;
     into `out` if it is given."""
-    if isinstance(images, np.ndarray):  # tensors know neither memory that is read only nor steps backwards
+    # Tensors know neither memory that is read only nor steps backwards
+    if isinstance(images, np.ndarray):
         images = torch.from_numpy(np.require(images, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
     means, stds = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
     images = images.permute(0, 3, 1, 2).contiguous()
@@ -72,7 +73,8 @@ class Processor(ABC):
     ) -> None:
         if image_size < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"a processor needs a side above 0 and three means and deviations: {image_size=}, {mean=}, {std=}")
-        self.image_size, self.mean, self.std, self.resize = image_size, tuple(mean), tuple(std), check_kernel(resize)
+        self.image_size, self.mean = image_size, tuple(mean)
+        self.std, self.resize = tuple(std), check_kernel(resize)
 
     @abstractmethod
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
@@ -102,7 +104,8 @@ class Processor(ABC):
         pictures at all."""
         values = torch.empty(sum(len(picture) for picture in pictures), 3, self.image_size, self.image_size)
         start = 0
-        for picture in pictures:  # each into its place, which needs no memory for all of them as bytes
+        # Each into its place, which needs no memory for all of them as bytes
+        for picture in pictures:
             to_pixels(picture, self.mean, self.std, values[start : start + len(picture)])
             start += len(picture)
         return {"pixel_values": values}
@@ -221,7 +224,9 @@ class Tiles(Processor):
         columns, rows = choose_grid(image.shape[1], image.shape[0], side, *self.limits)
         grid = self._resized(image, columns, rows).reshape(rows, side, columns, side, 3)
         tiles = grid.transpose(0, 2, 1, 3, 4).reshape(rows * columns, side, side, 3)
-        return np.concatenate([tiles, self._resized(image)[None]]) if self.thumbnail and len(tiles) > 1 else tiles
+        if self.thumbnail and len(tiles) > 1:
+            return np.concatenate([tiles, self._resized(image)[None]])
+        return tiles
 
     def whole(self) -> Processor:
         """The thumbnail alone."""

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 KERNELS = ("pillow", "torch")
-CHOOSES = int(PIL.__version__.partition(".")[0]) >= 13  # before, Pillow always began with the horizontal direction
+# Before, Pillow always began with the horizontal direction
+CHOOSES = int(PIL.__version__.partition(".")[0]) >= 13
 
 
 def resized(image: np.ndarray, width: int, height: int, kernel: str = "pillow") -> np.ndarray:
@@ -47,7 +48,9 @@ def _vertical_first(image: np.ndarray, width: int, height: int) -> bool:
 
 
 def _by_torch(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    image = np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"])  # tensors know nothing else
-    pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)  # channels last in memory, for which there is a fast kernel
+    # Tensors know nothing else
+    image = np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+    # Channels last in memory, for which there is a fast kernel
+    pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     small = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
     return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())

@@ -50,7 +50,8 @@ def load_artwork(codepoint: str, style: str) -> Image.Image:
     side = max(image.size)
     square = Image.new("RGBA", (side, side))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square.convert("RGBa")  # premultiplied, so that resizing does not bleed hidden colours into the edges
+    # Premultiplied, so that resizing does not bleed hidden colours into the edges
+    return square.convert("RGBa")
 
 
 def _rasterise(path: Path) -> bytes:
@@ -90,7 +91,8 @@ class Artwork:
             pixels = np.asarray(self._resized(thing, style, size_px), dtype=np.float32)
             keep = np.repeat(1 - pixels[..., 3:] / 255, 3, axis=2)
             found = (np.ascontiguousarray(pixels[..., :3]), keep)
-            if self._bytes < CACHE_BYTES:  # keys are drawn at random, so keeping the first ones is as good as the last
+            # Keys are drawn at random, so keeping the first ones is as good as the last
+            if self._bytes < CACHE_BYTES:
                 self._layers[key] = found
                 self._bytes += 2 * keep.nbytes
         return found

@@ -13,7 +13,8 @@ from lightning_internvl.data.scenes.generator import SPLITS, Scene, Scenes
 from lightning_internvl.data.templates import IMAGE
 
 ENDLESS = 2**40
-PAIRS_STREAM, CHATS_STREAM = 1, 2  # so that texts are drawn independently of scenes and of each other
+# So that texts are drawn independently of scenes and of each other
+PAIRS_STREAM, CHATS_STREAM = 1, 2
 
 
 class _SceneDataset(Dataset[dict[str, Any]]):

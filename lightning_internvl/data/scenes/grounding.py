@@ -12,7 +12,8 @@ from lightning_internvl.data.scenes.generator import Scene
 from lightning_internvl.data.scenes.things import THINGS
 from lightning_internvl.data.templates import IMAGE
 
-GROUNDING_STREAM, TEXT_STREAM = 3, 4  # so that texts are drawn independently of scenes and of each other
+# So that texts are drawn independently of scenes and of each other
+GROUNDING_STREAM, TEXT_STREAM = 3, 4
 
 
 class _SceneTalk(_SceneDataset):

@@ -51,7 +51,9 @@ def noun_phrase(thing: Thing, count: int, language: str = "en") -> str:
     """ "a cat", "two cats", "两只猫"."""
     if language == "zh":
         return f"{COUNTS['zh'][count]}{thing.measure}{thing.zh}"
-    return f"{article(thing.name)} {thing.name}" if count == 1 else f"{COUNTS['en'][count]} {thing.plural}"
+    if count == 1:
+        return f"{article(thing.name)} {thing.name}"
+    return f"{COUNTS['en'][count]} {thing.plural}"
 
 
 def _join(phrases: list[str], language: str) -> str:

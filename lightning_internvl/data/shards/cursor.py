@@ -173,7 +173,8 @@ class ShardCursor:
         while empty < TRIES:
             begin = self.cursor
             block = self.read_block(begin)
-            if block.fault is not None and begin.place == 0:  # else it was told before the cursor was saved
+            # Else it was told before the cursor was saved
+            if block.fault is not None and begin.place == 0:
                 yield ReadRecord(begin, block.shard, block.fault)
             for place in range(begin.place, len(block.records)):
                 record, block.records[place] = block.records[place], {}  # memory

@@ -76,7 +76,8 @@ class ShardDataset(ABC):
 
     def mixture(self, samples_per_step: int, seed: int) -> Mixture:
         """Which source stands at which place in the stage's data."""
-        unmeasured = {name: object() for name in self.sources}  # places in a source are a matter of the readers
+        # Places in a source are a matter of the readers
+        unmeasured = {name: object() for name in self.sources}
         steps = self.samples_per_step or samples_per_step
         return Mixture(unmeasured, {}, schedule=self.knots, samples_per_step=steps, run=self.run, seed=seed)
 

@@ -19,7 +19,8 @@ ONLY = "shards"  # the name of a source that has none
 SOURCE_KEYS = ("shards", "weight", "samples", "language")
 BY_SIZE = {"size": 1.0, "sqrt": 0.5}
 LOOKED_FOR = 200_000  # shards whose files are looked for before the start; of more the first ones
-EXAMPLE = "'data.shards=\"DIR/{00000..00099}.tar\"'"  # the shell and Hydra both want quotes around braces
+# The shell and Hydra both want quotes around braces
+EXAMPLE = "'data.shards=\"DIR/{00000..00099}.tar\"'"
 
 
 def sources_of(shards: Any, sources: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:

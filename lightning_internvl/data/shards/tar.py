@@ -51,7 +51,8 @@ class ShardError(ValueError):
         self.shard, self.key, self.reason = shard, shard, reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.shard, self.reason)  # for the way from a data process to the training process
+        # For the way from a data process to the training process
+        return type(self), (self.shard, self.reason)
 
 
 class Shards(ABC):
@@ -116,7 +117,8 @@ class TarShards(Shards):
                     file.seek(place)
                 yield from _records(TarMembers(file), start, first)
         except FileNotFoundError as error:
-            cause = f", or cannot be reached: {error.__cause__!s:.120}" if error.__cause__ else ""  # which fsspec says so too
+            # Which fsspec says so too
+            cause = f", or cannot be reached: {error.__cause__!s:.120}" if error.__cause__ else ""
             raise ShardError(name, f"does not exist{cause}") from error
         except (OSError, EOFError, zlib.error, ValueError) as error:
             raise ShardError(name, str(error) or type(error).__name__) from error
