@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 
 from lightning_internvl.choices import Config
 from lightning_internvl.cli import CONF
+from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.console import console
 from lightning_internvl.pipeline import quiet_lightning
@@ -60,7 +61,7 @@ class Alternating:
 
 def bare_loop(name: str, config: Config, folder: Path) -> Callable[[Any], None]:
     """One step of the shortest loop that trains the same model in the same way."""
-    stage = assemble(name, config, folder, build).stage
+    stage = assemble(stage_settings(config, name), folder, build).stage
     stage.plan.apply(stage.model, 0)
     made = stage.configure_optimizers()
     optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
@@ -79,7 +80,7 @@ def bare_loop(name: str, config: Config, folder: Path) -> Callable[[Any], None]:
 
 def measure(name: str, config: Config, folder: Path, steps: int) -> dict[str, float]:
     """Milliseconds a step of both loops and their ratio: medians, and the ratio of the means."""
-    _, stage, data, trainer = assemble(name, config, folder, build)
+    _, stage, data, trainer = assemble(stage_settings(config, name), folder, build)
     samples = [[data.dataset[i * data.batch_size + j] for j in range(data.batch_size)] for i in range(8)]
     loop = Alternating([data.collate(s) for s in samples], steps, bare_loop(name, config, folder))
     trainer.fit(stage, loop)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import lightning as L
 
 from callbacks.checkpoint import check_finished
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.stages import Stage
+from lightning_internvl.training.context import StageContext
 
 
 class HandOff(L.Callback):
-    """Writes `handoff/<stage>/` when the stage has ended; the folder's existence marks the stage as finished.
+    """Writes `handoff/<stage>/` when the stage has ended; the folder's existence marks the stage as finished."""
 
-    Args:
-        tokenizers: of the parts that read text (completed); those that were read elsewhere are kept with the weights.
-    """
-
-    def __init__(self, tokenizers: Mapping[str, Any] | None = None) -> None:
-        self.tokenizers = tokenizers
+    def setup_stage(self, context: StageContext) -> None:
+        """Tokenizers that were read elsewhere are kept with the weights."""
+        self.tokenizers = context.tokenizers
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
         """Raises RunStopped if the stage has not done its last step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -10,24 +11,24 @@ import lightning as L
 
 from lightning_internvl.evaluation.probe_samples import sample
 from lightning_internvl.files import write_json
-from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.stages import Stage
+from lightning_internvl.training.context import StageContext
 
 
 class Samples(L.Callback):
     """Writes `stages/<stage>/samples/step-*.json`.
 
     Args:
-        bench: the model with its collators and held-out data; None keeps nothing.
         at: moments, as shares of the stage; the start (0) and the end (1) among them if wanted.
         images: how many pictures.
-        mode, writer: see `lightning_internvl.evaluation.probe_samples.sample`.
     """
 
-    def __init__(
-        self, *, at: Sequence[float], images: int, mode: str = "c", writer: str | None = None, bench: Predictor | None = None
-    ) -> None:
-        self.bench, self.at, self.images, self.mode, self.writer = bench, tuple(at), images, mode, writer
+    def __init__(self, *, at: Sequence[float], images: int) -> None:
+        self.at, self.images = tuple(at), images
+
+    def setup_stage(self, context: StageContext) -> None:
+        """Without held-out data nothing is kept."""
+        self.predictor, self.shown = context.predictor, context.settings.samples
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Stage) -> None:
         self.steps = {round(share * pl_module.max_steps) for share in self.at}
@@ -40,14 +41,16 @@ class Samples(L.Callback):
             self._keep(trainer, pl_module)
 
     def _keep(self, trainer: L.Trainer, stage: Stage) -> None:
-        if self.bench is None or not (trainer.is_global_zero or stage.is_sharded):
+        if self.predictor is None or not (trainer.is_global_zero or stage.is_sharded):
             return
-        if self.writer is None and self.bench.pairs is None:  # it neither compares pictures and texts nor writes, as a probe
+        if (
+            self.shown.writer is None and self.predictor.pairs is None
+        ):  # it neither compares pictures and texts nor writes, as a probe
             return
         step = trainer.global_step
         last = step == stage.max_steps
-        options = {"stage": stage.name, "mode": self.mode, "writer": self.writer, "images": self.images}
-        with self.bench.evaluating(trainer.precision_plugin.forward_context) as bench:
-            found = stage.use(partial(sample, bench, step=step, last=last, **options))
+        options = {**dataclasses.asdict(self.shown), "stage": stage.name, "images": self.images}
+        with self.predictor.evaluating(trainer.precision_plugin.forward_context) as predictor:
+            found = stage.use(partial(sample, predictor, step=step, last=last, **options))
         if trainer.is_global_zero:
             write_json(stage.folder / "samples" / f"step-{step:06d}.json", found)

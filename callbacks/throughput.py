@@ -15,9 +15,9 @@ from lightning_internvl.console import console
 from lightning_internvl.distributed.collectives import data_parallel_rank_and_size
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.messages import check_number
-from lightning_internvl.model.compose import Build
 from lightning_internvl.plan.flops import Amount, Flops, NotMeasurableError, amount_of, measure_flops, peak_flops
 from lightning_internvl.stages import Stage
+from lightning_internvl.training.context import StageContext
 
 GIB = 2**30
 
@@ -31,7 +31,6 @@ class Throughput(L.Callback):
 
     Args:
         peak_tflops: dense TFLOP/s of one device in the precision that is trained in; None: as stated for known GPUs.
-        settings, view, builder: of the stage (completed); FLOPs are measured with them when they are reported first.
     """
 
     def __init__(
@@ -40,17 +39,18 @@ class Throughput(L.Callback):
         every_n_steps: int = 20,
         skip_steps: int = 5,
         peak_tflops: float | None = None,
-        settings: dict[str, Any] | None = None,
-        view: Any = None,
-        builder: Build | None = None,
     ) -> None:
         if peak_tflops is not None:
             note = ": TFLOP/s of one device"
             check_number("callbacks.throughput.peak_tflops", peak_tflops, above=0, note=note)
         self.every_n_steps, self.skip_steps, self.peak_tflops = every_n_steps, skip_steps, peak_tflops
-        self.settings, self.view, self.builder = settings, view, builder
         self.total = self.window = _Count()
         self.flops: dict[int, Flops | None] = {}  # by the step from which they hold
+        self.context: StageContext | None = None  # without one FLOPs are not measured
+
+    def setup_stage(self, context: StageContext) -> None:
+        """FLOPs are measured when they are reported first."""
+        self.context = context
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Stage) -> None:
         self.total, self.window, self.begun = _Count(), _Count(), time.monotonic()
@@ -110,10 +110,11 @@ class Throughput(L.Callback):
 
     def _flops_at(self, state: int, stage: Stage) -> Flops | None:
         """The FLOPs of a step, measured and printed once for each state of freezing; None where they cannot be measured."""
-        if self.builder is None or state in self.flops:
+        if self.context is None or state in self.flops:
             return self.flops.get(state)
         try:
-            self.flops[state] = measure_flops(self.settings, self.view.training.blank, self.builder, state)
+            blank = self.context.view.training.blank
+            self.flops[state] = measure_flops(self.context.settings, blank, self.context.build, state)
             message = f"FLOPs of a step from step {state} on: {self.flops[state]}"
         except NotMeasurableError as error:
             self.flops[state] = None

@@ -6,7 +6,7 @@ import base64
 import copy
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -22,6 +22,7 @@ from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.messages import ConfigError, did_you_mean
 from lightning_internvl.report.metrics_table import CHANCE_SUFFIX
 from lightning_internvl.stages import Stage
+from lightning_internvl.training.context import StageContext
 
 LEAST = 10  # scenes of recall at 10
 
@@ -36,9 +37,6 @@ class Tracking(L.Callback):
             name. None keeps none, nor does a stage that is not named.
         lowest: whether the lowest value is the best.
         cases: how many right and how many wrong ones are logged as pictures.
-        tasks: tasks by name (completed).
-        bench: the model with its collators and held-out data (completed); None measures nothing.
-        tokenizers: of the parts that read text (completed).
 
     Raises:
         ValueError: for numbers below 1, and `best` without `every_n_steps`.
@@ -52,9 +50,6 @@ class Tracking(L.Callback):
         best: str | Mapping[str, str] | None = None,
         lowest: bool = False,
         cases: int = 4,
-        tasks: Mapping[str, Callable[[Predictor], dict[str, float]]] | None = None,
-        bench: Predictor | None = None,
-        tokenizers: Mapping[str, Any] | None = None,
     ) -> None:
         faults = {
             f"{every_n_steps=} must be 1 or more": every_n_steps is not None and every_n_steps < 1,
@@ -65,9 +60,14 @@ class Tracking(L.Callback):
             raise ConfigError(found)
         if best is not None and every_n_steps is None:
             raise ValueError(f"callbacks.tracking.{best=} needs every_n_steps=N: how often it is looked for")
-        self.every_n_steps, self.best, self.lowest, self.cases = every_n_steps, best, lowest, cases
-        self.tasks, self.tokenizers = dict(tasks or {}), tokenizers
-        self.bench = _light(bench, samples) if bench is not None and every_n_steps is not None else None
+        self.every_n_steps, self.samples = every_n_steps, samples
+        self.best, self.lowest, self.cases = best, lowest, cases
+
+    def setup_stage(self, context: StageContext) -> None:
+        """Without held-out data nothing is measured."""
+        self.tasks, self.tokenizers = context.tasks, context.tokenizers
+        measures = context.predictor is not None and self.every_n_steps is not None
+        self.predictor = _light(context.predictor, self.samples) if measures else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Stage) -> None:
         """The value before the first step; a metric that does not exist is found here and not after a hundred steps."""
@@ -80,12 +80,12 @@ class Tracking(L.Callback):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: L.Trainer, stage: Stage) -> None:
-        if self.bench is None or not (trainer.is_global_zero or stage.is_sharded):
+        if self.predictor is None or not (trainer.is_global_zero or stage.is_sharded):
             return
-        self.bench.journal, found = Journal(cases=self.cases), {}
-        with self.bench.evaluating(trainer.precision_plugin.forward_context) as bench, torch.random.fork_rng():
+        self.predictor.journal, found = Journal(cases=self.cases), {}
+        with self.predictor.evaluating(trainer.precision_plugin.forward_context) as predictor, torch.random.fork_rng():
             for task in self.tasks.values():
-                found |= stage.use(task, bench)
+                found |= stage.use(task, predictor)
         best = self.best if isinstance(self.best, str | None) else self.best.get(stage.name)
         if best is not None and best not in found:
             names = [name for name in found if not name.endswith(CHANCE_SUFFIX)]
@@ -102,7 +102,7 @@ class Tracking(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
             for right in (True, False):
-                cases = [case for case in self.bench.journal.shown if case["right"] == right]
+                cases = [case for case in self.predictor.journal.shown if case["right"] == right]
                 if cases:
                     _log_pictures(logger, "right" if right else "wrong", cases, step)
 
@@ -124,9 +124,9 @@ class Tracking(L.Callback):
         write_json(note, {"metric": metric, "value": value, "step": step})
 
 
-def _light(bench: Predictor, samples: int) -> Predictor:
-    """A bench of fewer samples."""
-    light, data = copy.copy(bench), bench.held_out
+def _light(predictor: Predictor, samples: int) -> Predictor:
+    """A predictor of fewer samples."""
+    light, data = copy.copy(predictor), predictor.held_out
     counts = {"scenes": min(samples, data.scenes), "questions": min(samples, data.asked), "single": min(samples, data.single)}
     light.held_out = HeldOutScenes(seed=data.seed, image_size=data.image_size, styles=data.styles, **counts)
     return light

@@ -15,9 +15,9 @@ from lightning_internvl.data.module import StageData
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.distributed.collectives import data_parallel_rank_and_size, gather
 from lightning_internvl.files import read_json, write_json
-from lightning_internvl.inference.collators import View
 from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.stages import Stage
+from lightning_internvl.training.context import StageContext
 
 
 class Validation(L.Callback):
@@ -27,14 +27,17 @@ class Validation(L.Callback):
     Args:
         samples: at most so many, spread over all that are held out.
         short: words of an answer that is compared; None compares none.
-        view: how the stage sees data.
     """
 
-    def __init__(self, *, samples: int = 256, short: int | None = 3, view: View | None = None) -> None:
+    def __init__(self, *, samples: int = 256, short: int | None = 3) -> None:
         if samples < 1 or (short is not None and short < 1):
             raise ValueError(f"validation needs a sample or more, and answers of a word or more: {samples=}, {short=}")
-        self.samples, self.short, self.view = samples, short, view
+        self.samples, self.short = samples, short
         self.found: dict[str, float] = {}
+
+    def setup_stage(self, context: StageContext) -> None:
+        """The collators of the stage, which ask its first questions."""
+        self.view = context.view
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
         """The loss, by all processes together, while they still are together."""
@@ -96,7 +99,7 @@ class Validation(L.Callback):
     def _exact(self, trainer: L.Trainer, stage: Stage, data: StageData) -> dict[str, float]:
         """Share of first questions with a short answer that the decoder answers word for word."""
         asked, answers = [], []
-        if self.short is None or self.view is None or data.collate is not self.view.training or self.view.chats is None:
+        if self.short is None or data.collate is not self.view.training or self.view.chats is None:
             return {}
         for place in self._places(data):
             try:
@@ -110,8 +113,10 @@ class Validation(L.Callback):
                 continue
         if not asked:
             return {}
-        with Predictor(stage.model, None, chats=self.view.chats).evaluating(trainer.precision_plugin.forward_context) as bench:
-            written = bench.complete(asked)
+        with Predictor(stage.model, None, chats=self.view.chats).evaluating(
+            trainer.precision_plugin.forward_context
+        ) as predictor:
+            written = predictor.complete(asked)
         right = sum(text == answer for text, answer in zip(written, answers, strict=True))
         return {"validation_exact_match": right / len(asked), "validation_answers": float(len(asked))}
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.load_report import LoadReport
 from lightning_internvl.checkpoints.weight_source import SourceWeights, fingerprint, handoff_of, is_run_or_handoff, read_weights
-from lightning_internvl.choices import Config, is_step, trained_stages
-from lightning_internvl.config.hardware import trainer_of
-from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.choices import Config
+from lightning_internvl.config.filter_settings import FilterSettings
+from lightning_internvl.config.run_settings import RunSettings
+from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.console import console
 from lightning_internvl.distributed.collectives import world_size
 from lightning_internvl.distributed.fsdp2 import META
@@ -33,6 +34,7 @@ from lightning_internvl.layers.quantization import BLOCK, quantize
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.compose import Build
 from lightning_internvl.model.feature_cache import open_cache
+from lightning_internvl.model.vlm import VLM
 from lightning_internvl.report.metrics_table import metrics_table
 from lightning_internvl.stages import Stage
 from lightning_internvl.stages.base import BaseWeights
@@ -42,6 +44,7 @@ from lightning_internvl.training.compile import check_compiler, compile_blocks
 from lightning_internvl.training.out_of_memory import shortage_told
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "NCCL communicator was aborted")
+Settings = StageSettings | FilterSettings
 NO_WEIGHTS = "a start without weights (init_from=RUN gives some)"
 
 
@@ -60,28 +63,30 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
         ValueError: for a fault of the configuration or the data; those of any stage's configuration before the first one trains.
     """
     quiet_lightning()
-    source = config["init_from"]
-    finished = [name for name in config["pipeline"] if (run_dir / "handoff" / name).exists() or is_finished(run_dir / name)]
-    ahead = [name for name in config["pipeline"] if name not in finished]
-    for name in ahead:  # a refusal comes before a model is built
-        attention_for(name, config)
-    attention = tell_attention((ahead or config["pipeline"])[0], config)
-    rehearse(ahead, config, run_dir, build, fresh=not (source or set(finished) & set(trained_stages(config))))
-    for name in config["pipeline"]:
-        step = is_step(config["stages"][name])
-        folder = run_dir / name if step else run_dir / "handoff" / name
+    run = RunSettings.of(config)
+    source = run.init_from
+    finished = {name for name in run.stages if (run_dir / "handoff" / name).exists() or is_finished(run_dir / name)}
+    ahead = [one for name, one in run.stages.items() if name not in finished]
+    for one in ahead:  # a refusal comes before a model is built
+        attention_for(one)
+    attention = tell_attention((ahead or [*run.stages.values()])[0])
+    rehearse(ahead, run_dir, build, fresh=not (source or finished & {one.name for one in run.trained}))
+    for name in [*run.stages]:
+        one = run.stages[name]
+        is_filter = isinstance(one, FilterSettings)
+        folder = run_dir / name if is_filter else run_dir / "handoff" / name
         if name in finished:
             console.print(f"{name}: finished earlier, taken from {folder}", soft_wrap=True)
-        elif step:
-            attention = tell_attention(name, config, attention)
-            with stop_told(name, config, run_dir):
-                run_filter(FilterJob(name, config, folder, build, source), run_dir)
+        elif isinstance(one, FilterSettings):
+            attention = tell_attention(one, attention)
+            with stop_told(one, run_dir):
+                run_filter(FilterJob(one, folder, build, source), run_dir)
         else:
-            attention = tell_attention(name, config, attention)
-            with shortage_told(name, config), stop_told(name, config, run_dir):
-                run_stage(name, config, run_dir, build, source)
-        config = settings_after(config, folder) if step else config
-        source = source if step else folder  # a step hands on what it was given
+            attention = tell_attention(one, attention)
+            with shortage_told(one), stop_told(one, run_dir):
+                run_stage(one, run_dir, build, source)
+        run = settings_after(run, folder) if is_filter else run
+        source = source if is_filter else folder  # a filter hands on what it was given
     metrics = read_json(run_dir / "metrics.json", {})
     console.print(metrics_table(metrics))
     for what, place in {"run folder": run_dir, "metrics": run_dir / "metrics.json", "report": run_dir / "report.html"}.items():
@@ -89,21 +94,21 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
     return metrics
 
 
-def attention_for(name: str, config: Config) -> str:
+def attention_for(settings: Settings) -> str:
     """Choose the attention of a stage, for its trainer's device and precision; returns what is told of it."""
-    backend, reason = choose_backend(config["attention"], *place_of(trainer_of(config, name)))
+    backend, reason = choose_backend(settings.attention, *place_of(settings.trainer))
     return f"attention: {backend} ({reason})"
 
 
-def tell_attention(name: str, config: Config, told: str = "") -> str:
+def tell_attention(settings: Settings, before: str = "") -> str:
     """Choose the attention of a stage, and say it unless the same was said before."""
-    line = attention_for(name, config)
-    if line != told:
+    line = attention_for(settings)
+    if line != before:
         console.print(line, soft_wrap=True, markup=False)
     return line
 
 
-def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, fresh: bool) -> None:
+def rehearse(stages: Iterable[Settings], run_dir: Path, build: Build, *, fresh: bool) -> None:
     """Find the faults of the last stage before the first one has trained.
 
     Assembles the stages on the meta device, which takes no memory, and compares the names that each hands over with those that
@@ -116,47 +121,53 @@ def rehearse(names: list[str], config: Config, run_dir: Path, build: Build, *, f
         ValueError: naming the stage and the fault.
     """
     before: tuple[str, dict[str, Tensor], dict[str, Any]] | None = (NO_WEIGHTS, {}, {}) if fresh else None
-    for name in names:
+    for settings in stages:
         try:
-            if is_step(config["stages"][name]):
-                model, settings = rehearse_filter(FilterJob(name, config, run_dir / name, build, None)), config["stages"][name]
-                if before and model is not None:
-                    title, own, adapters = before
-                    tensors = SourceWeights(own, adapters).for_model(None)
-                    LoadReport.of(model, tensors, source=title, new=settings["new"], dropped=settings["dropped"])
-                continue
-            with torch.device("meta"):
-                settings, stage, _, _ = assemble(name, config, run_dir, build)
-                stage.configure_optimizers()
-                handoff.manifest_config(stage.model, settings["parts"])  # what nothing could open is told before it is trained
-            check_compiler(settings["compile"], settings["trainer"]["accelerator"])
-            if before:
-                title, own, adapters = before
-                tensors = SourceWeights(own, adapters).for_model(settings["parts"].get("peft"))
-                LoadReport.of(stage.model, tensors, source=title, new=settings["new"], dropped=settings["dropped"])
+            if isinstance(settings, FilterSettings):
+                own, adapters = settings.scorer, {}
+                model = rehearse_filter(FilterJob(settings, run_dir / settings.name, build, None))
+            else:
+                own, adapters = settings, settings.parts.peft
+                model = _rehearsed_model(settings, run_dir, build)
+            if before and model is not None:
+                title, tensors, earlier = before
+                found = SourceWeights(tensors, earlier).for_model(adapters)
+                LoadReport.of(model, found, source=title, new=own.new, dropped=own.dropped)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"stages.{name}: {error}") from error
-        before = f"stage {name}", own_tensors(stage.model), settings["parts"].get("peft") or {}
+            raise ValueError(f"stages.{settings.name}: {error}") from error
+        if isinstance(settings, StageSettings):
+            before = f"stage {settings.name}", own_tensors(model), adapters
 
 
-def run_stage(name: str, config: Config, run_dir: Path, build: Build, source: str | Path | None) -> None:
+def _rehearsed_model(settings: StageSettings, run_dir: Path, build: Build) -> VLM:
+    """The model of a stage that is assembled on the meta device and could be trained and handed over."""
+    with torch.device("meta"):
+        stage = assemble(settings, run_dir, build).stage
+        stage.configure_optimizers()
+        handoff.manifest_config(stage.model, settings.parts.config)  # what nothing could open is told before it is trained
+    check_compiler(settings.compile, settings.trainer.accelerator)
+    return stage.model
+
+
+def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str | Path | None) -> None:
     """Build one stage, give it its weights (or its checkpoint) and train it."""
+    name = settings.name
     console.rule(f"[bold]{name}")
     checkpoint = run_dir / "checkpoints" / name / "last.ckpt"
     start_step = checkpoint_step(checkpoint)
-    torch.manual_seed(config["seed"])
-    settings, stage, data, trainer = assemble(name, config, run_dir, build, start_step or 0)
+    torch.manual_seed(settings.seed)
+    _, stage, data, trainer = assemble(settings, run_dir, build, start_step or 0)
     if start_step is not None:
         console.print(f"{name}: goes on from step {start_step} ({checkpoint})", soft_wrap=True)
     if source and (start_step is None or stage.light):
-        take_over(stage, source, settings["new"], settings["dropped"])
-    for part, done in quantize(stage.model, settings["parts"].get("quantization"), keep=stage.trained_names()).items():
+        take_over(stage, source, settings.new, settings.dropped)
+    for part, done in quantize(stage.model, settings.parts.quantization, keep=stage.trained_names()).items():
         left = f"; {done.left} linear layers are left, their rows are no multiples of {BLOCK}" if done.left else ""
         size = f"{done.before / 2**20:,.1f} -> {done.after / 2**20:,.1f} MiB"
         console.print(f"quantised: {part}, {done.changed} layers and tables, {size}{left}", soft_wrap=True)
     stage.model.feature_cache = cache = open_cache(settings, stage.model.encoder, data.collate)
-    recompute_blocks(stage.model, settings["activation_checkpointing"])
-    compile_blocks(stage.model, settings["compile"])
+    recompute_blocks(stage.model, settings.activation_checkpointing)
+    compile_blocks(stage.model, settings.compile)
     try:
         with others_told(run_dir):
             trainer.fit(stage, data, ckpt_path=None if start_step is None else checkpoint, weights_only=True)
@@ -175,15 +186,16 @@ def finish_loggers(loggers: Iterable[Any]) -> None:
 
 
 @contextmanager
-def stop_told(name: str, config: Config, run_dir: Path) -> Iterator[None]:
+def stop_told(settings: Settings, run_dir: Path) -> Iterator[None]:
     """Let a run that is stopped say in one sentence what is saved and how to go on."""
     try:
         yield
     except RunStopped as stop:
-        if is_step(config["stages"][name]):
+        name = settings.name
+        if isinstance(settings, FilterSettings):
             state = "what it has done is kept"
         else:
-            checkpoint, last = run_dir / "checkpoints" / name / "last.ckpt", stage_settings(config, name)["max_steps"]
+            checkpoint, last = run_dir / "checkpoints" / name / "last.ckpt", settings.max_steps
             step = checkpoint_step(checkpoint)
             state = f"step {step} of {last} is saved in {checkpoint}" if step else f"no step of {last} is saved"
         raise RunStopped(f"{stop}; stage {name}: {state}; go on with python train.py resume={run_dir}", stop.code) from stop

@@ -50,7 +50,7 @@ def fresh(recipe: str, overrides: list[str]) -> tuple[View, dict[str, Any]]:
         composed = compose("config", overrides=[f"experiment={recipe}", "paths.root=.", *overrides])
     config = OmegaConf.to_container(composed, resolve=True)
     settings = stage_settings(config, config["pipeline"][-1])
-    model, tokenizers = compose_model(settings["parts"], build)
+    model, tokenizers = compose_model(settings.parts.config, build)
     return make_view(settings, model.eval(), tokenizers, build), tokenizers
 
 

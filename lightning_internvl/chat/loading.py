@@ -70,9 +70,9 @@ def load_run(place: Path, build: Build, put: Callable[[VLM], VLM]) -> Loaded:
         put: moves a model to its device.
     """
     stages = {folder: settings_of(folder) for folder in handoffs_of(place)}
-    answers = [folder for folder, stage in stages.items() if stage["parts"]["decoder"]]
-    captions = [folder for folder, stage in stages.items() if (stage.get("samples") or {}).get("writer") == "middleware"]
-    compares = [folder for folder, stage in stages.items() if stage["data"] == "pairs" and not stage["parts"]["decoder"]]
+    answers = [folder for folder, stage in stages.items() if stage.parts.decoder]
+    captions = [folder for folder, stage in stages.items() if stage.samples.writer == "middleware"]
+    compares = [folder for folder, stage in stages.items() if stage.reads == "pairs" and not stage.parts.decoder]
     wanted = {*(answers or captions)[-1:], *compares[-1:]}
     if not wanted:
         raise ValueError(f"{place}: no finished stage answers, writes captions or compares; stages: {', '.join(_names(stages))}")
@@ -81,7 +81,7 @@ def load_run(place: Path, build: Build, put: Callable[[VLM], VLM]) -> Loaded:
         put(one.view.model)
     run, talker = run_of(next(iter(stages))), (answers or captions)[-1:]
     name = f"{run.name}, stage {(talker or compares)[-1].name}"
-    held_out = stages[[*stages][-1]]["data_group"].get("held_out") or {}
+    held_out = stages[[*stages][-1]].data.held_out or {}
     scenes = held_out if str(held_out.get("_target_")).endswith(SCENES) else None
     session = None
     if answers:
@@ -100,7 +100,7 @@ def _caption_session(found: LoadedRun) -> Callable[[], Session]:
 
 
 def _retriever(found: LoadedRun) -> Retriever:
-    return Retriever(found.view.model, found.view.pairs, (found.settings.get("samples") or {}).get("mode") or "c")
+    return Retriever(found.view.model, found.view.pairs, found.settings.samples.mode)
 
 
 def _names(folders: Mapping[Path, Any]) -> list[str]:

@@ -39,7 +39,6 @@ GIVEN = {
     "collate": (
         "tokenizer", "template", "processor", "tokens_per_tile", "image_tokens", "split_answers", "instructions",
     ),
-    "callbacks": ("bench", "view", "settings", "builder", "tokenizers", "tasks", "mode", "writer"),
 }  # fmt: skip
 # Sizes that a part has from its neighbours; one that comes with a checkpoint names them.
 SIZES = ("encoder_dim", "encoder_dims", "decoder_dim", "special_tokens")

@@ -1,20 +1,46 @@
-"""The settings of one stage, complete."""
+"""The settings of one stage, complete: made once from the configuration of a run, and handed on."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lightning_internvl.choices import BLOCKWISE, PARTS, Config, block_settings
+from lightning_internvl.choices import BLOCKWISE, PACKINGS, PARTS, Config, block_settings
 
 LIGHT = ("peft", "quantization")  # groups with a setting for each part
+COMMON = ("encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer", *LIGHT)  # that a stage may change
 STAGE_KEYS = (
     "module", "parts", "objectives", "max_steps", "batch_size", "new", "dropped", "data", "collate", "evaluation", "samples",
-    "encoder", "middleware", "decoder", "peft", "quantization", "optimizer", "scheduler",
-    "trainer", "datasets", "feature_cache", *BLOCKWISE,
+    *COMMON, "datasets", "feature_cache", *BLOCKWISE,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PartsSettings:
+    """The parts of a model, each a node with `_target_`, and what their text calls pictures and videos.
+
+    Attributes:
+        decoder: None without one.
+        objectives: by name.
+        peft, quantization: adapters, and formats of frozen weights, by part; parts without any are left out.
+    """
+
+    encoder: Config
+    middleware: Config
+    decoder: Config | None
+    objectives: dict[str, Config]
+    image_token: str
+    video_token: str | None = None
+    peft: Config = field(default_factory=dict)
+    quantization: Config = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        """As hand-offs keep it: what is not set is not there, but for a decoder that is not."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in found.items() if value or name in (*PARTS, "objectives")}
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,41 @@ class DataSettings:
     max_bad_fraction: float = 0.0
     validate: bool = False
 
+    @property
+    def measured_on(self) -> Config | None:
+        """The node of the held-out data; None without any, though debug=fast may have given sizes for it."""
+        return self.held_out if "_target_" in (self.held_out or {}) else None
+
+    def dataset(self, kind: str) -> Config:
+        """The node of a dataset.
+
+        Raises:
+            ValueError: if the group has none of this kind.
+        """
+        offers = {one: node for one in ("pairs", "chats", "labels") if (node := getattr(self, one))}
+        if kind not in offers:
+            raise ValueError(f"this data group has no {kind!r}; it offers {', '.join(offers)}; choose another with data=GROUP")
+        return offers[kind]
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What is read of the trainer's settings; `node` has them all, as its class takes them."""
+
+    node: Config
+    accelerator: str = "auto"
+    devices: Any = 1
+    num_nodes: int = 1
+    precision: Any = None
+    accumulate_grad_batches: int = 1
+    max_time: Any = None
+    plugins: Any = None
+
+    @classmethod
+    def of(cls, node: Config) -> TrainerSettings:
+        """From the node of a trainer."""
+        return cls(node, **_known(cls, node))
+
 
 @dataclass(frozen=True)
 class SampleSettings:
@@ -63,39 +124,120 @@ class SampleSettings:
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Where features of a frozen encoder are kept, and the most GiB that they may take."""
+    """Where features of a frozen encoder are kept (memory or disk), the most GiB that they may take, and a disk's folder."""
 
     where: str
     gib: float
     path: str | None = None
 
 
-def stage_settings(config: Mapping[str, Any], name: str) -> Config:
-    """One stage's settings, complete: its own over the common ones.
+@dataclass(frozen=True)
+class StageSettings:
+    """One stage's settings, complete: its own over the common ones. Nodes with `_target_` are as their classes take them.
+
+    Attributes:
+        reads: which dataset of the data group it trains on: pairs, chats or labels.
+        collate: changes to the collator of what it reads; `processor` in it changes how pictures are prepared.
+        new, dropped: patterns of names that may be missing in the weights it starts from, and that may be left over.
+        evaluation: nodes of its tasks by name; None leaves one out.
+        activation_checkpointing, compile: by part.
+        callbacks, loggers: nodes by name; None leaves one out.
+        device_memory: GiB of one device, for the plan.
+    """
+
+    name: str
+    module: Config
+    reads: str
+    parts: PartsSettings
+    data: DataSettings
+    collate: Config
+    optimizer: Config
+    scheduler: Config
+    trainer: TrainerSettings
+    strategy: Config
+    max_steps: int
+    batch_size: int
+    seed: int
+    new: list[str]
+    dropped: list[str]
+    evaluation: dict[str, Config | None]
+    samples: SampleSettings
+    feature_cache: CacheSettings | None
+    activation_checkpointing: Config
+    compile: Config
+    callbacks: dict[str, Config | None]
+    loggers: dict[str, Config | None]
+    attention: str = "auto"
+    device_memory: float = 80
+
+    @property
+    def packing(self) -> str | None:
+        """How batches are made: packed, bucketed, or None: as samples come, as pairs and labels always."""
+        return PACKINGS[self.data.packing] if self.reads == "chats" else None
+
+
+def stage_settings(config: Mapping[str, Any], name: str) -> StageSettings:
+    """One stage's settings from the configuration of a run.
 
     A stage may carry a change to any common group (`optimizer: {lr: 1e-4}`); one with a `_target_` replaces the group. Changes
     to the data group are called `datasets`, because `data` says which of its kinds a stage reads.
     """
-    stage = copy.deepcopy(dict(config["stages"][name]))
-    stage["max_steps"] = min(stage["max_steps"], config.get("max_steps") or stage["max_steps"])
-    for group in ("encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer", *LIGHT):
+    return settings_of_stage(config, name, config["stages"][name])
+
+
+def settings_of_stage(config: Mapping[str, Any], name: str, stage: Mapping[str, Any]) -> StageSettings:
+    """The settings of a stage that is given, and need not stand in the configuration."""
+    stage = copy.deepcopy(dict(stage))
+    for group in COMMON:
         own, common = stage.get(group) or {}, copy.deepcopy(config.get(group) or {})
         stage[group] = own if "_target_" in own else merged(common, own)
-    stage |= block_settings(config, stage)
-    parts = {part: stage.pop(part) if part in stage["parts"] else None for part in PARTS}
-    parts |= {"objectives": stage.pop("objectives"), "image_token": config["data"]["image_token"]}
-    parts |= {"video_token": config["data"]["video_token"]} if config["data"].get("video_token") else {}
-    for kind in LIGHT:
-        own = {part: value for part, value in stage.pop(kind).items() if value and parts.get(part)}
-        parts |= {kind: own} if own else {}
-    data = _data_of(config["data"], stage.pop("datasets", None) or {})
-    return stage | {"parts": parts, "data_group": data, "callbacks": config["callbacks"], "seed": config["seed"]}
+    data = _data_of(config["data"], stage.get("datasets") or {})
+    cache = stage.get("feature_cache")
+    return StageSettings(
+        name=name,
+        module=stage.get("module") or {},
+        reads=stage["data"],
+        parts=_parts_of(stage, config["data"]),
+        data=DataSettings(**_known(DataSettings, data)),
+        collate=stage.get("collate") or {},
+        optimizer=stage["optimizer"],
+        scheduler=stage["scheduler"],
+        trainer=TrainerSettings.of(stage["trainer"]),
+        strategy=config.get("strategy") or {},
+        max_steps=min(stage["max_steps"], config.get("max_steps") or stage["max_steps"]),
+        batch_size=stage["batch_size"],
+        seed=config["seed"],
+        new=stage.get("new") or [],
+        dropped=stage.get("dropped") or [],
+        evaluation=stage.get("evaluation") or {},
+        samples=SampleSettings(**_known(SampleSettings, stage.get("samples") or {})),
+        feature_cache=CacheSettings(**cache) if cache else None,
+        callbacks=config.get("callbacks") or {},
+        loggers=config.get("logger") or {},
+        attention=config.get("attention") or "auto",
+        device_memory=config.get("device_memory") or 80,
+        **block_settings(config, stage),
+    )
+
+
+def _parts_of(stage: Config, data: Mapping[str, Any]) -> PartsSettings:
+    parts = {part: stage[part] if part in stage["parts"] else None for part in PARTS}
+    light = {kind: {part: own for part, own in stage[kind].items() if own and parts.get(part)} for kind in LIGHT}
+    tokens = {"image_token": data["image_token"], "video_token": data.get("video_token")}
+    return PartsSettings(**parts, objectives=stage["objectives"], **tokens, **light)
 
 
 def _data_of(common: Config, change: Mapping[str, Any]) -> Config:
     """The data group with a stage's changes; a dataset with a `_target_` takes the place of another."""
     filled = merged(copy.deepcopy(dict(common)), {key: value for key, value in change.items() if not _is_object(value)})
     return filled | {key: value for key, value in change.items() if _is_object(value)}
+
+
+def _known(kind: type, node: Mapping[str, Any]) -> Config:
+    """What of a mapping are fields of a dataclass; where null is no value of one, its default holds."""
+    optional = {one.name for one in fields(kind) if one.default is None}
+    found = {one.name: node[one.name] for one in fields(kind) if one.name in node and one.name != "node"}
+    return {name: value for name, value in found.items() if value is not None or name in optional}
 
 
 def _is_object(value: Any) -> bool:

@@ -26,13 +26,12 @@ class StageClock(Timer):
         """What an earlier process has used is not counted."""
 
 
-def stage_clock(trainer: Mapping[str, Any]) -> list[Timer]:
+def stage_clock(limit: Any) -> list[Timer]:
     """The callback for `trainer.max_time`; none without it.
 
     Raises:
         ValueError: for a time that is none.
     """
-    limit = trainer.get("max_time")
     if limit is None:
         return []
     try:
@@ -44,8 +43,8 @@ def stage_clock(trainer: Mapping[str, Any]) -> list[Timer]:
         ) from error
 
 
-def trainer_plugins(trainer: Mapping[str, Any], build: Callable[..., Any]) -> list[Any]:
-    """The plugins of the configuration, and how processes find each other under SLURM.
+def trainer_plugins(given: Any, build: Callable[..., Any]) -> list[Any]:
+    """The plugins that a configuration gives, one or a list, and how processes find each other under SLURM.
 
     Left to itself Lightning takes SLURM for granted wherever a job has tasks, also without srun; it then saves into the folder in
     which the command was started when SLURM sends its signal, has the job queued again, and starts the stages of any run in that
@@ -54,7 +53,7 @@ def trainer_plugins(trainer: Mapping[str, Any], build: Callable[..., Any]) -> li
     Raises:
         ValueError: for variables of SLURM that do not fit.
     """
-    given = trainer.get("plugins") or []
+    given = given or []
     plugins = [build(one) if isinstance(one, Mapping) else one for one in (given if isinstance(given, list) else [given])]
     if any(isinstance(one, ClusterEnvironment) for one in plugins) or TorchElasticEnvironment.detect():
         return plugins

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,24 +17,30 @@ _TYPES = {
 }
 
 
-def place_of(trainer: Mapping[str, Any]) -> tuple[torch.device, torch.dtype]:
+class Hardware(Protocol):
+    """What is read of the settings of a trainer."""
+
+    @property
+    def accelerator(self) -> str: ...
+    @property
+    def devices(self) -> Any: ...
+    @property
+    def precision(self) -> Any: ...
+
+
+def place_of(trainer: Hardware) -> tuple[torch.device, torch.dtype]:
     """The device of this process and the type of matrix products, for settings of a trainer."""
-    return device_of(trainer), computes_in(trainer.get("precision"))
+    return device_of(trainer.accelerator, trainer.devices), computes_in(trainer.precision)
 
 
-def device_of(trainer: Mapping[str, Any]) -> torch.device:
-    """The device that Lightning gives to this process.
-
-    Args:
-        trainer: its settings; `accelerator` and `devices` are read.
-    """
-    accelerator = trainer.get("accelerator") or "auto"
+def device_of(accelerator: str, devices: Any) -> torch.device:
+    """The device that Lightning gives to this process, by these settings of its trainer."""
     if accelerator in ("auto", "gpu"):  # Lightning looks for them in this order
         available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
         accelerator = next((kind for kind, found in available.items() if found), "cpu")
     if accelerator != "cuda":
         return torch.device("mps" if accelerator == "mps" else "cpu")
-    place, devices = _local_rank(), trainer.get("devices")
+    place = _local_rank()
     return torch.device("cuda", devices[place] if isinstance(devices, list) and place < len(devices) else place)
 
 

@@ -40,8 +40,12 @@ def _styles(part: nn.Module, plan: TensorPlan | None) -> dict[nn.Module, Paralle
     }
 
 
-def check_layers(model: nn.Module, settings: Mapping[str, Any], size: int) -> None:
+def check_layers(model: nn.Module, size: int, changed: Mapping[str, Mapping[str, Any]], compiled: Mapping[str, Any]) -> None:
     """Refuse a number of shares that the parts of a stage cannot be divided into.
+
+    Args:
+        changed: parts whose layers are others, by the setting that says so: `peft` and `quantization`.
+        compiled: what `compile` says by part.
 
     Raises:
         ValueError: naming the part, the reason and what is valid.
@@ -61,12 +65,12 @@ def check_layers(model: nn.Module, settings: Mapping[str, Any], size: int) -> No
             told = ", ".join(f"{what}={count}" for what, count in wrong.items())
             valid = ", ".join(map(str, fitting))
             raise ValueError(f"{setting} does not divide the {name}'s {told}; valid choices with this {name}: {valid}")
-        for kind in ("peft", "quantization"):
-            if (settings["parts"].get(kind) or {}).get(name):
+        for kind, parts_changed in changed.items():
+            if parts_changed.get(name):
                 raise ValueError(
                     f"{setting}: {kind}.{name} holds layers that cannot be divided; set it to null, or the size to 1"
                 )
-        if settings["compile"].get(name):
+        if compiled.get(name):
             raise ValueError(f"{setting}: compile.{name} has not been shown to work with divided layers; set one of them back")
 
 

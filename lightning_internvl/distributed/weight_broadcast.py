@@ -17,10 +17,10 @@ from torch.distributed.tensor import DTensor
 from lightning_internvl.launch import is_helper
 
 
-def starts_empty(strategy: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
+def starts_empty(strategy: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> bool:
     """Whether this process builds a stage without weights, because the first one will send them. Quantised parts stay whole, and
     can be quantised only where their weights are."""
-    return is_helper() and str(strategy.get("_target_")).endswith(".FSDP2") and not parts.get("quantization")
+    return is_helper() and str(strategy.get("_target_")).endswith(".FSDP2") and not quantization
 
 
 class Spread:

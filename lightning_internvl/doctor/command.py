@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from rich.text import Text
 
-from lightning_internvl.choices import Config, trained_stages
-from lightning_internvl.config.hardware import trainer_of
+from lightning_internvl.choices import Config
+from lightning_internvl.config.run_settings import RunSettings
+from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.console import console
 from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.doctor import equivalences as equals, single_stage as checks
@@ -43,9 +44,10 @@ def run_doctor(config: Config, build: Build) -> bool:
     """
     quiet_lightning()
     begun, found = time.monotonic(), list[Result]()
-    for name in trained_stages(config):
-        console.rule(f"[bold]{name}")
-        rig = rig_of(name, config, build)
+    source = config["init_from"]
+    for settings in RunSettings.of(config).trained:
+        console.rule(f"[bold]{settings.name}")
+        rig, source = rig_of(settings, build, source), None
         for result in results_of(rig):
             found.append(result)
             word, style = MARKS[result.passed]
@@ -57,24 +59,24 @@ def run_doctor(config: Config, build: Build) -> bool:
     return failed == 0
 
 
-def rig_of(name: str, config: Config, build: Build) -> Rig:
-    """One stage, with its weights and a few of its samples.
+def rig_of(settings: StageSettings, build: Build, source: str | None = None) -> Rig:
+    """One stage, with the weights of a source or fresh ones, and a few of its samples.
 
     Raises:
         ValueError: naming the stage and the fault.
     """
     try:
-        torch.manual_seed(config["seed"])
-        choose_backend(config["attention"], *place_of(trainer_of(config, name)))
-        parts = assemble(name, config, Path(), build)
-        if config["init_from"] and name == trained_stages(config)[0]:
-            take_over(parts.stage, config["init_from"], parts.settings["new"], parts.settings["dropped"])
+        torch.manual_seed(settings.seed)
+        choose_backend(settings.attention, *place_of(settings.trainer))
+        parts = assemble(settings, Path(), build)
+        if source:
+            take_over(parts.stage, source, settings.new, settings.dropped)
         else:
             console.print("weights: fresh ones, the checks do not depend on what the stage before it has learnt", soft_wrap=True)
-        quantize(parts.stage.model, parts.settings["parts"].get("quantization"), keep=parts.stage.trained_names())
+        quantize(parts.stage.model, settings.parts.quantization, keep=parts.stage.trained_names())
         return Rig.of(parts, SAMPLES)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"stages.{name}: {error}") from error
+        raise ValueError(f"stages.{settings.name}: {error}") from error
 
 
 def results_of(rig: Rig) -> Iterator[Result]:

@@ -29,7 +29,7 @@ ALONE = (NextToken, Classification)  # objectives that judge each sample for its
 def packed(rig: Rig) -> Iterator[Result]:
     """Samples that share rows give the loss and the gradients that they give in rows of their own."""
     name, model = "packed = unpacked", rig.stage.model
-    if rig.settings["data"] != "chats" or "next_token" not in rig.stage.objectives:
+    if rig.settings.reads != "chats" or "next_token" not in rig.stage.objectives:
         yield Result(name, None, "this stage packs nothing")
         return
     try:
@@ -113,7 +113,7 @@ def merged(rig: Rig) -> Iterator[Result]:
         yield Result(name, None, "this stage has no adapters")
         return
     with torch.no_grad(), rig.exactly():
-        torch.manual_seed(rig.settings["seed"])
+        torch.manual_seed(rig.settings.seed)
         widen(model)
         for inner, parameter in model.named_parameters():
             if ".lora_B." in inner:  # zero at the start, which would hide that an update is lost

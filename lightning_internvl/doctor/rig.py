@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_internvl.choices import Config
+from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.data.collate.base import Prepared
 from lightning_internvl.data.gradient_accumulation import AccumulationWindows
 from lightning_internvl.stages import Stage
@@ -54,7 +54,7 @@ class Rig:
         exact: whether losses are computed in float32, whatever the precision of the run.
     """
 
-    settings: Config
+    settings: StageSettings
     stage: Stage
     collate: Any
     trainer: L.Trainer
@@ -95,7 +95,7 @@ class Rig:
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """What a training step of this batch alone would lower; the same draws at every call."""
-        torch.manual_seed(self.settings["seed"])
+        torch.manual_seed(self.settings.seed)
         self.trainer.accumulate_grad_batches = 1
         with self.precision():
             return self.stage.training_step(batch, 0)
@@ -106,7 +106,7 @@ class Rig:
         total = 0.0
         counted = AccumulationWindows(batches, len(batches), self.stage.counts)
         for place, batch in enumerate(counted if len(batches) > 1 else batches):
-            torch.manual_seed(self.settings["seed"])
+            torch.manual_seed(self.settings.seed)
             self.trainer.accumulate_grad_batches = len(batches)
             with self.precision():
                 loss = self.stage.training_step(batch, place) / len(batches)
@@ -155,7 +155,7 @@ class Rig:
         """Without dropout, in float32, and with weights so large that every token matters to those that see it: fresh ones are so
         small that a leak would hide in the last digits."""
         with self.kept():
-            torch.manual_seed(self.settings["seed"])
+            torch.manual_seed(self.settings.seed)
             widen(self.stage.model)
             redraw(self.stage.model)
             self.stage.eval()

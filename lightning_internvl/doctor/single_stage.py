@@ -43,7 +43,7 @@ def one_group(rig: Rig) -> Iterator[Result]:
 def step_by_step(rig: Rig) -> Iterator[Result]:
     """In a few steps at each state of the freezing schedule every trained parameter gets a finite gradient and changes, and
     every frozen tensor stays as it is, bit by bit."""
-    last = rig.settings["max_steps"] - 1
+    last = rig.settings.max_steps - 1
     states = sorted({min(step, last) for step in rig.stage.plan.changes()})
     for state in states:
         with rig.kept() as before:
@@ -145,7 +145,7 @@ def _saved_inside(rig: Rig, modules: dict[str, nn.Module]) -> dict[str, int]:
 def labels(rig: Rig) -> Iterator[Result]:
     """Every sample has something to learn: labels that are not all masked."""
     name, masked, shares = "labels not all masked", [], []
-    shift = int(rig.settings["data"] == "chats" and shifts_labels(rig.stage.model.decoder))
+    shift = int(rig.settings.reads == "chats" and shifts_labels(rig.stage.model.decoder))
     for one in rig.samples:
         for key, found in labels_of(rig.batch([one])).items():
             judged = found[:, shift:] if found.ndim > 1 else found
@@ -162,7 +162,7 @@ def labels(rig: Rig) -> Iterator[Result]:
 def placeholders(rig: Rig) -> Iterator[Result]:
     """The text of every sample holds as many placeholders as its pictures and videos have visual tokens."""
     name, model = "placeholders = visual tokens", rig.stage.model
-    if rig.settings["data"] != "chats":
+    if rig.settings.reads != "chats":
         yield Result(name, None, "this stage reads no placeholders")
         return
     faults, total = [], 0

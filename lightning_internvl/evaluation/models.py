@@ -64,7 +64,7 @@ def models_under_test(settings: Mapping[str, Any], build: Build) -> list[ModelUn
     chosen = {name: settings[name] for name in READING}
     found = open_model(place, **chosen, dtype=getattr(torch, settings["dtype"]))
     offers = {"encoder"} | ({"chats", "captions"} if found.view.chats else set()) | ({"pairs"} if found.view.pairs else set())
-    predictor = _predictor(found.view, {}, settings, build, found.joint)
+    predictor = _predictor(found.view, None, settings, build, found.joint)
     return [ModelUnderTest("", str(place), frozenset(offers), lambda: predictor, None, fingerprint(place))]
 
 
@@ -86,27 +86,25 @@ def model_for(task: str, needs: str | None, models: list[ModelUnderTest]) -> Mod
 def _model_of_stage(folder: Path, settings: Mapping[str, Any], build: Build) -> ModelUnderTest:
     stage = settings_of(folder)
     offers = {"encoder"}
-    if stage["parts"]["decoder"]:
+    if stage.parts.decoder:
         offers |= {"chats", "captions"}
-    elif stage["data"] in ("pairs", "labels"):
-        offers |= {stage["data"]}
-    if (stage.get("samples") or {}).get("writer") == "middleware":
+    elif stage.reads in ("pairs", "labels"):
+        offers |= {stage.reads}
+    if stage.samples.writer == "middleware":
         offers |= {"captions"}
 
     def load_stage() -> Predictor:
         found = open_run(folder, build)
-        return _predictor(found.view, found.settings["data_group"].get("held_out") or {}, settings, build)
+        return _predictor(found.view, found.settings.data.measured_on, settings, build)
 
-    return ModelUnderTest(
-        folder.name, str(folder), frozenset(offers), load_stage, stage.get("evaluation") or {}, fingerprint(folder)
-    )
+    return ModelUnderTest(folder.name, str(folder), frozenset(offers), load_stage, stage.evaluation, fingerprint(folder))
 
 
-def _predictor(view: View, held_out: Config, settings: Mapping[str, Any], build: Build, joint: str = "\n") -> Predictor:
+def _predictor(view: View, held_out: Config | None, settings: Mapping[str, Any], build: Build, joint: str = "\n") -> Predictor:
     """A model where it is to run, with its own held-out scenes or, of one that has none, scenes as large as it sees pictures."""
     model = model_mover(settings)(view.model).eval()
     chats = with_full_context(view.chats, model) if view.chats else None
     reader = next(one for one in (view.chats, view.pairs, view.labels) if one is not None)
-    scenes = build(held_out) if "_target_" in held_out else HeldOutScenes(seed=0, image_size=reader.processor.image_size)
+    scenes = build(held_out) if held_out else HeldOutScenes(seed=0, image_size=reader.processor.image_size)
     options = {"pairs": view.pairs, "labels": view.labels, "batch_size": settings["batch_size"], "joint": joint}
     return Predictor(model, scenes, chats=chats, **options)

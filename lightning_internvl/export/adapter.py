@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from lightning_internvl.checkpoints.adapters.layout import Layout
 from lightning_internvl.checkpoints.name_rules import Config, RuleMatch, match_rules
 from lightning_internvl.checkpoints.weight_files import write_weights
-from lightning_internvl.choices import trained_stages
-from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.export import check
 from lightning_internvl.export.card import card_of
 from lightning_internvl.export.plain import dequantize, make_plain
@@ -136,14 +135,13 @@ def check_earlier(opened: LoadedRun) -> None:
     Raises:
         ValueError: naming the stage.
     """
-    run, here = run_config(opened), opened.settings["parts"].get("peft")
-    trained = trained_stages(run)
-    for name in trained[: trained.index(_stage(opened))]:
-        there = stage_settings(run, name)["parts"].get("peft")
-        if other := peft.differing(there, here):
+    own, run = opened.settings, RunSettings.of(run_config(opened))
+    names = [stage.name for stage in run.trained]
+    for stage in run.trained[: names.index(own.name)]:
+        if other := peft.differing(stage.parts.peft, own.parts.peft):
             raise ValueError(
-                f"the adapters of stage {name} on {', '.join(other)} were added to the weights before this stage, so the later "
-                "ones alone do not fit the run's base; use adapter=false"
+                f"the adapters of stage {stage.name} on {', '.join(other)} were added to the weights before this stage, so the "
+                "later ones alone do not fit the run's base; use adapter=false"
             )
 
 

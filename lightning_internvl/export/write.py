@@ -21,8 +21,9 @@ from lightning_internvl.checkpoints.adapters import all_layouts, layout_of_model
 from lightning_internvl.checkpoints.adapters.layout import Layout
 from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.checkpoints.weight_files import write_weights
-from lightning_internvl.choices import PARTS, trained_stages
-from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.choices import PARTS
+from lightning_internvl.config.run_settings import RunSettings
+from lightning_internvl.config.stage_settings import PartsSettings
 from lightning_internvl.config.targets import locate, with_current_targets
 from lightning_internvl.export import check
 from lightning_internvl.export.card import Card, card_of
@@ -143,18 +144,15 @@ def round_to(model: nn.Module, dtype: torch.dtype) -> None:
 
 def trained_names(opened: LoadedRun, names: Iterable[str]) -> list[str]:
     """The tensors that some stage of the run has trained."""
-    run = run_config(opened)
-    stages = [stage_settings(run, name) for name in trained_stages(run)]
-    plans = [
-        FreezePlan(stage["module"]["train"], stage["parts"].get("peft"), roles_of(_classes(stage["parts"]))) for stage in stages
-    ]
+    stages = RunSettings.of(run_config(opened)).trained
+    plans = [FreezePlan(one.module["train"], one.parts.peft, roles_of(_classes(one.parts))) for one in stages]
     return [name for name in names if any(plan.ever_trains(name) for plan in plans)]
 
 
-def _classes(parts: Mapping[str, Any]) -> dict[str, type]:
-    """The classes of a stage's parts; of one that is not of this package, which is not imported,
-    only that it is there."""
-    targets = {part: parts[part]["_target_"] for part in PARTS if parts.get(part)}
+def _classes(parts: PartsSettings) -> dict[str, type]:
+    """The classes of a stage's parts; of one that is not of this package, which is not imported, only that it is there."""
+    nodes = {part: getattr(parts, part) for part in PARTS}
+    targets = {part: node["_target_"] for part, node in nodes.items() if node}
     return {part: locate(target) if target.startswith(TRUSTED) else object for part, target in targets.items()}
 
 
@@ -173,7 +171,7 @@ def write_model(draft: Path, opened: LoadedRun, layout: Layout | None, config: C
     model, dtype = opened.view.model, getattr(torch, options.dtype)
     if layout is None:
         manifest = read_json(opened.folder / handoff.MANIFEST)
-        plan = FreezePlan(opened.settings["module"]["train"], roles=model_roles(model))
+        plan = FreezePlan(opened.settings.module["train"], roles=model_roles(model))
         parts = plain_config(manifest["config"])
         handoff.save(model, draft, stage=manifest["stage"], step=manifest["step"], config=parts, plan=plan)
         if (opened.folder / handoff.TOKENIZERS).is_dir():

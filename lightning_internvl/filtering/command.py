@@ -19,13 +19,14 @@ from rich.table import Table
 
 from lightning_internvl.choices import Config
 from lightning_internvl.config.filter_checks import ORDER, SIMILARITY, TOP_SHARE
+from lightning_internvl.config.filter_settings import shard_list
+from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.console import console
 from lightning_internvl.distributed import collectives as distributed
 from lightning_internvl.files import DRAFT, read_json, write_json, write_text
 from lightning_internvl.filtering.decide import BAD, KEPT, Columns, decide
 from lightning_internvl.filtering.job import FilterJob
 from lightning_internvl.filtering.scores import UNUSABLE
-from lightning_internvl.filtering.sources import shard_list, with_kept_shards
 from lightning_internvl.filtering.write import new_shard, sum_counts
 from lightning_internvl.launch import started_from_outside, started_processes
 from lightning_internvl.training.out_of_memory import shortage_of
@@ -40,9 +41,9 @@ def is_finished(folder: Path) -> bool:
     return (folder / SUMMARY).exists()
 
 
-def settings_after(config: Config, folder: Path) -> Config:
-    """The configuration for the stages behind a finished filter, which read what it has kept."""
-    return with_kept_shards(config, folder, read_json(folder / SUMMARY)["kept_by_source"])
+def settings_after(run: RunSettings, folder: Path) -> RunSettings:
+    """The run after a finished filter, where stages read what it has kept."""
+    return run.after_filter(folder, read_json(folder / SUMMARY)["kept_by_source"])
 
 
 def run_filter(job: FilterJob, run_dir: Path) -> None:
@@ -64,7 +65,7 @@ def run_filter(job: FilterJob, run_dir: Path) -> None:
     seconds = time.monotonic() - begun
     _wait((job.folder / DECISION).exists)
     pace = _Pace("written", len(own))
-    if job.settings["engine"] == "ray":
+    if job.settings.engine == "ray":
         from lightning_internvl.filtering.ray_engine import write_all
 
         write_all(job, job.unwritten(own))
@@ -88,9 +89,9 @@ def rank_and_world_size() -> tuple[int, int]:
 def _score(job: FilterJob, own: Sequence[int], rank: int) -> int:
     """Score a process's shards; returns the number of pairs that were."""
     pace, total = _Pace("scored", len(own)), 0
-    if job.settings["scores_from"]:
+    if job.settings.scores_from:
         job.take_scores(own)
-    elif job.settings["engine"] == "ray":
+    elif job.settings.engine == "ray":
         from lightning_internvl.filtering.ray_engine import score_all
 
         total = score_all(job, job.unscored(own))
@@ -102,17 +103,15 @@ def _score(job: FilterJob, own: Sequence[int], rank: int) -> int:
     except Exception as error:
         if shortage_of(error) is None:
             raise
-        smaller = f"stages.{job.name}.batch_size={max(1, job.settings['batch_size'] // 2)}"
-        raise ValueError(
-            f"out of memory: {job.name} with batch_size={job.settings['batch_size']}; {smaller} takes less"
-        ) from error
+        smaller = f"stages.{job.name}.batch_size={max(1, job.settings.batch_size // 2)}"
+        raise ValueError(f"out of memory: {job.name} with batch_size={job.settings.batch_size}; {smaller} takes less") from error
     if summary := ledger.summary():
         console.print(summary, soft_wrap=True)
     return total
 
 
 def _decide(job: FilterJob, count: int) -> None:
-    rules = job.settings["rules"]
+    rules = job.settings.rules
     columns = Columns.join(job.columns, count)
     threshold = decide(columns, rules)
     reasons = np.zeros(256, dtype=np.int64)
@@ -176,7 +175,7 @@ def _sum_up(job: FilterJob, run_dir: Path, count: int, scored: int, scoring: flo
     write_json(run_dir / "timing.json", timing)
     write_json(
         job.folder / SUMMARY,
-        {"shards": count, "new_shards": sum(map(len, names.values())), **decision, **total, "rules": job.settings["rules"]},
+        {"shards": count, "new_shards": sum(map(len, names.values())), **decision, **total, "rules": job.settings.rules},
     )
     console.print(_table(total, job))
     from lightning_internvl.report import write_report
@@ -191,7 +190,7 @@ def _table(total: dict[str, Any], job: FilterJob) -> Table:
     table.add_column("share", justify="right")
     rows = {
         "seen": total["pairs"],
-        **{f"dropped: {rule}{_limits(job.settings['rules'], rule)}": n for rule, n in total["dropped"].items()},
+        **{f"dropped: {rule}{_limits(job.settings.rules, rule)}": n for rule, n in total["dropped"].items()},
     }
     rows |= {f"{UNUSABLE}: {kind}": number for kind, number in total[UNUSABLE].items()} | {"kept": total["kept"]}
     for name, number in rows.items():

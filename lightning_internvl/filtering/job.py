@@ -16,9 +16,9 @@ import torch
 
 from lightning_internvl.checkpoints.load_report import LoadReport
 from lightning_internvl.checkpoints.weight_source import read_weights
-from lightning_internvl.choices import Config, is_step
-from lightning_internvl.config.filter_checks import SIMILARITY, needs_model
-from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.filter_checks import SIMILARITY
+from lightning_internvl.config.filter_settings import FilterSettings
+from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.data.bad_samples import Ledger, Skipped
 from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.filtering.decide import Columns, write_columns
@@ -35,21 +35,19 @@ class FilterJob(NamedTuple):
     """One filter of a run.
 
     Attributes:
-        config: of the run; its data is what the filter reads.
         folder: of the filter.
         source: of the model's weights; None where no model is needed.
     """
 
-    name: str
-    config: Config
+    settings: FilterSettings
     folder: Path
     build: Build
     source: str | Path | None
 
     @property
-    def settings(self) -> Config:
-        """The filter's own settings."""
-        return self.config["stages"][self.name]
+    def name(self) -> str:
+        """The filter's name in the pipeline."""
+        return self.settings.name
 
     @property
     def columns(self) -> Path:
@@ -58,7 +56,7 @@ class FilterJob(NamedTuple):
 
     def shards(self) -> JoinedShards:
         """The shards that are filtered. Raises ValueError if there are none."""
-        return join_sources(self.config, self.build)
+        return join_sources(self.settings.pairs, self.build)
 
     def unscored(self, numbers: Sequence[int]) -> list[int]:
         """Those of some shards that have no scores yet."""
@@ -71,19 +69,13 @@ class FilterJob(NamedTuple):
     def scorer(self) -> Scorer:
         """What scores shards, with the model where one is needed."""
         settings = self.settings
-        model = load_filter_model(self.name, self.config, self.build, self.source) if needs_model(settings) else None
-        return Scorer(
-            self.shards(),
-            model,
-            language=settings["rules"].get("language") is not None,
-            batch_size=settings["batch_size"],
-            num_workers=settings["num_workers"],
-        )
+        model = load_filter_model(settings, self.build, self.source) if settings.needs_model else None
+        sizes = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
+        return Scorer(self.shards(), model, language=settings.needs_language, **sizes)
 
     def keep(self, number: int, rows: Sequence[Row]) -> None:
-        """Write the scores of a shard, and before them, because they mark it as scored, what is
-        needed of them to decide."""
-        write_columns(self.columns, number, rows, self.settings["rules"])
+        """Write the scores of a shard, and before them, because they mark it as scored, what is needed of them to decide."""
+        write_columns(self.columns, number, rows, self.settings.rules)
         write_rows(scores_file(self.folder, number), rows)
 
     def take_scores(self, numbers: Sequence[int]) -> None:
@@ -94,7 +86,7 @@ class FilterJob(NamedTuple):
             ValueError: if there are none, not those of all these shards, or they lack a score that
                 a rule needs.
         """
-        place = Path(self.settings["scores_from"])
+        place = Path(self.settings.scores_from)
         found = len(list((place / "scores").glob("*.jsonl")))
         if found != (count := len(self.shards())):
             raise ValueError(
@@ -105,7 +97,7 @@ class FilterJob(NamedTuple):
             rows = read_rows(scores_file(place, number))
             good = next((row for row in rows if UNUSABLE not in row), {})
             if lacking := [
-                rule for rule in (SIMILARITY, "language") if good and self.settings["rules"].get(rule) and rule not in good
+                rule for rule in (SIMILARITY, "language") if good and self.settings.rules.get(rule) and rule not in good
             ]:
                 raise ValueError(f"scores_from={place} has no {lacking[0]}; set stages.{self.name}.rules.{lacking[0]}=null")
             self.keep(number, rows)
@@ -134,7 +126,7 @@ class FilterJob(NamedTuple):
 
     def ledger(self, rank: int = 0) -> Ledger:
         """A new account of what cannot be used, of one process."""
-        limit = self.config["data"].get("max_bad_fraction") or 0.0
+        limit = self.settings.max_bad_fraction
         path = self.folder / (f"skipped.{rank}.jsonl" if rank else "skipped.jsonl")
         return Ledger(path, max_bad_fraction=limit, start=0, batch_size=0, epoch=None)
 
@@ -152,42 +144,30 @@ def enter_rows(ledger: Ledger, rows: Sequence[Row]) -> None:
     ledger.add(bad, len(rows) - len(bad))
 
 
-def settings_before(name: str, config: Config) -> Config:
-    """What the stage before a filter says of its parts and of how it reads pairs, so that the
-    filter looks as that stage did."""
-    stages, pipeline = config["stages"], config["pipeline"]
-    before = next((stages[one] for one in reversed(pipeline[: pipeline.index(name)]) if not is_step(stages[one])), {})
-    found = {key: before[key] for key in ("encoder", "middleware", "datasets") if before.get(key)}
-    reads = before.get("collate") or {}
-    kept = reads if before.get("data") == "pairs" else {key: reads[key] for key in ("processor",) if key in reads}
-    return {**found, "collate": {**kept, "tasks": ["itc"]}}
-
-
-def compose_filter_model(name: str, config: Config, build: Build) -> tuple[Config, VLM, Any]:
-    """The settings of a filter, its model with fresh weights, and how that reads pairs.
+def compose_filter_model(settings: StageSettings, build: Build) -> tuple[VLM, Any]:
+    """The model of a filter with fresh weights, and how that reads pairs.
 
     Raises:
         ValueError: if the model reads no captions.
     """
-    stage = {"max_steps": 1, "objectives": {}, **settings_before(name, config), **config["stages"][name]}
-    settings = stage_settings({**config, "stages": {name: stage}}, name)
-    model, tokenizers = compose_model(settings["parts"], build)
+    model, tokenizers = compose_model(settings.parts.config, build)
     if "middleware" not in tokenizers:
         raise ValueError(
             "the middleware reads no text, so it cannot compare captions with pictures; choose one that does (middleware=qllama, "
-            f"qformer, clip_text_l14), or leave the rule out: stages.{name}.rules.similarity=null"
+            f"qformer, clip_text_l14), or leave the rule out: stages.{settings.name}.rules.similarity=null"
         )
-    return settings, model, make_view(settings, model, tokenizers, build).pairs
+    return model, make_view(settings, model, tokenizers, build).pairs
 
 
-def load_filter_model(name: str, config: Config, build: Build, source: str | Path) -> SimilarityModel:
+def load_filter_model(settings: FilterSettings, build: Build, source: str | Path) -> SimilarityModel:
     """The model of a filter with its weights, on this process's device."""
-    settings, model, pairs = compose_filter_model(name, config, build)
+    own = settings.scorer
+    model, pairs = compose_filter_model(own, build)
     tensors = read_weights(source).for_model(None)
-    LoadReport.of(model, tensors, source=str(source), new=settings["new"], dropped=settings["dropped"]).load(model, tensors)
-    device, dtype = place_of(settings["trainer"])
+    LoadReport.of(model, tensors, source=str(source), new=own.new, dropped=own.dropped).load(model, tensors)
+    device, dtype = place_of(own.trainer)
     half = dtype if dtype in (torch.bfloat16, torch.float16) else None
-    return SimilarityModel(model.eval().to(device), pairs, settings["mode"], device, half)
+    return SimilarityModel(model.eval().to(device), pairs, settings.mode, device, half)
 
 
 def rehearse_filter(job: FilterJob) -> VLM | None:
@@ -198,13 +178,13 @@ def rehearse_filter(job: FilterJob) -> VLM | None:
         the model, where one is needed, to compare its names with those of the source
     """
     job.shards()
-    if job.settings["rules"].get("language") is not None:
+    if job.settings.needs_language:
         language_identifier()
-    if job.settings["engine"] == "ray":
+    if job.settings.engine == "ray":
         from lightning_internvl.filtering.engines import check_ray
 
         check_ray()
-    if not needs_model(job.settings):
+    if not job.settings.needs_model:
         return None
     with torch.device("meta"):
-        return compose_filter_model(job.name, job.config, job.build)[1]
+        return compose_filter_model(job.settings.scorer, job.build)[0]

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_internvl.config.hardware import trainer_of
 from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.filtering.decide import Columns
 from lightning_internvl.filtering.job import FilterJob
@@ -60,7 +59,7 @@ class _ScoreActor:
     """An actor with the model."""
 
     def __init__(self, job: FilterJob) -> None:
-        choose_backend(job.config["attention"], *place_of(trainer_of(job.config, job.name)))
+        choose_backend(job.settings.attention, *place_of(job.settings.trainer))
         self.job, self.scorer = job, job.scorer()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:

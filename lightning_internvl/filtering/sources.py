@@ -1,20 +1,15 @@
-"""What a filter reads, all sources of the data as one row of shards, and the data of the stages
-behind it."""
+"""What a filter reads: all sources of the data as one row of shards."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from lightning_internvl.data.shards.sources import ONLY, open_shards, sources_of
+from lightning_internvl.data.shards.sources import open_shards, sources_of
 from lightning_internvl.data.shards.tar import Record, Shards, pair_of
 from lightning_internvl.model.compose import Build
-
-Config = dict[str, Any]
-GIVEN = ("shards", "sources")  # the settings of data that say what is read
 
 
 class JoinedShards(Shards):
@@ -61,47 +56,10 @@ class JoinedShards(Shards):
         return list(self.sources.values())[which], shard - (self._ends[which - 1] if which else 0)
 
 
-def filter_source(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The settings of the pairs that a filter reads; None where they are in no shards."""
-    pairs = config["data"].get("pairs")
-    return pairs if isinstance(pairs, Mapping) and any(pairs.get(name) for name in GIVEN) else None
-
-
-def join_sources(config: Mapping[str, Any], build: Build) -> JoinedShards:
-    """The shards that a filter reads. Raises ValueError for a source that has none."""
-    pairs = filter_source(config)
+def join_sources(pairs: Mapping[str, Any], build: Build) -> JoinedShards:
+    """The shards of a dataset of pairs. Raises ValueError for a source that has none."""
     found = {}
     for name, source in sources_of(pairs.get("shards"), pairs.get("sources")).items():
         given = source["shards"]
         found[name] = open_shards(build(given) if isinstance(given, Mapping) else given)
     return JoinedShards(found, *(pairs.get(name) for name in ("image", "caption", "decode_at")))
-
-
-def shard_list(folder: Path, source: str) -> Path:
-    """The list of the new shards of a source."""
-    return folder / ("shards.txt" if source == ONLY else f"shards.{source}.txt")
-
-
-def with_kept_shards(config: Config, folder: Path, kept: Mapping[str, int]) -> Config:
-    """A configuration in which all that read what a filter has read reads what it has kept instead.
-
-    Args:
-        folder: of the filter.
-        kept: pairs by source.
-    """
-    pairs = filter_source(config)
-    before, after = {name: pairs.get(name) for name in GIVEN}, {"shards": None, "sources": None}
-    if before["shards"] is not None:
-        after["shards"] = str(shard_list(folder, ONLY))
-    else:
-        given = sources_of(None, before["sources"])
-        after["sources"] = {
-            name: {**source, "shards": str(shard_list(folder, name)), "samples": kept[name]} for name, source in given.items()
-        }
-    data = dict(config["data"])
-    for name in ("pairs", "chats"):
-        if isinstance(data.get(name), Mapping) and {one: data[name].get(one) for one in GIVEN} == before:
-            data[name] = {**data[name], **after}
-    if {one: data.get(one) for one in GIVEN} == before:
-        data |= after
-    return {**config, "data": data}

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lightning_internvl.choices import Config
+from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.encode import ImageTokens
 from lightning_internvl.data.collate.instructions import Instructions
 from lightning_internvl.data.collate.labels import LabelCollator
-from lightning_internvl.data.collate.packed import PackedChats, packing_of
+from lightning_internvl.data.collate.packed import PackedChats
 from lightning_internvl.data.collate.packing import PACKED
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.processors.basic import Processor
@@ -31,28 +32,28 @@ class View(NamedTuple):
     labels: LabelCollator | None = None
 
 
-def make_view(settings: Config, model: VLM, tokenizers: Mapping[str, Any], build: Build) -> View:
+def make_view(settings: StageSettings, model: VLM, tokenizers: Mapping[str, Any], build: Build) -> View:
     """The collators that the stage's parts can use: pairs for a middleware that reads text, chats for a decoder.
 
     Pictures go through `data.processor` in training and, where it is given, `data.eval_processor` in evaluation; a stage with a
     `collate.processor` uses that for both. `eval_processor` and a stage's processor may be changes only, without a `_target_`.
     """
-    data, own = settings["data_group"], (settings.get("collate") or {}).get("processor")
-    processor = build(_changed(data["processor"], own))
-    measured = build(_changed(data["processor"], own or data.get("eval_processor")))
-    training = make_collators(settings, model, tokenizers, processor, packed=packing_of(settings) == PACKED)
-    if settings["data"] not in training:
+    data, own = settings.data, settings.collate.get("processor")
+    processor = build(_changed(data.processor, own))
+    measured = build(_changed(data.processor, own or data.eval_processor))
+    training = make_collators(settings, model, tokenizers, processor, packed=settings.packing == PACKED)
+    if settings.reads not in training:
         raise ValueError(
-            f"data: {settings['data']!r} does not fit the stage's parts; "
+            f"data: {settings.reads!r} does not fit the stage's parts; "
             "valid choices: pairs (with a middleware that reads text), chats (with a decoder), labels (with a probe)"
-            f"{f'. {READERS}' if settings['data'] == 'pairs' else ''}"
+            f"{f'. {READERS}' if settings.reads == 'pairs' else ''}"
         )
     found = make_collators(settings, model, tokenizers, measured, more_tiles=measured.max_tiles - processor.max_tiles)
-    return View(found.get("pairs"), found.get("chats"), training[settings["data"]], model, found.get("labels"))
+    return View(found.get("pairs"), found.get("chats"), training[settings.reads], model, found.get("labels"))
 
 
 def make_collators(
-    settings: Config,
+    settings: StageSettings,
     model: VLM,
     tokenizers: Mapping[str, Any],
     processor: Processor,
@@ -68,10 +69,10 @@ def make_collators(
     Raises:
         ValueError: for rows that the decoder cannot read, or that could not hold a conversation.
     """
-    data, found = settings["data_group"], {}
-    collate = {name: value for name, value in (settings.get("collate") or {}).items() if name != "processor"}
+    data, reads, found = settings.data, settings.reads, {}
+    collate = {name: value for name, value in settings.collate.items() if name != "processor"}
     if "middleware" in tokenizers:
-        options = dict(data["pairs_collate"]) | (collate if settings["data"] == "pairs" else {})
+        options = data.pairs_collate | (collate if reads == "pairs" else {})
         found["pairs"] = pairs = PairCollator(tokenizers["middleware"], processor.whole(), **options)
         check_captions(model.middleware, pairs.max_length)
     if hasattr(model.middleware, "classes"):
@@ -79,11 +80,11 @@ def make_collators(
     if "decoder" in tokenizers:
         check_processor(model.encoder, processor)
         tokens = model.placeholders(processor.image_size)
-        options = dict(data["chats_collate"]) | (collate if settings["data"] == "chats" else {})
+        options = data.chats_collate | (collate if reads == "chats" else {})
         template = load_template(options.pop("template"), options.pop("system", None))
         frame = options.pop("image_frame", None)
         start, end = (template.image_frame if frame is None else frame) or (None, None)
-        names = ImageTokens(data["image_token"], start, end, data.get("video_token"))
+        names = ImageTokens(data.image_token, start, end, data.video_token)
         for name in filter(None, (names.start, names.end)):
             token_id(tokenizers["decoder"], name)
         options["image_tokens"] = names
@@ -94,7 +95,7 @@ def make_collators(
             options["instructions"] = Instructions(tokenizers["middleware"])
         if packed:
             check_packable(model.decoder)
-            options |= {name: data.get(f"packing_{name.removeprefix('row_')}") for name in ("row_tokens", "row_tiles")}
+            options |= {"row_tokens": data.packing_tokens, "row_tiles": data.packing_tiles}
         kind = PackedChats if packed else ChatCollator
         found["chats"] = kind(tokenizers["decoder"], template, processor, tokens, max_length, **options)
     return found

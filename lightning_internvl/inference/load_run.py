@@ -9,8 +9,7 @@ import yaml
 
 from lightning_internvl.checkpoints import handoff, load_handoff
 from lightning_internvl.checkpoints.weight_source import handoff_of
-from lightning_internvl.choices import Config
-from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.stage_settings import StageSettings, stage_settings
 from lightning_internvl.config.targets import locate, with_current_targets
 from lightning_internvl.config.trust import Untrusted, check_run, is_trusted
 from lightning_internvl.data.files.labelled_folder import HeldOutFolder
@@ -25,7 +24,7 @@ class LoadedRun(NamedTuple):
     """A model in evaluation mode with its collators (`view`), the settings of the stage that trained it, and its hand-off."""
 
     view: View
-    settings: Config
+    settings: StageSettings
     folder: Path
 
 
@@ -42,7 +41,7 @@ def open_run(place: str | Path, build: Build) -> LoadedRun:
     return LoadedRun(make_view(settings, model, tokenizers, build), settings, folder)
 
 
-def settings_of(folder: Path) -> Config:
+def settings_of(folder: Path) -> StageSettings:
     """The settings of the stage that wrote a hand-off folder, from the run around it.
 
     Raises:
@@ -56,12 +55,12 @@ def settings_of(folder: Path) -> Config:
     return settings
 
 
-def _check_roles(settings: Config, run: Path) -> None:
+def _check_roles(settings: StageSettings, run: Path) -> None:
     """Refuse parts of this project in a place where they are not used: one that reads data could fetch some."""
-    data, own = settings["data_group"], settings.get("collate") or {}
-    nodes = {f"data.{name}": (data.get(name), (Processor,)) for name in ("processor", "eval_processor")}
-    nodes |= {"collate.processor": (own.get("processor"), (Processor,))}
-    nodes |= {"data.held_out": (data.get("held_out"), (HeldOutScenes, HeldOutFolder))}
+    data = settings.data
+    nodes = {f"data.{name}": (getattr(data, name), (Processor,)) for name in ("processor", "eval_processor")}
+    nodes |= {"collate.processor": (settings.collate.get("processor"), (Processor,))}
+    nodes |= {"data.held_out": (data.held_out, (HeldOutScenes, HeldOutFolder))}
     for path, (node, kinds) in nodes.items():
         target = (node or {}).get("_target_")
         if target is None or is_trusted(target):

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.feature_stores import DiskStore, MemoryStore
 
@@ -114,12 +115,12 @@ def fingerprint(encoder: nn.Module, processor: Any, method: str | None = None) -
     return digest.hexdigest()
 
 
-def open_cache(settings: Mapping[str, Any], encoder: nn.Module, collate: Any) -> FeatureCache | None:
-    """The cache that a stage's `feature_cache` asks for: `where` (memory or disk), `gib` (its limit) and, for a disk, `path`."""
-    own = settings.get("feature_cache")
-    if not own:
+def open_cache(settings: StageSettings, encoder: nn.Module, collate: Any) -> FeatureCache | None:
+    """The cache that a stage asks for; None if it asks for none."""
+    own = settings.feature_cache
+    if own is None:
         return None
-    limit = int(own["gib"] * GIB)
-    store = MemoryStore(limit) if own["where"] == "memory" else DiskStore(Path(own["path"]), limit)
-    method = (settings["parts"].get("quantization") or {}).get("encoder")
+    limit = int(own.gib * GIB)
+    store = MemoryStore(limit) if own.where == "memory" else DiskStore(Path(own.path), limit)
+    method = settings.parts.quantization.get("encoder")
     return FeatureCache(store, partial(fingerprint, encoder, collate.processor, method))

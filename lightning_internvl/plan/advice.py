@@ -74,7 +74,7 @@ def _shards(plan: StagePlan, before: str = "") -> Iterator[Advice]:
 def _resolution(plan: StagePlan) -> Iterator[Advice]:
     encoder = plan.stage.model.encoder
     patch = getattr(encoder, "patch_size", 1)
-    grid = int(plan.settings["parts"]["encoder"].get("image_size", 0) / patch * SMALLER) // 2 * 2  # even, for pixel shuffle
+    grid = int(plan.settings.parts.encoder.get("image_size", 0) / patch * SMALLER) // 2 * 2  # even, for pixel shuffle
     if not grid:
         return
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_internvl.choices import Config
+from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.console import console
 from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.model.compose import Build
@@ -17,9 +18,10 @@ def run_plan(config: Config, build: Build) -> list[StagePlan]:
     """
     from lightning_internvl.plan.tables import NOTES, stage_report
 
-    choose_backend("math" if config["attention"] == "math" else "sdpa")  # what all others keep is the same
+    run = RunSettings.of(config)
+    choose_backend("math" if run.attention == "math" else "sdpa")  # what all others keep is the same
     plans = []
-    for plan in stage_plans(config, build):
+    for plan in stage_plans(run.trained, build):
         for part in stage_report(plan):
             console.print(part)
         plans.append(plan)

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_internvl.choices import IGNORE_INDEX, PARTS, Config
+from lightning_internvl.choices import IGNORE_INDEX, PARTS
+from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.distributed.collectives import single_process
 from lightning_internvl.layers.attention import asked, backend_kept, choose_backend
 from lightning_internvl.model.compose import Build, compose_model
@@ -151,7 +152,7 @@ class NotMeasurableError(RuntimeError):
     """A part needs the values of tensors, of which the meta device has none."""
 
 
-def measure_flops(settings: Config, blank: Callable[[int], Mapping[str, Any]], build: Build, step: int) -> Flops:
+def measure_flops(settings: StageSettings, blank: Callable[[int], Mapping[str, Any]], build: Build, step: int) -> Flops:
     """The FLOPs of a stage as its configuration describes it, of one process.
 
     Raises:
@@ -161,8 +162,8 @@ def measure_flops(settings: Config, blank: Callable[[int], Mapping[str, Any]], b
         choose_backend("math" if asked() == "math" else "sdpa")  # all others compute the same
         try:
             with torch.device("meta"), Unfilled():
-                model, _ = compose_model(settings["parts"], build)
-                stage = build_stage("measured", settings, model, Path(), build)
+                model, _ = compose_model(settings.parts.config, build)
+                stage = build_stage(settings, model, Path(), build)
             return flops_of(stage, blank, step)
         except (RuntimeError, TypeError, ValueError) as error:
             # PyTorch raises RuntimeError for an operation that needs values; NumPy and Triton name the device.

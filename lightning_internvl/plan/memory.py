@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_internvl.config.stage_settings import TrainerSettings
 from lightning_internvl.layers.quantization import quantized_bytes
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.plan.measure import PRECISIONS, Measured
@@ -41,9 +42,9 @@ class Setup:
     tensor_parallel_size: int = 1
 
 
-def setup_of(strategy: Mapping[str, Any], trainer: Mapping[str, Any], capacity_gib: float) -> Setup:
+def setup_of(strategy: Mapping[str, Any], trainer: TrainerSettings, capacity_gib: float) -> Setup:
     """The setup that a configuration asks for."""
-    devices = _count(trainer.get("devices", 1)) * (trainer.get("num_nodes") or 1)
+    devices = _count(trainer.devices) * trainer.num_nodes
     name = str(strategy.get("name") or strategy.get("_target_", "").rpartition(".")[2])
     sharded = bool(strategy.get("shards")) or name.startswith(SHARDED)
     layers = strategy.get("tensor_parallel_size", 1)

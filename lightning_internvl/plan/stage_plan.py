@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightning_internvl.choices import Config, trained_stages
-from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.stage_settings import PartsSettings, StageSettings
 from lightning_internvl.inference.collators import make_view
 from lightning_internvl.model.compose import Build, compose_model
 from lightning_internvl.plan.kernels import Unfilled
@@ -25,8 +24,7 @@ from lightning_internvl.training.assembly import build_stage
 class StagePlan:
     """A stage and what it needs at its most expensive step."""
 
-    name: str
-    settings: Config
+    settings: StageSettings
     stage: Stage
     meta_stage: MetaStage
     blank: Callable[[int | None], Blank]
@@ -37,14 +35,19 @@ class StagePlan:
     measured: Measured
 
     @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.settings.name
+
+    @property
     def batch(self) -> int:
         """Samples of a micro-batch on one device."""
-        return self.settings["batch_size"]
+        return self.settings.batch_size
 
     @property
     def accumulate(self) -> int:
         """Micro-batches of a step."""
-        return self.settings["trainer"].get("accumulate_grad_batches") or 1
+        return self.settings.trainer.accumulate_grad_batches
 
     def memory(self, batch: int | None = None, **change: Any) -> Memory:
         """The memory of one device, for another micro-batch or a changed setup."""
@@ -77,46 +80,48 @@ class StagePlan:
         return replace(self, precision=precision, measured=measured, fixed=fixed_memory(self.stage, precision, frozen))
 
 
-def stage_plans(config: Config, build: Build) -> Iterator[StagePlan]:
-    """The plans of all stages, in the order of the pipeline."""
-    for name in trained_stages(config):
+def stage_plans(stages: Iterable[StageSettings], build: Build) -> Iterator[StagePlan]:
+    """The plans of stages, in their order."""
+    for settings in stages:
         try:
-            yield stage_plan(name, config, build)
+            yield stage_plan(settings, build)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"stages.{name}: {error}") from error
+            raise ValueError(f"stages.{settings.name}: {error}") from error
 
 
-def stage_plan(name: str, config: Config, build: Build) -> StagePlan:
+def stage_plan(settings: StageSettings, build: Build) -> StagePlan:
     """Build one stage on the meta device and measure it at each step where its state may change."""
-    settings = stage_settings(config, name)
-    precision = precision_of(settings["trainer"]["precision"])
-    setup = setup_of(config["strategy"], settings["trainer"], config["device_memory"])
-    for part in ("middleware", "decoder"):
-        if settings["parts"][part]:
-            settings["parts"][part] = without_words(settings["parts"][part])
+    precision = precision_of(settings.trainer.precision)
+    setup = setup_of(settings.strategy, settings.trainer, settings.device_memory)
     with torch.device("meta"), Unfilled():
-        model, tokenizers = compose_model(settings["parts"], build)
-        stage = build_stage(name, settings, model, Path(), build)
+        model, tokenizers = compose_model(_without_words(settings.parts).config, build)
+        stage = build_stage(settings, model, Path(), build)
 
     def blank(image_size: int | None = None) -> Blank:
         return make_view(_resized(settings, image_size) if image_size else settings, model, tokenizers, build).training.blank
 
-    meta_stage = MetaStage(stage, blank(), setup.devices // setup.tensor_parallel_size, settings["activation_checkpointing"])
-    last = settings["max_steps"] - 1
+    meta_stage = MetaStage(stage, blank(), setup.devices // setup.tensor_parallel_size, settings.activation_checkpointing)
+    last = settings.max_steps - 1
     plans = []
     for step in sorted({min(step, last) for step in stage.plan.changes()[1:]} | {last}):
         measured = meta_stage.measure(precision, step)
         fixed = fixed_memory(stage, precision)
-        plans.append(StagePlan(name, settings, stage, meta_stage, blank, setup, precision, step, fixed, measured))
+        plans.append(StagePlan(settings, stage, meta_stage, blank, setup, precision, step, fixed, measured))
     plan = max(plans, key=lambda plan: plan.memory().total)
     meta_stage.prepare(precision, plan.step)
     return plan
 
 
-def _resized(settings: Config, image_size: int) -> Config:
+def _without_words(parts: PartsSettings) -> PartsSettings:
+    """Parts with stand-ins for their tokenizers."""
+    decoder = parts.decoder and without_words(parts.decoder)
+    return replace(parts, middleware=without_words(parts.middleware), decoder=decoder)
+
+
+def _resized(settings: StageSettings, image_size: int) -> StageSettings:
     """The settings of a stage with pictures of another side."""
-    collate = dict(settings.get("collate") or {})
-    data = {**settings["data_group"], "processor": {**settings["data_group"]["processor"], "image_size": image_size}}
+    data, collate = settings.data, settings.collate
+    data = replace(data, processor={**data.processor, "image_size": image_size})
     if collate.get("processor"):
-        collate["processor"] = {**collate["processor"], "image_size": image_size}
-    return settings | {"data_group": data, "collate": collate}
+        collate = {**collate, "processor": {**collate["processor"], "image_size": image_size}}
+    return replace(settings, data=data, collate=collate)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 
-from lightning_internvl.data.collate.packed import packing_of
 from lightning_internvl.data.collate.packing import PACKED
 from lightning_internvl.plan.advice import advice
 from lightning_internvl.plan.measure import Curve
@@ -21,7 +20,7 @@ def stage_report(plan: StagePlan) -> Iterator[Table | str]:
     total = batch * setup.devices // setup.tensor_parallel_size * plan.accumulate
     where = f"{setup.devices:,} device{'s' if setup.devices > 1 else ''} ({setup.name}{', sharded' if setup.sharded else ''})"
     times = f" x {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
-    what = "rows" if packing_of(plan.settings) == PACKED else "samples"
+    what = "rows" if plan.settings.packing == PACKED else "samples"
     yield f"\n[bold]{plan.name}[/bold]: {where}, {plan.precision}, {batch} {what} a device{times}, {total:,} a step"
     memory = plan.memory()
     yield _parts_table(plan, memory)

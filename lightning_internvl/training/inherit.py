@@ -128,13 +128,13 @@ def _legacy(start: str, template: str | None, tokenizer: str | None) -> Legacy:
 def _of_run(folder: Path, template: str | None) -> Legacy:
     """What a hand-off says of its parts, and the run around it of how they read."""
     known, settings = _handed_over(folder), settings_of(folder)
-    data, own = settings["data_group"], settings.get("collate") or {}
-    chats = {**data["chats_collate"], **own}
+    data, own = settings.data, settings.collate
+    chats = {**data.chats_collate, **own}
     videos = {"video_token": known["video_token"]} if known.get("video_token") else {}
     return Legacy(
         parts={part: known[part] for part in PARTS},
         data={"image_token": known["image_token"], **videos},
-        processor={**data["processor"], **(own.get("processor") or {})},
+        processor={**data.processor, **(own.get("processor") or {})},
         chats={
             "template": template or chats["template"],
             "system": None if template else chats.get("system"),

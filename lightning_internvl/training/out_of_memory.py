@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
-from lightning_internvl.choices import PARTS, Config
-from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.choices import PARTS
+from lightning_internvl.config.stage_settings import StageSettings
 
 SIGNS = ("not enough memory: you tried to allocate", "can't allocate memory", "CUDA out of memory", "_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
-def shortage_told(name: str, config: Config) -> Iterator[None]:
+def shortage_told(settings: StageSettings) -> Iterator[None]:
     """Say in plain words that a stage does not fit into memory, on a GPU or on a CPU.
 
     Raises:
@@ -26,9 +25,9 @@ def shortage_told(name: str, config: Config) -> Iterator[None]:
     except Exception as error:
         if (found := shortage_of(error)) is None:
             raise
-        where = "\n".join(getattr(error, "__notes__", [])) or f"stage {name}, while it was prepared"
+        where = "\n".join(getattr(error, "__notes__", [])) or f"stage {settings.name}, while it was prepared"
         reason = str(found).strip().split("\n")[0][:300] or type(found).__name__
-        advice = "\n".join(f"  {line}" for line in advice_for(name, stage_settings(config, name)))
+        advice = "\n".join(f"  {line}" for line in advice_for(settings))
         raise ValueError(f"out of memory: {where}\n{reason}\nwhat takes less:\n{advice}") from error
 
 
@@ -41,28 +40,27 @@ def shortage_of(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def advice_for(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
+def advice_for(settings: StageSettings) -> Iterator[str]:
     """What may be lowered in a stage as it is set, the least harmful first."""
-    batch, module, data = settings["batch_size"], settings["module"], settings["data_group"]
-    recomputed = settings["activation_checkpointing"]
-    if any(settings["parts"].get(part) and recomputed.get(part) != "full" for part in PARTS):
+    name, batch, module, data, parts = settings.name, settings.batch_size, settings.module, settings.data, settings.parts
+    recomputed = settings.activation_checkpointing
+    if any(getattr(parts, part) and recomputed.get(part) != "full" for part in PARTS):
         yield "activation_checkpointing=full (a third slower)"
     if "cached_chunk" in module:
         chunk = max(1, (module["cached_chunk"] or batch) // 2)
         yield f"stages.{name}.module.cached_chunk={chunk} (the same batch, embedded {chunk} pairs at a time)"
     elif batch > 1:
-        times = 2 * (settings["trainer"].get("accumulate_grad_batches") or 1)
-        contrast = "; a contrast then compares fewer pairs" if "itc" in settings["parts"]["objectives"] else ""
+        times = 2 * settings.trainer.accumulate_grad_batches
+        contrast = "; a contrast then compares fewer pairs" if "itc" in parts.objectives else ""
         yield (
             f"stages.{name}.batch_size={batch // 2} with +stages.{name}.trainer.accumulate_grad_batches={times} "
             f"(the same samples a step{contrast})"
         )
-    if data.get("packing") in (True, "packed"):
-        now = data.get("packing_tokens") or "as many as one conversation may have"
+    if data.packing in (True, "packed"):
+        now = data.packing_tokens or "as many as one conversation may have"
         yield f"data.packing_tokens=N, the tokens of a row (now {now})"
-    frozen = [kind for kind in ("quantization", "peft") if not settings["parts"].get(kind)]
-    if frozen and settings["parts"].get("decoder"):
+    if parts.decoder and not (parts.quantization and parts.peft):
         yield "peft=qlora (adapters on frozen weights in 4 bits), or quantization=nf4 for parts that are frozen anyhow"
-    if settings["trainer"].get("precision") == "32-true" and torch.cuda.is_available():
+    if settings.trainer.precision == "32-true" and torch.cuda.is_available():
         yield "trainer.precision=bf16-mixed"
     yield "plan=true shows what each stage needs, and the largest batch that fits into device_memory=GIB"

@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.table import Table
 
-from lightning_internvl.choices import Config, trained_stages
-from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.choices import Config
+from lightning_internvl.config.run_settings import RunSettings
+from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.console import console
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.model.compose import Build
@@ -37,9 +38,9 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
     Raises:
         ValueError: if no stage reads files, or one of them is not there.
     """
-    stages = [stage_settings(config, name) for name in trained_stages(config)]
+    stages = RunSettings.of(config).trained
     sources = checked_sources(stages)
-    chats = next((stage for stage in stages if stage["data"] == "chats"), None)
+    chats = next((stage for stage in stages if stage.reads == "chats"), None)
     check = _make_check(chats, build)
     begun, kinds, bad, shown = time.monotonic(), Counter(), 0, []
     path = folder / "faults.jsonl"
@@ -51,7 +52,7 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("w" if kinds.total() == 1 else "a", encoding="utf-8") as file:
             file.write(json.dumps(fault.__dict__, ensure_ascii=False) + "\n")
-    found, limit = check.statistics, float(config["data"].get("max_bad_fraction") or 0.0)
+    found, limit = check.statistics, stages[0].data.max_bad_fraction
     for line in shown:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if kinds.total() > len(shown):
@@ -60,16 +61,16 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
     share = bad / max(found.records, 1)
     seconds = time.monotonic() - begun
     console.print(f"{found.records} records read in {seconds:.1f} s; {bad} bad ({share:.2%}); data.max_bad_fraction={limit}")
-    for name, stage in zip(trained_stages(config), stages, strict=True):
-        _preview(name, stage, folder, build)
+    for stage in stages:
+        _preview(stage, folder, build)
     return found.records > 0 and share <= limit
 
 
-def checked_sources(stages: Sequence[Config]) -> list[CheckedSource]:
+def checked_sources(stages: Sequence[StageSettings]) -> list[CheckedSource]:
     """What the stages read, each once. Raises ValueError if there is nothing to check."""
     found: dict[str, CheckedSource] = {}
     for stage in stages:
-        for node in _readers(stage["data_group"].get(stage["data"])):
+        for node in _readers(getattr(stage.data, stage.reads)):
             validation = node.get("validation")
             paths = [node.get("path"), validation if isinstance(validation, str) else None]
             for path in filter(None, paths):
@@ -96,13 +97,12 @@ def _readers(node: Any) -> Iterator[Mapping[str, Any]]:
             yield from _readers(child)
 
 
-def _make_check(stage: Config | None, build: Build) -> FileCheck:
-    """The check with the template and, where it can be had without a download, the tokenizer of the
-    stage's decoder."""
+def _make_check(stage: StageSettings | None, build: Build) -> FileCheck:
+    """The check with the template and, where it can be had without a download, the tokenizer of the stage's decoder."""
     if stage is None:
         return FileCheck()
-    options = {**stage["data_group"]["chats_collate"], **(stage.get("collate") or {})}
-    node = (stage["parts"]["decoder"] or {}).get("tokenizer") or {}
+    options = {**stage.data.chats_collate, **stage.collate}
+    node = (stage.parts.decoder or {}).get("tokenizer") or {}
     pretrained = node.get("pretrained")
     here = "_target_" in node and ("pretrained" not in node or (pretrained and Path(str(pretrained)).exists()))
     return FileCheck(
@@ -110,18 +110,18 @@ def _make_check(stage: Config | None, build: Build) -> FileCheck:
         tokenizer=build(node) if here else None,
         max_text_tokens=options.get("max_length") or options.get("max_text_tokens"),
         too_long=options.get("too_long") or "cut",
-        videos=bool(stage["data_group"].get("video_token")),
+        videos=bool(stage.data.video_token),
     )
 
 
-def _preview(name: str, stage: Config, folder: Path, build: Build) -> None:
-    path = folder / f"preview-{name}.html"
+def _preview(stage: StageSettings, folder: Path, build: Build) -> None:
+    path = folder / f"preview-{stage.name}.html"
     try:
-        write_preview(name, stage, path, build)
+        write_preview(stage, path, build)
     except ValueError as error:
-        console.print(f"{name}: no preview: {error}", soft_wrap=True, markup=False)
+        console.print(f"{stage.name}: no preview: {error}", soft_wrap=True, markup=False)
     else:
-        console.print(f"{name}: some samples as the model sees them: {path}", soft_wrap=True)
+        console.print(f"{stage.name}: some samples as the model sees them: {path}", soft_wrap=True)
 
 
 def _table(found: Statistics, kinds: Counter[str]) -> Table:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lightning_internvl.choices import IGNORE_INDEX, Config
+from lightning_internvl.choices import IGNORE_INDEX
+from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.files import write_text
 from lightning_internvl.inference.collators import make_view
 from lightning_internvl.model.compose import Build, compose_model
@@ -30,7 +31,7 @@ STYLE = (
 )
 
 
-def write_preview(name: str, settings: Config, path: Path, build: Build) -> None:
+def write_preview(settings: StageSettings, path: Path, build: Build) -> None:
     """Write the page for one stage. Its model is built without weights.
 
     Raises:
@@ -38,19 +39,20 @@ def write_preview(name: str, settings: Config, path: Path, build: Build) -> None
     """
     try:
         with torch.device("meta"):
-            model, tokenizers = compose_model(settings["parts"], build)
+            model, tokenizers = compose_model(settings.parts.config, build)
             view = make_view(settings, model, tokenizers, build)
     except (OSError, TypeError) as error:  # a tokenizer that must be downloaded, say
         raise ValueError(str(error)) from error
-    dataset = build(settings["data_group"][settings["data"]])
-    count = SAMPLES if settings["data_group"]["endless"] else min(SAMPLES, len(dataset))
+    data, name = settings.data, escape(settings.name)
+    dataset = build(data.dataset(settings.reads))
+    count = SAMPLES if data.endless else min(SAMPLES, len(dataset))
     if not count:
         raise ValueError("there are no samples")
-    total = count if settings["data_group"]["endless"] else len(dataset)
+    total = count if data.endless else len(dataset)
     shown = [_sample(dataset, view.training, place) for place in np.linspace(0, total - 1, count).astype(int).tolist()]
     legend = "<mark>marked text is learnt</mark>, <i>blue</i> stands for a picture"
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(name)}</title><style>{STYLE}</style>'
-    write_text(path, f"{head}<h1>What {escape(name)} sees</h1><div>{legend}</div>{''.join(shown)}</html>\n")
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
+    write_text(path, f"{head}<h1>What {name} sees</h1><div>{legend}</div>{''.join(shown)}</html>\n")
 
 
 def _sample(dataset: Any, collate: Any, place: int) -> str:

@@ -41,8 +41,8 @@ class Toy:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = OmegaConf.to_container(compose("config", overrides=[*SIZES, *overrides]), resolve=True)
         settings = self.settings = stage_settings(config, name)
-        model, tokenizers = compose_model(settings["parts"], build)
-        self.stage: Stage = build_stage(name, settings, model, Path(), build).train()
+        model, tokenizers = compose_model(settings.parts.config, build)
+        self.stage: Stage = build_stage(settings, model, Path(), build).train()
         self.stage.plan.apply(model, 0)
         self.blank = make_view(settings, model, tokenizers, build).training.blank
         self.flops: Flops = measure_flops(settings, self.blank, build, 0)

@@ -67,8 +67,9 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def track(folder: Path, task: Task, steps: range, logger: Notebook | None = None, **options: Any) -> None:
     """A stage that stands at these steps one after the other."""
     model = torch.nn.Linear(1, 1)
-    bench = Predictor(model, HeldOutScenes(seed=0, image_size=16, scenes=40))
-    callback = Tracking(tasks={"task": task}, bench=bench, **{"every_n_steps": 2, "samples": 10, **options})
+    predictor = Predictor(model, HeldOutScenes(seed=0, image_size=16, scenes=40))
+    callback = Tracking(**{"every_n_steps": 2, "samples": 10, **options})
+    callback.setup_stage(SimpleNamespace(tasks={"task": task}, predictor=predictor, tokenizers={}))
     places = {"run_dir": folder, "folder": folder / "stages" / "first"}
     built = {"model": model, "divided": False, "parts": {}, "plan": None, "base": None}
     stage = SimpleNamespace(name="first", use=lambda function, *rest: function(*rest), **places, **built)

@@ -29,7 +29,7 @@ def plain(*overrides: str) -> dict[str, Any]:
 
 def written(config: dict[str, Any], stage: str) -> dict[str, Any]:
     """What the hand-off of a stage would say of its model, read by the gate."""
-    parts = stage_settings(config, stage)["parts"]
+    parts = stage_settings(config, stage).parts.config
     with torch.device("meta"):
         return handoff.manifest_config(compose_model(parts, build)[0], parts)
 
@@ -45,7 +45,7 @@ def test_the_hand_off_of_a_toy_is_read_again(recipe: str) -> None:
 
 def test_a_bert_is_needed_once(tmp_path: Path) -> None:
     config = plain("experiment=blip2_toy")
-    parts = stage_settings(config, trained_stages(config)[0])["parts"]
+    parts = stage_settings(config, trained_stages(config)[0]).parts.config
     parts["middleware"]["pretrained"] = str(tmp_path)  # on the meta device nothing is read
     with torch.device("meta"):
         known = handoff.manifest_config(compose_model(parts, build)[0], parts)

@@ -3,15 +3,13 @@ one training step and one answer, or the reason why not."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lightning_internvl.cli import CONF
-from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.stage_settings import StageSettings, stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.inference.collators import make_view
 from lightning_internvl.model.compose import compose_model
@@ -55,7 +53,7 @@ def decoder_of(encoder: str, middleware: str) -> str:
     return DECODERS[(ENCODERS.index(encoder) + MIDDLEWARES.index(middleware)) % len(DECODERS)]
 
 
-def settings(encoder: str, middleware: str, decoder: str) -> dict[str, Any]:
+def settings(encoder: str, middleware: str, decoder: str) -> StageSettings:
     """A supervised stage of three parts."""
     words = [f"encoder={encoder}", f"middleware={middleware}", f"decoder={decoder}", "pipeline=[supervised]", "paths.run=unused"]
     words += [f"processor@data.processor={PROCESSORS.get(encoder, 'squash')}", *SIZES.get(encoder, [])]
@@ -67,9 +65,9 @@ def settings(encoder: str, middleware: str, decoder: str) -> dict[str, Any]:
 def step_and_answer(encoder: str, middleware: str, decoder: str) -> None:
     torch.manual_seed(0)
     stage = settings(encoder, middleware, decoder)
-    model, tokenizers = compose_model(stage["parts"], build)
+    model, tokenizers = compose_model(stage.parts.config, build)
     chats = make_view(stage, model, tokenizers, build).training
-    data = build(stage["data_group"]["chats"])
+    data = build(stage.data.chats)
     model.train()
     hidden, labels = model.hidden_states(**chats([data[0], data[1]]))
     loss = NextToken()(hidden, labels, model.decoder.head, shifts=shifts_labels(model.decoder))

@@ -37,7 +37,8 @@ def taken(*words: str, recipe: dict[str, Any] | None = None) -> tuple[dict[str, 
 
 def settings(config: dict[str, Any], group: str) -> dict[str, dict[str, Any]]:
     """A group by stage of the pipeline, as the stage is built from it."""
-    return {name: stage_settings(config, name)[group] for name in config["pipeline"]}
+    found = {name: getattr(stage_settings(config, name), group) for name in config["pipeline"]}
+    return {name: node.node if group == "trainer" else node for name, node in found.items()}
 
 
 def leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -145,7 +146,7 @@ def test_another_schedule_keeps_the_warm_up_of_a_stage() -> None:
 def test_lengths() -> None:
     def lengths(*words: str) -> list[int]:
         found, _ = taken(*words)
-        return [stage_settings(found, name)["max_steps"] for name in found["pipeline"]]
+        return [stage_settings(found, name).max_steps for name in found["pipeline"]]
 
     assert lengths("experiment=finetune", "init_from=owner/name", "max_steps=2000") == [2000]
     assert lengths("max_steps=7") == [7, 7, 7]
@@ -172,35 +173,35 @@ def test_rates_of_parts() -> None:
 
 def test_adapters_and_quantisation() -> None:
     found, told = taken("experiment=scenes_smollm2", "peft.decoder.rank=4", "+data.name=null")
-    assert stage_settings(found, "supervised")["parts"]["peft"]["decoder"]["rank"] == 4
+    assert stage_settings(found, "supervised").parts.peft["decoder"]["rank"] == 4
     assert told == ["words: peft.decoder.rank=4 does not reach it: stages.words.peft.decoder=null"]
     with pytest.raises(ConfigError, match=r"peft\.decoder\.rank=4 has no effect: stages\.words\.peft\.decoder=null"):
         taken("experiment=scenes_smollm2", "pipeline=[words]", "peft.decoder.rank=4")
     with pytest.raises(ConfigError, match="peft=lora has no effect: stage contrastive has no decoder"):
         taken("pipeline=[contrastive]", "peft=lora")
     found, told = taken("experiment=xcomposer_toy", "peft=none")
-    assert all("peft" not in stage_settings(found, name)["parts"] for name in found["pipeline"])
+    assert all(not stage_settings(found, name).parts.peft for name in found["pipeline"])
     assert "peft=none in place of its own adapters on the decoder" in told[-1]
     found, _ = taken("experiment=xcomposer_toy", "peft=lora", "peft.decoder.rank=4")
-    assert {stage_settings(found, n)["parts"]["peft"]["decoder"]["rank"] for n in found["pipeline"]} == {4}
+    assert {stage_settings(found, n).parts.peft["decoder"]["rank"] for n in found["pipeline"]} == {4}
     found, _ = taken("quantization=nf4", "++stages.supervised.quantization={encoder: bf16}", "quantization.encoder=int8")
-    assert stage_settings(found, "supervised")["parts"]["quantization"] == {"encoder": "bf16", "decoder": "nf4"}
+    assert stage_settings(found, "supervised").parts.quantization == {"encoder": "bf16", "decoder": "nf4"}
 
 
 def test_settings_of_parts_data_and_blocks() -> None:
     found, _ = taken("experiment=internvl", "encoder.drop_path=0.5", "data.processor.image_size=112", "compile=true")
-    assert stage_settings(found, "contrastive")["parts"]["encoder"]["drop_path"] == 0.5
+    assert stage_settings(found, "contrastive").parts.encoder["drop_path"] == 0.5
     assert found["stages"]["alignment"]["collate"]["processor"]["image_size"] == 112
     found, _ = taken("experiment=llava_toy", "middleware.dim=64", "data.chats.turns=3", "data.chats_collate.template=chatml")
-    assert "dim" not in stage_settings(found, "alignment")["parts"]["middleware"]  # which is of another class
+    assert "dim" not in stage_settings(found, "alignment").parts.middleware  # which is of another class
     assert found["stages"]["alignment"]["datasets"]["chats"]["turns"] == 3
     assert found["stages"]["alignment"]["collate"]["template"] == "chatml"
     found, told = taken("compile=false", "+stages.generative.compile=eager", "activation_checkpointing=full")
-    assert stage_settings(found, "generative")["compile"] == dict.fromkeys(("encoder", "middleware", "decoder"), "eager")
+    assert stage_settings(found, "generative").compile == dict.fromkeys(("encoder", "middleware", "decoder"), "eager")
     config = composed("compile=false")
     config["stages"]["generative"]["compile"] = "eager"
     found, told = with_given(config, given_settings(["compile=false"]))
-    assert not any(stage_settings(found, "generative")["compile"].values())
+    assert not any(stage_settings(found, "generative").compile.values())
     assert told[0].startswith("generative: compile.encoder False in place of eager")
 
 

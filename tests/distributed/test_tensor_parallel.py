@@ -35,8 +35,9 @@ def decoder(**change: Any) -> HFCausalLM:
         return HFCausalLM(config={**LLAMA, **change})
 
 
-def settings(**kinds: Any) -> dict[str, Any]:
-    return {"parts": kinds, "compile": {}}
+def settings(compiled: dict[str, Any] | None = None, **changed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What layers are changed and compiled, by part."""
+    return changed, compiled or {}
 
 
 @pytest.mark.parametrize(("kind", "columns", "rows"), [(InternViT, 1, 1), (CLIPViT, 4, 2), (decoder, 5, 2)])
@@ -51,7 +52,7 @@ def test_what_divides_nothing() -> None:
     norms_of_heads = decoder(model_type="qwen3", head_dim=4)
     assert not styles_of(model(decoder=norms_of_heads, middleware=nn.Linear(2, 2)))
     with pytest.raises(ValueError, match=r"=2: no part of this stage can divide .*decoder: HFCausalLM.*take parts that can"):
-        check_layers(model(decoder=norms_of_heads), settings(), 2)
+        check_layers(model(decoder=norms_of_heads), 2, *settings())
 
 
 @pytest.mark.parametrize(
@@ -60,16 +61,16 @@ def test_what_divides_nothing() -> None:
         (3, settings(), r"=3 does not divide the decoder's num_key_value_heads=2; valid choices with this decoder: 1, 2"),
         (2, settings(peft={"decoder": {"rank": 2}}), r"peft\.decoder holds layers that cannot be divided"),
         (2, settings(quantization={"decoder": "nf4"}), r"quantization\.decoder holds layers"),
-        (2, {"parts": {}, "compile": {"decoder": True}}, r"compile\.decoder has not been shown"),
+        (2, settings({"decoder": True}), r"compile\.decoder has not been shown"),
     ],
 )
-def test_what_cannot_be_divided(size: int, given: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_divided(size: int, given: tuple[Any, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        check_layers(model(decoder=decoder()), given, size)
+        check_layers(model(decoder=decoder()), size, *given)
 
 
 def test_what_can_be_divided() -> None:
-    check_layers(model(encoder=InternViT(**SIZES), decoder=decoder()), settings(peft={"middleware": {"rank": 2}}), 2)
+    check_layers(model(encoder=InternViT(**SIZES), decoder=decoder()), 2, *settings(peft={"middleware": {"rank": 2}}))
 
 
 def test_processes_of_a_group_read_the_same_share() -> None:

@@ -32,7 +32,7 @@ def stage_of(name: str, *settings: str) -> Stage:
         config: Any = OmegaConf.to_container(compose("config", [*TINY, *settings]), resolve=True)
     own = stage_settings(config, name)
     with torch.device("meta"):
-        return build_stage(name, own, compose_model(own["parts"], build)[0], Path(), build)
+        return build_stage(own, compose_model(own.parts.config, build)[0], Path(), build)
 
 
 @pytest.mark.parametrize(

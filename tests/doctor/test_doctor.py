@@ -14,6 +14,7 @@ from runs import TINY, train
 from torch import Tensor
 
 from lightning_internvl.cli import CONF
+from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.data.collate.packed import PackedChats
 from lightning_internvl.doctor import equivalences as equals, single_stage as checks
@@ -33,7 +34,7 @@ def config(*overrides: str) -> dict[str, Any]:
 @pytest.fixture
 def rig() -> Rig:
     """The supervised stage of the default recipe, tiny: a frozen encoder, a middleware and a decoder that train."""
-    return rig_of("supervised", config(*TINY), build)
+    return rig_of(stage_settings(config(*TINY), "supervised"), build)
 
 
 def result(check: Check, rig: Rig, name: str = "") -> Result:
@@ -94,7 +95,9 @@ def test_weights_of_16_bits_are_compared_in_32_and_come_back(rig: Rig) -> None:
 
 def test_weights_that_join_later_are_looked_at_when_they_do() -> None:
     rules = "['middleware.mlp*',{name: decoder,from_step: 2}]"
-    found = list(checks.step_by_step(rig_of("supervised", config(*TINY, f"stages.supervised.module.train={rules}"), build)))
+    found = list(
+        checks.step_by_step(rig_of(stage_settings(config(*TINY, f"stages.supervised.module.train={rules}"), "supervised"), build))
+    )
     assert [one.name for one in found[::3]] == ["finite gradients from step 0", "finite gradients from step 2"]
     assert all(one.passed for one in found)
     assert [one.detail.partition(" ")[0] for one in found[::3]] == ["8", "19"]
@@ -158,7 +161,7 @@ def test_a_gradient_that_is_no_number(rig: Rig, value: float) -> None:
 
 
 def test_an_adapter_that_is_stuck_at_zero() -> None:
-    rig = rig_of("supervised", config(*TINY, "peft=lora"), build)
+    rig = rig_of(stage_settings(config(*TINY, "peft=lora"), "supervised"), build)
     (name, layer), *_ = peft.adapted(rig.stage.model)
     with torch.no_grad():
         layer.lora_A["default"].weight.zero_()  # as B is: the gradient of both is zero for ever
@@ -183,7 +186,7 @@ def test_a_frozen_tower_that_keeps_activations(rig: Rig) -> None:
 
 
 def test_a_frozen_layer_that_keeps_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = rig_of("alignment", config("experiment=llava_toy", "pipeline=[alignment]"), build)
+    rig = rig_of(stage_settings(config("experiment=llava_toy", "pipeline=[alignment]"), "alignment"), build)
     assert result(checks.saved_activations, rig).passed
     name = "decoder.lm.model.layers.1.mlp.up_proj"
     layer = rig.stage.model.get_submodule(name)
@@ -229,7 +232,7 @@ def test_a_mean_of_means(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_contrast_is_not_accumulated() -> None:
-    found = result(equals.accumulated, rig_of("contrastive", config(*TINY), build))
+    found = result(equals.accumulated, rig_of(stage_settings(config(*TINY), "contrastive"), build))
     assert found.passed is None
     assert "not for itc" in found.detail
 
@@ -250,7 +253,7 @@ def test_a_resume_that_lacks_a_weight(rig: Rig, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_merge_that_drops_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = rig_of("supervised", config(*TINY, "peft=lora"), build)
+    rig = rig_of(stage_settings(config(*TINY, "peft=lora"), "supervised"), build)
     merged, (lost, *_) = peft.merged, [name for name, _ in peft.adapted(rig.stage.model)]
     first = iter([True])
     monkeypatch.setattr(peft, "merged", lambda weight, *rest: weight if next(first, False) else merged(weight, *rest))

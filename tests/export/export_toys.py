@@ -46,12 +46,12 @@ def write_run(run: Path, experiment: str, *overrides: str) -> Path:
     plain = composed(experiment, *overrides)
     stage = plain["pipeline"][-1]
     settings = stage_settings(plain, stage)
-    model, tokenizers = compose_model(settings["parts"], build)
+    model, tokenizers = compose_model(settings.parts.config, build)
     draw(model)
     run.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(plain), run / RUN_CONFIG)
     write_json(run / "metrics.json", {stage: {"answers_accuracy": 0.5, "answers_accuracy_chance": 0.25}})
-    plan = FreezePlan(settings["module"]["train"], settings["parts"].get("peft"))
+    plan = FreezePlan(settings.module["train"], settings.parts.peft)
     folder = run / "handoff" / stage
-    handoff.save(model, folder, stage=stage, step=1, config=settings["parts"], plan=plan, tokenizers=tokenizers)
+    handoff.save(model, folder, stage=stage, step=1, config=settings.parts.config, plan=plan, tokenizers=tokenizers)
     return run

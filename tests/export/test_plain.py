@@ -53,7 +53,7 @@ def adapted_view(recipe: str, adapters: dict[str, Any]) -> View:
     """The last stage of a recipe with these adapters by part, all weights drawn anew."""
     config = composed(recipe)
     settings = stage_settings(config, config["pipeline"][-1])
-    model, tokenizers = compose_model(settings["parts"] | {"peft": adapters}, build)
+    model, tokenizers = compose_model(settings.parts.config | {"peft": adapters}, build)
     draw(model)
     return make_view(settings, model.eval(), tokenizers, build)
 

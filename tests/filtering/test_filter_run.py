@@ -16,6 +16,7 @@ import pytest
 import yaml
 from runs import TINY, read_json, same_weights, tiny_run, train
 
+from lightning_internvl.config.filter_settings import filter_settings, settings_before
 from lightning_internvl.config.targets import build
 from lightning_internvl.data.scene_shards import write_scene_shards
 from lightning_internvl.data.shards.tables import ParquetShards
@@ -146,7 +147,7 @@ def test_workers_change_nothing(run: Path, shards: Path, tmp_path: Path) -> None
 def test_two_processes_share_the_work_and_change_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads stand for processes: they meet in the folder alone."""
     config = yaml.safe_load((run / "config.yaml").read_text())
-    job = work.FilterJob("filter", config, tmp_path / "filter", build, run / "handoff" / "contrastive")
+    job = work.FilterJob(filter_settings(config, "filter"), tmp_path / "filter", build, run / "handoff" / "contrastive")
     own = threading.local()
     monkeypatch.setattr(step, "rank_and_world_size", lambda: (own.rank, 2))
 
@@ -177,7 +178,7 @@ def test_a_filter_reads_pairs_as_the_stage_before_it() -> None:
         "filter": {"step": "filter"},
     }
     after_a, after_b = (
-        work.settings_before("filter", {"stages": stages, "pipeline": [*before, "filter", "c"]}) for before in (["a"], ["a", "b"])
+        settings_before("filter", {"stages": stages, "pipeline": [*before, "filter", "c"]}) for before in (["a"], ["a", "b"])
     )
     assert after_a == {"encoder": {"image_size": 64}, "collate": {"max_length": 9, "tasks": ["itc"], "processor": {"s": 1}}}
     assert after_b == {"collate": {"tasks": ["itc"], "processor": {"s": 2}}}

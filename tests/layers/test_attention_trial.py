@@ -11,6 +11,7 @@ import torch
 from runs import TINY, train
 from torch import Tensor
 
+from lightning_internvl.config.stage_settings import TrainerSettings
 from lightning_internvl.decoders.hf_attention import attention as in_transformers
 from lightning_internvl.distributed.placement import computes_in, device_of, place_of
 from lightning_internvl.layers import attention, attention_kernels, attention_trial
@@ -287,13 +288,16 @@ def test_language_models_fall_back_too(installed: Callable[..., Kernels]) -> Non
 def test_the_place_is_the_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    assert place_of({"accelerator": "cpu", "precision": "bf16-true"}) == (torch.device("cpu"), torch.bfloat16)
-    assert place_of({"accelerator": "auto", "precision": "32-true"}) == (torch.device("cuda", 0), torch.float32)
+    assert place_of(TrainerSettings.of({"accelerator": "cpu", "precision": "bf16-true"})) == (torch.device("cpu"), torch.bfloat16)
+    assert place_of(TrainerSettings.of({"accelerator": "auto", "precision": "32-true"})) == (
+        torch.device("cuda", 0),
+        torch.float32,
+    )
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert device_of({"accelerator": "gpu", "devices": 4}) == torch.device("cuda", 1)
-    assert device_of({"accelerator": "gpu", "devices": [2, 3]}) == torch.device("cuda", 3)
+    assert device_of("gpu", 4) == torch.device("cuda", 1)
+    assert device_of("gpu", [2, 3]) == torch.device("cuda", 3)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert device_of({}) == torch.device("cpu")
+    assert device_of("auto", 1) == torch.device("cpu")
     types = {"16-mixed": torch.float16, "bf16": torch.bfloat16, 64: torch.float64, 32: torch.float32, None: torch.float32}
     assert {name: computes_in(name) for name in types} == types
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.weight_source import SourceWeights
 from lightning_internvl.cli import CONF
-from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.stage_settings import StageSettings, stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.inference.collators import make_view
@@ -30,7 +30,7 @@ DORA = LORA | {"method": "dora"}
 
 
 @functools.cache
-def last_stage(recipe: str) -> dict[str, Any]:
+def last_stage(recipe: str) -> StageSettings:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides=[f"experiment={recipe}", "paths.run=unused"])
     plain = OmegaConf.to_container(composed, resolve=True)
@@ -41,8 +41,8 @@ def adapted_model(recipe: str, settings: dict[str, Any]) -> tuple[VLM, Any]:
     """The last stage of a recipe with adapters, and two of its samples as a batch."""
     torch.manual_seed(0)
     stage = last_stage(recipe)
-    model, tokenizers = compose_model(stage["parts"] | {"peft": settings}, build)
-    data = build(stage["data_group"][stage["data"]])
+    model, tokenizers = compose_model(stage.parts.config | {"peft": settings}, build)
+    data = build(stage.data.dataset(stage.reads))
     return model.eval(), make_view(stage, model, tokenizers, build).training([data[0], data[1]])
 
 

@@ -10,6 +10,7 @@ import pytest
 from runs import TINY, train
 from test_plan import composed
 
+from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.plan.stage_plan import StagePlan, stage_plan
 
@@ -18,7 +19,7 @@ NEXT = "+stages.supervised.objectives.next_token.chunk"
 
 
 def planned(stage: str, *settings: str) -> StagePlan:
-    return stage_plan(stage, composed(*TINY, f"stages.{stage}.batch_size=32", *settings), build)
+    return stage_plan(stage_settings(composed(*TINY, f"stages.{stage}.batch_size=32", *settings), stage), build)
 
 
 @pytest.mark.parametrize(("stage", "loss", "setting"), [("contrastive", "itc", ITC), ("supervised", "next_token", NEXT)])

@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_internvl.cli  # noqa: F401  # for its resolvers
-from lightning_internvl.config.stage_settings import stage_settings
+from lightning_internvl.config.run_settings import RunSettings
+from lightning_internvl.config.stage_settings import TrainerSettings, stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.inference.collators import make_view
 from lightning_internvl.model.compose import compose_model
@@ -39,8 +40,8 @@ def composed(*overrides: str) -> dict[str, Any]:
 def real_stage(config: dict[str, Any], name: str) -> tuple[Stage, dict[str, Tensor]]:
     """The same stage with real weights, and a real batch of the largest size."""
     settings = stage_settings(config, name)
-    model, tokenizers = compose_model(settings["parts"], build)
-    stage = build_stage(name, settings, model, Path(), build).train()
+    model, tokenizers = compose_model(settings.parts.config, build)
+    stage = build_stage(settings, model, Path(), build).train()
     stage.plan.apply(model, 0)
     batch = make_view(settings, model, tokenizers, build).training.blank(SAMPLES[0])
     batch = {key: torch.ones_like(x) if "labels" in key else x for key, x in batch.items()}  # a plan counts every token as learnt
@@ -67,7 +68,7 @@ def kept_bytes(stage: Stage, batch: dict[str, Tensor], autocast: bool) -> int:
 @pytest.fixture(scope="module")
 def plans() -> dict[str, StagePlan]:
     config = composed(*SMALL)
-    return {name: stage_plan(name, config, build) for name in STAGES}
+    return {name: stage_plan(stage_settings(config, name), build) for name in STAGES}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -105,14 +106,16 @@ def test_activations_are_those_of_a_real_run(name: str, autocast: bool, plans: d
 
 
 def test_equal_blocks_are_counted_once_and_unequal_ones_apart(plans: dict[str, StagePlan]) -> None:
-    plan = stage_plan("contrastive", composed(*SMALL), build)
+    plan = stage_plan(stage_settings(composed(*SMALL), "contrastive"), build)
     kinds = {key[0] for key in plan.meta_stage.units.records}
     assert len(kinds) == 2 + 2  # the tower's with and without drop path, QLLaMA's with and without cross-attention
 
 
 def test_the_published_counts() -> None:
     counts = {}
-    for plan in stage_plans(composed("experiment=internvl", "pipeline=[contrastive_full,generative]"), build):
+    for plan in stage_plans(
+        RunSettings.of(composed("experiment=internvl", "pipeline=[contrastive_full,generative]")).trained, build
+    ):
         parameters = dict(plan.stage.model.named_parameters())
         counts[plan.name] = {
             name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts_of(plan.stage.model).items()
@@ -142,7 +145,7 @@ def test_the_published_counts() -> None:
 )  # fmt: skip
 def test_the_published_parts(overrides: list[str], part: str, millions: float) -> None:
     config = composed(*overrides, "middleware@stages.supervised.middleware=pixel_shuffle_mlp", "pipeline=[supervised]")
-    plan = stage_plan("supervised", config, build)
+    plan = stage_plan(stage_settings(config, "supervised"), build)
     count = sum(p.numel() for p in parts_of(plan.stage.model)[part].parameters()) / 1e6
     assert count == pytest.approx(millions, rel=3e-4)
 
@@ -156,7 +159,7 @@ def test_a_curve_is_exact_for_parabolas() -> None:
 
 def test_more_devices_compare_more_pairs(plans: dict[str, StagePlan]) -> None:
     config = composed(*SMALL, "trainer.devices=4", "trainer.num_nodes=16", "strategy=ddp")
-    many = stage_plan("contrastive", config, build)
+    many = stage_plan(stage_settings(config, "contrastive"), build)
     batch = SAMPLES[0]
     one = plans["contrastive"].measured.kept[LOGITS]["objectives.itc"](batch)
     assert many.setup == Setup("DDPStrategy", 64, False, True, 80 * GIB)
@@ -171,13 +174,18 @@ def test_sharding_divides_what_does_not_depend_on_the_batch(plans: dict[str, Sta
         assert part.parts[kind].total() == pytest.approx(whole.parts[kind].total() / 8)
     assert part.parts["weights"].total() == pytest.approx(whole.parts["weights"].total() / 8 + plan.fixed.gathered)
     assert part.parts["activations"] == whole.parts["activations"]
-    assert setup_of({"name": "fsdp2"}, {"devices": 8}, 80).sharded
-    assert setup_of({"_target_": "lightning.pytorch.strategies.ModelParallelStrategy"}, {"devices": [0, 1]}, 80).devices == 2
+    assert setup_of({"name": "fsdp2"}, TrainerSettings.of({"devices": 8}), 80).sharded
+    assert (
+        setup_of(
+            {"_target_": "lightning.pytorch.strategies.ModelParallelStrategy"}, TrainerSettings.of({"devices": [0, 1]}), 80
+        ).devices
+        == 2
+    )
 
 
 def test_attention_with_all_scores_keeps_them(plans: dict[str, StagePlan], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_internvl.layers.attention._backend", "math")
-    math = stage_plan("contrastive", composed(*SMALL), build)
+    math = stage_plan(stage_settings(composed(*SMALL), "contrastive"), build)
     assert math.memory().parts["activations"].total() > 1.1 * plans["contrastive"].memory().parts["activations"].total()
 
 

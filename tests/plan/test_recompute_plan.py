@@ -9,6 +9,7 @@ import torch
 from test_plan import SMALL, composed, kept_bytes, real_stage
 
 from lightning_internvl.choices import by_part
+from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.plan.advice import advice
 from lightning_internvl.plan.measure import SAMPLES
@@ -20,7 +21,7 @@ STAGE = "contrastive"
 
 
 def planned(kind: str | None) -> StagePlan:
-    return stage_plan(STAGE, composed(*SMALL, f"activation_checkpointing={kind or 'null'}"), build)
+    return stage_plan(stage_settings(composed(*SMALL, f"activation_checkpointing={kind or 'null'}"), STAGE), build)
 
 
 def activations(plan: StagePlan) -> float:

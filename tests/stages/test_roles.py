@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_internvl.checkpoints.load_report import LoadReport
 from lightning_internvl.cli import CONF
+from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.encoders.hybrid import HybridEncoder
@@ -38,16 +39,16 @@ def composed(*words: str) -> dict[str, Any]:
 
 
 def rehearsed(*words: str) -> None:
-    config = composed(*words)
-    rehearse(config["pipeline"], config, Path("unused"), build, fresh=True)
+    stages = RunSettings.of(composed(*words)).stages
+    rehearse(stages.values(), Path("unused"), build, fresh=True)
 
 
 def stage_of(name: str, *words: str, train: list[Any] | None = None) -> Stage:
     settings = stage_settings(composed(*words), name)
-    settings["module"] |= {"train": train} if train else {}
+    settings.module.update({"train": train} if train else {})
     with torch.device("meta"):
-        model, _ = compose_model(settings["parts"], build)
-        return build_stage(name, settings, model, Path("unused"), build)
+        model, _ = compose_model(settings.parts.config, build)
+        return build_stage(settings, model, Path("unused"), build)
 
 
 @pytest.mark.parametrize("encoder", TOYS)

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from runs import ROOT, TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.pipeline import quiet_lightning
 from lightning_internvl.training.assembly import Assembly, assemble
@@ -79,7 +80,7 @@ def assembled(case: str, steps: int, folder: Path, *overrides: str) -> Assembly:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = OmegaConf.to_container(compose("config", overrides=list(fixed)), resolve=True)
     quiet_lightning()
-    return assemble(name, config, folder, build)
+    return assemble(stage_settings(config, name), folder, build)
 
 
 def waits(case: str, steps: int, folder: Path) -> Counter[str]:

@@ -251,7 +251,7 @@ def test_what_is_given_wins(tmp_path: Path) -> None:
     assert (processor["image_size"], processor["mean"][0], processor["std"]) == (96, pytest.approx(0.4814547), [1, 1, 1])
     assert (chats["template"], chats["system"]) == ("chatml", load_template("chatml").system)
     assert config["decoder"]["tokenizer"]["folder"] == str(tmp_path / "words")
-    assert stage_settings(config, "finetune")["parts"]["encoder"]["drop_path"] == 0.1
+    assert stage_settings(config, "finetune").parts.encoder["drop_path"] == 0.1
     config = inherited(tmp_path / "llava", "data.processor.mean=[0,0,0]", "data.chats_collate.system=Hello.")
     assert config["data"]["processor"]["mean"] == [0, 0, 0]
     assert config["data"]["chats_collate"]["system"] == "Hello."

@@ -29,8 +29,8 @@ def alignment(adapters: dict[str, Any]) -> tuple[VLM, dict[str, Any]]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides=["experiment=llava_toy", "paths.run=unused"])
     settings = stage_settings(OmegaConf.to_container(composed, resolve=True), "alignment")
-    model, tokenizers = compose_model(settings["parts"] | {"peft": adapters}, build)
-    data = build(settings["data_group"][settings["data"]])
+    model, tokenizers = compose_model(settings.parts.config | {"peft": adapters}, build)
+    data = build(settings.data.dataset(settings.reads))
     return model, make_view(settings, model, tokenizers, build).training([data[0], data[1]])
 
 

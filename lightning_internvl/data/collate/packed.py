@@ -3,14 +3,14 @@ asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
-from lightning_internvl.choices import IGNORE_INDEX, PACKINGS
+from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.collate.base import Collator, Prepared, Sample, pad_id, pad_rows, picture_keys
 from lightning_internvl.data.collate.chats import ChatCollator
@@ -156,15 +156,14 @@ class LengthBuckets:
         return self.collate.stack(groups[0])
 
 
-def packing_of(settings: Mapping[str, Any]) -> str | None:
-    """How a stage's batches are made: packed, bucketed, or None: as samples come, as pairs and
-    labels always."""
-    return PACKINGS[settings["data_group"].get("packing")] if settings["data"] == "chats" else None
+def grouping_of(kind: str | None, collate: Collator, size: int, window: int | None = None) -> Grouping | None:
+    """What makes a stage's batches; None for those in the order in which samples come.
 
-
-def grouping_of(settings: Mapping[str, Any], collate: Collator) -> Grouping | None:
-    """What makes a stage's batches; None for those in the order in which samples come."""
-    kind, window = packing_of(settings), settings["data_group"].get("packing_window") or WINDOW_ROWS
+    Args:
+        kind: packed or bucketed.
+        size: of a batch, in rows or samples.
+        window: rows' or batches' worth of samples that wait.
+    """
     if kind is None:
         return None
-    return (PackedRows if kind == PACKED else LengthBuckets)(collate, settings["batch_size"], window)
+    return (PackedRows if kind == PACKED else LengthBuckets)(collate, size, window or WINDOW_ROWS)

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from lightning_internvl.cli import CONF
+from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.training.assembly import Assembly, assemble
 
@@ -41,7 +42,7 @@ def assembled(stage: str, overrides: tuple[str, ...], folder: Path) -> Assembly:
     config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     if stage not in config["stages"]:
         stage = config["pipeline"][-1]
-    return assemble(stage, config, folder, build)
+    return assemble(stage_settings(config, stage), folder, build)
 
 
 def samples_of(parts: Assembly, number: int = 7) -> list[dict[str, Any]]:
