@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.encoders.tower import BlockList, Tower, embed_patches
 from lightning_internvl.layers.basic import keep_random, resize_positions
 from lightning_internvl.layers.transformer import Block, block_plan, init_blocks
-from lightning_internvl.protocols import Part, TensorPlan
+from lightning_internvl.protocols import TensorPlan
 
 POST_NORMS = ("cls", "all", "unused")
 
 
-class CLIPViT(Part):
+class CLIPViT(Tower):
     """Pixels to visual tokens.
 
     Args:
@@ -39,6 +39,7 @@ class CLIPViT(Part):
         special_tokens: tokens of the last layer that come before its patches.
     """
 
+    block_list: ClassVar = "encoder.layers"
     roles: ClassVar = {"patch_embedding": ("embeddings.patch_embedding",)}
 
     def __init__(
@@ -68,23 +69,14 @@ class CLIPViT(Part):
         self.heads, self.mlp_dim = heads, mlp_dim
         self.embeddings = _Embeddings(image_size, patch_size, dim, cls, patch_bias, embed_std or dim**-0.5)
         self.pre_layrnorm = nn.LayerNorm(dim, eps=norm_eps) if pre_norm else nn.Identity()
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(Block(dim, heads, mlp_dim, act, norm_eps) for _ in range(depth))
+        self.encoder = BlockList([Block(dim, heads, mlp_dim, act, norm_eps) for _ in range(depth)])
         self.post_layernorm = nn.LayerNorm(dim, eps=norm_eps)
         init_blocks(self.encoder.layers, dim)
-
-    def num_tokens(self, image_size: int | None = None) -> int:
-        """Visual tokens of one square image at the last layer, special ones included."""
-        return self.special_tokens + ((image_size or self.image_size) // self.patch_size) ** 2
 
     def resize(self, image_size: int) -> None:
         """Fit the stored position table to images of `image_size` pixels."""
         self.embeddings.resize(image_size // self.patch_size)
         self.image_size = image_size
-
-    def sharding_units(self) -> list[nn.Module]:
-        """Modules that FSDP shards one by one."""
-        return list(self.encoder.layers)
 
     def tensor_plan(self) -> TensorPlan:
         """Layers that tensor parallelism divides."""
@@ -101,22 +93,11 @@ class CLIPViT(Part):
         Returns:
             One (N, P, D) tensor for each entry of `layers`.
         """
-        if unknown := [i for i in layers if not -self.depth - 1 <= i <= self.depth]:
-            raise ValueError(
-                f"layers {unknown} do not exist; with {self.depth} blocks they run from 0 to {self.depth}, or -1 backwards"
-            )
+        numbers = self.layer_numbers(layers)
         x = self.embeddings(pixels_N3SS)
         x = keep_random(x, keep, self.embeddings.special) if keep < 1.0 else x
         x = self.pre_layrnorm(x)
-        wanted = [i % (self.depth + 1) for i in layers]
-        states = {0: x}
-        for index, block in enumerate(self.encoder.layers[: max(wanted)], start=1):
-            x = block(x)
-            if index in wanted:
-                states[index] = x
-        if self.depth in wanted:
-            states[self.depth] = self.finish(states[self.depth])
-        return [states[i] for i in wanted]
+        return self.hidden_states(x, numbers)
 
     def finish(self, x_NPD: Tensor) -> Tensor:
         """The last block's output as it leaves the tower."""
@@ -148,14 +129,9 @@ class _Embeddings(nn.Module):
         self.position_embedding = nn.Parameter(table, requires_grad=self.position_embedding.requires_grad)
 
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
-        height, width = pixels_N3HW.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"images of {height} x {width} pixels: both sides must divide by {self.patch_size}")
-        # A convolution whose stride is its kernel is one matrix product over flat patches, which is faster on every device.
-        pixels = pixels_N3HW.to(self.patch_embedding.weight.dtype)
-        patches = F.unfold(pixels, self.patch_size, stride=self.patch_size).transpose(1, 2)
-        x = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+        x = embed_patches(pixels_N3HW, self.patch_embedding, self.patch_size)
         if self.class_embedding is not None:
             x = torch.cat([self.class_embedding.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        height, width = pixels_N3HW.shape[-2:]
         grid = (height // self.patch_size, width // self.patch_size)
         return x + resize_positions(self.position_embedding, grid, self.special).to(x.dtype)

@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from lightning_internvl.encoders.tower import Tower, embed_patches
 from lightning_internvl.layers.attention import attend
 from lightning_internvl.layers.basic import DropPath, biased, init_normal, keep_random, merge_heads, resize_positions, split_heads
-from lightning_internvl.protocols import Part
 
 
-class EvaViT(Part):
+class EvaViT(Tower):
     """Pixels to visual tokens.
 
     Args:
@@ -75,19 +74,11 @@ class EvaViT(Part):
         nn.init.normal_(self.class_embedding, std=embed_std or init_std)
         nn.init.normal_(self.position_embedding, std=embed_std or init_std)
 
-    def num_tokens(self, image_size: int | None = None) -> int:
-        """Visual tokens of one image, CLS included."""
-        return 1 + ((image_size or self.image_size) // self.patch_size) ** 2
-
     def resize(self, image_size: int) -> None:
         """Fit the stored position table to images of `image_size` pixels."""
         grid = image_size // self.patch_size
         self.position_embedding = nn.Parameter(resize_positions(self.position_embedding.detach(), grid))
         self.image_size = image_size
-
-    def sharding_units(self) -> list[nn.Module]:
-        """Modules that FSDP shards one by one."""
-        return list(self.blocks)
 
     def forward(self, pixels_N3SS: Tensor, *, layers: Sequence[int] = (-1,), keep: float = 1.0) -> list[Tensor]:
         """Encode images.
@@ -102,29 +93,18 @@ class EvaViT(Part):
         Raises:
             ValueError: for layers that do not exist, or images whose sides the patches do not divide.
         """
-        if unknown := [i for i in layers if not -self.depth - 1 <= i <= self.depth]:
-            raise ValueError(f"layers {unknown} do not exist; with {self.depth} blocks they run from 0 to {self.depth}")
+        numbers = self.layer_numbers(layers)
         x = self._embed(pixels_N3SS)
         if keep < 1.0:
             x = keep_random(x, keep)
-        wanted = [i % (self.depth + 1) for i in layers]
-        states = {0: x}
-        for index, block in enumerate(self.blocks[: max(wanted)], start=1):
-            x = block(x)
-            if index in wanted:
-                states[index] = x
-        return [states[i] for i in wanted]
+        return self.hidden_states(x, numbers)
 
     def _embed(self, pixels_N3SS: Tensor) -> Tensor:
+        patches = embed_patches(pixels_N3SS, self.patch_embedding, self.patch_size)
         height, width = pixels_N3SS.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"images of {height} x {width} pixels: both sides must divide by {self.patch_size}")
-        # A convolution whose stride is its kernel is one matrix product over flat patches, which is faster on every device.
-        pixels = pixels_N3SS.to(self.patch_embedding.weight.dtype)
-        patches = F.unfold(pixels, self.patch_size, stride=self.patch_size).transpose(1, 2)
-        patches = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
-        positions = resize_positions(self.position_embedding, (height // self.patch_size, width // self.patch_size))
-        return torch.cat([self.class_embedding.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1) + positions
+        grid = (height // self.patch_size, width // self.patch_size)
+        cls = self.class_embedding.expand(len(patches), -1, -1).to(patches.dtype)
+        return torch.cat([cls, patches], dim=1) + resize_positions(self.position_embedding, grid)
 
 
 class _Block(nn.Module):

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from lightning_internvl.encoders.tower import Tower, special_tokens
 from lightning_internvl.protocols import Part
 
 
@@ -32,9 +33,7 @@ class HybridEncoder(Part):
     gives = "pair"  # of states, one of each tower
     roles: ClassVar = {"patch_embedding": ("*.patch_embed*",)}
 
-    def __init__(
-        self, *, low: nn.Module, high: nn.Module, image_size: int | None = None, high_image_size: int | None = None
-    ) -> None:
+    def __init__(self, *, low: Tower, high: Tower, image_size: int | None = None, high_image_size: int | None = None) -> None:
         super().__init__()
         for name, side, tower in (("image_size", image_size, low), ("high_image_size", high_image_size, high)):
             if side not in (None, tower.image_size):
@@ -42,7 +41,7 @@ class HybridEncoder(Part):
         self.low, self.high = low, high
         self.dim, self.dims = low.dim, (low.dim, high.dim)
         self.image_size, self.high_image_size = low.image_size, high.image_size
-        if self.num_tokens() != (tokens := high.num_tokens() - _special(high)):
+        if self.num_tokens() != (tokens := high.num_tokens() - special_tokens(high)):
             raise ValueError(
                 f"the low tower gives {self.num_tokens()} tokens at {low.image_size} px, the high one {tokens} at "
                 f"{high.image_size} px; they must be as many"
@@ -50,7 +49,7 @@ class HybridEncoder(Part):
 
     def num_tokens(self, image_size: int | None = None) -> int:
         """Visual tokens of one image."""
-        return self.low.num_tokens(image_size) - _special(self.low)
+        return self.low.num_tokens(image_size) - special_tokens(self.low)
 
     def resize(self, image_size: int) -> None:
         """Fit the low tower to images of `image_size` pixels."""
@@ -93,9 +92,7 @@ class HybridEncoder(Part):
                 f"{len(pixels_N3SS)} pictures in pixel_values, {len(high_res_pixel_values)} in high_res_pixel_values"
             )
         low, high = self.low(pixels_N3SS, layers=layers, keep=keep), self.high(high_res_pixel_values, layers=(-1,))
-        return [*(state[:, _special(self.low) :] for state in low), *(state[:, _special(self.high) :] for state in high)]
-
-
-def _special(tower: nn.Module) -> int:
-    """Tokens before the patches."""
-    return getattr(tower, "special_tokens", 1)
+        return [
+            *(state[:, special_tokens(self.low) :] for state in low),
+            *(state[:, special_tokens(self.high) :] for state in high),
+        ]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.encoders.tower import BlockList, Tower, embed_patches
 from lightning_internvl.layers.attention import attend
 from lightning_internvl.layers.basic import (
     DropPath,
@@ -23,10 +23,11 @@ from lightning_internvl.layers.basic import (
     resize_positions,
     split_heads,
 )
-from lightning_internvl.protocols import Part, TensorPlan
+from lightning_internvl.layers.transformer import MLP
+from lightning_internvl.protocols import TensorPlan
 
 
-class InternViT(Part):
+class InternViT(Tower):
     """Pixels to visual tokens.
 
     Args:
@@ -44,6 +45,7 @@ class InternViT(Part):
         embed_std: deviation of the initial CLS token and positions; None: as `init_std`.
     """
 
+    block_list: ClassVar = "encoder.layers"
     roles: ClassVar = {"patch_embedding": ("embeddings.patch_embedding",)}
 
     def __init__(
@@ -77,11 +79,11 @@ class InternViT(Part):
         self.embeddings = _Embeddings(image_size, patch_size, dim)
         # Plain Python floats: `torch.linspace(...).item()` would fail on the meta device.
         rates = [drop_path * (1 if drop_path_uniform else i / max(depth - 1, 1)) for i in range(depth)]
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(
-            _Block(_Attention(dim, heads, qk_norm, qkv_bias, qk_norm_eps or norm_eps), mlp_dim, norm, norm_eps, layer_scale, rate)
-            for rate in rates
-        )
+        blocks = []
+        for rate in rates:
+            attention = _Attention(dim, heads, qk_norm, qkv_bias, qk_norm_eps or norm_eps)
+            blocks.append(_Block(attention, mlp_dim, norm, norm_eps, layer_scale, rate))
+        self.encoder = BlockList(blocks)
         self.layernorm = nn.LayerNorm(dim, eps=norm_eps) if final_norm else nn.Identity()
         init_normal(self, init_std)
         # Patches enter at about unit size whatever their number of pixels, so that positions and blocks are heard beside them.
@@ -89,19 +91,11 @@ class InternViT(Part):
         nn.init.normal_(self.embeddings.class_embedding, std=embed_std or init_std)
         nn.init.normal_(self.embeddings.position_embedding, std=embed_std or init_std)
 
-    def num_tokens(self, image_size: int | None = None) -> int:
-        """Visual tokens of one image, CLS included."""
-        return 1 + ((image_size or self.image_size) // self.patch_size) ** 2
-
     def resize(self, image_size: int) -> None:
         """Fit the stored position table to images of `image_size` pixels."""
         table = resize_positions(self.embeddings.position_embedding.detach(), image_size // self.patch_size)
         self.embeddings.position_embedding = nn.Parameter(table)
         self.image_size = image_size
-
-    def sharding_units(self) -> list[nn.Module]:
-        """Modules that FSDP shards one by one."""
-        return list(self.encoder.layers)
 
     def tensor_plan(self) -> TensorPlan:
         """Layers that tensor parallelism divides: the MLPs, two thirds of a block. Attention stays whole: 25 heads (6B) are
@@ -118,22 +112,15 @@ class InternViT(Part):
         Returns:
             One (N, P, D) tensor for each entry of `layers`; the last one after the final norm, where there is one.
         """
-        if unknown := [i for i in layers if not -self.depth - 1 <= i <= self.depth]:
-            raise ValueError(
-                f"layers {unknown} do not exist; with {self.depth} blocks they run from 0 to {self.depth}, or -1 backwards"
-            )
+        numbers = self.layer_numbers(layers)
         x = self.embeddings(pixels_N3SS)
         if keep < 1.0:
             x = keep_random(x, keep)
-        wanted = [i % (self.depth + 1) for i in layers]
-        states = {0: x}
-        for index, block in enumerate(self.encoder.layers[: max(wanted)], start=1):
-            x = block(x)
-            if index in wanted:
-                states[index] = x
-        if self.depth in states:
-            states[self.depth] = self.layernorm(states[self.depth])
-        return [states[i] for i in wanted]
+        return self.hidden_states(x, numbers)
+
+    def finish(self, x_NPD: Tensor) -> Tensor:
+        """The last block's output after the final norm, where there is one."""
+        return self.layernorm(x_NPD)
 
 
 _NORMS = {"rms_norm": RMSNorm, "layer_norm": nn.LayerNorm}
@@ -153,10 +140,7 @@ class _Embeddings(nn.Module):
             raise ValueError(
                 f"images of {tuple(pixels_N3SS.shape[-2:])} pixels: the side must be square and divide by {self.patch_size}"
             )
-        # A convolution whose stride is its kernel is one matrix product over flat patches, which is faster on every device.
-        pixels_N3SS = pixels_N3SS.to(self.patch_embedding.weight.dtype)
-        patches = F.unfold(pixels_N3SS, self.patch_size, stride=self.patch_size).transpose(1, 2)
-        patches = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+        patches = embed_patches(pixels_N3SS, self.patch_embedding, self.patch_size)
         cls = self.class_embedding.expand(len(patches), -1, -1).to(patches.dtype)
         positions = resize_positions(self.position_embedding, size // self.patch_size)
         return torch.cat([cls, patches], dim=1) + positions.to(patches.dtype)
@@ -168,7 +152,7 @@ class _Block(nn.Module):
         dim = attn.proj.out_features
         self.norm1, self.norm2 = _NORMS[norm](dim, eps=eps), _NORMS[norm](dim, eps=eps)
         self.attn = attn
-        self.mlp = _MLP(dim, mlp_dim)
+        self.mlp = MLP(dim, mlp_dim, "gelu")
         self.ls1, self.ls2 = nn.Parameter(scale * torch.ones(dim)), nn.Parameter(scale * torch.ones(dim))
         self.drop_path = DropPath(drop)
 
@@ -182,19 +166,10 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_norm, self.k_norm = (RMSNorm(dim, eps), RMSNorm(dim, eps)) if qk_norm else (nn.Identity(), nn.Identity())
+        self.q_norm, self.k_norm = (RMSNorm(dim, eps) if qk_norm else nn.Identity() for _ in range(2))
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k, v = (split_heads(t, self.heads) for t in (self.q_norm(q), self.k_norm(k), v))
         return self.proj(merge_heads(attend(q, k, v)))
-
-
-class _MLP(nn.Module):
-    def __init__(self, dim: int, mlp_dim: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, mlp_dim), nn.Linear(mlp_dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))

@@ -15,23 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.encoders.tower import Tower
 from lightning_internvl.layers.attention import attend
 from lightning_internvl.layers.basic import init_normal, merge_heads
-from lightning_internvl.protocols import Part
+from lightning_internvl.layers.transformer import ACTIVATIONS, MLP
 
 Grid = tuple[int, int, int]
 Runs = list[tuple[int, int]]
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), the GELU of CLIP."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
-
-
-class Qwen2ViT(Part):
+class Qwen2ViT(Tower):
     """Patches of pictures to visual tokens, one a patch. Each step of a picture or video attends within itself.
 
     Args:
@@ -75,10 +68,7 @@ class Qwen2ViT(Part):
             raise ValueError(f"{dim=} must divide by {heads=}, and the width of a head by 4 (rows and columns, sine and cosine)")
         self.dim, self.depth, self.heads, self.image_size, self.patch_size = dim, depth, heads, image_size, patch_size
         self.frames, self.merge_size, self.theta, self.activation = frames, merge_size, theta, activation
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv3d(
-            channels, dim, (frames, patch_size, patch_size), stride=(frames, patch_size, patch_size), bias=False
-        )
+        self.patch_embed = _PatchEmbed(channels, dim, (frames, patch_size, patch_size))
         self.blocks = nn.ModuleList(_Block(dim, heads, mlp_dim, norm_eps, activation) for _ in range(depth))
         init_normal(self, init_std)
         # Patches enter at about unit size whatever their number of pixels; a still picture is the sum of equal frames.
@@ -87,10 +77,6 @@ class Qwen2ViT(Part):
     def num_tokens(self, image_size: int | None = None) -> int:
         """Visual tokens of one square picture."""
         return ((image_size or self.image_size) // self.patch_size) ** 2
-
-    def sharding_units(self) -> list[nn.Module]:
-        """Modules that FSDP shards one by one."""
-        return list(self.blocks)
 
     def blank(self, pixel_values: Tensor) -> dict[str, Any]:
         """The smallest picture, of nothing: what the tower reads in a batch without pictures."""
@@ -116,21 +102,12 @@ class Qwen2ViT(Part):
         """
         if keep != 1.0:
             raise ValueError(f"keep_tokens={keep}: a tower of any resolution sees all patches; set it to 1.0")
-        if unknown := [i for i in layers if not -self.depth - 1 <= i <= self.depth]:
-            raise ValueError(f"layers {unknown} do not exist; with {self.depth} blocks they run from 0 to {self.depth}")
+        numbers = self.layer_numbers(layers)
         grids = as_grids(image_grid_thw)
         self._check(grids, pixels_PC)
-        x = pixels_PC.to(self.patch_embed.proj.weight.dtype)
-        # A convolution whose stride is its kernel is one matrix product over flat patches.
-        x = F.linear(x, self.patch_embed.proj.weight.flatten(1))
+        x = self.patch_embed(pixels_PC)
         table, runs = self._rotary(grids, x.device), frame_runs(grids)
-        wanted = [i % (self.depth + 1) for i in layers]
-        states = {0: x}
-        for index, block in enumerate(self.blocks[: max(wanted)], start=1):
-            x = block(x, table, runs)
-            if index in wanted:
-                states[index] = x
-        return [states[i] for i in wanted]
+        return self.hidden_states(x, numbers, table, runs)
 
     def _check(self, grids: list[Grid], pixels_PC: Tensor) -> None:
         values = self.patch_embed.proj.weight[0].numel()
@@ -155,7 +132,8 @@ class Qwen2ViT(Part):
 
 def as_grids(grid_thw: Tensor | Sequence[Grid]) -> list[Grid]:
     """(N, 3) as a list of (t, h, w)."""
-    return [tuple(grid) for grid in (grid_thw.tolist() if isinstance(grid_thw, Tensor) else grid_thw)]
+    rows = grid_thw.tolist() if isinstance(grid_thw, Tensor) else grid_thw
+    return [(t, h, w) for t, h, w in rows]
 
 
 def frame_runs(grids: Sequence[Grid]) -> Runs:
@@ -172,12 +150,24 @@ def patch_places(grid: Grid, merge: int, device: torch.device | str = "cpu") -> 
     return places.transpose(1, 2).reshape(h * w, 2).repeat(t, 1)
 
 
+class _PatchEmbed(nn.Module):
+    """Flat patches to tokens."""
+
+    def __init__(self, channels: int, dim: int, kernel: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(channels, dim, kernel, stride=kernel, bias=False)
+
+    def forward(self, x_PC: Tensor) -> Tensor:
+        # A convolution whose stride is its kernel is one matrix product over flat patches.
+        return F.linear(x_PC.to(self.proj.weight.dtype), self.proj.weight.flatten(1))
+
+
 class _Block(nn.Module):
     def __init__(self, dim: int, heads: int, mlp_dim: int, eps: float, activation: str) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
         self.attn = _Attention(dim, heads)
-        self.mlp = _MLP(dim, mlp_dim, activation)
+        self.mlp = MLP(dim, mlp_dim, activation)
 
     def forward(self, x_PD: Tensor, table: tuple[Tensor, Tensor], runs: Runs) -> Tensor:
         x = x_PD + self.attn(self.norm1(x_PD), table, runs)
@@ -210,13 +200,3 @@ def _within(steps: int, *qkv: Tensor) -> Tensor:
     """Attention of each step within itself: three (steps * T, H, K) -> (steps * T, D)."""
     q, k, v = (x.unflatten(0, (steps, -1)).transpose(1, 2) for x in qkv)
     return merge_heads(attend(q, k, v)).flatten(0, 1)
-
-
-class _MLP(nn.Module):
-    def __init__(self, dim: int, mlp_dim: int, activation: str) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, mlp_dim), nn.Linear(mlp_dim, dim)
-        self.act = ACTIVATIONS[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))

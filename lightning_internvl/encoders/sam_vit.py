@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.encoders.tower import Tower
 from lightning_internvl.layers.attention import attend
 from lightning_internvl.layers.basic import init_normal, merge_heads, resize_positions
 from lightning_internvl.layers.transformer import MLP
-from lightning_internvl.protocols import Part
 
 
-class SamViT(Part):
+class SamViT(Tower):
     """Pixels to a map of tokens: windowed and global attention with relative positions, a neck, and two strided convolutions.
 
     A second way leads from the first global block through a neck of its own and the same convolutions, and is added with a
@@ -89,14 +89,6 @@ class SamViT(Part):
     def num_tokens(self, image_size: int | None = None) -> int:
         """Visual tokens of one image, whatever its size."""
         return self.out_grid**2
-
-    def resize(self, image_size: int) -> None:
-        """Expect images of `image_size` pixels; positions are resized at run time."""
-        self.image_size = image_size
-
-    def sharding_units(self) -> list[nn.Module]:
-        """Modules that FSDP shards one by one."""
-        return list(self.blocks)
 
     def forward(self, pixels_N3SS: Tensor, *, layers: Sequence[int] = (-1,), keep: float = 1.0) -> list[Tensor]:
         """Encode images.

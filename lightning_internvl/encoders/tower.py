@@ -1,0 +1,100 @@
+"""What the vision transformers share: number of tokens, sharding units, and hidden states of chosen layers.
+
+Letters: N images, P tokens, D width, H and W sides of the image in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_internvl.protocols import Part
+
+
+class Tower(Part):
+    """A stack of blocks over patches.
+
+    Attributes:
+        block_list: the name of the list of blocks below the tower.
+    """
+
+    block_list: ClassVar = "blocks"
+    dim: int
+    depth: int
+    image_size: int
+    patch_size: int
+
+    def num_tokens(self, image_size: int | None = None) -> int:
+        """Visual tokens of one square image at the last layer, special ones included."""
+        return special_tokens(self) + ((image_size or self.image_size) // self.patch_size) ** 2
+
+    def resize(self, image_size: int) -> None:
+        """Expect images of `image_size` pixels; here whatever depends on it is resized at run time."""
+        self.image_size = image_size
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Modules that FSDP shards one by one."""
+        return list(self.get_submodule(self.block_list).children())
+
+    def layer_numbers(self, layers: Sequence[int]) -> list[int]:
+        """Layers as numbers from 0 to `depth`: 0 is what enters the first block, -1 the last block.
+
+        Raises:
+            ValueError: for layers that do not exist.
+        """
+        if unknown := [i for i in layers if not -self.depth - 1 <= i <= self.depth]:
+            raise ValueError(
+                f"layers {unknown} do not exist; with {self.depth} blocks they run from 0 to {self.depth}, or -1 backwards"
+            )
+        return [i % (self.depth + 1) for i in layers]
+
+    def hidden_states(self, x: Tensor, numbers: Sequence[int], *inputs: Any) -> list[Tensor]:
+        """Run the blocks that are needed.
+
+        Args:
+            x: what enters the first block.
+            numbers: layers, as `layer_numbers` gives them.
+            inputs: what each block reads besides.
+        """
+        states = {0: x}
+        for number, block in enumerate(self.sharding_units()[: max(numbers)], start=1):
+            x = block(x, *inputs)
+            if number in numbers:
+                states[number] = x
+        if self.depth in numbers:
+            states[self.depth] = self.finish(states[self.depth])
+        return [states[number] for number in numbers]
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The last block's output as it leaves the tower."""
+        return x
+
+
+class BlockList(nn.Module):
+    """Blocks under the name `layers`, as transformers' checkpoints have them."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(blocks)
+
+
+def special_tokens(tower: nn.Module) -> int:
+    """Tokens in front of the patches; one (CLS) where the tower does not say otherwise."""
+    return getattr(tower, "special_tokens", 1)
+
+
+def embed_patches(pixels_N3HW: Tensor, layer: nn.Conv2d, patch_size: int) -> Tensor:
+    """(N, P, D) of a convolution whose stride is its kernel: one matrix product over flat patches, faster on every device.
+
+    Raises:
+        ValueError: for sides that the patch size does not divide.
+    """
+    height, width = pixels_N3HW.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"images of {height} x {width} pixels: both sides must divide by {patch_size}")
+    pixels_N3HW = pixels_N3HW.to(layer.weight.dtype)
+    patches = F.unfold(pixels_N3HW, patch_size, stride=patch_size).transpose(1, 2)
+    return F.linear(patches, layer.weight.flatten(1), layer.bias)
