@@ -8,7 +8,7 @@ from typing import ClassVar
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
-from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
+from lightning_internvl.checkpoints.families.language_model import language_model, language_rules
 from lightning_internvl.checkpoints.families.qformer import (
     QFORMER,
     VISION,
@@ -40,6 +40,7 @@ class Blip2(Layout):
     MODEL_TYPES = ("blip-2",)
     ARCHITECTURE = "Blip2ForConditionalGeneration"
     DEFAULTS = TOP | {"vision_config": VISION, "qformer_config": QFORMER}
+    LANGUAGE = "text_config"
     FAMILY: ClassVar[str] = "blip_2"
     QFORMER_INPUTS: ClassVar[Config] = {"text": "none"}  # settings of the Q-Former beside its sizes
 
@@ -118,7 +119,6 @@ class Blip2(Layout):
 
     def new_config(self, model: VLM, fields: Config) -> Config:
         fields["qformer_config"]["model_type"] = f"{self.FAMILY}_qformer"
-        fields["text_config"] = language_config(model.decoder)
         causal = {"use_decoder_only_language_model": type(model.decoder) is HFCausalLM}
         return super().new_config(model, causal | fields)
 

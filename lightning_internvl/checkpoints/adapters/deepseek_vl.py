@@ -13,7 +13,7 @@ import re
 
 from lightning_internvl.checkpoints.adapters.deepseek_vl_hf import vision_configs
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model, updated_config
-from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
 from lightning_internvl.checkpoints.families.sam import release_rules
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, stacked_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
 from lightning_internvl.checkpoints.families.clip import SIGLIP_VISION, siglip_tower, siglip_tower_config, vision_rules
-from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model
 from lightning_internvl.checkpoints.families.sam import DEFAULTS as SAM, moved, native_rules, sam_tower, sam_tower_config
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename

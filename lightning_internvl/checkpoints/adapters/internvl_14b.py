@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 
 from lightning_internvl.checkpoints.adapters.layout import Layout
-from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, check_only, release_rules, tower, tower_config
+from lightning_internvl.checkpoints.families.config_fields import check_only
+from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, release_rules, tower, tower_config
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, scalar
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA

@@ -9,7 +9,7 @@ from typing import ClassVar
 from lightning_internvl.checkpoints.adapters.internvl_14b import LLAMA, TOP, qllama_config, qllama_of
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
 from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, release_rules, tower, tower_config
-from lightning_internvl.checkpoints.families.language_model import language_config, language_model
+from lightning_internvl.checkpoints.families.language_model import language_model
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
@@ -20,13 +20,17 @@ from lightning_internvl.model.vlm import VLM
 
 TOWER = "model.vision_tower.vision_tower."
 # Fields of LLaVA that are not the language model's.
-_LLAVA = re.compile(r"mm_.*|vision_.*|.*image.*|tune_mm.*|use_mm.*|tokenizer_.*|run_.*|architectures|model_type|text_config")
+_LLAVA = re.compile(
+    r"mm_.*|vision_.*|.*image.*|tune_mm.*|use_mm.*|freeze_mm.*|tokenizer_.*|truncated_.*|run_.*|"
+    r"architectures|model_type|text_config"
+)
 
 
 class InternVLChatLlava(Layout):
     NAME = "InternVL-Chat 1.0 (LLaVA code with InternViT: mm_projector_type 'two_mlp' or 'mlp2x_gelu')"
     MODEL_TYPES = ("llava_llama", "llava")
     ARCHITECTURE = "LlavaLlamaForCausalLM"
+    LANGUAGE = "text_config"
     DEFAULTS: ClassVar[Config] = {"vision_tower": {**TOP, "vision_config": DEFAULTS, "qllama_config": LLAMA}}
 
     def recognises(self, config: Config, shapes: Shapes) -> bool:
@@ -54,7 +58,7 @@ class InternVLChatLlava(Layout):
                 f"mm_vision_select_feature={config['mm_vision_select_feature']!r} is not supported; it must be 'patch'"
             )
         encoder = tower(parts["vision_config"])
-        decoder = language_model(_text_config(config), tied="lm_head.weight" not in shapes)
+        decoder = language_model(llava_text_config(config), tied="lm_head.weight" not in shapes)
         layer = config.get("mm_vision_select_layer", -4)
         if kind == "two_mlp":
             llama = LLAMA | parts["qllama_config"]
@@ -86,11 +90,11 @@ class InternVLChatLlava(Layout):
         return {"mm_projector_type": kind, "mm_vision_select_layer": layer, "vision_tower": parts}
 
     def new_config(self, model: VLM, fields: Config) -> Config:
-        fields = {"mm_vision_select_feature": "patch", **fields}
-        return super().new_config(model, fields | {"text_config": language_config(model.decoder)})
+        return super().new_config(model, {"mm_vision_select_feature": "patch", **fields})
 
 
-def _text_config(config: Config) -> Config:
+def llava_text_config(config: Config) -> Config:
+    """The language model's config, whose fields may stand among those of LLaVA."""
     flat = {key: value for key, value in config.items() if not _LLAVA.fullmatch(key)}
     return {"model_type": "llama"} | config.get("text_config", flat)
 

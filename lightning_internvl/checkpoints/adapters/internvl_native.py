@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model, with_old_prefix
+from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.families.intern_vit import (
     NATIVE_DEFAULTS,
-    check_only,
     native_rules,
     native_tower,
     native_tower_config,
 )
-from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
+from lightning_internvl.checkpoints.families.language_model import language_model, language_rules
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
@@ -28,6 +28,7 @@ class InternVLNative(Layout):
     MODEL_TYPES = ("internvl",)
     ARCHITECTURE = "InternVLForConditionalGeneration"
     DEFAULTS = TOP | {"vision_config": NATIVE_DEFAULTS}
+    LANGUAGE = "text_config"
 
     def recognises(self, config: Config, shapes: Shapes) -> bool:
         """The first InternVL has the same model_type."""
@@ -75,7 +76,6 @@ class InternVLNative(Layout):
         }
 
     def new_config(self, model: VLM, fields: Config) -> Config:
-        fields["text_config"] = language_config(model.decoder)
         return super().new_config(model, {"tie_word_embeddings": model.decoder.tied, **fields})
 
 

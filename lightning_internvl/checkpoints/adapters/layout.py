@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lightning_internvl.checkpoints.families.language_model import language_config
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, match_rules
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
@@ -24,6 +25,8 @@ class Layout(ABC):
         NATIVE: whether transformers loads the layout by itself.
         SINGLE_FILE: one .pth file instead of a folder with `config.json`.
         DEFAULTS: what a config may leave out.
+        LANGUAGE: the field of the language model's config, which a new config has whole; None
+            where the layout has none, or has its fields elsewhere.
         BUFFERS: how the names of tensors end that are no weights: tables which older releases
             stored.
     """
@@ -34,6 +37,7 @@ class Layout(ABC):
     NATIVE: ClassVar[bool] = False
     SINGLE_FILE: ClassVar[bool] = False
     DEFAULTS: ClassVar[Config] = {}
+    LANGUAGE: ClassVar[str | None] = None
     BUFFERS: ClassVar[tuple[str, ...]] = (".rotary_emb.inv_freq", ".position_ids")
 
     @property
@@ -92,7 +96,8 @@ class Layout(ABC):
         """A config for a model that came in another layout."""
         classes = {"architectures": [self.ARCHITECTURE]} if self.ARCHITECTURE else {}
         kind = {"model_type": self.MODEL_TYPES[0]} if self.MODEL_TYPES else {}
-        return {**classes, **kind, **fields}
+        language = {self.LANGUAGE: language_config(model.decoder)} if self.LANGUAGE else {}
+        return {**classes, **kind, **fields, **language}
 
     def official_tensors(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors under our names (weights, or gradients) as the layout names and shapes them.

@@ -8,7 +8,7 @@ import re
 from lightning_internvl.checkpoints.adapters import internvl_chat_llava
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
 from lightning_internvl.checkpoints.families.clip import VISION, clip_tower, clip_tower_config, vision_rules
-from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
@@ -28,10 +28,6 @@ TOP: Config = {
 ONLY: Config = {"mm_patch_merge_type": "flat"}
 KINDS = {"patch": False, "cls_patch": True}  # whether the CLS token goes to the decoder too
 PUBLISHED = {224: "openai/clip-vit-large-patch14", 336: "openai/clip-vit-large-patch14-336"}
-# Fields of LLaVA that are not the language model's.
-_LLAVA = re.compile(
-    r"mm_.*|vision_.*|.*image.*|tune_mm.*|use_mm.*|freeze_mm.*|tokenizer_.*|truncated_.*|architectures|model_type|text_config"
-)
 
 
 class Llava(Layout):
@@ -57,7 +53,8 @@ class Llava(Layout):
         if str(top.get("image_aspect_ratio")).startswith("anyres"):
             raise ValueError("image_aspect_ratio='anyres' (LLaVA 1.6) is not supported; it must be 'square' or 'pad'")
         encoder = clip_tower(_vision_config(config, shapes), post_norm="unused")
-        decoder = language_model(_text_config(config), tied="lm_head.weight" not in shapes)
+        text = internvl_chat_llava.llava_text_config(config)
+        decoder = language_model(text, tied="lm_head.weight" not in shapes)
         kind, feature = top["mm_projector_type"], top["mm_vision_select_feature"]
         if feature not in KINDS:
             raise ValueError(f"mm_vision_select_feature={feature!r} is not known; valid choices: {', '.join(KINDS)}")
@@ -134,11 +131,6 @@ def _vision_config(config: Config, shapes: Shapes) -> Config:
         "num_attention_heads": max(1, dim // HEAD_DIM),
         "intermediate_size": shapes[f"{TOWER}encoder.layers.0.mlp.fc1.weight"][0],
     }
-
-
-def _text_config(config: Config) -> Config:
-    flat = {key: value for key, value in config.items() if not _LLAVA.fullmatch(key)}
-    return {"model_type": "llama"} | config.get("text_config", flat)
 
 
 LAYOUT = Llava()

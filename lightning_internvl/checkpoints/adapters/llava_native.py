@@ -13,8 +13,8 @@ from lightning_internvl.checkpoints.families.clip import (
     siglip_tower_config,
     vision_rules,
 )
-from lightning_internvl.checkpoints.families.intern_vit import check_only
-from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
+from lightning_internvl.checkpoints.families.config_fields import check_only
+from lightning_internvl.checkpoints.families.language_model import language_model, language_rules
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
@@ -43,6 +43,7 @@ class LlavaNative(Layout):
     NATIVE = True
     MODEL_TYPES = ("llava",)
     ARCHITECTURE = "LlavaForConditionalGeneration"
+    LANGUAGE = "text_config"
 
     def recognises(self, config: Config, shapes: Shapes) -> bool:
         """LLaVA's own code has fields `mm_*`."""
@@ -112,7 +113,6 @@ class LlavaNative(Layout):
         return updated_config(loaded, TOP | {"vision_config": tower | {"model_type": kind}}, fields)
 
     def new_config(self, model: VLM, fields: Config) -> Config:
-        fields["text_config"] = language_config(model.decoder)
         tied = {"projector_hidden_act": "gelu", "tie_word_embeddings": model.decoder.tied}
         return super().new_config(model, tied | fields)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
-from lightning_internvl.checkpoints.families.language_model import language_config, language_model
+from lightning_internvl.checkpoints.families.language_model import language_model
 from lightning_internvl.checkpoints.families.lavis import DEFAULTS, NORM_EPS, TOWER, lavis_encoder, lavis_encoder_config
 from lightning_internvl.checkpoints.families.qformer import lavis_qformer_rules, lavis_tower_rules, qformer_config, qformer_of
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
@@ -29,6 +29,7 @@ class MiniGPT4(Layout):
     NAME = "MiniGPT-4 with its own names (model_type 'minigpt4')"
     MODEL_TYPES = ("minigpt4",)
     DEFAULTS = TOP | DEFAULTS
+    LANGUAGE = "llama_config"
 
     def rules(self, config: Config) -> list[NameRule]:
         return [
@@ -75,10 +76,6 @@ class MiniGPT4(Layout):
             return None
         norm = middleware.ln_vision
         return fields if isinstance(norm, nn.LayerNorm) and norm.eps == NORM_EPS else None
-
-    def new_config(self, model: VLM, fields: Config) -> Config:
-        fields["llama_config"] = language_config(model.decoder)
-        return super().new_config(model, fields)
 
 
 LAYOUT = MiniGPT4()

@@ -13,7 +13,6 @@ import dataclasses
 from lightning_internvl.checkpoints.adapters import clip_openai
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
 from lightning_internvl.checkpoints.families.clip import clip_tower, clip_tower_config
-from lightning_internvl.checkpoints.families.language_model import language_config
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.flamingo import FlamingoCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
@@ -33,6 +32,7 @@ class OpenFlamingo(Layout):
     NAME = "Flamingo under the names of OpenFlamingo (model_type 'open_flamingo')"
     MODEL_TYPES = ("open_flamingo",)
     DEFAULTS = TOP
+    LANGUAGE = "text_config"
 
     def canonical(self, name: str) -> str | None:
         """Tensors that stand twice count once; the projection of CLIP is not used."""
@@ -94,10 +94,6 @@ class OpenFlamingo(Layout):
             "vision_config": vision,
             "text_config": {"vocab_size": decoder.vocab_size},
         }
-
-    def new_config(self, model: VLM, fields: Config) -> Config:
-        fields["text_config"] = language_config(model.decoder)
-        return super().new_config(model, fields)
 
 
 def _below_vision_encoder(rule: NameRule) -> NameRule:

@@ -9,7 +9,7 @@ import inspect
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
-from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.mrope import MRopeCausalLM

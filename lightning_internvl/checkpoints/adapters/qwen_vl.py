@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model, updated_config
 from lightning_internvl.checkpoints.families.clip import add_first_dimension, transposed
-from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.families.language_model import fused_rows
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, stacked_rows
 from lightning_internvl.decoders.qwen import Qwen

@@ -8,7 +8,7 @@ import functools
 
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
 from lightning_internvl.checkpoints.families.clip import VISION, clip_tower, clip_tower_config, vision_rules
-from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.families.language_model import fused_rows, internlm2_config, language_model, language_rules
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.plora import PartialLoRACausalLM

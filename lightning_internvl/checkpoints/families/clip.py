@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.config_fields import check_only, square_side
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
@@ -79,8 +79,8 @@ def siglip_tower(config: Config, *, head: str = "first", post_norm: str = "all")
 
 def _sizes(vision: Config) -> Config:
     return {
-        "image_size": _side(vision, "image_size"),
-        "patch_size": _side(vision, "patch_size"),
+        "image_size": square_side(vision, "image_size"),
+        "patch_size": square_side(vision, "patch_size"),
         "dim": vision["hidden_size"],
         "depth": vision["num_hidden_layers"],
         "heads": vision["num_attention_heads"],
@@ -88,13 +88,6 @@ def _sizes(vision: Config) -> Config:
         "act": vision["hidden_act"],
         "norm_eps": vision["layer_norm_eps"],
     }
-
-
-def _side(vision: Config, field: str) -> int:
-    sides = vision[field] if isinstance(vision[field], list) else [vision[field]]
-    if len(set(sides)) != 1:
-        raise ValueError(f"vision_config.{field}={sides} is not supported; it must be square")
-    return sides[0]
 
 
 def clip_tower_config(encoder: CLIPViT) -> Config | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from lightning_internvl.checkpoints.families.config_fields import check_only, square_side
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, joined_rows, rename
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.layers.basic import RMSNorm
@@ -36,17 +37,6 @@ NATIVE_ONLY: Config = {
     "use_mask_token": False, "use_absolute_position_embeddings": True,
 }  # fmt: skip
 NATIVE_QK_EPS = 1e-6  # transformers does not read it from the config
-
-
-def check_only(config: Config, only: Config, section: str) -> None:
-    """Refuse values of fields of which we know one value.
-
-    Raises:
-        ValueError: naming the field, its value and the one that is known.
-    """
-    for field, known in only.items():
-        if (value := config.get(field, known)) != known:
-            raise ValueError(f"{section}.{field}={value!r} is not supported; it must be {known!r}")
 
 
 def release_rules(prefix: str) -> list[NameRule]:
@@ -150,8 +140,8 @@ def native_tower(config: Config) -> InternViT:
     check_only(config, NATIVE_ONLY, "vision_config")
     vision = NATIVE_DEFAULTS | config
     return InternViT(
-        image_size=_side(vision, "image_size"),
-        patch_size=_side(vision, "patch_size"),
+        image_size=square_side(vision, "image_size"),
+        patch_size=square_side(vision, "patch_size"),
         dim=vision["hidden_size"],
         depth=vision["num_hidden_layers"],
         heads=vision["num_attention_heads"],
@@ -186,10 +176,3 @@ def native_tower_config(encoder: InternViT) -> Config | None:
         "layer_norm_eps": block.norm1.eps,
         "use_mean_pooling": not encoder.has_final_norm,
     }
-
-
-def _side(vision: Config, field: str) -> int:
-    sides = vision[field] if isinstance(vision[field], list) else [vision[field]]
-    if len(set(sides)) != 1:
-        raise ValueError(f"vision_config.{field}={sides} is not supported; it must be square")
-    return sides[0]

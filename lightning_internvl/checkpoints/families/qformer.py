@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_internvl.checkpoints.families.config_fields import check_only, square_side
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename, stacked_rows
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.middleware.qformer import QFormer
@@ -130,13 +131,11 @@ def hf_tower(config: Config, *, k_bias: bool = True) -> EvaViT:
     Raises:
         ValueError: for a setting that the tower does not have.
     """
-    for field, known in VISION_ONLY.items():
-        if config.get(field, known) != known:
-            raise ValueError(f"vision_config.{field}={config[field]!r} is not supported; it must be {known!r}")
+    check_only(config, VISION_ONLY, "vision_config")
     vision = VISION | config
     return EvaViT(
-        image_size=_side(vision, "image_size"),
-        patch_size=_side(vision, "patch_size"),
+        image_size=square_side(vision, "image_size"),
+        patch_size=square_side(vision, "patch_size"),
         dim=vision["hidden_size"],
         depth=vision["num_hidden_layers"],
         heads=vision["num_attention_heads"],
@@ -206,10 +205,3 @@ def qformer_config(middleware: QFormer) -> Config:
     embeddings = lm.embeddings
     sizes = {"vocab_size": embeddings.words.num_embeddings, "max_position_embeddings": embeddings.positions.num_embeddings}
     return found | sizes
-
-
-def _side(vision: Config, field: str) -> int:
-    sides = vision[field] if isinstance(vision[field], list | tuple) else [vision[field]]
-    if len(set(sides)) != 1:
-        raise ValueError(f"vision_config.{field}={sides} is not supported; it must be square")
-    return sides[0]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from lightning_internvl.checkpoints.families.intern_vit import check_only
+from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename
 from lightning_internvl.encoders.sam_vit import SamViT
 
