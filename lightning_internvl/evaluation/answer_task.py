@@ -14,9 +14,8 @@ from rich.progress import track
 
 from lightning_internvl.console import console
 from lightning_internvl.data.files.images import read_image
-from lightning_internvl.evaluation.tasks import Metrics
 from lightning_internvl.inference.journal import with_picture
-from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.inference.predictor import Metrics, Predictor
 from lightning_internvl.messages import first_of
 from lightning_internvl.report.metrics_table import ASKED, SCORED, TOTAL
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,11 @@ from lightning_internvl.data.files.captions import read_captions
 from lightning_internvl.data.scenes.language import CAPTION_REQUEST
 from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case
 from lightning_internvl.evaluation.metrics.bleu import bleu
-from lightning_internvl.evaluation.metrics.cider import cider
+from lightning_internvl.evaluation.metrics.cider import cider, tokenize
 from lightning_internvl.evaluation.metrics.meteor import meteor
 from lightning_internvl.evaluation.metrics.ptb_tokenizer import lacking, official_words, words_of
 from lightning_internvl.evaluation.scene_cases import caption_cases
-from lightning_internvl.evaluation.tasks import Metrics
-from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.inference.predictor import Metrics, Predictor
 from lightning_internvl.messages import did_you_mean
 
 WRITERS, TOKENIZERS = ("decoder", "middleware"), ("own", "official")
@@ -91,29 +90,34 @@ class Captions(AnswerTask):
         return float(answer in case.truth)
 
     def grades(self, cases: Sequence[Case], answers: Sequence[str]) -> list[float]:
-        written, true = self._words(cases, answers)
-        return cider([" ".join(words) for words in written], [[" ".join(words) for words in own] for own in true], str.split)[1]
+        return cider(answers, [case.truth for case in cases], self._words(cases, answers).__getitem__)[1]
 
     def truth_text(self, case: Case) -> str:
         return " / ".join(case.truth)
 
     def score(self, cases: Sequence[Case], answers: Sequence[str], predictor: Predictor) -> Metrics:
         self._writer(predictor)
-        written, true = self._words(cases, answers)
-        texts, references = [" ".join(words) for words in written], [[" ".join(words) for words in own] for own in true]
-        found = {"cider": cider(texts, references, str.split)[0]}
-        found |= {f"bleu_{n}": value for n, value in enumerate(bleu(written, true), start=1)}
+        words, truths = self._words(cases, answers), [case.truth for case in cases]
+        written, true = [words[text] for text in answers], [[words[text] for text in own] for own in truths]
+        found = caption_scores(answers, truths, words.__getitem__)
+        found |= {f"caption_bleu_{n}": value for n, value in enumerate(bleu(written, true), start=1)}
         if self.meteor:
-            found["meteor"] = meteor(texts, references)
+            found["caption_meteor"] = meteor([" ".join(one) for one in written], [[" ".join(one) for one in own] for own in true])
         elif self.without:
             predictor.journal.notes["meteor"] = f"left out: {self.without}"
             console.print(f"METEOR is left out: {self.without}", soft_wrap=True, markup=False)
-        exact = [self.judge(case, answer) for case, answer in zip(cases, answers, strict=True)]
-        return found | {"exact_match": sum(exact) / len(exact)}
+        return found
 
-    def _words(self, cases: Sequence[Case], answers: Sequence[str]) -> tuple[list[list[str]], list[list[list[str]]]]:
-        """The words of the captions that were written, and of all true ones of each picture."""
+    def _words(self, cases: Sequence[Case], answers: Sequence[str]) -> dict[str, list[str]]:
+        """The words of every caption that was written or is true."""
         texts = [*answers, *(text for case in cases for text in case.truth)]
-        words = official_words(texts) if self.tokenizer == "official" else [words_of(text) for text in texts]
-        rest = iter(words[len(answers) :])
-        return words[: len(answers)], [[next(rest) for _ in case.truth] for case in cases]
+        words = official_words(texts) if self.tokenizer == "official" else map(words_of, texts)
+        return dict(zip(texts, words, strict=True))
+
+
+def caption_scores(
+    captions: Sequence[str], truths: Sequence[Sequence[str]], words: Callable[[str], list[str]] = tokenize
+) -> Metrics:
+    """CIDEr of captions, and the share of those that equal a true one of their picture."""
+    exact = [caption in own for caption, own in zip(captions, truths, strict=True)]
+    return {"caption_cider": cider(captions, truths, words)[0], "caption_exact_match": sum(exact) / len(exact)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from lightning_internvl.data.files.class_folder import read_class_folder
 from lightning_internvl.data.files.class_prompts import prompts, read_prompts
 from lightning_internvl.data.scenes.language import LANGUAGES
-from lightning_internvl.evaluation.features import TaskPictures, scenes_of
+from lightning_internvl.evaluation.features import TaskPictures, scenes_of, share_of
 from lightning_internvl.inference.predictor import Metrics, Predictor
 from lightning_internvl.objectives import similarities
 
@@ -67,11 +68,20 @@ class ZeroShotClassification:
             images, labels, names, total = folder.images, folder.labels, folder.names, folder.total
             said = prompts(names, self.templates)
         asked = TaskPictures(predictor, images, self.max_missing)
-        scores = similarities(predictor.embed_images(asked.images, self.mode), classifier(predictor, said)).float().cpu()
-        return score_pictures(asked, scores, labels, names, self.top_k) | {"samples_asked": total}
+        scores = zero_shot_scores(predictor, asked.images, said, self.mode)
+        return score_pictures("zero_shot_", asked, scores, labels, names, self.top_k) | {"samples_asked": total}
+
+
+def zero_shot_scores(
+    predictor: Predictor, images: Sequence[np.ndarray], prompts_of_classes: Sequence[Sequence[str]], mode: str
+) -> Tensor:
+    """Similarities (N, C), float32 on the CPU, of pictures and classes."""
+    embeds = predictor.embed_images(images, mode)
+    return similarities(embeds, classifier(predictor, prompts_of_classes)).float().cpu()
 
 
 def score_pictures(
+    name: str,
     asked: TaskPictures,
     scores_NC: Tensor,
     labels: Sequence[int],
@@ -85,7 +95,7 @@ def score_pictures(
     best = scores.argmax(dim=1)
     said = ([names[place] for place in places.tolist()] for places in (best, truth))
     asked.keep_answers(question, *said, right=(best == truth).tolist())
-    return class_scores(scores, truth, top_k) | {"samples": len(kept)}
+    return class_scores(name, scores, truth, top_k) | {"samples": len(kept)}
 
 
 def classifier(predictor: Predictor, said: Sequence[Sequence[str]]) -> Tensor:
@@ -93,19 +103,28 @@ def classifier(predictor: Predictor, said: Sequence[Sequence[str]]) -> Tensor:
     return F.normalize(torch.stack([predictor.embed_texts(texts).mean(dim=0) for texts in said]), dim=-1)
 
 
-def class_scores(scores_NC: Tensor, labels_N: Tensor, top_k: Sequence[int] = (1, 5)) -> Metrics:
+def class_scores(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequence[int] = (1, 5)) -> Metrics:
     """Share of pictures whose class is among the best k, and the mean of the classes' own shares, each beside its chance.
+
+    Args:
+        name: prefix of the metrics.
+    """
+    right, classes = scores_NC.argmax(dim=1) == labels_N, scores_NC.shape[1]
+    shown = torch.bincount(labels_N, minlength=classes)
+    hits = torch.bincount(labels_N, weights=right.double(), minlength=classes)
+    there = shown > 0
+    means = {f"{name}mean_per_class": (hits[there] / shown[there]).mean().item()}
+    means[f"{name}mean_per_class_chance"] = 1 / int(there.sum())
+    return top_k_accuracy(name, scores_NC, labels_N, top_k) | means
+
+
+def top_k_accuracy(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequence[int]) -> Metrics:
+    """Share of pictures whose class is among the best k, beside its chance.
 
     A k of as many classes as there are, or more, is left out: it would always be right.
     """
     classes, metrics = scores_NC.shape[1], {}
-    largest = [k for k in top_k if k < classes]
-    best = scores_NC.topk(max([1, *largest]), dim=1).indices
-    right = best == labels_N[:, None]
-    for k in largest:
-        metrics |= {f"top{k}": right[:, :k].any(dim=1).double().mean().item(), f"top{k}_chance": k / classes}
-    shown = torch.bincount(labels_N, minlength=classes)
-    hits = torch.bincount(labels_N, weights=right[:, 0].double(), minlength=classes)
-    there = shown > 0
-    share = (hits[there] / shown[there]).mean().item()
-    return metrics | {"mean_per_class": share, "mean_per_class_chance": 1 / int(there.sum())}
+    for k in [k for k in top_k if k < classes]:
+        right = scores_NC.topk(k, dim=1).indices == labels_N[:, None]
+        metrics |= {f"{name}top{k}": share_of(right.any(dim=1)), f"{name}top{k}_chance": k / classes}
+    return metrics

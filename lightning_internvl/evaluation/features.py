@@ -82,6 +82,11 @@ class TaskPictures:
                 journal.show(picture, question=question, answer=answer, truth=truth, right=is_right)
 
 
+def share_of(right_N: Tensor) -> float:
+    """The share of true values, rounded to float32."""
+    return (right_N.sum() / len(right_N)).item()
+
+
 def scenes_of(predictor: Predictor) -> HeldOutScenes:
     """The built-in scenes that the model's training held out, or those of seed 0 for a model that was trained on others."""
     if isinstance(predictor.held_out, HeldOutScenes):

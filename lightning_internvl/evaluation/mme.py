@@ -9,8 +9,7 @@ from typing import Any
 from lightning_internvl.data.files.images import is_image_file
 from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case
 from lightning_internvl.evaluation.scene_cases import mme_cases
-from lightning_internvl.evaluation.tasks import Metrics
-from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.inference.predictor import Metrics, Predictor
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")

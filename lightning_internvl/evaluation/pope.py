@@ -9,8 +9,7 @@ from typing import Any
 from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case
 from lightning_internvl.evaluation.benchmark_files import field, picture_in, read_lines
 from lightning_internvl.evaluation.scene_cases import pope_cases
-from lightning_internvl.evaluation.tasks import Metrics
-from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.inference.predictor import Metrics, Predictor
 
 NO = {"No", "not", "no"}
 

@@ -89,7 +89,7 @@ class FeatureProbe:
             probe = self._probe(features.shape[-1], len(fitted.names)).to(predictor.device)
             fit(probe, features, labels, **self.fitting)
         scores = scores_of(probe, self._features(predictor, asked.images), predictor.batch_size)
-        metrics = score_pictures(asked, scores, scored.labels, scored.names, self.top_k)
+        metrics = score_pictures("probe_", asked, scores, scored.labels, scored.names, self.top_k)
         return metrics | {"fitted_on": len(labels), "samples_asked": scored.total}
 
     def _data(self, predictor: Predictor) -> tuple[NamedPictures, NamedPictures]:

@@ -17,10 +17,13 @@ from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.files.captions import read_captions
 from lightning_internvl.data.files.lazy_pictures import LazyPictures
 from lightning_internvl.data.scenes.language import LANGUAGES
-from lightning_internvl.evaluation.features import TaskPictures, encode_images, scenes_of
+from lightning_internvl.evaluation.features import TaskPictures, encode_images, scenes_of, share_of
 from lightning_internvl.inference.predictor import Metrics, Predictor, in_precision
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.objectives import similarities
+
+Best = tuple[Tensor, Tensor]  # similarities and places
+BLOCK = 16 * 2**20  # similarities held at once
 
 
 class ImageTextRetrieval:
@@ -71,20 +74,20 @@ class ImageTextRetrieval:
             raise ValueError(f"rerank={self.rerank} needs a matching head, and this model has none; set rerank=0")
         images, captions, total = self._data(predictor)
         asked = TaskPictures(predictor, images, self.max_missing)
-        image = predictor.embed_images(asked.images, self.mode).float()
+        image = predictor.embed_images(asked.images, self.mode)
         kept = asked.readable()
         image, images, captions = image[kept], _at_places(images, kept), [captions[place] for place in kept]
         texts = [text for own in captions for text in own]
         owner = torch.tensor([place for place, own in enumerate(captions) for _ in own])
-        text, widest = predictor.embed_texts(texts).float(), max([self.rerank, *self.top_k])
-        to_text = best_columns(image, text, widest, self.block)
-        to_image = best_columns(text, image, widest, self.block)
+        text, widest = predictor.embed_texts(texts), max([self.rerank, *self.top_k])
+        to_text, to_image = best_of_both(image, text, widest, self.block)
         nearest = to_text[1][:, 0]
         said = [texts[place] for place in nearest.tolist()]
         asked.keep_answers(
             "its caption?", said, [own[0] for own in captions], (owner[nearest] == torch.arange(len(nearest))).tolist()
         )
-        metrics = recalls("", to_text[1], to_image[1], owner, self.top_k)
+        name = f"{self.mode}_" if self.language == "en" else f"{self.mode}_{self.language}_"
+        metrics = recalls(name, to_text[1], to_image[1], owner, self.top_k)
         if self.rerank:
             metrics |= recalls("itm_", *rerank(predictor, images, texts, to_text, to_image, self.rerank), owner, self.top_k)
         return metrics | {"captions": len(texts), "samples": len(images), "samples_asked": total}
@@ -101,7 +104,7 @@ def _at_places(images: Sequence[np.ndarray], places: Sequence[int]) -> Sequence[
     return LazyPictures(places, images.__getitem__) if isinstance(images, LazyPictures) else images[places]
 
 
-def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> Best:
     """The most similar columns of each row, the best first: their similarities and places, both (rows, min(k, columns)), CPU.
 
     Args:
@@ -120,6 +123,11 @@ def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> tuple[Ten
     return torch.cat(values), torch.cat(places)
 
 
+def best_of_both(image: Tensor, text: Tensor, k: int, block: int = BLOCK) -> tuple[Best, Best]:
+    """The k most similar captions of each picture, and the k most similar pictures of each caption; see `best_columns`."""
+    return best_columns(image, text, k, block), best_columns(text, image, k, block)
+
+
 def recalls(name: str, texts_NK: Tensor, images_TK: Tensor, owner_T: Tensor, top_k: Sequence[int]) -> Metrics:
     """Recall at k from the best captions of each picture and the best pictures of each caption, beside what chance finds.
 
@@ -132,15 +140,15 @@ def recalls(name: str, texts_NK: Tensor, images_TK: Tensor, owner_T: Tensor, top
         "text_to_image": images_TK == owner_T[:, None],
     }
     own = torch.bincount(owner_T, minlength=len(texts_NK)).tolist()
-    metrics = {}
+    metrics: Metrics = {}
     for direction, hits in right.items():
         for k in top_k:
-            found = hits[:, :k].any(dim=1).double().mean().item()
-            if direction == "image_to_text":
+            if direction == "image_to_text" and set(own) != {1}:
                 chance = sum(_found_by_chance(len(owner_T), mine, k) for mine in own) / len(own)
             else:
-                chance = _found_by_chance(len(own), 1, k)
-            metrics |= {f"{name}{direction}_r{k}": found, f"{name}{direction}_r{k}_chance": chance}
+                chance = min(k, len(own)) / len(own)
+            metrics[f"{name}{direction}_r{k}"] = share_of(hits[:, :k].any(dim=1))
+            metrics[f"{name}{direction}_r{k}_chance"] = chance
     return metrics
 
 
@@ -148,9 +156,6 @@ def _found_by_chance(all_of_them: int, own: int, k: int) -> float:
     """How likely k draws without return hold one of `own` items."""
     k = min(k, all_of_them)
     return 1 - math.comb(all_of_them - own, k) / math.comb(all_of_them, k)
-
-
-Best = tuple[Tensor, Tensor]
 
 
 def rerank(

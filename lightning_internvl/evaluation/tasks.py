@@ -1,4 +1,6 @@
-"""The measures of held-out data, each beside its chance level.
+"""The measures of held-out data that training takes at the end of its stages, each beside its chance level.
+
+Scores and names are those of the tasks of `evaluate.py` (`classification`, `retrieval`, `captions`), which also read public sets.
 
 A task is called with a `Predictor` and returns plain numbers by name; `<name>_chance` stands beside `<name>` where chance has a
 value.
@@ -11,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torchmetrics.functional.classification import binary_accuracy, multiclass_accuracy
+from torchmetrics.functional.classification import binary_accuracy
 
 from lightning_internvl.data.grounding import Box, box_of
 from lightning_internvl.data.scenes.language import CAPTION_REQUEST, Turn
-from lightning_internvl.evaluation.classification import classifier
-from lightning_internvl.evaluation.metrics.cider import cider
+from lightning_internvl.evaluation.captions import caption_scores
+from lightning_internvl.evaluation.classification import top_k_accuracy, zero_shot_scores
+from lightning_internvl.evaluation.retrieval import best_of_both, recalls
 from lightning_internvl.inference.predictor import Metrics, Predictor
 from lightning_internvl.objectives import similarities
 
@@ -32,9 +34,8 @@ class ZeroShot:
 
     def __call__(self, predictor: Predictor) -> Metrics:
         data = predictor.held_out.labelled()
-        scores = similarities(predictor.embed_images(data.images, self.mode), classifier(predictor, data.prompts))
-        labels = torch.tensor(data.labels, device=scores.device)
-        return _top_k("zero_shot_top", scores, labels, self.top_k)
+        scores = zero_shot_scores(predictor, data.images, data.prompts, self.mode)
+        return top_k_accuracy("zero_shot_", scores, torch.tensor(data.labels), self.top_k)
 
 
 class Probe:
@@ -47,8 +48,8 @@ class Probe:
 
     def __call__(self, predictor: Predictor) -> Metrics:
         data = predictor.held_out.labelled()
-        scores = predictor.classify(data.images)
-        return _top_k("probe_top", scores, torch.tensor(data.labels, device=scores.device), self.top_k)
+        scores, labels = predictor.classify(data.images).cpu(), torch.tensor(data.labels)
+        return top_k_accuracy("probe_", scores, labels, self.top_k)
 
 
 class Retrieval:
@@ -69,10 +70,9 @@ class Retrieval:
 
     def __call__(self, predictor: Predictor) -> Metrics:
         data = predictor.held_out.captioned(self.split, self.language)
-        scores = similarities(predictor.embed_images(data.images, self.mode), predictor.embed_texts(data.captions))
-        own = torch.arange(len(scores), device=scores.device)
-        to_text = _top_k(f"{self.name}_image_to_text_r", scores, own, self.top_k)
-        return to_text | _top_k(f"{self.name}_text_to_image_r", scores.T, own, self.top_k)
+        image, text = predictor.embed_images(data.images, self.mode), predictor.embed_texts(data.captions)
+        (_, captions), (_, images) = best_of_both(image, text, max(self.top_k))
+        return recalls(f"{self.name}_", captions, images, torch.arange(len(text)), self.top_k)
 
 
 class Matching:
@@ -113,8 +113,7 @@ class Captioning:
         data = predictor.held_out.captioned(self.split)
         images, references = data.images[: self.images], data.references[: self.images]
         written = write_captions(predictor, images, self.writer, **self.search)
-        exact = sum(text in accepted for text, accepted in zip(written, references, strict=True)) / len(written)
-        return {"caption_cider": cider(written, references)[0], "caption_exact_match": exact}
+        return caption_scores(written, references)
 
 
 class Answering:
@@ -170,12 +169,3 @@ def overlap(a: Box, b: Box) -> float:
     shared = max(0.0, width) * max(0.0, height)
     total = sum(max(0.0, x1 - x0) * max(0.0, y1 - y0) for x0, y0, x1, y1 in (a, b)) - shared
     return shared / total if total > 0 else 0.0
-
-
-def _top_k(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequence[int]) -> Metrics:
-    """Share of rows whose true column is among the best k, and its chance level."""
-    classes, metrics = scores_NC.shape[1], {}
-    for k in top_k:
-        accuracy = multiclass_accuracy(scores_NC, labels_N, num_classes=classes, average="micro", top_k=k)
-        metrics |= {f"{name}{k}": accuracy.item(), f"{name}{k}_chance": k / classes}
-    return metrics

@@ -75,13 +75,12 @@ class ZeroShotVideo:
         videos = LazyPictures(data.videos.items, lambda item: self._sampled_frames(data.videos.read(item)))
         asked = TaskPictures(predictor, videos, self.max_missing, blank=self._sampled_frames(GREY[None]))
         classes, metrics = classifier(predictor, said), {}
-        for frames, embeds in zip(
-            self.frames, self._embed_videos(predictor, asked), strict=True
-        ):  # the last one's answers are kept
+        by_frames = zip(self.frames, self._embed_videos(predictor, asked), strict=True)
+        for frames, embeds in by_frames:  # the last one's answers are kept
             scores = similarities(embeds, classes).float().cpu()
             question = f"which class, from {frames} frames?"
-            found = score_pictures(asked, scores, data.labels, data.names, self.top_k, question)
-            metrics |= {"samples": found.pop("samples"), **{f"frames{frames}_{name}": value for name, value in found.items()}}
+            name = f"frames{frames}_"
+            metrics |= score_pictures(name, asked, scores, data.labels, data.names, self.top_k, question)
         return metrics | {"samples_asked": total}
 
     def _sampled_frames(self, video: np.ndarray) -> np.ndarray:

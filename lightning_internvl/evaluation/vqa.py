@@ -11,8 +11,7 @@ from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case
 from lightning_internvl.evaluation.benchmark_files import field, picture_in, pictures_by_number, read_object
 from lightning_internvl.evaluation.metrics.vqa_accuracy import accuracy
 from lightning_internvl.evaluation.scene_cases import question_cases
-from lightning_internvl.evaluation.tasks import Metrics
-from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.inference.predictor import Metrics, Predictor
 
 PEOPLE = 10  # who all say the same about a scene
 

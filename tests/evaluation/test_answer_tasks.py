@@ -163,7 +163,7 @@ def test_pictures_of_one_file_name_in_several_folders(tmp_path: Path) -> None:
     for _ in range(2):  # the second time from the file
         predictor = Talker(lambda picture, _: f"a photo of a {thing(picture)}", Journal(path))
         found = Captions(path=str(tmp_path / "captions.csv"), meteor=False)(predictor)
-        assert (found["exact_match"], found["samples"]) == (1.0, 3)
+        assert (found["caption_exact_match"], found["samples"]) == (1.0, 3)
     assert not predictor.asked
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["dog/001.png", "cat/001.png", "pig/001.png"]
 
@@ -275,15 +275,21 @@ def test_coco_captions(tmp_path: Path) -> None:
     texts = iter(said)
     task = Captions(path=str(tmp_path / "captions.json"), meteor=False)
     found = task(predictor := Talker(lambda *_: next(texts)))
-    assert (found["exact_match"], found["bleu_4"]) == (1.0, pytest.approx(1.0))
+    assert (found["caption_exact_match"], found["caption_bleu_4"]) == (1.0, pytest.approx(1.0))
     first, second = task.grades(task.cases(predictor), said)
-    assert (second, found["cider"]) == (pytest.approx(10), pytest.approx((first + second) / 2))
+    assert (second, found["caption_cider"]) == (pytest.approx(10), pytest.approx((first + second) / 2))
     assert predictor.asked[0] == "Provide a one-sentence caption for the provided image."
 
 
 @pytest.mark.parametrize(
     ("task", "metric", "best"),
-    [(VQA, "accuracy", 1), (POPE, "f1", 1), (MME, "perception", 800), (Referring, "accuracy_at_0.5", 1), (Captions, "bleu_4", 1)],
+    [
+        (VQA, "accuracy", 1),
+        (POPE, "f1", 1),
+        (MME, "perception", 800),
+        (Referring, "accuracy_at_0.5", 1),
+        (Captions, "caption_bleu_4", 1),
+    ],
 )
 def test_true_answers_about_scenes_are_right(task: type[AnswerTask], metric: str, best: float) -> None:
     task = task(samples=12, **({"meteor": False} if task is Captions else {}))

@@ -8,9 +8,9 @@ import pytest
 from runs import call, read_json, tiny_run
 
 TASKS = {
-    "zero_shot": {"top1", "mean_per_class"},
-    "retrieval": {"image_to_text_r1", "text_to_image_r10"},
-    "probe": {"top1", "fitted_on"},
+    "zero_shot": {"zero_shot_top1", "zero_shot_mean_per_class"},
+    "retrieval": {"c_image_to_text_r1", "c_text_to_image_r10"},
+    "probe": {"probe_top1", "fitted_on"},
     "segmentation": {"miou", "pixel_accuracy"},
     "video": {"frames1_top1", "frames8_top1"},
 }

@@ -22,6 +22,7 @@ from lightning_internvl.evaluation.probing import FeatureProbe, fit
 from lightning_internvl.evaluation.retrieval import ImageTextRetrieval, best_columns, match_logits, recalls
 from lightning_internvl.evaluation.segmentation import Segmentation, layers_of, mask_scores
 from lightning_internvl.evaluation.segmentation_heads import LinearHead, UperNetHead
+from lightning_internvl.evaluation.tasks import Retrieval, ZeroShot
 from lightning_internvl.evaluation.video import ZeroShotVideo
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.inference.predictor import Predictor
@@ -72,11 +73,11 @@ def test_a_file_that_is_listed_twice_is_two_samples(predictor: Predictor, tmp_pa
 
 def test_shares_of_classes() -> None:
     scores = torch.tensor([[9.0, 5, 1, 0], [9, 5, 1, 0], [1, 9, 5, 0], [0, 1, 5, 9]])
-    found = class_scores(scores, torch.tensor([0, 1, 1, 1]), (1, 2, 4))
+    found = class_scores("x_", scores, torch.tensor([0, 1, 1, 1]), (1, 2, 4))
     assert found == pytest.approx(
         {
-            "top1": 2 / 4, "top1_chance": 1 / 4, "top2": 3 / 4, "top2_chance": 2 / 4,
-            "mean_per_class": (1 + 1 / 3) / 2, "mean_per_class_chance": 1 / 2,
+            "x_top1": 2 / 4, "x_top1_chance": 1 / 4, "x_top2": 3 / 4, "x_top2_chance": 2 / 4,
+            "x_mean_per_class": (1 + 1 / 3) / 2, "x_mean_per_class_chance": 1 / 2,
         }
     )  # fmt: skip
 
@@ -84,13 +85,13 @@ def test_shares_of_classes() -> None:
 def test_zero_shot_on_scenes_and_on_a_folder(predictor: Predictor, classes: Path, tmp_path: Path) -> None:
     scenes = run(ZeroShotClassification(samples=24), predictor)
     assert (scenes["samples"], scenes["samples_asked"]) == (24, 48)
-    assert scenes["top5_chance"] == pytest.approx(5 / 48)
+    assert scenes["zero_shot_top5_chance"] == pytest.approx(5 / 48)
     assert run(ZeroShotClassification(samples=24, language="zh"), predictor)["samples"] == 24
     predictor.journal = Journal(tmp_path / "predictions.jsonl", cases=2)
     folder = run(ZeroShotClassification(path=str(classes), templates="plain"), predictor)
-    assert (folder["samples"], folder["samples_asked"], folder["top1_chance"]) == (12, 12, 1 / 3)
+    assert (folder["samples"], folder["samples_asked"], folder["zero_shot_top1_chance"]) == (12, 12, 1 / 3)
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert sum(row["right"] for row in rows) / 12 == pytest.approx(folder["top1"])
+    assert sum(row["right"] for row in rows) / 12 == pytest.approx(folder["zero_shot_top1"])
     assert [row["truth"] for row in rows] == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
     assert rows[0]["key"].endswith("blue/0.png")
 
@@ -116,7 +117,7 @@ def test_probes_learn_colours(predictor: Predictor, classes: Path) -> None:
     for head in ("linear", "attention"):
         task = FeatureProbe(path=str(classes), train=str(classes), head=head, epochs=20, batch_size=6, lr=4.0)
         found = run(task, predictor)
-        assert found["top1"] == 1.0
+        assert found["probe_top1"] == 1.0
         assert (found["fitted_on"], found["samples"]) == (12, 12)
         assert run(task, predictor) == found
     scenes = run(FeatureProbe(epochs=1, train_samples=48, samples=24), predictor)
@@ -201,13 +202,13 @@ def test_reranking_reads_every_pair_as_the_model_does(predictor: Predictor) -> N
 
 def test_reranked_recall(predictor: Predictor) -> None:
     found = run(ImageTextRetrieval(rerank=12, mode="g"), predictor)
-    assert {"image_to_text_r1", "itm_image_to_text_r1", "itm_text_to_image_r10_chance"} <= found.keys()
-    assert found["image_to_text_r10"] >= found["image_to_text_r1"]
+    assert {"g_image_to_text_r1", "itm_image_to_text_r1", "itm_text_to_image_r10_chance"} <= found.keys()
+    assert found["g_image_to_text_r10"] >= found["g_image_to_text_r1"]
     few = run(ImageTextRetrieval(rerank=2, top_k=(2, 5)), predictor)  # the order of the best two changes, who they are does not
     plain = run(ImageTextRetrieval(top_k=(2, 5)), predictor)
     for name, value in plain.items():
         if "chance" not in name and "samples" not in name and name != "captions":
-            assert few[f"itm_{name}"] == value
+            assert few[name.replace("c_", "itm_", 1)] == value
     objectives, predictor.model.objectives = predictor.model.objectives, torch.nn.ModuleDict()
     with pytest.raises(ValueError, match="rerank=3 needs a matching head"):
         run(ImageTextRetrieval(rerank=3), predictor)
@@ -219,7 +220,7 @@ def test_retrieval_of_a_file(predictor: Predictor, classes: Path) -> None:
     (classes / "test.json").write_text(json.dumps(records))
     found = run(ImageTextRetrieval(path=str(classes / "test.json"), per_picture=2, top_k=(1, 2)), predictor)
     assert (found["samples"], found["samples_asked"], found["captions"]) == (3, 3, 6)
-    assert found["image_to_text_r1_chance"] == pytest.approx(2 / 6)
+    assert found["c_image_to_text_r1_chance"] == pytest.approx(2 / 6)
     records[1]["image"] = "nowhere.png"
     (classes / "test.json").write_text(json.dumps(records))
     found = run(ImageTextRetrieval(path=str(classes / "test.json"), max_missing=0.5), predictor)
@@ -335,3 +336,17 @@ def test_fitting_in_whole_batches() -> None:
 def test_wrong_settings(task: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         task(**options)
+
+
+# --- one family ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_and_evaluate_measure_the_same_under_the_same_names(predictor: Predictor) -> None:
+    pairs = (
+        (ZeroShot(mode="g"), ZeroShotClassification(mode="g")),
+        (Retrieval(mode="c", name="c_zh", language="zh"), ImageTextRetrieval(language="zh")),
+    )
+    for of_stage, of_command in pairs:
+        found, again = run(of_stage, predictor), run(of_command, predictor)
+        assert found
+        assert found == {name: again[name] for name in found}

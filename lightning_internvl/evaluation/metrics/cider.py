@@ -11,7 +11,7 @@ import math
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 MAX_N = 4
@@ -67,7 +67,7 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
 
 
 def cider(
-    candidates: list[str], references: list[list[str]], words: Callable[[str], list[str]] = tokenize
+    candidates: Sequence[str], references: Sequence[Sequence[str]], words: Callable[[str], list[str]] = tokenize
 ) -> tuple[float, list[float]]:
     """CIDEr-D of a set of captions: the mean over pictures, and the score of each picture; from 0 to 10.
 
