@@ -27,10 +27,14 @@ FIELDS = {
 }
 # A pair is counted under the first that drops it
 ORDER = (*RANGES[:-1], *LANGUAGES, SIMILARITY, *COPIES, TOP_SHARE)
-SCRIPTS = ("latin", "han", "kana", "hangul", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "bengali", "tamil", "thai")
+SCRIPTS = (
+    "latin", "han", "kana", "hangul", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "bengali",
+    "tamil", "thai",
+)  # fmt: skip
 MOST_DISTANCE = 15  # bits of 64; beyond it pictures have nothing in common
 KEYS = (
-    "step", "rules", "scores_from", "mode", "engine", "batch_size", "num_workers", "parts", "data", "new", "dropped",
+    "step", "rules", "scores_from", "mode", "engine", "batch_size", "num_workers", "parts", "data", "new",
+    "dropped",
 )  # fmt: skip
 
 
@@ -61,8 +65,9 @@ def step_faults(config: Setting, name: str) -> Iterator[str]:
     # A resumed run has been asked before
     if needs_model(stage) and not (trained or config["init_from"] or config["resume"]):
         yield (
-            "there is no model before it that could tell how well pictures and captions agree; put it behind a stage, as in "
-            f"pipeline=[contrastive,{name},generative], give init_from=RUN, or leave it out: stages.{name}.rules.similarity=null"
+            "there is no model before it that could tell how well pictures and captions agree; put it "
+            f"behind a stage, as in pipeline=[contrastive,{name},generative], give init_from=RUN, or "
+            f"leave it out: stages.{name}.rules.similarity=null"
         )
     if not any((config["data"].get("pairs") or {}).get(given) for given in ("shards", "sources")):
         yield "the data has no shards that could be filtered; give data=webdataset data.shards=FOLDER"
@@ -89,33 +94,33 @@ def _rule_faults(rules: Any) -> Iterator[str]:
 def _limit_faults(rule: str, setting: Setting) -> Iterator[str]:
     place, low, high = f"rules.{rule}", setting.get("min"), setting.get("max")
     for field, value in (("min", low), ("max", high)):
-        if value is not None and not _number(value):
-            yield f"{place}.{field}={value!r} must be a number, or null for no limit"
-            return
+        if value is not None:
+            faults = list(number_faults(f"{place}.{field}", value, note=", or null for no limit"))
+            yield from faults
+            if faults:
+                return
     if low is not None and high is not None and low > high:
         yield f"{place}: min={low} is above max={high}, so it would drop every pair"
-    share = setting.get("keep_share")
-    if share is not None and not (_number(share) and 0 < share <= 1):
-        yield f"{place}.keep_share={share!r} must be above 0 and at most 1, the share of most similar pairs to keep, or null"
+    if (share := setting.get("keep_share")) is not None:
+        note = " and at most 1, the share of most similar pairs to keep, or null"
+        yield from number_faults(f"{place}.keep_share", share, above=0, most=1, note=note)
     if rule in LANGUAGES:
         yield from _language_faults(rule, setting)
     if rule == "same_picture":
-        bounds = {"least": 0, "most": MOST_DISTANCE, "note": ": bits of 64 that may differ; 0 is equal"}
-        yield from number_faults(f"{place}.distance", setting.get("distance"), whole=True, **bounds)
+        name, note = f"{place}.distance", ": bits of 64 that may differ; 0 is equal"
+        distance = setting.get("distance")
+        yield from number_faults(name, distance, least=0, most=MOST_DISTANCE, whole=True, note=note)
     if rule == "same_caption":
-        bounds = {"least": 1, "note": ": how often a caption may occur"}
-        yield from number_faults(f"{place}.copies", setting.get("copies"), whole=True, **bounds)
+        name, note = f"{place}.copies", ": how often a caption may occur"
+        yield from number_faults(name, setting.get("copies"), least=1, whole=True, note=note)
 
 
 def _language_faults(rule: str, setting: Setting) -> Iterator[str]:
-    allowed, low = setting.get("allowed"), setting.get("min")
+    allowed = setting.get("allowed")
     if not isinstance(allowed, list) or not allowed:
-        yield f"rules.{rule}.allowed={allowed!r} must be a list, as in {'[latin, han]' if rule == 'scripts' else '[en, zh]'}"
+        example = "[latin, han]" if rule == "scripts" else "[en, zh]"
+        yield f"rules.{rule}.allowed={allowed!r} must be a list, as in {example}"
     elif rule == "scripts" and (unknown := [one for one in allowed if one not in SCRIPTS]):
-        yield f"rules.scripts.allowed: there is no script {unknown[0]!r}; {did_you_mean(unknown[0], SCRIPTS)}"
-    if low is None or not 0 <= low <= 1:
-        yield f"rules.{rule}.min={low!r} must be a share from 0 to 1"
-
-
-def _number(value: Any, whole: bool = False) -> bool:
-    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        nearest = did_you_mean(unknown[0], SCRIPTS)
+        yield f"rules.scripts.allowed: there is no script {unknown[0]!r}; {nearest}"
+    yield from number_faults(f"rules.{rule}.min", setting.get("min"), least=0, most=1)

@@ -31,8 +31,8 @@ def stream_faults(data: Mapping[str, Any], processes: int | None, look: bool) ->
     if workers and turns % workers:
         fitting = ", ".join(str(n) for n in range(turns + 1) if n == 0 or turns % n == 0)
         yield (
-            f"data.num_workers={workers} processes cannot share data.turns={turns} evenly; fitting numbers: {fitting}; "
-            "a new run may have more turns"
+            f"data.num_workers={workers} processes cannot share data.turns={turns} evenly; fitting "
+            f"numbers: {fitting}; a new run may have more turns"
         )
     if processes and lanes % processes:
         fitting = f"{processes}, {2 * processes}, ..."
@@ -49,7 +49,8 @@ def _source_faults(data: Mapping[str, Any]) -> Iterator[str]:
         return
     opened = {}
     for name, source in given.items():
-        setting = "data.shards" if name == ONLY and not data.get("sources") else f"data.sources.{name}.shards"
+        alone = name == ONLY and not data.get("sources")
+        setting = "data.shards" if alone else f"data.sources.{name}.shards"
         try:
             if not (isinstance(source["shards"], Mapping) and "_target_" in source["shards"]):
                 opened[name] = open_shards(source["shards"])
@@ -74,7 +75,8 @@ def _check_shards(shards: Shards) -> None:
                 return
         except ShardError as error:
             fault = fault or error
-    raise ValueError(f"there is no sample in {min(TRIES, len(shards))} of {len(shards)} shards" + (f": {fault}" if fault else ""))
+    why = f": {fault}" if fault else ""
+    raise ValueError(f"there is no sample in {min(TRIES, len(shards))} of {len(shards)} shards{why}")
 
 
 def _missing_files(shards: Shards) -> Iterator[str]:

@@ -96,10 +96,10 @@ class FilterJob(NamedTuple):
         for number in self.unscored(numbers):
             rows = read_rows(scores_file(place, number))
             good = next((row for row in rows if UNUSABLE not in row), {})
-            if lacking := [
-                rule for rule in (SIMILARITY, "language") if good and self.settings.rules.get(rule) and rule not in good
-            ]:
-                raise ValueError(f"scores_from={place} has no {lacking[0]}; set stages.{self.name}.rules.{lacking[0]}=null")
+            rules = [rule for rule in (SIMILARITY, "language") if self.settings.rules.get(rule)]
+            if lacking := [rule for rule in rules if good and rule not in good]:
+                remedy = f"set stages.{self.name}.rules.{lacking[0]}=null"
+                raise ValueError(f"scores_from={place} has no {lacking[0]}; {remedy}")
             self.keep(number, rows)
 
     def score(self, numbers: Sequence[int], ledger: Ledger) -> Iterator[int]:
@@ -140,7 +140,8 @@ class FilterJob(NamedTuple):
 
 def enter_rows(ledger: Ledger, rows: Sequence[Row]) -> None:
     """Enter the rows of the next shard; raises ValueError if too many cannot be used."""
-    bad = [Skipped(place, row["key"], row[UNUSABLE], row["reason"]) for place, row in enumerate(rows) if UNUSABLE in row]
+    unusable = [(place, row) for place, row in enumerate(rows) if UNUSABLE in row]
+    bad = [Skipped(place, row["key"], row[UNUSABLE], row["reason"]) for place, row in unusable]
     ledger.add(bad, len(rows) - len(bad))
 
 
@@ -164,7 +165,8 @@ def load_filter_model(settings: FilterSettings, build: Build, source: str | Path
     own = settings.scorer
     model, pairs = compose_filter_model(own, build)
     tensors = read_weights(source).for_model(None)
-    LoadReport.of(model, tensors, source=str(source), new=own.new, dropped=own.dropped).load(model, tensors)
+    report = LoadReport.of(model, tensors, source=str(source), new=own.new, dropped=own.dropped)
+    report.load(model, tensors)
     device, dtype = place_of(own.trainer)
     half = dtype if dtype in (torch.bfloat16, torch.float16) else None
     return SimilarityModel(model.eval().to(device), pairs, settings.mode, device, half)

@@ -50,9 +50,8 @@ def measure_pair(image: np.ndarray, caption: str, size: tuple[int, int], languag
 def script_shares(text: str) -> dict[str, float]:
     """Shares of a text's letters by script, the largest first."""
     counts = Counter(script for script in map(_script, text) if script)
-    return {
-        script: round(count / counts.total(), 4) for script, count in sorted(counts.items(), key=lambda one: (-one[1], one[0]))
-    }
+    largest_first = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    return {script: round(count / counts.total(), 4) for script, count in largest_first}
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -83,8 +82,8 @@ def picture_hash(image: np.ndarray) -> int:
     """A number of 64 bits in which alike pictures differ by few: which of the lowest frequencies of
     its brightness lie above their median (the "perceptual hash" of Zauner, 2010, with DC as one of
     its bits)."""
-    small = np.asarray(Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.int64)
-    found = (_cosines() @ small @ _cosines().T).ravel()
+    small = Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    found = (_cosines() @ np.asarray(small, dtype=np.int64) @ _cosines().T).ravel()
     above = 2 * found > np.sort(found)[KEPT * KEPT // 2 - 1 :][:2].sum()
     return int.from_bytes(np.packbits(above).tobytes())
 

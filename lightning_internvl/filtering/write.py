@@ -65,7 +65,8 @@ def write_shard(shards: JoinedShards, shard: int, folder: Path, reasons: Sequenc
     judged = zip(rows, reasons, strict=True)
     dropped = [{"key": row["key"], "rule": _reason_name(why)} for row, why in judged if why != KEPT]
     write_rows(folder / "dropped" / f"{shard:06d}.jsonl", dropped)
-    write_json(written_marker(folder, shard), _counts(shards.source(shard), rows, reasons, path.stat().st_size if kept else 0))
+    size = path.stat().st_size if kept else 0
+    write_json(written_marker(folder, shard), _counts(shards.source(shard), rows, reasons, size))
 
 
 def _records(shards: JoinedShards, shard: int, count: int) -> Iterable[Record]:
@@ -116,7 +117,9 @@ def _counts(source: str, rows: list[Row], reasons: Sequence[int], size: int) -> 
 
 def column_of(score: str, value: float) -> int:
     """The column of a histogram that a value falls into."""
-    return math.floor(value * PER_UNIT if score == SIMILARITY else PER_DOUBLING * math.log2(max(value, 1)))
+    if score == SIMILARITY:
+        return math.floor(value * PER_UNIT)
+    return math.floor(PER_DOUBLING * math.log2(max(value, 1)))
 
 
 def edge_of(score: str, column: int) -> float:
@@ -141,7 +144,8 @@ def sum_counts(folder: Path, shards: int) -> dict[str, Any]:
                 sums[kind].update({int(column): number for column, number in counts[kind].items()})
     total["dropped"] = {rule: total["dropped"][rule] for rule in ORDER if total["dropped"][rule]}
     total[UNUSABLE] = dict(sorted(total[UNUSABLE].items()))
-    total["histograms"] = {score: _table(score, total["histograms"][score]) for score in RANGES if score in total["histograms"]}
+    histograms = total["histograms"]
+    total["histograms"] = {s: _table(s, histograms[s]) for s in RANGES if s in histograms}
     return total
 
 
@@ -149,6 +153,11 @@ def _table(score: str, counts: Mapping[str, Counter[int]]) -> list[list[float]]:
     """[begin, end, seen, kept] of all columns that are not empty."""
     columns = sorted(counts["seen"])
     return [
-        [*(round(edge_of(score, c), 4) for c in (column, column + 1)), *(counts[k][column] for k in ("seen", "kept"))]
+        [
+            round(edge_of(score, column), 4),
+            round(edge_of(score, column + 1), 4),
+            counts["seen"][column],
+            counts["kept"][column],
+        ]
         for column in columns
     ]

@@ -104,10 +104,13 @@ class FileCheck:
                 root = str(records.root if source.image_root is None else source.image_root)
                 for line, record, error in records.scan():
                     self.statistics.records += 1
-                    for fault in (error,) if record is None else self._record(record, root, source):
-                        own = None if record is None or record.get("id") in (None, "") else str(record["id"])
-                        bad = fault.counts
-                        yield Fault(str(records.path), line, own, kind_of(fault), str(fault), bad)
+                    own, faults = None, [error] if error is not None else []
+                    if record is not None:
+                        own = None if record.get("id") in (None, "") else str(record["id"])
+                        faults = self._record(record, root, source)
+                    for fault in faults:
+                        kind, reason = kind_of(fault), str(fault)
+                        yield Fault(str(records.path), line, own, kind, reason, fault.counts)
 
     def _record(self, record: Mapping[str, Any], root: str, source: CheckedSource) -> Iterator[BadSample]:
         """What is wrong with one record; the first fault that training would meet, and notes."""
@@ -117,8 +120,8 @@ class FileCheck:
         except BadSample as error:
             yield error
             return
-        kind = "pairs" if entry.caption is not None else "messages" if "messages" in record else "conversations"
-        found.formats[kind] += 1
+        chats = "messages" if "messages" in record else "conversations"
+        found.formats["pairs" if entry.caption is not None else chats] += 1
         found.images[len(entry.images)] += 1
         found.videos += len(entry.videos)
         if source.chats:
@@ -142,18 +145,21 @@ class FileCheck:
                 self.statistics.sizes.append(size)
         for video in entry.videos:
             if not self.videos:
-                raise BadSample("it has videos, for which this recipe has no token; set data.video_token", "video")
-            frames = (
-                self._frames(_full_path(video, root)) if isinstance(video, str) else BadSample("a video is read by path", "video")
-            )
+                reason = "it has videos, for which this recipe has no token; set data.video_token"
+                raise BadSample(reason, "video")
+            if not isinstance(video, str):
+                raise BadSample("a video is read by path", "video")
+            frames = self._frames(_full_path(video, root))
             if isinstance(frames, BadSample):
                 raise frames
 
     def _turns(self, entry: Entry) -> None:
-        if self.videos and not entry.videos and any(VIDEO in message["content"] for message in entry.messages):
+        marked = any(VIDEO in message["content"] for message in entry.messages)
+        if self.videos and not entry.videos and marked:
             raise BadSample(f"0 videos but {VIDEO!r} marks", "placeholders")
         roles = [message["role"] for message in entry.messages]
-        if self.template is not None and roles[roles[0] == "system" :] != ["user", "assistant"] * (len(roles) // 2):
+        usual = roles[roles[0] == "system" :] == ["user", "assistant"] * (len(roles) // 2)
+        if self.template is not None and not usual:
             try:  # the order is not the usual one: it depends on the template
                 self.template.rounds(entry.messages, "</s>")
             except ValueError as error:
@@ -192,8 +198,10 @@ class FileCheck:
     def _notes(self, entry: Entry, root: str, source: CheckedSource) -> Iterator[BadSample]:
         if source.pairs and not source.chats and entry.caption is None:
             yield Unwanted("it is a conversation, and the stages read image-caption pairs", "left out: no pair")
-        if any(isinstance(video, str) and self.videos and self._frames(_full_path(video, root)) == 1 for video in entry.videos):
-            yield Unwanted("its video has one frame and is seen as a still picture", "note: video of one frame")
+        paths = [_full_path(video, root) for video in entry.videos if isinstance(video, str)]
+        if self.videos and any(self._frames(path) == 1 for path in paths):
+            reason = "its video has one frame and is seen as a still picture"
+            yield Unwanted(reason, "note: video of one frame")
 
 
 def describe_fault(fault: Fault) -> str:

@@ -22,7 +22,8 @@ from lightning_internvl.model.compose import Build
 from lightning_internvl.validate.check_files import CheckedSource, FileCheck, Statistics, describe_fault
 from lightning_internvl.validate.preview import write_preview
 
-READERS = ("lightning_internvl.data.files.datasets.PairsFile", "lightning_internvl.data.files.datasets.ChatsFile")
+DATASETS = "lightning_internvl.data.files.datasets"
+PAIRS, CHATS = f"{DATASETS}.PairsFile", f"{DATASETS}.ChatsFile"
 SHOWN = 20  # faults that are printed; the file holds all
 
 
@@ -60,7 +61,8 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
     console.print(_table(found, kinds))
     share = bad / max(found.records, 1)
     seconds = time.monotonic() - begun
-    console.print(f"{found.records} records read in {seconds:.1f} s; {bad} bad ({share:.2%}); data.max_bad_fraction={limit}")
+    read = f"{found.records} records read in {seconds:.1f} s; {bad} bad ({share:.2%})"
+    console.print(f"{read}; data.max_bad_fraction={limit}")
     for stage in stages:
         _preview(stage, folder, build)
     return found.records > 0 and share <= limit
@@ -74,24 +76,23 @@ def checked_sources(stages: Sequence[StageSettings]) -> list[CheckedSource]:
             validation = node.get("validation")
             paths = [node.get("path"), validation if isinstance(validation, str) else None]
             for path in filter(None, paths):
-                options = {"image_root": node.get("image_root"), "caption_request": node.get("caption_request") or ""}
                 before = found.get(str(path))
-                pairs, chats = (node["_target_"] == reader or bool(before and was) for reader, was in _known_readers(before))
-                found[str(path)] = CheckedSource(path, **options, pairs=pairs, chats=chats)
+                found[str(path)] = CheckedSource(
+                    path,
+                    image_root=node.get("image_root"),
+                    caption_request=node.get("caption_request") or "",
+                    pairs=node["_target_"] == PAIRS or (before is not None and before.pairs),
+                    chats=node["_target_"] == CHATS or (before is not None and before.chats),
+                )
     if not found:
         raise ValueError("data.validate=true: no file is given for the stages of the pipeline; give data.path=FILE")
     return list(found.values())
 
 
-def _known_readers(before: CheckedSource | None) -> list[tuple[str, bool]]:
-    was = (before.pairs, before.chats) if before else (False, False)
-    return list(zip(READERS, was, strict=True))
-
-
 def _readers(node: Any) -> Iterator[Mapping[str, Any]]:
     """Every dataset of files in a dataset's configuration, be it one or a mixture."""
     if isinstance(node, Mapping):
-        if node.get("_target_") in READERS:
+        if node.get("_target_") in (PAIRS, CHATS):
             yield node
         for child in node.values():
             yield from _readers(child)
@@ -104,10 +105,10 @@ def _make_check(stage: StageSettings | None, build: Build) -> FileCheck:
     options = {**stage.data.chats_collate, **stage.collate}
     node = (stage.parts.decoder or {}).get("tokenizer") or {}
     pretrained = node.get("pretrained")
-    here = "_target_" in node and ("pretrained" not in node or (pretrained and Path(str(pretrained)).exists()))
+    downloads = "pretrained" in node and not (pretrained and Path(str(pretrained)).exists())
     return FileCheck(
         template=load_template(options["template"], options.get("system")),
-        tokenizer=build(node) if here else None,
+        tokenizer=build(node) if "_target_" in node and not downloads else None,
         max_text_tokens=options.get("max_length") or options.get("max_text_tokens"),
         too_long=options.get("too_long") or "cut",
         videos=bool(stage.data.video_token),
@@ -133,16 +134,21 @@ def _table(found: Statistics, kinds: Counter[str]) -> Table:
     if kinds:
         table.add_section()
     table.add_row("records", f"{found.records:,}")
-    for title, counter in (("formats", found.formats), ("roles", found.roles)):
-        table.add_row(title, ", ".join(f"{name}: {count:,}" for name, count in counter.most_common()))
-    for title, numbers in (("questions a record", found.turns), ("images a record", found.images)):
-        table.add_row(title, ", ".join(f"{number}: {count:,}" for number, count in sorted(numbers.items())[:12]))
+    for title, counted in (
+        ("formats", found.formats.most_common()),
+        ("roles", found.roles.most_common()),
+        ("questions a record", sorted(found.turns.items())[:12]),
+        ("images a record", sorted(found.images.items())[:12]),
+    ):
+        table.add_row(title, ", ".join(f"{name}: {count:,}" for name, count in counted))
     table.add_row("videos", f"{found.videos:,}")
     if found.sizes:
-        ordered = sorted(found.sizes, key=lambda size: size[0] * size[1])
-        low, middle, high = (f"{w} x {h}" for w, h in (ordered[0], ordered[len(ordered) // 2], ordered[-1]))
-        table.add_row("picture sizes", f"{low} to {high} px, median {middle} ({len(ordered):,} looked at)")
-    for title, lengths in (("characters", found.characters), (f"tokens (of {len(found.tokens):,} records)", found.tokens)):
+        sizes = sorted(found.sizes, key=lambda size: size[0] * size[1])
+        low, middle, high = (f"{w} x {h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
+        looked_at = f"({len(sizes):,} looked at)"
+        table.add_row("picture sizes", f"{low} to {high} px, median {middle} {looked_at}")
+    tokens = f"tokens (of {len(found.tokens):,} records)"
+    for title, lengths in (("characters", found.characters), (tokens, found.tokens)):
         if lengths:
             table.add_row(title, histogram(lengths))
     return table
@@ -152,5 +158,8 @@ def histogram(lengths: Sequence[int], width: int = 20) -> str:
     """Counts by powers of two as bars, one line each."""
     counts = Counter(max(0, math.ceil(math.log2(max(length, 1)))) for length in lengths)
     most = max(counts.values())
-    rows = range(min(counts), max(counts) + 1)
-    return "\n".join(f"up to {2**n:>7,}  {'█' * math.ceil(width * counts[n] / most):<{width}} {counts[n]:,}" for n in rows)
+    rows = []
+    for n in range(min(counts), max(counts) + 1):
+        bar = "█" * math.ceil(width * counts[n] / most)
+        rows.append(f"up to {2**n:>7,}  {bar:<{width}} {counts[n]:,}")
+    return "\n".join(rows)

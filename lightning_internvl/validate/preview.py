@@ -49,10 +49,12 @@ def write_preview(settings: StageSettings, path: Path, build: Build) -> None:
     if not count:
         raise ValueError("there are no samples")
     total = count if data.endless else len(dataset)
-    shown = [_sample(dataset, view.training, place) for place in np.linspace(0, total - 1, count).astype(int).tolist()]
+    places = np.linspace(0, total - 1, count).astype(int).tolist()
+    sections = "".join(_sample(dataset, view.training, place) for place in places)
     legend = "<mark>marked text is learnt</mark>, <i>blue</i> stands for a picture"
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
-    write_text(path, f"{head}<h1>What {name} sees</h1><div>{legend}</div>{''.join(shown)}</html>\n")
+    head = f'<meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
+    body = f"<h1>What {name} sees</h1><div>{legend}</div>{sections}"
+    write_text(path, f'<!doctype html><html lang="en">{head}{body}</html>\n')
 
 
 def _sample(dataset: Any, collate: Any, place: int) -> str:
@@ -61,9 +63,12 @@ def _sample(dataset: Any, collate: Any, place: int) -> str:
         found = collate.prepare({**sample, "draw": (0, place)})
     except ValueError as error:
         return f"<section><b>left out</b>: {escape(str(error))}</section>"
-    pictures = [*found.get("pictures", ()), *found.get("videos", ())] or ([found["tiles"]] if "tiles" in found else [])
+    pictures = [*found.get("pictures", ()), *found.get("videos", ())]
+    if "tiles" in found:
+        pictures.append(found["tiles"])
     images = "".join(_image(square) for picture in pictures for square in picture)
-    return f"<section><h2>{escape(str(found['key']))}</h2><div>{images}</div>{''.join(_texts(found, collate))}</section>"
+    title, texts = escape(str(found["key"])), "".join(_texts(found, collate))
+    return f"<section><h2>{title}</h2><div>{images}</div>{texts}</section>"
 
 
 def _texts(found: dict[str, Any], collate: Any) -> Iterator[str]:
@@ -77,13 +82,15 @@ def _texts(found: dict[str, Any], collate: Any) -> Iterator[str]:
         else:  # an encoder-decoder: what is read, and what is written
             yield _row(collate, ids, [False] * len(ids)) + _row(collate, labels, [True] * len(labels))
     for task in getattr(collate, "tasks", ()):
-        learnt = [label != IGNORE_INDEX for label in found["itg_labels"]] if task == "itg" else [False] * len(found[task])
+        labels = found["itg_labels"] if task == "itg" else [IGNORE_INDEX] * len(found[task])
+        learnt = [label != IGNORE_INDEX for label in labels]
         yield f"<div>{task}</div>" + _row(collate, found[task], learnt)
 
 
 def _row(collate: Any, ids: Sequence[int], learnt: Sequence[bool]) -> str:
     tokenizer, names = collate.tokenizer, getattr(collate, "image_tokens", None)
-    visual = {tokenizer.convert_tokens_to_ids(token) for token in (names.context, names.video) if token} if names else set()
+    placeholders = [token for token in (names.context, names.video) if token] if names else []
+    visual = set(map(tokenizer.convert_tokens_to_ids, placeholders))
     parts = []
     for (is_learnt, is_visual), run in itertools.groupby(
         zip(ids, learnt, strict=True), key=lambda pair: (pair[1], pair[0] in visual)

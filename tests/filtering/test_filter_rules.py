@@ -41,7 +41,7 @@ def test_the_file_in_conf_is_valid() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"rules__similarity__keep_share": 0}, "rules.similarity.keep_share=0 must be above 0 and at most 1"),
+        ({"rules__similarity__keep_share": 0}, "rules.similarity.keep_share=0 must be a number above 0 and at most 1"),
         ({"rules__similarity__keep_share": 1.5}, "keep_share=1.5"),
         ({"rules__similarity__keep_share": "half"}, "keep_share='half'"),
         ({"rules__similarity": {"minimum": 0.2}}, "there is no setting 'minimum'; did you mean 'min'?"),
@@ -49,7 +49,7 @@ def test_the_file_in_conf_is_valid() -> None:
         ({"rules__side": {"min": 10, "max": 5}}, "rules.side: min=10 is above max=5, so it would drop every pair"),
         ({"rules__aspect": 3}, "rules.aspect=3 must be null"),
         ({"rules__scripts__allowed": ["klingon"]}, "there is no script 'klingon'"),
-        ({"rules__scripts__min": 2}, "rules.scripts.min=2 must be a share"),
+        ({"rules__scripts__min": 2}, "rules.scripts.min=2 must be a number from 0 to 1"),
         ({"rules__same_picture__distance": 40}, "rules.same_picture.distance=40"),
         ({"rules__same_caption__copies": 0}, "rules.same_caption.copies=0"),
         ({"rules": None}, "rules=None must name rules"),
