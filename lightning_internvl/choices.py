@@ -17,6 +17,7 @@ INHERITED = "inherited"  # parts, and how they read, from where a stage starts
 BACKENDS = ("auto", "xformers", "flash", "flex", "sdpa", "math")  # of attention
 PACKINGS = {None: None, False: None, True: "packed", "packed": "packed", "bucketed": "bucketed"}  # what data.packing may say
 METHODS = {"peft": ("lora", "dora"), "quantization": ("nf4", "int8", "bf16")}
+BY_SIZE = {"size": 1.0, "sqrt": 0.5}  # weights of datasets by their lengths, and the power of these
 
 PARTS = ("encoder", "middleware", "decoder")
 BLOCKWISE: dict[str, tuple[str | bool, ...]] = {  # and their words, beside null

@@ -140,7 +140,10 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _encode(image: np.ndarray, kind: str, quality: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG" if kind == "jpg" else "PNG", **({"quality": quality} if kind == "jpg" else {}))
+    if kind == "jpg":
+        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    else:
+        Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -152,7 +155,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"there is no setting {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
     if missing := [name for name in ("to", "pairs") if name not in given]:
         raise ValueError(f"give {' and '.join(f'{name}=VALUE' for name in missing)}")
-    settings = {name: value if name in ("to", "format") else yaml.safe_load(value) for name, value in given.items()}
+    texts = ("to", "format")
+    settings: dict[str, Any] = {name: value if name in texts else yaml.safe_load(value) for name, value in given.items()}
     files = write_scene_shards(**settings)
     print(f"{len(files)} shards in {settings['to']}")
 

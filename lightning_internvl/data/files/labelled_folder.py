@@ -7,6 +7,7 @@ Their samples are {"image": (H, W, 3) uint8, "label", "key"}.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,6 @@ class HeldOutFolder:
 class LabelledImages:
     """`images` (N, S, S, 3) uint8, the class of each, and for every class its prompts."""
 
-    images: np.ndarray
+    images: Sequence[np.ndarray] | np.ndarray
     labels: list[int]
     prompts: list[list[str]]

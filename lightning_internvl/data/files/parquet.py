@@ -12,6 +12,15 @@ from lightning_internvl.data.files.records import Records, ScannedRecord, digest
 KEPT_BYTES = 2 * 2**30  # of decoded row groups, in each process
 
 
+def check_pyarrow(path: str | Path) -> None:
+    """Raises ValueError naming a file that needs it where pyarrow is not installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        install = "pip install -r requirements-parquet.txt"
+        raise ValueError(f"{path}: parquet needs pyarrow: {install}") from error
+
+
 class ParquetRecords(Records):
     """One record a row; columns are the names. Row groups that were read are kept up to 2 GiB.
 
@@ -59,11 +68,10 @@ class ParquetRecords(Records):
 
     def _file(self) -> Any:
         if self._opened is None:
-            try:
-                import pyarrow
-                import pyarrow.parquet
-            except ImportError as error:
-                raise ValueError(f"{self.path}: parquet needs pyarrow: pip install -r requirements-parquet.txt") from error
+            check_pyarrow(self.path)
+            import pyarrow
+            import pyarrow.parquet
+
             try:
                 self._opened = pyarrow.parquet.ParquetFile(self.path)
             except (pyarrow.ArrowException, OSError) as error:

@@ -7,6 +7,7 @@ import bisect
 import itertools
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,18 @@ class JoinedRecords:
         apart: the records set apart, in place of the others.
     """
 
-    def __init__(self, sources: Sequence[Records], length: int | None = None, held_out: float = 0.0, apart: bool = False) -> None:
-        self.sources, self.limit, self.held_out, self.apart = list(sources), length, held_out, apart
-        self._ends: list[int] | None = None
-        self._kept: array | None = None
+    def __init__(
+        self,
+        sources: Sequence[Records],
+        length: int | None = None,
+        held_out: float = 0.0,
+        apart: bool = False,
+    ) -> None:
+        self.sources, self.limit = list(sources), length
+        self.held_out, self.apart = held_out, apart
 
     def __len__(self) -> int:
-        return len(self._places()) if self.held_out else self._total()
+        return len(self._places) if self.held_out else self._total
 
     def read(self, position: int) -> tuple[Records, dict[str, Any], int]:
         """The source of a record, the record, and its line there, counted from 1.
@@ -125,23 +131,27 @@ class JoinedRecords:
         """
         if not 0 <= position < len(self):
             raise IndexError(f"record {position} of {len(self)}")
-        source, place = self._source(self._places()[position] if self.held_out else position)
+        source, place = self._source(self._places[position] if self.held_out else position)
         record, line = source.read(place)
         return source, record, line
 
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(itertools.accumulate(len(source) for source in self.sources))
+
+    @property
     def _total(self) -> int:
-        if self._ends is None:
-            self._ends = list(itertools.accumulate(len(source) for source in self.sources))
         return self._ends[-1] if self.limit is None else min(self.limit, self._ends[-1])
 
     def _source(self, position: int) -> tuple[Records, int]:
-        total = self._total()
-        which = bisect.bisect_right(self._ends, position) if total else 0
+        which = bisect.bisect_right(self._ends, position)
         return self.sources[which], position - (self._ends[which - 1] if which else 0)
 
-    def _places(self) -> array:
-        if self._kept is None:
-            places = (self._source(position) for position in range(self._total()))
-            below = self.held_out * DIGESTS
-            self._kept = array("q", (n for n, (source, at) in enumerate(places) if (source.digest(at) < below) == self.apart))
-        return self._kept
+    @cached_property
+    def _places(self) -> array[int]:
+        below, chosen = self.held_out * DIGESTS, array("q")
+        for position in range(self._total):
+            source, place = self._source(position)
+            if (source.digest(place) < below) == self.apart:
+                chosen.append(position)
+        return chosen

@@ -196,7 +196,9 @@ class RecordFile(Records):
             raise ValueError(f"{self.path}: not a JSON list of records; a file of one record a line ends in .jsonl")
         offset, line, counted = 0, 1, 0
         while True:
-            position = BETWEEN.match(text, position).end()
+            between = BETWEEN.match(text, position)
+            assert between is not None  # it matches nothing at all too
+            position = between.end()
             offset, line = offset + len(text[counted:position].encode()), line + text.count("\n", counted, position)
             if text[position : position + 1] == "]":
                 return

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
+from lightning_internvl.choices import BY_SIZE
 from lightning_internvl.data.order.sampler import permuted
 
 ENDLESS = 2**40
 BLOCK = 1024  # positions (or runs) over which the shares are kept to the sample
 KEPT_BLOCKS = 4
-BY_SIZE = {"size": 1.0, "sqrt": 0.5}
 
 
 class _SourceBlock(NamedTuple):
@@ -63,7 +63,9 @@ class Mixture(Dataset[dict[str, Any]]):
             raise ValueError(f"a mixture needs datasets, and 1 or more for {run=} and {samples_per_step=}")
         self.datasets, self.run, self.seed = dict(datasets), run, seed
         self.names = list(self.datasets)
-        knots = [{"step": 0, "weights": weights}] if schedule is None else list(schedule)
+        knots: Sequence[Mapping[str, Any]] = schedule or []
+        if schedule is None:
+            knots = [{"step": 0, "weights": weights}]
         steps = [int(knot["step"]) for knot in knots]
         if not steps or steps[0] != 0 or steps != sorted(set(steps)):
             raise ValueError(f"the steps of a schedule start at 0 and rise, but they are {steps}")
@@ -114,11 +116,13 @@ class Mixture(Dataset[dict[str, Any]]):
 
     def _by_size(self, rule: str) -> dict[str, float]:
         if rule not in BY_SIZE:
-            raise ValueError(f"weights={rule!r} is not known; valid choices: {', '.join(BY_SIZE)}, or a weight for each name")
+            choices = f"{', '.join(BY_SIZE)}, or a weight for each name"
+            raise ValueError(f"weights={rule!r} is not known; valid choices: {choices}")
         lengths = {name: _length(dataset) for name, dataset in self.datasets.items()}
-        if endless := [name for name, length in lengths.items() if length is None]:
-            raise ValueError(f"weights={rule!r} needs datasets with a length; without one: {', '.join(endless)}")
-        return {name: length ** BY_SIZE[rule] for name, length in lengths.items()}
+        weights = {name: n ** BY_SIZE[rule] for name, n in lengths.items() if n is not None}
+        if endless := ", ".join(name for name in lengths if name not in weights):
+            raise ValueError(f"weights={rule!r} needs datasets with a length; without one: {endless}")
+        return weights
 
     def _before(self, number: int) -> np.ndarray:
         """How many runs each dataset has in the blocks before this one: the integral of its share,

@@ -179,9 +179,9 @@ class RandomCrop(Processor):
 
     def _part(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width = image.shape[:2]
-        low, high = self.ratio
+        (least, most), (low, high) = self.scale, self.ratio
         for _ in range(10):
-            area = height * width * rng.uniform(*self.scale)
+            area = height * width * rng.uniform(least, most)
             ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_internvl.data.processors.basic import BICUBIC, CLIP_MEAN, CLIP_STD, Processor, to_pixels
+from lightning_internvl.data.processors.resize import resized
 
 HALF = (0.5, 0.5, 0.5)
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": BICUBIC}
@@ -39,7 +40,14 @@ class PaddedSquare(Processor):
         self.colour = tuple(int(255 * value) for value in self.mean)
 
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
-        return padded(image, self.image_size, self.colour, self.min_side, self.nearest)[None]
+        side, longest = self.image_size, max(image.shape[:2])
+        # In the order of operations of each, which decides halves.
+        if self.nearest:
+            sides = [round(length * (side / longest)) for length in image.shape[:2]]
+        else:
+            sides = [int(length / longest * side) for length in image.shape[:2]]
+        height, width = (max(length, self.min_side) for length in sides)
+        return centred(resized(image, width, height), side, self.colour)[None]
 
 
 class PaddedPair(PaddedSquare):
@@ -92,17 +100,12 @@ class PaddedPair(PaddedSquare):
         return {**super().blank(squares, device), "high_res_pixel_values": high}
 
 
-def padded(image: np.ndarray, side: int, colour: Sequence[int], min_side: int, nearest: bool) -> np.ndarray:
-    """(H, W, 3) uint8 -> (side, side, 3) uint8: the longest side resized to `side`, centred on a
-    square of `colour`."""
-    longest = max(image.shape[:2])  # in the order of operations of each, which decides halves
-    sides = (round(length * (side / longest)) if nearest else int(length / longest * side) for length in image.shape[:2])
-    height, width = (max(length, min_side) for length in sides)
-    if (height, width) != image.shape[:2]:
-        image = np.asarray(Image.fromarray(image).resize((width, height), BICUBIC))
-    square = np.empty((side, side, 3), dtype=np.uint8)
-    square[:] = colour
+def centred(image: np.ndarray, side: int, colour: Sequence[int]) -> np.ndarray:
+    """(H, W, 3) uint8 -> (side, side, 3) uint8 with the picture in the middle of a square of `colour`;
+    of an odd difference the smaller part comes first."""
+    height, width = image.shape[:2]
     top, left = (side - height) // 2, (side - width) // 2
+    square = np.full((side, side, 3), colour, dtype=np.uint8)
     square[top : top + height, left : left + width] = image
     return square
 
@@ -134,13 +137,5 @@ class PadSquare(Processor):
         return self._resized(self.square(image))[None]
 
     def square(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 -> (L, L, 3) with the longer side L; of an odd difference the smaller
-        part comes first."""
-        height, width = image.shape[:2]
-        if height == width:
-            return image
-        longer = max(height, width)
-        top, left = (longer - height) // 2, (longer - width) // 2
-        padded = np.full((longer, longer, 3), self.colour, dtype=np.uint8)
-        padded[top : top + height, left : left + width] = image
-        return padded
+        """(H, W, 3) uint8 -> (L, L, 3) with the longer side L."""
+        return centred(image, max(image.shape[:2]), self.colour)

@@ -118,7 +118,7 @@ class SceneChats(_SceneDataset):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         scene = self.scene(position)
-        conversation = []
+        conversation: list[dict[str, str]] = []
         for turn in self.questions(position):
             mark = "" if conversation else f"{IMAGE}\n"
             conversation.append({"role": "user", "content": mark + turn.question})

@@ -131,7 +131,8 @@ class Scenes:
     def _things(self, draws: _Draws) -> list[int]:
         """The thing of every object: one to three kinds, each repeated by its count; two objects at
         least."""
-        counts = TWO_KIND_COUNTS
+        counts: tuple[tuple[int, ...], ...] = TWO_KIND_COUNTS
+        kinds: tuple[int, ...]
         if self.split == "combinations":
             pairs = _held_out_list()
             kinds = pairs[draws.below(len(pairs))]

@@ -130,7 +130,7 @@ def draw(shares: Mapping[str, float], rng: np.random.Generator) -> str:
     for name, share in shares.items():
         if (left := left - share) < 0:
             return name
-    return next(reversed(shares))  # what rounding leaves
+    return list(shares)[-1]  # what rounding leaves
 
 
 def _pick(items: list[int], rng: np.random.Generator) -> int:

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from lightning_internvl.data.bad_samples import BadSample, Unwanted
 from lightning_internvl.data.files.conversations import CAPTION_REQUEST, read_entry
 from lightning_internvl.data.files.images import read_image
@@ -77,7 +79,7 @@ class ShardDataset(ABC):
     def mixture(self, samples_per_step: int, seed: int) -> Mixture:
         """Which source stands at which place in the stage's data."""
         # Places in a source are a matter of the readers
-        unmeasured = {name: object() for name in self.sources}
+        unmeasured: dict[str, Dataset[Any]] = {name: Dataset() for name in self.sources}
         steps = self.samples_per_step or samples_per_step
         return Mixture(unmeasured, {}, schedule=self.knots, samples_per_step=steps, run=self.run, seed=seed)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_internvl.choices import BY_SIZE
 from lightning_internvl.data.files.records import PARQUET
 from lightning_internvl.data.shards.tables import ParquetShards
 from lightning_internvl.data.shards.tar import Shards, TarShards
@@ -17,7 +18,6 @@ from lightning_internvl.messages import check_number, did_you_mean
 
 ONLY = "shards"  # the name of a source that has none
 SOURCE_KEYS = ("shards", "weight", "samples", "language")
-BY_SIZE = {"size": 1.0, "sqrt": 0.5}
 LOOKED_FOR = 200_000  # shards whose files are looked for before the start; of more the first ones
 # The shell and Hydra both want quotes around braces
 EXAMPLE = "'data.shards=\"DIR/{00000..00099}.tar\"'"
@@ -69,14 +69,18 @@ def weights_of(given: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int],
     """
     if isinstance(weights, str):
         if weights not in BY_SIZE:
-            raise ValueError(f"data.weights={weights!r} is not known; valid choices: null, {', '.join(BY_SIZE)}, numbers by name")
+            choices = f"null, {', '.join(BY_SIZE)}, numbers by name"
+            raise ValueError(f"data.weights={weights!r} is not known; valid choices: {choices}")
         known = [name for name, source in given.items() if source.get("samples")]
         if known and len(known) < len(given):
-            lacking = ", ".join(name for name in given if name not in known)
-            raise ValueError(f"data.weights={weights}: {lacking} must say their samples too, as {', '.join(known)} do")
+            others = ", ".join(name for name in given if name not in known)
+            as_others = f"as {', '.join(known)} do"
+            raise ValueError(f"data.weights={weights}: {others} must say their samples too, {as_others}")
         numbers = {name: source["samples"] for name, source in given.items()} if known else sizes
         return {name: float(number) ** BY_SIZE[weights] for name, number in numbers.items()}
-    found = {name: source.get("weight", 1) for name, source in given.items()} if weights is None else dict(weights)
+    found = {} if weights is None else dict(weights)
+    if weights is None:
+        found = {name: source.get("weight", 1) for name, source in given.items()}
     if unknown := [name for name in found if name not in given]:
         raise ValueError(f"data.weights: there is no source {unknown[0]!r}; {did_you_mean(unknown[0], given)}")
     if lacking := [name for name in given if name not in found]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from lightning_internvl.data.files.parquet import check_pyarrow
 from lightning_internvl.data.files.records import PARQUET
 from lightning_internvl.data.shards.names import ShardNames, Urls, protocol_of
 from lightning_internvl.data.shards.tar import Record, ShardError, Shards
@@ -35,10 +36,7 @@ class ParquetShards(Shards):
         if by not in ("file", "row_group"):
             raise ValueError(f"{by=} is not known; valid choices: file, row_group")
         self.names = ShardNames(urls, PARQUET)
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise ValueError(f"{self.names[0]}: parquet needs pyarrow: pip install -r requirements-parquet.txt") from error
+        check_pyarrow(self.names[0])
         self.columns = columns
         self.groups: list[tuple[int, int]] | None = None
         if by == "row_group":

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from lightning_internvl.data.shards.names import ShardNames, Urls, protocol_of
 from lightning_internvl.data.shards.records import chats_of, pair_of
@@ -137,7 +137,8 @@ def _open_tar(name: str) -> Iterator[IO[bytes]]:
             import fsspec
 
             file = stack.enter_context(fsspec.open(name, "rb"))
-        yield gzip.GzipFile(fileobj=file) if name.endswith(("gz", "tgz")) else file
+        compressed = name.endswith(("gz", "tgz"))
+        yield cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if compressed else file
 
 
 def _records(members: TarMembers, start: int, first: int = 0) -> Iterator[MarkedRecord]:
