@@ -74,7 +74,8 @@ class FilterJob(NamedTuple):
         return Scorer(self.shards(), model, language=settings.needs_language, **sizes)
 
     def keep(self, number: int, rows: Sequence[Row]) -> None:
-        """Write the scores of a shard, and before them, because they mark it as scored, what is needed of them to decide."""
+        """Write the scores of a shard, and before them, because they mark it as scored, what is
+        needed of them to decide."""
         write_columns(self.columns, number, rows, self.settings.rules)
         write_rows(scores_file(self.folder, number), rows)
 

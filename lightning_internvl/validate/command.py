@@ -99,7 +99,8 @@ def _readers(node: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _make_check(stage: StageSettings | None, build: Build) -> FileCheck:
-    """The check with the template and, where it can be had without a download, the tokenizer of the stage's decoder."""
+    """The check with the template and, where it can be had without a download, the tokenizer of the
+    stage's decoder."""
     if stage is None:
         return FileCheck()
     options = {**stage.data.chats_collate, **stage.collate}
