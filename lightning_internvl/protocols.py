@@ -91,6 +91,22 @@ class Decoder(Protocol):
         """(B, new tokens)"""
 
 
+@runtime_checkable
+class HasShardingUnits(Protocol):
+    """A part with blocks, which are sharded, compiled and recomputed one by one."""
+
+    def sharding_units(self) -> list[nn.Module]:
+        """These blocks, in the order of the forward pass."""
+
+
+@runtime_checkable
+class HasTensorPlan(Protocol):
+    """A part that tensor parallelism can divide."""
+
+    def tensor_plan(self) -> TensorPlan:
+        """Its layers that are divided."""
+
+
 class Part(nn.Module):
     """Encoders, middlewares and decoders.
 

@@ -32,6 +32,7 @@ _MOVED = {
         "data.streamed": "data.shards.datasets",
         "data.table_shards": "data.shards.tables",
         "optim": "training.optim",
+        "stages.probe": "stages.supervised",
         "strategies": "distributed.fsdp2",
     }.items()
 }

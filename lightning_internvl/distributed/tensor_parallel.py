@@ -17,12 +17,12 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from lightning_internvl.protocols import TensorPlan
+from lightning_internvl.protocols import HasTensorPlan, TensorPlan
 
 
 def plan_of(part: nn.Module | None) -> TensorPlan | None:
     """The plan of a part, None where its layers are not divided."""
-    return part.tensor_plan() if hasattr(part, "tensor_plan") else None
+    return part.tensor_plan() if isinstance(part, HasTensorPlan) else None
 
 
 def styles_of(model: nn.Module) -> dict[nn.Module, ParallelStyle]:

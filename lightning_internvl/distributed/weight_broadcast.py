@@ -42,13 +42,15 @@ class Spread:
         """Take over from the first process what a checkpoint says beside its weights: their types, and how to generate."""
         own = dict(_tensors(model))
         lm = getattr(model.decoder, "lm", None)
-        told = [{name: tensor.dtype for name, tensor in own.items()}, getattr(lm, "generation_config", None)]
-        dist.broadcast_object_list(told)
-        if own.keys() != told[0].keys():
-            raise RuntimeError(f"processes have built different models: {sorted(own.keys() ^ told[0].keys())[:8]}")
-        self.dtypes = {id(own[name]): dtype for name, dtype in told[0].items()}
-        if told[1] is not None:
-            lm.generation_config = told[1]
+        dtypes = {name: tensor.dtype for name, tensor in own.items()}
+        message: list[Any] = [dtypes, getattr(lm, "generation_config", None)]
+        dist.broadcast_object_list(message)
+        dtypes, generation_config = message
+        if own.keys() != dtypes.keys():
+            raise RuntimeError(f"processes have built different models: {sorted(own.keys() ^ dtypes.keys())[:8]}")
+        self.dtypes = {id(own[name]): dtype for name, dtype in dtypes.items()}
+        if lm is not None and generation_config is not None:
+            lm.generation_config = generation_config
 
     def fill(self, module: nn.Module) -> None:
         """Tensors of a module that are not divided yet get the values that the first process has; those that are one stay one."""

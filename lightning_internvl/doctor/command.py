@@ -15,7 +15,7 @@ from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.console import console
 from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.doctor import equivalences as equals, single_stage as checks
-from lightning_internvl.doctor.rig import Result, Rig
+from lightning_internvl.doctor.harness import Harness, Result
 from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.layers.quantization import quantize
 from lightning_internvl.model.compose import Build
@@ -23,7 +23,7 @@ from lightning_internvl.pipeline import quiet_lightning, take_over
 from lightning_internvl.training.assembly import assemble
 
 SAMPLES = 8  # they make two micro-batches
-Check = Callable[[Rig], Iterable[Result]]
+Check = Callable[[Harness], Iterable[Result]]
 CHECKS: tuple[Check, ...] = (
     # First what needs no whole step: on a GPU a wrong number of placeholders ends all that comes after that step.
     checks.one_group, checks.labels, checks.placeholders, checks.step_by_step, checks.saved_activations,
@@ -47,8 +47,8 @@ def run_doctor(config: Config, build: Build) -> bool:
     source = config["init_from"]
     for settings in RunSettings.of(config).trained:
         console.rule(f"[bold]{settings.name}")
-        rig, source = rig_of(settings, build, source), None
-        for result in results_of(rig):
+        harness, source = harness_of(settings, build, source), None
+        for result in results_of(harness):
             found.append(result)
             word, style = MARKS[result.passed]
             console.print(Text.assemble((word, style), f"  {result.name}: {result.detail}"), soft_wrap=True)
@@ -59,7 +59,7 @@ def run_doctor(config: Config, build: Build) -> bool:
     return failed == 0
 
 
-def rig_of(settings: StageSettings, build: Build, source: str | None = None) -> Rig:
+def harness_of(settings: StageSettings, build: Build, source: str | None = None) -> Harness:
     """One stage, with the weights of a source or fresh ones, and a few of its samples.
 
     Raises:
@@ -74,16 +74,16 @@ def rig_of(settings: StageSettings, build: Build, source: str | None = None) -> 
         else:
             console.print("weights: fresh ones, the checks do not depend on what the stage before it has learnt", soft_wrap=True)
         quantize(parts.stage.model, settings.parts.quantization, keep=parts.stage.trained_names())
-        return Rig.of(parts, SAMPLES)
+        return Harness.of(parts, SAMPLES)
     except (ValueError, TypeError) as error:
         raise ValueError(f"stages.{settings.name}: {error}") from error
 
 
-def results_of(rig: Rig) -> Iterator[Result]:
+def results_of(harness: Harness) -> Iterator[Result]:
     """What all checks find. One that cannot go on has failed, for the reason that stopped it."""
     for check in CHECKS:
         try:
-            yield from check(rig)
+            yield from check(harness)
         except Exception as error:  # of any kind: what a step of the run would have met
             first = next(iter(str(error).splitlines()), "")
             yield Result(check.__name__.replace("_", " "), False, f"it stopped with {type(error).__name__}: {first}")

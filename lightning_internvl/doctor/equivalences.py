@@ -15,7 +15,7 @@ from lightning_internvl.choices import BACKENDS
 from lightning_internvl.data.collate.packed import PackedChats
 from lightning_internvl.decoders.hf_attention import use_ours
 from lightning_internvl.decoders.plora import mark
-from lightning_internvl.doctor.rig import GRADIENT, LOSS, Gradients, Result, Rig, same_bits, widen
+from lightning_internvl.doctor.harness import GRADIENT, LOSS, Gradients, Harness, Result, same_bits, widen
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.attention import backend_kept, choose_backend
 from lightning_internvl.messages import first_of
@@ -26,10 +26,10 @@ LOW = 3e-2  # how far kernels that compute in 16 bits may differ
 ALONE = (NextToken, Classification)  # objectives that judge each sample for itself
 
 
-def packed(rig: Rig) -> Iterator[Result]:
+def packed(harness: Harness) -> Iterator[Result]:
     """Samples that share rows give the loss and the gradients that they give in rows of their own."""
-    name, model = "packed = unpacked", rig.stage.model
-    if rig.settings.reads != "chats" or "next_token" not in rig.stage.objectives:
+    name, model = "packed = unpacked", harness.stage.model
+    if harness.settings.reads != "chats" or "next_token" not in harness.stage.objectives:
         yield Result(name, None, "this stage packs nothing")
         return
     try:
@@ -37,45 +37,49 @@ def packed(rig: Rig) -> Iterator[Result]:
     except ValueError as error:
         yield Result(name, None, str(error).partition(";")[0])
         return
-    rows = [rig.samples[:2], rig.samples[2:]]
-    with rig.loud():
-        alone = rig.gradients(rig.batch())
-        together = rig.gradients(rig.moved(PackedChats.pack(rig.collate, rows)))  # it needs no more than any chat collator has
-    yield _compared(name, together, alone, f"{len(rig.samples)} samples in {len(rows)} rows")
+    rows = [harness.samples[:2], harness.samples[2:]]
+    with harness.loud():
+        alone = harness.gradients(harness.batch())
+        packed_rows = PackedChats.pack(harness.collate, rows)  # it needs no more than any chat collator has
+        together = harness.gradients(harness.moved(packed_rows))
+    yield _compared(name, together, alone, f"{len(harness.samples)} samples in {len(rows)} rows")
 
 
-def accumulated(rig: Rig) -> Iterator[Result]:
+def accumulated(harness: Harness) -> Iterator[Result]:
     """Two micro-batches with unequally many labels make the step of one batch with all samples."""
-    name, objectives = "accumulated = large batch", rig.stage.model.objectives
-    alone = [n for n in rig.stage.objectives if isinstance(objectives[n], ALONE)]
-    others = [n for n in rig.stage.objectives if n not in alone]
+    name, objectives = "accumulated = large batch", harness.stage.model.objectives
+    alone = [n for n in harness.stage.objectives if isinstance(objectives[n], ALONE)]
+    others = [n for n in harness.stage.objectives if n not in alone]
     left_out = f"not for {', '.join(others)}, which compares the samples of a micro-batch" if others else ""
     if not alone:
         yield Result(name, None, left_out)
         return
-    with rig.loud():
-        compared = {n for n in rig.stage.losses(rig.batch()) if n not in alone}
-        rig.stage.weights = {**rig.stage.weights, **dict.fromkeys(compared, 0.0)}
-        halves = [rig.batch(half) for half in rig.halves]
-        parts, whole = rig.gradients(*halves), rig.gradients(rig.batch([one for half in rig.halves for one in half]))
+    with harness.loud():
+        compared = {n for n in harness.stage.losses(harness.batch()) if n not in alone}
+        harness.stage.weights = {**harness.stage.weights, **dict.fromkeys(compared, 0.0)}
+        halves = [harness.batch(half) for half in harness.halves]
+        parts, whole = (
+            harness.gradients(*halves),
+            harness.gradients(harness.batch([one for half in harness.halves for one in half])),
+        )
     yield _compared(name, parts, whole, "; ".join(filter(None, (f"2 micro-batches, {', '.join(alone)}", left_out))))
 
 
-def resumed(rig: Rig) -> Iterator[Result]:
+def resumed(harness: Harness) -> Iterator[Result]:
     """Two steps with a checkpoint, saved and loaded, between them lead to the weights of two steps without."""
     name = "resumed = uninterrupted"
-    with rig.kept() as start:
-        optimizer, scheduler = _built(rig)
-        _step(rig, optimizer, scheduler, 0)
-        saved = _saved(rig, optimizer, scheduler)
-        _step(rig, optimizer, scheduler, 1)
-        through = rig.tensors()
-        rig.restore(start)
-        optimizer, scheduler = _built(rig)
-        _load(rig, saved, optimizer, scheduler)
-        _step(rig, optimizer, scheduler, 1)
-        again = rig.tensors()
-    exact = rig.device.type == "cpu"  # on a GPU sums of one step may already differ in their order
+    with harness.kept() as start:
+        optimizer, scheduler = _built(harness)
+        _step(harness, optimizer, scheduler, 0)
+        saved = _saved(harness, optimizer, scheduler)
+        _step(harness, optimizer, scheduler, 1)
+        through = harness.tensors()
+        harness.restore(start)
+        optimizer, scheduler = _built(harness)
+        _load(harness, saved, optimizer, scheduler)
+        _step(harness, optimizer, scheduler, 1)
+        again = harness.tensors()
+    exact = harness.device.type == "cpu"  # on a GPU sums of one step may already differ in their order
     differ = [n for n, x in through.items() if not (same_bits(x, again[n]) if exact else _near(again[n], x))]
     found = f"{len(differ)} of {len(through)} tensors differ: {first_of(differ)}"
     size = f"{len(saved) / 2**20:.1f} MiB saved"
@@ -84,49 +88,49 @@ def resumed(rig: Rig) -> Iterator[Result]:
     )
 
 
-def backends(rig: Rig) -> Iterator[Result]:
+def backends(harness: Harness) -> Iterator[Result]:
     """All attention backends that run here give the loss and the gradients of the formula as written (`math`)."""
     name, names = "attention backends agree", []
     for backend in BACKENDS:
         try:
             with backend_kept():
-                _choose(rig, backend)
+                _choose(harness, backend)
         except ValueError:
             continue
         names += [backend] if backend not in ("auto", "math") else []
-    language_model = getattr(rig.stage.model.decoder, "lm", None)
+    language_model = getattr(harness.stage.model.decoder, "lm", None)
     if isinstance(language_model, PreTrainedModel):
         use_ours(language_model)
-    with backend_kept(), rig.loud():
-        found = {backend: _by(rig, backend) for backend in ("math", *names)}
-    results = [_compared(name, found[b], found["math"], f"{b} and math", low=_is_low(rig, b)) for b in names]
+    with backend_kept(), harness.loud():
+        found = {backend: _by(harness, backend) for backend in ("math", *names)}
+    results = [_compared(name, found[b], found["math"], f"{b} and math", low=_is_low(harness, b)) for b in names]
     failed = [result for result in results if not result.passed]
     yield Result(name, not failed, "; ".join(result.detail for result in failed or results))
 
 
-def merged(rig: Rig) -> Iterator[Result]:
+def merged(harness: Harness) -> Iterator[Result]:
     """Weights to which the adapters have been added do what weights and adapters do, in each layer and in all. The stage has no
     adapters afterwards."""
-    name, model = "merged = adapter", rig.stage.model
+    name, model = "merged = adapter", harness.stage.model
     layers = dict(peft.adapted(model))
     if not layers:
         yield Result(name, None, "this stage has no adapters")
         return
-    with torch.no_grad(), rig.exactly():
-        torch.manual_seed(rig.settings.seed)
+    with torch.no_grad(), harness.exactly():
+        torch.manual_seed(harness.settings.seed)
         widen(model)
         for inner, parameter in model.named_parameters():
             if ".lora_B." in inner:  # zero at the start, which would hide that an update is lost
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
-        rig.stage.eval()
-        inputs = {n: torch.randn(4, layer.get_base_layer().in_features, device=rig.device) for n, layer in layers.items()}
+        harness.stage.eval()
+        inputs = {n: torch.randn(4, layer.get_base_layer().in_features, device=harness.device) for n, layer in layers.items()}
         exact = all(layer.get_base_layer().weight.dtype == torch.float32 for layer in layers.values())
-        loss = float(rig.loss(rig.batch()))
+        loss = float(harness.loss(harness.batch()))
         mark(model, None)  # Partial LoRA still knows the rows of that batch
         states = {n: layer(inputs[n]) for n, layer in layers.items()}
         peft.merge(model)
         afters = {n: model.get_submodule(n)(x) for n, x in inputs.items()}
-        after = float(rig.loss(rig.batch()))
+        after = float(harness.loss(harness.batch()))
     limit = LOSS if exact else LOW
     worst = {n: _distance(afters[n], x) for n, x in states.items()}
     wrong = [f"{n} ({x:.1e})" for n, x in worst.items() if not x <= limit]
@@ -141,46 +145,46 @@ def _compared(name: str, one: Gradients, two: Gradients, what: str, low: bool = 
     return Result(name, passed, f"{what}: loss differs by {loss:.1e}, gradient by {gradient:.1e}")
 
 
-def _is_low(rig: Rig, backend: str) -> bool:
-    return rig.device.type == "cuda" and backend in ("flash", "xformers")
+def _is_low(harness: Harness, backend: str) -> bool:
+    return harness.device.type == "cuda" and backend in ("flash", "xformers")
 
 
-def _choose(rig: Rig, backend: str) -> None:
-    choose_backend(backend, rig.device, torch.bfloat16 if _is_low(rig, backend) else torch.float32)
+def _choose(harness: Harness, backend: str) -> None:
+    choose_backend(backend, harness.device, torch.bfloat16 if _is_low(harness, backend) else torch.float32)
 
 
-def _by(rig: Rig, backend: str) -> Gradients:
-    _choose(rig, backend)
-    low = torch.autocast("cuda", torch.bfloat16, enabled=_is_low(rig, backend))  # these kernels read 16 bits only
+def _by(harness: Harness, backend: str) -> Gradients:
+    _choose(harness, backend)
+    low = torch.autocast("cuda", torch.bfloat16, enabled=_is_low(harness, backend))  # these kernels read 16 bits only
     with low:
-        return rig.gradients(rig.batch())
+        return harness.gradients(harness.batch())
 
 
-def _built(rig: Rig) -> tuple[Optimizer, LRScheduler]:
-    optimizer = rig.optimizer()
-    return optimizer, rig.stage.scheduler(optimizer, total_steps=rig.stage.max_steps)
+def _built(harness: Harness) -> tuple[Optimizer, LRScheduler]:
+    optimizer = harness.optimizer()
+    return optimizer, harness.stage.scheduler(optimizer, total_steps=harness.stage.max_steps)
 
 
-def _step(rig: Rig, optimizer: Optimizer, scheduler: LRScheduler, number: int) -> None:
+def _step(harness: Harness, optimizer: Optimizer, scheduler: LRScheduler, number: int) -> None:
     optimizer.zero_grad(set_to_none=True)
-    rig.loss(rig.batch(rig.halves[number % 2])).backward()
+    harness.loss(harness.batch(harness.halves[number % 2])).backward()
     optimizer.step()
     scheduler.step()
 
 
-def _saved(rig: Rig, optimizer: Optimizer, scheduler: LRScheduler) -> bytes:
+def _saved(harness: Harness, optimizer: Optimizer, scheduler: LRScheduler) -> bytes:
     """What a checkpoint holds."""
-    checkpoint = {"state_dict": rig.stage.state_dict()}
-    rig.stage.on_save_checkpoint(checkpoint)
+    checkpoint = {"state_dict": harness.stage.state_dict()}
+    harness.stage.on_save_checkpoint(checkpoint)
     file = io.BytesIO()
     torch.save(checkpoint | {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, file)
     return file.getvalue()
 
 
-def _load(rig: Rig, saved: bytes, optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    checkpoint = torch.load(io.BytesIO(saved), map_location=rig.device, weights_only=True)
-    rig.stage.on_load_checkpoint(checkpoint)
-    rig.stage.load_state_dict(checkpoint["state_dict"], strict=rig.stage.strict_loading)
+def _load(harness: Harness, saved: bytes, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    checkpoint = torch.load(io.BytesIO(saved), map_location=harness.device, weights_only=True)
+    harness.stage.on_load_checkpoint(checkpoint)
+    harness.stage.load_state_dict(checkpoint["state_dict"], strict=harness.stage.strict_loading)
     optimizer.load_state_dict(checkpoint["optimizer"])
     scheduler.load_state_dict(checkpoint["scheduler"])
 

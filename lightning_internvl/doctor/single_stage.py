@@ -1,4 +1,4 @@
-"""What a step must do to every weight, and what the data must hold. Each check takes a rig and gives what it has found."""
+"""What a step must do to every weight, and what the data must hold. Each check takes a harness and gives what it has found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.doctor.rig import Result, Rig, labels_of, same_bits
+from lightning_internvl.doctor.harness import Harness, Result, labels_of, same_bits
 from lightning_internvl.messages import first_of
 from lightning_internvl.model.videos import joined
 from lightning_internvl.model.vlm import shifts_labels
@@ -18,20 +18,20 @@ from lightning_internvl.model.vlm import shifts_labels
 STEPS = 3  # the first one moves what starts at zero (LoRA's B, gates), the second what lies behind it
 
 
-def one_group(rig: Rig) -> Iterator[Result]:
+def one_group(harness: Harness) -> Iterator[Result]:
     """Every parameter that the stage will ever train is in exactly one group of the optimizer, and no other one is."""
     name = "one optimizer group each"
     try:
-        groups = rig.stage.optimizer(rig.stage.model, rig.stage.plan).param_groups
+        groups = harness.stage.optimizer(harness.stage.model, harness.stage.plan).param_groups
     except ValueError as error:
         yield Result(name, False, f"the optimizer cannot be built: {error}")
         return
     times = Counter(id(parameter) for group in groups for parameter in group["params"])
-    named = list(rig.stage.model.named_parameters())
-    trained = [(n, p) for n, p in named if rig.stage.plan.ever_trains(n)]
+    named = list(harness.stage.model.named_parameters())
+    trained = [(n, p) for n, p in named if harness.stage.plan.ever_trains(n)]
     missing = [n for n, p in trained if times[id(p)] == 0]
     twice = [n for n, p in trained if times[id(p)] > 1]
-    frozen = [n for n, p in named if not rig.stage.plan.ever_trains(n) and times[id(p)]]
+    frozen = [n for n, p in named if not harness.stage.plan.ever_trains(n) and times[id(p)]]
     unknown = len(times.keys() - {id(p) for _, p in named})
     faults = [
         f"{what}: {first_of(names)}" for what, names in (("in none", missing), ("in several", twice), ("frozen", frozen)) if names
@@ -40,24 +40,24 @@ def one_group(rig: Rig) -> Iterator[Result]:
     yield Result(name, not faults, "; ".join(faults) or f"{len(trained)} tensors in {len(groups)} groups")
 
 
-def step_by_step(rig: Rig) -> Iterator[Result]:
+def step_by_step(harness: Harness) -> Iterator[Result]:
     """In a few steps at each state of the freezing schedule every trained parameter gets a finite gradient and changes, and
     every frozen tensor stays as it is, bit by bit."""
-    last = rig.settings.max_steps - 1
-    states = sorted({min(step, last) for step in rig.stage.plan.changes()})
+    last = harness.settings.max_steps - 1
+    states = sorted({min(step, last) for step in harness.stage.plan.changes()})
     for state in states:
-        with rig.kept() as before:
-            rig.stage.plan.apply(rig.stage.model, state)
-            yield from _after_steps(rig, before, f" from step {state}" if len(states) > 1 else "")
+        with harness.kept() as before:
+            harness.stage.plan.apply(harness.stage.model, state)
+            yield from _after_steps(harness, before, f" from step {state}" if len(states) > 1 else "")
 
 
-def _after_steps(rig: Rig, before: dict[str, Tensor], when: str) -> Iterator[Result]:
-    model, optimizer = rig.stage.model, rig.optimizer()
+def _after_steps(harness: Harness, before: dict[str, Tensor], when: str) -> Iterator[Result]:
+    model, optimizer = harness.stage.model, harness.optimizer()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     lacking, wrong = set(trained), set[str]()
     for number in range(STEPS):
         optimizer.zero_grad(set_to_none=True)
-        rig.loss(rig.batch(rig.halves[number % 2])).backward()
+        harness.loss(harness.batch(harness.halves[number % 2])).backward()
         gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
         lacking -= gradients.keys()
         # Of the first step that has any: weights that became NaN by it would name all others.
@@ -68,9 +68,9 @@ def _after_steps(rig: Rig, before: dict[str, Tensor], when: str) -> Iterator[Res
     )
     told += [f"NaN or infinite: {first_of(sorted(wrong))}"] if wrong else []
     yield Result(f"finite gradients{when}", not told, "; ".join(told) or f"{len(trained)} tensors, {STEPS} steps")
-    after = rig.tensors()
+    after = harness.tensors()
     still = [name for name in trained if same_bits(before[name], after[name])]
-    idle = _without_effect(rig, [name for name in still if name not in lacking])
+    idle = _without_effect(harness, [name for name in still if name not in lacking])
     stuck, moved = [name for name in still if name not in idle], len(trained) - len(still)
     note = f"; {len(idle)} reach no loss, whatever they hold: {first_of(idle)}" if idle else ""
     detail = f"unchanged: {first_of(stuck)}" if stuck else f"{moved} tensors changed in {STEPS} steps{note}"
@@ -83,20 +83,20 @@ def _after_steps(rig: Rig, before: dict[str, Tensor], when: str) -> Iterator[Res
     yield Result(f"frozen weights stay{when}", not moved if fixed else None, detail if fixed else "nothing is frozen")
 
 
-def _without_effect(rig: Rig, names: list[str]) -> list[str]:
+def _without_effect(harness: Harness, names: list[str]) -> list[str]:
     """Those of the weights whose gradient is zero with other weights too: nothing reads what they compute, as in the last layer
     of a stream that ends there. A weight that is only stuck at zero is not among them."""
     if not names:
         return []
-    with rig.loud():
-        found = rig.gradients(rig.batch()).found
+    with harness.loud():
+        found = harness.gradients(harness.batch()).found
         return [name for name in names if not found[name].any()]
 
 
-def saved_activations(rig: Rig) -> Iterator[Result]:
+def saved_activations(harness: Harness) -> Iterator[Result]:
     """Frozen linear layers save nothing for gradients of their weights, and frozen parts with nothing trained before them save
     nothing at all."""
-    model = rig.stage.model
+    model = harness.stage.model
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad}
     towers: dict[str, nn.Module] = {}
     for name in ("encoder", "middleware"):
@@ -107,15 +107,15 @@ def saved_activations(rig: Rig) -> Iterator[Result]:
     if not linear and not towers:
         yield Result("frozen parts save nothing", None, "nothing is frozen")
         return
-    saved = _saved_inside(rig, {**linear, **towers})
+    saved = _saved_inside(harness, {**linear, **towers})
     found = [f"{name} ({count} tensors)" for name, count in saved.items()]
     checked = f"{len(linear)} linear layers" + "".join(f", {name}" for name in towers)
     yield Result("frozen parts save nothing", not found, f"activations of {first_of(found)}" if found else checked)
 
 
-def _saved_inside(rig: Rig, modules: dict[str, nn.Module]) -> dict[str, int]:
+def _saved_inside(harness: Harness, modules: dict[str, nn.Module]) -> dict[str, int]:
     """How many tensors that are no weights were saved for the backward pass in each module, in a step."""
-    weights = {p.untyped_storage().data_ptr() for p in rig.stage.model.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in harness.stage.model.parameters()}
     saved, inside = Counter[str](), list[str]()
 
     def note(tensor: Tensor) -> Tensor:
@@ -135,39 +135,39 @@ def _saved_inside(rig: Rig, modules: dict[str, nn.Module]) -> dict[str, int]:
     ]  # before what hooks add (Partial LoRA)
     try:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            rig.loss(rig.batch())
+            harness.loss(harness.batch())
     finally:
         for hook in hooks:
             hook.remove()
     return {name: saved[name] for name in modules if saved[name]}
 
 
-def labels(rig: Rig) -> Iterator[Result]:
+def labels(harness: Harness) -> Iterator[Result]:
     """Every sample has something to learn: labels that are not all masked."""
     name, masked, shares = "labels not all masked", [], []
-    shift = int(rig.settings.reads == "chats" and shifts_labels(rig.stage.model.decoder))
-    for one in rig.samples:
-        for key, found in labels_of(rig.batch([one])).items():
+    shift = int(harness.settings.reads == "chats" and shifts_labels(harness.stage.model.decoder))
+    for one in harness.samples:
+        for key, found in labels_of(harness.batch([one])).items():
             judged = found[:, shift:] if found.ndim > 1 else found
             shares.append(float((judged >= 0).float().mean()))
             masked += [f"{one['key']} ({key})"] if shares[-1] == 0 else []
     if not shares:
         yield Result(name, None, "this stage learns from pairs, without labels")
         return
-    detail = f"{min(shares):.0%} to {max(shares):.0%} of a sample, {len(rig.samples)} samples"
+    detail = f"{min(shares):.0%} to {max(shares):.0%} of a sample, {len(harness.samples)} samples"
     yield Result(name, not masked, f"nothing to learn in {first_of(masked)}" if masked else detail)
 
 
 @torch.no_grad()
-def placeholders(rig: Rig) -> Iterator[Result]:
+def placeholders(harness: Harness) -> Iterator[Result]:
     """The text of every sample holds as many placeholders as its pictures and videos have visual tokens."""
-    name, model = "placeholders = visual tokens", rig.stage.model
-    if rig.settings.reads != "chats":
+    name, model = "placeholders = visual tokens", harness.stage.model
+    if harness.settings.reads != "chats":
         yield Result(name, None, "this stage reads no placeholders")
         return
     faults, total = [], 0
-    for one in rig.samples:
-        batch = rig.batch([one])
+    for one in harness.samples:
+        batch = harness.batch([one])
         places = sum(
             int((batch["input_ids"] == kind).sum()) for kind in (model.image_token_id, model.video_token_id) if kind is not None
         )
@@ -176,4 +176,4 @@ def placeholders(rig: Rig) -> Iterator[Result]:
         tokens = len(visual) if model.attends or not len(pixels) else len(visual.flatten(0, -2))
         total += places
         faults += [f"{one['key']}: {places} placeholders, {tokens} visual tokens"] if places != tokens else []
-    yield Result(name, not faults, first_of(faults) or f"{total} of each in {len(rig.samples)} samples")
+    yield Result(name, not faults, first_of(faults) or f"{total} of each in {len(harness.samples)} samples")

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.encoders.tower import BlockList, Tower, embed_patches
+from lightning_internvl.encoders.tower import Tower, embed_patches
 from lightning_internvl.layers.basic import keep_random, resize_positions
-from lightning_internvl.layers.transformer import Block, block_plan, init_blocks
+from lightning_internvl.layers.transformer import Block, BlockList, block_plan, init_blocks
 from lightning_internvl.protocols import TensorPlan
 
 POST_NORMS = ("cls", "all", "unused")

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.encoders.tower import BlockList, Tower, embed_patches
+from lightning_internvl.encoders.tower import Tower, embed_patches
 from lightning_internvl.layers.attention import attend
 from lightning_internvl.layers.basic import (
     DropPath,
@@ -23,7 +23,7 @@ from lightning_internvl.layers.basic import (
     resize_positions,
     split_heads,
 )
-from lightning_internvl.layers.transformer import MLP
+from lightning_internvl.layers.transformer import MLP, BlockList
 from lightning_internvl.protocols import TensorPlan
 
 

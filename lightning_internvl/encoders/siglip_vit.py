@@ -54,7 +54,9 @@ class SiglipViT(CLIPViT):
     def finish(self, x_NPD: Tensor) -> Tensor:
         """The last block's output after the norm, behind the pooled vector where the head is used."""
         x = super().finish(x_NPD)
-        return torch.cat([self.head(x)[:, None], x], dim=1) if self.use_head else x
+        if self.head is None or not self.use_head:
+            return x
+        return torch.cat([self.head(x)[:, None], x], dim=1)
 
 
 class PoolingHead(nn.Module):

@@ -73,14 +73,6 @@ class Tower(Part):
         return x
 
 
-class BlockList(nn.Module):
-    """Blocks under the name `layers`, as transformers' checkpoints have them."""
-
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(blocks)
-
-
 def special_tokens(tower: nn.Module) -> int:
     """Tokens in front of the patches; one (CLS) where the tower does not say otherwise."""
     return getattr(tower, "special_tokens", 1)

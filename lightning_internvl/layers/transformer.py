@@ -6,7 +6,7 @@ Letters: B rows, T tokens, D width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,14 @@ class Block(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
+class BlockList(nn.Module):
+    """Blocks under the name `layers`, as transformers' checkpoints have them."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(blocks)
+
+
 class SelfAttention(nn.Module):
     """Attention with biases everywhere and no positions of its own."""
 
@@ -87,13 +95,14 @@ def block_plan(blocks: str, heads: int, mlp_dim: int) -> TensorPlan:
     return TensorPlan(columns, (f"{blocks}.self_attn.out_proj", f"{blocks}.mlp.fc2"), {"heads": heads, "mlp_dim": mlp_dim})
 
 
-def init_blocks(blocks: nn.ModuleList, dim: int) -> None:
+def init_blocks(blocks: Iterable[nn.Module], dim: int) -> None:
     """Start as OpenAI's CLIP does: deviations that keep the size of activations at any width and depth, zero biases."""
+    blocks = [block for block in blocks if isinstance(block, Block)]
     attention, narrow = dim**-0.5, dim**-0.5 * (2 * len(blocks)) ** -0.5
     for block in blocks:
-        layers = block.self_attn
+        layers, mlp = block.self_attn, block.mlp
         deviations = dict.fromkeys((layers.q_proj, layers.k_proj, layers.v_proj), attention)
-        deviations |= {layers.out_proj: narrow, block.mlp.fc2: narrow, block.mlp.fc1: (2 * dim) ** -0.5}
+        deviations |= {layers.out_proj: narrow, mlp.fc2: narrow, mlp.fc1: (2 * dim) ** -0.5}
         for layer, std in deviations.items():
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)

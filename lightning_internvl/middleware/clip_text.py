@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.layers.transformer import Block, init_blocks
+from lightning_internvl.layers.transformer import Block, BlockList, init_blocks
 from lightning_internvl.protocols import Part
 
 POOLINGS = ("eos", "argmax", "last")
@@ -75,7 +75,7 @@ class CLIPText(Part):
         nn.init.normal_(self.text_projection.weight, std=dim**-0.5)
         if text_bias:
             nn.init.zeros_(self.text_projection.bias)
-        if project_images:
+        if self.visual_projection is not None:
             nn.init.normal_(self.visual_projection.weight, std=encoder_dim**-0.5)
 
     def tokens_out(self, tokens_in: int) -> int:
@@ -106,7 +106,10 @@ class CLIPText(Part):
         """The place of the token that speaks for each text: (B,)."""
         if self.pooling == "last":
             return torch.full_like(ids_BL[:, 0], ids_BL.shape[1] - 1)
-        return (ids_BL if self.pooling == "argmax" else (ids_BL == self.eos_token_id).int()).argmax(dim=1)
+        if self.pooling == "argmax":
+            return ids_BL.argmax(dim=1)
+        assert self.eos_token_id is not None  # checked in __init__
+        return ids_BL.eq(self.eos_token_id).int().argmax(dim=1)
 
     def _mask(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor | None:
         """Who may look at whom: bool (B, 1, L, L); a row that would see nothing (padding on the left) sees itself."""
@@ -116,6 +119,13 @@ class CLIPText(Part):
         allowed = (square.tril() if self.causal else square) & mask_BL.bool()[:, None]
         empty = ~allowed.any(dim=-1, keepdim=True)
         return (allowed | (empty & torch.eye(len(square), dtype=torch.bool, device=ids_BL.device)))[:, None]
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, vocab_size: int, positions: int, dim: int) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, dim)
+        self.position_embedding = nn.Embedding(positions, dim)
 
 
 class TextTower(nn.Module):
@@ -134,11 +144,8 @@ class TextTower(nn.Module):
         embed_std: float,
     ) -> None:
         super().__init__()
-        self.embeddings = nn.Module()
-        self.embeddings.token_embedding = nn.Embedding(vocab_size, dim)
-        self.embeddings.position_embedding = nn.Embedding(positions, dim)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(Block(dim, heads, mlp_dim, act, eps) for _ in range(depth))
+        self.embeddings = _Embeddings(vocab_size, positions, dim)
+        self.encoder = BlockList([Block(dim, heads, mlp_dim, act, eps) for _ in range(depth)])
         self.final_layer_norm = nn.LayerNorm(dim, eps=eps)
         nn.init.normal_(self.embeddings.token_embedding.weight, std=embed_std)
         nn.init.normal_(self.embeddings.position_embedding.weight, std=embed_std / 2)

@@ -54,7 +54,7 @@ class PerceiverResampler(Part):
         self.norm = nn.LayerNorm(encoder_dim)
         init_normal(self, init_std)
         nn.init.normal_(self.latents, std=latent_std)
-        if max_frames:
+        if self.frame_embs is not None:
             nn.init.normal_(self.frame_embs)
 
     def tokens_out(self, tokens_in: int) -> int:

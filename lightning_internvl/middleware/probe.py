@@ -98,6 +98,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         variance = gather_with_grad((x - mean).square().mean(dim=0, keepdim=True)).mean(dim=0)
         with torch.no_grad():
             count = len(x) * world_size()
+            assert self.num_batches_tracked is not None and self.momentum is not None  # noqa: PT018
+            assert self.running_mean is not None and self.running_var is not None  # noqa: PT018
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)

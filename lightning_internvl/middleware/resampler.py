@@ -47,14 +47,11 @@ class Resampler(Part):
             raise ValueError(f"{num_queries=} must be a square number: the queries stand on a grid")
         if decoder_dim % head_dim or decoder_dim % 4:
             raise ValueError(f"the decoder's width {decoder_dim} must divide by {head_dim=}, and by 4 for the positions")
-        self.layers, self.skipped, self.num_queries, self.heads = (
-            (patch_layer,),
-            special_tokens,
-            num_queries,
-            decoder_dim // head_dim,
-        )
+        self.layers, self.skipped = (patch_layer,), special_tokens
+        self.num_queries, self.heads = num_queries, decoder_dim // head_dim
         self.query_tokens = nn.Parameter(torch.zeros(num_queries, decoder_dim))
         # Part of the checkpoint, but nothing that trains.
+        self.positions: Tensor
         self.register_buffer("positions", sincos_positions(decoder_dim, grid))
         self.kv_proj = nn.Linear(encoder_dim, decoder_dim, bias=False)
         self.ln_q, self.ln_kv, self.ln_post = (nn.LayerNorm(decoder_dim, eps=1e-6) for _ in range(3))

@@ -53,14 +53,15 @@ class ImagePlaceholders:
         """
         targets = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
         rows = [
-            self._row(*(t[slice(None) if self.keep_padding else mask.bool()] for t in (ids, mask, target)), tokens)
-            for ids, mask, target in zip(input_ids, attention_mask, targets, strict=True)
+            self._row(ids, mask, target, tokens) for ids, mask, target in zip(input_ids, attention_mask, targets, strict=True)
         ]
         ids, mask, target = (self._filled([row[i] for row in rows], value) for i, value in enumerate((EMPTY, 0, IGNORE_INDEX)))
         counts = (input_ids == self.id).sum(dim=1)
         return Expanded(ids, mask, None if labels is None else target, _shown(pixel_values, counts))
 
     def _row(self, ids: Tensor, mask: Tensor, target: Tensor, tokens: int) -> list[Tensor]:
+        if not self.keep_padding:
+            ids, mask, target = (t[mask.bool()] for t in (ids, mask, target))
         repeats = torch.where(ids == self.id, tokens, 1)
         target = target.masked_fill(ids == self.id, IGNORE_INDEX)
         return [t.repeat_interleave(repeats)[: self.max_length] for t in (ids, mask, target)]

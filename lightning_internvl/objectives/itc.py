@@ -78,7 +78,7 @@ class ITC(nn.Module):
             image, text, first = all_image, all_text, 0
             ids, ignored_B = (None if x is None else gather(x) for x in (image_ids_B, ignored_B))
         targets, ids_C = torch.arange(len(image), device=image.device) + first, None
-        if ids is not None:
+        if ids is not None and image_ids_B is not None:
             targets, ids_C = ids, gather(image_ids_B)
         each = ignored_B is not None
         losses = [self._losses(rows, columns, targets, ids_C, each) for rows, columns in ((image, all_text), (text, all_image))]
@@ -89,11 +89,17 @@ class ITC(nn.Module):
         """Of each row, (B,), or their mean."""
         pieces = number_of_chunks(len(rows_BE), self.chunk)
         if pieces == 1:
-            return self._judged(rows_BE, targets_B, columns_CE, ids_C, "none" if each else "mean")
-        found = checkpointed_chunks(lambda *rows: self._judged(*rows, columns_CE, ids_C, "none"), pieces, rows_BE, targets_B)
-        return torch.cat(found) if each else torch.cat(found).mean()
+            return self._chunk_losses(rows_BE, targets_B, columns_CE, ids_C, "none" if each else "mean")
 
-    def _judged(self, rows_BE: Tensor, targets_B: Tensor, columns_CE: Tensor, ids_C: Tensor | None, reduction: str) -> Tensor:
+        def chunk_losses(rows: Tensor, targets: Tensor) -> Tensor:
+            return self._chunk_losses(rows, targets, columns_CE, ids_C, "none")
+
+        losses = torch.cat(checkpointed_chunks(chunk_losses, pieces, rows_BE, targets_B))
+        return losses if each else losses.mean()
+
+    def _chunk_losses(
+        self, rows_BE: Tensor, targets_B: Tensor, columns_CE: Tensor, ids_C: Tensor | None, reduction: str
+    ) -> Tensor:
         """`targets` are numbers of columns or, with `ids_C`, ids that the matching columns have."""
         if ids_C is not None:
             same = (targets_B[:, None] == ids_C).float()

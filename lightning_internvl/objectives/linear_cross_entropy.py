@@ -49,12 +49,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = states.to(low)
         like = (rows, low), (weight, torch.float32), (bias, torch.float32)  # sums over chunks are kept in float32
         needed = zip(like, ctx.needs_input_grad[:3], strict=True)
-        grads = [torch.zeros_like(x, dtype=dtype) if needs else None for (x, dtype), needs in needed]
+        grads = [torch.zeros_like(x, dtype=dtype) if needs and x is not None else None for (x, dtype), needs in needed]
         with torch.autocast(kind, enabled=False):
             # In the lower type once, as `torch.autocast` would make them for each chunk.
             layer = weight.to(low), None if bias is None else bias.to(low)
             parts = zip(rows.tensor_split(pieces), targets.tensor_split(pieces), _parts(grads[0], pieces), strict=True)
-            total = sum(_chunk(part, *layer, wanted, smoothing, (place, *grads[1:])) for part, wanted, place in parts)
+            totals = [_chunk_loss(part, *layer, wanted, smoothing, (place, *grads[1:])) for part, wanted, place in parts]
+            total = sum(totals[1:], totals[0])
         ctx.save_for_backward(*grads)
         ctx.dtypes = states.dtype, weight.dtype, None if bias is None else bias.dtype
         return total
@@ -72,7 +73,7 @@ def _parts(x: Tensor | None, pieces: int) -> Sequence[Tensor | None]:
     return [None] * pieces if x is None else x.tensor_split(pieces)
 
 
-def _chunk(
+def _chunk_loss(
     states_CH: Tensor,
     weight_VH: Tensor,
     bias_V: Tensor | None,
@@ -83,7 +84,7 @@ def _chunk(
     """The summed loss of a chunk; gradients are written to those of its states and added to those of weight and bias."""
     grad_states, grad_weight, grad_bias = grads
     logits_CV = states_CH @ weight_VH.T if bias_V is None else torch.addmm(bias_V, states_CH, weight_VH.T)
-    losses_C, grad_CV = _judged(logits_CV.float(), targets_C, smoothing)
+    losses_C, grad_CV = _losses_and_gradient(logits_CV.float(), targets_C, smoothing)
     low_CV = grad_CV.to(states_CH.dtype)
     if grad_states is not None:
         torch.mm(low_CV, weight_VH, out=grad_states)
@@ -96,7 +97,7 @@ def _chunk(
     return losses_C.sum()
 
 
-def _judged(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+def _losses_and_gradient(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Losses (C,) and, in the place of the logits, their gradient (C, V)."""
     targets_C1, vocabulary = targets_C[:, None], logits_CV.shape[1]
     right_C1 = logits_CV.gather(1, targets_C1)

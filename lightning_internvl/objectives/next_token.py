@@ -43,10 +43,12 @@ class NextToken(nn.Module):
         """
         if shifts:
             hidden_BLH, labels_BL = hidden_BLH[:, :-1], labels_BL[:, 1:]
-        labelled, places = labels_BL != IGNORE_INDEX, (slice(None), slice(None))
-        if not labels_BL.is_meta:  # where no values are held, all tokens are taken, the most that it can be
+        labelled = labels_BL != IGNORE_INDEX
+        if labels_BL.is_meta:  # where no values are held, all tokens are taken, the most that it can be
+            states, targets = hidden_BLH.flatten(0, -2), labels_BL.flatten()
+        else:
             places = labelled.nonzero(as_tuple=True)  # once: the host waits for their number
-        states, targets = hidden_BLH[places].flatten(0, -2), labels_BL[places].flatten()
+            states, targets = hidden_BLH[places], labels_BL[places]
         return global_mean(self.total_loss(states, targets, head), labelled.sum())
 
     def total_loss(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from lightning_internvl.layers.quantization import quantized_bytes
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.plan.measure import PRECISIONS, Measured
 from lightning_internvl.plan.meter import ACTIVATIONS, COPIES, LOGITS, OTHER, parts_of
+from lightning_internvl.protocols import HasShardingUnits
 from lightning_internvl.stages import Stage
 
 GIB = 2**30
@@ -112,7 +113,7 @@ def gathered_bytes(model: VLM, element: int) -> int:
     type that is computed with, and gradients of what trains."""
     largest, inside = 0, set()
     for part in parts_of(model).values():
-        for unit in part.sharding_units() if hasattr(part, "sharding_units") else []:
+        for unit in part.sharding_units() if isinstance(part, HasShardingUnits) else []:
             own = list(unit.parameters())
             inside |= set(map(id, own))
             largest = max(largest, _gathered(own, element))

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.plan.kernels import Kernels
 from lightning_internvl.plan.meter import COPIES, Meter, parts_of
+from lightning_internvl.protocols import HasShardingUnits
 from lightning_internvl.training.activation_checkpointing import KEPT, has_backward
 
 PLACE = ("layer_idx", "layer_id", "layer_index")  # numbers that only say which block it is
@@ -58,7 +59,7 @@ class Units:
         self.kinds: dict[int, tuple[Any, list[nn.Parameter]]] = {}
         self.recompute: dict[int, str | None] = {}
         for name, part in parts_of(model).items():
-            for unit in part.sharding_units() if hasattr(part, "sharding_units") else []:
+            for unit in part.sharding_units() if isinstance(part, HasShardingUnits) else []:
                 self.recompute[id(unit)] = recompute.get(name)
                 unit.forward = self._replayed(unit, unit.forward)
 

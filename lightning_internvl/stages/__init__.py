@@ -3,9 +3,8 @@
 from lightning_internvl.stages.base import Stage
 from lightning_internvl.stages.contrastive import ContrastiveStage
 from lightning_internvl.stages.generative import GenerativeStage
-from lightning_internvl.stages.probe import ProbeStage
 from lightning_internvl.stages.retrieval import RetrievalStage
-from lightning_internvl.stages.supervised import SupervisedStage
+from lightning_internvl.stages.supervised import ProbeStage, SupervisedStage
 from lightning_internvl.stages.word_alignment import WordStage
 
 __all__ = ["ContrastiveStage", "GenerativeStage", "ProbeStage", "RetrievalStage", "Stage", "SupervisedStage", "WordStage"]

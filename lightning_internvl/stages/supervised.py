@@ -1,4 +1,4 @@
-"""Stage 3: the decoder answers questions about images (InternVL section 3.3, supervised fine-tuning)."""
+"""Stage 3: the decoder answers questions about images (InternVL section 3.3, supervised fine-tuning); and probes."""
 
 from __future__ import annotations
 
@@ -23,3 +23,15 @@ class SupervisedStage(Stage):
     def counts(self, batch: Batch) -> dict[str, int]:
         """Labelled tokens of the answers."""
         return {"next_token": labelled_tokens(batch["labels"], shifts=shifts_labels(self.model.decoder))}
+
+
+class ProbeStage(Stage):
+    """Classification by the probe that stands in the middleware's place (see `lightning_internvl.middleware.probe`): how much of
+    what a picture shows can be read from the frozen tower's features (InternVL section 4.2)."""
+
+    objectives = ("classification",)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Classification loss of one batch, a scalar."""
+        feats = self.features(batch, self.model.middleware.layers)
+        return {"classification": self.model.objectives["classification"](self.model.middleware(feats), batch["labels"])}

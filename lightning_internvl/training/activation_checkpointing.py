@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import _CachedTorchDispatchMode, checkpoint, create_selective_checkpoint_contexts
 
+from lightning_internvl.protocols import HasShardingUnits
+
 # What `selective` keeps. Not `bmm`: where attention has no kernel of its own, that would be the scores of all pairs of tokens.
 _KEPT_NAMES = (
     "mm", "addmm", "convolution", "_grouped_mm", "_scaled_mm",
@@ -38,7 +40,7 @@ def recompute_blocks(model: nn.Module, settings: Mapping[str, str | None]) -> No
     """
     for name, kind in settings.items():
         part = getattr(model, name, None)
-        if kind and hasattr(part, "sharding_units"):
+        if kind and isinstance(part, HasShardingUnits):
             for block in part.sharding_units():
                 # A bound method, so that a copy of the model gets one of its own.
                 block.forward = MethodType(_FORWARDS[kind], block)

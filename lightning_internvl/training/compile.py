@@ -11,6 +11,8 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from lightning_internvl.protocols import HasShardingUnits
+
 INDUCTOR = "inductor"  # the backend that makes code; the others run the graph as it is, to find faults
 LIMIT = 64  # variants of one kind of block: rows that vary in size, with a graph and without, training and not, each
 
@@ -25,7 +27,7 @@ def compile_blocks(model: nn.Module, settings: Mapping[str, str | bool | None]) 
     """
     for name, backend in settings.items():
         part = getattr(model, name, None)
-        if backend and hasattr(part, "sharding_units"):
+        if backend and isinstance(part, HasShardingUnits):
             for block in part.sharding_units():
                 block.compile(backend=INDUCTOR if backend is True else backend, dynamic=None, recompile_limit=LIMIT)
 

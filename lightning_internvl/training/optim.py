@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_internvl.layers.peft import plain_name
+from lightning_internvl.protocols import HasShardingUnits
 from lightning_internvl.stages.freezing import FreezePlan, check_matches, matches
 from lightning_internvl.stages.roles import has_role, model_roles, names_of
 
@@ -45,11 +46,11 @@ def parameter_groups(
         ValueError: for a pattern that matches no parameter, which is most often a typing error, or a rate that is none.
     """
     names = [plain_name(name) for name, _ in model.named_parameters()]
-    part_lr, roles, setting = dict(part_lr or {}), model_roles(model), "optimizer.part_lr"
-    for pattern in [pattern for pattern in part_lr if not has_role(pattern)]:
+    rates, roles, setting = dict(part_lr or {}), model_roles(model), "optimizer.part_lr"
+    for pattern in [pattern for pattern in rates if not has_role(pattern)]:
         check_matches(pattern, names, setting)
     # A name that has a rate of its own as it is written does not take that of its role.
-    named = {p: [n for n in names_of(p, roles, setting) if n == p or n not in part_lr] for p in part_lr}
+    named = {p: [n for n in names_of(p, roles, setting) if n == p or n not in rates] for p in rates}
     scales = layer_scales(model, layer_decay or {})
     groups: dict[tuple[str, str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -63,7 +64,7 @@ def parameter_groups(
             {
                 "params": [],
                 "name": f"{', '.join(filter(None, (pattern, layer))) or 'rest'}{'' if decays else ' (no decay)'}",
-                "lr": (part_lr[pattern] if pattern else lr) * scale,
+                "lr": (rates[pattern] if pattern else lr) * scale,
                 "weight_decay": weight_decay if decays else 0.0,
             },
         )
@@ -84,8 +85,8 @@ def layer_scales(model: nn.Module, layer_decay: Mapping[str, float]) -> dict[str
     found: dict[str, tuple[str, float]] = {}
     for part, rate in layer_decay.items():
         module = getattr(model, part, None)
-        if not hasattr(module, "sharding_units"):
-            able = [name for name, child in model.named_children() if hasattr(child, "sharding_units")]
+        if not isinstance(module, HasShardingUnits):
+            able = [name for name, child in model.named_children() if isinstance(child, HasShardingUnits)]
             raise ValueError(f"optimizer.layer_decay: {part!r} is no part with layers here; valid choices: {', '.join(able)}")
         if not 0.0 < rate <= 1.0:
             raise ValueError(f"optimizer.layer_decay.{part}={rate!r} must lie above 0 and at most at 1")
@@ -115,7 +116,7 @@ def adamw(
 ) -> Optimizer:
     """AdamW over `parameter_groups`."""
     groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
-    return _clipped(torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused))
+    return _clipped(torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused))
 
 
 def adamw_8bit(
@@ -141,7 +142,7 @@ def adamw_8bit(
 
     groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
     paged = paged and torch.cuda.is_available()
-    return bnb.optim.AdamW8bit(groups, lr=lr, betas=tuple(betas), eps=eps, min_8bit_size=min_8bit_size, is_paged=paged)
+    return bnb.optim.AdamW8bit(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, min_8bit_size=min_8bit_size, is_paged=paged)
 
 
 def sgd(
@@ -164,7 +165,7 @@ def sgd(
 def _clipped(optimizer: Optimizer) -> Optimizer:
     """A fused optimizer that takes gradients unscaled; from one that would unscale them itself, Lightning refuses to clip their
     norm in mixed precision, even in bf16, where nothing is scaled."""
-    optimizer._step_supports_amp_scaling = False
+    setattr(optimizer, "_step_supports_amp_scaling", False)  # noqa: B010 an attribute of fused optimizers alone
     return optimizer
 
 

@@ -46,7 +46,7 @@ class Gradients(NamedTuple):
 
 
 @dataclass
-class Rig:
+class Harness:
     """A stage that is ready for a step.
 
     Attributes:
@@ -63,8 +63,8 @@ class Rig:
     exact: bool = False
 
     @classmethod
-    def of(cls, assembly: Assembly, count: int) -> Rig:
-        """The rig of an assembled stage that has its weights."""
+    def of(cls, assembly: Assembly, count: int) -> Harness:
+        """The harness of an assembled stage that has its weights."""
         settings, stage, data, trainer = assembly
         trainer.log_every_n_steps = 0  # nothing is logged
         stage.trainer = trainer
