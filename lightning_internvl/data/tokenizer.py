@@ -86,7 +86,7 @@ def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> Pr
 
     Args:
         pretrained: a hub id, a local folder, a GGUF file or `package:NAME` (see
-            `sources.local_source`).
+            `hub.local_source`).
         extra_tokens: special tokens of a system, added likewise.
 
     Raises:

@@ -1,8 +1,8 @@
 """Checks files of records without training: every line is read and understood, of pictures only the
 headers.
 
-What it finds wrong is what training would skip; see `data.conversations` for the formats,
-`data.ledger` for what skipping means.
+What it finds wrong is what training would skip; see `data.files.conversations` for the
+formats, `data.bad_samples` for what skipping means.
 """
 
 from __future__ import annotations

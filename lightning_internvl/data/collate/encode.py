@@ -36,7 +36,7 @@ Runs = dict[str, Iterator[list[int]]]
 class TooLong(ValueError):
     """A conversation that does not fit; a placeholder is never cut off."""
 
-    kind = "too long"  # under which `data.ledger` counts it
+    kind = "too long"  # under which `Ledger` counts it
 
 
 def encode_conversation(

@@ -17,7 +17,7 @@ from lightning_internvl.data.files.table_rows import BOM, field_count_fault, fie
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson", *SEPARATORS)
 KINDS = (*LINES, ".json")
-PARQUET = (".parquet", ".pq")  # see `data.parquet`
+PARQUET = (".parquet", ".pq")  # see `ParquetRecords`
 BETWEEN = re.compile(r"[\s,]*")  # of the entries of a JSON list
 DIGESTS = 2**32  # how many there are
 

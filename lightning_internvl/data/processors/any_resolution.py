@@ -14,11 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_internvl.data.processors.basic import Processor, to_pixels
+from lightning_internvl.data.processors.basic import CLIP_MEAN, CLIP_STD, Processor, to_pixels
 from lightning_internvl.data.processors.resize import resized
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MOST_STRETCHED = 200  # the longer side over the shorter one
 
 
@@ -38,7 +36,7 @@ class AnyResolution(Processor):
         frame_pixels: the least and the most pixels of a frame.
         video_tokens: of a whole video; frames become smaller where there are many.
         mean, std: of the channels, on a scale from 0 to 1.
-        resize: what resizes pictures, pillow or torch (see `data.resizing`).
+        resize: what resizes pictures, pillow or torch (see `data.processors.resize`).
     """
 
     limit = "image_size"

@@ -52,7 +52,7 @@ class Processor(ABC):
     Args:
         image_size: S, side in pixels of what the encoder sees.
         mean, std: of the channels, on a scale from 0 to 1.
-        resize: what resizes pictures, pillow or torch (see `data.resizing`).
+        resize: what resizes pictures, pillow or torch (see `data.processors.resize`).
 
     Attributes:
         max_tiles: the most squares that one picture gives.
