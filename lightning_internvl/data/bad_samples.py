@@ -180,8 +180,8 @@ class Ledger:
 
     def counted(self) -> str:
         """How many of each kind and of each source, the most frequent first."""
-        counted = [", ".join(f"{name}: {number}" for name, number in one.most_common()) for one in (self.kinds, self.sources)]
-        return "; of ".join(filter(None, counted))
+        counted = (one.most_common() for one in (self.kinds, self.sources) if one)
+        return "; of ".join(", ".join(f"{name}: {n}" for name, n in counts) for counts in counted)
 
     def note(self) -> str:
         """A few words for the progress bar; none if every sample was used."""

@@ -149,7 +149,8 @@ class StageData(L.LightningDataModule):
         )
 
     def _samples(self, length: int | None) -> _PreparedSamples:
-        return _PreparedSamples(self.dataset, self.collate, self.seed, length, TRIES if self.max_bad_fraction else 1)
+        tries = TRIES if self.max_bad_fraction else 1
+        return _PreparedSamples(self.dataset, self.collate, self.seed, length, tries)
 
     def _sampler(self, batch_size: int, steps: int, start: int, length: int | None) -> StepBatchSampler:
         rank, size = data_parallel_rank_and_size(self.trainer)

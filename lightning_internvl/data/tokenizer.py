@@ -63,7 +63,7 @@ def toy_tokenizer(extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
     special = [*SPECIAL_TOKENS, *extra_tokens]
-    tokenizer.add_tokens([AddedToken(t, special=t not in KEPT_TOKENS, normalized=False) for t in special])
+    tokenizer.add_tokens(_added_tokens(special))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -72,6 +72,10 @@ def toy_tokenizer(extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
         padding_side="right",
         clean_up_tokenization_spaces=False,
     )
+
+
+def _added_tokens(tokens: Sequence[str]) -> list[AddedToken]:
+    return [AddedToken(t, special=t not in KEPT_TOKENS, normalized=False) for t in tokens]
 
 
 def _without_special(text: str) -> list[str]:
@@ -99,8 +103,9 @@ def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> Pr
         )
     tokenizer = AutoTokenizer.from_pretrained(local_source(pretrained), trust_remote_code=False)
     wanted = [*IMAGE_AND_BOX_TOKENS, *extra_tokens]
-    lacking = [token for token in wanted if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
-    tokenizer.add_tokens([AddedToken(token, special=token not in KEPT_TOKENS, normalized=False) for token in lacking])
+    unknown = (None, tokenizer.unk_token_id)
+    lacking = [token for token in wanted if tokenizer.convert_tokens_to_ids(token) in unknown]
+    tokenizer.add_tokens(_added_tokens(lacking))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -62,7 +62,8 @@ def read_captions(
     root = Path(images) if images else path.parent
     names = [list(found)[place] for place in evenly_spread(len(found), samples)] if found else []
     if not names:
-        raise ValueError(f"{path} lists no picture with a caption" + (f" of the split {split!r}" if split else ""))
+        of_split = f" of the split {split!r}" if split else ""
+        raise ValueError(f"{path} lists no picture with a caption{of_split}")
     if not (root / names[0]).is_file():
         raise ValueError(f"{path}: the picture {names[0]} is not in {root}; say where pictures are with images=FOLDER")
     paths = [root / name for name in names]

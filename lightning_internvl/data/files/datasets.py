@@ -50,8 +50,14 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         share = 0.0 if validation is None or isinstance(validation, str | Path) else float(validation)
         if not 0.0 <= share < 1.0:
             raise ValueError(f"data.validation={validation!r} must be a share from 0 on and below 1, or a file")
-        self.settings: dict[str, Any] = {"path": path, "image_root": image_root, "length": length, "validation": validation}
-        self.settings["caption_request"] = self.caption_request = caption_request
+        self.settings: dict[str, Any] = {
+            "path": path,
+            "image_root": image_root,
+            "length": length,
+            "validation": validation,
+            "caption_request": caption_request,
+        }
+        self.caption_request = caption_request
         self.records = JoinedRecords(open_records(path), length, share, apart)
         self.image_root = None if image_root is None else Path(image_root)
 
@@ -62,7 +68,8 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         """The data that is measured and never trained on; None without any."""
         validation = self.settings["validation"]
         if isinstance(validation, str | Path):
-            return type(self)(**{**self.settings, "path": validation, "length": None, "validation": None})
+            changes = {"path": validation, "length": None, "validation": None}
+            return type(self)(**{**self.settings, **changes})
         return type(self)(**self.settings, apart=True) if validation else None
 
     def __getitem__(self, position: int) -> dict[str, Any]:
@@ -71,7 +78,8 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         key = source.key(line) + marked
         try:
             entry = read_entry(record, self.caption_request)
-            return {**self.sample(entry, source.root if self.image_root is None else self.image_root), "key": key}
+            root = source.root if self.image_root is None else self.image_root
+            return {**self.sample(entry, root), "key": key}
         except ValueError as error:
             kept = Unwanted if isinstance(error, Unwanted) else BadSample
             raise kept(f"{source.name(line)}{marked}: {error}", kind_of(error), key) from error
@@ -121,7 +129,8 @@ class PairsFile(FileDataset):
         if entry.caption is None:
             raise Unwanted("it is a conversation, and this stage reads image-caption pairs", "left out: no pair")
         (name,) = entry.images
-        found = {"image": load_image(name, root), "caption": entry.caption, "language": entry.language or self.language}
+        language = entry.language or self.language
+        found = {"image": load_image(name, root), "caption": entry.caption, "language": language}
         return found if isinstance(name, bytes) else {**found, "image_id": name}
 
 

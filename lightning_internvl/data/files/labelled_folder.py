@@ -95,7 +95,8 @@ class HeldOutFolder:
         _, labels = self.data.files()
         said = class_prompts(self.data.names, self.prompts)
         places = evenly_spread(len(labels), self.single or None)
-        return LabelledImages(LazyPictures(places, self._picture), [labels[place] for place in places], said)
+        images = LazyPictures(places, self._picture)
+        return LabelledImages(images, [labels[place] for place in places], said)
 
     def _picture(self, place: int) -> np.ndarray:
         return self.data[place]["image"]

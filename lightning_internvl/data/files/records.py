@@ -184,7 +184,8 @@ class RecordFile(Records):
                 if isinstance(record, dict):
                     yield ScannedRecord(line, record)
                 else:
-                    yield ScannedRecord(line, None, BadSample(f"not a record, but a {type(record).__name__}", "broken line"))
+                    reason = f"not a record, but a {type(record).__name__}"
+                    yield ScannedRecord(line, None, BadSample(reason, "broken line"))
         except BadSample as error:  # what follows cannot be found
             yield ScannedRecord(int(error.key or 0), None, error)
 
@@ -199,7 +200,8 @@ class RecordFile(Records):
             between = BETWEEN.match(text, position)
             assert between is not None  # it matches nothing at all too
             position = between.end()
-            offset, line = offset + len(text[counted:position].encode()), line + text.count("\n", counted, position)
+            offset += len(text[counted:position].encode())
+            line += text.count("\n", counted, position)
             if text[position : position + 1] == "]":
                 return
             try:

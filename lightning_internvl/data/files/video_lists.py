@@ -58,7 +58,8 @@ def read_video_list(
     if not (root / rows[places[0]][1]).exists():
         raise ValueError(f"{path}: the video {rows[places[0]][1]} is not in {root}; say where videos are with videos=FOLDER")
     chosen = LazyPictures([root / rows[place][1] for place in places], lambda file: read_video(file)[0])
-    return LabelledVideos(chosen, [labels[place] for place in places], [name.replace("_", " ") for name in classes], len(rows))
+    spoken = [name.replace("_", " ") for name in classes]
+    return LabelledVideos(chosen, [labels[place] for place in places], spoken, len(rows))
 
 
 def _read_rows(path: Path) -> list[tuple[int, str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -59,7 +60,8 @@ class Scene:
 def held_out_pairs() -> frozenset[tuple[int, int]]:
     """Pairs (i, j), i < j, that share a scene only in the split "combinations". Depends on nothing
     but the names."""
-    return frozenset((i, j) for i in range(len(THINGS)) for j in range(i + 1, len(THINGS)) if _pair_hash(i, j) < HELD_OUT_SHARE)
+    pairs = itertools.combinations(range(len(THINGS)), 2)
+    return frozenset(pair for pair in pairs if _pair_hash(*pair) < HELD_OUT_SHARE)
 
 
 def _pair_hash(i: int, j: int) -> float:

@@ -68,7 +68,8 @@ class HeldOutScenes:
         source = Scenes(self.seed, split, self.image_size, self.styles)
         scenes = source.unique_scenes(self.scenes)
         references = [say.references(scene, language) for scene in scenes]
-        return CaptionedImages(np.stack([source.render(s) for s in scenes]), [r[0] for r in references], references, language)
+        images = np.stack([source.render(scene) for scene in scenes])
+        return CaptionedImages(images, [texts[0] for texts in references], references, language)
 
     def labelled(self, language: str = "en") -> LabelledImages:
         """One thing alone, to be named among all things; training shows at least two objects in

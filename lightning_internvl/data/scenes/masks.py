@@ -18,4 +18,5 @@ def scene_masks(scenes: Scenes, samples: int) -> MaskedPictures:
     def picture(place: int) -> np.ndarray:
         return scenes.render(scenes.scene(place))
 
-    return MaskedPictures(LazyPictures(range(samples), picture), lambda place: scenes.mask(scenes.scene(place)), samples)
+    pictures = LazyPictures(range(samples), picture)
+    return MaskedPictures(pictures, lambda place: scenes.mask(scenes.scene(place)), samples)

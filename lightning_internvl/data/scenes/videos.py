@@ -17,7 +17,8 @@ def scene_videos(seed: int, image_size: int, styles: Sequence[str], count: int, 
     about in each; the things take turns. They depend on `seed` alone."""
     scenes = Scenes(seed, "single", image_size, tuple(styles))
     videos = LazyPictures(range(count), lambda place: _render_video(scenes, place, frames))
-    return LabelledVideos(videos, [place % len(THINGS) for place in range(count)], [thing.name for thing in THINGS], count)
+    labels = [place % len(THINGS) for place in range(count)]
+    return LabelledVideos(videos, labels, [thing.name for thing in THINGS], count)
 
 
 def _render_video(scenes: Scenes, place: int, frames: int) -> np.ndarray:

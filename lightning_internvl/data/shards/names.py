@@ -116,7 +116,8 @@ def _choices(inside: str, pattern: str) -> Sequence[str]:
         if int(first) > int(last) or int(step) == 0:
             raise ValueError(f"{pattern}: {{{inside}}} does not rise; write {{first..last}}")
         padded = any(one.startswith("0") and len(one) > 1 for one in (first, last))
-        return _Numbers(range(int(first), int(last) + 1, int(step)), max(len(first), len(last)) if padded else 0)
+        width = max(len(first), len(last)) if padded else 0
+        return _Numbers(range(int(first), int(last) + 1, int(step)), width)
     if "," not in inside:
         raise ValueError(f"{pattern}: {{{inside}}} is neither a range such as {{000..099}} nor a list such as {{a,b}}")
     return inside.split(",")
@@ -153,7 +154,9 @@ def _entries(url: str) -> list[str]:
     if not lines:
         raise ValueError(f"list of shards {url} is empty")
     folder = url.rpartition("/")[0]
-    return [line if line.startswith("/") or not folder or protocol_of(line) else f"{folder}/{line}" for line in lines]
+    if not folder:
+        return lines
+    return [one if one.startswith("/") or protocol_of(one) else f"{folder}/{one}" for one in lines]
 
 
 def read_text(url: str) -> str:

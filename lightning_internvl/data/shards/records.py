@@ -31,7 +31,8 @@ def pair_of(record: Mapping[str, Any], image: str | None = None, caption: str | 
     key = str(record["key"])
     said = _json(record)
     names = (caption,) if caption else TEXTS
-    text = next((source[name] for source in (record, said) for name in names if source.get(name) is not None), None)
+    found_texts = (source.get(name) for source in (record, said) for name in names)
+    text = next((one for one in found_texts if one is not None), None)
     if text is None:
         raise BadSample(f"it has no caption: none of {', '.join(names)} among {_names(record, said)}", "missing caption", key)
     found = {"image": _picture(record, said, image), "caption": _text(text, key), "key": key}
@@ -73,7 +74,9 @@ def _picture(record: Mapping[str, Any], said: Mapping[str, Any], name: str | Non
         found = found.get("bytes")
     if isinstance(found, bytes):
         return found
-    what = f"{found!r:.100} is not the bytes of a file" if found else f"none of {', '.join(names)} among {_names(record, said)}"
+    what = f"none of {', '.join(names)} among {_names(record, said)}"
+    if found:
+        what = f"{found!r:.100} is not the bytes of a file"
     raise BadSample(f"it has no picture: {what}", "missing image", key)
 
 

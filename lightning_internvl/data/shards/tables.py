@@ -124,7 +124,9 @@ def _record(row: Mapping[str, Any], number: int) -> Record:
 
 def _read_bytes(value: Any) -> Any:
     """A picture that is named by its path alone, with the bytes of its file."""
-    if not isinstance(value, Mapping) or set(value) != {"bytes", "path"} or value["bytes"] is not None or not value["path"]:
+    if not isinstance(value, Mapping) or set(value) != {"bytes", "path"}:
+        return value
+    if value["bytes"] is not None or not value["path"]:
         return value
     import fsspec
 
