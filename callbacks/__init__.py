@@ -1,4 +1,5 @@
-"""What a run shows, saves and measures. Without these callbacks the mathematics of a stage is the same, but for the freezing."""
+"""What a run shows, saves and measures. Without these callbacks the mathematics of a stage is the
+same, but for the freezing."""
 
 from callbacks.checkpoint import Checkpoint
 from callbacks.evaluation import Evaluation

@@ -1,4 +1,5 @@
-"""Saves the stage so that a kill at any time costs at most `every_n_steps` steps of work, and a signal none."""
+"""Saves the stage so that a kill at any time costs at most `every_n_steps` steps of work, and a
+signal none."""
 
 from __future__ import annotations
 
@@ -17,13 +18,16 @@ from lightning_internvl.stages import Stage
 
 
 class Checkpoint(L.Callback):
-    """Writes `checkpoints/<stage>/last.ckpt`, a file or a folder, beside its place and moves it there when it is whole.
+    """Writes `checkpoints/<stage>/last.ckpt`, a file or a folder, beside its place and moves it
+    there when it is whole.
 
-    After a signal (SIGTERM, Ctrl-C), and when a time limit or another callback ends training early, the step at work is finished
-    and saved, and the run ends as `RunStopped`: nothing is measured or handed over.
+    After a signal (SIGTERM, Ctrl-C), and when a time limit or another callback ends training early,
+    the step at work is finished and saved, and the run ends as `RunStopped`: nothing is measured or
+    handed over.
 
     Args:
-        every_n_steps: optimizer steps between two checkpoints; the last step of a stage is always saved.
+        every_n_steps: optimizer steps between two checkpoints; the last step of a stage is always
+            saved.
     """
 
     def __init__(self, *, every_n_steps: int) -> None:
@@ -101,8 +105,9 @@ def check_finished(trainer: L.Trainer, stage: Stage) -> None:
 
 
 def _agreed(received: int, stage: Stage) -> int:
-    """The signal that any process has received, so that all end after the same step. Of several processes the trainer waits for
-    the device in each step anyway, where it tells the others of its own signals."""
+    """The signal that any process has received, so that all end after the same step. Of several
+    processes the trainer waits for the device in each step anyway, where it tells the others of its
+    own signals."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return received
     seen = torch.full((1,), received, dtype=torch.int32, device=stage.device)

@@ -1,7 +1,8 @@
 """Freezes and unfreezes parameters between stages and within one.
 
-The state is a pure function of (stage, step), so it needs no state of its own: it is applied before the optimizer is built and
-before a checkpoint is restored, at the start of training, and at every step where the schedule changes.
+The state is a pure function of (stage, step), so it needs no state of its own: it is applied before
+the optimizer is built and before a checkpoint is restored, at the start of training, and at every
+step where the schedule changes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from lightning_internvl.stages import Stage
 
 
 class Freezing(L.Callback):
-    """Applies the stage's `train:` rules, prints the table at each change and writes it to `freezing.json`."""
+    """Applies the stage's `train:` rules, prints the table at each change and writes it to
+    `freezing.json`."""
 
     def setup(self, trainer: L.Trainer, pl_module: Stage, stage: str) -> None:
         pl_module.plan.apply(pl_module.model, pl_module.start_step)

@@ -1,4 +1,5 @@
-"""Watches for numbers that are no longer finite, and says which samples a step was working on when something went wrong."""
+"""Watches for numbers that are no longer finite, and says which samples a step was working on when
+something went wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ SHOWN = 64  # samples of a batch that are named
 
 
 class Watched(NamedTuple):
-    """A step that nobody has looked at yet: its samples by micro-batch, and what is not finite: each loss, then the gradient."""
+    """A step that nobody has looked at yet: its samples by micro-batch, and what is not finite:
+    each loss, then the gradient."""
 
     step: int
     keys: list[list[str]]
@@ -31,14 +33,17 @@ class Watched(NamedTuple):
 
 
 class Guard(L.Callback):
-    """A loss or a gradient that is not finite stops the run, or its step is left out. All processes decide alike.
+    """A loss or a gradient that is not finite stops the run, or its step is left out. All processes
+    decide alike.
 
-    Whether numbers are finite is found on the device. On a CPU it is read in each step, on a GPU every `every_n_steps` steps and
-    before anything is saved, so that no step waits and a checkpoint never holds what such a step has spoilt.
+    Whether numbers are finite is found on the device. On a CPU it is read in each step, on a GPU
+    every `every_n_steps` steps and before anything is saved, so that no step waits and a checkpoint
+    never holds what such a step has spoilt.
 
     Args:
-        on_nan: stop: end with the checkpoint before; skip: leave the step out (no weight and no moment of the optimizer changes)
-            and go on. With an optimizer that is not fused, or with divided weights, skip reads in each step on a GPU too.
+        on_nan: stop: end with the checkpoint before; skip: leave the step out (no weight and no
+            moment of the optimizer changes) and go on. With an optimizer that is not fused, or with
+            divided weights, skip reads in each step on a GPU too.
         limit: so many steps may be left out in a stage; one more stops it.
         every_n_steps: how often a GPU is asked.
     """
@@ -129,7 +134,8 @@ class Guard(L.Callback):
 
     @staticmethod
     def _told(step: Watched, own: Tensor, everywhere: Tensor) -> dict[str, Any]:
-        """A step as it is reported: with the micro-batches whose loss is not finite, or all if only the gradient is not."""
+        """A step as it is reported: with the micro-batches whose loss is not finite, or all if only
+        the gradient is not."""
         of_loss = bool(everywhere[:-1].any())
         mine = [keys for keys, flag in zip(step.keys, own[:-1].tolist(), strict=True) if flag or not of_loss]
         keys = [key for rank in gather_objects(mine) for micro_batch in rank for key in micro_batch]
@@ -148,7 +154,8 @@ class Guard(L.Callback):
 
 
 def _now(stage: Stage, group: str, setting: str) -> str:
-    """What a setting of the optimizer or the schedule is in this stage, where what makes it says so."""
+    """What a setting of the optimizer or the schedule is in this stage, where what makes it says
+    so."""
     value = getattr(getattr(stage, group, None), "keywords", {}).get(setting)
     return "" if value is None else f" (now {value})"
 
@@ -174,5 +181,6 @@ def _over_ranks(flags: Tensor) -> Tensor:
 
 
 def _skips_on_device(optimizer: Optimizer, stage: Stage) -> bool:
-    """Whether a step can be left out without the host knowing: fused optimizers read `found_inf`."""
+    """Whether a step can be left out without the host knowing: fused optimizers read
+    `found_inf`."""
     return bool(optimizer.defaults.get("fused")) and not stage.is_sharded

@@ -19,7 +19,8 @@ class HistoryLogger(Logger):
 
     Args:
         path: the file.
-        start_step: lines of this step and later ones are dropped first, so that a resumed run writes no step twice.
+        start_step: lines of this step and later ones are dropped first, so that a resumed run
+            writes no step twice.
     """
 
     def __init__(self, path: str, start_step: int = 0) -> None:

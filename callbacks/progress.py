@@ -1,4 +1,5 @@
-"""The progress bar: step, loss, speed and time left. Without a terminal it prints a line now and then instead."""
+"""The progress bar: step, loss, speed and time left. Without a terminal it prints a line now and
+then instead."""
 
 from __future__ import annotations
 

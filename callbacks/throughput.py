@@ -1,4 +1,5 @@
-"""Counts what really went through: samples, real tokens (not padding), and the FLOPs that they take."""
+"""Counts what really went through: samples, real tokens (not padding), and the FLOPs that they
+take."""
 
 from __future__ import annotations
 
@@ -23,14 +24,16 @@ GIB = 2**30
 
 
 class Throughput(L.Callback):
-    """Samples/s, text tokens/s, model FLOP/s, their share of the device's peak (MFU), padding share and peak memory, logged every
-    `every_n_steps` and summed up in `timing.json`.
+    """Samples/s, text tokens/s, model FLOP/s, their share of the device's peak (MFU), padding share
+    and peak memory, logged every `every_n_steps` and summed up in `timing.json`.
 
-    Everything is counted on the device and read once a report, so that no step waits for it. The first `skip_steps` steps, in
-    which kernels and caches warm up, do not count. How FLOPs are counted: `lightning_internvl.plan.flops`.
+    Everything is counted on the device and read once a report, so that no step waits for it. The
+    first `skip_steps` steps, in which kernels and caches warm up, do not count. How FLOPs are
+    counted: `lightning_internvl.plan.flops`.
 
     Args:
-        peak_tflops: dense TFLOP/s of one device in the precision that is trained in; None: as stated for known GPUs.
+        peak_tflops: dense TFLOP/s of one device in the precision that is trained in; None: as
+            stated for known GPUs.
     """
 
     def __init__(
@@ -109,7 +112,8 @@ class Throughput(L.Callback):
         return rates
 
     def _flops_at(self, state: int, stage: Stage) -> Flops | None:
-        """The FLOPs of a step, measured and printed once for each state of freezing; None where they cannot be measured."""
+        """The FLOPs of a step, measured and printed once for each state of freezing; None where
+        they cannot be measured."""
         if self.context is None or state in self.flops:
             return self.flops.get(state)
         try:

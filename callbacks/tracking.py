@@ -28,13 +28,15 @@ LEAST = 10  # scenes of recall at 10
 
 
 class Tracking(L.Callback):
-    """Runs the stage's tasks every so many steps, logs their metrics as "val/<metric>" and right and wrong cases as pictures.
+    """Runs the stage's tasks every so many steps, logs their metrics as "val/<metric>" and right
+    and wrong cases as pictures.
 
     Args:
         every_n_steps: optimizer steps between two times; None never measures.
         samples: of each task, the first ones of those that are measured at the end.
-        best: metric whose best weights are kept in `RUN/best/<stage>/`, a hand-off folder; or such a metric for each stage by its
-            name. None keeps none, nor does a stage that is not named.
+        best: metric whose best weights are kept in `RUN/best/<stage>/`, a hand-off folder; or such
+            a metric for each stage by its name. None keeps none, nor does a stage that is not
+            named.
         lowest: whether the lowest value is the best.
         cases: how many right and how many wrong ones are logged as pictures.
 
@@ -70,7 +72,8 @@ class Tracking(L.Callback):
         self.predictor = _light(context.predictor, self.samples) if measures else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Stage) -> None:
-        """The value before the first step; a metric that does not exist is found here and not after a hundred steps."""
+        """The value before the first step; a metric that does not exist is found here and not after
+        a hundred steps."""
         if trainer.global_step == 0:
             self._measure(trainer, pl_module)
 
@@ -107,7 +110,8 @@ class Tracking(L.Callback):
                     _log_pictures(logger, "right" if right else "wrong", cases, step)
 
     def _keep(self, step: int, stage: Stage, metric: str, value: float, first: bool) -> None:
-        """Replace the best weights, if these are better. Where weights are divided, all processes have the same value."""
+        """Replace the best weights, if these are better. Where weights are divided, all processes
+        have the same value."""
         place, note = stage.run_dir / "best" / stage.name, stage.folder / "best.json"
         from_aside(place)  # of a process that was killed while it replaced them
         before = read_json(note, {}) if place.exists() else {}

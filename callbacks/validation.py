@@ -1,4 +1,5 @@
-"""Measures the stage on the part of the user's data that is held out of training (`data.validation`)."""
+"""Measures the stage on the part of the user's data that is held out of training
+(`data.validation`)."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ from lightning_internvl.training.context import StageContext
 
 
 class Validation(L.Callback):
-    """Adds to the stage's `metrics.json`: `validation_loss`, by learnt token where there are conversations and else by batch, and
-    `validation_exact_match` of short answers to first questions, and how many samples each was measured on.
+    """Adds to the stage's `metrics.json`: `validation_loss`, by learnt token where there are
+    conversations and else by batch, and `validation_exact_match` of short answers to first
+    questions, and how many samples each was measured on.
 
     Args:
         samples: at most so many, spread over all that are held out.
@@ -80,7 +82,8 @@ class Validation(L.Callback):
         return {"validation_loss": total / weight, "validation_samples": used} if weight else {}
 
     def _batches(self, trainer: L.Trainer, data: StageData) -> Iterator[dict[str, Any]]:
-        """Batches of this process. All processes have equally many samples, because their losses wait for each other."""
+        """Batches of this process. All processes have equally many samples, because their losses
+        wait for each other."""
         usable, told = [], console.print if trainer.is_global_zero else _silent
         for place in self._places(data):
             try:
@@ -122,7 +125,8 @@ class Validation(L.Callback):
 
 
 def _first_turn(sample: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """A conversation up to its first answer, with the pictures that it shows by then, and that answer."""
+    """A conversation up to its first answer, with the pictures that it shows by then, and that
+    answer."""
     turns = sample["conversation"]
     place = next(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
     pictures = sum(turn["content"].count(IMAGE) for turn in turns[:place])

@@ -1,4 +1,5 @@
-"""What the commands have in common: from a composed configuration to a run folder, and errors in plain words.
+"""What the commands have in common: from a composed configuration to a run folder, and errors in
+plain words.
 
 Nothing here imports PyTorch: a wrong word on the command line is answered at once.
 """
@@ -23,7 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_internvl.choices import INHERITED
 from lightning_internvl.config.checks import check_config
-from lightning_internvl.config.hardware import HARDWARE, elsewhere, refusal
+from lightning_internvl.config.hardware import HARDWARE, strategy_refusal, with_hardware
 from lightning_internvl.config.known_keys import variables_of
 from lightning_internvl.config.overrides import DELETED, GROUP, VALUE, Given, check_given_once, with_given
 from lightning_internvl.config.stage_settings import merged
@@ -56,10 +57,12 @@ OmegaConf.register_new_resolver("either", lambda first, second: first or second,
 
 @contextmanager
 def run_folder(config: DictConfig, run_dir: Path) -> Iterator[tuple[dict[str, Any], Path]]:
-    """The resolved configuration of a new run, which is written to its folder, or of the run that is resumed; and the folder.
+    """The resolved configuration of a new run, which is written to its folder, or of the run that
+    is resumed; and the folder.
 
-    A process that torchrun or SLURM starts once more goes on with the run that it had begun. A new run that a fault stops before
-    there is anything to go on from leaves no run behind, but for the lists of samples that could not be used.
+    A process that torchrun or SLURM starts once more goes on with the run that it had begun. A new
+    run that a fault stops before there is anything to go on from leaves no run behind, but for the
+    lists of samples that could not be used.
 
     Raises:
         ConfigError: for any fault of the configuration.
@@ -99,13 +102,14 @@ def run_folder(config: DictConfig, run_dir: Path) -> Iterator[tuple[dict[str, An
 
 @contextmanager
 def nothing_written(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The resolved and checked configuration of a run that is only planned: no folder is left, and paths need not be given.
+    """The resolved and checked configuration of a run that is only planned: no folder is left, and
+    paths need not be given.
 
     Raises:
         ConfigError: for any fault of the configuration.
     """
     try:
-        plain = _inherited(_as_given(OmegaConf.to_container(config, resolve=True)), _variables(config))
+        plain = _checked_and_inherited(_with_given_settings(OmegaConf.to_container(config, resolve=True)), _variables(config))
         with trusting(named_by_user(plain)):
             yield plain
     finally:
@@ -122,17 +126,18 @@ def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
     """
     if UNKNOWN in str(run_dir):
         raise ConfigError(["several processes were started, each would choose a folder of its own; give one: paths.run=FOLDER"])
-    plain = _as_given(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-    plain = _inherited(plain, _variables(config))
+    plain = _with_given_settings(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    plain = _checked_and_inherited(plain, _variables(config))
     if (run_dir / RUN_CONFIG).exists() and not is_helper():
         raise ConfigError([f"{run_dir} already holds a run; go on with resume={run_dir}, or choose another paths.run"])
     return plain
 
 
-def _as_given(plain: dict[str, Any]) -> dict[str, Any]:
-    """A configuration in which the command line and the recipe win over the files of stages; what is replaced is printed."""
-    plain, told = with_given(with_current_targets(plain), given_settings(HydraConfig.get().overrides.task), _recipe())
-    for line in told:
+def _with_given_settings(plain: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in which the command line and the recipe win over the files of stages; what
+    is replaced is printed."""
+    plain, messages = with_given(with_current_targets(plain), given_settings(HydraConfig.get().overrides.task), _recipe())
+    for line in messages:
         console.print(line, soft_wrap=True, markup=False)
     return plain
 
@@ -154,7 +159,8 @@ def given_settings(words: Iterable[str]) -> list[Given]:
 
 
 def _recipe() -> dict[str, Any]:
-    """What the file of the chosen recipe itself says, with the recipes of the same folder that it builds on."""
+    """What the file of the chosen recipe itself says, with the recipes of the same folder that it
+    builds on."""
     hydra_config = HydraConfig.get()
     name = hydra_config.runtime.choices.get("experiment")
     folders = [Path(s.path) / "experiment" for s in hydra_config.runtime.config_sources if s.schema == "file"]
@@ -179,7 +185,7 @@ def _variables(config: DictConfig) -> set[str]:
     return variables_of(OmegaConf.to_container(config, resolve=False), chosen)
 
 
-def _inherited(plain: dict[str, Any], variables: set[str]) -> dict[str, Any]:
+def _checked_and_inherited(plain: dict[str, Any], variables: set[str]) -> dict[str, Any]:
     """A configuration, checked, and with the parts that its stages take from where they start."""
     check_config(plain, variables)
     if any(plain["stages"][name]["parts"] == INHERITED for name in plain["pipeline"]):
@@ -191,8 +197,8 @@ def _inherited(plain: dict[str, Any], variables: set[str]) -> dict[str, Any]:
 
 
 def named_by_user(plain: Mapping[str, Any]) -> list[str]:
-    """What a command line names itself, so that a folder may name it too: `trust`, the packages of the configuration (a part of
-    one's own), and the hub id that weights come from.
+    """What a command line names itself, so that a folder may name it too: `trust`, the packages of
+    the configuration (a part of one's own), and the hub id that weights come from.
 
     Args:
         plain: the configuration of a new run, or of one that is resumed and has passed `check_run`.
@@ -206,7 +212,8 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     """The configuration of the run that is resumed, exactly as it was, or on other hardware.
 
     Raises:
-        ConfigError: if there is no such run, or if other settings than those of the hardware are given beside `resume`.
+        ConfigError: if there is no such run, or if other settings than those of the hardware are
+            given beside `resume`.
         ValueError: if the run cannot go on with that hardware.
     """
     run_dir = Path(config.resume)
@@ -242,8 +249,8 @@ def load_run(config: DictConfig) -> dict[str, Any]:
         check_run(plain, run_dir, fetches=True)
     plain["trust"] = trust or []  # what the run has recorded itself does not count
     if moved:
-        plain, told = elsewhere(plain, OmegaConf.to_container(OmegaConf.create(moved)))
-        for line in told:
+        plain, messages = with_hardware(plain, OmegaConf.to_container(OmegaConf.create(moved)))
+        for line in messages:
             console.print(line, soft_wrap=True)
     for trainer in (plain["trainer"], *(stage.get("trainer") or {} for stage in plain["stages"].values())):
         trainer.pop("max_time", None)  # of the process that was started with it
@@ -268,7 +275,8 @@ def _run_config(run_dir: Path) -> dict[str, Any]:
 
 
 def _remove_all_but_lists(path: Path) -> None:
-    """Remove a file or a folder, but for the lists of samples that could not be used, which an error points to."""
+    """Remove a file or a folder, but for the lists of samples that could not be used, which an
+    error points to."""
     if path.is_dir():
         for inner in path.iterdir():
             _remove_all_but_lists(inner)
@@ -283,10 +291,12 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES)) -> None:
-    """Run a command; faults of the user's input become a message and exit code 2. HYDRA_FULL_ERROR=1 shows the traceback too.
+    """Run a command; faults of the user's input become a message and exit code 2.
+    HYDRA_FULL_ERROR=1 shows the traceback too.
 
     Args:
-        signals: those that end it with a message and the exit code 128 + their number; the others do what they did.
+        signals: those that end it with a message and the exit code 128 + their number; the others
+            do what they did.
     """
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on to us
@@ -297,8 +307,8 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
     except RunStopped as stop:
         if not is_helper():
             print(f"\n{stop}", file=sys.stderr)
-        # A process that the trainer has started leaves it to the first one to say how the run ended; the trainer kills that one
-        # if another ends with a fault.
+        # A process that the trainer has started leaves it to the first one to say how the run
+        # ended; the trainer kills that one if another ends with a fault.
         sys.exit(0 if is_started_by_trainer() else stop.code)
     except FAULTS as error:
         if verbose:
@@ -310,7 +320,8 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
 
 
 def _check_words() -> None:
-    """Refuse a setting that stands several times on the command line; before Hydra, which may only print the configuration."""
+    """Refuse a setting that stands several times on the command line; before Hydra, which may only
+    print the configuration."""
     words = get_args_parser().parse_args().overrides
     try:
         given = given_settings(words)
@@ -326,7 +337,7 @@ def explain(error: Exception) -> str:
         return f"cannot read or write {error.filename}: {error.strerror}; paths.run=FOLDER chooses another folder for the run"
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        refused = refusal(option) if group == "strategy" else None
+        refused = strategy_refusal(option) if group == "strategy" else None
         return refused or f"there is no {option!r} in the group {group}; {did_you_mean(option, error.options)}"
     if isinstance(error, OverrideParseException):
         reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
@@ -348,7 +359,8 @@ def _on_a_screen(text: str) -> str:
 
 
 def _unknown_setting(key: str) -> str:
-    """What stands beside an unknown setting in the configuration with the files that the command line chooses."""
+    """What stands beside an unknown setting in the configuration with the files that the command
+    line chooses."""
     from hydra import compose, initialize_config_dir
 
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]

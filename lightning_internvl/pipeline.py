@@ -1,4 +1,5 @@
-"""The alignment stages, one after the other in one process, each starting from the weights that the one before handed over."""
+"""The alignment stages, one after the other in one process, each starting from the weights that the
+one before handed over."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ from lightning_internvl.stages.base import BaseWeights
 from lightning_internvl.training.activation_checkpointing import recompute_blocks
 from lightning_internvl.training.assembly import assemble
 from lightning_internvl.training.compile import check_compiler, compile_blocks
-from lightning_internvl.training.out_of_memory import shortage_told
+from lightning_internvl.training.out_of_memory import explain_out_of_memory
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "NCCL communicator was aborted")
 Settings = StageSettings | FilterSettings
@@ -53,14 +54,16 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
 
     Args:
         config: the resolved configuration as plain containers.
-        run_dir: the run's folder; a stage whose hand-off is there is taken as it is, a stage with a checkpoint goes on from it.
+        run_dir: the run's folder; a stage whose hand-off is there is taken as it is, a stage with a
+            checkpoint goes on from it.
         build: makes an object from a configuration with `_target_` (Hydra's `instantiate`).
 
     Returns:
         the metrics of all stages, as in `metrics.json`
 
     Raises:
-        ValueError: for a fault of the configuration or the data; those of any stage's configuration before the first one trains.
+        ValueError: for a fault of the configuration or the data; those of any stage's configuration
+            before the first one trains.
     """
     quiet_lightning()
     run = RunSettings.of(config)
@@ -68,8 +71,8 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
     finished = {name for name in run.stages if (run_dir / "handoff" / name).exists() or is_finished(run_dir / name)}
     ahead = [one for name, one in run.stages.items() if name not in finished]
     for one in ahead:  # a refusal comes before a model is built
-        attention_for(one)
-    attention = tell_attention((ahead or [*run.stages.values()])[0])
+        choose_attention(one)
+    attention = announce_attention((ahead or [*run.stages.values()])[0])
     rehearse(ahead, run_dir, build, fresh=not (source or finished & {one.name for one in run.trained}))
     for name in [*run.stages]:
         one = run.stages[name]
@@ -78,12 +81,12 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
         if name in finished:
             console.print(f"{name}: finished earlier, taken from {folder}", soft_wrap=True)
         elif isinstance(one, FilterSettings):
-            attention = tell_attention(one, attention)
-            with stop_told(one, run_dir):
+            attention = announce_attention(one, attention)
+            with explain_stop(one, run_dir):
                 run_filter(FilterJob(one, folder, build, source), run_dir)
         else:
-            attention = tell_attention(one, attention)
-            with shortage_told(one), stop_told(one, run_dir):
+            attention = announce_attention(one, attention)
+            with explain_out_of_memory(one), explain_stop(one, run_dir):
                 run_stage(one, run_dir, build, source)
         run = settings_after(run, folder) if is_filter else run
         source = source if is_filter else folder  # a filter hands on what it was given
@@ -94,15 +97,16 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
     return metrics
 
 
-def attention_for(settings: Settings) -> str:
-    """Choose the attention of a stage, for its trainer's device and precision; returns what is told of it."""
+def choose_attention(settings: Settings) -> str:
+    """Choose the attention of a stage, for its trainer's device and precision; returns what is told
+    of it."""
     backend, reason = choose_backend(settings.attention, *place_of(settings.trainer))
     return f"attention: {backend} ({reason})"
 
 
-def tell_attention(settings: Settings, before: str = "") -> str:
+def announce_attention(settings: Settings, before: str = "") -> str:
     """Choose the attention of a stage, and say it unless the same was said before."""
-    line = attention_for(settings)
+    line = choose_attention(settings)
     if line != before:
         console.print(line, soft_wrap=True, markup=False)
     return line
@@ -111,8 +115,8 @@ def tell_attention(settings: Settings, before: str = "") -> str:
 def rehearse(stages: Iterable[Settings], run_dir: Path, build: Build, *, fresh: bool) -> None:
     """Find the faults of the last stage before the first one has trained.
 
-    Assembles the stages on the meta device, which takes no memory, and compares the names that each hands over with those that
-    the next one expects.
+    Assembles the stages on the meta device, which takes no memory, and compares the names that each
+    hands over with those that the next one expects.
 
     Args:
         fresh: whether the first of them starts without weights.
@@ -140,7 +144,8 @@ def rehearse(stages: Iterable[Settings], run_dir: Path, build: Build, *, fresh: 
 
 
 def _rehearsed_model(settings: StageSettings, run_dir: Path, build: Build) -> VLM:
-    """The model of a stage that is assembled on the meta device and could be trained and handed over."""
+    """The model of a stage that is assembled on the meta device and could be trained and handed
+    over."""
     with torch.device("meta"):
         stage = assemble(settings, run_dir, build).stage
         stage.configure_optimizers()
@@ -169,7 +174,7 @@ def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str 
     recompute_blocks(stage.model, settings.activation_checkpointing)
     compile_blocks(stage.model, settings.compile)
     try:
-        with others_told(run_dir):
+        with explain_lost_process(run_dir):
             trainer.fit(stage, data, ckpt_path=None if start_step is None else checkpoint, weights_only=True)
     finally:
         finish_loggers(trainer.loggers)
@@ -178,7 +183,8 @@ def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str 
 
 
 def finish_loggers(loggers: Iterable[Any]) -> None:
-    """End what a logger keeps for the whole process, as W&B does; the next stage would write into it."""
+    """End what a logger keeps for the whole process, as W&B does; the next stage would write into
+    it."""
     for logger in loggers:
         finish = getattr(getattr(logger, "experiment", None), "finish", None)
         if callable(finish):
@@ -186,7 +192,7 @@ def finish_loggers(loggers: Iterable[Any]) -> None:
 
 
 @contextmanager
-def stop_told(settings: Settings, run_dir: Path) -> Iterator[None]:
+def explain_stop(settings: Settings, run_dir: Path) -> Iterator[None]:
     """Let a run that is stopped say in one sentence what is saved and how to go on."""
     try:
         yield
@@ -202,8 +208,9 @@ def stop_told(settings: Settings, run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def others_told(run_dir: Path) -> Iterator[None]:
-    """Say in plain words that another process has ended, which is all that the others can see of it.
+def explain_lost_process(run_dir: Path) -> Iterator[None]:
+    """Say in plain words that another process has ended, which is all that the others can see of
+    it.
 
     Raises:
         ValueError: with the way to go on.
@@ -251,11 +258,14 @@ def checkpoint_step(path: Path) -> int | None:
 
 
 def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[str]) -> None:
-    """Load what a source holds for a stage's model, strictly, and print what was loaded, is new, and was dropped.
+    """Load what a source holds for a stage's model, strictly, and print what was loaded, is new,
+    and was dropped.
 
     Args:
-        source: see `read_weights`. Adapters that the stage does not go on with are added to their weights.
-        new, dropped: patterns of names that may be missing in the source, and of those that may be left over.
+        source: see `read_weights`. Adapters that the stage does not go on with are added to their
+            weights.
+        new, dropped: patterns of names that may be missing in the source, and of those that may be
+            left over.
     """
     model, start = stage.model, read_weights(source, next(stage.model.parameters()).device)
     tensors = start.for_model(stage.parts.get("peft"))

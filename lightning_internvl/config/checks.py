@@ -66,7 +66,8 @@ def check_config(config: Mapping[str, Any], variables: Collection[str] | None = 
 
     Args:
         config: resolved, as plain containers.
-        variables: what other settings refer to (see `key_faults`); None for the configuration of a run.
+        variables: what other settings refer to (see `key_faults`); None for the configuration of a
+            run.
 
     Raises:
         ConfigError: with all faults, each naming the setting, its value and what is valid.
@@ -198,14 +199,14 @@ def _pipeline_faults(config: Mapping[str, Any]) -> Iterable[str]:
         if name not in stages:
             yield f"pipeline: there is no stage {name!r}; {did_you_mean(name, stages)}"
     if all(stages.get(name, {}).get("parts") != INHERITED for name in pipeline):
-        for setting, value in _heirlooms(config["data"]).items():
+        for setting, value in _inheritable(config["data"]).items():
             if value == INHERITED:
                 yield f"{setting}={INHERITED} is for stages with parts={INHERITED}; pipeline=[{', '.join(pipeline)}] has none"
     for name in {n for n in pipeline if pipeline.count(n) > 1}:
         yield f"pipeline: stage {name!r} is listed twice; give the second one a name of its own under stages"
 
 
-def _heirlooms(data: Mapping[str, Any]) -> dict[str, Any]:
+def _inheritable(data: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the data that a stage with inherited parts may take from where it starts."""
     processor, chats = data.get("processor") or {}, data.get("chats_collate") or {}
     return {

@@ -25,7 +25,8 @@ class FilterSettings:
         mode: the embedding that is compared with captions: c or g.
         pairs: the node of the dataset whose shards are filtered.
         max_bad_fraction: the share of pairs that may be unusable.
-        scorer: the model that compares pictures with captions, and how it reads; its weights are those of the stage before.
+        scorer: the model that compares pictures with captions, and how it reads; its weights are
+            those of the stage before.
         needs_model: whether there is anything for it to compare.
     """
 
@@ -78,7 +79,8 @@ def filter_settings(config: Config, name: str) -> FilterSettings:
 
 
 def settings_before(name: str, config: Config) -> Config:
-    """What the stage before a filter says of its parts and of how it reads pairs, so that the filter looks as that stage did."""
+    """What the stage before a filter says of its parts and of how it reads pairs, so that the
+    filter looks as that stage did."""
     stages, pipeline = config["stages"], config["pipeline"]
     earlier = [stages[one] for one in pipeline[: pipeline.index(name)] if not is_step(stages[one])]
     before = earlier[-1] if earlier else {}

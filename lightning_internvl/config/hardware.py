@@ -1,4 +1,5 @@
-"""How many processes a configuration asks for, whether they fit the strategy, and how a run goes on with another number."""
+"""How many processes a configuration asks for, whether they fit the strategy, and how a run goes on
+with another number."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ Config = Mapping[str, Any]
 
 
 def processes(trainer: Config) -> int | None:
-    """Processes that a trainer runs in; None where that depends on the machine (`devices: auto`)."""
+    """Processes that a trainer runs in; None where that depends on the machine (`devices:
+    auto`)."""
     devices = trainer.get("devices", 1)
     count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else None
     return None if not count else count * (trainer.get("num_nodes") or 1)
@@ -44,8 +46,9 @@ def trainer_of(config: Config, stage: str) -> dict[str, Any]:
     return {**config["trainer"], **(config["stages"][stage].get("trainer") or {})}
 
 
-def refusal(strategy: str) -> str | None:
-    """Why stages cannot use a strategy of Lightning, given by its name or class, and what does the same."""
+def strategy_refusal(strategy: str) -> str | None:
+    """Why stages cannot use a strategy of Lightning, given by its name or class, and what does the
+    same."""
     found = re.fullmatch(rf"({'|'.join(REFUSED)})(_\w+|strategy)?", strategy.rpartition(".")[2].lower())
     return found and f"strategy={strategy}: {REFUSED[found[1]]}"
 
@@ -55,7 +58,7 @@ def hardware_faults(config: Config) -> Iterable[str]:
     strategy, target = config["strategy"], str(config["strategy"].get("_target_"))
     # A share of each layer is held by the processes of a group, which read the same samples.
     groups, layers = strategy.get("data_parallel_size"), strategy.get("tensor_parallel_size", 1)
-    if refused := refusal(str(strategy.get("_target_") or strategy.get("name"))):
+    if refused := strategy_refusal(str(strategy.get("_target_") or strategy.get("name"))):
         yield refused
         return
     for stage in config["pipeline"] if target.endswith(".FSDP2") else []:
@@ -85,7 +88,7 @@ def hardware_faults(config: Config) -> Iterable[str]:
             return
 
 
-def elsewhere(config: Config, changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def with_hardware(config: Config, changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The configuration of a run that goes on with other hardware, and what is to be said about it.
 
     Each device reads so many samples that a step still reads those it would have read.
@@ -94,9 +97,10 @@ def elsewhere(config: Config, changes: Mapping[str, Any]) -> tuple[dict[str, Any
         changes: settings of the trainer, of `HARDWARE`; they hold for all stages.
 
     Raises:
-        ValueError: for a number of processes that is not known, or that does not divide the samples of a step.
+        ValueError: for a number of processes that is not known, or that does not divide the samples
+            of a step.
     """
-    found, told, layers = copy.deepcopy(dict(config)), [], config["strategy"].get("tensor_parallel_size", 1)
+    found, messages, layers = copy.deepcopy(dict(config)), [], config["strategy"].get("tensor_parallel_size", 1)
     found["trainer"] |= changes
     for name in trained_stages(config):
         stage = found["stages"][name]
@@ -112,10 +116,10 @@ def elsewhere(config: Config, changes: Mapping[str, Any]) -> tuple[dict[str, Any
                 f"of processes (devices x nodes): {fitting}"
             )
         if now != before:
-            told.append(
+            messages.append(
                 f"{name}: {all_now} processes instead of {all_before}, batch_size {stage['batch_size']} -> {samples // now}: "
                 "each step reads the same samples in the same order; what chance draws on a device (masks, wrong captions) "
                 "changes"
             )
         stage["batch_size"] = samples // now
-    return found, told
+    return found, messages

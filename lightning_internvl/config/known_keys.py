@@ -1,4 +1,5 @@
-"""Every key of a configuration is known, at any depth: a slip in a recipe is named before anything is imported or built."""
+"""Every key of a configuration is known, at any depth: a slip in a recipe is named before anything
+is imported or built."""
 
 from __future__ import annotations
 
@@ -49,9 +50,9 @@ def key_faults(config: Node, variables: Collection[str] | None = None) -> Iterat
 
     Args:
         config: resolved, as plain containers.
-        variables: dotted paths to which other settings refer (see `variables_of`); those of `data` and `paths` are known. None
-            for the configuration of a run, in which references have become values: keys that are only referred to are not
-            checked then.
+        variables: dotted paths to which other settings refer (see `variables_of`); those of `data`
+            and `paths` are known. None for the configuration of a run, in which references have
+            become values: keys that are only referred to are not checked then.
     """
     for part in PARTS:
         yield from _part_faults(part, config[part])
@@ -113,7 +114,8 @@ def node_faults(
     hidden: Collection[str] = (),
     more: Collection[str] = (),
 ) -> Iterator[str]:
-    """Keys of a node with `_target_` that its class or function does not take, and those of the nodes below it.
+    """Keys of a node with `_target_` that its class or function does not take, and those of the
+    nodes below it.
 
     Args:
         target: of a node that changes another one and has none itself.
@@ -139,7 +141,8 @@ def node_faults(
 
 
 def _exists(target: str) -> bool:
-    """Whether a class or function of this project is where a path says; what is assigned is left to its module."""
+    """Whether a class or function of this project is where a path says; what is assigned is left to
+    its module."""
     module, _, name = target.rpartition(".")
     assigned = (getattr(one, "targets", ()) for one in statements(module))
     return definition(module, name) is not None or any(name == getattr(t, "id", "") for ts in assigned for t in ts)
@@ -210,7 +213,8 @@ def _collate_keys(kind: Any) -> list[str]:
 
 
 def _unfinished_stages(config: Node) -> Iterator[str]:
-    """What stands under `stages` without being a stage; debug=fast also changes stages that a command line has left out."""
+    """What stands under `stages` without being a stage; debug=fast also changes stages that a
+    command line has left out."""
     stages = {name: stage or {} for name, stage in config["stages"].items()}
     whole = [name for name, stage in stages.items() if is_step(stage) or "_target_" in (stage.get("module") or {})]
     for name in stages.keys() - set(whole) - set(config["pipeline"] or ()):
@@ -229,7 +233,8 @@ def _group_faults(path: str, node: Node, known: Collection[str], variables: Coll
 
 
 def variables_of(config: Any, data_file: str | None = None) -> set[str]:
-    """Dotted paths to which the settings of a configuration refer by interpolation, and all that a file of `conf/data/` has.
+    """Dotted paths to which the settings of a configuration refer by interpolation, and all that a
+    file of `conf/data/` has.
 
     Args:
         config: as composed, unresolved, as plain containers.

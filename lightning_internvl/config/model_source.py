@@ -1,4 +1,5 @@
-"""Settings that say which finished model a command takes, and how: what `evaluate.py`, `chat.py` and `export.py` have in common.
+"""Settings that say which finished model a command takes, and how: what `evaluate.py`, `chat.py`
+and `export.py` have in common.
 
 Nothing here imports PyTorch.
 """
@@ -17,7 +18,8 @@ READING = ("template", "system", "tokenizer", "pictures")  # how a folder is rea
 
 
 def source_faults(settings: Mapping[str, Any], nothing: str) -> Iterable[str]:
-    """Faults of `run` and `model`, of which one must be given; `nothing` tells what there is not without either."""
+    """Faults of `run` and `model`, of which one must be given; `nothing` tells what there is not
+    without either."""
     run, model = settings["run"], settings["model"]
     if run is None and model is None:
         runs = sorted(str(path.parent) for path in Path("outputs").glob("*/*/handoff"))

@@ -1,8 +1,10 @@
-"""Settings of the command line reach every stage: command line > recipe > stage file > common group.
+"""Settings of the command line reach every stage: command line > recipe > stage file > common
+group.
 
-A stage carries changes to the common groups (`stages.contrastive.optimizer.lr`), and these win over the groups. What the user
-gives for a group (`optimizer.lr=1e-4`, `optimizer=sgd`) is therefore written into the stages' own changes, once, where the
-command line is known, so that the configuration of the run shows what holds. What is given for one stage
+A stage carries changes to the common groups (`stages.contrastive.optimizer.lr`), and these win over
+the groups. What the user gives for a group (`optimizer.lr=1e-4`, `optimizer=sgd`) is therefore
+written into the stages' own changes, once, where the command line is known, so that the
+configuration of the run shows what holds. What is given for one stage
 (`stages.contrastive.optimizer.lr=1e-3`) wins over what is given for all.
 
 Nothing here imports PyTorch or Hydra; all is done on plain containers.
@@ -42,7 +44,8 @@ class Given(NamedTuple):
 
 
 def check_given_once(given: Iterable[Given]) -> None:
-    """Refuse a setting that is given several times, as when a shell expands braces that are not quoted.
+    """Refuse a setting that is given several times, as when a shell expands braces that are not
+    quoted.
 
     Raises:
         ConfigError: naming each such setting with all its values.
@@ -67,7 +70,8 @@ def check_given_once(given: Iterable[Given]) -> None:
 def with_given(
     config: Mapping[str, Any], given: Iterable[Given], recipe: Mapping[str, Any] | None = None
 ) -> tuple[Config, list[str]]:
-    """The configuration in which the settings of the command line, and of a recipe, hold for all stages of the pipeline.
+    """The configuration in which the settings of the command line, and of a recipe, hold for all
+    stages of the pipeline.
 
     Args:
         config: resolved, as plain containers.
@@ -75,7 +79,8 @@ def with_given(
         recipe: the settings that the file of a recipe itself names, those for stages among them.
 
     Returns:
-        the configuration, and for each stage in which something was replaced one line that says what
+        the configuration, and for each stage in which something was replaced one line that says
+        what
 
     Raises:
         ConfigError: for a setting that cannot have an effect in any stage of the pipeline.
@@ -92,7 +97,7 @@ def with_given(
         change.take_blockwise()
         if lengths:
             change.take_length()
-        lines += [f"{name}: {'; '.join(change.told)}"] if change.told else []
+        lines += [f"{name}: {'; '.join(change.messages)}"] if change.messages else []
         for one in given:
             whys[one.text].append(change.unreached.get(one.text))
     if lengths and names and _whole(found.get("max_steps")) and found["max_steps"] > 0:
@@ -105,7 +110,8 @@ def with_given(
 
 
 def _empty(config: Config, given: list[Given]) -> None:
-    """`X={}` makes X empty; of itself it would be merged into what stands there, and change nothing."""
+    """`X={}` makes X empty; of itself it would be merged into what stands there, and change
+    nothing."""
     for one in given:
         below = any(other.path[: len(one.path)] == one.path and other.path != one.path for other in given)
         node = _at(config, one.path)
@@ -114,14 +120,16 @@ def _empty(config: Config, given: list[Given]) -> None:
 
 
 def _trained(config: Mapping[str, Any]) -> list[str]:
-    """The stages of the pipeline that train, as far as the configuration, which is not checked yet, says it."""
+    """The stages of the pipeline that train, as far as the configuration, which is not checked yet,
+    says it."""
     stages, pipeline = config.get("stages") or {}, config.get("pipeline")
     names = pipeline if isinstance(pipeline, list) else []
     return [name for name in dict.fromkeys(names) if isinstance(stages.get(name), Mapping) and not is_step(stages[name])]
 
 
 def _without_training(config: Mapping[str, Any], given: Iterable[Given]) -> list[str]:
-    """Settings of training, where every entry of a (valid) pipeline is a step that trains nothing."""
+    """Settings of training, where every entry of a (valid) pipeline is a step that trains
+    nothing."""
     pipeline, stages = config.get("pipeline"), config.get("stages") or {}
     if not isinstance(pipeline, list) or not pipeline or any(name not in stages for name in pipeline):
         return []
@@ -144,11 +152,12 @@ class _Change:
         self.common = [one for one in given if one.path[0] != "stages"]
         self.own_groups = {one.path for one in own if one.kind == GROUP}
         self.own_values = {path for one in own if one.kind != GROUP for path in _leaves(one.path, one.value)}
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self.unreached: dict[str, str] = {}
 
     def take_recipe(self, recipe: Mapping[str, Any]) -> None:
-        """What a recipe says for all stages wins over a stage's file, not over what it says for the stage."""
+        """What a recipe says for all stages wins over a stage's file, not over what it says for the
+        stage."""
         for group in RECIPE:
             spoken = set(_leaves((group,), _at(recipe, ("stages", self.name, group))))
             for path in _leaves((group,), _at(recipe, (group,))):
@@ -177,14 +186,14 @@ class _Change:
             if own["_target_"] == common.get("_target_"):
                 return
             self.stage[group] = {key: value for key, value in own.items() if self._is_own((group, key)) and key in common}
-            self.told.append(f"{one.text} in place of {own['_target_'].rpartition('.')[2]} and its settings")
+            self.messages.append(f"{one.text} in place of {own['_target_'].rpartition('.')[2]} and its settings")
             return
         kept = {k: v for k, v in own.items() if (k in KEPT.get(group, common) and k in common) or self._is_own((group, k))}
         self.stage[group] = kept
         left = [f"{key} {own[key]}" for key in own if key not in kept]
         words = [f"with its {', '.join(f'{k} {v}' for k, v in kept.items())}" if kept else ""]
         words.append(f"without its {', '.join(left)}" if left else "")
-        self.told.append(f"{one.text} {' and '.join(filter(None, words))}")
+        self.messages.append(f"{one.text} {' and '.join(filter(None, words))}")
 
     def _swap_adapters(self, one: Given, parts: Iterable[str]) -> None:
         chosen, own = self.config["peft"] or {}, self.stage.get("peft") or {}
@@ -192,7 +201,7 @@ class _Change:
         self.unreached |= {one.text: lacking} if lacking else {}
         for part in [part for part in parts if part in own and not self._is_own(("peft", part))]:
             if not any(chosen.get(p) for p in parts) and own[part]:
-                self.told.append(f"{one.text} in place of its own adapters on the {part}")
+                self.messages.append(f"{one.text} in place of its own adapters on the {part}")
                 del own[part]
             elif chosen.get(part) and own[part] is None:
                 self._below_nothing(("peft", part, "method"), 2, own, one.text)
@@ -227,7 +236,8 @@ class _Change:
         yield ("data", f"{self.stage.get('data')}_collate"), ("collate",)
 
     def _write(self, path: Path, own: Path, of: str = "", text: str = "") -> None:
-        """Let the common value at `path` hold at `own` in the stage, where the stage says something else."""
+        """Let the common value at `path` hold at `own` in the stage, where the stage says something
+        else."""
         group = self.stage.get(own[0])
         if not isinstance(group, dict) or self._is_own(own):
             return
@@ -255,21 +265,21 @@ class _Change:
         old, new = node.get(key), _at(self.config, path)
         if new is not ABSENT and old != new:
             node[key] = copy.deepcopy(new)
-            self.told.append(f"{'.'.join(path)} {new}{f' {of}' if of else ''} in place of {old}")
+            self.messages.append(f"{'.'.join(path)} {new}{f' {of}' if of else ''} in place of {old}")
 
     def _below_nothing(self, own: Path, depth: int, node: Config, text: str) -> None:
         setting = ".".join(own[:depth])
         if own[0] != "peft":
             del node[own[depth - 1]]
-            self.told.append(f"{text or '.'.join(own)} in place of {setting}=null")
+            self.messages.append(f"{text or '.'.join(own)} in place of {setting}=null")
         elif text:
             self.unreached[text] = f"stages.{self.name}.{setting}=null keeps adapters off"
-            self.told.append(f"{text} does not reach it: stages.{self.name}.{setting}=null")
+            self.messages.append(f"{text} does not reach it: stages.{self.name}.{setting}=null")
 
     def _delete(self, own: Path) -> None:
         node = _at(self.stage, own[:-1])
         if isinstance(node, dict) and own[-1] in node and not self._is_own(own):
-            self.told.append(f"without its {'.'.join(own)} {node.pop(own[-1])}")
+            self.messages.append(f"without its {'.'.join(own)} {node.pop(own[-1])}")
 
     def take_blockwise(self) -> None:
         """`compile=true` and the like, which are one word or one for each part."""
@@ -280,18 +290,19 @@ class _Change:
                 new = by_part(self.config.get(name)).get(part)
                 if one.path[1:] in ((), (part,)) and old != new and not self._is_own((name, part)):
                     own[part] = new
-                    self.told.append(f"{name}.{part} {new} in place of {old}")
+                    self.messages.append(f"{name}.{part} {new} in place of {old}")
                     self.stage[name] = own
 
     def take_length(self) -> None:
-        """`max_steps` of the command line is the length of each stage; that of a file only shortens stages."""
+        """`max_steps` of the command line is the length of each stage; that of a file only shortens
+        stages."""
         old, cap = self.stage.get("max_steps"), self.config.get("max_steps")
         if self._is_own(("max_steps",)):
             return
         if any(one.path == ("max_steps",) for one in self.common):
             new = old if cap is None else cap
             if new != old:
-                self.told.append(f"max_steps {new} in place of {old}")
+                self.messages.append(f"max_steps {new} in place of {old}")
             self.stage["max_steps"] = new
         elif _whole(old) and _whole(cap):
             self.stage["max_steps"] = min(old, cap)

@@ -19,12 +19,14 @@ STAGE_KEYS = (
 
 @dataclass(frozen=True)
 class PartsSettings:
-    """The parts of a model, each a node with `_target_`, and what their text calls pictures and videos.
+    """The parts of a model, each a node with `_target_`, and what their text calls pictures and
+    videos.
 
     Attributes:
         decoder: None without one.
         objectives: by name.
-        peft, quantization: adapters, and formats of frozen weights, by part; parts without any are left out.
+        peft, quantization: adapters, and formats of frozen weights, by part; parts without any are
+            left out.
     """
 
     encoder: Config
@@ -80,7 +82,8 @@ class DataSettings:
 
     @property
     def measured_on(self) -> Config | None:
-        """The node of the held-out data; None without any, though debug=fast may have given sizes for it."""
+        """The node of the held-out data; None without any, though debug=fast may have given sizes
+        for it."""
         return self.held_out if "_target_" in (self.held_out or {}) else None
 
     def dataset(self, kind: str) -> Config:
@@ -116,7 +119,8 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How the stage is shown: the embedding that is compared (`c`, `g`) and the part that writes."""
+    """How the stage is shown: the embedding that is compared (`c`, `g`) and the part that
+    writes."""
 
     mode: str = "c"
     writer: str | None = None
@@ -124,7 +128,8 @@ class SampleSettings:
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Where features of a frozen encoder are kept (memory or disk), the most GiB that they may take, and a disk's folder."""
+    """Where features of a frozen encoder are kept (memory or disk), the most GiB that they may
+    take, and a disk's folder."""
 
     where: str
     gib: float
@@ -133,12 +138,15 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """One stage's settings, complete: its own over the common ones. Nodes with `_target_` are as their classes take them.
+    """One stage's settings, complete: its own over the common ones. Nodes with `_target_` are as
+    their classes take them.
 
     Attributes:
         reads: which dataset of the data group it trains on: pairs, chats or labels.
-        collate: changes to the collator of what it reads; `processor` in it changes how pictures are prepared.
-        new, dropped: patterns of names that may be missing in the weights it starts from, and that may be left over.
+        collate: changes to the collator of what it reads; `processor` in it changes how pictures
+            are prepared.
+        new, dropped: patterns of names that may be missing in the weights it starts from, and that
+            may be left over.
         evaluation: nodes of its tasks by name; None leaves one out.
         activation_checkpointing, compile: by part.
         callbacks, loggers: nodes by name; None leaves one out.
@@ -172,15 +180,17 @@ class StageSettings:
 
     @property
     def packing(self) -> str | None:
-        """How batches are made: packed, bucketed, or None: as samples come, as pairs and labels always."""
+        """How batches are made: packed, bucketed, or None: as samples come, as pairs and labels
+        always."""
         return PACKINGS[self.data.packing] if self.reads == "chats" else None
 
 
 def stage_settings(config: Mapping[str, Any], name: str) -> StageSettings:
     """One stage's settings from the configuration of a run.
 
-    A stage may carry a change to any common group (`optimizer: {lr: 1e-4}`); one with a `_target_` replaces the group. Changes
-    to the data group are called `datasets`, because `data` says which of its kinds a stage reads.
+    A stage may carry a change to any common group (`optimizer: {lr: 1e-4}`); one with a `_target_`
+    replaces the group. Changes to the data group are called `datasets`, because `data` says which
+    of its kinds a stage reads.
     """
     return settings_of_stage(config, name, config["stages"][name])
 
@@ -228,13 +238,15 @@ def _parts_of(stage: Config, data: Mapping[str, Any]) -> PartsSettings:
 
 
 def _data_of(common: Config, change: Mapping[str, Any]) -> Config:
-    """The data group with a stage's changes; a dataset with a `_target_` takes the place of another."""
+    """The data group with a stage's changes; a dataset with a `_target_` takes the place of
+    another."""
     filled = merged(copy.deepcopy(dict(common)), {key: value for key, value in change.items() if not _is_object(value)})
     return filled | {key: value for key, value in change.items() if _is_object(value)}
 
 
 def _known(kind: type, node: Mapping[str, Any]) -> Config:
-    """What of a mapping are fields of a dataclass; where null is no value of one, its default holds."""
+    """What of a mapping are fields of a dataclass; where null is no value of one, its default
+    holds."""
     optional = {one.name for one in fields(kind) if one.default is None}
     found = {one.name: node[one.name] for one in fields(kind) if one.name in node and one.name != "node"}
     return {name: value for name, value in found.items() if value is not None or name in optional}

@@ -13,7 +13,8 @@ from lightning_internvl.messages import ConfigError
 
 OURS = ("lightning_internvl.", "callbacks.")
 
-# Where classes and functions that configurations of older runs name are today: modules, or single names in them.
+# Where classes and functions that configurations of older runs name are today: modules, or single
+# names in them.
 _MOVED = {
     f"lightning_internvl.{old}": f"lightning_internvl.{new}"
     for old, new in {
@@ -72,7 +73,8 @@ def locate(target: str) -> Any:
 def parameters_of(target: str) -> tuple[dict[str, inspect.Parameter], bool]:
     """The parameters of a class or function by name, and whether it takes any other name too.
 
-    A class of this project that passes `**settings` on to its base class takes the names of that class as well.
+    A class of this project that passes `**settings` on to its base class takes the names of that
+    class as well.
     """
     found = locate(target)
     if not inspect.isclass(found):
@@ -105,7 +107,8 @@ def check_arguments(config: Mapping[str, Any]) -> None:
 
 
 def build(node: Mapping[str, Any], **extra: Any) -> Any:
-    """The object of a configuration node. Runtime objects are passed past Hydra, which would copy them.
+    """The object of a configuration node. Runtime objects are passed past Hydra, which would copy
+    them.
 
     Raises:
         ValueError: if the class does not take its settings.

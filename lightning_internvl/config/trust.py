@@ -1,10 +1,12 @@
 """What a folder, a file or a hub id may have built, run or fetched: the one gate of all commands.
 
-A configuration that comes with a run or a checkpoint is somebody else's data. Of what it names only this project's own classes
-and functions are built, and nothing is fetched, unless the user has named the package or the hub id: `trust=[package]` on a
-command line, `with trusting(["package"])` in Python. What a folder itself records under `trust` does not count.
+A configuration that comes with a run or a checkpoint is somebody else's data. Of what it names only
+this project's own classes and functions are built, and nothing is fetched, unless the user has
+named the package or the hub id: `trust=[package]` on a command line, `with trusting(["package"])`
+in Python. What a folder itself records under `trust` does not count.
 
-Names are looked up in the source files: what is refused is not imported. Nothing here imports PyTorch.
+Names are looked up in the source files: what is refused is not imported. Nothing here imports
+PyTorch.
 """
 
 from __future__ import annotations
@@ -44,8 +46,9 @@ def trusting(names: Iterable[str]) -> Iterator[None]:
     """Trust packages and hub ids inside, in addition to what is trusted already.
 
     Args:
-        names: packages (`mine`, or `mine.parts` for a part of one) whose code may be imported and run with the settings of a
-            folder, and hub ids (`OWNER/NAME`) that may be fetched because a folder names them.
+        names: packages (`mine`, or `mine.parts` for a part of one) whose code may be imported and
+            run with the settings of a folder, and hub ids (`OWNER/NAME`) that may be fetched
+            because a folder names them.
     """
     token = _named.set((*_named.get(), *map(str, names)))
     try:
@@ -61,7 +64,8 @@ def trust_faults(names: Any) -> Iterable[str]:
 
 
 def folder_faults(place: Any, names: Any = ()) -> Iterable[str]:
-    """What a run or a hand-off folder names that is not trusted, before any of it is opened; nothing for another place.
+    """What a run or a hand-off folder names that is not trusted, before any of it is opened;
+    nothing for another place.
 
     Args:
         names: what the user trusts.
@@ -77,7 +81,8 @@ def folder_faults(place: Any, names: Any = ()) -> Iterable[str]:
 
 
 def check_folder(place: Path) -> None:
-    """Check the configuration of a run and the manifests of its hand-offs, or a hand-off folder with the run around it.
+    """Check the configuration of a run and the manifests of its hand-offs, or a hand-off folder
+    with the run around it.
 
     A file that is damaged is left to its reader.
 
@@ -111,8 +116,9 @@ def check_run(config: Mapping[str, Any], place: Path, fetches: bool = False) -> 
         fetches: whether weights and tokenizers will be read from where it says.
 
     Raises:
-        Untrusted: for a class or function that is neither this project's nor trusted, for an interpolation, which could make
-            one of text, and for a hub id that is neither trusted nor on this machine.
+        Untrusted: for a class or function that is neither this project's nor trusted, for an
+            interpolation, which could make one of text, and for a hub id that is neither trusted
+            nor on this machine.
     """
     faults = []
     for path, key, value in _settings({name: node for name, node in config.items() if name != "trust"}):
@@ -129,8 +135,9 @@ def check_parts(config: Mapping[str, Any], place: Path | str | None = None) -> N
     """Check the configuration of a model that comes with a checkpoint, at any depth.
 
     Raises:
-        Untrusted: for a class or function that is neither this project's nor trusted, for settings that would fetch weights,
-            code or kernels, and for words that make something else of what is built.
+        Untrusted: for a class or function that is neither this project's nor trusted, for settings
+            that would fetch weights, code or kernels, and for words that make something else of
+            what is built.
     """
     _raise(list(_part_faults("", config, foreign=False, note=False)), place)
 
@@ -152,7 +159,8 @@ def is_trusted(target: str) -> bool:
 
 
 def packages_of(config: Any) -> list[str]:
-    """The packages from elsewhere that a configuration of the user's own names, but those that `conf/` names."""
+    """The packages from elsewhere that a configuration of the user's own names, but those that
+    `conf/` names."""
     foreign = {target for target in targets_of(config) if "." in target and not target.startswith(OURS)}
     return sorted({target.partition(".")[0] for target in foreign - named_in_conf()})
 
@@ -163,8 +171,9 @@ def targets_of(config: Any) -> set[str]:
 
 
 def without_notes(config: Any, noted: bool = False) -> Any:
-    """A configuration of parts without what a library has noted about itself: private keys inside the `config` of a part, which
-    nothing reads. What could fetch something is left for `check_parts` to refuse."""
+    """A configuration of parts without what a library has noted about itself: private keys inside
+    the `config` of a part, which nothing reads. What could fetch something is left for
+    `check_parts` to refuse."""
     if isinstance(config, list | tuple):
         return [without_notes(value, noted) for value in config]
     if not isinstance(config, Mapping):
@@ -189,7 +198,8 @@ def _part_faults(path: str, node: Any, *, foreign: bool, note: bool) -> Iterator
     """Faults of a node of a model's configuration.
 
     Args:
-        foreign: whether it belongs to a trusted part from elsewhere, whose settings have meanings of their own.
+        foreign: whether it belongs to a trusted part from elsewhere, whose settings have meanings
+            of their own.
         note: whether it lies in the `config` of a part, in which private keys mean nothing.
     """
     if isinstance(node, list | tuple):
@@ -232,7 +242,8 @@ def _target_faults(path: str, target: Any, allowed: Any, source: str) -> Iterato
 
 
 def _strangers(path: str, target: str) -> Iterator[str]:
-    """A trusted package is imported here; what it has imported from others is not trusted with it."""
+    """A trusted package is imported here; what it has imported from others is not trusted with
+    it."""
     home = str(getattr(locate(target), "__module__", None))
     if not (is_trusted(f"{home}.") or f"{home}.".startswith(OURS)):
         yield f"{path}: {target!r} is defined in {home}, not in a package that you trust; it is not run"
@@ -288,7 +299,8 @@ def _is_ours(target: str) -> bool:
 
 
 def _is_built_of_runs(target: str) -> bool:
-    """Whether configurations of this project name a class or function, or another one in its module."""
+    """Whether configurations of this project name a class or function, or another one in its
+    module."""
     named = named_in_conf()
     if target in named:
         return True

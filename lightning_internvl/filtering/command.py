@@ -29,7 +29,7 @@ from lightning_internvl.filtering.job import FilterJob
 from lightning_internvl.filtering.scores import UNUSABLE
 from lightning_internvl.filtering.write import new_shard, sum_counts
 from lightning_internvl.launch import started_from_outside, started_processes
-from lightning_internvl.training.out_of_memory import shortage_of
+from lightning_internvl.training.out_of_memory import out_of_memory_cause
 
 DECISION, SUMMARY = "decision.json", "summary.json"
 EVERY = 10.0  # seconds between two lines of progress
@@ -101,7 +101,7 @@ def _score(job: FilterJob, own: Sequence[int], rank: int) -> int:
             total += pairs
             pace.report(done, total)
     except Exception as error:
-        if shortage_of(error) is None:
+        if out_of_memory_cause(error) is None:
             raise
         smaller = f"stages.{job.name}.batch_size={max(1, job.settings.batch_size // 2)}"
         raise ValueError(f"out of memory: {job.name} with batch_size={job.settings.batch_size}; {smaller} takes less") from error

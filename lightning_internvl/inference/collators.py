@@ -23,7 +23,8 @@ from lightning_internvl.model.vlm import VLM, shifts_labels
 
 
 class View(NamedTuple):
-    """How a stage sees data: `pairs` and `chats` prepare what is measured, `training` the batches of a step."""
+    """How a stage sees data: `pairs` and `chats` prepare what is measured, `training` the batches
+    of a step."""
 
     pairs: PairCollator | None
     chats: ChatCollator | None
@@ -33,10 +34,12 @@ class View(NamedTuple):
 
 
 def make_view(settings: StageSettings, model: VLM, tokenizers: Mapping[str, Any], build: Build) -> View:
-    """The collators that the stage's parts can use: pairs for a middleware that reads text, chats for a decoder.
+    """The collators that the stage's parts can use: pairs for a middleware that reads text, chats
+    for a decoder.
 
-    Pictures go through `data.processor` in training and, where it is given, `data.eval_processor` in evaluation; a stage with a
-    `collate.processor` uses that for both. `eval_processor` and a stage's processor may be changes only, without a `_target_`.
+    Pictures go through `data.processor` in training and, where it is given, `data.eval_processor`
+    in evaluation; a stage with a `collate.processor` uses that for both. `eval_processor` and a
+    stage's processor may be changes only, without a `_target_`.
     """
     data, own = settings.data, settings.collate.get("processor")
     processor = build(_changed(data.processor, own))

@@ -21,7 +21,8 @@ from lightning_internvl.model.compose import Build
 
 
 class LoadedRun(NamedTuple):
-    """A model in evaluation mode with its collators (`view`), the settings of the stage that trained it, and its hand-off."""
+    """A model in evaluation mode with its collators (`view`), the settings of the stage that
+    trained it, and its hand-off."""
 
     view: View
     settings: StageSettings
@@ -32,7 +33,8 @@ def open_run(place: str | Path, build: Build) -> LoadedRun:
     """The last finished stage of a run, or the stage of a hand-off folder inside one.
 
     Raises:
-        ValueError: if this is neither, or no stage of the run has finished; as `handoff.load_model`.
+        ValueError: if this is neither, or no stage of the run has finished; as
+            `handoff.load_model`.
     """
     folder = handoff_of(Path(place))
     run_of(folder)
@@ -45,7 +47,8 @@ def settings_of(folder: Path) -> StageSettings:
     """The settings of the stage that wrote a hand-off folder, from the run around it.
 
     Raises:
-        ValueError: as `run_of`; for what the run names and the user does not trust (see `lightning_internvl.config.trust`).
+        ValueError: as `run_of`; for what the run names and the user does not trust (see
+            `lightning_internvl.config.trust`).
     """
     run = run_of(folder)
     config = with_current_targets(yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8")))
@@ -56,7 +59,8 @@ def settings_of(folder: Path) -> StageSettings:
 
 
 def _check_roles(settings: StageSettings, run: Path) -> None:
-    """Refuse parts of this project in a place where they are not used: one that reads data could fetch some."""
+    """Refuse parts of this project in a place where they are not used: one that reads data could
+    fetch some."""
     data = settings.data
     nodes = {f"data.{name}": (getattr(data, name), (Processor,)) for name in ("processor", "eval_processor")}
     nodes |= {"collate.processor": (settings.collate.get("processor"), (Processor,))}

@@ -1,9 +1,11 @@
-"""Activation checkpointing: blocks keep little of their forward pass and compute it again when their backward pass comes.
+"""Activation checkpointing: blocks keep little of their forward pass and compute it again when
+their backward pass comes.
 
-A block is a sharding unit of a part. `full` keeps what a block reads and computes all of it again, one third more work in a step
-(Chen et al. 2016). `selective` keeps the results of matrix products and of attention too and computes only what is cheap again:
-norms, activation functions, rotary positions, dropout (after Korthikanti et al. 2022, section 4.1). Losses and gradients stay the
-same, bit by bit: the random numbers of a block are drawn again as they were.
+A block is a sharding unit of a part. `full` keeps what a block reads and computes all of it again,
+one third more work in a step (Chen et al. 2016). `selective` keeps the results of matrix products
+and of attention too and computes only what is cheap again: norms, activation functions, rotary
+positions, dropout (after Korthikanti et al. 2022, section 4.1). Losses and gradients stay the same,
+bit by bit: the random numbers of a block are drawn again as they were.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from torch.utils.checkpoint import _CachedTorchDispatchMode, checkpoint, create_
 
 from lightning_internvl.protocols import HasShardingUnits
 
-# What `selective` keeps. Not `bmm`: where attention has no kernel of its own, that would be the scores of all pairs of tokens.
+# What `selective` keeps. Not `bmm`: where attention has no kernel of its own, that would be the
+# scores of all pairs of tokens.
 _KEPT_NAMES = (
     "mm", "addmm", "convolution", "_grouped_mm", "_scaled_mm",
     "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
@@ -31,7 +34,8 @@ KEPT = frozenset(getattr(torch.ops.aten, name).default for name in _KEPT_NAMES i
 
 
 def recompute_blocks(model: nn.Module, settings: Mapping[str, str | None]) -> None:
-    """Let the blocks of parts compute again what backward needs. Names of tensors stay; hooks of a block run once, as before.
+    """Let the blocks of parts compute again what backward needs. Names of tensors stay; hooks of a
+    block run once, as before.
 
     Call it before weights are divided and before blocks are compiled.
 
@@ -64,8 +68,9 @@ _FORWARDS = {"full": _full, "selective": _selective}
 
 
 class _Giving(_CachedTorchDispatchMode):
-    """Gives what was kept and lets all else run. PyTorch's own wants every operation to come again, but weights that are divided
-    inside a block, as adapters are, are not gathered in the same way twice."""
+    """Gives what was kept and lets all else run. PyTorch's own wants every operation to come again,
+    but weights that are divided inside a block, as adapters are, are not gathered in the same way
+    twice."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         return super().__torch_dispatch__(func, types, args, kwargs) if func in KEPT else func(*args, **kwargs or {})
@@ -77,7 +82,8 @@ def _contexts() -> Any:
 
 
 def has_backward(block: nn.Module, *inputs: Any) -> bool:
-    """Whether a backward pass of the block can follow; a frozen block that reads frozen things keeps nothing anyway."""
+    """Whether a backward pass of the block can follow; a frozen block that reads frozen things
+    keeps nothing anyway."""
     if not torch.is_grad_enabled():
         return False
     read = (x.requires_grad for x in tree_leaves(inputs) if isinstance(x, Tensor))

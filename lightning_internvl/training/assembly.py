@@ -1,4 +1,5 @@
-"""One stage put together from its configuration: model, data, callbacks and trainer, everything but the weights."""
+"""One stage put together from its configuration: model, data, callbacks and trainer, everything but
+the weights."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def assemble(settings: StageSettings, run_dir: Path, build: Build, start_step: i
 
 
 def build_strategy(node: Config, trainer: TrainerSettings, build: Build) -> Any:
-    """The strategy, or its name. What Lightning would choose for several devices refuses weights that a stage does not use."""
+    """The strategy, or its name. What Lightning would choose for several devices refuses weights
+    that a stage does not use."""
     if "_target_" in node:
         return build(node)
     several = (processes(trainer.node) or torch.cuda.device_count()) > 1
@@ -105,7 +107,8 @@ def stage_context(settings: StageSettings, view: View, tokenizers: Mapping[str, 
 
 
 def build_callbacks(nodes: Mapping[str, Config | None], context: StageContext) -> list[Any]:
-    """Callbacks in the order of their configuration; those with `setup_stage` are told about the stage."""
+    """Callbacks in the order of their configuration; those with `setup_stage` are told about the
+    stage."""
     callbacks = [context.build(node) for node in nodes.values() if node]
     for callback in callbacks:
         if hasattr(callback, "setup_stage"):
@@ -128,7 +131,8 @@ def _with_places(value: Any, places: Mapping[str, str]) -> Any:
 
 
 def build_data(settings: StageSettings, start_step: int, view: View, build: Build, folder: Path) -> StageData:
-    """The stage's training data, from the next sample on; `folder` is where samples that cannot be used are listed."""
+    """The stage's training data, from the next sample on; `folder` is where samples that cannot be
+    used are listed."""
     data, accumulate = settings.data, settings.trainer.accumulate_grad_batches
     dataset = build(data.dataset(settings.reads))
     return StageData(

@@ -1,4 +1,5 @@
-"""`torch.compile` for blocks, one by one and in place: equal blocks share what is compiled, and names of tensors stay."""
+"""`torch.compile` for blocks, one by one and in place: equal blocks share what is compiled, and
+names of tensors stay."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ LIMIT = 64  # variants of one kind of block: rows that vary in size, with a grap
 
 
 def compile_blocks(model: nn.Module, settings: Mapping[str, str | bool | None]) -> None:
-    """Compile the blocks of parts when they first run. Call it after `recompute_blocks` and before weights are divided.
+    """Compile the blocks of parts when they first run. Call it after `recompute_blocks` and before
+    weights are divided.
 
-    Sizes that turn out to vary, as rows of text do, are compiled once as variables; others stay constants.
+    Sizes that turn out to vary, as rows of text do, are compiled once as variables; others stay
+    constants.
 
     Args:
         settings: by part: true (inductor), the name of a backend, or None.

@@ -14,7 +14,8 @@ from lightning_internvl.model.compose import Build
 
 @dataclass(frozen=True)
 class StageContext:
-    """Handed once to `setup_stage(context)` of every callback that has this method, before the trainer is built.
+    """Handed once to `setup_stage(context)` of every callback that has this method, before the
+    trainer is built.
 
     Attributes:
         settings: of the stage, complete.

@@ -1,9 +1,11 @@
-"""Stages that take their parts from where they start: an official checkpoint, a run, or a hand-off folder.
+"""Stages that take their parts from where they start: an official checkpoint, a run, or a hand-off
+folder.
 
-A stage says `parts: inherited`; this turns it into one whose parts are named with all their sizes, so that a run's folder says
-what it trained, wherever its start may be by then. `connector` under `train` becomes what the middleware has between tower and
-language model. `inherited` may also stand for the tokenizer, the processor of pictures or settings of it, the chat format and its
-system message; what is given instead of it stays.
+A stage says `parts: inherited`; this turns it into one whose parts are named with all their sizes,
+so that a run's folder says what it trained, wherever its start may be by then. `connector` under
+`train` becomes what the middleware has between tower and language model. `inherited` may also stand
+for the tokenizer, the processor of pictures or settings of it, the chat format and its system
+message; what is given instead of it stays.
 """
 
 from __future__ import annotations
@@ -45,13 +47,14 @@ CONNECTOR = "connector"  # stands in `train` for the names of the middleware tha
 NO_DECODER = "has no decoder, so it cannot answer; start from a stage or a checkpoint that has one"
 
 
-class Legacy(NamedTuple):
+class InheritedSettings(NamedTuple):
     """What there is to inherit.
 
     Attributes:
         data: `image_token` and, where videos have one, `video_token`.
         processor: a configuration.
-        chats: `template`, `system` and `image_frame`, the tokens around a picture (None: those of the template).
+        chats: `template`, `system` and `image_frame`, the tokens around a picture (None: those of
+            the template).
     """
 
     parts: dict[str, Config]
@@ -64,13 +67,14 @@ def inherit(config: Config) -> Config:
     """A configuration in which nothing is inherited any more.
 
     Raises:
-        ValueError: for a start that does not answer, or does not say what is to be inherited from it.
+        ValueError: for a start that does not answer, or does not say what is to be inherited from
+            it.
     """
     config = copy.deepcopy(config)
     data, start = config["data"], config["init_from"]
-    chats, tokenizer = data["chats_collate"], _given(data.pop("tokenizer", None))
+    chats, tokenizer = data["chats_collate"], _given_instead(data.pop("tokenizer", None))
     try:
-        found = _legacy(start, _given(chats["template"]), tokenizer)
+        found = _inherited_settings(start, _given_instead(chats["template"]), tokenizer)
     except Lacking as error:
         raise ValueError(f"init_from={start}: {error.what}; give {GIVE[error.setting]}={error.value}") from error
     connector = _connector(found.parts["middleware"]["_target_"])
@@ -83,8 +87,8 @@ def inherit(config: Config) -> Config:
     whole = data["processor"].get("_target_") == INHERITED
     if whole:
         _check_processor(found.processor["_target_"], start)
-    data["processor"] = (found.processor if whole else {}) | _filled(data["processor"], found.processor)
-    data["chats_collate"] = {"image_frame": found.chats["image_frame"]} | _filled(chats, found.chats)
+    data["processor"] = (found.processor if whole else {}) | _with_inherited(data["processor"], found.processor)
+    data["chats_collate"] = {"image_frame": found.chats["image_frame"]} | _with_inherited(chats, found.chats)
     return config
 
 
@@ -95,43 +99,44 @@ def _connector(target: str) -> str:
 
 
 def _check_processor(target: str, start: str) -> None:
-    """Refuse a processor that a run names and that is none of this package; not even its module is imported."""
+    """Refuse a processor that a run names and that is none of this package; not even its module is
+    imported."""
     kind = locate(target) if target.startswith(TRUSTED) else None
     if not (inspect.isclass(kind) and issubclass(kind, Processor)):
         raise ValueError(f"init_from={start}: {target!r} is no processor of {TRUSTED[:-1]}; give processor@data.processor=NAME")
 
 
-def _given(value: str | None) -> str | None:
+def _given_instead(value: str | None) -> str | None:
     """What the user asks for in place of what would be inherited."""
     return None if value == INHERITED else value
 
 
-def _filled(own: Config, found: Mapping[str, Any]) -> Config:
+def _with_inherited(own: Config, found: Mapping[str, Any]) -> Config:
     return {key: found[key] if value == INHERITED else value for key, value in own.items() if value != INHERITED or key in found}
 
 
-def _legacy(start: str, template: str | None, tokenizer: str | None) -> Legacy:
+def _inherited_settings(start: str, template: str | None, tokenizer: str | None) -> InheritedSettings:
     """What a start leaves to its stages.
 
     Args:
         template, tokenizer: a chat format and a folder or hub id in place of those of the start.
     """
     if is_run_or_handoff(Path(start)) and (folder := handoff_of(Path(start))).resolve().parents[1].joinpath(RUN_CONFIG).is_file():
-        found = _of_run(folder, template)
+        found = _settings_of_run(folder, template)
     else:
-        found = _of_folder(start, template, tokenizer)
+        found = _settings_of_folder(start, template, tokenizer)
     if tokenizer:
         found.parts["decoder"]["tokenizer"] |= {"_target_": SAVED, "folder": tokenizer}
     return found
 
 
-def _of_run(folder: Path, template: str | None) -> Legacy:
+def _settings_of_run(folder: Path, template: str | None) -> InheritedSettings:
     """What a hand-off says of its parts, and the run around it of how they read."""
-    known, settings = _handed_over(folder), settings_of(folder)
+    known, settings = _manifest_parts(folder), settings_of(folder)
     data, own = settings.data, settings.collate
     chats = {**data.chats_collate, **own}
     videos = {"video_token": known["video_token"]} if known.get("video_token") else {}
-    return Legacy(
+    return InheritedSettings(
         parts={part: known[part] for part in PARTS},
         data={"image_token": known["image_token"], **videos},
         processor={**data.processor, **(own.get("processor") or {})},
@@ -143,7 +148,7 @@ def _of_run(folder: Path, template: str | None) -> Legacy:
     )
 
 
-def _handed_over(folder: Path) -> Config:
+def _manifest_parts(folder: Path) -> Config:
     """The configuration of the model in a hand-off folder, with the places of its tokenizers."""
     known = load_handoff.trusted_config(folder, handoff.read_manifest(folder))
     if not known.get("decoder"):
@@ -151,12 +156,13 @@ def _handed_over(folder: Path) -> Config:
     return known
 
 
-def _of_folder(start: str, template: str | None, tokenizer: str | None) -> Legacy:
-    """What the files of a checkpoint or an exported hand-off say, and how its system was published."""
+def _settings_of_folder(start: str, template: str | None, tokenizer: str | None) -> InheritedSettings:
+    """What the files of a checkpoint or an exported hand-off say, and how its system was
+    published."""
     folder = local_folder(start)
     place = str(folder.resolve()) if Path(start).exists() else start  # of a hub id more is read than its weights
     layout, config, native = layout_of(folder)
-    model, parts = _exported(folder) if layout == HANDOFF else _published(folder)
+    model, parts = _exported_model(folder) if layout == HANDOFF else _published_model(folder)
     words, known, fields = load_tokenizer(tokenizer or place), SYSTEMS[layout], picture_fields(folder)
     if pad_id(words) >= model.decoder.vocab_size:
         rows = f"{model.decoder.vocab_size} rows"
@@ -168,7 +174,7 @@ def _of_folder(start: str, template: str | None, tokenizer: str | None) -> Legac
     chosen = template or named(known.template, config, model)
     chats, frame, _ = chat_format(words, known, context, chosen, bool(template))
     name = processor_name(known, fields, config, model, by_class=native)
-    return Legacy(
+    return InheritedSettings(
         parts,
         data={"image_token": context} | ({"video_token": video} if video else {}),
         processor=processor_settings(name, model, fields, config, known.statistics),
@@ -176,15 +182,15 @@ def _of_folder(start: str, template: str | None, tokenizer: str | None) -> Legac
     )
 
 
-def _exported(folder: Path) -> tuple[VLM, dict[str, Config]]:
+def _exported_model(folder: Path) -> tuple[VLM, dict[str, Config]]:
     """The model of a hand-off without its weights, and its parts."""
-    known = _handed_over(folder)
+    known = _manifest_parts(folder)
     with torch.device("meta"):
         model, _ = compose_model({name: value for name, value in known.items() if name != "peft"}, trusted_build)
     return model, {part: known[part] for part in PARTS}
 
 
-def _published(folder: Path) -> tuple[VLM, dict[str, Config]]:
+def _published_model(folder: Path) -> tuple[VLM, dict[str, Config]]:
     """The model of an official checkpoint without its weights, and its parts."""
     model = meta_model(folder)
     if model.decoder is None:

@@ -16,11 +16,13 @@ from lightning_internvl.protocols import HasShardingUnits
 from lightning_internvl.stages.freezing import FreezePlan, check_matches, matches
 from lightning_internvl.stages.roles import has_role, model_roles, names_of
 
-# Tables, scales and tokens are no matrices that multiply activations; decaying them only pulls them to zero.
+# Tables, scales and tokens are no matrices that multiply activations; decaying them only pulls them
+# to zero.
 NO_DECAY = ("*query_tokens", "*class_embedding", "*position_embedding", "*.pos_embed", "*logit_scale", "*embed_tokens*")
 
 
-# What stands before the first block of a part: tables of tokens and positions, the patch layer, queries.
+# What stands before the first block of a part: tables of tokens and positions, the patch layer,
+# queries.
 BOTTOM = ("*embed*", "*query_tokens", "*class_token", "*cls_token", "*pre_layrnorm*", "*logit_scale")
 
 
@@ -33,17 +35,20 @@ def parameter_groups(
     part_lr: Mapping[str, float] | None = None,
     layer_decay: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Every parameter that the stage will ever train, grouped by learning rate and by whether it decays.
+    """Every parameter that the stage will ever train, grouped by learning rate and by whether it
+    decays.
 
     Vectors (biases, norms, scales) and the names in `NO_DECAY` do not decay.
 
     Args:
         part_lr: learning rates of their own, by name pattern or role (see
             `lightning_internvl.stages.roles`); the first match wins, all others use `lr`.
-        layer_decay: by part, the factor on the learning rate from each layer to the one below it (see `layer_scales`).
+        layer_decay: by part, the factor on the learning rate from each layer to the one below it
+            (see `layer_scales`).
 
     Raises:
-        ValueError: for a pattern that matches no parameter, which is most often a typing error, or a rate that is none.
+        ValueError: for a pattern that matches no parameter, which is most often a typing error, or
+            a rate that is none.
     """
     names = [plain_name(name) for name, _ in model.named_parameters()]
     rates, roles, setting = dict(part_lr or {}), model_roles(model), "optimizer.part_lr"
@@ -73,10 +78,12 @@ def parameter_groups(
 
 
 def layer_scales(model: nn.Module, layer_decay: Mapping[str, float]) -> dict[str, tuple[str, float]]:
-    """Layer-wise decay of the learning rate: for each parameter below the top its layer and the factor on its rate.
+    """Layer-wise decay of the learning rate: for each parameter below the top its layer and the
+    factor on its rate.
 
-    Of the L blocks of a part (its `sharding_units`), block i has rate^(L - i), and what stands before block 0 has rate^(L + 1).
-    What stands after the blocks, and parts without a rate, keep the full one. The logit scale goes with the middleware.
+    Of the L blocks of a part (its `sharding_units`), block i has rate^(L - i), and what stands
+    before block 0 has rate^(L + 1). What stands after the blocks, and parts without a rate, keep
+    the full one. The logit scale goes with the middleware.
     Source: official `internvl_g/internvl/train/trainer_monkey_patch.py` (layer ids 0 to L + 1).
 
     Raises:
@@ -132,10 +139,12 @@ def adamw_8bit(
     paged: bool = False,
     min_8bit_size: int = 4096,
 ) -> Optimizer:
-    """AdamW over `parameter_groups` whose moments take 8 bits (Dettmers et al. 2022), by bitsandbytes.
+    """AdamW over `parameter_groups` whose moments take 8 bits (Dettmers et al. 2022), by
+    bitsandbytes.
 
     Args:
-        paged: let moments move to the memory of the host while a GPU is full; on a CPU it changes nothing.
+        paged: let moments move to the memory of the host while a GPU is full; on a CPU it changes
+            nothing.
         min_8bit_size: smaller tensors keep their moments in float32.
     """
     import bitsandbytes as bnb
@@ -163,14 +172,16 @@ def sgd(
 
 
 def _clipped(optimizer: Optimizer) -> Optimizer:
-    """A fused optimizer that takes gradients unscaled; from one that would unscale them itself, Lightning refuses to clip their
-    norm in mixed precision, even in bf16, where nothing is scaled."""
+    """A fused optimizer that takes gradients unscaled; from one that would unscale them itself,
+    Lightning refuses to clip their norm in mixed precision, even in bf16, where nothing is
+    scaled."""
     setattr(optimizer, "_step_supports_amp_scaling", False)  # noqa: B010 an attribute of fused optimizers alone
     return optimizer
 
 
 def cosine(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, min_ratio: float = 0.0) -> LambdaLR:
-    """Linear warm-up to each group's rate, then a half cosine down to `min_ratio` of it at `total_steps`."""
+    """Linear warm-up to each group's rate, then a half cosine down to `min_ratio` of it at
+    `total_steps`."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:

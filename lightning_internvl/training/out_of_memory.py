@@ -14,7 +14,7 @@ SIGNS = ("not enough memory: you tried to allocate", "can't allocate memory", "C
 
 
 @contextmanager
-def shortage_told(settings: StageSettings) -> Iterator[None]:
+def explain_out_of_memory(settings: StageSettings) -> Iterator[None]:
     """Say in plain words that a stage does not fit into memory, on a GPU or on a CPU.
 
     Raises:
@@ -23,7 +23,7 @@ def shortage_told(settings: StageSettings) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (found := shortage_of(error)) is None:
+        if (found := out_of_memory_cause(error)) is None:
             raise
         where = "\n".join(getattr(error, "__notes__", [])) or f"stage {settings.name}, while it was prepared"
         reason = str(found).strip().split("\n")[0][:300] or type(found).__name__
@@ -31,7 +31,7 @@ def shortage_told(settings: StageSettings) -> Iterator[None]:
         raise ValueError(f"out of memory: {where}\n{reason}\nwhat takes less:\n{advice}") from error
 
 
-def shortage_of(error: BaseException | None) -> BaseException | None:
+def out_of_memory_cause(error: BaseException | None) -> BaseException | None:
     """The error, or the one behind it, that says that memory ran out."""
     while error is not None:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS):

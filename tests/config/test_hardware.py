@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightning_internvl.config.hardware import elsewhere, hardware_faults, readers, refusal
+from lightning_internvl.config.hardware import hardware_faults, readers, strategy_refusal, with_hardware
 
 FSDP2 = {"_target_": "lightning_internvl.distributed.fsdp2.FSDP2", "data_parallel_size": "auto", "tensor_parallel_size": 1}
 ADAMW, BITS = ({"_target_": f"lightning_internvl.training.optim.{name}"} for name in ("adamw", "adamw_8bit"))
@@ -41,12 +41,14 @@ def test_what_fits() -> None:
     assert not list(hardware_faults(config(FSDP2)))
     assert not list(hardware_faults(config(FSDP2 | {"tensor_parallel_size": 2}, devices=4)))
     assert not list(hardware_faults(config({"name": "auto"}, optimizer=BITS)))
-    assert not any(map(refusal, ("auto", "ddp", "fsdp2", "lightning_internvl.distributed.fsdp2.FSDP2", "my.OwnStrategy")))
+    assert not any(
+        map(strategy_refusal, ("auto", "ddp", "fsdp2", "lightning_internvl.distributed.fsdp2.FSDP2", "my.OwnStrategy"))
+    )
 
 
 def test_processes_that_divide_layers_read_the_same_samples() -> None:
     given = config(FSDP2 | {"tensor_parallel_size": 2}, devices=4)
     assert readers(given, "first") == 2
-    found, (told, _) = elsewhere(given, {"devices": 8})
+    found, (told, _) = with_hardware(given, {"devices": 8})
     assert found["stages"]["first"]["batch_size"] == 2
     assert told.startswith("first: 8 processes instead of 4, batch_size 4 -> 2")
