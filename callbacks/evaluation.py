@@ -31,16 +31,15 @@ class Evaluation(L.Callback):
             return
         if not pl_module.is_sharded:
             pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
-        begun, found = time.monotonic(), {}
-        self.predictor.journal = Journal(cases=self.cases)
-        with self.predictor.evaluating(trainer.precision_plugin.forward_context) as predictor:
+        journal, begun, found = Journal(cases=self.cases), time.monotonic(), {}
+        with self.predictor.evaluating(trainer.precision_plugin.forward_context, journal) as predictor:
             for task in self.tasks.values():
                 found |= pl_module.use(task, predictor)
         if not trainer.is_global_zero:
             return
         metrics, timing = (read_json(pl_module.run_dir / name, {}) for name in ("metrics.json", "timing.json"))
         write_json(pl_module.run_dir / "metrics.json", metrics | {pl_module.name: found})
-        if self.predictor.journal.shown:
-            write_json(pl_module.folder / "cases.json", self.predictor.journal.shown)
+        if journal.shown:
+            write_json(pl_module.folder / "cases.json", journal.shown)
         timing.setdefault(pl_module.name, {})["eval_seconds"] = round(time.monotonic() - begun, 2)
         write_json(pl_module.run_dir / "timing.json", timing)

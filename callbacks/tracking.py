@@ -85,8 +85,9 @@ class Tracking(L.Callback):
     def _measure(self, trainer: L.Trainer, stage: Stage) -> None:
         if self.predictor is None or not (trainer.is_global_zero or stage.is_sharded):
             return
-        self.predictor.journal, found = Journal(cases=self.cases), {}
-        with self.predictor.evaluating(trainer.precision_plugin.forward_context) as predictor, torch.random.fork_rng():
+        journal, found = Journal(cases=self.cases), {}
+        measuring = self.predictor.evaluating(trainer.precision_plugin.forward_context, journal)
+        with measuring as predictor, torch.random.fork_rng():
             for task in self.tasks.values():
                 found |= stage.use(task, predictor)
         best = self.best if isinstance(self.best, str | None) else self.best.get(stage.name)
@@ -95,17 +96,17 @@ class Tracking(L.Callback):
             fault = f"callbacks.tracking.best={best}: stage {stage.name} has no such metric; {did_you_mean(best, names)}"
             raise ConfigError([f"{fault}; of several stages some are named with best={{STAGE: METRIC}}"])
         if trainer.is_global_zero:
-            self._log(trainer, found)
+            self._log(trainer, found, journal)
         if best is not None:
             self._keep(trainer.global_step, stage, best, found[best], trainer.is_global_zero)
 
-    def _log(self, trainer: L.Trainer, found: Mapping[str, float]) -> None:
+    def _log(self, trainer: L.Trainer, found: Mapping[str, float], journal: Journal) -> None:
         step = max(0, trainer.global_step - 1)  # as Lightning counts what is logged after a step
         values = {f"val/{name}": value for name, value in found.items() if not name.endswith(CHANCE_SUFFIX)}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
             for right in (True, False):
-                cases = [case for case in self.predictor.journal.shown if case["right"] == right]
+                cases = [case for case in journal.shown if case["right"] == right]
                 if cases:
                     _log_pictures(logger, "right" if right else "wrong", cases, step)
 

@@ -18,7 +18,7 @@ from lightning_internvl.inference.journal import Journal
 from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.model.compose import Build, Config
 from lightning_internvl.report.evaluation_page import write_page
-from lightning_internvl.report.metrics_table import results_table
+from lightning_internvl.report.metrics_table import metrics_table
 
 OPEN = ("samples", "max_missing")  # settings that change no answer
 METRICS, RECORD, ANSWERS, CASES = "metrics.json", "record.json", "predictions.jsonl", "cases.json"
@@ -47,7 +47,8 @@ def run_evaluation(settings: Mapping[str, Any], build: Build) -> None:
             write_json(folder / METRICS, read_json(folder / METRICS, {}) | {job.name: found[job.name]})
         del predictor
     page = write_page(folder)
-    console.print(results_table({job.name: found[job.name] for job in jobs}))
+    results = {job.name: found[job.name] for job in jobs}
+    console.print(metrics_table(results, title="Results", group="task", samples=True))
     console.print(f"answers, settings and numbers: {folder}\nright and wrong cases: {page}", soft_wrap=True, markup=False)
 
 
@@ -69,12 +70,12 @@ def _measure(job: EvalJob, predictor: Predictor, folder: Path, settings: Mapping
     record = _record(job, settings)
     _forget_others(folder, record)
     write_json(folder / RECORD, record)
-    predictor.journal, begun = Journal(folder / ANSWERS, settings["cases"]), time.monotonic()
-    with predictor.evaluating():
+    journal, begun = Journal(folder / ANSWERS, settings["cases"]), time.monotonic()
+    with predictor.evaluating(journal=journal):
         found = job.task(predictor, build) if isinstance(job.task, partial) else job.task(predictor)
     seconds = round(time.monotonic() - begun, 2)
-    write_json(folder / RECORD, {**record, **predictor.journal.record(), "seconds": seconds, "metrics": found})
-    write_json(folder / CASES, predictor.journal.shown)
+    write_json(folder / RECORD, {**record, **journal.record(), "seconds": seconds, "metrics": found})
+    write_json(folder / CASES, journal.shown)
     return found
 
 

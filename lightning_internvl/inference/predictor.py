@@ -80,15 +80,17 @@ class Predictor:
         return next(self.model.parameters()).device
 
     @contextmanager
-    def evaluating(self, precision: Precision | None = None) -> Iterator[Predictor]:
-        """Evaluation mode and no gradients inside; afterwards every module is in the mode it was in.
+    def evaluating(self, precision: Precision | None = None, journal: Journal | None = None) -> Iterator[Predictor]:
+        """Evaluation mode and no gradients inside; afterwards all is as it was.
 
         Args:
             precision: makes the context that the model runs in: a trainer's `precision_plugin.forward_context`.
                 None: as before.
+            journal: where tasks keep answers and pictures meanwhile. None: as before.
         """
         modes = {module: module.training for module in self.model.modules()}
-        before, self.precision = self.precision, precision or self.precision
+        before = self.precision, self.journal
+        self.precision, self.journal = precision or self.precision, journal or self.journal
         self.model.eval()
         try:
             with torch.no_grad():
@@ -96,7 +98,7 @@ class Predictor:
         finally:
             for module, training in modes.items():
                 module.training = training
-            self.precision = before
+            self.precision, self.journal = before
 
     # --- contrastive ------------------------------------------------------------------------------------------------
 

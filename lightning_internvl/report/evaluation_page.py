@@ -11,7 +11,7 @@ from lightning_internvl.files import read_json, write_text
 from lightning_internvl.report.cases import case_lists
 from lightning_internvl.report.metrics_table import format_number, scored_of, times_chance, values_of
 from lightning_internvl.report.pictures import Pictures
-from lightning_internvl.report.sections import section
+from lightning_internvl.report.sections import html_table, section
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # should a text slip through, it runs nothing
 NAMED = 20  # samples without a score that are named on the page
@@ -55,8 +55,7 @@ def _table(metrics: dict[str, float]) -> str:
         f"<td>{'' if chance is None else format_number(chance)}</td><td>{times_chance(value, chance)}</td></tr>"
         for name, value, chance in values_of(metrics)
     )
-    head = "".join(f'<th scope="col">{title}</th>' for title in ("metric", "value", "chance", "× chance"))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return html_table(("metric", "value", "chance", "× chance"), [f"<tbody>{rows}</tbody>"])
 
 
 def _missing(record: dict[str, Any]) -> str:

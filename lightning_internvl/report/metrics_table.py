@@ -13,7 +13,7 @@ SCORED, ASKED, TOTAL = "samples", "samples_asked", "samples_total"
 CHANCE_SUFFIX = "_chance"
 
 
-def with_chance(metrics: dict[str, float]) -> list[tuple[str, float, float | None]]:
+def with_chance(metrics: Mapping[str, float]) -> list[tuple[str, float, float | None]]:
     """Pair each metric with its chance level: rows of (name, value, chance or None), in the order given.
 
     "<metric>_chance" is a row of its own only where there is no "<metric>".
@@ -48,31 +48,6 @@ def times_chance(value: float, chance: float | None) -> str:
     return f"{ratio:.1f}×" if ratio < 10 else f"{ratio:,.0f}×"
 
 
-def metrics_table(metrics: dict[str, dict[str, float]]) -> Table:
-    """One table over all stages, rows grouped by stage: metric, value, chance, times chance.
-
-    Args:
-        metrics: the content of a run's metrics.json, {stage: {metric: value, "<metric>_chance": value}}.
-    """
-    table = Table(title="Metrics")
-    table.add_column("stage")
-    table.add_column("metric")
-    for column in ("value", "chance", "times chance"):
-        table.add_column(column, justify="right")
-    for stage, of_stage in metrics.items():
-        for row, (name, value, chance) in enumerate(with_chance(of_stage)):
-            # Text, not str: a bracket in a name is no markup.
-            table.add_row(
-                Text(stage if row == 0 else ""),
-                Text(name),
-                format_number(value),
-                "" if chance is None else format_number(chance),
-                times_chance(value, chance),
-            )
-        table.add_section()
-    return table
-
-
 def scored_of(metrics: Mapping[str, float]) -> str:
     """ "500"; "498 of 500" where samples could not be scored; "100 of 500" where fewer were asked for than the set has; both as
     "98 of 100 of 500"; "" for a task that does not say."""
@@ -85,22 +60,28 @@ def values_of(metrics: Mapping[str, float]) -> list[tuple[str, float, float | No
     return with_chance({name: value for name, value in metrics.items() if name not in (SCORED, ASKED, TOTAL)})
 
 
-def results_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
-    """One table over all tasks: metric, value, chance, times chance, samples."""
-    table = Table(title="Results")
-    table.add_column("task")
+def metrics_table(
+    metrics: Mapping[str, Mapping[str, float]], *, title: str = "Metrics", group: str = "stage", samples: bool = False
+) -> Table:
+    """One table, rows grouped by stage or task: metric, value, chance, times chance.
+
+    Args:
+        metrics: the content of a metrics.json, {stage: {metric: value, "<metric>_chance": value}}.
+        group: the title of the first column.
+        samples: whether a column says how many samples were scored.
+    """
+    table = Table(title=title)
+    table.add_column(group)
     table.add_column("metric")
-    for column in ("value", "chance", "times chance", "samples"):
+    for column in ("value", "chance", "times chance", *(["samples"] if samples else [])):
         table.add_column(column, justify="right")
-    for task, found in metrics.items():
-        for row, (name, value, chance) in enumerate(values_of(found)):
-            table.add_row(
-                Text(task if row == 0 else ""),  # Text, not str: a bracket in a name is no markup
-                Text(name),
-                format_number(value),
-                "" if chance is None else format_number(chance),
-                times_chance(value, chance),
-                scored_of(found) if row == 0 else "",
-            )
+    for name_of_group, found in metrics.items():
+        firsts = [name_of_group, scored_of(found)]
+        for name, value, chance in values_of(found) if samples else with_chance(found):
+            cells = [format_number(value), "" if chance is None else format_number(chance), times_chance(value, chance)]
+            first, count = firsts
+            # Text, not str: a bracket in a name is no markup.
+            table.add_row(Text(first), Text(name), *cells, *([count] if samples else []))
+            firsts = ["", ""]
         table.add_section()
     return table

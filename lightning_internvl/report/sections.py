@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from lightning_internvl.report.charts import bar
@@ -19,6 +19,12 @@ TILES_PER_STAGE = 4
 def section(name: str, title: str, lead: str, body: str) -> str:
     """One section of the page; empty where `body` is."""
     return f'<section id="{name}"><h2>{title}</h2><p class="lead">{lead}</p>{body}</section>' if body else ""
+
+
+def html_table(head: Sequence[str], bodies: Sequence[str]) -> str:
+    """A table of whole <tbody> elements that scrolls where it is too wide."""
+    cells = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>{"".join(bodies)}</table></div>'
 
 
 def count(number: float) -> str:

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from lightning_internvl.report.read import RunFiles
-from lightning_internvl.report.sections import section
+from lightning_internvl.report.sections import html_table, section
 
 LONGEST = 300  # characters of an example
 
@@ -16,8 +16,7 @@ LONGEST = 300  # characters of an example
 def skipped_samples(run: RunFiles) -> str:
     """A table over all stages; nothing where every sample was of use."""
     bodies = [_stage(stage.name, Path(run.folder) / "stages" / stage.name) for stage in run.stages]
-    cells = "".join(f'<th scope="col">{title}</th>' for title in ("kind", "source", "samples", "for example"))
-    table = f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>{"".join(bodies)}</table></div>'
+    table = html_table(("kind", "source", "samples", "for example"), bodies)
     return section("skipped", "Skipped samples", "All are named in skipped.jsonl.", table) if any(bodies) else ""
 
 

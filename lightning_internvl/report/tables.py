@@ -7,7 +7,7 @@ from html import escape
 from lightning_internvl.report.charts import bar
 from lightning_internvl.report.metrics_table import format_number, times_chance, with_chance
 from lightning_internvl.report.read import RunFiles
-from lightning_internvl.report.sections import section, tops
+from lightning_internvl.report.sections import html_table, section, tops
 
 TIMING = {
     "train_seconds": ("training, minutes", 1 / 60, ".2f"),
@@ -32,11 +32,6 @@ def tables(run: RunFiles) -> str:
     )
 
 
-def _table(head: list[str], bodies: list[str]) -> str:
-    cells = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>{"".join(bodies)}</table></div>'
-
-
 def _breakable(name: str) -> str:
     """A name as it is written in files, that a narrow screen may break after "_" and "/"."""
     return escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
@@ -55,7 +50,7 @@ def _metrics(run: RunFiles) -> str:
         if rows:
             group = f'<tr><th colspan="5" scope="rowgroup">{escape(stage.name)}</th></tr>'
             bodies.append(f'<tbody class="group">{group}{rows}</tbody>')
-    return _table(["metric", "value", "chance", "× chance", ""], bodies) if bodies else ""
+    return html_table(["metric", "value", "chance", "× chance", ""], bodies) if bodies else ""
 
 
 def _timing(run: RunFiles) -> str:
@@ -68,7 +63,7 @@ def _timing(run: RunFiles) -> str:
         if any(value is not None for value in values):
             cells = "".join(f"<td>{'' if v is None else format(v * factor, decimals)}</td>" for v in values)
             rows.append(f'<tr><th scope="row">{escape(title)}</th>{cells}</tr>')
-    return _table(["", *(stage.name for stage in timed)], [f"<tbody>{''.join(rows)}</tbody>"]) if rows else ""
+    return html_table(["", *(stage.name for stage in timed)], [f"<tbody>{''.join(rows)}</tbody>"]) if rows else ""
 
 
 def _freezing(run: RunFiles) -> str:
@@ -82,4 +77,4 @@ def _freezing(run: RunFiles) -> str:
             )
             group = f"{escape(stage.name)}, from step {entry['step']:,}"
             bodies.append(f'<tbody class="group"><tr><th colspan="4" scope="rowgroup">{group}</th></tr>{rows}</tbody>')
-    return _table(["group", "trained", "frozen", "why"], bodies) if bodies else ""
+    return html_table(["group", "trained", "frozen", "why"], bodies) if bodies else ""

@@ -42,8 +42,8 @@ def predictor(toy: Predictor) -> Predictor:
     return toy
 
 
-def run(task: Any, predictor: Predictor) -> dict[str, float]:
-    with predictor.evaluating():
+def run(task: Any, predictor: Predictor, journal: Journal | None = None) -> dict[str, float]:
+    with predictor.evaluating(journal=journal):
         return task(predictor)
 
 
@@ -87,8 +87,8 @@ def test_zero_shot_on_scenes_and_on_a_folder(predictor: Predictor, classes: Path
     assert (scenes["samples"], scenes["samples_asked"]) == (24, 48)
     assert scenes["zero_shot_top5_chance"] == pytest.approx(5 / 48)
     assert run(ZeroShotClassification(samples=24, language="zh"), predictor)["samples"] == 24
-    predictor.journal = Journal(tmp_path / "predictions.jsonl", cases=2)
-    folder = run(ZeroShotClassification(path=str(classes), templates="plain"), predictor)
+    journal = Journal(tmp_path / "predictions.jsonl", cases=2)
+    folder = run(ZeroShotClassification(path=str(classes), templates="plain"), predictor, journal)
     assert (folder["samples"], folder["samples_asked"], folder["zero_shot_top1_chance"]) == (12, 12, 1 / 3)
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert sum(row["right"] for row in rows) / 12 == pytest.approx(folder["zero_shot_top1"])

@@ -15,6 +15,7 @@ from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.processors.basic import Tiles, to_pixels
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
+from lightning_internvl.inference.journal import Journal
 from lightning_internvl.inference.predictor import Predictor
 
 TOKENIZER = toy_tokenizer()
@@ -57,3 +58,12 @@ def test_embeddings_read_the_whole_picture(predictor: Predictor) -> None:
     images = [np.full((30, 9, 3), value, dtype=np.uint8) for value in range(12)]
     assert predictor.embed_images(images, "c").shape == (12, 2)
     assert [len(batch["pixel_values"]) for batch in predictor.model.seen] == [10, 2]
+
+
+def test_afterwards_mode_and_journal_are_as_before(predictor: Predictor) -> None:
+    before, other = predictor.journal, Journal()
+    with predictor.evaluating(journal=other):
+        assert predictor.journal is other
+        assert not predictor.model.training
+    assert predictor.journal is before
+    assert predictor.model.training

@@ -1,14 +1,13 @@
-"""METEOR (Denkowski and Lavie, 2014), by its own Java program, which `pycocoevalcap` brings."""
+"""METEOR (Denkowski and Lavie, 2014), by its own Java program, as `pycocoevalcap` runs it."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
-from typing import IO
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from lightning_internvl.evaluation.metrics.ptb_tokenizer import tools
-
-MARK = " ||| "
+if TYPE_CHECKING:
+    from pycocoevalcap.meteor.meteor import Meteor
 
 
 def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -17,37 +16,28 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     Raises:
         ValueError: if the program fails.
     """
-    command = ["java", "-jar", "-Xmx2G", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "encoding": "utf-8"}
-    with subprocess.Popen(command, cwd=tools() / "meteor", **pipes) as program:
-        try:
-            counts = [
-                _told(program, MARK.join(["SCORE", *map(_plain, own), _plain(candidate)]))
-                for candidate, own in zip(candidates, references, strict=True)
-            ]
-            _told(program, MARK.join(["EVAL", *counts]))  # the score of the first caption; those of the others follow
-            for _ in candidates[1:]:
-                _line(program.stdout)
-            return float(_line(program.stdout))
-        finally:
-            program.kill()
+    from pycocoevalcap.meteor.meteor import Meteor
 
-
-def _told(program: subprocess.Popen[str], line: str) -> str:
-    """What the program answers to a line."""
+    true = {number: [_without_mark(text) for text in own] for number, own in enumerate(references)}
+    written = {number: [text] for number, text in enumerate(candidates)}
+    program = Meteor()
     try:
-        program.stdin.write(f"{line}\n")
-        program.stdin.flush()
-    except BrokenPipeError as error:
+        return program.compute_score(true, written)[0]
+    except (OSError, ValueError) as error:  # a closed pipe, or an empty line in place of a number
         raise ValueError("METEOR's program has ended before it was done; leave it out with meteor=false") from error
-    return _line(program.stdout)
+    finally:
+        _close(program)
 
 
-def _line(stream: IO[str]) -> str:
-    if not (line := stream.readline()):
-        raise ValueError("METEOR's program has ended before it was done; leave it out with meteor=false")
-    return line.strip()
-
-
-def _plain(text: str) -> str:
+def _without_mark(text: str) -> str:
+    """A reference without what stands between references; the library takes it out of candidates alone."""
     return text.replace("|||", "").replace("  ", " ")
+
+
+def _close(program: Meteor) -> None:
+    """Do what the end of the library's object leaves out: it waits for a lock that an error leaves taken, and closes one pipe."""
+    if program.lock.locked():
+        program.lock.release()
+    for pipe in (program.meteor_p.stdin, program.meteor_p.stdout, program.meteor_p.stderr):
+        with suppress(BrokenPipeError):
+            pipe.close()

@@ -53,6 +53,9 @@ def lacking() -> str | None:
 def official_words(texts: Sequence[str]) -> list[list[str]]:
     """The words of captions by the COCO tools' own program.
 
+    It is called here and not through pycocoevalcap's `PTBTokenizer`, which writes into the folder where
+    it is installed and gives fewer captions without a word where the program fails.
+
     Raises:
         ValueError: if it fails.
     """
