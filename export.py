@@ -17,9 +17,9 @@ from lightning_internvl.config.trust import trusting
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
 def main(config: DictConfig) -> None:
     """Do what the command line asks for. PyTorch is imported after the settings were found right."""
-    from lightning_internvl.export.settings import checked
+    from lightning_internvl.export.settings import check_settings
 
-    settings = checked(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    settings = check_settings(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     from lightning_internvl.export.command import run_export
 
     with trusting(settings.trust):

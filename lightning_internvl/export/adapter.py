@@ -26,8 +26,8 @@ from lightning_internvl.export import check
 from lightning_internvl.export.card import card_of
 from lightning_internvl.export.plain import dequantize, make_plain
 from lightning_internvl.export.processors import write_processor
-from lightning_internvl.export.report import Options, Report
-from lightning_internvl.export.write import OWN, card, choose_layout, load_stock, run_config, trained_names
+from lightning_internvl.export.report import ExportOptions, ExportReport
+from lightning_internvl.export.write import OWN, choose_layout, load_stock, make_card, run_config, trained_names
 from lightning_internvl.files import atomic_folder
 from lightning_internvl.hub import quiet
 from lightning_internvl.inference.load_run import LoadedRun
@@ -54,7 +54,7 @@ class Update:
     magnitude: Tensor | None = None
 
 
-def export_adapter(opened: LoadedRun, to: Path, options: Options) -> Report:
+def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
     """Write the adapters of a run, put them on their base with PEFT, compare; then let the folder
     appear.
 
@@ -64,10 +64,10 @@ def export_adapter(opened: LoadedRun, to: Path, options: Options) -> Report:
             update; if a check fails. Nothing is left then.
     """
     model, view = opened.view.model.float().eval(), opened.view
-    updates = updates_of(model)
+    updates = adapter_updates(model)
     if not updates:
         raise ValueError(f"{opened.folder} has no adapters; train with peft=lora, or export the whole model with adapter=false")
-    check_earlier(opened)
+    check_earlier_stages(opened)
     dequantize(model)
     plain = copy.deepcopy(model)
     make_plain(plain)
@@ -75,40 +75,42 @@ def export_adapter(opened: LoadedRun, to: Path, options: Options) -> Report:
     if layout is None or not layout.NATIVE:
         key = OWN if layout is None else layout.key
         raise ValueError(f"adapter=true needs a layout that transformers loads, and {key} is none; use adapter=false")
-    asked, greedy = check.prompts(view), check.greedy(view)
-    reference = [check.outputs(model, prompt, greedy) for prompt in asked]
+    prompts, greedy = check.sample_prompts(view), check.greedy_options(view)
+    reference = [check.model_outputs(model, prompt, greedy) for prompt in prompts]
     whole = [name for name in trained_names(opened, own_tensors(model)) if not peft.is_update(name)]
-    reports: list[Report] = []
+    with atomic_folder(to) as draft, tempfile.TemporaryDirectory(prefix="base-") as place:
+        base = Path(place)
+        write_base(base, layout, config, model, whole)
+        stock = load_stock(base, config, plain)
+        names = stock_names(stock, layout)
+        own = stock_updates(updates, layout, config, plain, names)
+        wrapped = wrap_with_peft(stock, own, stock_tensors(whole, layout, config, plain, names))
+        with quiet():
+            wrapped.save_pretrained(draft)
+        write_base_name(draft, run_config(opened)["init_from"])
+        processor = write_processor(draft, layout.key, config, view)
+        fresh = load_stock(base, config, plain)
+        with quiet():
+            again = _library().PeftModel.from_pretrained(fresh, draft).eval()
+        found = [check.stock_outputs(again, plain, prompt, greedy) for prompt in prompts]
+        logits, skipped = check.check_outputs(prompts, reference, found)
+        report = ExportReport(
+            layout.key,
+            loader=f"peft.PeftModel on transformers.{type(stock).__name__}",
+            tensors=0,
+            trained=len(whole),
+            logits=logits,
+            rounding=0.0,
+            processor=processor.verdict,
+            skipped=skipped,
+            adapters=len(updates),
+        )
+        card = card_of(make_card(opened, options, report, processor))
+        (draft / "README.md").write_text(card, encoding="utf-8")
+    return report
 
-    def write(draft: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="base-") as place:
-            base = Path(place)
-            write_base(base, layout, config, model, whole)
-            stock = load_stock(base, config, plain)
-            places = places_of(stock, layout)
-            wrapped = wrap(
-                stock, theirs_of(updates, layout, config, plain, places), saved_of(whole, layout, config, plain, places)
-            )
-            with quiet():
-                wrapped.save_pretrained(draft)
-            name_base(draft, run_config(opened)["init_from"])
-            prepared = write_processor(draft, layout.key, config, view)
-            fresh = load_stock(base, config, plain)
-            with quiet():
-                again = _library().PeftModel.from_pretrained(fresh, draft).eval()
-            found = [check.stock_outputs(again, plain, prompt, greedy) for prompt in asked]
-        logits, skipped = check.compare_all(asked, reference, found)
-        loader = f"peft.PeftModel on transformers.{type(stock).__name__}"
-        report = Report(layout.key, loader, 0, len(whole), logits, 0.0, prepared.verdict, skipped, adapters=len(updates))
-        (draft / "README.md").write_text(card_of(card(opened, options, report, prepared)), encoding="utf-8")
-        reports.append(report)
 
-    with atomic_folder(to) as draft:
-        write(draft)
-    return reports[0]
-
-
-def name_base(folder: Path, init_from: str | None) -> None:
+def write_base_name(folder: Path, init_from: str | None) -> None:
     """Say what the adapters belong to: what the run started from."""
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": init_from}
@@ -119,7 +121,7 @@ def _library() -> Library:
     return peft._library()
 
 
-def updates_of(model: nn.Module) -> dict[str, Update]:
+def adapter_updates(model: nn.Module) -> dict[str, Update]:
     """The adapters of a model by the name of their layer."""
     found = {}
     for name, layer in peft.adapted(model):
@@ -129,7 +131,7 @@ def updates_of(model: nn.Module) -> dict[str, Update]:
     return found
 
 
-def check_earlier(opened: LoadedRun) -> None:
+def check_earlier_stages(opened: LoadedRun) -> None:
     """See that no earlier stage has changed the weights under the adapters by adapters of its own.
 
     Raises:
@@ -159,14 +161,14 @@ def write_base(folder: Path, layout: Layout, config: Config, model: nn.Module, w
     write_weights(folder, layout.official_tensors(config, tensors), 5 * 10**9)
 
 
-def places_of(stock: nn.Module, layout: Layout) -> dict[str, str]:
+def stock_names(stock: nn.Module, layout: Layout) -> dict[str, str]:
     """Where the tensors of a layout are in a model of transformers, whose names differ from those
     in files."""
     return {str(layout.canonical(name)): name for name, _ in stock.named_parameters(remove_duplicate=False)}
 
 
-def theirs_of(
-    updates: Mapping[str, Update], layout: Layout, config: Config, plain: nn.Module, places: Mapping[str, str]
+def stock_updates(
+    updates: Mapping[str, Update], layout: Layout, config: Config, plain: nn.Module, names: Mapping[str, str]
 ) -> dict[str, Update]:
     """Adapters by the layers of transformers' model: renamed, or cut up where our layer is several
     of theirs.
@@ -177,12 +179,12 @@ def theirs_of(
     groups = {name: group for group in match_rules(layout.rules(config), own_tensors(plain))[0] for name in group.ours}
     found: dict[str, Update] = {}
     for layer, update in updates.items():
-        for name, part in split(layer, update, groups[f"{layer}.weight"]).items():
-            found[places[name].removesuffix(".weight")] = part
+        for name, part in split_update(layer, update, groups[f"{layer}.weight"]).items():
+            found[names[name].removesuffix(".weight")] = part
     return found
 
 
-def split(layer: str, update: Update, group: RuleMatch) -> dict[str, Update]:
+def split_update(layer: str, update: Update, group: RuleMatch) -> dict[str, Update]:
     """An adapter of one of our layers as those of the official weights that its weight becomes.
 
     Raises:
@@ -201,16 +203,16 @@ def split(layer: str, update: Update, group: RuleMatch) -> dict[str, Update]:
     return {name: Update(update.a, b, update.alpha, sizes[name]) for name, b in rows.items()}
 
 
-def saved_of(
-    whole: Iterable[str], layout: Layout, config: Config, plain: nn.Module, places: Mapping[str, str]
+def stock_tensors(
+    whole: Iterable[str], layout: Layout, config: Config, plain: nn.Module, names: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """The tensors that were trained whole, by their names in transformers' model."""
     own, wanted = own_tensors(plain), set(whole)
     groups = [group for group in match_rules(layout.rules(config), own)[0] if wanted.intersection(group.ours)]
-    return {places[name]: t for group in groups for name, t in group.write({n: own[n] for n in group.ours}).items()}
+    return {names[name]: t for group in groups for name, t in group.write({n: own[n] for n in group.ours}).items()}
 
 
-def wrap(stock: nn.Module, updates: Mapping[str, Update], saved: Mapping[str, Tensor]) -> Any:
+def wrap_with_peft(stock: nn.Module, updates: Mapping[str, Update], saved: Mapping[str, Tensor]) -> Any:
     """PEFT's model around one of transformers, with these adapters and these tensors."""
     first = next(iter(updates.values()))
     shared = {tensor.data_ptr(): name for name, tensor in stock.named_parameters()}
@@ -218,7 +220,7 @@ def wrap(stock: nn.Module, updates: Mapping[str, Update], saved: Mapping[str, Te
     for name, tensor in stock.named_parameters(remove_duplicate=False):  # a table that is tied stays one
         if (twin := shared[tensor.data_ptr()]) in saved:
             saved.setdefault(name, saved[twin])
-    modules = owners(saved)
+    modules = owning_modules(saved)
     settings = _library().LoraConfig(
         r=len(first.a),
         lora_alpha=first.alpha,
@@ -245,7 +247,7 @@ def wrap(stock: nn.Module, updates: Mapping[str, Update], saved: Mapping[str, Te
     return wrapped
 
 
-def owners(names: Iterable[str]) -> list[str]:
+def owning_modules(names: Iterable[str]) -> list[str]:
     """The modules that directly hold parameters of these names, without those that lie in another
     of them."""
     found = sorted({name.rpartition(".")[0] for name in names}, key=len)

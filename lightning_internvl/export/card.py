@@ -13,8 +13,8 @@ from lightning_internvl.choices import PARTS, trained_stages
 from lightning_internvl.report.metrics_table import format_number, with_chance
 
 if TYPE_CHECKING:
-    from lightning_internvl.export.processors import Prepared
-    from lightning_internvl.export.report import Options, Report
+    from lightning_internvl.export.processors import WrittenProcessor
+    from lightning_internvl.export.report import ExportOptions, ExportReport
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Card:
     run: Mapping[str, Any]
     manifest: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, float]]
-    options: Options
-    report: Report
-    prepared: Prepared
+    options: ExportOptions
+    report: ExportReport
+    prepared: WrittenProcessor
 
 
 def card_of(card: Card) -> str:
@@ -41,8 +41,8 @@ def card_of(card: Card) -> str:
     pieces = [
         f"---\n{fields}\n---",
         f"# {card.run['name']}",
-        _what(card),
-        _use(card),
+        _overview(card),
+        _usage(card),
         _training(card),
         _metrics(card),
         _checks(card),
@@ -76,7 +76,7 @@ def base_models(run: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(str(name) for name in named if name and _is_hub_id(str(name))))
 
 
-def _base(run: Mapping[str, Any]) -> str:
+def _adapter_base(run: Mapping[str, Any]) -> str:
     """What adapters are put on; a base of this machine first has to be exported itself."""
     start = run.get("init_from")
     return str(start) if start and _is_hub_id(str(start)) else "BASE_IN_THE_SAME_LAYOUT"
@@ -86,7 +86,7 @@ def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
-def _what(card: Card) -> str:
+def _overview(card: Card) -> str:
     parts = card.manifest["config"]
     classes = {part: parts[part]["_target_"].rpartition(".")[2] for part in PARTS if parts.get(part)}
     rows = [
@@ -99,13 +99,13 @@ def _what(card: Card) -> str:
     )
 
 
-def _use(card: Card) -> str:
+def _usage(card: Card) -> str:
     kind, loader = card.prepared.kind, card.report.loader.rpartition(".")[2]
     if card.report.adapters:
         lines = [
             "from peft import PeftModel",
             "from transformers import AutoModelForImageTextToText, AutoProcessor",
-            f'base = AutoModelForImageTextToText.from_pretrained("{_base(card.run)}")',
+            f'base = AutoModelForImageTextToText.from_pretrained("{_adapter_base(card.run)}")',
             'model, processor = PeftModel.from_pretrained(base, "."), AutoProcessor.from_pretrained(".")',
         ]
     elif kind and card.prepared.kind.endswith(("CLIPProcessor", "SiglipProcessor")):
@@ -176,10 +176,10 @@ def _checks(card: Card) -> str:
     report = card.report
     prompts = f"logits of {len(report.logits)} prompts within {report.worst:.1e} of the largest"
     held = f"{report.adapters} layers with adapters, and {report.trained} tensors that were trained whole"
+    if not report.adapters:
+        held = f"{report.tensors} tensors found in the files with their values, {report.trained} of them trained"
     lines = [
-        f"- {held}"
-        if report.adapters
-        else f"- {report.tensors} tensors found in the files with their values, {report.trained} of them trained",
+        f"- {held}",
         f"- read back by {report.loader}, in float32: {prompts}",
         f"- processor: {report.processor}",
     ]

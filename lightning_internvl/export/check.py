@@ -48,7 +48,7 @@ class Prompt:
 # --- prompts --------------------------------------------------------------------------------------------------------
 
 
-def pictures() -> list[np.ndarray]:
+def sample_pictures() -> list[np.ndarray]:
     """Two pictures with edges, colours and noise, of different proportions."""
     rng = np.random.default_rng(0)
     found = []
@@ -59,18 +59,18 @@ def pictures() -> list[np.ndarray]:
     return found
 
 
-def prompts(view: View) -> list[Prompt]:
+def sample_prompts(view: View) -> list[Prompt]:
     """Questions with a picture and without, captions, or pictures alone: what the model reads."""
     if view.chats is not None:
         samples = [
             {"images": images, "conversation": [{"role": "user", "content": IMAGE * len(images) + "\n" * len(images) + text}]}
-            for images, text in zip([[image] for image in pictures()] + [[]], QUESTIONS, strict=True)
+            for images, text in zip([[image] for image in sample_pictures()] + [[]], QUESTIONS, strict=True)
         ]
         names = ("wide picture", "tall picture", "text alone")
-        asked = [_prompt(view, name, sample) for name, sample in zip(names, samples, strict=True)]
-        return [prompt for prompt in asked if prompt is not None]
+        prompts = [_prompt(view, name, sample) for name, sample in zip(names, samples, strict=True)]
+        return [prompt for prompt in prompts if prompt is not None]
     collator = view.pairs or view.labels
-    pixels = collator.pixels(pictures(), ["check"] * len(SIZES))
+    pixels = collator.pixels(sample_pictures(), ["check"] * len(SIZES))
     if view.pairs is None:
         return [Prompt("pictures", {"pixel_values": pixels}, {})]
     ids, mask = pad_rows(*view.pairs.rows("itc", QUESTIONS))
@@ -84,7 +84,7 @@ def _prompt(view: View, name: str, sample: dict[str, Any]) -> Prompt | None:
         return None
 
 
-def greedy(view: View) -> dict[str, Any]:
+def greedy_options(view: View) -> dict[str, Any]:
     """Options of `generate` that write the same number of ids whatever a folder's own settings
     say."""
     if view.chats is None:
@@ -97,14 +97,14 @@ def greedy(view: View) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def outputs(model: VLM, prompt: Prompt, options: Mapping[str, Any]) -> Outputs:
+def model_outputs(model: VLM, prompt: Prompt, options: Mapping[str, Any]) -> Outputs:
     """Logits of a model of ours (of a probe, or of all pairs of pictures and texts), and the ids
     that it writes greedily."""
     if model.decoder is None:
         if "input_ids" in prompt.inputs:
             return model(**prompt.inputs).logits_per_image, None
         return model.visual_tokens(prompt.inputs["pixel_values"]), None
-    return model(**_asked(prompt, model)).logits, model.generate(**prompt.inputs, **options)
+    return model(**_model_inputs(prompt, model)).logits, model.generate(**prompt.inputs, **options)
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def stock_outputs(stock: nn.Module, model: VLM, prompt: Prompt, options: Mapping
     """The same of a model of transformers; None where it takes no text without a picture."""
     inner = stock.get_base_model() if hasattr(stock, "get_base_model") else stock  # inside PEFT's
     takes = inspect.signature(inner.forward).parameters
-    inputs = {name: tensor for name, tensor in _asked(prompt, model).items() if tensor.numel()}
+    inputs = {name: tensor for name, tensor in _model_inputs(prompt, model).items() if tensor.numel()}
     if "pixel_values" not in inputs and takes["pixel_values"].default is inspect.Parameter.empty:
         return None
     if "mm_token_type_ids" in takes and "input_ids" in inputs:
@@ -126,14 +126,14 @@ def stock_outputs(stock: nn.Module, model: VLM, prompt: Prompt, options: Mapping
     return logits, stock.generate(**inputs, **options)[:, -NEW_TOKENS:]
 
 
-def _asked(prompt: Prompt, model: VLM) -> dict[str, Tensor]:
+def _model_inputs(prompt: Prompt, model: VLM) -> dict[str, Tensor]:
     """An encoder-decoder answers to labels only."""
     if model.decoder is None or shifts_labels(model.decoder):
         return prompt.inputs
     return prompt.inputs | {"labels": prompt.inputs["input_ids"][:, -4:]}
 
 
-def compare(name: str, ours: Tensor, theirs: Tensor, limit: float = LIMIT) -> float:
+def check_close(name: str, ours: Tensor, theirs: Tensor, limit: float = LIMIT) -> float:
     """The largest difference relative to the largest value.
 
     Raises:
@@ -147,8 +147,8 @@ def compare(name: str, ours: Tensor, theirs: Tensor, limit: float = LIMIT) -> fl
     return difference
 
 
-def compare_all(
-    asked: Sequence[Prompt], reference: Sequence[Outputs], found: Sequence[Outputs | None]
+def check_outputs(
+    prompts: Sequence[Prompt], reference: Sequence[Outputs], found: Sequence[Outputs | None]
 ) -> tuple[dict[str, float], list[str]]:
     """Differences of the logits by prompt, and the prompts that what was read back does not take
     (None).
@@ -157,19 +157,19 @@ def compare_all(
         ValueError: for logits that differ, or other greedy ids.
     """
     logits: dict[str, float] = {}
-    for prompt, (ours, ids), theirs in zip(asked, reference, found, strict=True):
+    for prompt, (ours, ids), theirs in zip(prompts, reference, found, strict=True):
         if theirs is None:
             continue
-        logits[prompt.name] = compare(f"logits ({prompt.name})", ours, theirs[0])
+        logits[prompt.name] = check_close(f"logits ({prompt.name})", ours, theirs[0])
         if ids is not None and not torch.equal(ids, theirs[1]):
             raise ValueError(f"the export failed its check: greedy ids ({prompt.name}): {theirs[1].tolist()}, not {ids.tolist()}")
-    return logits, [prompt.name for prompt, theirs in zip(asked, found, strict=True) if theirs is None]
+    return logits, [prompt.name for prompt, theirs in zip(prompts, found, strict=True) if theirs is None]
 
 
 # --- every tensor ---------------------------------------------------------------------------------------------------
 
 
-def cover(folder: Path, layout: Layout | None, config: Config, model: VLM) -> int:
+def check_tensors(folder: Path, layout: Layout | None, config: Config, model: VLM) -> int:
     """Find every tensor of a model in a folder, with its values as they are in the model.
 
     Args:
@@ -184,14 +184,14 @@ def cover(folder: Path, layout: Layout | None, config: Config, model: VLM) -> in
     wanted = own_tensors(model)
     there = weight_source.read_handoff(folder)[0] if layout is None else _read_back(folder, layout, config, wanted)
     lost = [name for name in wanted if name not in there]
-    changed = [name for name, tensor in wanted.items() if name in there and not _same(tensor, there[name])]
+    changed = [name for name, tensor in wanted.items() if name in there and not _same_values(tensor, there[name])]
     problems = [f"{len(found)} {what}: {first_of(found, 20)}" for what, found in (("lost", lost), ("changed", changed)) if found]
     if problems:
         raise ValueError(f"the export failed its check: of {len(wanted)} tensors {'; '.join(problems)}")
     return len(wanted)
 
 
-def _same(ours: Tensor, theirs: Tensor) -> bool:
+def _same_values(ours: Tensor, theirs: Tensor) -> bool:
     return ours.shape == theirs.shape and torch.equal(ours.cpu(), theirs.to(ours.dtype))
 
 
@@ -204,7 +204,7 @@ def _read_back(folder: Path, layout: Layout, config: Config, wanted: Mapping[str
     return {name: tensor for group in whole for name, tensor in group.read(official).items()}
 
 
-def loaded_whole(report: Mapping[str, Sequence[Any]], tied: bool) -> None:
+def check_loading(report: Mapping[str, Sequence[Any]], tied: bool) -> None:
     """See that a class of transformers took every tensor and lacked none.
 
     Args:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from lightning_internvl.console import console
-from lightning_internvl.export.report import Options, Report
-from lightning_internvl.export.settings import Settings
+from lightning_internvl.export.report import ExportOptions, ExportReport
+from lightning_internvl.export.settings import ExportSettings
 from lightning_internvl.export.write import export
 from lightning_internvl.inference.load_run import open_run
 from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.training.assembly import Build
 
 
-def run_export(settings: Settings, build: Build) -> Report:
+def run_export(settings: ExportSettings, build: Build) -> ExportReport:
     """Export a run and print each check.
 
     Raises:
@@ -21,7 +21,7 @@ def run_export(settings: Settings, build: Build) -> Report:
     """
     choose_backend("auto", "cpu", torch.float32)  # where and how it is read back and compared
     opened = open_run(settings.run, build)
-    options = Options(
+    options = ExportOptions(
         layout=settings.layout,
         dtype=settings.dtype,
         max_shard_bytes=settings.max_shard_bytes,
@@ -40,7 +40,7 @@ def run_export(settings: Settings, build: Build) -> Report:
     return report
 
 
-def lines_of(report: Report, options: Options) -> list[str]:
+def lines_of(report: ExportReport, options: ExportOptions) -> list[str]:
     """What was checked, one line each."""
     prompts = [f"{'logits':12} {name}: {value:.1e} of the largest" for name, value in report.logits.items()]
     skipped = [f"{'':12} {name}: this class takes no text without a picture" for name in report.skipped]

@@ -53,33 +53,33 @@ def processor_files(layout: str, config: Mapping[str, Any], view: Any) -> Proces
 
     Args:
         config: the `config.json` of the export.
-        view: the collators of the run (`assembly.View`).
+        view: the collators of the run (`inference.collators.View`).
     """
     chats, pairs = view.chats, view.pairs
     if chats is None:
         image = image_fields(pairs.processor.whole(), layout) if pairs else None
         kind = {"clip": "CLIPProcessor", "siglip": "SiglipProcessor"}.get(layout)
         return ProcessorFiles(kind if image else None, image)
-    names, own = chats.image_tokens, _between(chats, chats.image_tokens.context)
-    film = _between(chats, names.video) if names.video else None
+    names, own = chats.image_tokens, _framed(chats, chats.image_tokens.context)
+    film = _framed(chats, names.video) if names.video else None
     image = image_fields(chats.processor, layout)
-    known = _known(layout, config, chats, view.model)
-    if image is None or known is None:
+    fields = _processor_fields(layout, config, chats, view.model)
+    if image is None or fields is None:
         return ProcessorFiles(None, image, picture=own, film=film)
-    return ProcessorFiles(**{"image": image, "picture": own, "film": film} | known)
+    return ProcessorFiles(**{"image": image, "picture": own, "film": film} | fields)
 
 
-def _known(layout: str, config: Mapping[str, Any], chats: ChatCollator, model: Any) -> Fields | None:
+def _processor_fields(layout: str, config: Mapping[str, Any], chats: ChatCollator, model: Any) -> Fields | None:
     """The fields of `ProcessorFiles` for layouts that have a processor; None for the others, or
     where it writes another text."""
     names, tokens = chats.image_tokens, chats.tokens_per_tile
     if layout == "internvl_native" and names.start and names.end:
         special = {"start_image_token": names.start, "end_image_token": names.end, "context_image_token": names.context}
-        if (film := names.video or _unused(chats.tokenizer)) is None:
+        if (film := names.video or _unused_token(chats.tokenizer)) is None:
             return None
         special["video_token"] = film
         size = {"height": chats.processor.image_size, "width": chats.processor.image_size}
-        video = {"video_processor_type": "InternVLVideoProcessor", **_numbers(chats.processor), "size": size}
+        video = {"video_processor_type": "InternVLVideoProcessor", **_pixel_fields(chats.processor), "size": size}
         return {
             "kind": "InternVLProcessor", "settings": {"image_seq_length": tokens}, "tokens": special,
             "picture": names.context, "video": video,
@@ -94,7 +94,7 @@ def _known(layout: str, config: Mapping[str, Any], chats: ChatCollator, model: A
         return {"kind": "LlavaProcessor", "settings": settings, "tokens": {"image_token": names.context}}
     if layout == "qwen2_vl" and isinstance(chats.processor, AnyResolution):
         special = {"image_token": names.context, "video_token": names.video or names.context}
-        return {"kind": "Qwen2VLProcessor", "tokens": special, "video": _qwen_videos(chats.processor)}
+        return {"kind": "Qwen2VLProcessor", "tokens": special, "video": _qwen_video_fields(chats.processor)}
     if layout in ("blip2_hf", "instructblip_hf") and not (names.start or names.end):
         # These classes put the pictures before the text by themselves, and know their placeholder
         # by this name only.
@@ -109,14 +109,14 @@ def _known(layout: str, config: Mapping[str, Any], chats: ChatCollator, model: A
     return None
 
 
-def _unused(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def _unused_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """A token that no text holds, for a class that asks for a token of videos of a run that has
     none."""
     used = (tokenizer.eos_token, tokenizer.bos_token)
     return next((token for token in (tokenizer.pad_token, tokenizer.unk_token) if token and token not in used), None)
 
 
-def _between(chats: ChatCollator, token: str) -> str:
+def _framed(chats: ChatCollator, token: str) -> str:
     return f"{chats.image_tokens.start or ''}{token}{chats.image_tokens.end or ''}"
 
 
@@ -131,24 +131,24 @@ def image_fields(processor: Processor, layout: str) -> Fields | None:
             tiles: Fields | None = {"crop_to_patches": True, "min_patches": low, "max_patches": high}
         else:
             tiles = {"crop_to_patches": False, "min_patches": 1, "max_patches": 1} if _squashes(processor) else None
-        return tiles and {"image_processor_type": "GotOcr2ImageProcessor", **_numbers(processor), "size": square, **tiles}
+        return tiles and {"image_processor_type": "GotOcr2ImageProcessor", **_pixel_fields(processor), "size": square, **tiles}
     if isinstance(processor, AnyResolution):
-        return {"image_processor_type": "Qwen2VLImageProcessor", **_numbers(processor), **_patches(processor)}
+        return {"image_processor_type": "Qwen2VLImageProcessor", **_pixel_fields(processor), **_patch_fields(processor)}
     if isinstance(processor, PaddedSquare):
-        return _padded(processor)
+        return _padded_fields(processor)
     if isinstance(processor, PadSquare):
         edges = {"size": {"shortest_edge": side}, "crop_size": square, "do_center_crop": True, "do_pad": True}
         fits = processor.colour == tuple(int(255 * mean) for mean in processor.mean)
-        return {"image_processor_type": "LlavaImageProcessor", **_numbers(processor), **edges} if fits else None
+        return {"image_processor_type": "LlavaImageProcessor", **_pixel_fields(processor), **edges} if fits else None
     if isinstance(processor, CenterCrop):
         edges = {"size": {"shortest_edge": side}, "crop_size": square, "do_center_crop": True}
-        return {"image_processor_type": "CLIPImageProcessor", **_numbers(processor), **edges}
+        return {"image_processor_type": "CLIPImageProcessor", **_pixel_fields(processor), **edges}
     if not _squashes(processor):
         return None
     if "blip" in layout:
-        return {"image_processor_type": "BlipImageProcessor", **_numbers(processor), "size": square}
+        return {"image_processor_type": "BlipImageProcessor", **_pixel_fields(processor), "size": square}
     return {
-        "image_processor_type": "CLIPImageProcessor", **_numbers(processor),
+        "image_processor_type": "CLIPImageProcessor", **_pixel_fields(processor),
         "size": square, "crop_size": square, "do_center_crop": False,
     }  # fmt: skip
 
@@ -157,41 +157,47 @@ def _squashes(processor: Processor) -> bool:
     return isinstance(processor, Squash | RandomCrop)
 
 
-def _numbers(processor: Processor, resample: Image.Resampling = BICUBIC) -> Fields:
+def _pixel_fields(processor: Processor, resample: Image.Resampling = BICUBIC) -> Fields:
     return {
         "do_convert_rgb": True, "do_resize": True, "resample": int(resample), "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": list(processor.mean), "image_std": list(processor.std),
     }  # fmt: skip
 
 
-def _patches(processor: AnyResolution) -> Fields:
+def _patch_fields(processor: AnyResolution) -> Fields:
     limits = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}  # read by releases before `size`
     size = {"shortest_edge": processor.min_pixels, "longest_edge": processor.max_pixels}
     sizes = {"patch_size": processor.patch_size, "merge_size": processor.merge_size, "temporal_patch_size": processor.frames}
     return {"size": size, **limits, **sizes}
 
 
-def _qwen_videos(processor: AnyResolution) -> Fields:
+def _qwen_video_fields(processor: AnyResolution) -> Fields:
     low, high = processor.frame_pixels
     sampled = {"fps": processor.fps, "min_frames": processor.min_frames, "max_frames": processor.max_frames}
     sizes = {"size": {"shortest_edge": low, "longest_edge": high}, "min_pixels": low, "max_pixels": high}
-    return {"video_processor_type": "Qwen2VLVideoProcessor", **_numbers(processor), **_patches(processor), **sizes, **sampled}
+    return {
+        "video_processor_type": "Qwen2VLVideoProcessor",
+        **_pixel_fields(processor),
+        **_patch_fields(processor),
+        **sizes,
+        **sampled,
+    }
 
 
-def _padded(processor: PaddedSquare) -> Fields | None:
+def _padded_fields(processor: PaddedSquare) -> Fields | None:
     sizes = {
         "size": {"height": processor.image_size, "width": processor.image_size},
         "min_size": processor.min_side,
         "do_pad": True,
     }
     if not isinstance(processor, PaddedPair):
-        return {"image_processor_type": "DeepseekVLImageProcessor", **_numbers(processor), **sizes}
+        return {"image_processor_type": "DeepseekVLImageProcessor", **_pixel_fields(processor), **sizes}
     high = processor.high
     large = {
         "high_res_size": {"height": high.image_size, "width": high.image_size}, "high_res_resample": int(BICUBIC),
         "high_res_image_mean": list(high.mean), "high_res_image_std": list(high.std),
     }  # fmt: skip
-    small = _numbers(processor, FILTERS[processor.low_filter])
+    small = _pixel_fields(processor, FILTERS[processor.low_filter])
     return {"image_processor_type": "DeepseekVLHybridImageProcessor", **small, **sizes, **large}
 
 

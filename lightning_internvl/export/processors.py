@@ -27,7 +27,7 @@ SEPARATE = "qformer_tokenizer"  # where InstructBLIP looks for the tokenizer of 
 
 
 @dataclass(frozen=True)
-class Prepared:
+class WrittenProcessor:
     """What was written beside the weights.
 
     Attributes:
@@ -44,7 +44,7 @@ class Prepared:
     videos: bool = False
 
 
-def write_processor(folder: Path, layout: str, config: Mapping[str, Any], view: View) -> Prepared:
+def write_processor(folder: Path, layout: str, config: Mapping[str, Any], view: View) -> WrittenProcessor:
     """Write all files beside the weights.
 
     Raises:
@@ -54,20 +54,20 @@ def write_processor(folder: Path, layout: str, config: Mapping[str, Any], view: 
     collator = view.chats or view.pairs
     if collator is None:
         _write_json(folder, "preprocessor_config.json", files.image)
-        return Prepared(None, NO_CLASS, None)
+        return WrittenProcessor(None, NO_CLASS, None)
     collator.tokenizer.save_pretrained(folder)
-    _name_tokens(folder, files)
+    _rename_tokens(folder, files)
     if files.instructed:
         view.chats.instructions.tokenizer.save_pretrained(folder / SEPARATE)
-        _name_tokens(folder / SEPARATE, ProcessorFiles(None, None))
+        _rename_tokens(folder / SEPARATE, ProcessorFiles(None, None))
     stop = _write_chat(folder, files, view) if view.chats else None
     _write_json(folder, "preprocessor_config.json", files.image)
     _write_json(folder, "video_preprocessor_config.json", files.video)
     if files.kind is None:
-        return Prepared(None, NO_CLASS, stop)
+        return WrittenProcessor(None, NO_CLASS, stop)
     _write_json(folder, "processor_config.json", {"processor_class": files.kind, **files.settings})
-    compared = compare_chats if view.chats else compare_pairs
-    return Prepared(files.kind, compared(folder, files, view), stop, files.video is not None)
+    compare = compare_chats if view.chats else compare_pairs
+    return WrittenProcessor(files.kind, compare(folder, files, view), stop, files.video is not None)
 
 
 def _write_json(folder: Path, name: str, fields: Mapping[str, Any] | None) -> None:
@@ -75,7 +75,7 @@ def _write_json(folder: Path, name: str, fields: Mapping[str, Any] | None) -> No
         (folder / name).write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _name_tokens(folder: Path, files: ProcessorFiles) -> None:
+def _rename_tokens(folder: Path, files: ProcessorFiles) -> None:
     """Give tokens the names by which the processor's class knows them: `tokenizer.image_token`, or
     another text."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -141,8 +141,8 @@ def compare_chats(folder: Path, files: ProcessorFiles, view: View) -> str:
     """
     processor = load_processor(folder, files)
     template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    worst, asked = 0.0, check.prompts(view)
-    for prompt in asked:
+    worst, prompts = 0.0, check.sample_prompts(view)
+    for prompt in prompts:
         messages = prompt.sample["conversation"]
         text = processor.tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=True
@@ -154,23 +154,27 @@ def compare_chats(folder: Path, files: ProcessorFiles, view: View) -> str:
                 f"the export failed its check: {files.kind} makes other ids of {prompt.name!r} than training: "
                 f"{theirs['input_ids'][0].tolist()}, not {prompt.inputs['input_ids'][0].tolist()}"
             )
-        worst = max(worst, *(_pixels(prompt.name, prompt.inputs, theirs, n) for n in _visual(prompt.inputs) if images), 0.0)
-    return f"{files.kind}: same ids for {len(asked)} prompts, pixels within {worst:.1e}"
+        worst = max(
+            worst,
+            *(_pixel_difference(prompt.name, prompt.inputs, theirs, n) for n in _visual_inputs(prompt.inputs) if images),
+            0.0,
+        )
+    return f"{files.kind}: same ids for {len(prompts)} prompts, pixels within {worst:.1e}"
 
 
 def compare_pairs(folder: Path, files: ProcessorFiles, view: View) -> str:
     """Pictures as the processor prepares them beside those of the run."""
     processor = load_processor(folder, files)
-    prompt = check.prompts(view)[0]
-    theirs = processor(images=[Image.fromarray(image) for image in check.pictures()], return_tensors="pt")
-    return f"{files.kind}: pixels within {_pixels(prompt.name, prompt.inputs, theirs, 'pixel_values'):.1e}"
+    prompt = check.sample_prompts(view)[0]
+    theirs = processor(images=[Image.fromarray(image) for image in check.sample_pictures()], return_tensors="pt")
+    return f"{files.kind}: pixels within {_pixel_difference(prompt.name, prompt.inputs, theirs, 'pixel_values'):.1e}"
 
 
-def _visual(inputs: Mapping[str, Any]) -> list[str]:
+def _visual_inputs(inputs: Mapping[str, Any]) -> list[str]:
     return [name for name in ("pixel_values", "high_res_pixel_values", "image_grid_thw") if name in inputs]
 
 
-def _pixels(prompt: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> float:
+def _pixel_difference(prompt: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> float:
     mine, other = ours[name].float(), torch.as_tensor(theirs[name]).float()
     difference = float((mine - other).abs().max()) if mine.shape == other.shape else float("inf")
     if not difference <= PIXELS:

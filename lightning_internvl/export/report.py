@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """What may be chosen.
 
     Attributes:
@@ -24,7 +24,7 @@ class Options:
 
 
 @dataclass
-class Report:
+class ExportReport:
     """What was written and how it was checked."""
 
     layout: str

@@ -13,7 +13,7 @@ from lightning_internvl.messages import ConfigError, number_faults
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExportSettings:
     """What the command line asks for; see `conf/export.yaml`."""
 
     run: Path
@@ -27,7 +27,7 @@ class Settings:
     trust: tuple[str, ...] = ()
 
 
-def checked(plain: Mapping[str, Any]) -> Settings:
+def check_settings(plain: Mapping[str, Any]) -> ExportSettings:
     """The settings, complete and right in themselves, from plain values.
 
     Raises:
@@ -47,7 +47,7 @@ def checked(plain: Mapping[str, Any]) -> Settings:
     if faults:
         raise ConfigError(faults)
     names = ("layout", "dtype", "adapter")
-    return Settings(
+    return ExportSettings(
         run=Path(str(plain["run"])),
         to=to,
         max_shard_bytes=int(size * 1e9),

@@ -29,8 +29,8 @@ from lightning_internvl.export import check
 from lightning_internvl.export.card import Card, card_of
 from lightning_internvl.export.plain import make_plain, plain_config
 from lightning_internvl.export.processor_files import config_fields
-from lightning_internvl.export.processors import Prepared, write_processor
-from lightning_internvl.export.report import Options, Report
+from lightning_internvl.export.processors import WrittenProcessor, write_processor
+from lightning_internvl.export.report import ExportOptions, ExportReport
 from lightning_internvl.files import RUN_CONFIG, atomic_folder, read_json
 from lightning_internvl.hub import quiet
 from lightning_internvl.inference.load_run import LoadedRun, run_of
@@ -45,7 +45,7 @@ from lightning_internvl.stages.roles import model_roles, roles_of
 OWN = "handoff"  # the layout of this project, for models that no other one holds
 
 
-def export(opened: LoadedRun, to: Path, options: Options) -> Report:
+def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
     """Write, read back, compare; then let the folder appear.
 
     Raises:
@@ -54,41 +54,45 @@ def export(opened: LoadedRun, to: Path, options: Options) -> Report:
     """
     model, view = opened.view.model.float().eval(), opened.view
     choose_layout(model, options.layout, final=False)
-    asked = check.prompts(view)
-    greedy = check.greedy(view)
-    trained = [check.outputs(model, prompt, greedy)[0] for prompt in asked]
-    names = {weight_of(name) for name in trained_names(opened, own_tensors(model))}
+    prompts, greedy = check.sample_prompts(view), check.greedy_options(view)
+    before = [check.model_outputs(model, prompt, greedy)[0] for prompt in prompts]
+    trained = {adapted_weight(name) for name in trained_names(opened, own_tensors(model))}
     quantized = bool(quantized_layers(model))
     make_plain(model)
     layout, config = choose_layout(model, options.layout)
-    if layout is not None and layout.NATIVE and make_room(model):
+    if layout is not None and layout.NATIVE and add_placeholder_row(model):
         layout, config = choose_layout(model, options.layout)
     if layout is None and options.dtype != "float32":
         raise ValueError(f"dtype={options.dtype} is not known to layout={OWN}, which keeps the types of training; leave it out")
-    round_to(model, getattr(torch, options.dtype))
-    reference = [check.outputs(model, prompt, greedy) for prompt in asked]
-    # What quantisation changed is told, not judged; what merging and rounding changed must be
-    # small.
+    round_weights(model, getattr(torch, options.dtype))
+    reference = [check.model_outputs(model, prompt, greedy) for prompt in prompts]
+    # What quantisation changed is reported only; what merging and rounding changed must be small.
     limit = float("inf") if quantized else check.ROUNDING[options.dtype]
-    what = "logits of the weights that were trained and of those that are written"
-    both = zip(trained, reference, strict=True)
-    rounding = max(check.compare(what, full, ours[..., : full.shape[-1]], limit) for full, (ours, _) in both)
-    reports: list[Report] = []
-
-    def write(draft: Path) -> None:
+    rounding = 0.0
+    for logits, (rounded, _) in zip(before, reference, strict=True):
+        what = "logits of the weights that were trained and of those that are written"
+        own = rounded[..., : logits.shape[-1]]  # without the row of a placeholder
+        rounding = max(rounding, check.check_close(what, logits, own, limit))
+    with atomic_folder(to) as draft:
         write_model(draft, opened, layout, config, options)
         key = OWN if layout is None else layout.key
-        prepared = write_processor(draft, key, config, view)
-        tensors = check.cover(draft, layout, config, model)
-        logits, skipped, loader = compared(draft, layout, config, view, asked, reference, greedy)
-        kept = len([name for name in names if name in own_tensors(model)])
-        report = Report(key, loader, tensors, kept, logits, rounding, prepared.verdict, skipped, view.chats is not None)
-        (draft / "README.md").write_text(card_of(card(opened, options, report, prepared)), encoding="utf-8")
-        reports.append(report)
-
-    with atomic_folder(to) as draft:
-        write(draft)
-    return reports[0]
+        processor = write_processor(draft, key, config, view)
+        tensors = check.check_tensors(draft, layout, config, model)
+        differences, skipped, loader = check_reloaded(draft, layout, config, view, prompts, reference, greedy)
+        report = ExportReport(
+            key,
+            loader=loader,
+            tensors=tensors,
+            trained=len(trained & own_tensors(model).keys()),
+            logits=differences,
+            rounding=rounding,
+            processor=processor.verdict,
+            skipped=skipped,
+            writes=view.chats is not None,
+        )
+        card = card_of(make_card(opened, options, report, processor))
+        (draft / "README.md").write_text(card, encoding="utf-8")
+    return report
 
 
 def choose_layout(model: VLM, key: str | None, *, final: bool = True) -> tuple[Layout | None, Config]:
@@ -110,11 +114,11 @@ def choose_layout(model: VLM, key: str | None, *, final: bool = True) -> tuple[L
     except ValueError as error:
         if key is None:
             return None, {}
-        able = [name for name in folders if _holds(model, name)]
+        able = [name for name in folders if _can_hold(model, name)]
         raise ValueError(f"layout={key} cannot hold this model; valid choices: {', '.join((*able, OWN))}") from error
 
 
-def make_room(model: VLM) -> bool:
+def add_placeholder_row(model: VLM) -> bool:
     """Give the language model a row for the placeholder of pictures where it is a word without one,
     which is never read here; transformers reads it before the picture takes its place. Returns
     whether it did."""
@@ -124,7 +128,7 @@ def make_room(model: VLM) -> bool:
     return True
 
 
-def _holds(model: VLM, key: str) -> bool:
+def _can_hold(model: VLM, key: str) -> bool:
     try:
         layout, config = layout_of_model(model, key)
         layout.official_tensors(config, own_tensors(model))
@@ -134,7 +138,7 @@ def _holds(model: VLM, key: str) -> bool:
 
 
 @torch.no_grad()
-def round_to(model: nn.Module, dtype: torch.dtype) -> None:
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Give weights the values that they have in a type, and keep them in float32; tables that no
     file holds stay as they are."""
     for tensor in own_tensors(model).values():
@@ -145,18 +149,18 @@ def round_to(model: nn.Module, dtype: torch.dtype) -> None:
 def trained_names(opened: LoadedRun, names: Iterable[str]) -> list[str]:
     """The tensors that some stage of the run has trained."""
     stages = RunSettings.of(run_config(opened)).trained
-    plans = [FreezePlan(one.module["train"], one.parts.peft, roles_of(_classes(one.parts))) for one in stages]
+    plans = [FreezePlan(one.module["train"], one.parts.peft, roles_of(_part_classes(one.parts))) for one in stages]
     return [name for name in names if any(plan.ever_trains(name) for plan in plans)]
 
 
-def _classes(parts: PartsSettings) -> dict[str, type]:
+def _part_classes(parts: PartsSettings) -> dict[str, type]:
     """The classes of a stage's parts; of one that is not of this package, which is not imported, only that it is there."""
     nodes = {part: getattr(parts, part) for part in PARTS}
     targets = {part: node["_target_"] for part, node in nodes.items() if node}
     return {part: locate(target) if target.startswith(TRUSTED) else object for part, target in targets.items()}
 
 
-def weight_of(name: str) -> str:
+def adapted_weight(name: str) -> str:
     """The weight to which the tensor of an adapter is added; any other name as it is."""
     return f"{name.partition('.lora_')[0]}.weight" if is_update(name) else name
 
@@ -166,7 +170,13 @@ def run_config(opened: LoadedRun) -> dict[str, Any]:
     return with_current_targets(yaml.safe_load((run_of(opened.folder) / RUN_CONFIG).read_text(encoding="utf-8")))
 
 
-def write_model(draft: Path, opened: LoadedRun, layout: Layout | None, config: Config, options: Options) -> None:
+def write_model(
+    draft: Path,
+    opened: LoadedRun,
+    layout: Layout | None,
+    config: Config,
+    options: ExportOptions,
+) -> None:
     """Weights and `config.json`."""
     model, dtype = opened.view.model, getattr(torch, options.dtype)
     if layout is None:
@@ -183,12 +193,12 @@ def write_model(draft: Path, opened: LoadedRun, layout: Layout | None, config: C
     write_weights(draft, layout.official_tensors(config, tensors), options.max_shard_bytes)
 
 
-def compared(
+def check_reloaded(
     draft: Path,
     layout: Layout | None,
     config: Config,
     view: Any,
-    asked: list[Any],
+    prompts: list[Any],
     reference: list[Any],
     options: Mapping[str, Any],
 ) -> tuple[dict[str, float], list[str], str]:
@@ -203,14 +213,14 @@ def compared(
     model = view.model
     if layout is not None and layout.NATIVE:
         stock = load_stock(draft, config, model)
-        found = [check.stock_outputs(stock, model, prompt, options) for prompt in asked]
+        found = [check.stock_outputs(stock, model, prompt, options) for prompt in prompts]
         loader = f"transformers.{type(stock).__name__}"
     else:
         again = load_pretrained(draft, dtype=torch.float32)
         again.image_token_id, again.image_placeholders = model.image_token_id, model.image_placeholders
-        found = [check.outputs(again, prompt, options) for prompt in asked]
+        found = [check.model_outputs(again, prompt, options) for prompt in prompts]
         loader = "lightning_internvl.load_pretrained (transformers has no class for it)"
-    return *check.compare_all(asked, reference, found), loader
+    return *check.check_outputs(prompts, reference, found), loader
 
 
 def load_stock(folder: Path, config: Config, model: VLM) -> nn.Module:
@@ -222,11 +232,16 @@ def load_stock(folder: Path, config: Config, model: VLM) -> nn.Module:
     auto = AutoModelForImageTextToText if model.decoder is not None else getattr(transformers, config["architectures"][0])
     with quiet():
         stock, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
-    check.loaded_whole(report, tied=getattr(model.decoder, "tied", False))
+    check.check_loading(report, tied=getattr(model.decoder, "tied", False))
     return stock.eval()
 
 
-def card(opened: LoadedRun, options: Options, report: Report, prepared: Prepared) -> Card:
+def make_card(
+    opened: LoadedRun,
+    options: ExportOptions,
+    report: ExportReport,
+    prepared: WrittenProcessor,
+) -> Card:
     """What the card tells."""
     metrics = read_json(run_of(opened.folder) / "metrics.json", {})
     return Card(run_config(opened), read_json(opened.folder / handoff.MANIFEST), metrics, options, report, prepared)

@@ -9,7 +9,7 @@ import pytest
 from export_toys import write_run
 
 from lightning_internvl.config.targets import build
-from lightning_internvl.export.report import Options, Report
+from lightning_internvl.export.report import ExportOptions, ExportReport
 from lightning_internvl.export.write import export
 from lightning_internvl.inference.load_run import open_run
 
@@ -21,16 +21,16 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Report]]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, ExportReport]]:
     """A function of a recipe and options that exports its run: the folder, which tests only read, and the report."""
-    made: dict[str, tuple[Path, Report]] = {}
+    made: dict[str, tuple[Path, ExportReport]] = {}
 
-    def write(experiment: str, *overrides: str, **options: object) -> tuple[Path, Report]:
+    def write(experiment: str, *overrides: str, **options: object) -> tuple[Path, ExportReport]:
         key = repr((experiment, overrides, options))
         if key not in made:
             place = tmp_path_factory.mktemp(experiment)
             run = write_run(place / "run", experiment, *overrides)
-            made[key] = place / "out", export(open_run(run, build), place / "out", Options(**options))
+            made[key] = place / "out", export(open_run(run, build), place / "out", ExportOptions(**options))
         return made[key]
 
     return write

@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from lightning_internvl.checkpoints.name_rules import joined_rows, match_rules, rename, stacked_rows
 from lightning_internvl.config.targets import build
-from lightning_internvl.export.adapter import Update, export_adapter, owners, split
-from lightning_internvl.export.report import Options
+from lightning_internvl.export.adapter import Update, export_adapter, owning_modules, split_update
+from lightning_internvl.export.report import ExportOptions
 from lightning_internvl.export.write import export
 from lightning_internvl.inference.load_run import open_run
 
@@ -32,7 +32,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_peft_loads_it_and_computes_the_same(make_run: MakeRun, tmp_path: Path, case: str) -> None:
     opened = open_run(make_run(*CASES[case]), build)
-    report = export_adapter(opened, tmp_path / "out", Options())
+    report = export_adapter(opened, tmp_path / "out", ExportOptions())
     assert report.adapters >= 7
     assert report.loader.startswith("peft.PeftModel on transformers.")
     assert len(report.logits) == 3
@@ -46,7 +46,7 @@ def test_peft_loads_it_and_computes_the_same(make_run: MakeRun, tmp_path: Path, 
 
 
 def test_merged_it_is_one_plain_folder(make_run: MakeRun, tmp_path: Path) -> None:
-    report = export(open_run(make_run(*CASES["dora"], "peft/part@peft.encoder=lora"), build), tmp_path / "out", Options())
+    report = export(open_run(make_run(*CASES["dora"], "peft/part@peft.encoder=lora"), build), tmp_path / "out", ExportOptions())
     assert report.loader == "transformers.LlavaForConditionalGeneration"
     assert report.rounding <= 1e-5  # the adapters beside the merged weights
     assert report.worst <= 1e-5
@@ -54,10 +54,10 @@ def test_merged_it_is_one_plain_folder(make_run: MakeRun, tmp_path: Path) -> Non
 
 def test_a_quantized_base_is_merged_as_what_it_stands_for(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("llava_toy", "peft=qlora", "peft.decoder.rank=4")
-    report = export(open_run(run, build), tmp_path / "out", Options())
+    report = export(open_run(run, build), tmp_path / "out", ExportOptions())
     assert report.loader == "transformers.LlavaForConditionalGeneration"
     assert report.worst <= 1e-5
-    assert export_adapter(open_run(run, build), tmp_path / "alone", Options()).worst <= 1e-5
+    assert export_adapter(open_run(run, build), tmp_path / "alone", ExportOptions()).worst <= 1e-5
 
 
 def group_of(*rules: object, names: tuple[str, ...]) -> object:
@@ -67,7 +67,7 @@ def group_of(*rules: object, names: tuple[str, ...]) -> object:
 def test_rows_that_are_joined_here_share_one_a() -> None:
     update = Update(torch.randn(2, 5), torch.randn(9, 2), 4.0, torch.rand(9))
     group = group_of(joined_rows("x.qkv.weight", "x.q.weight", "x.k.weight", "x.v.weight"), names=("x.qkv.weight",))
-    parts = split("x.qkv", update, group)
+    parts = split_update("x.qkv", update, group)
     assert list(parts) == ["x.q.weight", "x.k.weight", "x.v.weight"]
     assert all(part.a is update.a and part.alpha == 4.0 for part in parts.values())
     assert torch.cat([part.b for part in parts.values()]).equal(update.b)
@@ -76,7 +76,7 @@ def test_rows_that_are_joined_here_share_one_a() -> None:
 
 def test_a_renamed_layer_keeps_its_adapter() -> None:
     update = Update(torch.randn(2, 5), torch.randn(9, 2), 4.0)
-    parts = split("a.w1", update, group_of(rename("a.w1.*", "b.up.*"), names=("a.w1.weight",)))
+    parts = split_update("a.w1", update, group_of(rename("a.w1.*", "b.up.*"), names=("a.w1.weight",)))
     assert parts["b.up.weight"].b.equal(update.b)
     assert parts["b.up.weight"].magnitude is None
 
@@ -84,26 +84,26 @@ def test_a_renamed_layer_keeps_its_adapter() -> None:
 def test_layers_that_are_one_there_have_no_place_for_an_adapter() -> None:
     group = group_of(stacked_rows(("q.weight", "k.weight"), "qk.weight"), names=("q.weight", "k.weight"))
     with pytest.raises(ValueError, match=r"the adapter of q has no place of its own: qk\.weight"):
-        split("q", Update(torch.randn(2, 5), torch.randn(9, 2), 4.0), group)
+        split_update("q", Update(torch.randn(2, 5), torch.randn(9, 2), 4.0), group)
 
 
 def test_modules_inside_others_are_saved_with_them() -> None:
     names = ["a.class_embedding", "a.position.weight", "b.proj.weight", "b.proj.bias"]
-    assert owners(names) == ["a", "b.proj"]
+    assert owning_modules(names) == ["a", "b.proj"]
 
 
 def test_a_run_without_adapters(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no adapters; train with peft=lora"):
-        export_adapter(open_run(make_run("llava_toy"), build), tmp_path / "out", Options())
+        export_adapter(open_run(make_run("llava_toy"), build), tmp_path / "out", ExportOptions())
 
 
 def test_a_system_that_transformers_does_not_have(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="adapter=true needs a layout that transformers loads, and minigpt4 is none"):
-        export_adapter(open_run(make_run("minigpt4_toy", *LORA), build), tmp_path / "out", Options())
+        export_adapter(open_run(make_run("minigpt4_toy", *LORA), build), tmp_path / "out", ExportOptions())
     assert not (tmp_path / "out").exists()
 
 
 def test_adapters_of_an_earlier_stage_are_in_the_weights(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("llava_toy", *LORA, "+stages.alignment.peft.decoder.rank=8")
     with pytest.raises(ValueError, match="the adapters of stage alignment on decoder were added to the weights"):
-        export_adapter(open_run(run, build), tmp_path / "out", Options())
+        export_adapter(open_run(run, build), tmp_path / "out", ExportOptions())

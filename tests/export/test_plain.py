@@ -39,14 +39,14 @@ def test_merged_equals_adapter(recipe: str, method: str) -> None:
     if (recipe, method) == ("xcomposer2_toy", "dora"):
         parts = ("encoder", "middleware")  # DoRA rescales what a layer gives, and with it the Partial LoRA that is added inside
     view = adapted_view(recipe, dict.fromkeys(parts, ADAPTERS | {"method": method}))
-    model, prompts, greedy = view.model, check.prompts(view)[:1], check.greedy(view)
-    before = [check.outputs(model, prompt, greedy) for prompt in prompts]
+    model, prompts, greedy = view.model, check.sample_prompts(view)[:1], check.greedy_options(view)
+    before = [check.model_outputs(model, prompt, greedy) for prompt in prompts]
     names = {name for name in own_tensors(model) if not peft.is_update(name)}
     assert {name.partition(".")[0] for name, _ in peft.adapted(model)} == set(parts)
     make_plain(model)
     assert not peft.adapted(model)
     assert set(own_tensors(model)) == names
-    check.compare_all(prompts, before, [check.outputs(model, prompt, greedy) for prompt in prompts])  # within 1e-4
+    check.check_outputs(prompts, before, [check.model_outputs(model, prompt, greedy) for prompt in prompts])  # within 1e-4
 
 
 def adapted_view(recipe: str, adapters: dict[str, Any]) -> View:

@@ -14,8 +14,8 @@ from lightning_internvl.checkpoints import handoff, weight_source
 from lightning_internvl.checkpoints.weight_source import fingerprint
 from lightning_internvl.cli import CONF
 from lightning_internvl.config.targets import build
-from lightning_internvl.export.report import Options
-from lightning_internvl.export.settings import checked
+from lightning_internvl.export.report import ExportOptions
+from lightning_internvl.export.settings import check_settings
 from lightning_internvl.export.write import export
 from lightning_internvl.inference.load_run import open_run
 from lightning_internvl.layers.state_dict import own_tensors
@@ -28,7 +28,9 @@ MakeRun = Callable[..., Path]
 
 def settings(*overrides: str) -> object:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(OmegaConf.to_container(compose("export", overrides=list(overrides)), resolve=True, throw_on_missing=True))
+        return check_settings(
+            OmegaConf.to_container(compose("export", overrides=list(overrides)), resolve=True, throw_on_missing=True)
+        )
 
 
 @pytest.mark.parametrize(
@@ -84,13 +86,13 @@ def test_an_unfinished_run(make_run: MakeRun) -> None:
 )
 def test_layouts(make_run: MakeRun, tmp_path: Path, layout: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        export(open_run(make_run("llava_toy"), build), tmp_path / "out", Options(layout=layout))
+        export(open_run(make_run("llava_toy"), build), tmp_path / "out", ExportOptions(layout=layout))
     assert not (tmp_path / "out").exists()
 
 
 def test_our_own_layout_keeps_its_type(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype=bfloat16 is not known to layout=handoff"):
-        export(open_run(make_run("internvl_probe_toy"), build), tmp_path / "out", Options(dtype="bfloat16"))
+        export(open_run(make_run("internvl_probe_toy"), build), tmp_path / "out", ExportOptions(dtype="bfloat16"))
 
 
 def test_adapters_on_another_base_than_they_were_trained_on(make_run: MakeRun) -> None:

@@ -19,12 +19,12 @@ from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import llava_native
 from lightning_internvl.config.targets import build
 from lightning_internvl.export import check, write
-from lightning_internvl.export.report import Options, Report
+from lightning_internvl.export.report import ExportOptions, ExportReport
 from lightning_internvl.export.write import export
 from lightning_internvl.inference.load_run import open_run
 from lightning_internvl.layers.state_dict import own_tensors
 
-Exported = Callable[..., tuple[Path, Report]]
+Exported = Callable[..., tuple[Path, ExportReport]]
 NATIVE = {
     "internvl_1_5_toy": ("internvl_native", "InternVLProcessor"),
     "llava_toy": ("llava_native", "LlavaProcessor"),
@@ -87,7 +87,7 @@ def test_half_the_size(exported: Exported) -> None:
 
 def test_the_card(make_run: Callable[..., Path], tmp_path: Path) -> None:
     opened = open_run(make_run("llava_toy"), build)
-    export(opened, tmp_path / "out", Options(licence="other", licence_link="LICENSE.txt"))
+    export(opened, tmp_path / "out", ExportOptions(licence="other", licence_link="LICENSE.txt"))
     head, text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n", 2)[1:]
     assert yaml.safe_load(head) == {
         "license": "other", "license_link": "LICENSE.txt", "library_name": "transformers", "pipeline_tag": "image-text-to-text",
@@ -189,7 +189,7 @@ def test_a_dropped_tensor_is_found_and_nothing_is_left(make_run: Callable[..., P
 
     monkeypatch.setattr(llava_native.LAYOUT, "official_tensors", forgetful)
     with pytest.raises(ValueError, match=r"1 lost: middleware\.mlp1\.0\.weight"):
-        export(open_run(make_run("llava_toy"), build), tmp_path / "out", Options())
+        export(open_run(make_run("llava_toy"), build), tmp_path / "out", ExportOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
@@ -203,7 +203,7 @@ def test_a_changed_tensor_is_found_and_nothing_is_left(make_run: Callable[..., P
 
     monkeypatch.setattr(llava_native.LAYOUT, "official_tensors", careless)
     with pytest.raises(ValueError, match=r"1 changed: decoder\.lm\.model\.layers\.1\.mlp\.up_proj\.weight"):
-        export(open_run(make_run("llava_toy"), build), tmp_path / "out", Options())
+        export(open_run(make_run("llava_toy"), build), tmp_path / "out", ExportOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
@@ -217,5 +217,5 @@ def test_another_computation_is_found(make_run: Callable[..., Path], tmp_path: P
 
     monkeypatch.setattr(write, "load_stock", other)
     with pytest.raises(ValueError, match=r"logits \(wide picture\) differ by"):
-        export(open_run(make_run("llava_toy"), build), tmp_path / "out", Options())
+        export(open_run(make_run("llava_toy"), build), tmp_path / "out", ExportOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

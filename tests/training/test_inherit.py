@@ -27,7 +27,7 @@ from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import token_id, toy_tokenizer
-from lightning_internvl.export.report import Options
+from lightning_internvl.export.report import ExportOptions
 from lightning_internvl.export.write import export
 from lightning_internvl.inference.load_official import open_model
 from lightning_internvl.inference.load_run import open_run
@@ -121,7 +121,7 @@ def test_every_layout(case: str, tmp_path: Path, chats: Path) -> None:
     assert answer(ours.model, ours.chats) == said
 
     if case in EXPORTED:
-        export(opened, tmp_path / "out", Options())
+        export(opened, tmp_path / "out", ExportOptions())
         again = open_model(tmp_path / "out").view
         assert answer(again.model, again.chats) == said
 
@@ -190,7 +190,7 @@ def test_a_base_in_bfloat16(tmp_path: Path, chats: Path) -> None:
     opened = open_run(run, build)
     kinds = {part: {type(layer) for layer in quantized_layers(getattr(opened.view.model, part)).values()} for part in PARTS}
     assert kinds == {"encoder": {Bf16Linear}, "middleware": set(), "decoder": {Bf16Linear, Bf16Table}}
-    export(opened, tmp_path / "out", Options())
+    export(opened, tmp_path / "out", ExportOptions())
     there, base = own_tensors(load_pretrained(tmp_path / "out")), own_tensors(view.model)
     for name in ("encoder.encoder.layers.0.mlp.fc1.weight", "decoder.lm.model.embed_tokens.weight"):
         assert there[name].equal(base[name].bfloat16().float())
@@ -211,7 +211,7 @@ def test_from_a_run_of_this_project(tmp_path: Path, chats: Path) -> None:
     assert "contrastive has no decoder, so it cannot answer; start from a stage or a checkpoint that has one" in outcome.err
 
     trained = open_run(start, build)
-    export(trained, tmp_path / "out", Options(layout="handoff"))
+    export(trained, tmp_path / "out", ExportOptions(layout="handoff"))
     again = finetuned(tmp_path / "out", chats, tmp_path / "again", STILL)
     assert losses(again, "finetune")[0]["train/loss"] == pytest.approx(losses(run, "finetune")[0]["train/loss"], rel=1e-5)
 
