@@ -19,6 +19,7 @@ from lightning_internvl.config.targets import build
 from lightning_internvl.files import RUN_CONFIG, write_json
 from lightning_internvl.model.compose import compose_model
 from lightning_internvl.stages.freezing import FreezePlan
+from lightning_internvl.stages.roles import model_roles
 
 
 def composed(experiment: str, *overrides: str) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def write_run(run: Path, experiment: str, *overrides: str) -> Path:
     run.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(plain), run / RUN_CONFIG)
     write_json(run / "metrics.json", {stage: {"answers_accuracy": 0.5, "answers_accuracy_chance": 0.25}})
-    plan = FreezePlan(settings.module["train"], settings.parts.peft)
+    plan = FreezePlan(settings.module["train"], settings.parts.peft, model_roles(model))
     folder = run / "handoff" / stage
     handoff.save(model, folder, stage=stage, step=1, config=settings.parts.config, plan=plan, tokenizers=tokenizers)
     return run
