@@ -78,6 +78,7 @@ def stage_key_faults(config: Node, stage: Node) -> Iterator[str]:
     rules = [rule for rule in (stage.get("module") or {}).get("train") or () if isinstance(rule, Mapping)]
     for rule in rules:
         yield from unknown("module.train", rule, [name for name in _names(RULE) if name != "title"])
+    yield from _weight_faults(stage.get("module") or {}, stage.get("objectives") or {})
     yield from _list_faults("objectives", stage.get("objectives"), ("dim",))
     yield from _list_faults("evaluation", stage.get("evaluation"))
     yield from unknown("samples", stage.get("samples") or {}, [field.name for field in fields(SampleSettings)])
@@ -210,6 +211,16 @@ def _collate_keys(kind: Any) -> list[str]:
         return [key for one in COLLATORS for key in _collate_keys(one)]
     own = [name for name in _names(COLLATORS[kind]) if name not in GIVEN["collate"]]
     return [*CHATS, *own] if kind == "chats" else own
+
+
+def _weight_faults(module: Node, objectives: Node) -> Iterator[str]:
+    """Weights of losses that a stage of this project does not have: of its objectives, and of what
+    files of `conf/stage/` name."""
+    if str(module.get("_target_")).startswith(OURS):
+        files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONF.glob("stage/*.yaml")]
+        modules = [file.get("module") or {} for file in files]
+        named = [one.get("weights") or {} for one in modules if one.get("_target_") == module["_target_"]]
+        yield from unknown("module.weights", module.get("weights"), [*objectives, *(name for one in named for name in one)])
 
 
 def _unfinished_stages(config: Node) -> Iterator[str]:

@@ -34,6 +34,7 @@ SLIPS = {
     "stages.contrastive.collate.max_lenght": "collate: there is no setting 'max_lenght'; did you mean 'max_length'?",
     "stages.contrastive.collate.processor.image_siez": "did you mean 'image_size'?",
     "stages.contrastive.module.keep_token": "module: there is no setting 'keep_token'; did you mean 'keep_tokens'?",
+    "stages.contrastive.module.weights.itcc": "module.weights: there is no setting 'itcc'; did you mean 'itc'?",
     "stages.contrastive.module.model": "module: there is no setting 'model'",
     "stages.contrastive.objectives.itc.max_scal": "objectives.itc: there is no setting 'max_scal'",
     "stages.contrastive.evaluation.retrieval.languag": "did you mean 'language'?",
