@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lightning_internvl.layers.attention import asked, attend
+from lightning_internvl.layers.attention import attend, requested_backend
 from lightning_internvl.layers.attention_masks import Mask, Segments, check_segments, on_device, packed, positions
 
 OURS = "lightning_internvl"  # name of the attention below, for transformers
@@ -47,7 +47,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """`attend` with the arguments of transformers: (B, T, H, K)."""
     settings = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **options}
-    if not isinstance(attention_mask, Mask) and (asked() == "auto" or options.get("position_bias") is not None):
+    if not isinstance(attention_mask, Mask) and (requested_backend() == "auto" or options.get("position_bias") is not None):
         return sdpa_attention_forward(module, query_BHTK, key_BGSK, value_BGSK, attention_mask, **settings)
     _check_options(module, attention_mask, options)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -65,7 +65,7 @@ def _check_options(module: torch.nn.Module, mask: Tensor | Mask | None, options:
     if extras := [name for name in _EXTRAS if options.get(name) is not None]:
         raise ValueError(
             f"{type(module).__name__} needs {', '.join(extras)} in its attention, "
-            f"which neither packed rows nor attention={asked()} have; set data.packing=null and attention=auto"
+            f"which neither packed rows nor attention={requested_backend()} have; set data.packing=null and attention=auto"
         )
     window = options.get("sliding_window")
     if window is not None and isinstance(mask, Mask):

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_internvl.decoders.hf_attention import packed_inputs, use_ours
 from lightning_internvl.hub import load_weights, local_source
-from lightning_internvl.layers.attention import asked
+from lightning_internvl.layers.attention import requested_backend
 from lightning_internvl.layers.attention_masks import Segments
 from lightning_internvl.layers.basic import fill_with_mean
 from lightning_internvl.protocols import Part, TensorPlan
@@ -78,7 +78,7 @@ class HFCausalLM(Part):
             if vocab_size and vocab_size > self.vocab_size:
                 self.grow(vocab_size, vocab_multiple)
         self.dim: int = self.lm.get_input_embeddings().embedding_dim
-        if asked() != "auto":
+        if requested_backend() != "auto":
             use_ours(self.lm)
 
     def _fresh(self, config: dict[str, Any]) -> Any:

@@ -27,8 +27,8 @@ Check = Callable[[Harness], Iterable[Result]]
 CHECKS: tuple[Check, ...] = (
     # First what needs no whole step: on a GPU a wrong number of placeholders ends all that comes after that step.
     checks.one_group, checks.labels, checks.placeholders, checks.step_by_step, checks.saved_activations,
-    equals.packed, equals.accumulated, equals.resumed, equals.backends,
-    equals.merged,  # the last one: it takes the adapters away
+    equals.check_packed_rows, equals.check_accumulation, equals.check_resume, equals.check_backends,
+    equals.check_merge,  # the last one: it takes the adapters away
 )  # fmt: skip
 MARKS = {True: ("PASS", "green"), False: ("FAIL", "bold red"), None: ("  - ", "dim")}
 

@@ -17,7 +17,7 @@ from lightning_internvl.decoders.hf_attention import use_ours
 from lightning_internvl.decoders.plora import mark
 from lightning_internvl.doctor.harness import GRADIENT, LOSS, Gradients, Harness, Result, same_bits, widen
 from lightning_internvl.layers import peft
-from lightning_internvl.layers.attention import backend_kept, choose_backend
+from lightning_internvl.layers.attention import choose_backend, keep_backend
 from lightning_internvl.messages import first_of
 from lightning_internvl.model.compatibility import check_packable
 from lightning_internvl.objectives import Classification, NextToken
@@ -26,7 +26,7 @@ LOW = 3e-2  # how far kernels that compute in 16 bits may differ
 ALONE = (NextToken, Classification)  # objectives that judge each sample for itself
 
 
-def packed(harness: Harness) -> Iterator[Result]:
+def check_packed_rows(harness: Harness) -> Iterator[Result]:
     """Samples that share rows give the loss and the gradients that they give in rows of their own."""
     name, model = "packed = unpacked", harness.stage.model
     if harness.settings.reads != "chats" or "next_token" not in harness.stage.objectives:
@@ -38,14 +38,14 @@ def packed(harness: Harness) -> Iterator[Result]:
         yield Result(name, None, str(error).partition(";")[0])
         return
     rows = [harness.samples[:2], harness.samples[2:]]
-    with harness.loud():
+    with harness.with_large_weights():
         alone = harness.gradients(harness.batch())
         packed_rows = PackedChats.pack(harness.collate, rows)  # it needs no more than any chat collator has
-        together = harness.gradients(harness.moved(packed_rows))
+        together = harness.gradients(harness.to_device(packed_rows))
     yield _compared(name, together, alone, f"{len(harness.samples)} samples in {len(rows)} rows")
 
 
-def accumulated(harness: Harness) -> Iterator[Result]:
+def check_accumulation(harness: Harness) -> Iterator[Result]:
     """Two micro-batches with unequally many labels make the step of one batch with all samples."""
     name, objectives = "accumulated = large batch", harness.stage.model.objectives
     alone = [n for n in harness.stage.objectives if isinstance(objectives[n], ALONE)]
@@ -54,7 +54,7 @@ def accumulated(harness: Harness) -> Iterator[Result]:
     if not alone:
         yield Result(name, None, left_out)
         return
-    with harness.loud():
+    with harness.with_large_weights():
         compared = {n for n in harness.stage.losses(harness.batch()) if n not in alone}
         harness.stage.weights = {**harness.stage.weights, **dict.fromkeys(compared, 0.0)}
         halves = [harness.batch(half) for half in harness.halves]
@@ -65,10 +65,10 @@ def accumulated(harness: Harness) -> Iterator[Result]:
     yield _compared(name, parts, whole, "; ".join(filter(None, (f"2 micro-batches, {', '.join(alone)}", left_out))))
 
 
-def resumed(harness: Harness) -> Iterator[Result]:
+def check_resume(harness: Harness) -> Iterator[Result]:
     """Two steps with a checkpoint, saved and loaded, between them lead to the weights of two steps without."""
     name = "resumed = uninterrupted"
-    with harness.kept() as start:
+    with harness.keep_state() as start:
         optimizer, scheduler = _built(harness)
         _step(harness, optimizer, scheduler, 0)
         saved = _saved(harness, optimizer, scheduler)
@@ -88,12 +88,12 @@ def resumed(harness: Harness) -> Iterator[Result]:
     )
 
 
-def backends(harness: Harness) -> Iterator[Result]:
+def check_backends(harness: Harness) -> Iterator[Result]:
     """All attention backends that run here give the loss and the gradients of the formula as written (`math`)."""
     name, names = "attention backends agree", []
     for backend in BACKENDS:
         try:
-            with backend_kept():
+            with keep_backend():
                 _choose(harness, backend)
         except ValueError:
             continue
@@ -101,22 +101,22 @@ def backends(harness: Harness) -> Iterator[Result]:
     language_model = getattr(harness.stage.model.decoder, "lm", None)
     if isinstance(language_model, PreTrainedModel):
         use_ours(language_model)
-    with backend_kept(), harness.loud():
+    with keep_backend(), harness.with_large_weights():
         found = {backend: _by(harness, backend) for backend in ("math", *names)}
     results = [_compared(name, found[b], found["math"], f"{b} and math", low=_is_low(harness, b)) for b in names]
     failed = [result for result in results if not result.passed]
     yield Result(name, not failed, "; ".join(result.detail for result in failed or results))
 
 
-def merged(harness: Harness) -> Iterator[Result]:
+def check_merge(harness: Harness) -> Iterator[Result]:
     """Weights to which the adapters have been added do what weights and adapters do, in each layer and in all. The stage has no
     adapters afterwards."""
     name, model = "merged = adapter", harness.stage.model
-    layers = dict(peft.adapted(model))
+    layers = dict(peft.adapted_layers(model))
     if not layers:
         yield Result(name, None, "this stage has no adapters")
         return
-    with torch.no_grad(), harness.exactly():
+    with torch.no_grad(), harness.exact_arithmetic():
         torch.manual_seed(harness.settings.seed)
         widen(model)
         for inner, parameter in model.named_parameters():

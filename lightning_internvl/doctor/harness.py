@@ -80,9 +80,9 @@ class Harness:
 
     def batch(self, samples: Sequence[Prepared] | None = None) -> dict[str, Any]:
         """A batch of prepared samples, all by default."""
-        return self.moved(self.collate.stack(self.samples if samples is None else samples))
+        return self.to_device(self.collate.stack(self.samples if samples is None else samples))
 
-    def moved(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch where the model is."""
         return move_data_to_device(batch, self.device)
 
@@ -138,7 +138,7 @@ class Harness:
             x.data.copy_(tensors[name])
 
     @contextmanager
-    def kept(self) -> Iterator[dict[str, Tensor]]:
+    def keep_state(self) -> Iterator[dict[str, Tensor]]:
         """Whatever happens inside, the stage is as before afterwards; gives the weights as they are now."""
         before, weights = self.tensors(), self.stage.weights
         try:
@@ -151,19 +151,19 @@ class Harness:
             self.stage.plan.apply(self.stage.model, 0)
 
     @contextmanager
-    def loud(self) -> Iterator[None]:
+    def with_large_weights(self) -> Iterator[None]:
         """Without dropout, in float32, and with weights so large that every token matters to those that see it: fresh ones are so
         small that a leak would hide in the last digits."""
-        with self.kept():
+        with self.keep_state():
             torch.manual_seed(self.settings.seed)
             widen(self.stage.model)
             redraw(self.stage.model)
             self.stage.eval()
-            with self.exactly():
+            with self.exact_arithmetic():
                 yield
 
     @contextmanager
-    def exactly(self) -> Iterator[None]:
+    def exact_arithmetic(self) -> Iterator[None]:
         """Losses in float32 inside."""
         before, self.exact = self.exact, True
         try:

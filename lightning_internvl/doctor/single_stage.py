@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.doctor.harness import Harness, Result, labels_of, same_bits
 from lightning_internvl.messages import first_of
-from lightning_internvl.model.videos import joined
+from lightning_internvl.model.videos import join_pictures_and_videos
 from lightning_internvl.model.vlm import shifts_labels
 
 STEPS = 3  # the first one moves what starts at zero (LoRA's B, gates), the second what lies behind it
@@ -46,7 +46,7 @@ def step_by_step(harness: Harness) -> Iterator[Result]:
     last = harness.settings.max_steps - 1
     states = sorted({min(step, last) for step in harness.stage.plan.changes()})
     for state in states:
-        with harness.kept() as before:
+        with harness.keep_state() as before:
             harness.stage.plan.apply(harness.stage.model, state)
             yield from _after_steps(harness, before, f" from step {state}" if len(states) > 1 else "")
 
@@ -88,7 +88,7 @@ def _without_effect(harness: Harness, names: list[str]) -> list[str]:
     of a stream that ends there. A weight that is only stuck at zero is not among them."""
     if not names:
         return []
-    with harness.loud():
+    with harness.with_large_weights():
         found = harness.gradients(harness.batch()).found
         return [name for name in names if not found[name].any()]
 
@@ -171,7 +171,7 @@ def placeholders(harness: Harness) -> Iterator[Result]:
         places = sum(
             int((batch["input_ids"] == kind).sum()) for kind in (model.image_token_id, model.video_token_id) if kind is not None
         )
-        pixels, _, inputs = joined(batch.pop("pixel_values"), batch)
+        pixels, _, inputs = join_pictures_and_videos(batch.pop("pixel_values"), batch)
         visual = model.visual_tokens(pixels, **inputs) if len(pixels) else pixels
         tokens = len(visual) if model.attends or not len(pixels) else len(visual.flatten(0, -2))
         total += places

@@ -15,7 +15,15 @@ from transformers.activations import ACT2FN
 
 from lightning_internvl.encoders.tower import Tower, embed_patches
 from lightning_internvl.layers.attention import attend
-from lightning_internvl.layers.basic import DropPath, biased, init_normal, keep_random, merge_heads, resize_positions, split_heads
+from lightning_internvl.layers.basic import (
+    DropPath,
+    init_normal,
+    keep_random,
+    linear_with_bias,
+    merge_heads,
+    resize_positions,
+    split_heads,
+)
 
 
 class EvaViT(Tower):
@@ -134,7 +142,7 @@ class _Attention(nn.Module):
         bias = None
         if self.q_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias) if self.k_bias is None else self.k_bias, self.v_bias])
-        q, k, v = (split_heads(t, self.heads) for t in biased(self.qkv, x, bias).chunk(3, dim=-1))
+        q, k, v = (split_heads(t, self.heads) for t in linear_with_bias(self.qkv, x, bias).chunk(3, dim=-1))
         return self.proj(merge_heads(attend(q, k, v)))
 
 

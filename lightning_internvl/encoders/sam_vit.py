@@ -152,20 +152,20 @@ class _Block(nn.Module):
 
     def forward(self, x_NGGD: Tensor) -> Tensor:
         grid, x = x_NGGD.shape[1], self.norm1(x_NGGD)
-        x = unwindowed(self.attn(windowed(x, self.window)), self.window, grid) if self.window else self.attn(x)
+        x = from_windows(self.attn(to_windows(x, self.window)), self.window, grid) if self.window else self.attn(x)
         x = x_NGGD + x
         return x + self.mlp(self.norm2(x))
 
 
-def windowed(x_NGGD: Tensor, window: int) -> Tensor:
+def to_windows(x_NGGD: Tensor, window: int) -> Tensor:
     """A map cut into windows, filled up with zeros at its right and lower edge: (N * windows, W, W, D)."""
     missing = -x_NGGD.shape[1] % window
     x = F.pad(x_NGGD, (0, 0, 0, missing, 0, missing))
     return x.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(0, 2)
 
 
-def unwindowed(x: Tensor, window: int, grid: int) -> Tensor:
-    """The map that `windowed` has cut, without what was filled up: (N, G, G, D)."""
+def from_windows(x: Tensor, window: int, grid: int) -> Tensor:
+    """The map that `to_windows` has cut, without what was filled up: (N, G, G, D)."""
     count = -(-grid // window)
     x = x.unflatten(0, (-1, count, count)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return x[:, :grid, :grid]
@@ -194,12 +194,12 @@ class _Attention(nn.Module):
 
     def _distances(self, q: Tensor) -> Tensor:
         """What rows and columns add to the scores: (N, heads, T, T)."""
-        rows = torch.einsum("nhyxk,ydk->nhyxd", q, between(self.rel_pos_h, q.shape[2]))
-        columns = torch.einsum("nhyxk,xdk->nhyxd", q, between(self.rel_pos_w, q.shape[3]))
+        rows = torch.einsum("nhyxk,ydk->nhyxd", q, relative_positions(self.rel_pos_h, q.shape[2]))
+        columns = torch.einsum("nhyxk,xdk->nhyxd", q, relative_positions(self.rel_pos_w, q.shape[3]))
         return (rows[..., :, None] + columns[..., None, :]).flatten(4, 5).flatten(2, 3)
 
 
-def between(table: Tensor, side: int) -> Tensor:
+def relative_positions(table: Tensor, side: int) -> Tensor:
     """Entries of a table of distances for all pairs of places: (side, side, K); a table of another size is resized (linear)."""
     if len(table) != 2 * side - 1:
         resized = F.interpolate(table.float().T[None], size=2 * side - 1, mode="linear")

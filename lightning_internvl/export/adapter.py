@@ -124,7 +124,7 @@ def _library() -> Library:
 def adapter_updates(model: nn.Module) -> dict[str, Update]:
     """The adapters of a model by the name of their layer."""
     found = {}
-    for name, layer in peft.adapted(model):
+    for name, layer in peft.adapted_layers(model):
         a, b = layer.lora_A[peft.NAME].weight.detach(), layer.lora_B[peft.NAME].weight.detach()
         own = layer.lora_magnitude_vector[peft.NAME].weight.detach() if peft.NAME in layer.lora_magnitude_vector else None
         found[name] = Update(a, b, layer.scaling[peft.NAME] * len(a), own)

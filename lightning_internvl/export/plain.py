@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.layers import peft
-from lightning_internvl.layers.quantization import Bf16Linear, Int8Head, dequantized, is_quantized, plain_linear
+from lightning_internvl.layers.quantization import Bf16Linear, Int8Head, dequantized_weight, is_quantized, plain_linear
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.messages import first_of
 from lightning_internvl.model.vlm import VLM
@@ -36,7 +36,7 @@ def dequantize(model: nn.Module) -> None:
             _plain_tables(part.lm)
         for name, layer in list(part.named_modules()):
             if is_quantized(layer):
-                part.set_submodule(name, plain_linear(layer, dequantized(layer)))
+                part.set_submodule(name, plain_linear(layer, dequantized_weight(layer)))
 
 
 def _plain_tables(lm: nn.Module) -> None:
@@ -46,10 +46,10 @@ def _plain_tables(lm: nn.Module) -> None:
     shared = head.table is None if isinstance(head, Int8Head) else head is not None and head.weight is words.weight
     if is_quantized(words):
         table = nn.Embedding(words.num_embeddings, words.embedding_dim, device="meta")
-        table.weight = nn.Parameter(dequantized(words), requires_grad=False)
+        table.weight = nn.Parameter(dequantized_weight(words), requires_grad=False)
         lm.set_input_embeddings(table)
     if isinstance(head, Int8Head | Bf16Linear):
-        lm.set_output_embeddings(plain_linear(head, table.weight if shared else dequantized(head)))
+        lm.set_output_embeddings(plain_linear(head, table.weight if shared else dequantized_weight(head)))
 
 
 def plain_config(config: Config) -> Config:

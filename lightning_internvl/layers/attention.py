@@ -22,7 +22,7 @@ from torch import Tensor
 from lightning_internvl.choices import BACKENDS
 from lightning_internvl.layers import attention_kernels as kernels, attention_trial as trial
 from lightning_internvl.layers.attention_masks import Mask, Run
-from lightning_internvl.layers.attention_trial import CAUSAL, EVEN, INSTALL, LENGTHS, PACKAGES, named, titled
+from lightning_internvl.layers.attention_trial import CAUSAL, EVEN, INSTALL, LENGTHS, PACKAGES, dtype_name, package_title
 
 DEVICES = {"xformers": ("cuda",), "flash": ("cuda",), "flex": ("cuda",)}  # others run on any
 NO_KERNEL = {
@@ -63,7 +63,7 @@ def choose_backend(name: str = "auto", device: torch.device | str = "cpu", dtype
 
 
 @contextmanager
-def backend_kept() -> Iterator[None]:
+def keep_backend() -> Iterator[None]:
     """Whatever is chosen inside, afterwards the backend is the one from before."""
     global _asked, _backend
     before = _asked, _backend
@@ -73,7 +73,7 @@ def backend_kept() -> Iterator[None]:
         _asked, _backend = before
 
 
-def asked() -> str:
+def requested_backend() -> str:
     """What the configuration says, `auto` among it: wrapped language models leave their own attention only when told to."""
     return _asked
 
@@ -82,9 +82,9 @@ def _best(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     faults = {name: _fault(name, device, dtype) for name in PACKAGES if device.type in DEVICES[name] and _is_installed(name)}
     found = next((name for name, fault in faults.items() if fault is None), None)
     if found:
-        return found, f"{titled(found)} runs on {device.type} in {named(dtype)}"
+        return found, f"{package_title(found)} runs on {device.type} in {dtype_name(dtype)}"
     if faults:
-        return "sdpa", "; ".join(f"{titled(name)} cannot run here: {fault}" for name, fault in faults.items())
+        return "sdpa", "; ".join(f"{package_title(name)} cannot run here: {fault}" for name, fault in faults.items())
     if all(device.type not in DEVICES[name] for name in PACKAGES):
         return "sdpa", f"xformers and flash-attn have no kernel for {device.type}"
     return "sdpa", "neither xformers nor flash-attn is installed"

@@ -95,7 +95,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float, scale:
     return flash_attn_func(q, k, v, dropout_p=dropout, softmax_scale=scale, causal=causal)
 
 
-def cumulated(lengths: list[int]) -> Tensor:
+def cumulative_lengths(lengths: list[int]) -> Tensor:
     """Where each piece begins among all, and the end of the last: int32, one more than there are."""
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device="cpu")
 
@@ -105,7 +105,7 @@ def _flash_uneven(q: Tensor, k: Tensor, v: Tensor, group: Varlen, mask: Mask, dr
 
     starts_q, starts_k = mask.once(
         ("flash", group.causal, q.device),
-        lambda: [on_device(cumulated(lengths), q.device) for lengths in (group.queries, group.keys)],
+        lambda: [on_device(cumulative_lengths(lengths), q.device) for lengths in (group.queries, group.keys)],
     )
     longest = max(group.queries), max(group.keys)
     return flash_attn_varlen_func(

@@ -59,8 +59,8 @@ def runs(backend: str, device: torch.device, dtype: torch.dtype, width: int, kin
     key = (backend, device.type, dtype, width)
     if why is not None and key not in _told and not is_helper():
         _told.add(key)
-        heads = f"heads of width {width} in {named(dtype)}"
-        print(f"attention: PyTorch's for {heads}; {titled(backend)} cannot run them here: {why}", file=sys.stderr)
+        heads = f"heads of width {width} in {dtype_name(dtype)}"
+        print(f"attention: PyTorch's for {heads}; {package_title(backend)} cannot run them here: {why}", file=sys.stderr)
     return why is None
 
 
@@ -121,7 +121,7 @@ def _apart(device: torch.device) -> Iterator[None]:
 # --- what to tell -------------------------------------------------------------------------------------------------------
 
 
-def titled(backend: str) -> str:
+def package_title(backend: str) -> str:
     """A backend's package with its version."""
     package = PACKAGES.get(backend, backend)
     with suppress(importlib.metadata.PackageNotFoundError):
@@ -129,7 +129,7 @@ def titled(backend: str) -> str:
     return package
 
 
-def named(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """float32, bfloat16 ..."""
     return str(dtype).removeprefix("torch.")
 

@@ -84,7 +84,7 @@ def keep_random(x_NPD: Tensor, keep: float, special: int = 1) -> Tensor:
     return torch.cat([x_NPD[:, :special], patches], dim=1)
 
 
-def biased(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+def linear_with_bias(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer with a bias that lies elsewhere: (..., D) -> (..., O). An adapted or quantised layer works as itself."""
     if type(layer) is nn.Linear:
         return F.linear(x, layer.weight, bias)
@@ -117,9 +117,9 @@ class _PoolingAttention(nn.Module):
         self.proj = nn.Linear(dim, out_dim)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q = split_heads(biased(self.q, query, self.q_bias), self.heads)
-        k = split_heads(biased(self.k, key, self.k_bias), self.heads)
-        v = split_heads(biased(self.v, value, self.v_bias), self.heads)
+        q = split_heads(linear_with_bias(self.q, query, self.q_bias), self.heads)
+        k = split_heads(linear_with_bias(self.k, key, self.k_bias), self.heads)
+        v = split_heads(linear_with_bias(self.v, value, self.v_bias), self.heads)
         return self.proj(merge_heads(attend(q, k, v)))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.layers.quantization import WRAPPED, dequantized, plain_linear, plain_name
+from lightning_internvl.layers.quantization import WRAPPED, dequantized_weight, plain_linear, plain_name
 
 NAME = "default"  # of the adapter, there is one
 UPDATES = ("lora_A", "lora_B", "lora_magnitude_vector")
@@ -107,7 +107,7 @@ def is_update(name: str) -> bool:
     return any(f".{kind}." in name for kind in UPDATES)
 
 
-def adapted(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def adapted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The layers that carry an adapter, by name."""
     return [(name, module) for name, module in model.named_modules() if _is_adapted(module)]
 
@@ -119,9 +119,9 @@ def _is_adapted(layer: nn.Module) -> bool:
 def start_magnitudes(model: nn.Module, names: Iterable[str]) -> None:
     """Let DoRA's magnitudes of these names be those of the weights, which have been loaded since the adapters were made."""
     fresh = set(names)
-    for name, layer in adapted(model):
+    for name, layer in adapted_layers(model):
         if NAME in layer.lora_magnitude_vector and f"{name}.lora_magnitude_vector.{NAME}.weight" in fresh:
-            weight, update = dequantized(layer.get_base_layer()), layer.lora_magnitude_vector[NAME].weight
+            weight, update = dequantized_weight(layer.get_base_layer()), layer.lora_magnitude_vector[NAME].weight
             with torch.no_grad():
                 whole = _sum(weight, _updates(layer), layer.scaling[NAME])
                 update.copy_(torch.linalg.vector_norm(whole, dim=1).to(update.dtype))
@@ -130,9 +130,9 @@ def start_magnitudes(model: nn.Module, names: Iterable[str]) -> None:
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
     """Add every update to its weight and leave plain layers behind, which every layout of the parts can hold."""
-    for name, layer in adapted(model):
+    for name, layer in adapted_layers(model):
         base = layer.get_base_layer()
-        weight = merged(dequantized(base), _updates(layer), layer.scaling[NAME])
+        weight = merged_weight(dequantized_weight(base), _updates(layer), layer.scaling[NAME])
         model.set_submodule(name, plain_linear(base, weight))
 
 
@@ -145,7 +145,7 @@ def _sum(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
     return weight + (scale * (updates["lora_B"] @ updates["lora_A"])).to(weight.dtype)
 
 
-def merged(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
+def merged_weight(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
     """The weight (O, I) that does what weight and update do together; works on the meta device too."""
     updates = {kind: tensor.float() for kind, tensor in updates.items()}
     whole = _sum(weight.float(), updates, scale)
@@ -166,7 +166,7 @@ def merged_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Setting
             kind: found.pop(f"{owner}.{kind}.{NAME}.weight") for kind in UPDATES if f"{owner}.{kind}.{NAME}.weight" in found
         }
         key = f"{owner}.weight"
-        found[key] = merged(found[key], updates, own["alpha"] / own["rank"])
+        found[key] = merged_weight(found[key], updates, own["alpha"] / own["rank"])
     return found
 
 

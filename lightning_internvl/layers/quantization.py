@@ -238,7 +238,7 @@ def is_quantized(layer: nn.Module) -> bool:
     return isinstance(layer, Int8Table | Bf16Linear | Bf16Table) or type(layer).__name__ in ("Linear4bit", "Linear8bitLt")
 
 
-def dequantized(layer: nn.Module) -> Tensor:
+def dequantized_weight(layer: nn.Module) -> Tensor:
     """The weight of a layer, or what its quantised weight stands for."""
     if isinstance(layer, Bf16Linear | Bf16Table):
         return layer.weight.detach().float()

@@ -7,7 +7,7 @@ from collections.abc import Container
 from torch import Tensor, nn
 
 from lightning_internvl.layers.peft import is_update, plain_name
-from lightning_internvl.layers.quantization import dequantized, quantized_layers
+from lightning_internvl.layers.quantization import dequantized_weight, quantized_layers
 
 
 def own_tensors(model: nn.Module, without: Container[str] = ()) -> dict[str, Tensor]:
@@ -26,5 +26,5 @@ def own_tensors(model: nn.Module, without: Container[str] = ()) -> dict[str, Ten
         for key in packed:
             del plain[key]
         if packed and f"{start}weight" not in without:
-            plain[f"{start}weight"] = dequantized(layer)
+            plain[f"{start}weight"] = dequantized_weight(layer)
     return {name: tensor for name, tensor in plain.items() if name not in without}

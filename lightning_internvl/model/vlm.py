@@ -20,7 +20,7 @@ from lightning_internvl.layers.attention_masks import without_firsts
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.feature_cache import FeatureCache, features
 from lightning_internvl.model.placeholders import EMPTY, Expanded, ImagePlaceholders
-from lightning_internvl.model.videos import VIDEOS, joined
+from lightning_internvl.model.videos import VIDEOS, join_pictures_and_videos
 from lightning_internvl.objectives import NextToken
 from lightning_internvl.protocols import Decoder, Encoder, Middleware
 
@@ -130,7 +130,7 @@ class VLM(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What the decoder reads: embeddings (B, L, H) and, for one that attends to them, visual tokens (N, T, D)."""
         embeds, places = self._embed_words(input_ids), input_ids == self.image_token_id
-        pixels, shares, inputs = joined(pixel_values, inputs)
+        pixels, shares, inputs = join_pictures_and_videos(pixel_values, inputs)
         if pixels is None:
             return embeds, None
         if len(pixels) == 0:

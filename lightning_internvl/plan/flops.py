@@ -27,7 +27,7 @@ from torch import Tensor
 from lightning_internvl.choices import IGNORE_INDEX, PARTS
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.distributed.collectives import single_process
-from lightning_internvl.layers.attention import asked, backend_kept, choose_backend
+from lightning_internvl.layers.attention import choose_backend, keep_backend, requested_backend
 from lightning_internvl.model.compose import Build, compose_model
 from lightning_internvl.objectives import NextToken
 from lightning_internvl.plan.kernels import Unfilled
@@ -108,7 +108,7 @@ def flops_of(stage: Stage, blank: Callable[[int], Mapping[str, Any]], step: int 
     meta_stage.prepare("32-true", step)
     rows, counts = [], []
     for share in LENGTHS:
-        batch = shortened(blank(SAMPLES[0]), share)
+        batch = shorten_texts(blank(SAMPLES[0]), share)
         rows.append([float(x) for x in amount_of(batch)[:3]])
         for recorder in recorders.values():
             recorder.calls.clear()
@@ -127,7 +127,7 @@ def flops_of(stage: Stage, blank: Callable[[int], Mapping[str, Any]], step: int 
     return Flops(rates)
 
 
-def shortened(batch: Mapping[str, Any], share: float) -> dict[str, Any]:
+def shorten_texts(batch: Mapping[str, Any], share: float) -> dict[str, Any]:
     """A batch whose rows of text are cut at a share of their length."""
     texts = ("ids", "mask", "labels")
     return {
@@ -158,8 +158,8 @@ def measure_flops(settings: StageSettings, blank: Callable[[int], Mapping[str, A
     Raises:
         NotMeasurableError: for parts that do not run on the meta device.
     """
-    with backend_kept(), single_process(), torch.random.fork_rng(devices=[]):
-        choose_backend("math" if asked() == "math" else "sdpa")  # all others compute the same
+    with keep_backend(), single_process(), torch.random.fork_rng(devices=[]):
+        choose_backend("math" if requested_backend() == "math" else "sdpa")  # all others compute the same
         try:
             with torch.device("meta"), Unfilled():
                 model, _ = compose_model(settings.parts.config, build)

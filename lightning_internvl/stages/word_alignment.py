@@ -33,7 +33,7 @@ class WordStage(Stage):
 
         Every rank compares its pictures with the captions of all, and its captions with the pictures of all.
         """
-        ids_CL = described(batch["input_ids"], batch["labels"])
+        ids_CL = described_words(batch["input_ids"], batch["labels"])
         words_CLH, rarity_CL = self.model.decoder.embed(ids_CL.clamp(min=0)).detach().float(), rarity(ids_CL)
         seen_BPH = self.model.visual_tokens(batch["pixel_values"], picture_keys=batch.get("picture_keys")).float()
         seen_CPH, first = gather_with_grad(seen_BPH), rank() * len(seen_BPH)
@@ -61,7 +61,7 @@ class WordStage(Stage):
         return F.mse_loss(seen_BPH, best_BPH) / words_BLH[telling_BL].var()
 
 
-def described(ids_BL: Tensor, labels_BL: Tensor) -> Tensor:
+def described_words(ids_BL: Tensor, labels_BL: Tensor) -> Tensor:
     """The words that are learnt, of the captions of all ranks, -1 behind the last one: (C, L)."""
     rows = [ids[labels != IGNORE_INDEX] for ids, labels in zip(ids_BL, labels_BL, strict=True)]
     ids_BL = pad_sequence(rows, batch_first=True, padding_value=-1)

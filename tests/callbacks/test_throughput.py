@@ -19,9 +19,9 @@ import lightning_internvl.cli  # noqa: F401  # for its resolvers
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.inference.collators import make_view
-from lightning_internvl.layers.attention import asked
+from lightning_internvl.layers.attention import requested_backend
 from lightning_internvl.model.compose import compose_model
-from lightning_internvl.plan.flops import Amount, Flops, NotMeasurableError, amount_of, measure_flops, peak_flops, shortened
+from lightning_internvl.plan.flops import Amount, Flops, NotMeasurableError, amount_of, measure_flops, peak_flops, shorten_texts
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.assembly import build_stage
 
@@ -49,7 +49,7 @@ class Toy:
 
     def batch(self, rows: int = 2, share: float = 1.0) -> dict[str, Any]:
         """Real tensors, in which every token is learnt."""
-        batch = shortened(self.blank(rows), share)
+        batch = shorten_texts(self.blank(rows), share)
         return {name: torch.ones_like(x) if "labels" in name else x for name, x in batch.items()}
 
     def counted(self, batch: dict[str, Any]) -> float:
@@ -116,9 +116,9 @@ def test_amounts_stay_on_the_device() -> None:
 
 
 def test_measuring_leaves_the_process_as_it_was(toys: dict[str, Toy]) -> None:
-    before, state = asked(), torch.get_rng_state()
+    before, state = requested_backend(), torch.get_rng_state()
     measure_flops(toys["contrastive"].settings, toys["contrastive"].blank, build, 0)
-    assert asked() == before
+    assert requested_backend() == before
     assert torch.get_rng_state().equal(state)
     assert torch.get_default_dtype() == torch.float32
 

@@ -88,7 +88,7 @@ def test_a_stage_is_as_before_after_all_checks(harness: Harness) -> None:
 def test_weights_of_16_bits_are_compared_in_32_and_come_back(harness: Harness) -> None:
     harness.stage.model.decoder.bfloat16()
     before = harness.tensors()
-    for check in (equals.packed, equals.accumulated, equals.backends):
+    for check in (equals.check_packed_rows, equals.check_accumulation, equals.check_backends):
         assert result(check, harness).passed
     assert all(x.dtype == before[name].dtype and x.equal(before[name]) for name, x in harness.tensors().items())
 
@@ -164,7 +164,7 @@ def test_a_gradient_that_is_no_number(harness: Harness, value: float) -> None:
 
 def test_an_adapter_that_is_stuck_at_zero() -> None:
     harness = harness_of(stage_settings(config(*TINY, "peft=lora"), "supervised"), build)
-    (name, layer), *_ = peft.adapted(harness.stage.model)
+    (name, layer), *_ = peft.adapted_layers(harness.stage.model)
     with torch.no_grad():
         layer.lora_A["default"].weight.zero_()  # as B is: the gradient of both is zero for ever
     assert_found(
@@ -227,16 +227,16 @@ def test_packed_samples_that_see_each_other(harness: Harness, monkeypatch: pytes
         return batch
 
     monkeypatch.setattr(PackedChats, "pack", leaking)
-    assert_found(result(equals.packed, harness), "loss differs by")
+    assert_found(result(equals.check_packed_rows, harness), "loss differs by")
 
 
 def test_a_mean_of_means(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "window_shares", lambda *given: ({}, 1.0))
-    assert_found(result(equals.accumulated, harness), "2 micro-batches, next_token", "gradient by")
+    assert_found(result(equals.check_accumulation, harness), "2 micro-batches, next_token", "gradient by")
 
 
 def test_a_contrast_is_not_accumulated() -> None:
-    found = result(equals.accumulated, harness_of(stage_settings(config(*TINY), "contrastive"), build))
+    found = result(equals.check_accumulation, harness_of(stage_settings(config(*TINY), "contrastive"), build))
     assert found.passed is None
     assert "not for itc" in found.detail
 
@@ -246,28 +246,28 @@ def test_a_resume_that_drops_the_moments(harness: Harness) -> None:
         optimizer.register_state_dict_post_hook(lambda _, state: {**state, "state": {}})
 
     with_optimizer(harness, forgetful)
-    assert_found(result(equals.resumed, harness), "tensors differ")
+    assert_found(result(equals.check_resume, harness), "tensors differ")
 
 
 def test_a_resume_that_lacks_a_weight(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "model.decoder.lm.model.norm.weight"
-    monkeypatch.setattr(harness.stage, "kept", lambda state: {key: x for key, x in state.items() if key != name})
+    monkeypatch.setattr(harness.stage, "checkpoint_tensors", lambda state: {key: x for key, x in state.items() if key != name})
     (stopped,) = (one for one in results_of(harness) if one.name == "resumed")
     assert_found(stopped, "RuntimeError")
 
 
 def test_a_merge_that_drops_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
     harness = harness_of(stage_settings(config(*TINY, "peft=lora"), "supervised"), build)
-    merged, (lost, *_) = peft.merged, [name for name, _ in peft.adapted(harness.stage.model)]
+    merged, (lost, *_) = peft.merged_weight, [name for name, _ in peft.adapted_layers(harness.stage.model)]
     first = iter([True])
-    monkeypatch.setattr(peft, "merged", lambda weight, *rest: weight if next(first, False) else merged(weight, *rest))
-    assert_found(result(equals.merged, harness), f"differ: {lost} (")
+    monkeypatch.setattr(peft, "merged_weight", lambda weight, *rest: weight if next(first, False) else merged(weight, *rest))
+    assert_found(result(equals.check_merge, harness), f"differ: {lost} (")
 
 
 def test_a_backend_that_disagrees(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     sdpa = attention._sdpa
     monkeypatch.setattr(attention, "_sdpa", lambda *given: 1.001 * sdpa(*given))
-    assert_found(result(equals.backends, harness), "sdpa and math: loss differs by")
+    assert_found(result(equals.check_backends, harness), "sdpa and math: loss differs by")
 
 
 def test_a_fault_makes_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

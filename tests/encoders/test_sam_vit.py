@@ -10,7 +10,7 @@ from lightning_internvl.checkpoints.families.sam import moved, native_rules, sam
 from lightning_internvl.checkpoints.name_rules import match_rules
 from lightning_internvl.encoders.hybrid import HybridEncoder
 from lightning_internvl.encoders.openclip_vit import OpenCLIPViT
-from lightning_internvl.encoders.sam_vit import SamViT, between, unwindowed, windowed
+from lightning_internvl.encoders.sam_vit import SamViT, from_windows, relative_positions, to_windows
 from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.middleware.hybrid_mlp import HybridMLP
 from lightning_internvl.protocols import Encoder, Middleware
@@ -32,18 +32,18 @@ def tower(**change: object) -> SamViT:
 
 def test_windows_come_back() -> None:
     x = torch.randn(2, 7, 7, 5)
-    cut = windowed(x, 3)
+    cut = to_windows(x, 3)
     assert cut.shape == (18, 3, 3, 5)
     assert cut[0].equal(x[0, :3, :3])
     assert cut[1].equal(x[0, :3, 3:6])
     assert cut[2][:, 1:].abs().sum() == 0  # filled up
-    assert unwindowed(cut, 3, 7).equal(x)
+    assert from_windows(cut, 3, 7).equal(x)
 
 
 def test_distances_of_all_pairs() -> None:
     table = torch.arange(5.0)[:, None]
-    assert between(table, 3)[..., 0].tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
-    assert between(table, 4).shape == (4, 4, 1)
+    assert relative_positions(table, 3)[..., 0].tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
+    assert relative_positions(table, 4).shape == (4, 4, 1)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from lightning_internvl.export.plain import make_plain
 from lightning_internvl.inference.collators import View, make_view
 from lightning_internvl.inference.load_run import open_run
 from lightning_internvl.layers import peft
-from lightning_internvl.layers.quantization import dequantized, quantized_layers
+from lightning_internvl.layers.quantization import dequantized_weight, quantized_layers
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.compose import compose_model
 
@@ -42,9 +42,9 @@ def test_merged_equals_adapter(recipe: str, method: str) -> None:
     model, prompts, greedy = view.model, check.sample_prompts(view)[:1], check.greedy_options(view)
     before = [check.model_outputs(model, prompt, greedy) for prompt in prompts]
     names = {name for name in own_tensors(model) if not peft.is_update(name)}
-    assert {name.partition(".")[0] for name, _ in peft.adapted(model)} == set(parts)
+    assert {name.partition(".")[0] for name, _ in peft.adapted_layers(model)} == set(parts)
     make_plain(model)
-    assert not peft.adapted(model)
+    assert not peft.adapted_layers(model)
     assert set(own_tensors(model)) == names
     check.check_outputs(prompts, before, [check.model_outputs(model, prompt, greedy) for prompt in prompts])  # within 1e-4
 
@@ -73,7 +73,7 @@ def test_quantized_weights_become_plain(make_run: Callable[..., Path], quantizat
 def test_plain_layers_need_no_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # an import would raise
     layer = nn.Linear(4, 3)
-    assert dequantized(layer).equal(layer.weight)
+    assert dequantized_weight(layer).equal(layer.weight)
 
 
 def test_bitsandbytes_does_not_ask_for_kernels_that_nothing_uses() -> None:

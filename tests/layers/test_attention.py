@@ -75,7 +75,7 @@ def test_choice_and_reason() -> None:
     assert choose_backend("math") == ("math", "asked for by the configuration")
     with pytest.raises(ValueError, match="attention='fast' is not known; valid choices: auto, xformers, flash, flex, sdpa, math"):
         choose_backend("fast")
-    assert attention._backend == attention.asked() == "math"
+    assert attention._backend == attention.requested_backend() == "math"
 
 
 def masked(mask: Mask, device: str = "cpu", dtype: torch.dtype = torch.float32, groups: int = 4) -> list[Tensor]:

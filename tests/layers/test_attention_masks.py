@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.layers import attention_masks as masks
-from lightning_internvl.layers.attention_kernels import block_mask, cumulated, xformers_bias
+from lightning_internvl.layers.attention_kernels import block_mask, cumulative_lengths, xformers_bias
 from lightning_internvl.layers.attention_masks import Mask, Piece
 
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def test_full_rows_are_read_where_they_lie() -> None:
     assert group.query_places is None
     assert group.key_places is None
     assert group.queries == group.keys == [4, 6, 10]
-    assert cumulated(group.queries).tolist() == [0, 4, 10, 20]
+    assert cumulative_lengths(group.queries).tolist() == [0, 4, 10, 20]
 
 
 @kinds

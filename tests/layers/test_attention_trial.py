@@ -65,8 +65,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Kernels
         monkeypatch.setitem(attention_kernels.EVEN, "xformers", made.even)
         monkeypatch.setattr(attention_kernels, "side_by_side", made.side_by_side)
         monkeypatch.setattr(attention_trial, "_load", lambda backend: None)
-        monkeypatch.setattr(attention_trial, "titled", lambda backend: f"{backend} 1.0")
-        monkeypatch.setattr(attention, "titled", attention_trial.titled)
+        monkeypatch.setattr(attention_trial, "package_title", lambda backend: f"{backend} 1.0")
+        monkeypatch.setattr(attention, "package_title", attention_trial.package_title)
         return made
 
     before = attention._asked, attention._backend

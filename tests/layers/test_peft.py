@@ -85,7 +85,7 @@ def test_merged_equals_adapter(recipe: str, settings: dict[str, Any]) -> None:
     assert (with_adapters - before).abs().max() > 1e-3 * before.abs().max()
     tensors = peft.merged_tensors(own_tensors(model), able)
     peft.merge(model)
-    assert not peft.adapted(model)
+    assert not peft.adapted_layers(model)
     torch.testing.assert_close(outputs(model, batch), with_adapters, rtol=0, atol=1e-4 * float(with_adapters.abs().max()))
     merged = own_tensors(model)
     assert merged.keys() == tensors.keys() == own_tensors(plain).keys()
@@ -96,11 +96,11 @@ def test_merged_equals_adapter(recipe: str, settings: dict[str, Any]) -> None:
 def test_merging_is_what_the_library_does(method: str) -> None:
     model, _ = adapted_model("llava_toy", {"decoder": LORA | {"method": method}})
     disturb(model)
-    layers = [layer for _, layer in peft.adapted(model)]
+    layers = [layer for _, layer in peft.adapted_layers(model)]
     assert len(layers) == 3 * 7
     before = own_tensors(model)
     ours = peft.merged_tensors(before, {"decoder": LORA | {"method": method}})
-    for name, layer in peft.adapted(model):
+    for name, layer in peft.adapted_layers(model):
         layer.merge(safe_merge=True)
         torch.testing.assert_close(ours[f"{name}.weight"], layer.get_base_layer().weight, rtol=1e-5, atol=1e-6)
 
@@ -126,7 +126,7 @@ def test_what_trains_under_adapters() -> None:
 
 def test_adapters_reach_the_named_layers_of_their_part_alone() -> None:
     model, _ = adapted_model("llava_toy", {"decoder": LORA | {"targets": ["*.layers.0.*.q_proj", "*.v_proj"]}})
-    names = sorted(name for name, _ in peft.adapted(model))
+    names = sorted(name for name, _ in peft.adapted_layers(model))
     assert names == sorted(
         ["decoder.lm.model.layers.0.self_attn.q_proj", *(f"decoder.lm.model.layers.{i}.self_attn.v_proj" for i in range(3))]
     )

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from lightning_internvl.checkpoints.adapters.layout import Layout
 from lightning_internvl.checkpoints.name_rules import Config, Shapes, match_rules
-from lightning_internvl.layers.peft import adapted
+from lightning_internvl.layers.peft import adapted_layers
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.vlm import VLM
 
@@ -51,7 +51,7 @@ def layout_of_model(
     known = all_layouts()
     if key is not None and key not in known:
         raise ValueError(f"there is no layout {key!r}; valid choices: {', '.join(known)}")
-    if layers := adapted(model):
+    if layers := adapted_layers(model):
         raise ValueError(f"the model carries adapters ({layers[0][0]}, ...), which no layout holds; merge them into its weights")
     able = _layouts_that_hold(model, [known[key]] if key else list(known.values()), single_file)
     if key is None:  # a part that adds parameters to another may be mistaken for that one
