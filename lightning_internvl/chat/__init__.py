@@ -1,1 +1,2 @@
-"""Talking to finished models: the conversation itself, and the terminal and the page that show it."""
+"""Talking to finished models: the conversation itself, and the terminal and the page that show
+it."""

@@ -1,4 +1,5 @@
-"""Pictures of the built-in scenes for the page of a model that was trained on them, drawn larger than the model sees them."""
+"""Pictures of the built-in scenes for the page of a model that was trained on them, drawn larger
+than the model sees them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from lightning_internvl.choices import Config
 from lightning_internvl.data.scenes import language as say
-from lightning_internvl.data.scenes.generator import Scenes
+from lightning_internvl.data.scenes.generator import Scene, Scenes
 
 SIDE = 480  # pixels
 GALLERY = 24  # scenes to look through
@@ -35,15 +36,16 @@ def examples_of(held_out: Config, folder: Path) -> list[Example]:
     questions = [f"what is in the {cell}?", "what colour is the background?", say.CAPTION_REQUEST, say.LAYOUT_REQUEST]
     order = [scenes[1], scenes[0], scenes[2], scenes[3]]
     return [
-        Example(_drawn(source, scene, folder / f"{i}.png"), q) for i, (scene, q) in enumerate(zip(order, questions, strict=True))
+        Example(_draw_scene(source, scene, folder / f"{i}.png"), q)
+        for i, (scene, q) in enumerate(zip(order, questions, strict=True))
     ]
 
 
-def drawn(held_out: Config, folder: Path) -> Path:
+def draw_scenes(held_out: Config, folder: Path) -> Path:
     """A folder of pictures to look through."""
     source = _source(held_out)
     for number, scene in enumerate(source.unique_scenes(GALLERY)):
-        _drawn(source, scene, folder / f"{number:02d}.png")
+        _draw_scene(source, scene, folder / f"{number:02d}.png")
     return folder
 
 
@@ -51,7 +53,7 @@ def _source(held_out: Config) -> Scenes:
     return Scenes(held_out["seed"], "scenes", SIDE, tuple(held_out.get("styles") or ("twemoji", "openmoji")))
 
 
-def _drawn(source: Scenes, scene: object, path: Path) -> Path:
+def _draw_scene(source: Scenes, scene: Scene, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(source.render(scene)).save(path)
     return path

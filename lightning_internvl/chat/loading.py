@@ -64,7 +64,8 @@ def load_model(settings: Mapping[str, Any]) -> Loaded:
 
 
 def load_run(place: Path, build: Build, put: Callable[[VLM], VLM]) -> Loaded:
-    """The last stage of a run that answers (else one that writes captions), and the last one that compares.
+    """The last stage of a run that answers (else one that writes captions), and the last one that
+    compares.
 
     Args:
         put: moves a model to its device.

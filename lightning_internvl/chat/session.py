@@ -1,4 +1,5 @@
-"""A conversation with a model, whatever shows it: messages, pictures, and answers that arrive word by word."""
+"""A conversation with a model, whatever shows it: messages, pictures, and answers that arrive word
+by word."""
 
 from __future__ import annotations
 
@@ -116,8 +117,9 @@ class Session:
         self.sources.append("picture" if isinstance(picture, np.ndarray) else str(picture))
 
     def ask(self, question: str, sampling: Sampling | None = None) -> Iterator[str]:
-        """The answer as far as it is written, again and again. An iterator that is closed, or a Ctrl-C, ends the answer where it
-        is; what had been written by then stays in the conversation.
+        """The answer as far as it is written, again and again. An iterator that is closed, or a
+        Ctrl-C, ends the answer where it is; what had been written by then stays in the
+        conversation.
 
         Raises:
             ValueError: for a question that cannot be asked; the conversation is then as it was.
@@ -144,7 +146,8 @@ class Session:
                 messages.pop()
 
     def record(self) -> dict[str, Any]:
-        """The conversation as a line of training data: the names of its pictures, and `messages`."""
+        """The conversation as a line of training data: the names of its pictures, and
+        `messages`."""
         asked = len(self.pictures) - self.waiting
         return {"images": self.sources[:asked], "messages": list(self.messages)}
 
@@ -170,7 +173,8 @@ class Session:
 
 
 class CaptionSession(Session):
-    """A middleware that writes captions: it is shown a picture, and may be told a language. A caption comes whole."""
+    """A middleware that writes captions: it is shown a picture, and may be told a language. A
+    caption comes whole."""
 
     def __init__(self, model: VLM, pairs: PairCollator) -> None:
         self.model, self.pairs = model, pairs
@@ -203,7 +207,8 @@ class CaptionSession(Session):
 
 
 def visible_text(text: str, end: str, finished: bool) -> str:
-    """A text up to its end mark; of one that is still written, without half a character or half an end mark."""
+    """A text up to its end mark; of one that is still written, without half a character or half an
+    end mark."""
     text, ended, _ = text.partition(end) if end else (text, "", "")
     if finished or ended:
         return text.strip()
@@ -250,7 +255,8 @@ class _Tokens(BaseStreamer):
 def _generated(
     model: VLM, batch: dict[str, Tensor], options: dict[str, Any], flag: _StopFlag, seed: int
 ) -> Iterator[tuple[Sequence[int], bool]]:
-    """New ids, all so far at a time, and whether they are all. `generate` runs in a thread, which ends with this iterator."""
+    """New ids, all so far at a time, and whether they are all. `generate` runs in a thread, which
+    ends with this iterator."""
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
     device = _device(model)
     streamer = _Tokens(found) if options["num_beams"] == 1 else None

@@ -22,7 +22,8 @@ def as_lines(found: Sequence[SearchHit]) -> str:
 
 
 class Terminal:
-    """Reads lines until the end of input or /quit. A line that begins with "/" is a command, any other one is said to the model.
+    """Reads lines until the end of input or /quit. A line that begins with "/" is a command, any
+    other one is said to the model.
 
     Args:
         gallery: pictures to look for, or None.

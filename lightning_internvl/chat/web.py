@@ -17,7 +17,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when the library is imp
 
 import gradio as gr
 
-from lightning_internvl.chat.examples import Example, drawn, examples_of
+from lightning_internvl.chat.examples import Example, draw_scenes, examples_of
 from lightning_internvl.chat.loading import Loaded
 from lightning_internvl.chat.session import CaptionSession, Sampling, Session
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, read_image
@@ -115,7 +115,7 @@ def _gallery(loaded: Loaded, settings: Mapping[str, Any], folder: Path) -> Galle
         raise ConfigError([f"{loaded.name} has no decoder to talk to; it looks for pictures: give gallery=FOLDER"])
     if loaded.retriever is None or not (settings["gallery"] or loaded.scenes):
         return None
-    return Gallery(settings["gallery"] or drawn(loaded.scenes, folder / "scenes"), loaded.retriever)
+    return Gallery(settings["gallery"] or draw_scenes(loaded.scenes, folder / "scenes"), loaded.retriever)
 
 
 # --- chat ---------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ class AnswerTask(ABC):
     Args:
         path: the file or folder of a public set; None: the built-in scenes.
         images: the folder of its pictures; None: that of `path`.
-        prompt: what is asked; {question} stands for the question of the set. None: `PROMPT` with a path, else the question alone.
+        prompt: what is asked; {question} stands for the question of the set. None: `PROMPT` with a
+            path, else the question alone.
         max_new_tokens: the longest answer.
         beams: 1 takes the likeliest token each time.
         samples: the first so many, None for all.
@@ -120,7 +121,8 @@ class AnswerTask(ABC):
         return {**found, SCORED: found.get(SCORED, len(scored)), ASKED: len(asked), TOTAL: len(cases)}
 
     def _usable(self, cases: Sequence[Case], predictor: Predictor) -> list[Case]:
-        """Those with a truth and a picture file; raises ValueError where too many lack one, before anything is asked."""
+        """Those with a truth and a picture file; raises ValueError where too many lack one, before
+        anything is asked."""
         usable = []
         for case in cases:
             if case.truth is None:
@@ -141,7 +143,8 @@ class AnswerTask(ABC):
             )
 
     def _answers(self, cases: Sequence[Case], asked: int, predictor: Predictor) -> Iterator[tuple[str, str]]:
-        """Key and answer of every question, those of an earlier attempt first. `asked` counts those that cannot be used too."""
+        """Key and answer of every question, those of an earlier attempt first. `asked` counts those
+        that cannot be used too."""
         journal, waiting = predictor.journal, []
         for case in cases:
             known = self._earlier_answer(case, predictor)
@@ -176,7 +179,8 @@ class AnswerTask(ABC):
         return self.prompt.replace("{question}", case.question)
 
     def _picture_digest(self, case: Case) -> str | None:
-        """A digest of the picture's file; None for a picture that is drawn, which key and seed tell."""
+        """A digest of the picture's file; None for a picture that is drawn, which key and seed
+        tell."""
         if not isinstance(case.picture, Path):
             return None
         if case.picture not in self._digests:
@@ -197,7 +201,8 @@ class AnswerTask(ABC):
     def _write_each(
         self, seen: list[tuple[Case, np.ndarray]], predictor: Predictor
     ) -> tuple[list[tuple[Case, np.ndarray]], list[str]]:
-        """The questions that the model can read, and its answers. One that is too long must not cost the others theirs."""
+        """The questions that the model can read, and its answers. One that is too long must not
+        cost the others theirs."""
         if not seen:
             return [], []
         try:
@@ -214,7 +219,8 @@ class AnswerTask(ABC):
         return predictor.answer(pictures, questions, self.max_new_tokens, **({"num_beams": self.beams} if self.beams > 1 else {}))
 
     def _keep_predictions(self, cases: Sequence[Case], answers: dict[str, str], predictor: Predictor) -> None:
-        """Every answer with its judgement, and a few with their pictures, taken from all over the set."""
+        """Every answer with its judgement, and a few with their pictures, taken from all over the
+        set."""
         written = [answers[case.key] for case in cases]
         rows = list(zip(cases, written, self.grades(cases, written), strict=True))
         predictor.journal.finish(
@@ -236,7 +242,8 @@ class AnswerTask(ABC):
 
 
 def check_keys(cases: Sequence[Case]) -> None:
-    """Raise ValueError where two samples share a key, by which answers are kept: one would get the answer of the other."""
+    """Raise ValueError where two samples share a key, by which answers are kept: one would get the
+    answer of the other."""
     places: dict[str, int] = {}
     for place, case in enumerate(cases):
         first = places.setdefault(case.key, place)

@@ -1,4 +1,5 @@
-"""Files of public sets: JSON and JSON lines with clear errors, and pictures by the number in their name."""
+"""Files of public sets: JSON and JSON lines with clear errors, and pictures by the number in their
+name."""
 
 from __future__ import annotations
 
@@ -72,8 +73,8 @@ def pictures_by_number(folder: Path) -> dict[int, Path]:
 
 
 def picture_in(folder: Path, name: str) -> Path:
-    """A picture by its path in a set's file, which may begin at a folder above: the longest end of it that is there, else the
-    whole of it below `folder`."""
+    """A picture by its path in a set's file, which may begin at a folder above: the longest end of
+    it that is there, else the whole of it below `folder`."""
     parts = Path(name).parts
     tails = (folder.joinpath(*parts[start:]) for start in range(len(parts)))
     return next((path for path in tails if path.is_file()), folder / name)

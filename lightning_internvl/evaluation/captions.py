@@ -1,4 +1,5 @@
-"""Captions beside those that people wrote (COCO, Flickr30K, NoCaps in COCO's form): CIDEr, BLEU and METEOR."""
+"""Captions beside those that people wrote (COCO, Flickr30K, NoCaps in COCO's form): CIDEr, BLEU and
+METEOR."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Captions(AnswerTask):
         path, images, split: as `data.files.captions.read_captions` takes them.
         writer: "decoder", "middleware", or None for a decoder where there is one.
         language: of the middleware's captions.
-        tokenizer: how captions are split into words: "own", or "official", the COCO tools' Java program.
+        tokenizer: how captions are split into words: "own", or "official", the COCO tools' Java
+            program.
         meteor: whether METEOR is computed; None: where its Java program can run.
     """
 

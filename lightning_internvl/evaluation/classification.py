@@ -21,16 +21,19 @@ from lightning_internvl.objectives import similarities
 
 
 class ZeroShotClassification:
-    """Naming a picture by the nearest class, each class the mean of its prompts (CLIP, section 3.1.4).
+    """Naming a picture by the nearest class, each class the mean of its prompts (CLIP, section
+    3.1.4).
 
     Args:
         path: a folder with one folder a class; None: the built-in pictures of single things.
         names: a file with the names of the classes; None: those of the folders.
-        templates: what is said about a class, a set of `lightning_internvl.data.files.class_prompts` or a
-            file; the built-in things have sentences of their own.
+        templates: what is said about a class, a set of
+            `lightning_internvl.data.files.class_prompts` or a file; the built-in things have
+            sentences of their own.
         language: of those sentences.
         mode: the image embedding, "c" or "g" where the model has both.
-        samples: only that many pictures, spread over the classes (built-in things take turns, so the first ones are).
+        samples: only that many pictures, spread over the classes (built-in things take turns, so
+            the first ones are).
         max_missing: the share of pictures that may be unreadable.
     """
 
@@ -89,7 +92,8 @@ def score_pictures(
     top_k: Sequence[int],
     question: str = "which class?",
 ) -> Metrics:
-    """The scores of the samples that could be read, and how many these are; each answer is noted."""
+    """The scores of the samples that could be read, and how many these are; each answer is
+    noted."""
     kept = asked.readable()
     scores, truth = scores_NC[kept], torch.tensor(labels)[kept]
     best = scores.argmax(dim=1)
@@ -99,12 +103,14 @@ def score_pictures(
 
 
 def classifier(predictor: Predictor, said: Sequence[Sequence[str]]) -> Tensor:
-    """The prompts of every class -> (C, E), normalised: the mean of the normalised prompts, normalised again."""
+    """The prompts of every class -> (C, E), normalised: the mean of the normalised prompts,
+    normalised again."""
     return F.normalize(torch.stack([predictor.embed_texts(texts).mean(dim=0) for texts in said]), dim=-1)
 
 
 def class_scores(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequence[int] = (1, 5)) -> Metrics:
-    """Share of pictures whose class is among the best k, and the mean of the classes' own shares, each beside its chance.
+    """Share of pictures whose class is among the best k, and the mean of the classes' own shares,
+    each beside its chance.
 
     Args:
         name: prefix of the metrics.

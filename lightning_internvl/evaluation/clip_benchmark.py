@@ -1,9 +1,12 @@
-"""A model of this project as CLIP_benchmark uses models, so that its tasks and data sets run on our runs and folders:
+"""A model of this project as CLIP_benchmark uses models, so that its tasks and data sets run on our
+runs and folders:
 
-python -m lightning_internvl.evaluation.clip_benchmark eval --model RUN_OR_FOLDER --pretrained c --dataset cifar10
+python -m lightning_internvl.evaluation.clip_benchmark eval --model RUN_OR_FOLDER \\
+    --pretrained c --dataset cifar10
 
-All options are CLIP_benchmark's; `--model` is a run, a hand-off folder, a folder in an official layout or a hub id, and
-`--pretrained` the mode of the picture's embedding, c or g. In Python `load` gives its triple of model, transform and tokenizer.
+All options are CLIP_benchmark's; `--model` is a run, a hand-off folder, a folder in an official
+layout or a hub id, and `--pretrained` the mode of the picture's embedding, c or g. In Python `load`
+gives its triple of model, transform and tokenizer.
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ class ClipModel(nn.Module):
         """(N, 3, S, S) -> (N, E)
 
         Raises:
-            ValueError: for a model with several embeddings a picture, which CLIP_benchmark cannot compare.
+            ValueError: for a model with several embeddings a picture, which CLIP_benchmark cannot
+                compare.
         """
         embeds = self.model.encode_image(pixels_N3SS.to(next(self.model.parameters()).dtype), self.mode)
         if embeds.ndim != 2:
@@ -74,7 +78,8 @@ class Tokens:
 
 
 class Transform:
-    """A PIL picture to what the model sees: (3, S, S) float32. It can be sent to processes that prepare data."""
+    """A PIL picture to what the model sees: (3, S, S) float32. It can be sent to processes that
+    prepare data."""
 
     def __init__(self, pairs: PairCollator) -> None:
         self.processor = pairs.processor
@@ -99,7 +104,8 @@ def triple_of(model: VLM, pairs: PairCollator, mode: str = "c") -> Triple:
 
 
 def load(place: str | Path, mode: str = "c", device: str = "auto", dtype: str = "float32", trust: Sequence[str] = ()) -> Triple:
-    """The last stage of a run that compares pictures and texts, or a folder or hub id with a model that does.
+    """The last stage of a run that compares pictures and texts, or a folder or hub id with a model
+    that does.
 
     Args:
         trust: packages whose code the folder may name.

@@ -1,4 +1,5 @@
-"""What `evaluate.py` does: every task with the model that can do it, and the files that say what came out and how."""
+"""What `evaluate.py` does: every task with the model that can do it, and the files that say what
+came out and how."""
 
 from __future__ import annotations
 

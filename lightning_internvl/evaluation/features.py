@@ -1,4 +1,5 @@
-"""What a frozen tower or a contrastive model gives for many pictures, for the tasks that are judged on features.
+"""What a frozen tower or a contrastive model gives for many pictures, for the tasks that are judged
+on features.
 
 Letters: N pictures, P visual tokens, D width of the tower.
 """
@@ -21,7 +22,8 @@ GREY = np.full((8, 8, 3), 127, dtype=np.uint8)
 
 
 class TaskPictures:
-    """The pictures that a task asks for. One that cannot be read is noted in the journal and left out of the score.
+    """The pictures that a task asks for. One that cannot be read is noted in the journal and left
+    out of the score.
 
     Args:
         images: pictures, or videos where `blank` is one.
@@ -58,7 +60,8 @@ class TaskPictures:
         return f"{name} (sample {place + 1})" if name in self._shared else name
 
     def readable(self) -> list[int]:
-        """The places of the samples that could be read, once all have been asked for; raises ValueError if there are none."""
+        """The places of the samples that could be read, once all have been asked for; raises
+        ValueError if there are none."""
         found = [place for place in range(len(self.source)) if place not in self.lost]
         if not found:
             raise ValueError(
@@ -67,8 +70,8 @@ class TaskPictures:
         return found
 
     def keep_answers(self, question: str, answers: Sequence[str], truths: Sequence[str], right: Sequence[bool]) -> None:
-        """Keep the answer about each readable sample, and some cases with their pictures (of a video
-        its middle frame)."""
+        """Keep the answer about each readable sample, and some cases with their pictures (of a
+        video its middle frame)."""
         readable, journal = self.readable(), self.predictor.journal
         said = list(zip(readable, answers, truths, right, strict=True))
         journal.finish(
@@ -88,7 +91,8 @@ def share_of(right_N: Tensor) -> float:
 
 
 def scenes_of(predictor: Predictor) -> HeldOutScenes:
-    """The built-in scenes that the model's training held out, or those of seed 0 for a model that was trained on others."""
+    """The built-in scenes that the model's training held out, or those of seed 0 for a model that
+    was trained on others."""
     if isinstance(predictor.held_out, HeldOutScenes):
         return predictor.held_out
     size = predictor.model.encoder.image_size
@@ -102,7 +106,8 @@ def processor_of(predictor: Predictor) -> Processor:
 
 
 def square_processor(predictor: Predictor, image_size: int | None = None) -> Processor:
-    """Pictures as the model sees them, but whole, so that a place in the picture is the same place in the square."""
+    """Pictures as the model sees them, but whole, so that a place in the picture is the same place
+    in the square."""
     seen = processor_of(predictor)
     return Squash(image_size or seen.image_size, seen.mean, seen.std)
 
@@ -124,7 +129,8 @@ def encode_images(
 
 
 def tower_states(predictor: Predictor, images: Sequence[np.ndarray], layers: Sequence[int]) -> Iterator[list[Tensor]]:
-    """Hidden states (N, P, D), one a layer, of `predictor.batch_size` pictures at a time, on the CPU in float32."""
+    """Hidden states (N, P, D), one a layer, of `predictor.batch_size` pictures at a time, on the
+    CPU in float32."""
     processor = processor_of(predictor)
     for start in range(0, len(images), predictor.batch_size):
         states = encode_images(predictor, images[start : start + predictor.batch_size], layers, processor)
@@ -132,7 +138,8 @@ def tower_states(predictor: Predictor, images: Sequence[np.ndarray], layers: Seq
 
 
 def patches_of(states_NPD: Tensor) -> tuple[Tensor, int]:
-    """The tokens of patches, without those in front that stand for none (CLS), and the side of their square.
+    """The tokens of patches, without those in front that stand for none (CLS), and the side of
+    their square.
 
     Raises:
         ValueError: for tokens that are no square.
@@ -145,7 +152,8 @@ def patches_of(states_NPD: Tensor) -> tuple[Tensor, int]:
 
 
 def pool_patches(states_NPD: Tensor) -> Tensor:
-    """One vector a picture: the mean of the patches, behind CLS where there is one: (N, D) or (N, 2 D)."""
+    """One vector a picture: the mean of the patches, behind CLS where there is one: (N, D) or (N, 2
+    D)."""
     patches, side = patches_of(states_NPD)
     front = states_NPD[:, : states_NPD.shape[1] - side**2].flatten(1)
     return torch.cat([front, patches.mean(dim=1)], dim=-1)

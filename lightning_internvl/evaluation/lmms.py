@@ -1,9 +1,11 @@
 """The tasks of lmms-eval on our models.
 
-python -m lightning_internvl.evaluation.lmms --model lightning_internvl --model_args run=RUN --tasks pope,mme
+python -m lightning_internvl.evaluation.lmms --model lightning_internvl --model_args run=RUN \\
+    --tasks pope,mme
 
-What follows the module's name are the arguments of `lmms-eval`. `--model_args` says which model: run or model, template, system,
-tokenizer, pictures, device, dtype, as in conf/evaluate.yaml; `--batch_size` counts squares that the encoder sees at a time.
+What follows the module's name are the arguments of `lmms-eval`. `--model_args` says which model:
+run or model, template, system, tokenizer, pictures, device, dtype, as in conf/evaluate.yaml;
+`--batch_size` counts squares that the encoder sees at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A model of ours as one of lmms-eval: what its tasks ask, answered by a run or a folder. `lmms` starts it."""
+"""A model of ours as one of lmms-eval: what its tasks ask, answered by a run or a folder. `lmms`
+starts it."""
 
 from __future__ import annotations
 
@@ -36,10 +37,12 @@ class LightningInternVL(lmms):
     """A finished run, or a folder in an official layout, that answers questions about pictures.
 
     Args:
-        choice: which model, see `CHOICES`; `batch_size` counts squares that the encoder sees at a time.
+        choice: which model, see `CHOICES`; `batch_size` counts squares that the encoder sees at a
+            time.
 
     Raises:
-        ValueError: for a setting that is not known, and for what cannot be opened or does not answer.
+        ValueError: for a setting that is not known, and for what cannot be opened or does not
+            answer.
     """
 
     def __init__(self, **choice: Any) -> None:
@@ -72,14 +75,17 @@ class LightningInternVL(lmms):
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """The mean loss of each continuation as an answer, its end mark among it, and whether greedy search would write it.
+        """The mean loss of each continuation as an answer, its end mark among it, and whether
+        greedy search would write it.
 
-        lmms-eval takes the choice of the lowest number, as its own models give the loss and not the likelihood.
+        lmms-eval takes the choice of the lowest number, as its own models give the loss and not the
+        likelihood.
         """
         return [self._loss(request) for request in requests]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Raises ValueError: such tasks look at the answer before they ask on, which a batch of questions cannot."""
+        """Raises ValueError: such tasks look at the answer before they ask on, which a batch of
+        questions cannot."""
         raise ValueError(f"{requests[0].args[-2]} asks in several rounds, and {NAME} answers one question at a time")
 
     def _loss(self, request: Instance) -> tuple[float, bool]:

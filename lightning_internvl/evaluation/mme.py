@@ -1,4 +1,5 @@
-"""MME: two questions a picture, one to be answered yes and one no (Fu et al., 2023, arXiv:2306.13394)."""
+"""MME: two questions a picture, one to be answered yes and one no (Fu et al., 2023,
+arXiv:2306.13394)."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ CHANCE = {"accuracy": 0.5, "accuracy_plus": 0.25, "score": 75.0}  # of answers t
 
 
 class MME(AnswerTask):
-    """For each subtask the share of right answers, that of pictures with both right (accuracy+), and their sum in percent, the
-    score; over all subtasks of perception and of cognition the sums of their scores.
+    """For each subtask the share of right answers, that of pictures with both right (accuracy+),
+    and their sum in percent, the score; over all subtasks of perception and of cognition the sums
+    of their scores.
 
     Args:
         path: the folder of the set, a folder a subtask; or one subtask.
@@ -68,7 +70,8 @@ class MME(AnswerTask):
 
 
 def meaning(answer: str) -> str:
-    """What an answer means to the official script: yes or no where that is in its first four letters, else "other"."""
+    """What an answer means to the official script: yes or no where that is in its first four
+    letters, else "other"."""
     answer = answer.lower()
     start = answer if answer in ("yes", "no") else answer[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"

@@ -1,4 +1,5 @@
-"""What there is to measure: the finished stages of a run, or a folder in an official layout, each opened when a task needs it."""
+"""What there is to measure: the finished stages of a run, or a folder in an official layout, each
+opened when a task needs it."""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ def _model_of_stage(folder: Path, settings: Mapping[str, Any], build: Build) -> 
 
 
 def _predictor(view: View, held_out: Config | None, settings: Mapping[str, Any], build: Build, joint: str = "\n") -> Predictor:
-    """A model where it is to run, with its own held-out scenes or, of one that has none, scenes as large as it sees pictures."""
+    """A model where it is to run, with its own held-out scenes or, of one that has none, scenes as
+    large as it sees pictures."""
     model = model_mover(settings)(view.model).eval()
     chats = with_full_context(view.chats, model) if view.chats else None
     reader = next(one for one in (view.chats, view.pairs, view.labels) if one is not None)

@@ -15,10 +15,12 @@ NO = {"No", "not", "no"}
 
 
 class POPE(AnswerTask):
-    """Accuracy, precision, recall, F1 and the share of "yes", over all questions and for each part of the set.
+    """Accuracy, precision, recall, F1 and the share of "yes", over all questions and for each part
+    of the set.
 
     Args:
-        path: a file of JSON lines ("image", "text", "label"), or a folder of such files, each a part.
+        path: a file of JSON lines ("image", "text", "label"), or a folder of such files, each a
+            part.
     """
 
     PROMPT = "{question}\nAnswer the question using a single word or phrase."
@@ -61,8 +63,8 @@ class POPE(AnswerTask):
 
 
 def says_no(answer: str) -> bool:
-    """Whether an answer means no to the official script, which takes everything else for yes: one of `NO` is a word of the first
-    sentence, commas aside."""
+    """Whether an answer means no to the official script, which takes everything else for yes: one
+    of `NO` is a word of the first sentence, commas aside."""
     return not NO.isdisjoint(answer.partition(".")[0].replace(",", "").split(" "))
 
 

@@ -1,6 +1,8 @@
-"""How well a small classifier names pictures from the features of a frozen tower (InternVL, section 4.2).
+"""How well a small classifier names pictures from the features of a frozen tower (InternVL, section
+4.2).
 
-All features are kept in memory; for a set that is larger than that, the training stage `probe` reads them batch by batch.
+All features are kept in memory; for a set that is larger than that, the training stage `probe`
+reads them batch by batch.
 Letters: N pictures, P visual tokens, D width of the tower, F width of the features, C classes.
 """
 
@@ -28,16 +30,18 @@ MOMENTUM = 0.9
 
 
 class FeatureProbe:
-    """Fits a classifier on the features of training pictures, always in the same way, and scores it on others.
+    """Fits a classifier on the features of training pictures, always in the same way, and scores it
+    on others.
 
     Args:
-        path: a folder of pictures to score, one folder a class; None: the built-in pictures of single things.
+        path: a folder of pictures to score, one folder a class; None: the built-in pictures of
+            single things.
         train: a folder of pictures to fit on, with the same classes.
-        head: "linear" reads CLS beside the mean of the patches, "attention" all tokens through a pooling of its own; both have a
-            batch norm in front of the last layer.
+        head: "linear" reads CLS beside the mean of the patches, "attention" all tokens through a
+            pooling of its own; both have a batch norm in front of the last layer.
         layer: hidden state of the tower that is read.
-        epochs, batch_size, lr, weight_decay: of SGD with momentum and a cosine; `lr` is that of 256 pictures a step and grows
-            with `batch_size`.
+        epochs, batch_size, lr, weight_decay: of SGD with momentum and a cosine; `lr` is that of 256
+            pictures a step and grows with `batch_size`.
         heads, pooled_dim: of the attention pooling.
         memory: GiB that features may take.
         seed: of the first weights and of the order of the pictures.
@@ -135,7 +139,8 @@ class _Attention(AttentionProbe):
 
 
 def scene_pictures(predictor: Predictor, train: int, samples: int | None) -> tuple[NamedPictures, NamedPictures]:
-    """Built-in single things: some to fit on, and those that zero-shot naming is measured on, none in both."""
+    """Built-in single things: some to fit on, and those that zero-shot naming is measured on, none
+    in both."""
     scenes = scenes_of(predictor)
     others = SceneLabels(scenes.seed, len(THINGS), scenes.image_size, scenes.styles)
     names, held_out = [thing.name for thing in THINGS], scenes.labelled()
@@ -149,7 +154,8 @@ def scene_pictures(predictor: Predictor, train: int, samples: int | None) -> tup
 def fit(
     probe: nn.Module, features: Tensor, labels_N: Tensor, *, epochs: int, batch_size: int, lr: float, weight_decay: float
 ) -> None:
-    """Train a classifier on features in random order; what does not fill a batch is left for the next epoch's order."""
+    """Train a classifier on features in random order; what does not fill a batch is left for the
+    next epoch's order."""
     size, device = min(batch_size, len(features)), next(probe.parameters()).device
     steps = len(features) // size
     optimizer = torch.optim.SGD(probe.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=weight_decay)

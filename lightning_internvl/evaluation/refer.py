@@ -1,4 +1,5 @@
-"""Finding what a phrase speaks of (RefCOCO, RefCOCO+, RefCOCOg), by the box that a model writes as text."""
+"""Finding what a phrase speaks of (RefCOCO, RefCOCO+, RefCOCOg), by the box that a model writes as
+text."""
 
 from __future__ import annotations
 
@@ -20,12 +21,13 @@ IOU = 0.5
 
 
 class Referring(AnswerTask):
-    """The share of phrases whose box overlaps the true one by half (IoU of 0.5) or more. The first box of an answer counts, and
-    an answer without one is wrong.
+    """The share of phrases whose box overlaps the true one by half (IoU of 0.5) or more. The first
+    box of an answer counts, and an answer without one is wrong.
 
     Args:
         scale: what stands for the right and the lower edge of a picture in the boxes of answers.
-        path: JSON lines with "image", "sent" (or "expression"), "bbox" (left, top, right, bottom in pixels), "width", "height".
+        path: JSON lines with "image", "sent" (or "expression"), "bbox" (left, top, right, bottom in
+            pixels), "width", "height".
     """
 
     PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{question}</ref>"
@@ -68,7 +70,8 @@ class Referring(AnswerTask):
 
 
 def first_box(text: str, scale: float = SCALE) -> Box | None:
-    """The first box in a text, in 0..1: numbers are in 0..`scale`; four that are together below 4 are shares already."""
+    """The first box in a text, in 0..1: numbers are in 0..`scale`; four that are together below 4
+    are shares already."""
     found = min(filter(None, (_CORNERS.search(text), _LIST.search(text))), key=lambda match: match.start(), default=None)
     if found is None:
         return None

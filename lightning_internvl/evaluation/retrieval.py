@@ -1,7 +1,9 @@
 """Finding the captions of a picture and the pictures of a caption, among as many as there are.
 
-Similarities are never all held at once: a block of rows is compared with all columns, and its best columns are kept.
-Letters: N pictures, T captions, Q embeddings of a picture where it has several, E contrastive width, K best columns.
+Similarities are never all held at once: a block of rows is compared with all columns, and its best
+columns are kept.
+Letters: N pictures, T captions, Q embeddings of a picture where it has several, E contrastive
+    width, K best columns.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ BLOCK = 16 * 2**20  # similarities held at once
 
 
 class ImageTextRetrieval:
-    """Recall at k in both directions: the share of pictures with one of their captions among the best k, and of captions with
-    their picture among them. With `rerank` the matching head reorders the best of each.
+    """Recall at k in both directions: the share of pictures with one of their captions among the
+    best k, and of captions with their picture among them. With `rerank` the matching head reorders
+    the best of each.
 
     Args:
-        path: a file of captions (see `read_captions`); None: the built-in scenes, one caption a picture.
+        path: a file of captions (see `read_captions`); None: the built-in scenes, one caption a
+            picture.
         images: the folder where the paths of pictures start; None: that of the file.
         split: of a file with several, the one that is measured.
         per_picture: at most that many captions of a picture.
@@ -40,7 +44,8 @@ class ImageTextRetrieval:
         rerank: how many of the nearest the matching head reads, in each direction; 0 leaves it out.
         block: similarities held at once, in millions.
         samples: only that many pictures.
-        max_missing: the share of pictures that may be unreadable; their captions are left out with them.
+        max_missing: the share of pictures that may be unreadable; their captions are left out with
+            them.
     """
 
     needs = "pairs"
@@ -105,10 +110,12 @@ def _at_places(images: Sequence[np.ndarray], places: Sequence[int]) -> Sequence[
 
 
 def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> Best:
-    """The most similar columns of each row, the best first: their similarities and places, both (rows, min(k, columns)), CPU.
+    """The most similar columns of each row, the best first: their similarities and places, both
+    (rows, min(k, columns)), CPU.
 
     Args:
-        rows, columns: normalised embeddings, one side (.., E), the other side (.., E) or (.., Q, E).
+        rows, columns: normalised embeddings, one side (.., E), the other side (.., E) or (.., Q,
+            E).
         block: similarities held at once; a row at least.
     """
     queries = max(x.shape[1] if x.ndim == 3 else 1 for x in (rows, columns))
@@ -124,12 +131,14 @@ def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> Best:
 
 
 def best_of_both(image: Tensor, text: Tensor, k: int, block: int = BLOCK) -> tuple[Best, Best]:
-    """The k most similar captions of each picture, and the k most similar pictures of each caption; see `best_columns`."""
+    """The k most similar captions of each picture, and the k most similar pictures of each caption;
+    see `best_columns`."""
     return best_columns(image, text, k, block), best_columns(text, image, k, block)
 
 
 def recalls(name: str, texts_NK: Tensor, images_TK: Tensor, owner_T: Tensor, top_k: Sequence[int]) -> Metrics:
-    """Recall at k from the best captions of each picture and the best pictures of each caption, beside what chance finds.
+    """Recall at k from the best captions of each picture and the best pictures of each caption,
+    beside what chance finds.
 
     Args:
         name: prefix of the names.
@@ -161,8 +170,9 @@ def _found_by_chance(all_of_them: int, own: int, k: int) -> float:
 def rerank(
     predictor: Predictor, images: Sequence[np.ndarray], texts: Sequence[str], to_text: Best, to_image: Best, k: int
 ) -> tuple[Tensor, Tensor]:
-    """The best k of both directions in the order of similarity plus the logit of a match (official evaluation of BLIP-2 in
-    LAVIS): places (N, k) and (T, k). What comes behind them keeps its order. A pair is read once, a picture encoded once."""
+    """The best k of both directions in the order of similarity plus the logit of a match (official
+    evaluation of BLIP-2 in LAVIS): places (N, k) and (T, k). What comes behind them keeps its
+    order. A pair is read once, a picture encoded once."""
     near_text, near_image = to_text[1][:, :k], to_image[1][:, :k]
     pictures = torch.arange(len(near_text))[:, None].expand_as(near_text)
     captions = torch.arange(len(near_image))[:, None].expand_as(near_image)
@@ -181,7 +191,8 @@ def rerank(
 def match_logits(
     predictor: Predictor, images: Sequence[np.ndarray], texts: Sequence[str], pictures_M: Tensor, captions_M: Tensor
 ) -> Tensor:
-    """The logit of a match for each pair of a picture and a caption, (M,) float32; pairs are in the order of their pictures."""
+    """The logit of a match for each pair of a picture and a caption, (M,) float32; pairs are in the
+    order of their pictures."""
     middleware, found = predictor.model.middleware, []
     step = max(1, predictor.batch_size // max(1, round(len(pictures_M) / max(1, len(images)))))
     for start in range(0, len(images), step):

@@ -1,4 +1,5 @@
-"""Questions about the built-in scenes for tasks without a path, in the words that training on them knows.
+"""Questions about the built-in scenes for tasks without a path, in the words that training on them
+knows.
 
 The scenes are those of the split "scenes", which no training shows, all of different content.
 """
@@ -68,8 +69,9 @@ def grounding_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
 
 
 def pope_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
-    """For every scene and split one thing that is there and one that is not. Those that are not are drawn at random, or are the
-    commonest of all scenes, or those that most often stand beside what is there (Li et al., 2023, section 4)."""
+    """For every scene and split one thing that is there and one that is not. Those that are not are
+    drawn at random, or are the commonest of all scenes, or those that most often stand beside what
+    is there (Li et al., 2023, section 4)."""
     shown = list(drawn_scenes(held_out, count))
     common = Counter(thing for one in shown for thing in one.scene.counts)
     beside: dict[int, Counter[int]] = {thing: Counter() for thing in range(len(THINGS))}
@@ -93,7 +95,8 @@ def _pope_pair(one: DrawnScene, split: str, common: Mapping[int, int], beside: M
 
 
 def mme_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
-    """Two questions a scene, one to be answered yes and one no, of four kinds by turns: those of MME's coarse perception."""
+    """Two questions a scene, one to be answered yes and one no, of four kinds by turns: those of
+    MME's coarse perception."""
     kinds = {"existence": _existence, "count": _count, "position": _position, "color": _color}
     cases = []
     for shown, (kind, ask) in zip(drawn_scenes(held_out, count), itertools.cycle(kinds.items()), strict=False):

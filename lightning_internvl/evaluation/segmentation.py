@@ -1,6 +1,7 @@
 """Semantic segmentation by a head on the frozen features of a tower (InternVL, section 4.2).
 
-Letters: N pictures, D width of the tower, G side of the square of patches, S side of a square of pixels, H, W sides of a picture,
+Letters: N pictures, D width of the tower, G side of the square of patches, S side of a square of
+    pixels, H, W sides of a picture,
 C classes.
 """
 
@@ -33,10 +34,12 @@ UNKNOWN = np.full((1, 1), IGNORED, dtype=np.uint8)
 class Segmentation:
     """Fits a head on training pictures, always in the same way, and scores it on others.
 
-    The whole picture is squashed to a square in training and in scoring, and the answer is enlarged to the picture's own size.
+    The whole picture is squashed to a square in training and in scoring, and the answer is enlarged
+    to the picture's own size.
 
     Args:
-        path: ADE20K's folder (see `read_mask_folder`); None: the built-in scenes (classes: background, things).
+        path: ADE20K's folder (see `read_mask_folder`); None: the built-in scenes (classes:
+            background, things).
         train, split: names of the folders of the pictures to fit on and of those to score.
         classes: how many there are.
         reduce_zero_label: whether 0 stands for no class.
@@ -144,8 +147,8 @@ class Segmentation:
         head.eval()
 
     def _judged(self, journal: Journal, key: str, image: np.ndarray, mask: np.ndarray, answer: Tensor) -> Tensor:
-        """How many pixels of each true class were called what: (C, C), true classes in rows. Some pictures are kept as cases,
-        with the truth and the answer beside them in colours."""
+        """How many pixels of each true class were called what: (C, C), true classes in rows. Some
+        pictures are kept as cases, with the truth and the answer beside them in colours."""
         if image.shape[:2] != mask.shape:
             raise ValueError(f"{key} is {image.shape[:2]}, but its annotation {mask.shape} pixels")
         truth, said = torch.from_numpy(mask).long(), _enlarged(answer[None], mask.shape)[0].argmax(dim=0)
@@ -167,7 +170,8 @@ def coloured(classes_HW: Tensor) -> np.ndarray:
 
 
 def layers_of(encoder: nn.Module, levels: int) -> list[int]:
-    """Hidden states that lie evenly apart, the last one among them; a tower of fewer layers gives some twice.
+    """Hidden states that lie evenly apart, the last one among them; a tower of fewer layers gives
+    some twice.
 
     Raises:
         ValueError: if several are wanted of a tower that does not say how many it has.
@@ -188,8 +192,8 @@ def maps(predictor: Predictor, images: Sequence[np.ndarray], layers: Sequence[in
 
 
 def mask_scores(confusion_CC: Tensor) -> Metrics:
-    """Mean intersection over union of the classes that occur, the mean of their own shares of right pixels, and the share of all
-    pixels; chance is the commonest class everywhere.
+    """Mean intersection over union of the classes that occur, the mean of their own shares of right
+    pixels, and the share of all pixels; chance is the commonest class everywhere.
 
     Raises:
         ValueError: if no pixel was judged.

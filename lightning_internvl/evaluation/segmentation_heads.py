@@ -1,6 +1,8 @@
-"""Heads that say for every place of a picture what it shows, on the frozen features of a tower of patches.
+"""Heads that say for every place of a picture what it shows, on the frozen features of a tower of
+patches.
 
-Letters: N pictures, D width of the tower, G side of the square of patches, C classes, W width of a head.
+Letters: N pictures, D width of the tower, G side of the square of patches, C classes, W width of a
+    head.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ POOLS = (1, 2, 3, 6)
 
 
 class LinearHead(nn.Module):
-    """A batch norm and one linear layer for every patch (InternVL, section 4.2, "linear probing")."""
+    """A batch norm and one linear layer for every patch (InternVL, section 4.2, "linear
+    probing")."""
 
     levels = 1
 
@@ -32,8 +35,9 @@ class LinearHead(nn.Module):
 
 
 class UperNetHead(nn.Module):
-    """Four hidden states as a pyramid of 4, 2, 1 and 1/2 times the patches' resolution, pooled at four sizes on top, summed
-    downwards and fused at the finest (Xiao et al. 2018; a pyramid from a plain tower as in BEiT)."""
+    """Four hidden states as a pyramid of 4, 2, 1 and 1/2 times the patches' resolution, pooled at
+    four sizes on top, summed downwards and fused at the finest (Xiao et al. 2018; a pyramid from a
+    plain tower as in BEiT)."""
 
     levels = 4
 

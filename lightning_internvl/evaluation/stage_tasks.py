@@ -8,7 +8,8 @@ from lightning_internvl.model.compose import Build, Config
 
 
 class StageTasks:
-    """The tasks of every finished stage. `of` gives those of one stage, or those that a model without stages can do."""
+    """The tasks of every finished stage. `of` gives those of one stage, or those that a model
+    without stages can do."""
 
     def __init__(self, version: int = 1) -> None:
         self.version = version

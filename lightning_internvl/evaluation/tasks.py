@@ -1,9 +1,11 @@
-"""The measures of held-out data that training takes at the end of its stages, each beside its chance level.
+"""The measures of held-out data that training takes at the end of its stages, each beside its
+chance level.
 
-Scores and names are those of the tasks of `evaluate.py` (`classification`, `retrieval`, `captions`), which also read public sets.
+Scores and names are those of the tasks of `evaluate.py` (`classification`, `retrieval`,
+`captions`), which also read public sets.
 
-A task is called with a `Predictor` and returns plain numbers by name; `<name>_chance` stands beside `<name>` where chance has a
-value.
+A task is called with a `Predictor` and returns plain numbers by name; `<name>_chance` stands beside
+`<name>` where chance has a value.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from lightning_internvl.objectives import similarities
 
 
 class ZeroShot:
-    """Naming a picture by the nearest class, each class the mean of its prompts (CLIP section 3.1.4)."""
+    """Naming a picture by the nearest class, each class the mean of its prompts (CLIP section
+    3.1.4)."""
 
     needs = "pairs"
 
@@ -76,7 +79,8 @@ class Retrieval:
 
 
 class Matching:
-    """ITM accuracy: for every picture its own caption, and of all others the one that the model itself finds nearest."""
+    """ITM accuracy: for every picture its own caption, and of all others the one that the model
+    itself finds nearest."""
 
     needs = "pairs"
 
@@ -95,9 +99,10 @@ class Captioning:
     """CIDEr and exact match of written captions.
 
     Args:
-        writer: "middleware" (QLLaMA continues its caption prompt) or "decoder" (it is asked to describe the picture).
-        search: how the middleware chooses its tokens, beside the default (published captions of QLLaMA: num_beams 5,
-            min_new_tokens 8, max_new_tokens 30).
+        writer: "middleware" (QLLaMA continues its caption prompt) or "decoder" (it is asked to
+            describe the picture).
+        search: how the middleware chooses its tokens, beside the default (published captions of
+            QLLaMA: num_beams 5, min_new_tokens 8, max_new_tokens 30).
     """
 
     needs = "captions"
@@ -117,7 +122,8 @@ class Captioning:
 
 
 class Answering:
-    """Share of right answers, overall and by kind of question, beside the share that the commonest answer of each kind gets.
+    """Share of right answers, overall and by kind of question, beside the share that the commonest
+    answer of each kind gets.
 
     An answer that is a box counts as right from an overlap (IoU) of `iou` with the true box on.
     """

@@ -31,8 +31,9 @@ class ZeroShotVideo:
         path: a list of videos and labels (see `read_video_list`); None: built-in things that move.
         videos: the folder where the paths of videos start; None: that of the list.
         names: a file with the names of the classes, a line each.
-        templates: what is said about a class, a set of `lightning_internvl.data.files.class_prompts` or a
-            file; the built-in things have sentences of their own.
+        templates: what is said about a class, a set of
+            `lightning_internvl.data.files.class_prompts` or a file; the built-in things have
+            sentences of their own.
         frames: how many frames stand for a video, the middles of as many equal parts.
         mode: the image embedding, "c" or "g" where the model has both.
         samples: only that many videos, spread over the list.
@@ -84,7 +85,8 @@ class ZeroShotVideo:
         return metrics | {"samples_asked": total}
 
     def _sampled_frames(self, video: np.ndarray) -> np.ndarray:
-        """The frames that are looked at, for one number after the other; a whole video would take much memory."""
+        """The frames that are looked at, for one number after the other; a whole video would take
+        much memory."""
         return video[[at for wanted in self.frames for at in frame_places(len(video), wanted)]]
 
     def _embed_videos(self, predictor: Predictor, asked: TaskPictures) -> list[Tensor]:

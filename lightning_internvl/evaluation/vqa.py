@@ -65,8 +65,8 @@ class VQA(AnswerTask):
 
     @staticmethod
     def _only(key: Any, where: str, places: dict[Any, str]) -> None:
-        """Note where a question_id stands; raises ValueError for one that stands elsewhere too: nothing else tells which answers
-        belong to which question."""
+        """Note where a question_id stands; raises ValueError for one that stands elsewhere too:
+        nothing else tells which answers belong to which question."""
         if (first := places.setdefault(key, where)) != where:
             raise ValueError(f"{first} and {where.rpartition(': ')[2]} have the same question_id {key!r}; give each its own")
 

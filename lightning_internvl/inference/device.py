@@ -12,7 +12,8 @@ from lightning_internvl.model.vlm import VLM
 
 
 def model_mover(settings: Mapping[str, Any]) -> Callable[[VLM], VLM]:
-    """What moves a model to `device` and `dtype` of the settings, for which the attention is chosen.
+    """What moves a model to `device` and `dtype` of the settings, for which the attention is
+    chosen.
 
     Raises:
         ValueError: for a device that is not here.

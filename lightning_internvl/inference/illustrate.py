@@ -1,7 +1,9 @@
-"""An article with pictures: the model says where they belong and what they show, a folder is searched, the model chooses.
+"""An article with pictures: the model says where they belong and what they show, a folder is
+searched, the model chooses.
 
-The five steps of InternLM-XComposer (Zhang et al. 2023, section 3.3; official `gradio_demo`), with pictures from a folder instead
-of a service. Whatever a small model answers, each step ends: where an answer cannot be read, the similarities decide.
+The five steps of InternLM-XComposer (Zhang et al. 2023, section 3.3; official `gradio_demo`), with
+pictures from a folder instead of a service. Whatever a small model answers, each step ends: where
+an answer cannot be read, the similarities decide.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Author:
 
 @dataclass(frozen=True)
 class PlacedPicture:
-    """A picture of an article: after which paragraph (from 0), what was looked for, what was found, which one was taken."""
+    """A picture of an article: after which paragraph (from 0), what was looked for, what was found,
+    which one was taken."""
 
     after: int
     caption: str
@@ -93,7 +96,8 @@ def illustrate(
         candidates: pictures that the author chooses from.
 
     Raises:
-        ValueError: unless there is either a text or a title, with a word in it, and for numbers out of range.
+        ValueError: unless there is either a text or a title, with a word in it, and for numbers out
+            of range.
     """
     if (text is None) == (title is None):
         raise ValueError("an article is made of a text or of a title, one of the two")
@@ -115,7 +119,8 @@ def illustrate(
 
 
 def picture_places(author: Author, gallery: Gallery, paragraphs: Sequence[str], count: int) -> list[int]:
-    """Paragraphs (from 0) after which pictures belong: those that the author names, then those that some picture fits best."""
+    """Paragraphs (from 0) after which pictures belong: those that the author names, then those that
+    some picture fits best."""
     if count == 0:
         return []
     answer = author.ask(SPOT.format(article=_with_numbers(paragraphs), count=count), max_new_tokens=300)
@@ -132,13 +137,15 @@ def _with_numbers(paragraphs: Sequence[str]) -> str:
 
 
 def _caption(author: Author, paragraphs: Sequence[str], place: int) -> str:
-    """What the picture after a paragraph shows, by what stands before it; the paragraph itself where the author says nothing."""
+    """What the picture after a paragraph shows, by what stands before it; the paragraph itself
+    where the author says nothing."""
     answer = author.ask(CAPTION.format(article=_with_numbers(paragraphs[: place + 2]), place=place + 1))
     return answer.strip(' "\n') or paragraphs[place]
 
 
 def _choose(author: Author, paragraphs: Sequence[str], place: int, found: Sequence[SearchHit]) -> Path:
-    """The picture whose letter the author answers; the nearest one where there is no such letter."""
+    """The picture whose letter the author answers; the nearest one where there is no such
+    letter."""
     if len(found) == 1:
         return found[0].path
     listed = ", ".join(f"{letter} {IMAGE}" for letter, _ in zip(LETTERS, found, strict=False))

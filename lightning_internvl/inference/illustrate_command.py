@@ -1,6 +1,7 @@
 """An illustrated article on the command line:
 
-python -m lightning_internvl.inference.illustrate_command --article TEXT.txt --pictures FOLDER --author RUN --out ARTICLE.md
+python -m lightning_internvl.inference.illustrate_command --article TEXT.txt --pictures FOLDER \\
+    --author RUN --out ARTICLE.md
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from lightning_internvl.inference.picture_search import Gallery, Retriever
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the article with its pictures as Markdown; a fault of the user's input ends the command with a message."""
+    """Write the article with its pictures as Markdown; a fault of the user's input ends the command
+    with a message."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

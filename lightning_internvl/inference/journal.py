@@ -1,4 +1,5 @@
-"""What a task leaves behind beside its numbers: every answer as it comes, samples without a score, and some cases to look at."""
+"""What a task leaves behind beside its numbers: every answer as it comes, samples without a score,
+and some cases to look at."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ NAMED = 1000  # samples that could not be used and are named in the record; all 
 
 
 class Journal:
-    """The notes of one task. Answers are appended to a file one by one, so that an evaluation that was stopped goes on. An answer
-    is known by its sample, the question as it was asked, and the content of the picture file that was shown.
+    """The notes of one task. Answers are appended to a file one by one, so that an evaluation that
+    was stopped goes on. An answer is known by its sample, the question as it was asked, and the
+    content of the picture file that was shown.
 
     Args:
         path: the JSON-lines file of answers; None keeps them in memory alone.
@@ -44,13 +46,15 @@ class Journal:
         """What was answered to a question about a sample, now or before an interruption.
 
         Args:
-            picture: digest of the file that is shown; an answer about another one is not given. None: of what is drawn.
+            picture: digest of the file that is shown; an answer about another one is not given.
+                None: of what is drawn.
         """
         answer, shown = self._known.get((key, question), (None, None))
         return answer if shown == picture else None
 
     def add(self, rows: Iterable[tuple[str, str, str]], pictures: Mapping[str, str | None] | None = None) -> None:
-        """Keep (key, question, answer), with the digests of the picture files that were shown, by key."""
+        """Keep (key, question, answer), with the digests of the picture files that were shown, by
+        key."""
         rows, pictures = list(rows), pictures or {}
         self._known |= {(key, question): (answer, pictures.get(key)) for key, question, answer in rows}
         if self.path:
@@ -61,7 +65,8 @@ class Journal:
                 )
 
     def finish(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Replace the file by whole rows, each with "key", "question", "answer" and how it was judged."""
+        """Replace the file by whole rows, each with "key", "question", "answer" and how it was
+        judged."""
         if self.path:
             write_text(self.path, "".join(map(_line, rows)))
 
@@ -85,7 +90,8 @@ class Journal:
 
 
 def with_picture(digest: str | None) -> dict[str, str]:
-    """What a row says of the picture that was shown: the digest of its file, nothing of one that was drawn."""
+    """What a row says of the picture that was shown: the digest of its file, nothing of one that
+    was drawn."""
     return {} if digest is None else {"picture": digest}
 
 

@@ -1,7 +1,9 @@
-"""A folder in an official layout, opened for use: the model with its weights, and how it reads pictures and text.
+"""A folder in an official layout, opened for use: the model with its weights, and how it reads
+pictures and text.
 
-What the files say is taken from there: the tokenizer, sizes and channel statistics of pictures, the chat format of a folder that
-`export.py` wrote. The rest is what each system was published with (`lightning_internvl.inference.published_systems`).
+What the files say is taken from there: the tokenizer, sizes and channel statistics of pictures, the
+chat format of a folder that `export.py` wrote. The rest is what each system was published with
+(`lightning_internvl.inference.published_systems`).
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ Frame = tuple[str, str] | None
 
 
 class OfficialModel(NamedTuple):
-    """A model with its collators, the layout it came in, and what stands between pictures and a question."""
+    """A model with its collators, the layout it came in, and what stands between pictures and a
+    question."""
 
     view: View
     layout: str
@@ -69,7 +72,8 @@ def open_model(
     pictures: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> OfficialModel:
-    """A folder in an official layout, an exported hand-off, or a hub id, for use. No code from it is run.
+    """A folder in an official layout, an exported hand-off, or a hub id, for use. No code from it
+    is run.
 
     Args:
         template: a chat format in place of the folder's own or the published one.
@@ -79,7 +83,8 @@ def open_model(
         dtype: as in `load_pretrained`.
 
     Raises:
-        ValueError: as `load_pretrained`; for a model that neither answers nor compares; for what is missing, with how to give it.
+        ValueError: as `load_pretrained`; for a model that neither answers nor compares; for what is
+            missing, with how to give it.
     """
     if pictures is not None and pictures not in PROCESSORS:
         raise ValueError(f"pictures={pictures!r} is not known; {did_you_mean(pictures, PROCESSORS)}")
@@ -104,7 +109,8 @@ def open_model(
 
 
 def layout_of(folder: Path) -> tuple[str, Config, bool]:
-    """Name, `config.json`, and whether transformers prepares pictures for it as `preprocessor_config.json` says."""
+    """Name, `config.json`, and whether transformers prepares pictures for it as
+    `preprocessor_config.json` says."""
     if (folder / handoff.MANIFEST).is_file():
         return HANDOFF, {}, True
     config = read_config(folder)
@@ -129,7 +135,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
-    """The word that stands for a visual token; one is added where the layout has an id that is no word."""
+    """The word that stands for a visual token; one is added where the layout has an id that is no
+    word."""
     model.image_placeholders = None  # in rows made here every visual token has a placeholder
     if model.image_token_id is not None and 0 <= model.image_token_id < len(words):
         return words.convert_ids_to_tokens(model.image_token_id)
@@ -141,7 +148,8 @@ def placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
 def chat_format(
     words: PreTrainedTokenizerBase, known: System, context: str, name: str, chosen: bool
 ) -> tuple[ChatTemplate, Frame, str]:
-    """The chat format, the tokens around a picture, and what stands between pictures and a question.
+    """The chat format, the tokens around a picture, and what stands between pictures and a
+    question.
 
     Args:
         name: the format that was asked for (`chosen`) or published, "" if there is none.
@@ -157,7 +165,8 @@ def chat_format(
 
 
 def written_format(text: str, known: System, context: str) -> tuple[ChatTemplate, Frame] | None:
-    """The chat format that `export.py` wrote as this `chat_template.jinja`; None for one from elsewhere."""
+    """The chat format that `export.py` wrote as this `chat_template.jinja`; None for one from
+    elsewhere."""
     system = re.search(r'namespace\(system=("(?:[^"\\]|\\.)*")', text)
     if not system:
         return None
@@ -198,8 +207,8 @@ def _reading(layout: str, model: VLM) -> Config:
 
 
 class FolderPairs(PairCollator):
-    """A `PairCollator` whose tokenizer, where it puts the end token by itself, makes rows of bare captions as it does for the
-    original model.
+    """A `PairCollator` whose tokenizer, where it puts the end token by itself, makes rows of bare
+    captions as it does for the original model.
 
     Args:
         fill: whether rows are filled up to `max_length` and count as full (SigLIP).

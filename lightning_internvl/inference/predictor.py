@@ -1,4 +1,5 @@
-"""A model in use: embeddings, captions and answers in batches, as the evaluation tasks and the sample pictures need them.
+"""A model in use: embeddings, captions and answers in batches, as the evaluation tasks and the
+sample pictures need them.
 
 Letters: N images, E contrastive width.
 """
@@ -34,8 +35,9 @@ P, R = ParamSpec("P"), TypeVar("R")
 
 
 def in_precision(run: Callable[Concatenate[Predictor, P], R]) -> Callable[Concatenate[Predictor, P], R]:
-    """A function that runs the model of a predictor, in the predictor's precision. What tasks make of its results
-    is computed outside: similarities in bfloat16 would agree in their first digits."""
+    """A function that runs the model of a predictor, in the predictor's precision. What tasks make
+    of its results is computed outside: similarities in bfloat16 would agree in their first
+    digits."""
 
     @wraps(run)
     def wrapped(predictor: Predictor, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -49,7 +51,8 @@ class Predictor:
     """A model with its collators and the held-out data.
 
     Args:
-        pairs: how texts and pictures are prepared for a middleware that reads texts; None without one.
+        pairs: how texts and pictures are prepared for a middleware that reads texts; None without
+            one.
         chats: how conversations are prepared for the decoder; None without one.
         labels: how pictures are prepared for a probe; None without one.
         batch_size: squares that the encoder sees at a time.
@@ -84,7 +87,8 @@ class Predictor:
         """Evaluation mode and no gradients inside; afterwards all is as it was.
 
         Args:
-            precision: makes the context that the model runs in: a trainer's `precision_plugin.forward_context`.
+            precision: makes the context that the model runs in: a trainer's
+                `precision_plugin.forward_context`.
                 None: as before.
             journal: where tasks keep answers and pictures meanwhile. None: as before.
         """
@@ -104,7 +108,8 @@ class Predictor:
 
     @in_precision
     def embed_images(self, images: Sequence[np.ndarray], mode: str) -> Tensor:
-        """N pictures (H, W, 3) uint8 -> (N, E), or (N, Q, E) with an embedding a query, normalised, float32."""
+        """N pictures (H, W, 3) uint8 -> (N, E), or (N, Q, E) with an embedding a query, normalised,
+        float32."""
         return torch.cat([F.normalize(self.model.encode_image(p, mode).float(), dim=-1) for p in self._pixels(images)])
 
     @in_precision
@@ -148,13 +153,15 @@ class Predictor:
     def answer(
         self, images: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 16, **search: Any
     ) -> list[str]:
-        """Answers written by the decoder, greedily, one question an image; `search` goes to its `generate`."""
+        """Answers written by the decoder, greedily, one question an image; `search` goes to its
+        `generate`."""
         asked = [_as_sample(image, question, self.joint) for image, question in zip(images, questions, strict=True)]
         return self.complete(asked, max_new_tokens, **search)
 
     @in_precision
     def complete(self, samples: Sequence[dict[str, Any]], max_new_tokens: int = 16, **search: Any) -> list[str]:
-        """Answers to conversations that end with a question, samples as `ChatCollator.prompts` takes them."""
+        """Answers to conversations that end with a question, samples as `ChatCollator.prompts`
+        takes them."""
         chats, tokenizer, texts = self.chats, self.chats.tokenizer, []
         end = chats.template.end(tokenizer.eos_token)
         options = {
@@ -174,7 +181,8 @@ class Predictor:
         return [text.strip() for text in texts]
 
     def placed(self, tensor: Tensor) -> Tensor:
-        """A tensor where the model is; numbers with a fraction in the type of the tower's first weights."""
+        """A tensor where the model is; numbers with a fraction in the type of the tower's first
+        weights."""
         weight = next(self.model.parameters())
         return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else None)
 
@@ -200,14 +208,16 @@ def context_length(model: VLM) -> int | None:
 
 
 def with_full_context(chats: ChatCollator, model: VLM) -> ChatCollator:
-    """A collator whose questions may be as long as the model reads, longer than the conversations of training."""
+    """A collator whose questions may be as long as the model reads, longer than the conversations
+    of training."""
     chats = copy.copy(chats)
     chats.max_length = max(chats.max_length, (context_length(model) or 0) - 1)
     return chats
 
 
 def stop_options(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]:
-    """Options of `generate` that let an answer end with its mark, be that one token or some (MiniGPT-4's "###")."""
+    """Options of `generate` that let an answer end with its mark, be that one token or some
+    (MiniGPT-4's "###")."""
     if tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
         return {"eos_token_id": tokenizer.eos_token_id, "stop_strings": [end], "tokenizer": tokenizer}
     return {"eos_token_id": token_id(tokenizer, end)}

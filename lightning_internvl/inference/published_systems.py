@@ -42,8 +42,9 @@ class Lacking(ValueError):
 class System(NamedTuple):
     """How a published system reads.
 
-    `joint` stands between pictures and question, `frame` are the special tokens around a picture. A name of `template` or
-    `processor` may be found by a function of `config.json` and the model; without a template the folder must say its own.
+    `joint` stands between pictures and question, `frame` are the special tokens around a picture. A
+    name of `template` or `processor` may be found by a function of `config.json` and the model;
+    without a template the folder must say its own.
     """
 
     template: str | Callable[[Config, VLM], str] = ""
@@ -130,8 +131,8 @@ def picture_fields(folder: Path) -> Config:
 
 
 def processor_name(known: System, found: Config, config: Config, model: VLM, *, by_class: bool) -> str:
-    """The name in `PROCESSORS`: by the class that the folder names, where transformers prepares pictures of this layout, else the
-    published one."""
+    """The name in `PROCESSORS`: by the class that the folder names, where transformers prepares
+    pictures of this layout, else the published one."""
     kind = str(found.get("image_processor_type", "")).partition("ImageProcessor")[0]
     return _CLASSES[kind](found) if by_class and kind in _CLASSES else named(known.processor, config, model)
 
@@ -142,7 +143,8 @@ def named(name: str | Callable[[Config, VLM], str], config: Config, model: VLM) 
 
 
 def make_processor(name: str, model: VLM, found: Config, config: Config, statistics: tuple[Any, Any]) -> Processor:
-    """How pictures are prepared: what the folder says (`picture_fields`, `config.json`) over the published numbers."""
+    """How pictures are prepared: what the folder says (`picture_fields`, `config.json`) over the
+    published numbers."""
     settings = processor_settings(name, model, found, config, statistics)
     return PROCESSORS[name](**{key: value for key, value in settings.items() if key != "_target_"})
 

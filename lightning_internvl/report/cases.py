@@ -1,4 +1,5 @@
-"""Right and wrong answers about held-out pictures, as the evaluation at the end of a stage kept them."""
+"""Right and wrong answers about held-out pictures, as the evaluation at the end of a stage kept
+them."""
 
 from __future__ import annotations
 

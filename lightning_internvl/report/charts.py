@@ -1,7 +1,7 @@
 """Small SVG charts that need no library.
 
-The x axis of a step chart is in percent of the page's width and its y axis in pixels, so that the text keeps its size
-on any screen; only the curves themselves are stretched.
+The x axis of a step chart is in percent of the page's width and its y axis in pixels, so that the
+text keeps its size on any screen; only the curves themselves are stretched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ SPARSE = 20  # fewer points than this are drawn as dots and not smoothed
 
 @dataclass(frozen=True)
 class Series:
-    """One measured quantity: a line of (step over the whole run, value) per stage, empty where not measured."""
+    """One measured quantity: a line of (step over the whole run, value) per stage, empty where not
+    measured."""
 
     label: str
     colour: str
@@ -60,7 +61,8 @@ def thin(items: Sequence[Any], limit: int) -> list[Any]:
 
 
 def smooth(line: Line) -> Line:
-    """A straight line fitted around each point: no lag, no bias at the ends of a stage. Leaves short lines alone."""
+    """A straight line fitted around each point: no lag, no bias at the ends of a stage. Leaves
+    short lines alone."""
     if len(line) < SPARSE:
         return line
     sums = [0.0, *accumulate(value for _, value in line)]
@@ -88,7 +90,8 @@ def value_range(series: list[Series]) -> tuple[float, float]:
 
 
 def _path(line: Line, axis: Axis, low: float, high: float) -> str:
-    """SVG path in a box of 1000 x 100; a single point is a line of no length, which round caps make a dot."""
+    """SVG path in a box of 1000 x 100; a single point is a line of no length, which round caps make
+    a dot."""
     points = []
     for step, value in line:
         clamped = min(max(value, low), high)
@@ -173,7 +176,8 @@ def script_json(value: Any) -> str:
 
 
 def band(spans: list[Span], axis: Axis, label: str, height: int = 18) -> str:
-    """One parameter group over the run: filled as high as the trained share, hatched where frozen."""
+    """One parameter group over the run: filled as high as the trained share, hatched where
+    frozen."""
     parts = []
     for first, last, share, why in spans:
         x, width = axis.percent(first), axis.percent(last - first)

@@ -90,7 +90,8 @@ def _charts(stages: list[StageFiles]) -> dict[str, list[Series]]:
 
 
 def _split_key(key: str) -> tuple[str, str]:
-    """Split and name: ("train", "next-token") of "train/next_token_loss", ("val", "recall 5") of "val/recall_5"."""
+    """Split and name: ("train", "next-token") of "train/next_token_loss", ("val", "recall 5") of
+    "val/recall_5"."""
     split, _, rest = key.partition("/")
     if split not in ("train", "val"):
         split, rest = "train", key

@@ -1,4 +1,5 @@
-"""What filters have seen and kept: how many pairs each rule has dropped, and histograms of the scores."""
+"""What filters have seen and kept: how many pairs each rule has dropped, and histograms of the
+scores."""
 
 from __future__ import annotations
 

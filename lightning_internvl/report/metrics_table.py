@@ -14,7 +14,8 @@ CHANCE_SUFFIX = "_chance"
 
 
 def with_chance(metrics: Mapping[str, float]) -> list[tuple[str, float, float | None]]:
-    """Pair each metric with its chance level: rows of (name, value, chance or None), in the order given.
+    """Pair each metric with its chance level: rows of (name, value, chance or None), in the order
+    given.
 
     "<metric>_chance" is a row of its own only where there is no "<metric>".
     """
@@ -26,7 +27,8 @@ def with_chance(metrics: Mapping[str, float]) -> list[tuple[str, float, float | 
 
 
 def format_number(value: float) -> str:
-    """At most three significant digits below 1, few decimals above: 0.463, 3.14, 12.5, 1,024, 3e-5."""
+    """At most three significant digits below 1, few decimals above: 0.463, 3.14, 12.5, 1,024,
+    3e-5."""
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
@@ -49,8 +51,8 @@ def times_chance(value: float, chance: float | None) -> str:
 
 
 def scored_of(metrics: Mapping[str, float]) -> str:
-    """ "500"; "498 of 500" where samples could not be scored; "100 of 500" where fewer were asked for than the set has; both as
-    "98 of 100 of 500"; "" for a task that does not say."""
+    """ "500"; "498 of 500" where samples could not be scored; "100 of 500" where fewer were asked
+    for than the set has; both as "98 of 100 of 500"; "" for a task that does not say."""
     counts = [metrics[name] for name in (SCORED, ASKED, TOTAL) if name in metrics]
     return " of ".join(f"{count:,.0f}" for count in sorted(set(counts)))
 

@@ -1,4 +1,5 @@
-"""Reading a run folder that may be half-written: what is missing is empty, what is damaged is listed by name."""
+"""Reading a run folder that may be half-written: what is missing is empty, what is damaged is
+listed by name."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ USUAL_ORDER = ("contrastive", "generative", "supervised")
 
 @dataclass(frozen=True)
 class StageFiles:
-    """One stage of a run. `start` counts the optimizer steps of the stages before it; all other steps are its own. A filter has
-    a `summary` and no steps."""
+    """One stage of a run. `start` counts the optimizer steps of the stages before it; all other
+    steps are its own. A filter has a `summary` and no steps."""
 
     name: str
     start: int = 0
@@ -69,7 +70,8 @@ class _Reader:
         self.damaged.append(str(path.relative_to(self.run_dir)))
 
     def json(self, path: Path, kind: type) -> Any:
-        """The value in `path`, of type `kind`; an empty one where the file is missing or damaged."""
+        """The value in `path`, of type `kind`; an empty one where the file is missing or
+        damaged."""
         if not path.is_file():
             return kind()
         try:

@@ -45,7 +45,8 @@ def _minutes(seconds: float) -> str:
 
 
 def tops(run: RunFiles) -> dict[str, float]:
-    """Where the bar of each metric ends: at 1, or at its largest value or chance level of all stages."""
+    """Where the bar of each metric ends: at 1, or at its largest value or chance level of all
+    stages."""
     largest: dict[str, float] = {}
     for stage in run.stages:
         for name, value, chance in with_chance(stage.metrics):
@@ -84,16 +85,17 @@ def _pipeline_step(stage: StageFiles, ends: dict[str, float]) -> str:
 
 def _tiles(stage: StageFiles, ends: dict[str, float]) -> Iterator[str]:
     for name, value, chance in _key_rows(stage)[:TILES_PER_STAGE]:
-        known = chance is not None
-        beside = f"<span>chance {format_number(chance)}</span><span>{times_chance(value, chance)}</span>" if known else ""
-        yield (
-            f'<div class="tile"><span>{escape(words(name))}</span><strong>{format_number(value)}</strong>'
-            f"{bar(value, chance, ends[name]) if known else ''}<em>{beside}</em></div>"
-        )
+        beside = ratio = ""
+        if chance is not None:
+            ratio = f"<span>chance {format_number(chance)}</span><span>{times_chance(value, chance)}</span>"
+            beside = bar(value, chance, ends[name])
+        title, number = escape(words(name)), format_number(value)
+        yield f'<div class="tile"><span>{title}</span><strong>{number}</strong>{beside}<em>{ratio}</em></div>'
 
 
 def _key_rows(stage: StageFiles) -> list[tuple[str, float, float | None]]:
-    """Metrics of the known kinds by turns, then others whose chance level is known; the rest is left to the table."""
+    """Metrics of the known kinds by turns, then others whose chance level is known; the rest is
+    left to the table."""
     seen: dict[int, int] = {}
     ranked = []
     for row in with_chance(stage.metrics):

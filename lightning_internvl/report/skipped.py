@@ -1,4 +1,5 @@
-"""Samples that training has skipped: how many of each source and kind, and one of each as an example."""
+"""Samples that training has skipped: how many of each source and kind, and one of each as an
+example."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ MAX_TIMES = 48  # over all stages
 
 
 def over_time(run: RunFiles, pictures: Pictures) -> str:
-    """One card per probe picture with a frame per sample time; without JavaScript the last time shows."""
+    """One card per probe picture with a frame per sample time; without JavaScript the last time
+    shows."""
     times = list(_times(run))
     if not times:
         return ""
@@ -99,7 +100,8 @@ def _frame(sample: dict[str, Any], index: int, time: int, shown: bool, pictures:
 
 
 def _marked(said: str, truth: str) -> str:
-    """`said` with the words marked that `truth` does not hold; all plain where there is no truth to compare with."""
+    """`said` with the words marked that `truth` does not hold; all plain where there is no truth to
+    compare with."""
     right = set(_words(truth))
     words = []
     for word in said.split():

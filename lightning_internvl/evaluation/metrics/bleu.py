@@ -1,4 +1,5 @@
-"""BLEU of a set of captions as the COCO evaluation computes it (Papineni et al., 2002; the closest reference's length counts)."""
+"""BLEU of a set of captions as the COCO evaluation computes it (Papineni et al., 2002; the closest
+reference's length counts)."""
 
 from __future__ import annotations
 

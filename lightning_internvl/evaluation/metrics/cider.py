@@ -1,8 +1,10 @@
-"""CIDEr-D, the caption score of the COCO evaluation (Vedantam et al., 2015, arXiv:1411.5726, section 5 and appendix).
+"""CIDEr-D, the caption score of the COCO evaluation (Vedantam et al., 2015, arXiv:1411.5726,
+section 5 and appendix).
 
-A caption becomes one vector per n-gram length (1 to 4), of counts weighted by how rare each n-gram is among the
-references. The score is the mean cosine between candidate and reference, with three guards against gaming it: counts
-above those of the reference are clipped, a difference in length costs a Gaussian factor, and no stemming merges words.
+A caption becomes one vector per n-gram length (1 to 4), of counts weighted by how rare each n-gram
+is among the references. The score is the mean cosine between candidate and reference, with three
+guards against gaming it: counts above those of the reference are clipped, a difference in length
+costs a Gaussian factor, and no stemming merges words.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ SCALE = 10.0
 
 
 def tokenize(text: str) -> list[str]:
-    """Words of `text`: lower case, punctuation removed (not replaced by a blank: "it's" is "its"), split on blanks.
+    """Words of `text`: lower case, punctuation removed (not replaced by a blank: "it's" is "its"),
+    split on blanks.
 
-    The COCO tools run the Penn Treebank tokenizer of Stanford CoreNLP (Java) instead, so scores of captions with
-    punctuation inside words may differ from theirs; on text that is already tokenised they are equal.
+    The COCO tools run the Penn Treebank tokenizer of Stanford CoreNLP (Java) instead, so scores of
+    captions with punctuation inside words may differ from theirs; on text that is already tokenised
+    they are equal.
     """
     return "".join(letter for letter in text.lower() if not _is_punctuation(letter)).split()
 
@@ -69,18 +73,22 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
 def cider(
     candidates: Sequence[str], references: Sequence[Sequence[str]], words: Callable[[str], list[str]] = tokenize
 ) -> tuple[float, list[float]]:
-    """CIDEr-D of a set of captions: the mean over pictures, and the score of each picture; from 0 to 10.
+    """CIDEr-D of a set of captions: the mean over pictures, and the score of each picture; from 0
+    to 10.
 
-    An n-gram's document frequency is the number of pictures with it in at least one reference, so the score of one
-    caption depends on the whole set, and a set of one picture (or the same references everywhere) scores 0.
+    An n-gram's document frequency is the number of pictures with it in at least one reference, so
+    the score of one caption depends on the whole set, and a set of one picture (or the same
+    references everywhere) scores 0.
 
     Args:
         candidates: one generated caption per picture.
         references: the true captions of each picture, at least one.
-        words: how a caption is split; `str.split` for captions that were prepared as the COCO tools do (see `ptb`).
+        words: how a caption is split; `str.split` for captions that were prepared as the COCO tools
+            do (see `ptb`).
 
     Raises:
-        ValueError: no captions, another number of candidates than of references, or a picture without a reference.
+        ValueError: no captions, another number of candidates than of references, or a picture
+            without a reference.
     """
     if not candidates or len(candidates) != len(references):
         raise ValueError(

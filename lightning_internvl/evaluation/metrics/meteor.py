@@ -30,12 +30,14 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
 
 
 def _without_mark(text: str) -> str:
-    """A reference without what stands between references; the library takes it out of candidates alone."""
+    """A reference without what stands between references; the library takes it out of candidates
+    alone."""
     return text.replace("|||", "").replace("  ", " ")
 
 
 def _close(program: Meteor) -> None:
-    """Do what the end of the library's object leaves out: it waits for a lock that an error leaves taken, and closes one pipe."""
+    """Do what the end of the library's object leaves out: it waits for a lock that an error leaves
+    taken, and closes one pipe."""
     if program.lock.locked():
         program.lock.release()
     for pipe in (program.meteor_p.stdin, program.meteor_p.stdout, program.meteor_p.stderr):

@@ -1,7 +1,8 @@
-"""Captions as the COCO evaluation compares them: split into words as the Penn Treebank is, in lower case, without punctuation.
+"""Captions as the COCO evaluation compares them: split into words as the Penn Treebank is, in lower
+case, without punctuation.
 
-The COCO tools run a Java program for that, which `pycocoevalcap` brings (`official_words`). `words_of` follows its rules for what
-captions hold, without Java; docs/evaluation.md says how well.
+The COCO tools run a Java program for that, which `pycocoevalcap` brings (`official_words`).
+`words_of` follows its rules for what captions hold, without Java; docs/evaluation.md says how well.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def lacking() -> str | None:
 def official_words(texts: Sequence[str]) -> list[list[str]]:
     """The words of captions by the COCO tools' own program.
 
-    It is called here and not through pycocoevalcap's `PTBTokenizer`, which writes into the folder where
-    it is installed and gives fewer captions without a word where the program fails.
+    It is called here and not through pycocoevalcap's `PTBTokenizer`, which writes into the folder
+    where it is installed and gives fewer captions without a word where the program fails.
 
     Raises:
         ValueError: if it fails.
@@ -72,4 +73,6 @@ def official_words(texts: Sequence[str]) -> list[list[str]]:
 @functools.cache
 def tools() -> Path:
     """The folder of the COCO tools."""
-    return Path(next(iter(importlib.util.find_spec("pycocoevalcap").submodule_search_locations)))
+    import pycocoevalcap
+
+    return Path(pycocoevalcap.__path__[0])

@@ -1,7 +1,9 @@
-"""When two answers are the same to the VQA evaluation (Antol et al., 2015; GT-Vision-Lab/VQA, PythonEvaluationTools).
+"""When two answers are the same to the VQA evaluation (Antol et al., 2015; GT-Vision-Lab/VQA,
+PythonEvaluationTools).
 
-Its rules are followed to the letter, with what looks like oversights, because scores are compared with those of others:
-answers are put into a common form only where the ten people do not all agree, and the contractions that it knows are its own.
+Its rules are followed to the letter, with what looks like oversights, because scores are compared
+with those of others: answers are put into a common form only where the ten people do not all agree,
+and the contractions that it knows are its own.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ CONTRACTIONS = {lost: word for word in f"{_ONE} {_SEVERAL}".split() for lost in 
 
 
 def accuracy(answer: str, people: Sequence[str]) -> float:
-    """How right an answer is: for each of the people, a third for every other one who said the same, at most 1; the mean."""
+    """How right an answer is: for each of the people, a third for every other one who said the
+    same, at most 1; the mean."""
     answer, people = _stripped(answer), [_stripped(one) for one in people]
     if len(set(people)) > 1:
         answer, people = common_form(answer), [common_form(one) for one in people]
@@ -46,13 +49,15 @@ def accuracy(answer: str, people: Sequence[str]) -> float:
 
 
 def common_form(text: str) -> str:
-    """Lower case without marks and articles, number words as digits, contractions with their apostrophe."""
+    """Lower case without marks and articles, number words as digits, contractions with their
+    apostrophe."""
     words = (NUMBERS.get(word, word) for word in _without_marks(text).lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def _without_marks(text: str) -> str:
-    """A mark goes where it stands beside a blank anywhere in the text, or where a number has a comma; else it becomes a blank."""
+    """A mark goes where it stands beside a blank anywhere in the text, or where a number has a
+    comma; else it becomes a blank."""
     number, found = bool(_COMMA_IN_NUMBER.search(text)), text
     for mark in MARKS:
         gone = number or f"{mark} " in text or f" {mark}" in text
