@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lightning_internvl.choices import IGNORE_INDEX
-from lightning_internvl.data.collate.chats import ChatCollator, pad_rows, stable_id
+from lightning_internvl.data.collate.base import pad_rows, stable_id
+from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.encode import ImageTokens, encode_conversation, encode_prompt
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.processors.basic import Squash, Tiles, to_pixels
