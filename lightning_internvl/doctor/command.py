@@ -24,12 +24,19 @@ from lightning_internvl.training.assembly import assemble
 
 SAMPLES = 8  # they make two micro-batches
 Check = Callable[[Harness], Iterable[Result]]
-CHECKS: tuple[Check, ...] = (
+CHECKS: dict[str, Check] = {
     # First what needs no whole step: on a GPU a wrong number of placeholders ends all that comes after that step.
-    checks.one_group, checks.labels, checks.placeholders, checks.step_by_step, checks.saved_activations,
-    equals.check_packed_rows, equals.check_accumulation, equals.check_resume, equals.check_backends,
-    equals.check_merge,  # the last one: it takes the adapters away
-)  # fmt: skip
+    "one group": checks.one_group,
+    "labels": checks.labels,
+    "placeholders": checks.placeholders,
+    "step by step": checks.step_by_step,
+    "saved activations": checks.saved_activations,
+    "packed": equals.check_packed_rows,
+    "accumulated": equals.check_accumulation,
+    "resumed": equals.check_resume,
+    "backends": equals.check_backends,
+    "merged": equals.check_merge,  # the last one: it takes the adapters away
+}
 MARKS = {True: ("PASS", "green"), False: ("FAIL", "bold red"), None: ("  - ", "dim")}
 
 
@@ -81,9 +88,9 @@ def harness_of(settings: StageSettings, build: Build, source: str | None = None)
 
 def results_of(harness: Harness) -> Iterator[Result]:
     """What all checks find. One that cannot go on has failed, for the reason that stopped it."""
-    for check in CHECKS:
+    for name, check in CHECKS.items():
         try:
             yield from check(harness)
         except Exception as error:  # of any kind: what a step of the run would have met
             first = next(iter(str(error).splitlines()), "")
-            yield Result(check.__name__.replace("_", " "), False, f"it stopped with {type(error).__name__}: {first}")
+            yield Result(name, False, f"it stopped with {type(error).__name__}: {first}")

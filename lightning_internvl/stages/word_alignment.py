@@ -33,21 +33,34 @@ class WordStage(Stage):
 
         Every rank compares its pictures with the captions of all, and its captions with the pictures of all.
         """
+        embed = self.model.decoder.embed
         ids_CL = described_words(batch["input_ids"], batch["labels"])
-        words_CLH, rarity_CL = self.model.decoder.embed(ids_CL.clamp(min=0)).detach().float(), rarity(ids_CL)
-        seen_BPH = self.model.visual_tokens(batch["pixel_values"], picture_keys=batch.get("picture_keys")).float()
-        seen_CPH, first = gather_with_grad(seen_BPH), rank() * len(seen_BPH)
+        rarity_CL = rarity(ids_CL)
+        words_CLH = embed(ids_CL.clamp(min=0)).detach().float()
+        centre_H = embed(ids_CL[ids_CL >= 0].unique()).detach().float().mean(dim=0)
+
+        keys = batch.get("picture_keys")
+        seen_BPH = self.model.visual_tokens(batch["pixel_values"], picture_keys=keys).float()
+        seen_CPH = gather_with_grad(seen_BPH)
+        first = rank() * len(seen_BPH)
         own = slice(first, first + len(seen_BPH))
-        centre_H = self.model.decoder.embed(ids_CL[ids_CL >= 0].unique()).detach().float().mean(dim=0)
-        near_BPH, near_CPH, near_CLH = (F.normalize(x - centre_H, dim=-1) for x in (seen_BPH, seen_CPH, words_CLH))
+
+        near_BPH = F.normalize(seen_BPH - centre_H, dim=-1)
+        near_CPH = F.normalize(seen_CPH - centre_H, dim=-1)
+        near_CLH = F.normalize(words_CLH - centre_H, dim=-1)
         telling_CL = rarity_CL > 1  # in few captions: what one shows, not what stands in every sentence
         to_text = token_scores(near_BPH, near_CLH, rarity_CL, telling_CL)
         to_image = token_scores(near_CPH, near_CLH[own], rarity_CL[own], telling_CL[own])
-        target_B, scale = torch.arange(len(seen_BPH), device=seen_BPH.device) + first, self.model.objectives["itc"].scale
+
+        target_B = torch.arange(len(seen_BPH), device=seen_BPH.device) + first
+        scale = self.model.objectives["itc"].scale
         rows = [*to_text, *(scores_CB.T for scores_CB in to_image)]
-        tokens = sum(F.cross_entropy(scale * scores_BC, target_B) for scores_BC in rows) / len(rows)
-        return {"itc": self._means(seen_CPH, words_CLH, rarity_CL, own), "tokens": tokens} | {
-            "distance": self._distance(seen_BPH, words_CLH[own], near_BPH, near_CLH[own], telling_CL[own])
+        losses = [F.cross_entropy(scale * scores_BC, target_B) for scores_BC in rows]
+        near_own = near_BPH, near_CLH[own], telling_CL[own]
+        return {
+            "itc": self._means(seen_CPH, words_CLH, rarity_CL, own),
+            "tokens": sum(losses[1:], losses[0]) / len(losses),
+            "distance": self._distance(seen_BPH, words_CLH[own], *near_own),
         }
 
     def _means(self, seen_CPH: Tensor, words_CLH: Tensor, rarity_CL: Tensor, own: slice) -> Tensor:
