@@ -26,7 +26,8 @@ from lightning_internvl.messages import ConfigError
 
 STYLE = Path(__file__).with_name("page.css")
 THUMBNAIL = 512  # side in pixels of a picture that was found
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # of the system: nothing is fetched
+# Of the system: nothing is fetched.
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 TAG = re.compile(r"<(?=[/a-zA-Z|])")
 Updates = tuple[Any, ...]
@@ -38,7 +39,8 @@ def serve(loaded: Loaded, settings: Mapping[str, Any], sampling: Sampling) -> No
     Raises:
         ConfigError: for a port that is taken.
     """
-    with tempfile.TemporaryDirectory(prefix="chat_") as folder:  # uploads and drawn pictures, gone with the program
+    # Uploads and drawn pictures, gone with the program.
+    with tempfile.TemporaryDirectory(prefix="chat_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         page = make_page(loaded, settings, sampling, Path(folder))
         print(f"{loaded.name}: {launch(page, settings)} (Ctrl-C ends)")
@@ -53,7 +55,8 @@ def launch(page: gr.Blocks, settings: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: for a port that is taken, or a host that is not this machine.
     """
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # the library looks whether its server is up
+    # The library looks whether its server is up.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     theme = gr.themes.Base(
         primary_hue=gr.themes.colors.indigo, neutral_hue=gr.themes.colors.slate, radius_size="lg", font=FONTS, font_mono=MONO
     )

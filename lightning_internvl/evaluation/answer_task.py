@@ -173,7 +173,8 @@ class AnswerTask(ABC):
         return predictor.journal.answer(case.key, question, self._picture_digest(case))
 
     def _questions_at_a_time(self, predictor: Predictor) -> int:
-        return max(1, predictor.batch_size // (predictor.chats.processor.max_tiles if predictor.chats else 1))
+        tiles = predictor.chats.processor.max_tiles if predictor.chats else 1
+        return max(1, predictor.batch_size // tiles)
 
     def _prompt_for(self, case: Case) -> str:
         return self.prompt.replace("{question}", case.question)
@@ -206,7 +207,8 @@ class AnswerTask(ABC):
         if not seen:
             return [], []
         try:
-            return seen, self.write([picture for _, picture in seen], [self._prompt_for(case) for case, _ in seen], predictor)
+            questions = [self._prompt_for(case) for case, _ in seen]
+            return seen, self.write([picture for _, picture in seen], questions, predictor)
         except ValueError as error:
             if len(seen) == 1:
                 predictor.journal.add_missing(seen[0][0].key, error)
@@ -216,7 +218,11 @@ class AnswerTask(ABC):
 
     def write(self, pictures: Sequence[np.ndarray], questions: Sequence[str], predictor: Predictor) -> list[str]:
         """Answers of the model."""
-        return predictor.answer(pictures, questions, self.max_new_tokens, **({"num_beams": self.beams} if self.beams > 1 else {}))
+        return predictor.answer(pictures, questions, self.max_new_tokens, **self.search_options())
+
+    def search_options(self) -> dict[str, int]:
+        """Options of `generate` beside the length."""
+        return {"num_beams": self.beams} if self.beams > 1 else {}
 
     def _keep_predictions(self, cases: Sequence[Case], answers: dict[str, str], predictor: Predictor) -> None:
         """Every answer with its judgement, and a few with their pictures, taken from all over the

@@ -73,8 +73,7 @@ class Captions(AnswerTask):
         writer = self._writer(predictor)
         if writer == "decoder":
             return super().write(pictures, questions, predictor)
-        beams = {"num_beams": self.beams} if self.beams > 1 else {}
-        return predictor.caption(pictures, self.language, self.max_new_tokens, **beams)
+        return predictor.caption(pictures, self.language, self.max_new_tokens, **self.search_options())
 
     def _writer(self, predictor: Predictor) -> str:
         writer = self.writer or ("decoder" if predictor.chats else "middleware")
@@ -104,7 +103,8 @@ class Captions(AnswerTask):
         found = caption_scores(answers, truths, words.__getitem__)
         found |= {f"caption_bleu_{n}": value for n, value in enumerate(bleu(written, true), start=1)}
         if self.meteor:
-            found["caption_meteor"] = meteor([" ".join(one) for one in written], [[" ".join(one) for one in own] for own in true])
+            references = [[" ".join(one) for one in own] for own in true]
+            found["caption_meteor"] = meteor([" ".join(one) for one in written], references)
         elif self.without:
             predictor.journal.notes["meteor"] = f"left out: {self.without}"
             console.print(f"METEOR is left out: {self.without}", soft_wrap=True, markup=False)

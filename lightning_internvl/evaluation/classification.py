@@ -64,8 +64,8 @@ class ZeroShotClassification:
     def __call__(self, predictor: Predictor) -> Metrics:
         if self.path is None:
             data = scenes_of(predictor).labelled(self.language)
-            images, labels, said, total = data.images[: self.samples], data.labels[: self.samples], data.prompts, len(data.images)
-            names = [texts[0] for texts in said]
+            images, labels, said = data.images[: self.samples], data.labels[: self.samples], data.prompts
+            names, total = [texts[0] for texts in said], len(data.images)
         else:
             folder = read_class_folder(self.path, self.names, self.samples)
             images, labels, names, total = folder.images, folder.labels, folder.names, folder.total

@@ -47,13 +47,15 @@ class LightningInternVL(lmms):
 
     def __init__(self, **choice: Any) -> None:
         super().__init__()
-        choice = {name: value for name, value in choice.items() if name != "max_batch_size"}  # which lmms-eval adds
+        # lmms-eval adds max_batch_size.
+        choice = {name: value for name, value in choice.items() if name != "max_batch_size"}
         if unknown := [name for name in choice if name not in CHOICES]:
             raise ConfigError([f"--model_args {name}: {did_you_mean(name, CHOICES)}" for name in unknown])
         plain = yaml.safe_load((CONF / "evaluate.yaml").read_text(encoding="utf-8"))
         settings = plain | choice | {"batch_size": int(choice.get("batch_size") or 1)}
         named = choice.get("trust")
-        settings["trust"] = str(named).split("+") if named else []  # trust=one+two: a comma parts settings
+        # Written as trust=one+two, since a comma parts settings.
+        settings["trust"] = str(named).split("+") if named else []
         check_settings(settings | {"task": {NAME: {"_target_": NAME, "version": 1}}})
         with trusting(settings["trust"]):
             self.predictor: Predictor = model_for(NAME, "chats", models_under_test(settings, build)).open()

@@ -14,7 +14,8 @@ from lightning_internvl.inference.predictor import Metrics, Predictor
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-QUESTIONS, PICTURES = "questions_answers_YN", "images"  # folders of some subtasks; the others have all files in one
+# Folders of some subtasks; the others have all files in one.
+QUESTIONS, PICTURES = "questions_answers_YN", "images"
 CHANCE = {"accuracy": 0.5, "accuracy_plus": 0.25, "score": 75.0}  # of answers that are drawn
 
 

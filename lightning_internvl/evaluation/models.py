@@ -64,7 +64,11 @@ def models_under_test(settings: Mapping[str, Any], build: Build) -> list[ModelUn
         raise ValueError(f"model={place} is a run of this project; give run={place}")
     chosen = {name: settings[name] for name in READING}
     found = open_model(place, **chosen, dtype=getattr(torch, settings["dtype"]))
-    offers = {"encoder"} | ({"chats", "captions"} if found.view.chats else set()) | ({"pairs"} if found.view.pairs else set())
+    offers = {"encoder"}
+    if found.view.chats:
+        offers |= {"chats", "captions"}
+    if found.view.pairs:
+        offers |= {"pairs"}
     predictor = _predictor(found.view, None, settings, build, found.joint)
     return [ModelUnderTest("", str(place), frozenset(offers), lambda: predictor, None, fingerprint(place))]
 

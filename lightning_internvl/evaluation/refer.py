@@ -15,7 +15,8 @@ from lightning_internvl.evaluation.tasks import Metrics, overlap
 from lightning_internvl.inference.predictor import Predictor
 
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
-_CORNERS = re.compile(rf"\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)")  # <box>(x0,y0),(x1,y1)</box>
+# <box>(x0,y0),(x1,y1)</box>.
+_CORNERS = re.compile(rf"\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)")
 _LIST = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")  # <box>[[x0, y0, x1, y1]]</box>
 IOU = 0.5
 

@@ -129,7 +129,8 @@ class Segmentation:
         head.train()
         for _ in range(self.steps):
             places = [next(rows) for _ in range(self.batch_size)]
-            turns = [1 if draw < 0.5 else -1 for draw in torch.rand(self.batch_size).tolist()]  # -1 mirrors a picture
+            # -1 mirrors a picture.
+            turns = [1 if draw < 0.5 else -1 for draw in torch.rand(self.batch_size).tolist()]
             images = [np.ascontiguousarray(learnt.images[place][:, ::turn]) for place, turn in zip(places, turns, strict=True)]
             states = maps(predictor, images, layers, processor)
             side = max(

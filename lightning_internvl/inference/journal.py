@@ -115,4 +115,5 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_text(path, whole)
-    return [json.loads(line) for line in whole.split("\n")[:-1]]  # answers may hold other marks of a line's end
+    # Not splitlines: answers may hold other marks of a line's end.
+    return [json.loads(line) for line in whole.split("\n")[:-1]]

@@ -174,7 +174,8 @@ def written_format(text: str, known: System, context: str) -> tuple[ChatTemplate
         template = load_template(name, json.loads(system[1]))
         if template.image_frame and text == jinja_of(template, context.join(template.image_frame)):
             return template, template.image_frame
-        if text in (jinja_of(template, context), jinja_of(template, "")):  # a processor adds the rest, if there is any
+        # A processor adds the rest, if there is any.
+        if text in (jinja_of(template, context), jinja_of(template, "")):
             return template, known.frame
     return None
 

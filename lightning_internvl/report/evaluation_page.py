@@ -14,7 +14,8 @@ from lightning_internvl.report.metrics_table import format_number, scored_of, ti
 from lightning_internvl.report.pictures import Pictures
 from lightning_internvl.report.sections import html_table, section
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # should a text slip through, it runs nothing
+# Should a text slip through, it runs nothing.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 NAMED = 20  # samples without a score that are named on the page
 
 

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 MAX_N = 4
-TINY, SMALL = 1e-15, 1e-9  # the COCO tools' guards against zero; they show in scores of captions without common words
+# The COCO tools' guards against zero; they show in scores of captions without common words.
+TINY, SMALL = 1e-15, 1e-9
 
 Words = Sequence[str]
 

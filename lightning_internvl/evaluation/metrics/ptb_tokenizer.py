@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 REQUIREMENTS = "requirements-captions.txt"
-PUNCTUATION = {"'", "''", "`", "``", ".", "?", "!", ",", ":", "-", "--", "...", ";"}  # left out after splitting, and no more
+# Left out after splitting, and no more.
+PUNCTUATION = {"'", "''", "`", "``", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 # Written in lower case these are words to the COCO tools, although they mean to leave them out.
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _SPLIT = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "lemme": "lem me", "gimme": "gim me", "wanna": "wan na"}
