@@ -126,7 +126,8 @@ def adapter_updates(model: nn.Module) -> dict[str, Update]:
     found = {}
     for name, layer in peft.adapted_layers(model):
         a, b = layer.lora_A[peft.NAME].weight.detach(), layer.lora_B[peft.NAME].weight.detach()
-        own = layer.lora_magnitude_vector[peft.NAME].weight.detach() if peft.NAME in layer.lora_magnitude_vector else None
+        magnitudes = layer.lora_magnitude_vector
+        own = magnitudes[peft.NAME].weight.detach() if peft.NAME in magnitudes else None
         found[name] = Update(a, b, layer.scaling[peft.NAME] * len(a), own)
     return found
 
@@ -164,11 +165,16 @@ def write_base(folder: Path, layout: Layout, config: Config, model: nn.Module, w
 def stock_names(stock: nn.Module, layout: Layout) -> dict[str, str]:
     """Where the tensors of a layout are in a model of transformers, whose names differ from those
     in files."""
-    return {str(layout.canonical(name)): name for name, _ in stock.named_parameters(remove_duplicate=False)}
+    names = [name for name, _ in stock.named_parameters(remove_duplicate=False)]
+    return {str(layout.canonical(name)): name for name in names}
 
 
 def stock_updates(
-    updates: Mapping[str, Update], layout: Layout, config: Config, plain: nn.Module, names: Mapping[str, str]
+    updates: Mapping[str, Update],
+    layout: Layout,
+    config: Config,
+    plain: nn.Module,
+    names: Mapping[str, str],
 ) -> dict[str, Update]:
     """Adapters by the layers of transformers' model: renamed, or cut up where our layer is several
     of theirs.
@@ -176,10 +182,11 @@ def stock_updates(
     Raises:
         ValueError: for a layer whose rows are not simply rows there.
     """
-    groups = {name: group for group in match_rules(layout.rules(config), own_tensors(plain))[0] for name in group.ours}
+    matches, _ = match_rules(layout.rules(config), own_tensors(plain))
+    by_name = {name: match for match in matches for name in match.ours}
     found: dict[str, Update] = {}
     for layer, update in updates.items():
-        for name, part in split_update(layer, update, groups[f"{layer}.weight"]).items():
+        for name, part in split_update(layer, update, by_name[f"{layer}.weight"]).items():
             found[names[name].removesuffix(".weight")] = part
     return found
 
@@ -197,9 +204,13 @@ def split_update(layer: str, update: Update, group: RuleMatch) -> dict[str, Upda
     own = group.ours[0]
     rows = group.write({own: update.b})
     whole = group.write({own: update.b @ update.a})
-    sizes = group.write({own: update.magnitude}) if update.magnitude is not None else dict.fromkeys(rows)
-    if any(b.ndim != 2 or not torch.allclose(b @ update.a, whole[name], atol=1e-6) for name, b in rows.items()):
-        raise ValueError(f"the adapter of {layer} cannot be written as one of {first_of(group.official, 20)}")
+    sizes: Mapping[str, Tensor | None] = dict.fromkeys(rows)
+    if update.magnitude is not None:
+        sizes = group.write({own: update.magnitude})
+    for name, b in rows.items():
+        if b.ndim != 2 or not torch.allclose(b @ update.a, whole[name], atol=1e-6):
+            official = first_of(group.official, 20)
+            raise ValueError(f"the adapter of {layer} cannot be written as one of {official}")
     return {name: Update(update.a, b, update.alpha, sizes[name]) for name, b in rows.items()}
 
 
@@ -208,8 +219,12 @@ def stock_tensors(
 ) -> dict[str, Tensor]:
     """The tensors that were trained whole, by their names in transformers' model."""
     own, wanted = own_tensors(plain), set(whole)
-    groups = [group for group in match_rules(layout.rules(config), own)[0] if wanted.intersection(group.ours)]
-    return {names[name]: t for group in groups for name, t in group.write({n: own[n] for n in group.ours}).items()}
+    matches, _ = match_rules(layout.rules(config), own)
+    found: dict[str, Tensor] = {}
+    for match in matches:
+        if wanted.intersection(match.ours):
+            found |= {names[name]: tensor for name, tensor in match.write(own).items()}
+    return found
 
 
 def wrap_with_peft(stock: nn.Module, updates: Mapping[str, Update], saved: Mapping[str, Tensor]) -> Any:

@@ -29,7 +29,8 @@ from lightning_internvl.messages import first_of
 from lightning_internvl.model.vlm import VLM, shifts_labels
 
 LIMIT = 1e-4  # of the largest value, for the same weights in float32
-ROUNDING = {"float32": LIMIT, "float16": 0.02, "bfloat16": 0.1}  # for weights rounded to a type, beside those that were trained
+# For weights rounded to a type, beside those that were trained.
+ROUNDING = {"float32": LIMIT, "float16": 0.02, "bfloat16": 0.1}
 NEW_TOKENS = 8
 QUESTIONS = ("What is in the picture?", "Where is it?", "How many things are there, and what colour is the background?")
 SIZES = ((96, 128), (120, 80))  # height and width of the pictures that are shown
@@ -45,7 +46,7 @@ class Prompt:
     sample: dict[str, Any]
 
 
-# --- prompts --------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 def sample_pictures() -> list[np.ndarray]:
@@ -54,7 +55,8 @@ def sample_pictures() -> list[np.ndarray]:
     found = []
     for height, width in SIZES:
         rows, columns = np.mgrid[0:height, 0:width]
-        waves = np.stack([np.sin(rows / 7), np.cos(columns / 11), ((rows // 16 + columns // 16) % 2) * 2.0 - 1], axis=-1)
+        squares = ((rows // 16 + columns // 16) % 2) * 2.0 - 1
+        waves = np.stack([np.sin(rows / 7), np.cos(columns / 11), squares], axis=-1)
         found.append((127 + 90 * waves + rng.normal(0, 10, waves.shape)).clip(0, 255).astype(np.uint8))
     return found
 
@@ -90,10 +92,11 @@ def greedy_options(view: View) -> dict[str, Any]:
     if view.chats is None:
         return {}
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
-    return length | {"pad_token_id": pad_id(view.chats.tokenizer), "eos_token_id": view.chats.tokenizer.eos_token_id}
+    tokenizer = view.chats.tokenizer
+    return length | {"pad_token_id": pad_id(tokenizer), "eos_token_id": tokenizer.eos_token_id}
 
 
-# --- the same numbers -----------------------------------------------------------------------------------------------
+# --- the same numbers -----------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -117,8 +120,10 @@ def stock_outputs(stock: nn.Module, model: VLM, prompt: Prompt, options: Mapping
         return None
     if "mm_token_type_ids" in takes and "input_ids" in inputs:
         ids = inputs["input_ids"]
-        videos = torch.zeros_like(ids) if model.video_token_id is None else (ids == model.video_token_id).int()
-        inputs["mm_token_type_ids"] = (ids == model.image_token_id).int() + 2 * videos
+        kinds = (ids == model.image_token_id).int()
+        if model.video_token_id is not None:
+            kinds = kinds + 2 * (ids == model.video_token_id).int()
+        inputs["mm_token_type_ids"] = kinds
     if model.decoder is None:
         return stock(**inputs).logits_per_image, None
     labels = inputs.pop("labels", None)
@@ -166,7 +171,7 @@ def check_outputs(
     return logits, [prompt.name for prompt, theirs in zip(prompts, found, strict=True) if theirs is None]
 
 
-# --- every tensor ---------------------------------------------------------------------------------------------------
+# --- every tensor ---------------------------------------------------------------------------------
 
 
 def check_tensors(folder: Path, layout: Layout | None, config: Config, model: VLM) -> int:
@@ -182,10 +187,14 @@ def check_tensors(folder: Path, layout: Layout | None, config: Config, model: VL
         ValueError: naming those that the folder lacks, and those that have other values there.
     """
     wanted = own_tensors(model)
-    there = weight_source.read_handoff(folder)[0] if layout is None else _read_back(folder, layout, config, wanted)
+    there = _read_back(folder, layout, config, wanted)
     lost = [name for name in wanted if name not in there]
-    changed = [name for name, tensor in wanted.items() if name in there and not _same_values(tensor, there[name])]
-    problems = [f"{len(found)} {what}: {first_of(found, 20)}" for what, found in (("lost", lost), ("changed", changed)) if found]
+    changed = []
+    for name in wanted:
+        if name in there and not _same_values(wanted[name], there[name]):
+            changed.append(name)
+    kinds = {"lost": lost, "changed": changed}
+    problems = [f"{len(names)} {kind}: {first_of(names, 20)}" for kind, names in kinds.items() if names]
     if problems:
         raise ValueError(f"the export failed its check: of {len(wanted)} tensors {'; '.join(problems)}")
     return len(wanted)
@@ -195,8 +204,15 @@ def _same_values(ours: Tensor, theirs: Tensor) -> bool:
     return ours.shape == theirs.shape and torch.equal(ours.cpu(), theirs.to(ours.dtype))
 
 
-def _read_back(folder: Path, layout: Layout, config: Config, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _read_back(
+    folder: Path,
+    layout: Layout | None,
+    config: Config,
+    wanted: Mapping[str, Tensor],
+) -> Mapping[str, Tensor]:
     """The tensors of a folder under our names, those that are there."""
+    if layout is None:
+        return weight_source.read_handoff(folder)[0]
     files = WeightFiles(folder)
     official = {layout.canonical(name): tensor for name, tensor in files.tensors(torch.device("cpu"))}
     groups, _ = match_rules(layout.rules(config), wanted)

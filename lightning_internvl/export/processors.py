@@ -114,7 +114,7 @@ def _write_chat(folder: Path, files: ProcessorFiles, view: View) -> str | None:
     return None if len(written) == 1 else end
 
 
-# --- compared with training -----------------------------------------------------------------------------------------
+# --- compared with training -----------------------------------------------------------------------
 
 
 def load_processor(folder: Path, files: ProcessorFiles) -> Any:

@@ -149,12 +149,16 @@ def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
 def trained_names(opened: LoadedRun, names: Iterable[str]) -> list[str]:
     """The tensors that some stage of the run has trained."""
     stages = RunSettings.of(run_config(opened)).trained
-    plans = [FreezePlan(one.module["train"], one.parts.peft, roles_of(_part_classes(one.parts))) for one in stages]
+    plans = []
+    for stage in stages:
+        roles = roles_of(_part_classes(stage.parts))
+        plans.append(FreezePlan(stage.module["train"], stage.parts.peft, roles))
     return [name for name in names if any(plan.ever_trains(name) for plan in plans)]
 
 
 def _part_classes(parts: PartsSettings) -> dict[str, type]:
-    """The classes of a stage's parts; of one that is not of this package, which is not imported, only that it is there."""
+    """The classes of a stage's parts; `object` for one of another package, which is not
+    imported."""
     nodes = {part: getattr(parts, part) for part in PARTS}
     targets = {part: node["_target_"] for part, node in nodes.items() if node}
     return {part: locate(target) if target.startswith(TRUSTED) else object for part, target in targets.items()}
@@ -167,7 +171,8 @@ def adapted_weight(name: str) -> str:
 
 def run_config(opened: LoadedRun) -> dict[str, Any]:
     """The resolved configuration of the run."""
-    return with_current_targets(yaml.safe_load((run_of(opened.folder) / RUN_CONFIG).read_text(encoding="utf-8")))
+    text = (run_of(opened.folder) / RUN_CONFIG).read_text(encoding="utf-8")
+    return with_current_targets(yaml.safe_load(text))
 
 
 def write_model(
@@ -187,8 +192,12 @@ def write_model(
         if (opened.folder / handoff.TOKENIZERS).is_dir():
             shutil.copytree(opened.folder / handoff.TOKENIZERS, draft / handoff.TOKENIZERS)
         return
-    tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in own_tensors(model).items()}
-    noted = config | ({"dtype": options.dtype} if layout.NATIVE else {}) | config_fields(config, opened.view.chats)
+    tensors = own_tensors(model)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            tensors[name] = tensor.to(dtype)
+    noted = config | ({"dtype": options.dtype} if layout.NATIVE else {})
+    noted |= config_fields(config, opened.view.chats)
     (draft / "config.json").write_text(json.dumps(noted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_weights(draft, layout.official_tensors(config, tensors), options.max_shard_bytes)
 
@@ -229,9 +238,12 @@ def load_stock(folder: Path, config: Config, model: VLM) -> nn.Module:
     Raises:
         ValueError: if a tensor is missing, left over or of another shape.
     """
-    auto = AutoModelForImageTextToText if model.decoder is not None else getattr(transformers, config["architectures"][0])
+    auto = AutoModelForImageTextToText
+    if model.decoder is None:
+        auto = getattr(transformers, config["architectures"][0])
+    loading = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
     with quiet():
-        stock, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
+        stock, report = auto.from_pretrained(folder, **loading)
     check.check_loading(report, tied=getattr(model.decoder, "tied", False))
     return stock.eval()
 

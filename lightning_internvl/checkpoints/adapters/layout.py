@@ -45,7 +45,7 @@ class Layout(ABC):
         """The name of the layout's module."""
         return type(self).__module__.rpartition(".")[2]
 
-    # --- files to model -----------------------------------------------------------------------------
+    # --- files to model ---------------------------------------------------------------------------
 
     def recognises(self, config: Config, shapes: Shapes) -> bool:
         """Whether a `config.json` (empty for a bare file) and the tensors are of this layout."""
@@ -67,7 +67,7 @@ class Layout(ABC):
             ValueError: for a setting that the parts do not have.
         """
 
-    # --- model to files -----------------------------------------------------------------------------
+    # --- model to files ---------------------------------------------------------------------------
 
     def config_of(self, model: VLM) -> Config | None:
         """The config that a model was loaded with, brought up to date, else one made from its

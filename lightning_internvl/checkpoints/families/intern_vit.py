@@ -110,7 +110,7 @@ def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> Config:
     }
 
 
-# --- transformers -------------------------------------------------------------------------------------------------------
+# --- transformers ---------------------------------------------------------------------------------
 
 
 def native_rules(prefix: str) -> list[NameRule]:

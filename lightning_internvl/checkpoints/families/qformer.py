@@ -34,7 +34,7 @@ _ATTENTION = {"self_attn": "attention", "cross_attn": "crossattention"}
 _PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
 
 
-# --- names --------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 def layer_rules(prefix: str, inner: str) -> list[NameRule]:
@@ -119,7 +119,7 @@ def hf_qformer_rules(embeddings: str | None, norm: str) -> list[NameRule]:
     return found
 
 
-# --- configurations -----------------------------------------------------------------------------------------------------
+# --- configurations -------------------------------------------------------------------------------
 
 
 def hf_tower(config: Config, *, k_bias: bool = True) -> EvaViT:
