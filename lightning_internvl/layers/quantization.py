@@ -31,7 +31,10 @@ class Int8Table(nn.Module):
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
-        self.dtype, (self.num_embeddings, self.embedding_dim) = table.dtype, table.shape
+        self.rows: Tensor
+        self.scale: Tensor
+        self.dtype = table.dtype
+        self.num_embeddings, self.embedding_dim = table.shape
         scale_V1 = table.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
         self.register_buffer("rows", torch.round(table.float() / scale_V1).to(torch.int8))
         self.register_buffer("scale", scale_V1)
