@@ -8,48 +8,49 @@ from typing import Any
 
 from lightning_internvl.chat.loading import Loaded, load
 from lightning_internvl.chat.session import Sampling
-from lightning_internvl.chat.settings import images_of
+from lightning_internvl.chat.settings import ChatSettings, images_of
 from lightning_internvl.chat.terminal import Terminal, as_lines
 from lightning_internvl.inference.picture_search import Gallery
 from lightning_internvl.messages import ConfigError
 from lightning_internvl.model.compose import Build
 
 
-def run_chat(settings: Mapping[str, Any], build: Build) -> None:
+def run_chat(given: Mapping[str, Any], build: Build) -> None:
     """Do what the settings ask for.
 
     Raises:
         ValueError: for what cannot be opened or asked.
     """
-    sampling = Sampling(**{field.name: settings[field.name] for field in dataclasses.fields(Sampling)})
+    settings = ChatSettings.of(given)
+    sampling = Sampling(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Sampling)})
     loaded = load(settings, build)
-    if settings["ui"] == "web":
+    if settings.ui == "web":
         from lightning_internvl.chat.web import serve
 
         serve(loaded, settings, sampling)
         return
     gallery = _gallery(loaded, settings)
-    if settings["question"] is None:
-        Terminal(loaded, sampling, gallery, settings["found"]).run()
+    if settings.question is None:
+        Terminal(loaded, sampling, gallery, settings.found).run()
     elif gallery is not None:
-        print(as_lines(gallery.search([settings["question"]], settings["found"])[0]))
+        print(as_lines(gallery.search([settings.question], settings.found)[0]))
     else:
         print(one_answer(loaded, settings, sampling))
 
 
-def one_answer(loaded: Loaded, settings: Mapping[str, Any], sampling: Sampling) -> str:
+def one_answer(loaded: Loaded, settings: ChatSettings, sampling: Sampling) -> str:
     """The answer to `question` about the pictures of `image`."""
     session = loaded.session()
-    for path in images_of(settings):
+    for path in images_of(settings.image):
         session.show(path)
-    return list(session.ask(settings["question"], sampling))[-1]
+    return list(session.ask(settings.question, sampling))[-1]
 
 
-def _gallery(loaded: Loaded, settings: Mapping[str, Any]) -> Gallery | None:
-    if settings["gallery"] is None:
+def _gallery(loaded: Loaded, settings: ChatSettings) -> Gallery | None:
+    if settings.gallery is None:
         if loaded.session is None:
             raise ConfigError([f"{loaded.name} has no decoder to talk to; it looks for pictures: give gallery=FOLDER"])
         return None
     if loaded.retriever is None:
-        raise ConfigError([f"{loaded.name} does not compare pictures and texts; leave gallery={settings['gallery']} out"])
-    return Gallery(settings["gallery"], loaded.retriever)
+        raise ConfigError([f"{loaded.name} does not compare pictures and texts; leave gallery={settings.gallery} out"])
+    return Gallery(settings.gallery, loaded.retriever)

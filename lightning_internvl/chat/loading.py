@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from lightning_internvl.chat.session import CaptionSession, Session
+from lightning_internvl.chat.settings import ChatSettings
 from lightning_internvl.checkpoints.weight_source import handoffs_of
 from lightning_internvl.choices import Config
-from lightning_internvl.config.model_source import READING
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.inference.device import model_mover
 from lightning_internvl.inference.load_official import open_model
@@ -39,24 +39,23 @@ class Loaded(NamedTuple):
     scenes: Config | None = None
 
 
-def load(settings: Mapping[str, Any], build: Build) -> Loaded:
+def load(settings: ChatSettings, build: Build) -> Loaded:
     """What `run` or `model` of the settings names.
 
     Raises:
         ValueError: for what cannot be opened, or neither talks nor compares.
     """
-    if settings["run"] is None:
+    if settings.run is None:
         return load_model(settings)
-    return load_run(Path(settings["run"]), build, model_mover(settings))
+    return load_run(Path(settings.run), build, model_mover(settings))
 
 
-def load_model(settings: Mapping[str, Any]) -> Loaded:
+def load_model(settings: ChatSettings) -> Loaded:
     """A folder in an official layout, an exported hand-off, or a hub id."""
-    place = settings["model"]
+    place = settings.model
     if (Path(place) / RUN_CONFIG).is_file():
         raise ValueError(f"model={place} is a run of this project; give run={place}")
-    chosen = {name: settings[name] for name in READING}
-    found = open_model(place, **chosen, dtype=getattr(torch, settings["dtype"]))
+    found = open_model(place, **settings.reading, dtype=getattr(torch, settings.dtype))
     model, name = model_mover(settings)(found.view.model), f"{Path(place).name} ({found.layout})"
     if found.view.chats is None:
         return Loaded(name, None, Retriever(model, found.view.pairs))

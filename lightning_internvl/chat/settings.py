@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.config.model_source import dtype_faults, source_faults
+from lightning_internvl.config.model_source import ModelSource, dtype_faults, source_faults
 from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 UIS = ("terminal", "web")
 WEB = "requirements-chat.txt"
+
+
+@dataclass(frozen=True)
+class ChatSettings(ModelSource):
+    """The settings of conf/chat.yaml."""
+
+    ui: str
+    question: str | None
+    image: str | list[str] | None
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    beams: int
+    seed: int
+    gallery: str | None
+    found: int
+    host: str
+    port: int
+    max_upload_mb: float
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -24,9 +44,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ConfigError(faults)
 
 
-def images_of(settings: Mapping[str, Any]) -> list[str]:
+def images_of(image: str | list[str] | None) -> list[str]:
     """The paths in `image`, one or several."""
-    image = settings["image"]
     return [] if image is None else [str(path) for path in image] if isinstance(image, list) else [str(image)]
 
 
@@ -36,7 +55,7 @@ def _use_faults(settings: Mapping[str, Any]) -> Iterable[str]:
     yield from dtype_faults(settings["dtype"])
     if settings["image"] is not None and settings["question"] is None:
         yield 'image= needs question="..." with it; in a conversation, show a picture with /image PATH'
-    for path in images_of(settings):
+    for path in images_of(settings["image"]):
         if not Path(path).is_file():
             yield f"image={path} does not exist"
     if settings["image"] is not None and settings["gallery"] is not None:

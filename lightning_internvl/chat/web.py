@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import gradio as gr
 from lightning_internvl.chat.examples import Example, draw_scenes, examples_of
 from lightning_internvl.chat.loading import Loaded
 from lightning_internvl.chat.session import CaptionSession, Sampling, Session
+from lightning_internvl.chat.settings import ChatSettings
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, read_image
 from lightning_internvl.inference.picture_search import Gallery
 from lightning_internvl.messages import ConfigError
@@ -33,7 +34,7 @@ TAG = re.compile(r"<(?=[/a-zA-Z|])")
 Updates = tuple[Any, ...]
 
 
-def serve(loaded: Loaded, settings: Mapping[str, Any], sampling: Sampling) -> None:
+def serve(loaded: Loaded, settings: ChatSettings, sampling: Sampling) -> None:
     """Show the page until Ctrl-C.
 
     Raises:
@@ -44,12 +45,12 @@ def serve(loaded: Loaded, settings: Mapping[str, Any], sampling: Sampling) -> No
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         page = make_page(loaded, settings, sampling, Path(folder))
         print(f"{loaded.name}: {launch(page, settings)} (Ctrl-C ends)")
-        if settings["host"] not in ("127.0.0.1", "localhost", "::1"):
-            print(f"host={settings['host']}: everyone who reaches this machine can use the page; there is no password")
+        if settings.host not in ("127.0.0.1", "localhost", "::1"):
+            print(f"host={settings.host}: everyone who reaches this machine can use the page; there is no password")
         page.block_thread()
 
 
-def launch(page: gr.Blocks, settings: Mapping[str, Any]) -> str:
+def launch(page: gr.Blocks, settings: ChatSettings) -> str:
     """Start the page's server and give its address.
 
     Raises:
@@ -61,9 +62,9 @@ def launch(page: gr.Blocks, settings: Mapping[str, Any]) -> str:
         primary_hue=gr.themes.colors.indigo, neutral_hue=gr.themes.colors.slate, radius_size="lg", font=FONTS, font_mono=MONO
     )
     _, address, _ = page.launch(
-        server_name=settings["host"],
-        server_port=_free_port(settings["host"], settings["port"]),
-        max_file_size=int(settings["max_upload_mb"] * 2**20),
+        server_name=settings.host,
+        server_port=_free_port(settings.host, settings.port),
+        max_file_size=int(settings.max_upload_mb * 2**20),
         theme=theme,
         css_paths=STYLE,
         prevent_thread_lock=True,
@@ -88,7 +89,7 @@ def _free_port(host: str, port: int) -> int:
         ) from error
 
 
-def make_page(loaded: Loaded, settings: Mapping[str, Any], sampling: Sampling, folder: Path) -> gr.Blocks:
+def make_page(loaded: Loaded, settings: ChatSettings, sampling: Sampling, folder: Path) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
@@ -107,18 +108,18 @@ def make_page(loaded: Loaded, settings: Mapping[str, Any], sampling: Sampling, f
                     _chat_tab(page, loaded.session, sampling, examples)
             if gallery:
                 with gr.Tab("Find pictures"):
-                    _search_tab(gallery, settings["found"])
+                    _search_tab(gallery, settings.found)
     return page.queue()
 
 
-def _gallery(loaded: Loaded, settings: Mapping[str, Any], folder: Path) -> Gallery | None:
-    if settings["gallery"] is not None and loaded.retriever is None:
-        raise ConfigError([f"{loaded.name} does not compare pictures and texts; leave gallery={settings['gallery']} out"])
-    if settings["gallery"] is None and loaded.session is None and not loaded.scenes:
+def _gallery(loaded: Loaded, settings: ChatSettings, folder: Path) -> Gallery | None:
+    if settings.gallery is not None and loaded.retriever is None:
+        raise ConfigError([f"{loaded.name} does not compare pictures and texts; leave gallery={settings.gallery} out"])
+    if settings.gallery is None and loaded.session is None and not loaded.scenes:
         raise ConfigError([f"{loaded.name} has no decoder to talk to; it looks for pictures: give gallery=FOLDER"])
-    if loaded.retriever is None or not (settings["gallery"] or loaded.scenes):
+    if loaded.retriever is None or not (settings.gallery or loaded.scenes):
         return None
-    return Gallery(settings["gallery"] or draw_scenes(loaded.scenes, folder / "scenes"), loaded.retriever)
+    return Gallery(settings.gallery or draw_scenes(loaded.scenes, folder / "scenes"), loaded.retriever)
 
 
 # --- chat ---------------------------------------------------------------------------------------------------------------

@@ -7,14 +7,39 @@ Nothing here imports PyTorch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lightning_internvl.config.trust import folder_faults
 from lightning_internvl.messages import did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 READING = ("template", "system", "tokenizer", "pictures")  # how a folder is read that does not say it
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which finished model a command takes, and how; fields are those of conf/chat.yaml and conf/evaluate.yaml."""
+
+    run: str | None
+    model: str | None
+    template: str | None
+    system: str | None
+    tokenizer: str | None
+    pictures: str | None
+    device: str
+    dtype: str
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """From checked settings, of which others may be left."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
+    @property
+    def reading(self) -> dict[str, str | None]:
+        """How a folder is read that does not say it."""
+        return {name: getattr(self, name) for name in READING}
 
 
 def source_faults(settings: Mapping[str, Any], nothing: str) -> Iterable[str]:

@@ -28,6 +28,7 @@ from lightning_internvl.config.trust import trusting
 from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.evaluation.models import model_for, models_under_test
+from lightning_internvl.evaluation.settings import EvaluationSettings
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.model.vlm import VLM
 
@@ -116,9 +117,9 @@ def load(place: str | Path, mode: str = "c", device: str = "auto", dtype: str = 
     folder = Path(place).resolve()
     ours = any((one / RUN_CONFIG).is_file() for one in (folder, *folder.parents[1:2]))
     settings = dict.fromkeys(READING) | {"run": str(place) if ours else None, "model": None if ours else str(place)}
-    settings |= {"device": device, "dtype": dtype, "batch_size": 1}
+    settings |= {"device": device, "dtype": dtype, "batch_size": 1, "cases": 0, "task": {}}
     with trusting(trust):
-        predictor = model_for("clip_benchmark", "pairs", models_under_test(settings, build)).open()
+        predictor = model_for("clip_benchmark", "pairs", models_under_test(EvaluationSettings.of(settings), build)).open()
     return triple_of(predictor.model, predictor.pairs, mode)
 
 

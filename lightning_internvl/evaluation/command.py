@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_internvl.config.model_source import READING
 from lightning_internvl.console import console
 from lightning_internvl.evaluation.models import ModelUnderTest, model_for, models_under_test
-from lightning_internvl.evaluation.settings import folder_of
+from lightning_internvl.evaluation.settings import EvaluationSettings, folder_of
 from lightning_internvl.evaluation.stage_tasks import StageTasks
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.inference.journal import Journal
@@ -34,11 +33,12 @@ class EvalJob(NamedTuple):
     settings: Config
 
 
-def run_evaluation(settings: Mapping[str, Any], build: Build) -> None:
+def run_evaluation(given: Mapping[str, Any], build: Build) -> None:
     """Do what the settings ask for; raises ValueError for what cannot be opened or measured."""
-    tasks = {name: build(node) for name, node in settings["task"].items()}
-    folder, models = folder_of(settings), models_under_test(settings, build)
-    jobs = [job for name, task in tasks.items() for job in _jobs(name, task, models, settings["task"][name])]
+    settings = EvaluationSettings.of(given)
+    tasks = {name: build(node) for name, node in settings.task.items()}
+    folder, models = folder_of(given), models_under_test(settings, build)
+    jobs = [job for name, task in tasks.items() for job in _jobs(name, task, models, settings.task[name])]
     found: dict[str, Any] = {}
     for model in models:  # each that a task needs is loaded once, and one at a time
         own = [job for job in jobs if job.model is model]
@@ -65,13 +65,13 @@ def _jobs(name: str, task: Any, models: list[ModelUnderTest], settings: Config) 
             yield EvalJob(f"{name}/{model.name}", own, model, settings | {"tasks": model.tasks})
 
 
-def _measure(job: EvalJob, predictor: Predictor, folder: Path, settings: Mapping[str, Any], build: Build) -> dict[str, float]:
+def _measure(job: EvalJob, predictor: Predictor, folder: Path, settings: EvaluationSettings, build: Build) -> dict[str, float]:
     """The numbers of a task; its record, answers and cases are written to its folder."""
     console.print(f"{job.name}: {job.model.place}", soft_wrap=True, markup=False)
     record = _record(job, settings)
     _forget_others(folder, record)
     write_json(folder / RECORD, record)
-    journal, begun = Journal(folder / ANSWERS, settings["cases"]), time.monotonic()
+    journal, begun = Journal(folder / ANSWERS, settings.cases), time.monotonic()
     with predictor.evaluating(journal=journal):
         found = job.task(predictor, build) if isinstance(job.task, partial) else job.task(predictor)
     seconds = round(time.monotonic() - begun, 2)
@@ -80,10 +80,10 @@ def _measure(job: EvalJob, predictor: Predictor, folder: Path, settings: Mapping
     return found
 
 
-def _record(job: EvalJob, settings: Mapping[str, Any]) -> Config:
+def _record(job: EvalJob, settings: EvaluationSettings) -> Config:
     """What the answers of a task depend on, beside the questions and pictures of its files."""
-    model = {"place": job.model.place, "weights": job.model.weights, "dtype": settings["dtype"]}
-    reading = {name: settings[name] for name in READING if settings[name] is not None}
+    model = {"place": job.model.place, "weights": job.model.weights, "dtype": settings.dtype}
+    reading = {name: value for name, value in settings.reading.items() if value is not None}
     return {"task": job.name, "settings": job.settings, "model": model | reading}
 
 

@@ -24,7 +24,7 @@ from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.evaluation.lmms import NAME
 from lightning_internvl.evaluation.models import model_for, models_under_test
-from lightning_internvl.evaluation.settings import check_settings
+from lightning_internvl.evaluation.settings import EvaluationSettings, check_settings
 from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.messages import ConfigError, did_you_mean
 from lightning_internvl.model.vlm import shifts_labels
@@ -58,7 +58,8 @@ class LightningInternVL(lmms):
         settings["trust"] = str(named).split("+") if named else []
         check_settings(settings | {"task": {NAME: {"_target_": NAME, "version": 1}}})
         with trusting(settings["trust"]):
-            self.predictor: Predictor = model_for(NAME, "chats", models_under_test(settings, build)).open()
+            models = models_under_test(EvaluationSettings.of(settings | {"task": {}}), build)
+            self.predictor: Predictor = model_for(NAME, "chats", models).open()
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers in the order of the requests; those of equal options are asked together."""

@@ -3,16 +3,16 @@ opened when a task needs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from lightning_internvl.checkpoints.weight_source import fingerprint, handoffs_of
 from lightning_internvl.choices import Config
-from lightning_internvl.config.model_source import READING
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
+from lightning_internvl.evaluation.settings import EvaluationSettings
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.inference.collators import View
 from lightning_internvl.inference.device import model_mover
@@ -50,20 +50,19 @@ class ModelUnderTest(NamedTuple):
     weights: str
 
 
-def models_under_test(settings: Mapping[str, Any], build: Build) -> list[ModelUnderTest]:
+def models_under_test(settings: EvaluationSettings, build: Build) -> list[ModelUnderTest]:
     """All that `run` or `model` of the settings names, in the order of training.
 
     Raises:
         ValueError: for what cannot be opened.
     """
     model_mover(settings)  # a device that is not here is told before anything is read
-    if settings["run"] is not None:
-        return [_model_of_stage(folder, settings, build) for folder in handoffs_of(Path(settings["run"]))]
-    place = settings["model"]
+    if settings.run is not None:
+        return [_model_of_stage(folder, settings, build) for folder in handoffs_of(Path(settings.run))]
+    place = settings.model
     if (Path(place) / RUN_CONFIG).is_file():
         raise ValueError(f"model={place} is a run of this project; give run={place}")
-    chosen = {name: settings[name] for name in READING}
-    found = open_model(place, **chosen, dtype=getattr(torch, settings["dtype"]))
+    found = open_model(place, **settings.reading, dtype=getattr(torch, settings.dtype))
     offers = {"encoder"}
     if found.view.chats:
         offers |= {"chats", "captions"}
@@ -88,7 +87,7 @@ def model_for(task: str, needs: str | None, models: list[ModelUnderTest]) -> Mod
     return able[-1]
 
 
-def _model_of_stage(folder: Path, settings: Mapping[str, Any], build: Build) -> ModelUnderTest:
+def _model_of_stage(folder: Path, settings: EvaluationSettings, build: Build) -> ModelUnderTest:
     stage = settings_of(folder)
     offers = {"encoder"}
     if stage.parts.decoder:
@@ -105,12 +104,12 @@ def _model_of_stage(folder: Path, settings: Mapping[str, Any], build: Build) -> 
     return ModelUnderTest(folder.name, str(folder), frozenset(offers), load_stage, stage.evaluation, fingerprint(folder))
 
 
-def _predictor(view: View, held_out: Config | None, settings: Mapping[str, Any], build: Build, joint: str = "\n") -> Predictor:
+def _predictor(view: View, held_out: Config | None, settings: EvaluationSettings, build: Build, joint: str = "\n") -> Predictor:
     """A model where it is to run, with its own held-out scenes or, of one that has none, scenes as
     large as it sees pictures."""
     model = model_mover(settings)(view.model).eval()
     chats = with_full_context(view.chats, model) if view.chats else None
     reader = next(one for one in (view.chats, view.pairs, view.labels) if one is not None)
     scenes = build(held_out) if held_out else HeldOutScenes(seed=0, image_size=reader.processor.image_size)
-    options = {"pairs": view.pairs, "labels": view.labels, "batch_size": settings["batch_size"], "joint": joint}
+    options = {"pairs": view.pairs, "labels": view.labels, "batch_size": settings.batch_size, "joint": joint}
     return Predictor(model, scenes, chats=chats, **options)

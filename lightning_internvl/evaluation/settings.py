@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.config.model_source import dtype_faults, source_faults
+from lightning_internvl.choices import Config
+from lightning_internvl.config.model_source import ModelSource, dtype_faults, source_faults
 from lightning_internvl.messages import ConfigError, number_faults
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(ModelSource):
+    """The settings of conf/evaluate.yaml that are read when a model is measured."""
+
+    task: dict[str, Config]
+    cases: int
+    batch_size: int
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
+from lightning_internvl.config.model_source import ModelSource
 from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.model.vlm import VLM
 
 
-def model_mover(settings: Mapping[str, Any]) -> Callable[[VLM], VLM]:
+def model_mover(settings: ModelSource) -> Callable[[VLM], VLM]:
     """What moves a model to `device` and `dtype` of the settings, for which the attention is
     chosen.
 
     Raises:
         ValueError: for a device that is not here.
     """
-    name = settings["device"]
+    name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -27,6 +27,6 @@ def model_mover(settings: Mapping[str, Any]) -> Callable[[VLM], VLM]:
         raise ValueError(f"device={name!r} is not known; valid choices: auto, cpu, cuda, cuda:1 and so on") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={name}: no GPU is seen here; leave it out or give device=cpu")
-    dtype = getattr(torch, settings["dtype"])
+    dtype = getattr(torch, settings.dtype)
     choose_backend("auto", device, dtype)
     return lambda model: model.to(device, dtype)

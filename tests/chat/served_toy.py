@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 from chat_toys import comparer, talker
 
@@ -14,5 +15,5 @@ from lightning_internvl.inference.picture_search import Retriever
 if __name__ == "__main__":
     model, chats = talker(context=4096)
     loaded = Loaded("a toy", lambda: Session(model, chats), Retriever(*comparer()))
-    settings = {"host": "127.0.0.1", "port": 0, "max_upload_mb": 1, "gallery": sys.argv[1], "found": 2}
+    settings = SimpleNamespace(host="127.0.0.1", port=0, max_upload_mb=1, gallery=sys.argv[1], found=2)
     serve(loaded, settings, Sampling(max_new_tokens=12))

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from runs import ROOT, Outcome, call, read_json, tiny_run
 
+from lightning_internvl.config.model_source import READING
 from lightning_internvl.evaluation import lmms
 from lightning_internvl.evaluation.command import EvalJob, _forget_others, _record
 from lightning_internvl.evaluation.settings import check_settings
@@ -84,10 +85,10 @@ def test_tasks_their_answers_and_their_records(run: Path, tmp_path: Path) -> Non
 
 def test_answers_of_a_model_that_was_read_in_another_way_are_forgotten(tmp_path: Path) -> None:
     model = SimpleNamespace(place="model", weights="1f")
-    plain = {"dtype": "float32", "template": None, "system": None, "tokenizer": None, "pictures": None}
+    reading = dict.fromkeys(READING)
     first, again, other = (
-        _record(EvalJob("vqa", None, model, {"version": 1}), settings)
-        for settings in (plain, plain, {**plain, "template": "vicuna"})
+        _record(EvalJob("vqa", None, model, {"version": 1}), SimpleNamespace(dtype="float32", reading=read))
+        for read in (reading, reading, {**reading, "template": "vicuna"})
     )
     (tmp_path / "predictions.jsonl").write_text("{}")
     (tmp_path / "record.json").write_text(json.dumps(first))
