@@ -105,7 +105,7 @@ def test_every_file_is_part_of_what_was_composed() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_tasks_compose_under_their_own_name(task: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composition = compose("evaluate", [f"task=[{task}]", f"run={CONF}"])
+        composition = compose("evaluate", [f"task=[{task}]", f"run={CONF.parent / 'docs'}"])
     plain = OmegaConf.to_container(composition, resolve=True, throw_on_missing=True)
     assert list(plain["task"]) == [task]
     check_settings(plain)
