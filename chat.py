@@ -1,9 +1,9 @@
 """Talk to a finished model about pictures, in the terminal or on a page (settings: conf/chat.yaml).
 
-python chat.py run=outputs/internvl_toy/RUN                     # a conversation in the terminal; /help lists what it knows
-python chat.py model=FOLDER_OR_ID                               # an official checkpoint
-python chat.py run=outputs/internvl_toy/RUN ui=web              # a page in the browser
-python chat.py run=... question="what is this?" image=cat.png   # one answer, for scripts
+python chat.py run=outputs/internvl_toy/RUN                     # a conversation in the terminal;
+/help lists what it knows python chat.py model=FOLDER_OR_ID                               # an
+official checkpoint python chat.py run=outputs/internvl_toy/RUN ui=web              # a page in the
+browser python chat.py run=... question="what is this?" image=cat.png   # one answer, for scripts
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from lightning_internvl.config.trust import trusting
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="chat")
 def main(config: DictConfig) -> None:
-    """Check the settings, then load the model; PyTorch is imported here, so that a wrong word is answered at once."""
+    """Check the settings, then load the model; PyTorch is imported here, so that a wrong word is
+    answered at once."""
     settings = OmegaConf.to_container(config, resolve=True)
     check_settings(settings)
     from lightning_internvl.chat.command import run_chat

@@ -1,9 +1,11 @@
-"""Measure a finished model: the tasks of conf/task/, on the built-in scenes or on the files of public sets.
+"""Measure a finished model: the tasks of conf/task/, on the built-in scenes or on the files of
+public sets.
 
-python evaluate.py run=outputs/internvl_toy/RUN                       # what training measures at the end of its stages, again
-python evaluate.py run=outputs/internvl_toy/RUN task=[vqa,pope]       # other tasks, on the built-in scenes
-python evaluate.py model=FOLDER_OR_ID task=pope task.pope.path=coco_pope_random.json task.pope.images=val2014
-python evaluate.py --cfg job task=[vqa,pope]                          # all settings, measure nothing
+python evaluate.py run=outputs/internvl_toy/RUN                       # what training measures at
+the end of its stages, again python evaluate.py run=outputs/internvl_toy/RUN task=[vqa,pope]       #
+other tasks, on the built-in scenes python evaluate.py model=FOLDER_OR_ID task=pope
+task.pope.path=coco_pope_random.json task.pope.images=val2014 python evaluate.py --cfg job
+task=[vqa,pope]                          # all settings, measure nothing
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from lightning_internvl.config.trust import trusting
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    """Check the settings, then load the model; PyTorch is imported here, so that a wrong word is answered at once."""
+    """Check the settings, then load the model; PyTorch is imported here, so that a wrong word is
+    answered at once."""
     from lightning_internvl.evaluation.settings import check_settings
 
     settings = OmegaConf.to_container(config, resolve=True)

@@ -1,4 +1,5 @@
-"""Write a finished run as a folder that others load: merge, write, read back with what will load it, compare.
+"""Write a finished run as a folder that others load: merge, write, read back with what will load
+it, compare.
 
 python export.py run=outputs/llava_toy/RUN to=my_model
 python export.py --cfg job                        # all settings
@@ -16,7 +17,8 @@ from lightning_internvl.config.trust import trusting
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
 def main(config: DictConfig) -> None:
-    """Do what the command line asks for. PyTorch is imported after the settings were found right."""
+    """Do what the command line asks for. PyTorch is imported after the settings were found
+    right."""
     from lightning_internvl.export.settings import check_settings
 
     settings = check_settings(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))

@@ -1,12 +1,14 @@
-"""Train a vision-language model through its alignment stages: compose the configuration, check it, run the stages.
+"""Train a vision-language model through its alignment stages: compose the configuration, check it,
+run the stages.
 
 python train.py                                   # the default recipe, toy size, on a CPU
 python train.py experiment=internvl_chat_toy      # another recipe
 python train.py --cfg job                         # show the configuration, train nothing
-python train.py plan=true                         # parameters, FLOPs and memory of each stage, train nothing
-python train.py doctor=true                       # look for silent failures of each stage within a minute, train nothing
-python train.py data=conversations data.path=FILE data.validate=true   # what is wrong with your data, train nothing
-python train.py resume=outputs/internvl_toy/RUN   # go on after a crash
+python train.py plan=true                         # parameters, FLOPs and memory of each stage,
+train nothing python train.py doctor=true                       # look for silent failures of each
+stage within a minute, train nothing python train.py data=conversations data.path=FILE
+data.validate=true   # what is wrong with your data, train nothing python train.py
+resume=outputs/internvl_toy/RUN   # go on after a crash
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from lightning_internvl.launch import is_started_by_trainer, shared_config
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
-    """Run what the command line asks for. PyTorch is imported here, so that `--cfg` and `--help` answer at once."""
+    """Run what the command line asks for. PyTorch is imported here, so that `--cfg` and `--help`
+    answer at once."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if config.plan:
         with nothing_written(config, run_dir) as plain:

@@ -30,7 +30,8 @@ class Evaluation(L.Callback):
         if self.predictor is None or not (trainer.is_global_zero or pl_module.is_sharded):
             return
         if not pl_module.is_sharded:
-            pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
+            # the trainer's teardown has moved it to the CPU
+            pl_module.model.to(trainer.strategy.root_device)
         journal, begun, found = Journal(cases=self.cases), time.monotonic(), {}
         with self.predictor.evaluating(trainer.precision_plugin.forward_context, journal) as predictor:
             for task in self.tasks.values():

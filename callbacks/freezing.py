@@ -25,7 +25,8 @@ class Freezing(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Stage, stage: str) -> None:
         pl_module.plan.apply(pl_module.model, pl_module.start_step)
-        if isinstance(trainer.strategy, DDPStrategy):  # it never sums gradients of weights that are frozen when it is set up
+        # it never sums gradients of weights that are frozen when it is set up
+        if isinstance(trainer.strategy, DDPStrategy):
             for name, parameter in pl_module.model.named_parameters():
                 parameter.requires_grad_(pl_module.plan.ever_trains(name))
 

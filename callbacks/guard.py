@@ -55,7 +55,8 @@ class Guard(L.Callback):
             check_number(f"callbacks.guard.{name}", value, above=0, whole=True)
         self.on_nan, self.limit, self.every_n_steps = on_nan, limit, every_n_steps
         self.batch: dict[str, Any] | None = None  # at work
-        self.keys: list[list[str]] = []  # of the micro-batches of a step, and whether their losses are finite
+        # of the micro-batches of a step, and whether their losses are finite
+        self.keys: list[list[str]] = []
         self.losses: list[Tensor] = []
         self.waiting: list[Watched] = []
         self.skipped: list[dict[str, Any]] = []
@@ -74,7 +75,8 @@ class Guard(L.Callback):
         self.losses.append(~torch.isfinite(loss.detach()))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Stage, optimizer: Optimizer) -> None:
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # it leaves out such gradients itself
+        # it leaves out such gradients itself
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         gradient = self.losses[-1] if scaled else ~torch.isfinite(gradient_norm(pl_module))
         flags = torch.stack([*self.losses, gradient]).float()
         self.waiting.append(Watched(trainer.global_step, self.keys, flags))

@@ -58,7 +58,8 @@ class Validation(L.Callback):
         if not self.found or not (trainer.is_global_zero or pl_module.is_sharded):
             return
         if not pl_module.is_sharded:
-            pl_module.model.to(trainer.strategy.root_device)  # the trainer's teardown has moved it to the CPU
+            # the trainer's teardown has moved it to the CPU
+            pl_module.model.to(trainer.strategy.root_device)
         found = self.found | pl_module.use(self._exact, trainer, pl_module, trainer.datamodule)
         if not trainer.is_global_zero:
             return

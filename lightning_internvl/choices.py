@@ -1,5 +1,6 @@
-"""Settings of how parts run: those given as one word for all parts or by part (`compile: true`, `compile: {decoder: true}`), and
-the feature cache of a stage; and which entries of a pipeline train.
+"""Settings of how parts run: those given as one word for all parts or by part (`compile: true`,
+`compile: {decoder: true}`), and the feature cache of a stage; and which entries of a pipeline
+train.
 
 Nothing here imports PyTorch.
 """
@@ -15,7 +16,8 @@ Config = dict[str, Any]
 IGNORE_INDEX = -100  # label of what no loss judges, as PyTorch's cross-entropy has it
 INHERITED = "inherited"  # parts, and how they read, from where a stage starts
 BACKENDS = ("auto", "xformers", "flash", "flex", "sdpa", "math")  # of attention
-PACKINGS = {None: None, False: None, True: "packed", "packed": "packed", "bucketed": "bucketed"}  # what data.packing may say
+# what data.packing may say
+PACKINGS = {None: None, False: None, True: "packed", "packed": "packed", "bucketed": "bucketed"}
 METHODS = {"peft": ("lora", "dora"), "quantization": ("nf4", "int8", "bf16")}
 BY_SIZE = {"size": 1.0, "sqrt": 0.5}  # weights of datasets by their lengths, and the power of these
 
@@ -28,7 +30,8 @@ CACHES = {"memory": "{where: memory, gib: 4}", "disk": "{where: disk, gib: 100, 
 
 
 def is_step(stage: Mapping[str, Any]) -> bool:
-    """Whether what stands under `stages` is a step between stages, which trains nothing (see `filtering`)."""
+    """Whether what stands under `stages` is a step between stages, which trains nothing (see
+    `filtering`)."""
     return "step" in stage
 
 

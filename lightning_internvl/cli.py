@@ -44,10 +44,13 @@ from lightning_internvl.launch import (
 )
 from lightning_internvl.messages import ConfigError, did_you_mean
 
-FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the user's input, told without a traceback
-WORK = ("checkpoints/*/last.ckpt", "handoff/*", "*/scores/*")  # what a run can go on from, of a stage or a filter
+# of the user's input, told without a traceback
+FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+# what a run can go on from, of a stage or a filter
+WORK = ("checkpoints/*/last.ckpt", "handoff/*", "*/scores/*")
 LISTS = "skipped*.jsonl"  # of samples that could not be used
-WORKERS = "data.num_workers="  # may be another on a resume; the order of samples does not depend on it
+# may be another on a resume; the order of samples does not depend on it
+WORKERS = "data.num_workers="
 LIMIT = "trainer.max_time="  # of one process
 SCREEN = 20  # lines of an error that are shown
 
@@ -114,7 +117,8 @@ def nothing_written(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any
             yield plain
     finally:
         root = Path(config.paths.root).resolve()
-        for folder in (run_dir, *(parent for parent in run_dir.parents if parent.is_relative_to(root))):  # Hydra has made them
+        # Hydra has made them
+        for folder in (run_dir, *(parent for parent in run_dir.parents if parent.is_relative_to(root))):
             _remove_if_empty(folder)
 
 
@@ -257,9 +261,11 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     plain["trainer"]["max_time"] = OmegaConf.to_container(config.trainer).get("max_time")
     if workers:
         plain["data"]["num_workers"] = config.data.num_workers
-    check_config({**plain, "init_from": None, "resume": str(run_dir)})  # the weights it started from may be gone by now
+    # the weights it started from may be gone by now
+    check_config({**plain, "init_from": None, "resume": str(run_dir)})
     if (moved or workers) and not is_helper():
-        write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain)))  # the next resume goes on with what this one has
+        # the next resume goes on with what this one has
+        write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain)))
     return plain
 
 
@@ -347,7 +353,8 @@ def explain(error: Exception) -> str:
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^'@]+)'", text)
     if unknown:
         return _unknown_setting(unknown[1])
-    if text.startswith("Caught ") and "Original Traceback" in text:  # in a process that prepares data
+    # in a process that prepares data
+    if text.startswith("Caught ") and "Original Traceback" in text:
         return re.split(r"\n\w*Error: ", text)[-1].strip()
     return text or type(error).__name__
 

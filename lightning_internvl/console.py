@@ -1,4 +1,5 @@
-"""The one console of a run: off a terminal wide enough for the tables; of several processes only the first one speaks."""
+"""The one console of a run: off a terminal wide enough for the tables; of several processes only
+the first one speaks."""
 
 from __future__ import annotations
 

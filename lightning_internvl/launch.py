@@ -1,7 +1,9 @@
-"""One run in several processes, whoever starts them: the trainer itself, torchrun or SLURM. Nothing here imports PyTorch early.
+"""One run in several processes, whoever starts them: the trainer itself, torchrun or SLURM. Nothing
+here imports PyTorch early.
 
-Processes that the trainer starts read the configuration that the first one has composed, so they compose nothing and choose no
-folder; with `--multirun` each job has processes of its own. Those that torchrun or srun start compose the same command line.
+Processes that the trainer starts read the configuration that the first one has composed, so they
+compose nothing and choose no folder; with `--multirun` each job has processes of its own. Those
+that torchrun or srun start compose the same command line.
 """
 
 from __future__ import annotations
@@ -21,12 +23,17 @@ from typing import Any
 
 from lightning_internvl.files import RUN_CONFIG, read_json, write_json
 
-RUN = "LIGHTNING_INTERNVL_RUN"  # a file with the configuration and the folder of the run that a process belongs to
-NUMBERS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # of a process or its machine, 0 in the first one
-LEFT_BEHIND = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", RUN)  # by a trainer that starts processes
+# a file with the configuration and the folder of the run that a process belongs to
+RUN = "LIGHTNING_INTERNVL_RUN"
+# of a process or its machine, 0 in the first one
+NUMBERS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+# by a trainer that starts processes
+LEFT_BEHIND = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", RUN)
 LAUNCH = "launch.json"  # in a run's folder: what started it
-UNKNOWN = "no_common_time"  # stands in the name of a folder where processes know nothing of each other
-SHELLS = ("bash", "interactive")  # names of SLURM jobs in which somebody types; Lightning knows them by these too
+# stands in the name of a folder where processes know nothing of each other
+UNKNOWN = "no_common_time"
+# names of SLURM jobs in which somebody types; Lightning knows them by these too
+SHELLS = ("bash", "interactive")
 WATCH = 2.0  # seconds between two looks at the process that started this one
 
 
@@ -36,11 +43,12 @@ def is_helper() -> bool:
 
 
 def under_srun() -> bool:
-    """Whether srun has started this process. A shell or a batch script in a SLURM job knows the tasks of the job too, but is one
-    process; a batch script even has a SLURM_PROCID, 0."""
+    """Whether srun has started this process. A shell or a batch script in a SLURM job knows the
+    tasks of the job too, but is one process; a batch script even has a SLURM_PROCID, 0."""
     if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in SHELLS:
         return False
-    batch_script = os.environ.get("ENVIRONMENT") == "BATCH"  # srun leaves this to its processes, with a SLURM_STEP_ID
+    # srun leaves this to its processes, with a SLURM_STEP_ID
+    batch_script = os.environ.get("ENVIRONMENT") == "BATCH"
     return "SLURM_STEP_ID" in os.environ or ("SLURM_PROCID" in os.environ and not batch_script)
 
 
@@ -56,7 +64,8 @@ def started_from_outside() -> bool:
 
 
 def launch_time(pattern: str) -> str:
-    """The time of the launch, the same in all processes of it; `UNKNOWN` where they could not agree on one."""
+    """The time of the launch, the same in all processes of it; `UNKNOWN` where they could not agree
+    on one."""
     if not started_from_outside():
         return datetime.now().strftime(pattern)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has a store that all processes reach
@@ -68,7 +77,8 @@ def launch_time(pattern: str) -> str:
 
 @cache
 def _torchrun_time() -> float:
-    """When torchrun was started, the same in all processes, and in those that it starts again after a failure."""
+    """When torchrun was started, the same in all processes, and in those that it starts again after
+    a failure."""
     from torch.distributed import TCPStore
 
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
@@ -77,8 +87,9 @@ def _torchrun_time() -> float:
 
 
 def launches() -> dict[str, str]:
-    """The launches that this process belongs to, each with what tells its attempts apart: torchrun starts workers again after a
-    failure (`--max-restarts`), SLURM puts a job back into its queue. None for a process that somebody has started by hand."""
+    """The launches that this process belongs to, each with what tells its attempts apart: torchrun
+    starts workers again after a failure (`--max-restarts`), SLURM puts a job back into its queue.
+    None for a process that somebody has started by hand."""
     found, env = {}, os.environ
     if "TORCHELASTIC_RUN_ID" in env and "MASTER_PORT" in env:
         name = f"torchrun {env['TORCHELASTIC_RUN_ID']} of {_torchrun_time()}"
@@ -97,8 +108,8 @@ def note_launch(run_dir: Path, command: list[str]) -> None:
 
 
 def earlier_attempt(run_dir: Path, command: list[str]) -> tuple[Path, str] | None:
-    """The run that an earlier attempt of this launch has begun with the same command, here or in a folder beside this one, and
-    the name of the launch."""
+    """The run that an earlier attempt of this launch has begun with the same command, here or in a
+    folder beside this one, and the name of the launch."""
     own = launches()
     for file in [run_dir / LAUNCH, *sorted(run_dir.parent.glob(f"*/{LAUNCH}"))] if own else []:
         noted = read_json(file, {})
@@ -112,8 +123,8 @@ def earlier_attempt(run_dir: Path, command: list[str]) -> tuple[Path, str] | Non
 
 @contextmanager
 def shared_run(config: Mapping[str, Any], run_dir: Path) -> Iterator[None]:
-    """Let the processes that a trainer starts inside find the run. Afterwards nothing is left of them, so that the next job of a
-    sweep starts its own."""
+    """Let the processes that a trainer starts inside find the run. Afterwards nothing is left of
+    them, so that the next job of a sweep starts its own."""
     if started_from_outside() or RUN in os.environ:
         yield
         return
@@ -147,7 +158,8 @@ def is_started_by_trainer() -> bool:
 
 
 def shared_config() -> tuple[dict[str, Any], Path]:
-    """The configuration and the folder of the run, in a process that a trainer has started. It ends when that one has ended."""
+    """The configuration and the folder of the run, in a process that a trainer has started. It ends
+    when that one has ended."""
     shared = json.loads(Path(os.environ[RUN]).read_text(encoding="utf-8"))
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return shared["config"], Path(shared["run_dir"])

@@ -1,4 +1,5 @@
-"""What a user is told: faults of the configuration, the first of many names, the nearest valid word."""
+"""What a user is told: faults of the configuration, the first of many names, the nearest valid
+word."""
 
 from __future__ import annotations
 

@@ -149,7 +149,8 @@ def _rehearsed_model(settings: StageSettings, run_dir: Path, build: Build) -> VL
     with torch.device("meta"):
         stage = assemble(settings, run_dir, build).stage
         stage.configure_optimizers()
-        handoff.manifest_config(stage.model, settings.parts.config)  # what nothing could open is told before it is trained
+        # what nothing could open is told before it is trained
+        handoff.manifest_config(stage.model, settings.parts.config)
     check_compiler(settings.compile, settings.trainer.accelerator)
     return stage.model
 
@@ -236,7 +237,8 @@ def quiet_lightning() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         "The \\.grad attribute of a Tensor that is not a leaf .*",  # torch.compile looks at it
-        "FSDP2-wrapped module .* returned a view tensor.*",  # nothing writes into what a block returns
+        # nothing writes into what a block returns
+        "FSDP2-wrapped module .* returned a view tensor.*",
     ):
         warnings.filterwarnings("ignore", message)
 

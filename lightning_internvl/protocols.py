@@ -1,18 +1,21 @@
-"""What a part must offer. Three protocols, no registry: a part is one Python file and one YAML that names its class.
+"""What a part must offer. Three protocols, no registry: a part is one Python file and one YAML that
+names its class.
 
-A part that reads more than what is listed here names it in a class attribute `inputs`, a tuple of keyword names
-(`image_grid_thw`, `qformer_input_ids`); batches carry them under these names, and the model passes each on to the parts that
-list it.
+A part that reads more than what is listed here names it in a class attribute `inputs`, a tuple of
+keyword names (`image_grid_thw`, `qformer_input_ids`); batches carry them under these names, and the
+model passes each on to the parts that list it.
 
-A part may say in a class attribute `roles`, a mapping of roles to patterns of its own names, what of it has a role that rules
-name (`encoder.@patch_embedding`; see `lightning_internvl.stages.roles`). In a part without them such rules apply to nothing.
+A part may say in a class attribute `roles`, a mapping of roles to patterns of its own names, what
+of it has a role that rules name (`encoder.@patch_embedding`; see
+`lightning_internvl.stages.roles`). In a part without them such rules apply to nothing.
 
-An encoder whose pictures are no (N, 3, S, S) says with `blank(pixel_values)` what it reads in a batch without any: its inputs by
-name. A decoder that lists `visual` gets the visual tokens (N, T, D) for attention of its own instead of having them inserted.
-One that lists `segments` reads packed rows: it gets for each row the lengths of its samples, and lets none see another.
+An encoder whose pictures are no (N, 3, S, S) says with `blank(pixel_values)` what it reads in a
+batch without any: its inputs by name. A decoder that lists `visual` gets the visual tokens (N, T,
+D) for attention of its own instead of having them inserted. One that lists `segments` reads packed
+rows: it gets for each row the lengths of its samples, and lets none see another.
 
-Letters: N images, S side in pixels, P visual tokens, D encoder width, T decoder tokens of an image, H decoder width,
-L text length, E contrastive width, V vocabulary.
+Letters: N images, S side in pixels, P visual tokens, D encoder width, T decoder tokens of an image,
+H decoder width, L text length, E contrastive width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Middleware(Protocol):
-    """Visual tokens to what the decoder reads. `layers` names the hidden states it wants from the encoder."""
+    """Visual tokens to what the decoder reads. `layers` names the hidden states it wants from the
+    encoder."""
 
     layers: tuple[int, ...]
 
@@ -111,7 +115,8 @@ class Part(nn.Module):
     """Encoders, middlewares and decoders.
 
     Attributes:
-        settings: the arguments of its constructor by name, those of a base class that they were handed on to among them.
+        settings: the arguments of its constructor by name, those of a base class that they were
+            handed on to among them.
     """
 
     settings: dict[str, Any]
@@ -123,8 +128,9 @@ class Part(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration of a part with the same architecture: `_target_` and settings in plain values. It is that of the part
-        as it was made: a table of positions that was resized since has its first size."""
+        """The configuration of a part with the same architecture: `_target_` and settings in plain
+        values. It is that of the part as it was made: a table of positions that was resized since
+        has its first size."""
         own = {name: value.config if isinstance(value, Part) else value for name, value in self.settings.items()}
         own |= getattr(self, "without_source", {})
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **own}
@@ -150,7 +156,8 @@ class TensorPlan(NamedTuple):
 
     Attributes:
         columns, rows: patterns of names of linear layers, below the part.
-        counts: numbers that a share must be a whole part of (heads, widths), by their names in messages.
+        counts: numbers that a share must be a whole part of (heads, widths), by their names in
+            messages.
     """
 
     columns: tuple[str, ...]

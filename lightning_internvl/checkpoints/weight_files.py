@@ -21,7 +21,8 @@ from lightning_internvl.messages import first_of
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
 Shape = tuple[int, ...]
-WRAPPERS = ("module", "model", "state_dict")  # keys under which trainers have put a whole state dict
+# keys under which trainers have put a whole state dict
+WRAPPERS = ("module", "model", "state_dict")
 
 
 class WeightFiles:

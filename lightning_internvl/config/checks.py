@@ -31,12 +31,14 @@ KEYS = (
     *BLOCKWISE,
 )  # fmt: skip
 ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
-STREAMED = ("shards", "sources", "weights", "schedule")  # settings of data from shards that are looked into before the start
+# settings of data from shards that are looked into before the start
+STREAMED = ("shards", "sources", "weights", "schedule")
 
 NO_EPOCHS = "a stage is counted in steps (max_steps=N, stages.NAME.max_steps=N)"
 NO_VALIDATION = "callbacks.tracking.every_n_steps=N measures while a stage trains, callbacks.validation at its end"
 SHORTER = "max_steps=N makes all stages shorter, debug=fast tries them with four steps each"
-OWN_ARGUMENTS: dict[str, tuple[Any, str]] = {  # of Lightning's Trainer that the program sets itself, or that break its counting:
+# of Lightning's Trainer that the program sets itself, or that break its counting:
+OWN_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "max_steps": (None, NO_EPOCHS),  # what they may be, and what does it here
     "min_steps": (None, NO_EPOCHS),
     "max_epochs": (-1, NO_EPOCHS),
@@ -124,13 +126,15 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _trust_faults(config: Mapping[str, Any]) -> Iterable[str]:
-    from lightning_internvl.config.trust import folder_faults, packages_of, trust_faults  # which need this file
+    # which need this file
+    from lightning_internvl.config.trust import folder_faults, packages_of, trust_faults
 
     named = config.get("trust") or []
     if faults := list(trust_faults(named)):
         yield from faults
     elif config["init_from"]:
-        yield from folder_faults(config["init_from"], [*named, *packages_of(config)])  # the user's own parts are named already
+        # the user's own parts are named already
+        yield from folder_faults(config["init_from"], [*named, *packages_of(config)])
 
 
 def _trainer_faults(trainer: Mapping[str, Any] | None) -> Iterable[str]:
@@ -156,7 +160,8 @@ def _stream_faults(config: Mapping[str, Any], stage: Mapping[str, Any], look: bo
     from lightning_internvl.config.stream_checks import stream_faults  # for data from shards alone
 
     count = processes({**config["trainer"], **(stage.get("trainer") or {})})
-    layers = config["strategy"].get("tensor_parallel_size", 1)  # processes that read the same samples
+    # processes that read the same samples
+    layers = config["strategy"].get("tensor_parallel_size", 1)
     readers = count // layers if count and isinstance(layers, int) and layers > 0 else None
     yield from stream_faults(data, readers, look=look and not is_helper())
 

@@ -13,7 +13,9 @@ from lightning_internvl.launch import started_from_outside, started_processes
 
 HARDWARE = ("devices", "num_nodes", "accelerator")  # of the trainer; a run may go on with others
 INSTEAD = "use strategy=fsdp2, which does as {0}, with strategy.reshard_after_forward=false as {1}"
-REFUSED = {  # strategies of Lightning by the beginnings of their names, why stages cannot use them, and what does the same
+# strategies of Lightning by the beginnings of their names, why stages cannot use them, and what
+# does the same
+REFUSED = {
     "fsdp": (
         "FSDP 1 lays weights out flat and renames their modules, but a stage freezes, decays and hands over by name and shape; "
         + INSTEAD.format("FULL_SHARD", "SHARD_GRAD_OP")

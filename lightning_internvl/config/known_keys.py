@@ -31,7 +31,8 @@ COLLATORS = {
     "chats": "lightning_internvl.data.collate.chats.ChatCollator",
     "labels": "lightning_internvl.data.collate.labels.LabelCollator",
 }
-CHATS = ("template", "system", "image_frame", "max_text_tokens")  # from which the arguments of the collator are made
+# from which the arguments of the collator are made
+CHATS = ("template", "system", "image_frame", "max_text_tokens")
 # Parameters that the program fills in, by the group whose classes and functions have them.
 GIVEN = {
     "module": ("model", "name", "run_dir", "parts", "optimizer", "scheduler", "max_steps", "seed", "start_step"),
@@ -186,19 +187,22 @@ def _data_faults(path: str, own: Node, data: Node) -> Iterator[str]:
     for kind in KINDS:
         node, common = own.get(kind), data.get(kind) or {}
         if isinstance(node, Mapping) and "_target_" not in {**common, **node}:
-            yield from unknown(f"{path}.{kind}", node, ("length",))  # debug=overfit gives one to all kinds
+            # debug=overfit gives one to all kinds
+            yield from unknown(f"{path}.{kind}", node, ("length",))
         yield from node_faults(f"{path}.{kind}", node, target=common.get("_target_"))
     processor = data["processor"].get("_target_")
     for name in ("processor", "eval_processor"):
         yield from _processor_faults(f"{path}.{name}", own.get(name), processor)
     for kind in ("pairs", "chats"):
         yield from unknown(f"{path}.{kind}_collate", own.get(f"{kind}_collate"), _collate_keys(kind))
-    held_out = (data.get("held_out") or {}).get("_target_") or HELD_OUT  # debug=fast gives sizes to data without any
+    # debug=fast gives sizes to data without any
+    held_out = (data.get("held_out") or {}).get("_target_") or HELD_OUT
     yield from node_faults(f"{path}.held_out", own.get("held_out"), target=held_out)
 
 
 def _processor_faults(path: str, node: Any, target: str | None) -> Iterator[str]:
-    if isinstance(node, Mapping) and (node.get("_target_") or target) == INHERITED:  # any one of this project
+    # any one of this project
+    if isinstance(node, Mapping) and (node.get("_target_") or target) == INHERITED:
         kinds = {name for name in named_in_conf() if ".data.processors." in name}
         yield from unknown(path, node, sorted({name for kind in kinds for name in _names(kind)}))
     else:

@@ -15,12 +15,14 @@ from lightning_internvl.config.trust import folder_faults
 from lightning_internvl.messages import did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
-READING = ("template", "system", "tokenizer", "pictures")  # how a folder is read that does not say it
+# how a folder is read that does not say it
+READING = ("template", "system", "tokenizer", "pictures")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Which finished model a command takes, and how; fields are those of conf/chat.yaml and conf/evaluate.yaml."""
+    """Which finished model a command takes, and how; fields are those of conf/chat.yaml and
+    conf/evaluate.yaml."""
 
     run: str | None
     model: str | None

@@ -24,7 +24,8 @@ Config = dict[str, Any]
 VALUE, GROUP, DELETED = "value", "group", "deleted"  # how a setting is given: X.Y=1, X=FILE, ~X.Y
 TRAINING = ("optimizer", "scheduler")  # groups without a meaning where nothing trains
 RECIPE = ("optimizer", "scheduler", "trainer")  # groups of a recipe that win over stage files
-KEPT = {"scheduler": ("warmup_steps",)}  # of a stage's own where another file of the group is chosen; else what the file names
+# of a stage's own where another file of the group is chosen; else what the file names
+KEPT = {"scheduler": ("warmup_steps",)}
 ABSENT = object()
 
 
@@ -241,7 +242,8 @@ class _Change:
         group = self.stage.get(own[0])
         if not isinstance(group, dict) or self._is_own(own):
             return
-        whole = group.get("_target_")  # of a class of its own, so that nothing common is left below it
+        # of a class of its own, so that nothing common is left below it
+        whole = group.get("_target_")
         if whole and own[0] in PARTS and whole != _at(self.config, (own[0], "_target_")):
             return
         node: Any = group

@@ -10,7 +10,8 @@ from typing import Any
 from lightning_internvl.choices import BLOCKWISE, PACKINGS, PARTS, Config, block_settings
 
 LIGHT = ("peft", "quantization")  # groups with a setting for each part
-COMMON = ("encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer", *LIGHT)  # that a stage may change
+# that a stage may change
+COMMON = ("encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer", *LIGHT)
 STAGE_KEYS = (
     "module", "parts", "objectives", "max_steps", "batch_size", "new", "dropped", "data", "collate", "evaluation", "samples",
     *COMMON, "datasets", "feature_cache", *BLOCKWISE,

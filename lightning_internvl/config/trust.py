@@ -30,8 +30,10 @@ from lightning_internvl.messages import ConfigError
 PACKAGE = "lightning_internvl"
 MANIFEST = "manifest.json"
 FETCHING = {"pretrained", "init_from_llm", "trust_remote_code", "auto_map", "_name_or_path"}
-WEIGHTS = ("pretrained", "init_from_llm", "tokenizer.folder")  # what of a run names a place of weights or a tokenizer
-BUILDS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")  # of a configuration: words with a meaning for Hydra
+# what of a run names a place of weights or a tokenizer
+WEIGHTS = ("pretrained", "init_from_llm", "tokenizer.folder")
+# of a configuration: words with a meaning for Hydra
+BUILDS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 SHOWN = 8  # faults of one folder that are told
 
 _named: ContextVar[tuple[str, ...]] = ContextVar("trust", default=())
@@ -126,7 +128,8 @@ def check_run(config: Mapping[str, Any], place: Path, fetches: bool = False) -> 
         faults += _interpolation_faults(path, value)
         faults += _place_faults(path, value) if fetches and path.endswith(WEIGHTS) else ()
     start = config.get("init_from")
-    if fetches and start and not Path(str(start)).parent.is_dir():  # a folder that has gone by now is no hub id
+    # a folder that has gone by now is no hub id
+    if fetches and start and not Path(str(start)).parent.is_dir():
         faults += _place_faults("init_from", start)
     _raise(faults, place)
 
@@ -190,7 +193,8 @@ def _is_note(key: str, value: Any) -> bool:
 
 
 def _fetches(key: str, value: Any) -> bool:
-    kernels = str(key).endswith("_implementation") and "/" in str(value)  # of the hub; names without a slash are built in
+    # of the hub; names without a slash are built in
+    kernels = str(key).endswith("_implementation") and "/" in str(value)
     return bool(value) and (key in FETCHING or kernels)
 
 

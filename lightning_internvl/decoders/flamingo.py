@@ -1,8 +1,8 @@
-"""The decoder of Flamingo: a frozen language model in which gated cross-attention reads pictures before every k-th block (Alayrac
-et al. 2022, section 2.2; public design of OpenFlamingo).
+"""The decoder of Flamingo: a frozen language model in which gated cross-attention reads pictures
+before every k-th block (Alayrac et al. 2022, section 2.2; public design of OpenFlamingo).
 
-Letters: B rows, L text length, H width, N pictures of the batch, M most pictures of a row, T visual tokens of a picture, D their
-width.
+Letters: B rows, L text length, H width, N pictures of the batch, M most pictures of a row, T visual
+tokens of a picture, D their width.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ from lightning_internvl.layers.basic import feed_forward, init_normal, merge_hea
 
 
 class FlamingoCausalLM(HFCausalLM):
-    """A language model that reads visual tokens by attention, one placeholder for each picture marking where it stands.
+    """A language model that reads visual tokens by attention, one placeholder for each picture
+    marking where it stands.
 
-    A text token sees the picture before it, and no other; with `all_before` all pictures before it. The placeholder itself
-    sees its own. Gates start at zero, so that a fresh model gives the language model's own logits. Blocks are reached by hooks,
-    and the language model keeps its class and names; the layers of attention lie below `cross`, to train them alone:
-    `train: [middleware, decoder.cross]`.
+    A text token sees the picture before it, and no other; with `all_before` all pictures before it.
+    The placeholder itself sees its own. Gates start at zero, so that a fresh model gives the
+    language model's own logits. Blocks are reached by hooks, and the language model keeps its class
+    and names; the layers of attention lie below `cross`, to train them alone: `train: [middleware,
+    decoder.cross]`.
 
     Args:
         encoder_dim: D (completed from the encoder; the resampler keeps its width).
-        every: k, counted so that the last of k blocks has one (published: 1 for 3B, 4 for 9B, 7 for 80B).
+        every: k, counted so that the last of k blocks has one (published: 1 for 3B, 4 for 9B, 7 for
+            80B).
         heads, head_dim, mlp_ratio: of the cross-attention layers (OpenFlamingo: 8, 64, 4).
         all_before: whether text sees all pictures before it.
-        gate: where the gates start; 0.0 leaves a trained language model as it is, a fresh one learns to look sooner from 1.0.
+        gate: where the gates start; 0.0 leaves a trained language model as it is, a fresh one
+            learns to look sooner from 1.0.
         init_std: deviation of the initial weights of the cross-attention layers.
         options: of `HFCausalLM`.
 
@@ -102,7 +106,8 @@ class FlamingoCausalLM(HFCausalLM):
         visual_places: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """New ids (B, <= max_new_tokens) after left-padded prompts; what is written sees the last picture of its row."""
+        """New ids (B, <= max_new_tokens) after left-padded prompts; what is written sees the last
+        picture of its row."""
         with self._showing(embeds_BLH, visual, visual_places):
             return super().generate(embeds_BLH, attention_mask_BL, **options)
 
@@ -138,16 +143,19 @@ class _Shown:
         if len(visual_NTD):
             media = media.masked_scatter(held[..., None, None], visual_NTD)
         self.media = media.flatten(1, 2)
-        own = numbers <= before[..., None] if all_before else numbers == before[..., None]  # B, L, M
+        # B, L, M
+        own = numbers <= before[..., None] if all_before else numbers == before[..., None]
         if segments is not None:
             check_segments(segments, places_BL.shape[1], len(places_BL))
             begin = on_device(starts(segments, places_BL.shape[1]), places_BL.device)
-            others = (before - places_BL.long()).gather(1, begin)  # pictures of the samples before, in the same row
+            # pictures of the samples before, in the same row
+            others = (before - places_BL.long()).gather(1, begin)
             own = own & (numbers > others[..., None])
         self.seen = own.repeat_interleave(visual_NTD.shape[1], dim=2)
 
     def at(self, hidden_BLH: Tensor) -> tuple[Tensor, Tensor]:
-        """Media and what is seen of them for the rows and tokens of a step: all, or in generation the newest, for each beam."""
+        """Media and what is seen of them for the rows and tokens of a step: all, or in generation
+        the newest, for each beam."""
         beams, length = len(hidden_BLH) // len(self.media), hidden_BLH.shape[1]
         media = self.media if beams == 1 else self.media.repeat_interleave(beams, dim=0)
         seen = self.seen if length == self.seen.shape[1] else self.seen[:, -1:].expand(-1, length, -1)
@@ -155,7 +163,8 @@ class _Shown:
 
 
 class _Before:
-    """The hook of one block: an object, so that a copy of the model refers to the copied decoder."""
+    """The hook of one block: an object, so that a copy of the model refers to the copied
+    decoder."""
 
     def __init__(self, decoder: FlamingoCausalLM, name: str) -> None:
         self.decoder, self.name = decoder, name
@@ -171,7 +180,8 @@ class _Before:
 
 
 class GatedCrossAttention(nn.Module):
-    """Text attends to visual tokens, then a feed-forward layer; each is added times the tanh of a gate that starts at zero.
+    """Text attends to visual tokens, then a feed-forward layer; each is added times the tanh of a
+    gate that starts at zero.
 
     Parameter names are those of OpenFlamingo (`gated_cross_attn_layer`).
     """
@@ -202,6 +212,7 @@ class _MaskedCrossAttention(nn.Module):
         keys, values = self.to_kv(media_BSD.to(self.norm.weight.dtype)).chunk(2, dim=-1)
         q, k, v = (split_heads(t, self.heads) for t in (self.to_q(self.norm(x_BLH)), keys, values))
         some = seen_BLS.any(dim=2)
-        # A token before any picture sees nothing: it may look anywhere, and what it finds is not taken.
+        # A token before any picture sees nothing: it may look anywhere, and what it finds is not
+        # taken.
         out = merge_heads(attend(q, k, v, mask=(seen_BLS | ~some[..., None])[:, None]))
         return self.to_out(out * some[..., None])

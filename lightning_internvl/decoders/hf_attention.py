@@ -1,9 +1,12 @@
-"""Our attention inside the language models of transformers, for packed rows and for backends that were asked for.
+"""Our attention inside the language models of transformers, for packed rows and for backends that
+were asked for.
 
-A model keeps the attention of its configuration until one of the two is needed; then it goes through `attend`. For rows that are
-not packed that is PyTorch's attention as transformers calls it, unless the configuration of the run asks for another.
+A model keeps the attention of its configuration until one of the two is needed; then it goes
+through `attend`. For rows that are not packed that is PyTorch's attention as transformers calls it,
+unless the configuration of the run asks for another.
 
-Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of a head, L length of a row.
+Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of
+a head, L length of a row.
 """
 
 from __future__ import annotations
@@ -57,7 +60,8 @@ def attention(
 
 
 def _mask(*sizes: Any, attention_mask: Tensor | Mask | None = None, **options: Any) -> Tensor | Mask | None:
-    """A mask described by lengths stays what it is; of others PyTorch's attention gets what it always gets."""
+    """A mask described by lengths stays what it is; of others PyTorch's attention gets what it
+    always gets."""
     return attention_mask if isinstance(attention_mask, Mask) else sdpa_mask(*sizes, attention_mask=attention_mask, **options)
 
 
@@ -75,7 +79,8 @@ def _check_options(module: torch.nn.Module, mask: Tensor | Mask | None, options:
 
 
 def use_ours(model: PreTrainedModel) -> None:
-    """Let a model's attention go through `attend`; one that has an attention of its own keeps it."""
+    """Let a model's attention go through `attend`; one that has an attention of its own keeps
+    it."""
     if _follows_interface(model):
         for part in model.modules():  # an encoder-decoder has a configuration for each stack
             if isinstance(part, PreTrainedModel) and part.config._attn_implementation not in _reads_masks:
@@ -83,10 +88,12 @@ def use_ours(model: PreTrainedModel) -> None:
 
 
 def packed_inputs(model: PreTrainedModel, segments: Segments, attention_mask_BL: Tensor) -> dict[str, Any]:
-    """What a model reads of packed rows: `attention_mask`, of which no square is made, and `position_ids` (B, L) from 0 in each.
+    """What a model reads of packed rows: `attention_mask`, of which no square is made, and
+    `position_ids` (B, L) from 0 in each.
 
     Raises:
-        ValueError: for segments that do not fit the rows, and for a model that would let one sample see another.
+        ValueError: for segments that do not fit the rows, and for a model that would let one sample
+            see another.
     """
     length = attention_mask_BL.shape[1]
     _check_rows(segments, attention_mask_BL)

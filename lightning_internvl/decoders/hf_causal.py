@@ -24,7 +24,8 @@ NOTES = (
 
 
 def _without_private(value: Any) -> Any:
-    """A configuration without private keys, at any depth: a library's notes, such as where a GGUF file says that it is from."""
+    """A configuration without private keys, at any depth: a library's notes, such as where a GGUF
+    file says that it is from."""
     if isinstance(value, list):
         return [_without_private(one) for one in value]
     if not isinstance(value, dict):
@@ -33,23 +34,30 @@ def _without_private(value: Any) -> Any:
 
 
 class HFCausalLM(Part):
-    """A language model that writes the answer; its parameters keep their Hugging Face names below `lm.`.
+    """A language model that writes the answer; its parameters keep their Hugging Face names below
+    `lm.`.
 
-    It reads packed rows: `segments` are the lengths of the samples of each row, which see themselves alone.
+    It reads packed rows: `segments` are the lengths of the samples of each row, which see
+    themselves alone.
 
     Args:
-        pretrained: a hub id, a local folder, a GGUF file or `package:NAME` (see `sources.local_source`); its weights are loaded.
-            None builds from `config` with random weights.
-        config: fields of the model's configuration, `model_type` among them (toy models and overrides).
-        vocab_size: rows of the embedding table (completed from the tokenizer); a pretrained table is grown to it, and its new
-            rows start as the mean of the old ones.
+        pretrained: a hub id, a local folder, a GGUF file or `package:NAME` (see
+            `sources.local_source`); its weights are loaded. None builds from `config` with random
+            weights.
+        config: fields of the model's configuration, `model_type` among them (toy models and
+            overrides).
+        vocab_size: rows of the embedding table (completed from the tokenizer); a pretrained table
+            is grown to it, and its new rows start as the mean of the old ones.
         vocab_multiple: a pretrained table that grows gets rows up to a multiple of this.
-        embed_std: deviation of the initial token embeddings of a model built from `config`; None: that of `config`.
+        embed_std: deviation of the initial token embeddings of a model built from `config`; None:
+            that of `config`.
 
-    On the meta device no weights are loaded, and nothing at all is read where `config` has a `model_type`.
+    On the meta device no weights are loaded, and nothing at all is read where `config` has a
+    `model_type`.
 
     Raises:
-        ValueError: without `pretrained` and `config`; if what `pretrained` names cannot be loaded with this `config`.
+        ValueError: without `pretrained` and `config`; if what `pretrained` names cannot be loaded
+            with this `config`.
     """
 
     inputs: tuple[str, ...] = ("segments",)
@@ -96,7 +104,8 @@ class HFCausalLM(Part):
         return load_weights(self.models, pretrained, "decoder.pretrained", **config)
 
     def grow(self, rows: int, multiple: int = 1) -> None:
-        """More rows in the tables of words, tied or not. transformers would draw them around the mean; the mean needs no luck."""
+        """More rows in the tables of words, tied or not. transformers would draw them around the
+        mean; the mean needs no luck."""
         known = self.vocab_size
         self.lm.resize_token_embeddings(rows, pad_to_multiple_of=multiple, mean_resizing=False)
         tables = [self.lm.get_input_embeddings(), self.lm.get_output_embeddings()]
@@ -109,8 +118,9 @@ class HFCausalLM(Part):
         return list(max(lists, key=len)) if lists else [self.lm]
 
     def tensor_plan(self) -> TensorPlan | None:
-        """Layers that tensor parallelism divides, where transformers says so for blocks of LLaMA's kind. A norm of single heads
-        (qwen3) would need gradients of all shares, and what a subclass adds to a block is not known here: neither is divided."""
+        """Layers that tensor parallelism divides, where transformers says so for blocks of LLaMA's
+        kind. A norm of single heads (qwen3) would need gradients of all shares, and what a subclass
+        adds to a block is not known here: neither is divided."""
         ways, config = getattr(self.lm.config, "base_model_tp_plan", None) or {}, self.lm.config
         if type(self) is not HFCausalLM or not ways or set(ways.values()) != {"colwise", "rowwise"}:
             return None
@@ -125,13 +135,15 @@ class HFCausalLM(Part):
 
     @property
     def plain_config(self) -> dict[str, Any]:
-        """The `config` of the same architecture, in plain values, `model_type` among them; transformers writes it like this."""
+        """The `config` of the same architecture, in plain values, `model_type` among them;
+        transformers writes it like this."""
         config = json.loads(self.lm.config.to_json_string(use_diff=False))
         return {key: value for key, value in _without_private(config).items() if key not in NOTES}
 
     @property
     def without_source(self) -> dict[str, Any]:
-        """Settings that take the place of those given, to build the same architecture without reading a checkpoint."""
+        """Settings that take the place of those given, to build the same architecture without
+        reading a checkpoint."""
         return {"pretrained": None, "config": self.plain_config, "vocab_size": self.vocab_size}
 
     @property
@@ -152,19 +164,23 @@ class HFCausalLM(Part):
         """States after the final norm: (B, L, H) -> (B, L, H).
 
         Args:
-            segments: for each row the lengths of its samples in order, where rows are packed; what is left of a row is padding.
+            segments: for each row the lengths of its samples in order, where rows are packed; what
+                is left of a row is padding.
 
         Raises:
-            ValueError: for segments that do not fit the rows, or a language model that cannot keep samples apart.
+            ValueError: for segments that do not fit the rows, or a language model that cannot keep
+                samples apart.
         """
         if segments is not None:
             options = packed_inputs(self.lm, segments, attention_mask_BL)
             return self.lm.base_model(inputs_embeds=embeds_BLH, use_cache=False, **options)[0]
-        if embeds_BLH.is_meta:  # transformers would look into a mask of two dimensions; one of four it takes as it is
+        # transformers would look into a mask of two dimensions; one of four it takes as it is
+        if embeds_BLH.is_meta:
             length = attention_mask_BL.shape[1]
             attention_mask_BL = attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)
         options: dict[str, Any] = {"attention_mask": attention_mask_BL, "use_cache": False}
-        if embeds_BLH.is_meta and self.lm.config.model_type == "opt":  # it counts positions in a mask of two dimensions
+        # it counts positions in a mask of two dimensions
+        if embeds_BLH.is_meta and self.lm.config.model_type == "opt":
             places = torch.arange(embeds_BLH.shape[1], device=embeds_BLH.device)
             options["position_ids"] = places.expand(len(embeds_BLH), -1)
         return self.lm.base_model(inputs_embeds=embeds_BLH, **options)[0]
@@ -180,5 +196,6 @@ class HFCausalLM(Part):
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
-        """New ids (B, <= max_new_tokens) after left-padded prompts given as embeddings; options as in transformers."""
+        """New ids (B, <= max_new_tokens) after left-padded prompts given as embeddings; options as
+        in transformers."""
         return self.lm.generate(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, **options)

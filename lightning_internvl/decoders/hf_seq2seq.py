@@ -1,5 +1,5 @@
-"""Any Hugging Face encoder-decoder as the decoder: its encoder reads pictures and prompt, its decoder writes the answer
-(Flan-T5 in BLIP-2 and InstructBLIP).
+"""Any Hugging Face encoder-decoder as the decoder: its encoder reads pictures and prompt, its
+decoder writes the answer (Flan-T5 in BLIP-2 and InstructBLIP).
 
 Letters: B rows, L prompt length, A answer length, H width.
 """
@@ -16,17 +16,19 @@ from lightning_internvl.decoders.hf_causal import HFCausalLM
 
 
 class HFSeq2SeqLM(HFCausalLM):
-    """A language model whose labels are answers of their own, not the rest of the prompt; its names are kept below `lm.`.
+    """A language model whose labels are answers of their own, not the rest of the prompt; its names
+    are kept below `lm.`.
 
     It reads no packed rows: answers are rows of their own.
 
-    Args: those of `HFCausalLM`. With `config`, `tie_word_embeddings` says whether input and output embeddings are one tensor,
-    whatever the library makes of it.
+    Args: those of `HFCausalLM`. With `config`, `tie_word_embeddings` says whether input and output
+    embeddings are one tensor, whatever the library makes of it.
     """
 
     models = AutoModelForSeq2SeqLM
     inputs = ("labels", "decoder_input_ids")
-    shifts = False  # the state at a place judges the label at that place: the inputs are shifted instead
+    # the state at a place judges the label at that place: the inputs are shifted instead
+    shifts = False
 
     def __init__(self, *, config: dict[str, Any] | None = None, **settings: Any) -> None:
         super().__init__(config=config, **settings)
@@ -35,7 +37,8 @@ class HFSeq2SeqLM(HFCausalLM):
         else:
             self._tied = self.lm.get_output_embeddings().weight is self.lm.get_input_embeddings().weight
         self.lm.config.tie_word_embeddings = self._tied
-        if getattr(self.lm.config, "decoder_start_token_id", None) is None:  # T5's answers begin with padding
+        # T5's answers begin with padding
+        if getattr(self.lm.config, "decoder_start_token_id", None) is None:
             self.lm.config.decoder_start_token_id = self.lm.config.pad_token_id
         if self.lm.generation_config.decoder_start_token_id is None:
             self.lm.generation_config.decoder_start_token_id = self.lm.config.decoder_start_token_id
@@ -51,7 +54,8 @@ class HFSeq2SeqLM(HFCausalLM):
         return self._tied
 
     def tie(self) -> None:
-        """Let the embeddings of encoder and decoder, and the output's if tied, share one tensor again."""
+        """Let the embeddings of encoder and decoder, and the output's if tied, share one tensor
+        again."""
         shared = self.lm.get_input_embeddings().weight
         for stack in (self.lm.get_encoder(), self.lm.get_decoder()):
             stack.get_input_embeddings().weight = shared
@@ -73,7 +77,8 @@ class HFSeq2SeqLM(HFCausalLM):
         """States of the answer, ready for `head`: (B, L, H) and the answer's ids -> (B, A, H).
 
         Args:
-            labels: (B, A), -100 where nothing is to be learnt; shifted, they are what the decoder reads.
+            labels: (B, A), -100 where nothing is to be learnt; shifted, they are what the decoder
+                reads.
             decoder_input_ids: (B, A), what the decoder reads instead.
 
         Raises:
@@ -85,7 +90,8 @@ class HFSeq2SeqLM(HFCausalLM):
             decoder_input_ids = self.lm.prepare_decoder_input_ids_from_labels(labels)
         mask, cross = attention_mask_BL, attention_mask_BL
         own = None
-        if embeds_BLH.is_meta:  # transformers would look into a mask of two dimensions; those of four it takes as they are
+        # transformers would look into a mask of two dimensions; those of four it takes as they are
+        if embeds_BLH.is_meta:
             prompt, answer = mask.shape[1], decoder_input_ids.shape[1]
             mask, cross = (attention_mask_BL.bool()[:, None, None].expand(-1, 1, n, prompt) for n in (prompt, answer))
             own = torch.ones(len(mask), 1, answer, answer, dtype=torch.bool, device=mask.device).tril()
@@ -101,5 +107,6 @@ class HFSeq2SeqLM(HFCausalLM):
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
-        """New ids (B, <= max_new_tokens) after prompts given as embeddings; options as in transformers."""
+        """New ids (B, <= max_new_tokens) after prompts given as embeddings; options as in
+        transformers."""
         return self.lm.generate(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, **options)[:, 1:]

@@ -1,7 +1,8 @@
-"""The decoder of Qwen2-VL: Qwen2 with rotary positions of three streams, time, row and column (Wang et al. 2024, section 2.1;
-M-RoPE of the official `modeling_qwen2_vl.py`).
+"""The decoder of Qwen2-VL: Qwen2 with rotary positions of three streams, time, row and column (Wang
+et al. 2024, section 2.1; M-RoPE of the official `modeling_qwen2_vl.py`).
 
-Letters: B rows, L text length, H width, N pictures or videos, M merged visual tokens of all of them.
+Letters: B rows, L text length, H width, N pictures or videos, M merged visual tokens of all of
+them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ KINDS = ("qwen2", "qwen2_vl_text")
 
 
 class MRopeLM(Qwen2VLPreTrainedModel, GenerationMixin):
-    """The text model of Qwen2-VL with its output embeddings: `model.*` and `lm_head`, as the official files name them."""
+    """The text model of Qwen2-VL with its output embeddings: `model.*` and `lm_head`, as the
+    official files name them."""
 
     config: Qwen2VLTextConfig
     config_class = Qwen2VLTextConfig
@@ -54,7 +56,8 @@ class MRopeLM(Qwen2VLPreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """What generation needs: logits (B, L or the last `logits_to_keep`, V); `position_ids` are (3, B, L)."""
+        """What generation needs: logits (B, L or the last `logits_to_keep`, V); `position_ids` are
+        (3, B, L)."""
         read = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -68,7 +71,8 @@ class MRopeLM(Qwen2VLPreTrainedModel, GenerationMixin):
 
 
 class _Configs:
-    """Configurations of Qwen2 and of the text model of Qwen2-VL, which differ in their rotary positions only."""
+    """Configurations of Qwen2 and of the text model of Qwen2-VL, which differ in their rotary
+    positions only."""
 
     @staticmethod
     def for_model(kind: str, **fields: Any) -> Qwen2VLTextConfig:
@@ -84,13 +88,14 @@ class MRopeCausalLM(HFCausalLM):
 
     Args:
         merge_size: patches to a side that became one visual token; grids count patches.
-        time_counts: whether text after a video goes on behind its last step also where that lies beyond its rows and columns, as
-            in the released code of 2024; False: behind rows and columns alone, as in transformers 5. They differ for long
-            videos of small frames only.
-        pretrained: a folder or id of a Qwen2; it may hold a plain Qwen2, as the first stage starts from one.
+        time_counts: whether text after a video goes on behind its last step also where that lies
+            beyond its rows and columns, as in the released code of 2024; False: behind rows and
+            columns alone, as in transformers 5. They differ for long videos of small frames only.
+        pretrained: a folder or id of a Qwen2; it may hold a plain Qwen2, as the first stage starts
+            from one.
 
-    The other arguments are those of `HFCausalLM`; `config.rope_parameters.mrope_section` says how many of the frequencies of a
-    head turn with time, row and column.
+    The other arguments are those of `HFCausalLM`; `config.rope_parameters.mrope_section` says how
+    many of the frequencies of a head turn with time, row and column.
     """
 
     inputs = ("visual_places", "video_places", "image_grid_thw", "video_grid_thw", "segments")
@@ -115,19 +120,23 @@ class MRopeCausalLM(HFCausalLM):
     ) -> Tensor:
         """Time, row and column of every token: (3, B, L), 0 at padding.
 
-        A text token has the same number in all streams. A picture begins where the text before it ended: its tokens add their
-        step, row and column on the merged grid, and the text goes on behind the largest.
+        A text token has the same number in all streams. A picture begins where the text before it
+        ended: its tokens add their step, row and column on the merged grid, and the text goes on
+        behind the largest.
 
         Args:
-            visual_places: bool (B, L), where visual tokens stand, and `video_places` which of them are of videos.
-            segments: for each row the lengths of its samples, where rows are packed; each begins at 0 again.
+            visual_places: bool (B, L), where visual tokens stand, and `video_places` which of them
+                are of videos.
+            segments: for each row the lengths of its samples, where rows are packed; each begins at
+                0 again.
 
         Raises:
             ValueError: if grids and places differ in number.
         """
         seen = attention_mask.bool()
         none = torch.zeros_like(seen)
-        # Visual tokens of an encoder without grids (a fixed number for each picture) count on like words.
+        # Visual tokens of an encoder without grids (a fixed number for each picture) count on like
+        # words.
         plain = visual_places is None or (image_grid_thw is None and video_grid_thw is None)
         visual = none if plain else visual_places & seen
         videos = none if video_places is None else video_places & visual
@@ -145,7 +154,8 @@ class MRopeCausalLM(HFCausalLM):
         return ((before[..., None] + inside) * seen[..., None]).permute(2, 0, 1)
 
     def _inside(self, grids: list[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Step, row and column of each visual token within its picture (M, 3), and by how much it moves the text (M,)."""
+        """Step, row and column of each visual token within its picture (M, 3), and by how much it
+        moves the text (M,)."""
         offsets, moves = [torch.zeros(0, 3, dtype=torch.long, device=device)], []
         for t, h, w in grids:
             merged = (t, h // self.merge_size, w // self.merge_size)
@@ -166,7 +176,8 @@ class MRopeCausalLM(HFCausalLM):
             packed["position_ids"] = self.positions(attention_mask_BL, **where)
             return self.lm.model(inputs_embeds=embeds_BLH, use_cache=False, **packed)[0]
         position_ids = self.positions(attention_mask_BL, **where)
-        if embeds_BLH.is_meta:  # transformers would look into a mask of two dimensions; one of four it takes as it is
+        # transformers would look into a mask of two dimensions; one of four it takes as it is
+        if embeds_BLH.is_meta:
             length = attention_mask_BL.shape[1]
             attention_mask_BL = attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)
         return self.lm.model(
@@ -175,8 +186,9 @@ class MRopeCausalLM(HFCausalLM):
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
-        """New ids (B, <= max_new_tokens) after left-padded prompts given as embeddings; options as in transformers, and the
-        arguments of `positions`. New tokens count on from the last of the prompt."""
+        """New ids (B, <= max_new_tokens) after left-padded prompts given as embeddings; options as
+        in transformers, and the arguments of `positions`. New tokens count on from the last of the
+        prompt."""
         options.pop("mm_token_type_ids", None)  # of transformers; the placeholders say the same
         where = {name: options.pop(name) for name in self.inputs if name in options}
         position_ids = self.positions(attention_mask_BL, **where)

@@ -1,7 +1,8 @@
-"""Partial LoRA: a language model with low-rank updates that act on visual tokens only (InternLM-XComposer2, Dong et al. 2024,
-section 3.2; official `build_mlp.py`).
+"""Partial LoRA: a language model with low-rank updates that act on visual tokens only
+(InternLM-XComposer2, Dong et al. 2024, section 3.2; official `build_mlp.py`).
 
-Letters: B rows, L text length, H decoder width, D in and O out width of a projection, R rank, V visual tokens of the batch.
+Letters: B rows, L text length, H decoder width, D in and O out width of a projection, R rank, V
+visual tokens of the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers.attention_masks import Segments
 
-# Projections that share one A, by the module that holds them: InternLM2 has queries, keys and values in one matrix.
+# Projections that share one A, by the module that holds them: InternLM2 has queries, keys and
+# values in one matrix.
 GROUPS = {
     "self_attn": {"qkv": ("q_proj", "k_proj", "v_proj"), "out": ("o_proj",)},
     "mlp": {"gate": ("gate_proj",), "up": ("up_proj",), "down": ("down_proj",)},
@@ -25,13 +27,16 @@ GROUPS = {
 
 
 class PartialLoRA(nn.Module):
-    """The update B(A(dropout(x))) * alpha / rank of the rows that show visual tokens, for projections that read the same x.
+    """The update B(A(dropout(x))) * alpha / rank of the rows that show visual tokens, for
+    projections that read the same x.
 
-    A starts as in a linear layer, B at zero, so that a fresh update changes nothing. (The public file leaves B as it comes,
-    because its guard looks for another name.) While training, dropout is drawn for each projection.
+    A starts as in a linear layer, B at zero, so that a fresh update changes nothing. (The public
+    file leaves B as it comes, because its guard looks for another name.) While training, dropout is
+    drawn for each projection.
 
     Args:
-        projections: the linear layers, by name; they keep their class and parameters, and are added to by a hook.
+        projections: the linear layers, by name; they keep their class and parameters, and are added
+            to by a hook.
 
     Attributes:
         rows: (V,) places of the visual tokens among the B * L rows; None changes nothing.
@@ -54,12 +59,14 @@ class PartialLoRA(nn.Module):
             return out
         seen_VD = self.dropout(x.flatten(0, -2).index_select(0, self.rows).to(self.a.dtype))
         update_VO = F.linear(F.linear(seen_VD, self.a), self.b[name]) * self.scale
-        # Without visual tokens this adds nothing, yet keeps the parameters in the graph of every rank.
+        # Without visual tokens this adds nothing, yet keeps the parameters in the graph of every
+        # rank.
         return out.flatten(0, -2).index_add(0, self.rows, update_VO.to(out.dtype)).view_as(out)
 
 
 class _Added:
-    """The hook of one projection: an object, so that a copy of the model refers to the copied update."""
+    """The hook of one projection: an object, so that a copy of the model refers to the copied
+    update."""
 
     def __init__(self, update: PartialLoRA, name: str) -> None:
         self.update, self.name = update, name
@@ -71,8 +78,9 @@ class _Added:
 class PartialLoRACausalLM(HFCausalLM):
     """A LLaMA-shaped language model with a Partial LoRA around every projection of every layer.
 
-    The updates lie below `lm...self_attn.plora` and `lm...mlp.plora`; to train them alone: `train: ["decoder.*.plora"]`. Hooks
-    add them to the linear layers, whatever these become: they go on to act inside PEFT's LoRA layers and after these are merged.
+    The updates lie below `lm...self_attn.plora` and `lm...mlp.plora`; to train them alone: `train:
+    ["decoder.*.plora"]`. Hooks add them to the linear layers, whatever these become: they go on to
+    act inside PEFT's LoRA layers and after these are merged.
 
     Args:
         rank, alpha: of the updates; they count alpha / rank.
@@ -107,7 +115,8 @@ class PartialLoRACausalLM(HFCausalLM):
         """States after the final norm: (B, L, H) -> (B, L, H).
 
         Args:
-            visual_places: bool (B, L), where visual tokens stand; None: the language model without its updates.
+            visual_places: bool (B, L), where visual tokens stand; None: the language model without
+                its updates.
             segments: as in `HFCausalLM`.
         """
         with self._showing(visual_places):
@@ -117,7 +126,8 @@ class PartialLoRACausalLM(HFCausalLM):
     def generate(
         self, embeds_BLH: Tensor, attention_mask_BL: Tensor, visual_places: Tensor | None = None, **options: Any
     ) -> Tensor:
-        """New ids (B, <= max_new_tokens) after left-padded prompts; the updates act on the prompt's visual tokens."""
+        """New ids (B, <= max_new_tokens) after left-padded prompts; the updates act on the prompt's
+        visual tokens."""
         with self._showing(visual_places):
             return super().generate(embeds_BLH, attention_mask_BL, **options)
 
@@ -130,7 +140,8 @@ class PartialLoRACausalLM(HFCausalLM):
             self._places = None
 
     def _show(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give the layers the places of visual tokens, as an argument, so that gradient checkpointing gives them once more."""
+        """Give the layers the places of visual tokens, as an argument, so that gradient
+        checkpointing gives them once more."""
         embeds = kwargs.get("inputs_embeds")
         if self._places is None or embeds is None:  # a later step of generation, which reads ids
             return args, kwargs
@@ -154,7 +165,8 @@ def _projections(module: nn.Module, names: Sequence[str]) -> dict[str, nn.Module
 
 
 def rows_of(places_BL: Tensor) -> Tensor:
-    """(B, L) bool -> (V,) places among B * L rows; on the meta device, which holds no values, all of them."""
+    """(B, L) bool -> (V,) places among B * L rows; on the meta device, which holds no values, all
+    of them."""
     flat = places_BL.flatten()
     return torch.arange(len(flat), device="meta") if flat.is_meta else flat.nonzero().squeeze(1)
 

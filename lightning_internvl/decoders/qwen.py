@@ -1,5 +1,5 @@
-"""Qwen-7B, the decoder of Qwen-VL: a Qwen2 block with two rules for texts beyond the trained length (Bai et al. 2023; official
-`modeling_qwen.py`).
+"""Qwen-7B, the decoder of Qwen-VL: a Qwen2 block with two rules for texts beyond the trained length
+(Bai et al. 2023; official `modeling_qwen.py`).
 
 Letters: B rows, L text length, T query positions, K width of a head, H width.
 """
@@ -21,13 +21,16 @@ LOG_N = "sdpa_log_n"  # name of the attention below, for transformers
 
 
 class Qwen(HFCausalLM):
-    """A `qwen2` model of transformers that reads beyond `seq_length` as Qwen does, in evaluation only.
+    """A `qwen2` model of transformers that reads beyond `seq_length` as Qwen does, in evaluation
+    only.
 
     Args:
         seq_length: tokens of a row in training. Longer rows change the two rules below.
-        dynamic_ntk: the rotary base grows with the length of the row (while writing, with that of the prompt).
+        dynamic_ntk: the rotary base grows with the length of the row (while writing, with that of
+            the prompt).
         log_n: a query at a place i beyond `seq_length` is multiplied by log(i) / log(seq_length).
-        model: `pretrained`, `config`, `vocab_size` and `embed_std`, as in `HFCausalLM`; `model_type` is qwen2.
+        model: `pretrained`, `config`, `vocab_size` and `embed_std`, as in `HFCausalLM`;
+            `model_type` is qwen2.
     """
 
     def __init__(
@@ -62,7 +65,8 @@ class Qwen(HFCausalLM):
         return super().hidden(embeds_BLH, attention_mask_BL, segments)
 
     def _longest(self, segments: Segments) -> int:
-        """Tokens of the longest sample; in evaluation a longer one would have a rotary base of its own beside the others."""
+        """Tokens of the longest sample; in evaluation a longer one would have a rotary base of its
+        own beside the others."""
         longest = max(map(max, filter(None, segments)), default=0)
         if self.dynamic_ntk and not self.training and longest > self.seq_length:
             raise ValueError(
@@ -73,7 +77,8 @@ class Qwen(HFCausalLM):
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
-        """New ids (B, <= max_new_tokens) after left-padded prompts given as embeddings; options as in transformers."""
+        """New ids (B, <= max_new_tokens) after left-padded prompts given as embeddings; options as
+        in transformers."""
         self.rotary.length = embeds_BLH.shape[1]
         return super().generate(embeds_BLH, attention_mask_BL, **options)
 
@@ -87,8 +92,8 @@ class QwenRotary(nn.Module):
         seq_length: tokens of a row in training; None keeps the base.
 
     Attributes:
-        length: tokens of the row, or of the prompt while writing. Keys that are kept were turned with one base, so it must not
-            change while an answer grows.
+        length: tokens of the row, or of the prompt while writing. Keys that are kept were turned
+            with one base, so it must not change while an answer grows.
     """
 
     def __init__(self, dim: int, theta: float, seq_length: int | None) -> None:
@@ -97,7 +102,8 @@ class QwenRotary(nn.Module):
 
     @property
     def alpha(self) -> int:
-        """By how much the context grows: 1 up to the trained length, 3 up to twice, 7 up to four times."""
+        """By how much the context grows: 1 up to the trained length, 3 up to twice, 7 up to four
+        times."""
         if self.training or self.seq_length is None or self.length <= self.seq_length:
             return 1
         return 2 ** math.ceil(math.log2(self.length / self.seq_length) + 1) - 1

@@ -17,7 +17,8 @@ from lightning_internvl.launch import under_srun
 
 
 class StageClock(Timer):
-    """Lightning's time limit, but that a run that goes on has all of its time again: the limit is that of a process."""
+    """Lightning's time limit, but that a run that goes on has all of its time again: the limit is
+    that of a process."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -44,11 +45,12 @@ def stage_clock(limit: Any) -> list[Timer]:
 
 
 def trainer_plugins(given: Any, build: Callable[..., Any]) -> list[Any]:
-    """The plugins that a configuration gives, one or a list, and how processes find each other under SLURM.
+    """The plugins that a configuration gives, one or a list, and how processes find each other
+    under SLURM.
 
-    Left to itself Lightning takes SLURM for granted wherever a job has tasks, also without srun; it then saves into the folder in
-    which the command was started when SLURM sends its signal, has the job queued again, and starts the stages of any run in that
-    folder from such a file.
+    Left to itself Lightning takes SLURM for granted wherever a job has tasks, also without srun; it
+    then saves into the folder in which the command was started when SLURM sends its signal, has the
+    job queued again, and starts the stages of any run in that folder from such a file.
 
     Raises:
         ValueError: for variables of SLURM that do not fit.

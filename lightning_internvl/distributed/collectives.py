@@ -1,6 +1,7 @@
 """What the losses need to know of other processes. With one process every function is the identity.
 
-With tensor parallelism the processes of a group read the same samples and count as one; only those that read others are seen.
+With tensor parallelism the processes of a group read the same samples and count as one; only those
+that read others are seen.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _group: dist.ProcessGroup | None = None  # those that read other samples; None: 
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """As the only process, whatever group there is: for work on tensors without values, which cannot be sent."""
+    """As the only process, whatever group there is: for work on tensors without values, which
+    cannot be sent."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -59,8 +61,8 @@ def rank() -> int:
 def gather_with_grad(x_BE: Tensor) -> Tensor:
     """Rows of all ranks in rank order, (B, E) -> (W * B, E).
 
-    The backward pass sums over ranks, so that after the usual averaging of gradients the result is exact for any number
-    of processes.
+    The backward pass sums over ranks, so that after the usual averaging of gradients the result is
+    exact for any number of processes.
     """
     return x_BE if world_size() == 1 else _Gather.apply(x_BE)
 
@@ -77,7 +79,8 @@ def _gathered(x: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather forward; backward, every rank takes the sum of what all ranks found for its rows."""
+    """All-gather forward; backward, every rank takes the sum of what all ranks found for its
+    rows."""
 
     @staticmethod
     def forward(ctx: Any, x_BE: Tensor) -> Tensor:
@@ -85,7 +88,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)  # autograd may still need the one it was given
+        # autograd may still need the one it was given
+        grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad, group=_group)
         return grad.chunk(world_size())[rank()]
 
@@ -93,8 +97,8 @@ class _Gather(torch.autograd.Function):
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
     """A sum over local items as this rank's share of the mean over the items of all ranks.
 
-    Gradients are averaged over ranks afterwards, hence the factor W: the mean over ranks of (W * local sum / global count)
-    is the global mean.
+    Gradients are averaged over ranks afterwards, hence the factor W: the mean over ranks of (W *
+    local sum / global count) is the global mean.
     """
     if world_size() > 1:
         count = count.clone()
@@ -121,6 +125,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor without its graph; one that is divided among processes is gathered, which all of them must do together."""
+    """A tensor without its graph; one that is divided among processes is gathered, which all of
+    them must do together."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -2,12 +2,13 @@
 
 What is divided, and how:
 
-- The blocks of a part (its `sharding_units`) are gathered one by one when they run. Where trained and frozen weights meet in a
-  block, as with adapters, those that are fewer are units of their own, so that no unit holds both.
-- What trains outside of the blocks (embeddings, queries, heads, the objectives' parameters) is one unit, gathered for the whole
-  step, so that any method of a part may use it.
-- Frozen weights outside of blocks, and quantised parts, stay whole on every device: they have neither gradient nor state, and
-  would be gathered for the whole step anyway.
+- The blocks of a part (its `sharding_units`) are gathered one by one when they run. Where trained
+  and frozen weights meet in a block, as with adapters, those that are fewer are units of their own,
+  so that no unit holds both.
+- What trains outside of the blocks (embeddings, queries, heads, the objectives' parameters) is one
+  unit, gathered for the whole step, so that any method of a part may use it.
+- Frozen weights outside of blocks, and quantised parts, stay whole on every device: they have
+  neither gradient nor state, and would be gathered for the whole step anyway.
 """
 
 from __future__ import annotations
@@ -41,15 +42,17 @@ Kind = tuple[int, int | None] | None  # from when until when a weight trains; No
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's strategy, with the sharding of our stages and a checkpoint that any number of processes can read.
+    """Lightning's strategy, with the sharding of our stages and a checkpoint that any number of
+    processes can read.
 
     Args:
-        data_parallel_size: processes that read samples of their own, among which weights are divided; "auto": all, but for
-            `tensor_parallel_size`.
-        tensor_parallel_size: processes, numbered in turn, that read the same samples and divide single layers among them, of
-            the parts that say how (see `lightning_internvl.distributed.tensor_parallel`).
-        reshard_after_forward: False keeps a block whole from its forward to its backward pass, so that it is gathered once a
-            step; gradients and optimizer state are divided all the same.
+        data_parallel_size: processes that read samples of their own, among which weights are
+            divided; "auto": all, but for `tensor_parallel_size`.
+        tensor_parallel_size: processes, numbered in turn, that read the same samples and divide
+            single layers among them, of the parts that say how (see
+            `lightning_internvl.distributed.tensor_parallel`).
+        reshard_after_forward: False keeps a block whole from its forward to its backward pass, so
+            that it is gathered once a step; gradients and optimizer state are divided all the same.
 
     Raises:
         ValueError: for a tensor_parallel_size that is no number of processes.
@@ -73,7 +76,8 @@ class FSDP2(ModelParallelStrategy):
 
     def setup(self, trainer: L.Trainer) -> None:
         super().setup(trainer)
-        if self.tensor_parallel_size > 1:  # PyTorch's own cannot add up gradients that are divided in different ways
+        # PyTorch's own cannot add up gradients that are divided in different ways
+        if self.tensor_parallel_size > 1:
             self.precision_plugin.clip_grad_by_norm = clip_by_norm
 
     def teardown(self) -> None:
@@ -94,7 +98,8 @@ class FSDP2(ModelParallelStrategy):
         styles = styles_of(stage.model) if self.tensor_parallel_size > 1 else {}
         for unit in [unit for part in stage.model.children() for unit in units_of(part, kinds)]:
             spread.fill(unit)
-            for layer in [layer for layer in unit.modules() if layer in styles]:  # in the same order in all processes
+            # in the same order in all processes
+            for layer in [layer for layer in unit.modules() if layer in styles]:
                 parallelize_module(layer, self.device_mesh["tensor_parallel"], styles.pop(layer))
             again = self.reshard_after_forward
             fully_shard(unit, mesh=mesh, mp_policy=self._policy(low=True), reshard_after_forward=again)
@@ -108,8 +113,8 @@ class FSDP2(ModelParallelStrategy):
         stage.use = resharding(stage, stage.use)
 
     def _policy(self, *, low: bool) -> MixedPrecisionPolicy:
-        """In bf16 blocks are gathered in bf16 and gradients summed in float32. Inputs are cast by autocast, not here: tables of
-        positions, for one, must stay in float32."""
+        """In bf16 blocks are gathered in bf16 and gradients summed in float32. Inputs are cast by
+        autocast, not here: tables of positions, for one, must stay in float32."""
         if not str(self.precision_plugin.precision).startswith("bf16"):
             return MixedPrecisionPolicy(cast_forward_inputs=False)
         return MixedPrecisionPolicy(
@@ -164,8 +169,9 @@ class FSDP2(ModelParallelStrategy):
 
 
 def norms_in_float32(unit: nn.Module) -> None:
-    """Let norms whose weights are gathered in bf16 compute in float32, as mixed precision has it on a GPU; on
-    a CPU it leaves them as they are, and they refuse weights of another type than their input's."""
+    """Let norms whose weights are gathered in bf16 compute in float32, as mixed precision has it on
+    a GPU; on a CPU it leaves them as they are, and they refuse weights of another type than their
+    input's."""
     for module in unit.modules():
         if type(module) is nn.LayerNorm:
             module.forward = MethodType(_norm_in_float32, module)
@@ -203,8 +209,8 @@ def units_of(part: nn.Module, kinds: dict[nn.Parameter, Kind]) -> Iterator[nn.Mo
 
 
 def _inside(block: nn.Module, kinds: dict[nn.Parameter, Kind]) -> list[nn.Module]:
-    """The units inside a block: what is of other kinds than the block's own. That is the kind of most of its weights, unless some
-    of another kind belong to no module of their own."""
+    """The units inside a block: what is of other kinds than the block's own. That is the kind of
+    most of its weights, unless some of another kind belong to no module of their own."""
     sizes = Counter[Kind]()
     for parameter in block.parameters():
         sizes[kinds[parameter]] += parameter.numel()
@@ -229,7 +235,8 @@ def _apart(module: nn.Module, kinds: dict[nn.Parameter, Kind], main: Kind) -> It
 
 
 def resharding(stage: FSDPModule, method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method, after which weights are divided again; without a backward pass they would stay whole."""
+    """The method, after which weights are divided again; without a backward pass they would stay
+    whole."""
 
     def wrapped(*arguments: Any) -> Any:
         found = method(*arguments)
@@ -242,8 +249,8 @@ def resharding(stage: FSDPModule, method: Callable[..., Any]) -> Callable[..., A
 
 
 def gather_once(stage: L.LightningModule) -> None:
-    """Gather each unit and divide it again, which lets it see what trains now: in which type gradients are summed is settled by
-    the weights of a unit that train."""
+    """Gather each unit and divide it again, which lets it see what trains now: in which type
+    gradients are summed is settled by the weights of a unit that train."""
     for module in stage.modules():
         if isinstance(module, FSDPModule):
             module.unshard()
@@ -251,7 +258,8 @@ def gather_once(stage: L.LightningModule) -> None:
 
 
 def blank_state(saved: Any, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
-    """Room for one tensor of the optimizer's state: as the parameter is divided, or a single number."""
+    """Room for one tensor of the optimizer's state: as the parameter is divided, or a single
+    number."""
     if saved.size == parameter.shape:
         return torch.zeros_like(parameter, dtype=saved.properties.dtype, requires_grad=False)
     device = parameter.device if group.get("fused") or group.get("capturable") else "cpu"

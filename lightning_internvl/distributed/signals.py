@@ -1,5 +1,5 @@
-"""Signals that end a run. While a stage trains they are noted, so that the step is finished and saved; elsewhere
-they end it at once.
+"""Signals that end a run. While a stage trains they are noted, so that the step is finished and
+saved; elsewhere they end it at once.
 
 Nothing here imports PyTorch.
 """
@@ -14,15 +14,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-TOLD = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGUSR1": "SIGUSR1", "SIGUSR2": "SIGUSR2"}  # the last two by batch systems
+# the last two by batch systems
+TOLD = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGUSR1": "SIGUSR1", "SIGUSR2": "SIGUSR2"}
 NAMES = {getattr(signal, name): told for name, told in TOLD.items() if hasattr(signal, name)}
-NOT_FINISHED = 3  # exit status of a run that ends before its last step without a signal, as by trainer.max_time
-REPEATED = 1.0  # seconds in which a second signal is the same one: `timeout` and torchrun tell a process and its group
-WORKER_GRACE = 60  # seconds for which a data worker outlives a SIGTERM, so that the step can be finished
+# exit status of a run that ends before its last step without a signal, as by trainer.max_time
+NOT_FINISHED = 3
+# seconds in which a second signal is the same one: `timeout` and torchrun tell a process and its
+# group
+REPEATED = 1.0
+# seconds for which a data worker outlives a SIGTERM, so that the step can be finished
+WORKER_GRACE = 60
 
 
 class RunStopped(SystemExit):
-    """A run that ends before its end without a fault. No `Exception`, so that nothing takes it for the fault of a sample.
+    """A run that ends before its end without a fault. No `Exception`, so that nothing takes it for
+    the fault of a sample.
 
     Args:
         reason: one sentence, or its beginning.
@@ -56,7 +62,8 @@ class Watch:
 
     @contextmanager
     def installed(self, *numbers: signal.Signals) -> Iterator[None]:
-        """Handle these signals inside. Outside of the main thread, where Python takes no handlers, nothing changes."""
+        """Handle these signals inside. Outside of the main thread, where Python takes no handlers,
+        nothing changes."""
         if threading.current_thread() is not threading.main_thread() or self.numbers:
             yield
             return
@@ -71,8 +78,9 @@ class Watch:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def begin(self) -> None:
-        """A stage begins to train. The trainer has just put a handler of its own before ours, which is taken away again: it
-        would end training with exit status 0, and start a collective inside of the handler."""
+        """A stage begins to train. The trainer has just put a handler of its own before ours, which
+        is taken away again: it would end training with exit status 0, and start a collective inside
+        of the handler."""
         self.finishes_steps = bool(self.numbers)
         self._install()
 
@@ -102,8 +110,8 @@ WATCH = Watch()  # signals belong to a process, so there is one
 
 
 def shield_worker(worker: int) -> None:
-    """For `worker_init_fn` of a data loader: a signal to the whole group does not take the data away from the step at work.
-    Without a main process a worker ends by itself."""
+    """For `worker_init_fn` of a data loader: a signal to the whole group does not take the data
+    away from the step at work. Without a main process a worker ends by itself."""
     for number in NAMES:
         signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "SIGALRM"):  # on Windows

@@ -1,7 +1,9 @@
-"""Linear layers of a block divided among the processes of a group that read the same samples (Shoeybi et al. 2019, Megatron-LM).
+"""Linear layers of a block divided among the processes of a group that read the same samples
+(Shoeybi et al. 2019, Megatron-LM).
 
-A part says with `tensor_plan()` which of its layers are divided by their outputs (columns) and which by their inputs (rows). What
-lies between them must work on each share alone, without weights of its own; so must attention, on a share of the heads.
+A part says with `tensor_plan()` which of its layers are divided by their outputs (columns) and
+which by their inputs (rows). What lies between them must work on each share alone, without weights
+of its own; so must attention, on a share of the heads.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def check_layers(model: nn.Module, size: int, changed: Mapping[str, Mapping[str,
     """Refuse a number of shares that the parts of a stage cannot be divided into.
 
     Args:
-        changed: parts whose layers are others, by the setting that says so: `peft` and `quantization`.
+        changed: parts whose layers are others, by the setting that says so: `peft` and
+            `quantization`.
         compiled: what `compile` says by part.
 
     Raises:
@@ -75,7 +78,8 @@ def check_layers(model: nn.Module, size: int, changed: Mapping[str, Mapping[str,
 
 
 def clip_by_norm(optimizer: Optimizer, limit: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_` for gradients of which some are divided otherwise than others."""
+    """`torch.nn.utils.clip_grad_norm_` for gradients of which some are divided otherwise than
+    others."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     total = torch.linalg.vector_norm(torch.stack([_norm(some) for some in _by_mesh(grads)]))
     scale = (limit / (total + 1e-6)).clamp(max=1.0)

@@ -1,7 +1,8 @@
-"""Weights that the first process alone has loaded, given to the others block by block while they are divided.
+"""Weights that the first process alone has loaded, given to the others block by block while they
+are divided.
 
-The others build the model on the meta device, where it takes no memory: of all processes one holds it whole, each other one no
-more than its shares and the block that is on its way.
+The others build the model on the meta device, where it takes no memory: of all processes one holds
+it whole, each other one no more than its shares and the block that is on its way.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from lightning_internvl.launch import is_helper
 
 
 def starts_empty(strategy: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> bool:
-    """Whether this process builds a stage without weights, because the first one will send them. Quantised parts stay whole, and
-    can be quantised only where their weights are."""
+    """Whether this process builds a stage without weights, because the first one will send them.
+    Quantised parts stay whole, and can be quantised only where their weights are."""
     return is_helper() and str(strategy.get("_target_")).endswith(".FSDP2") and not quantization
 
 
 class Spread:
-    """Fills modules with the tensors of the first process; does nothing where every process has its own.
+    """Fills modules with the tensors of the first process; does nothing where every process has its
+    own.
 
     All processes make one and call `fill` in the same order.
     """
@@ -39,7 +41,8 @@ class Spread:
             self._agree(model)
 
     def _agree(self, model: nn.Module) -> None:
-        """Take over from the first process what a checkpoint says beside its weights: their types, and how to generate."""
+        """Take over from the first process what a checkpoint says beside its weights: their types,
+        and how to generate."""
         own = dict(_tensors(model))
         lm = getattr(model.decoder, "lm", None)
         dtypes = {name: tensor.dtype for name, tensor in own.items()}
@@ -53,7 +56,8 @@ class Spread:
             lm.generation_config = generation_config
 
     def fill(self, module: nn.Module) -> None:
-        """Tensors of a module that are not divided yet get the values that the first process has; those that are one stay one."""
+        """Tensors of a module that are not divided yet get the values that the first process has;
+        those that are one stay one."""
         made: dict[Tensor, Tensor] = {}
         for inner in module.modules() if self.needed else ():
             for store in (inner._parameters, inner._buffers):

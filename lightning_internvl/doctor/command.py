@@ -1,4 +1,5 @@
-"""Every stage of a pipeline checked on a few of its samples, a line for each check: nothing is written and nothing is kept."""
+"""Every stage of a pipeline checked on a few of its samples, a line for each check: nothing is
+written and nothing is kept."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from lightning_internvl.training.assembly import assemble
 SAMPLES = 8  # they make two micro-batches
 Check = Callable[[Harness], Iterable[Result]]
 CHECKS: dict[str, Check] = {
-    # First what needs no whole step: on a GPU a wrong number of placeholders ends all that comes after that step.
+    # First what needs no whole step: on a GPU a wrong number of placeholders ends all that comes
+    # after that step.
     "one group": checks.one_group,
     "labels": checks.labels,
     "placeholders": checks.placeholders,
@@ -47,7 +49,8 @@ def run_doctor(config: Config, build: Build) -> bool:
         whether all have passed
 
     Raises:
-        ValueError: naming the stage whose settings do not fit together, or whose data cannot be read.
+        ValueError: naming the stage whose settings do not fit together, or whose data cannot be
+            read.
     """
     quiet_lightning()
     begun, found = time.monotonic(), list[Result]()

@@ -1,4 +1,5 @@
-"""Two ways to the same numbers: packed and padded, accumulated and at once, resumed and not, merged and not, each attention."""
+"""Two ways to the same numbers: packed and padded, accumulated and at once, resumed and not, merged
+and not, each attention."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ ALONE = (NextToken, Classification)  # objectives that judge each sample for its
 
 
 def check_packed_rows(harness: Harness) -> Iterator[Result]:
-    """Samples that share rows give the loss and the gradients that they give in rows of their own."""
+    """Samples that share rows give the loss and the gradients that they give in rows of their
+    own."""
     name, model = "packed = unpacked", harness.stage.model
     if harness.settings.reads != "chats" or "next_token" not in harness.stage.objectives:
         yield Result(name, None, "this stage packs nothing")
@@ -40,7 +42,8 @@ def check_packed_rows(harness: Harness) -> Iterator[Result]:
     rows = [harness.samples[:2], harness.samples[2:]]
     with harness.with_large_weights():
         alone = harness.gradients(harness.batch())
-        packed_rows = PackedChats.pack(harness.collate, rows)  # it needs no more than any chat collator has
+        # it needs no more than any chat collator has
+        packed_rows = PackedChats.pack(harness.collate, rows)
         together = harness.gradients(harness.to_device(packed_rows))
     yield _compared(name, together, alone, f"{len(harness.samples)} samples in {len(rows)} rows")
 
@@ -66,7 +69,8 @@ def check_accumulation(harness: Harness) -> Iterator[Result]:
 
 
 def check_resume(harness: Harness) -> Iterator[Result]:
-    """Two steps with a checkpoint, saved and loaded, between them lead to the weights of two steps without."""
+    """Two steps with a checkpoint, saved and loaded, between them lead to the weights of two steps
+    without."""
     name = "resumed = uninterrupted"
     with harness.keep_state() as start:
         optimizer, scheduler = _built(harness)
@@ -79,7 +83,8 @@ def check_resume(harness: Harness) -> Iterator[Result]:
         _load(harness, saved, optimizer, scheduler)
         _step(harness, optimizer, scheduler, 1)
         again = harness.tensors()
-    exact = harness.device.type == "cpu"  # on a GPU sums of one step may already differ in their order
+    # on a GPU sums of one step may already differ in their order
+    exact = harness.device.type == "cpu"
     differ = [n for n, x in through.items() if not (same_bits(x, again[n]) if exact else _near(again[n], x))]
     found = f"{len(differ)} of {len(through)} tensors differ: {first_of(differ)}"
     size = f"{len(saved) / 2**20:.1f} MiB saved"
@@ -89,7 +94,8 @@ def check_resume(harness: Harness) -> Iterator[Result]:
 
 
 def check_backends(harness: Harness) -> Iterator[Result]:
-    """All attention backends that run here give the loss and the gradients of the formula as written (`math`)."""
+    """All attention backends that run here give the loss and the gradients of the formula as
+    written (`math`)."""
     name, names = "attention backends agree", []
     for backend in BACKENDS:
         try:
@@ -109,8 +115,8 @@ def check_backends(harness: Harness) -> Iterator[Result]:
 
 
 def check_merge(harness: Harness) -> Iterator[Result]:
-    """Weights to which the adapters have been added do what weights and adapters do, in each layer and in all. The stage has no
-    adapters afterwards."""
+    """Weights to which the adapters have been added do what weights and adapters do, in each layer
+    and in all. The stage has no adapters afterwards."""
     name, model = "merged = adapter", harness.stage.model
     layers = dict(peft.adapted_layers(model))
     if not layers:
@@ -155,7 +161,8 @@ def _choose(harness: Harness, backend: str) -> None:
 
 def _by(harness: Harness, backend: str) -> Gradients:
     _choose(harness, backend)
-    low = torch.autocast("cuda", torch.bfloat16, enabled=_is_low(harness, backend))  # these kernels read 16 bits only
+    # these kernels read 16 bits only
+    low = torch.autocast("cuda", torch.bfloat16, enabled=_is_low(harness, backend))
     with low:
         return harness.gradients(harness.batch())
 

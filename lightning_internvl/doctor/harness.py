@@ -1,4 +1,5 @@
-"""One stage with its weights and a few of its samples, and what the checks have in common: gradients, and weights that return."""
+"""One stage with its weights and a few of its samples, and what the checks have in common:
+gradients, and weights that return."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ from lightning_internvl.data.gradient_accumulation import AccumulationWindows
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.assembly import Assembly
 
-LOSS, GRADIENT = 1e-5, 1e-4  # how far two computations in float32 may differ, relatively; a few 1e-7 and 1e-6 are usual
-LEAST_RATE = 1e-3  # of the steps that are tried: those of a warm-up are too small to move a weight of 1 in float32
+# how far two computations in float32 may differ, relatively; a few 1e-7 and 1e-6 are usual
+LOSS, GRADIENT = 1e-5, 1e-4
+# of the steps that are tried: those of a warm-up are too small to move a weight of 1 in float32
+LEAST_RATE = 1e-3
 
 
 class Result(NamedTuple):
@@ -39,7 +42,8 @@ class Gradients(NamedTuple):
     found: dict[str, Tensor]
 
     def differ(self, other: Gradients) -> tuple[float, float]:
-        """Relative differences of the loss, and of the gradient as one vector, from those of another computation."""
+        """Relative differences of the loss, and of the gradient as one vector, from those of
+        another computation."""
         change = sum(float((self.found[n].double() - x.double()).square().sum()) for n, x in other.found.items())
         size = sum(float(x.double().square().sum()) for x in other.found.values())
         return abs(self.loss - other.loss) / max(abs(other.loss), 1e-12), (change / max(size, 1e-24)) ** 0.5
@@ -74,7 +78,8 @@ class Harness:
 
     @property
     def halves(self) -> tuple[list[Prepared], list[Prepared]]:
-        """The samples, sorted by how many of their tokens are labelled, in two batches that differ in that."""
+        """The samples, sorted by how many of their tokens are labelled, in two batches that differ
+        in that."""
         ordered = sorted(self.samples, key=lambda one: sum(int((x >= 0).sum()) for x in labels_of(self.batch([one])).values()))
         return ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]
 
@@ -87,8 +92,9 @@ class Harness:
         return move_data_to_device(batch, self.device)
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The context that a step of the run computes in. What compares two ways to the same numbers needs
-        float32 (see `loud`); weights of 16 bits (16-true, bf16-true) are checked in float32 altogether."""
+        """The context that a step of the run computes in. What compares two ways to the same
+        numbers needs float32 (see `loud`); weights of 16 bits (16-true, bf16-true) are checked in
+        float32 altogether."""
         plugin = self.trainer.precision_plugin
         mixed = isinstance(plugin, MixedPrecision) and not self.exact
         return plugin.forward_context() if mixed else nullcontext()
@@ -139,7 +145,8 @@ class Harness:
 
     @contextmanager
     def keep_state(self) -> Iterator[dict[str, Tensor]]:
-        """Whatever happens inside, the stage is as before afterwards; gives the weights as they are now."""
+        """Whatever happens inside, the stage is as before afterwards; gives the weights as they are
+        now."""
         before, weights = self.tensors(), self.stage.weights
         try:
             yield before
@@ -152,8 +159,8 @@ class Harness:
 
     @contextmanager
     def with_large_weights(self) -> Iterator[None]:
-        """Without dropout, in float32, and with weights so large that every token matters to those that see it: fresh ones are so
-        small that a leak would hide in the last digits."""
+        """Without dropout, in float32, and with weights so large that every token matters to those
+        that see it: fresh ones are so small that a leak would hide in the last digits."""
         with self.keep_state():
             torch.manual_seed(self.settings.seed)
             widen(self.stage.model)
@@ -181,7 +188,8 @@ def widen(model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def redraw(model: torch.nn.Module) -> None:
-    """Draw all matrices but tables of embeddings anew, so that they keep the size of what they multiply."""
+    """Draw all matrices but tables of embeddings anew, so that they keep the size of what they
+    multiply."""
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and parameter.is_floating_point() and "embed" not in name:
             parameter.normal_(std=parameter[0].numel() ** -0.5)

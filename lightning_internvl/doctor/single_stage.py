@@ -1,4 +1,5 @@
-"""What a step must do to every weight, and what the data must hold. Each check takes a harness and gives what it has found."""
+"""What a step must do to every weight, and what the data must hold. Each check takes a harness and
+gives what it has found."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from lightning_internvl.messages import first_of
 from lightning_internvl.model.videos import join_pictures_and_videos
 from lightning_internvl.model.vlm import shifts_labels
 
-STEPS = 3  # the first one moves what starts at zero (LoRA's B, gates), the second what lies behind it
+# the first one moves what starts at zero (LoRA's B, gates), the second what lies behind it
+STEPS = 3
 
 
 def one_group(harness: Harness) -> Iterator[Result]:
-    """Every parameter that the stage will ever train is in exactly one group of the optimizer, and no other one is."""
+    """Every parameter that the stage will ever train is in exactly one group of the optimizer, and
+    no other one is."""
     name = "one optimizer group each"
     try:
         groups = harness.stage.optimizer(harness.stage.model, harness.stage.plan).param_groups
@@ -41,8 +44,8 @@ def one_group(harness: Harness) -> Iterator[Result]:
 
 
 def step_by_step(harness: Harness) -> Iterator[Result]:
-    """In a few steps at each state of the freezing schedule every trained parameter gets a finite gradient and changes, and
-    every frozen tensor stays as it is, bit by bit."""
+    """In a few steps at each state of the freezing schedule every trained parameter gets a finite
+    gradient and changes, and every frozen tensor stays as it is, bit by bit."""
     last = harness.settings.max_steps - 1
     states = sorted({min(step, last) for step in harness.stage.plan.changes()})
     for state in states:
@@ -77,15 +80,17 @@ def _after_steps(harness: Harness, before: dict[str, Tensor], when: str) -> Iter
     yield Result(f"trained weights change{when}", not stuck and moved > 0, detail)
     parts = {name.partition(".")[0] for name in trained}
     parameters = {name for name, _ in model.named_parameters()}
-    fixed = [n for n in before if n not in trained and (n in parameters or n.partition(".")[0] not in parts)]  # buffers count
+    # buffers count
+    fixed = [n for n in before if n not in trained and (n in parameters or n.partition(".")[0] not in parts)]
     moved = [name for name in fixed if not same_bits(before[name], after[name])]
     detail = f"changed: {first_of(moved)}" if moved else f"{len(fixed)} tensors, the same bits after {STEPS} steps"
     yield Result(f"frozen weights stay{when}", not moved if fixed else None, detail if fixed else "nothing is frozen")
 
 
 def _without_effect(harness: Harness, names: list[str]) -> list[str]:
-    """Those of the weights whose gradient is zero with other weights too: nothing reads what they compute, as in the last layer
-    of a stream that ends there. A weight that is only stuck at zero is not among them."""
+    """Those of the weights whose gradient is zero with other weights too: nothing reads what they
+    compute, as in the last layer of a stream that ends there. A weight that is only stuck at zero
+    is not among them."""
     if not names:
         return []
     with harness.with_large_weights():
@@ -94,8 +99,8 @@ def _without_effect(harness: Harness, names: list[str]) -> list[str]:
 
 
 def saved_activations(harness: Harness) -> Iterator[Result]:
-    """Frozen linear layers save nothing for gradients of their weights, and frozen parts with nothing trained before them save
-    nothing at all."""
+    """Frozen linear layers save nothing for gradients of their weights, and frozen parts with
+    nothing trained before them save nothing at all."""
     model = harness.stage.model
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad}
     towers: dict[str, nn.Module] = {}
@@ -114,7 +119,8 @@ def saved_activations(harness: Harness) -> Iterator[Result]:
 
 
 def _saved_inside(harness: Harness, modules: dict[str, nn.Module]) -> dict[str, int]:
-    """How many tensors that are no weights were saved for the backward pass in each module, in a step."""
+    """How many tensors that are no weights were saved for the backward pass in each module, in a
+    step."""
     weights = {p.untyped_storage().data_ptr() for p in harness.stage.model.parameters()}
     saved, inside = Counter[str](), list[str]()
 
@@ -160,7 +166,8 @@ def labels(harness: Harness) -> Iterator[Result]:
 
 @torch.no_grad()
 def placeholders(harness: Harness) -> Iterator[Result]:
-    """The text of every sample holds as many placeholders as its pictures and videos have visual tokens."""
+    """The text of every sample holds as many placeholders as its pictures and videos have visual
+    tokens."""
     name, model = "placeholders = visual tokens", harness.stage.model
     if harness.settings.reads != "chats":
         yield Result(name, None, "this stage reads no placeholders")

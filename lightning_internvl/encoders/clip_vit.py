@@ -1,6 +1,8 @@
-"""The vision tower of CLIP (Radford et al. 2021, section 2.4; openai/CLIP `model.py`), also of LLaVA and XComposer2.
+"""The vision tower of CLIP (Radford et al. 2021, section 2.4; openai/CLIP `model.py`), also of
+LLaVA and XComposer2.
 
-Module names are those of transformers' `CLIPVisionModel`. Letters: N images, P tokens (CLS first), D width, S side in pixels.
+Module names are those of transformers' `CLIPVisionModel`. Letters: N images, P tokens (CLS first),
+D width, S side in pixels.
 """
 
 from __future__ import annotations
@@ -23,16 +25,19 @@ class CLIPViT(Tower):
     """Pixels to visual tokens.
 
     Args:
-        image_size: side in pixels of the stored position table; pictures of any other size whose sides are multiples of
-            `patch_size`, square or not, are accepted at run time and resize the table.
-        dim, depth, heads, mlp_dim, patch_size: the size of the tower (L/14: 1024, 24, 16, 4096, 14).
+        image_size: side in pixels of the stored position table; pictures of any other size whose
+            sides are multiples of `patch_size`, square or not, are accepted at run time and resize
+            the table.
+        dim, depth, heads, mlp_dim, patch_size: the size of the tower (L/14: 1024, 24, 16, 4096,
+            14).
         act: "quick_gelu" (OpenAI), "gelu" or "gelu_pytorch_tanh".
         norm_eps: added to the variance.
         cls: a learned token in front of the patches.
         patch_bias: whether the patch layer has a bias; CLIP has none.
         pre_norm: a LayerNorm before the first block.
-        post_norm: what the LayerNorm after the last block is put on: the CLS token alone ("cls", CLIP: patches leave as the last
-            block made them), every token ("all", SigLIP), or nothing ("unused": held only because the checkpoint has it; LLaVA).
+        post_norm: what the LayerNorm after the last block is put on: the CLS token alone ("cls",
+            CLIP: patches leave as the last block made them), every token ("all", SigLIP), or
+            nothing ("unused": held only because the checkpoint has it; LLaVA).
         embed_std: deviation of the initial CLS token and positions; None: D^-0.5, as OpenAI has it.
 
     Attributes:
@@ -86,8 +91,8 @@ class CLIPViT(Tower):
         """Encode images.
 
         Args:
-            layers: which hidden states to return, as in Hugging Face: 0 is the input of the first block, -1 the last block's
-                output, under `post_norm`.
+            layers: which hidden states to return, as in Hugging Face: 0 is the input of the first
+                block, -1 the last block's output, under `post_norm`.
             keep: share of patch tokens kept, drawn per image (FLIP); 1.0 keeps all.
 
         Returns:

@@ -1,7 +1,9 @@
-"""The EVA-CLIP ViT of the BLIP-2 family (ViT-g/14 of LAVIS, 39 of its 40 blocks): biases for queries and values, none for keys.
+"""The EVA-CLIP ViT of the BLIP-2 family (ViT-g/14 of LAVIS, 39 of its 40 blocks): biases for
+queries and values, none for keys.
 
-Sources: LAVIS `eva_vit.py`; `Blip2VisionModel` of transformers. All tokens are handed on, CLS among them; the LayerNorm that
-follows (`ln_vision`) belongs to the middleware. Letters: N images, P tokens (CLS first), D width, S sides of the image in pixels.
+Sources: LAVIS `eva_vit.py`; `Blip2VisionModel` of transformers. All tokens are handed on, CLS among
+them; the LayerNorm that follows (`ln_vision`) belongs to the middleware. Letters: N images, P
+tokens (CLS first), D width, S sides of the image in pixels.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class EvaViT(Tower):
     """Pixels to visual tokens.
 
     Args:
-        image_size: side in pixels of the stored position table; at other sizes, which need not be square, the table is resized.
+        image_size: side in pixels of the stored position table; at other sizes, which need not be
+            square, the table is resized.
         dim, depth, heads, mlp_dim, patch_size: the size of the tower (g: 1408, 39, 16, 6144, 14).
         qkv_bias: biases of queries and values.
         k_bias: a bias of keys too. No softmax sees it, but checkpoints of transformers hold one.
@@ -77,7 +80,8 @@ class EvaViT(Tower):
             _Block(dim, heads, mlp_dim, qkv_bias=qkv_bias, k_bias=k_bias, eps=norm_eps, act=act, drop=rate) for rate in rates
         )
         init_normal(self, init_std)
-        # Patches enter at about unit size whatever their number of pixels, so that positions and blocks are heard beside them.
+        # Patches enter at about unit size whatever their number of pixels, so that positions and
+        # blocks are heard beside them.
         nn.init.normal_(self.patch_embedding.weight, std=(3 * patch_size**2) ** -0.5)
         nn.init.normal_(self.class_embedding, std=embed_std or init_std)
         nn.init.normal_(self.position_embedding, std=embed_std or init_std)
@@ -99,7 +103,8 @@ class EvaViT(Tower):
             one (N, P, D) for each entry of `layers`
 
         Raises:
-            ValueError: for layers that do not exist, or images whose sides the patches do not divide.
+            ValueError: for layers that do not exist, or images whose sides the patches do not
+                divide.
         """
         numbers = self.layer_numbers(layers)
         x = self._embed(pixels_N3SS)

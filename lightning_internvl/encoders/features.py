@@ -1,4 +1,5 @@
-"""Visual tokens that were computed before: what stands in the encoder's place where a checkpoint holds no tower."""
+"""Visual tokens that were computed before: what stands in the encoder's place where a checkpoint
+holds no tower."""
 
 from __future__ import annotations
 

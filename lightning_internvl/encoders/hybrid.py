@@ -15,14 +15,17 @@ from lightning_internvl.protocols import Part
 
 
 class HybridEncoder(Part):
-    """A tower that reads `pixel_values` and one that reads the larger `high_res_pixel_values`; both give as many tokens.
+    """A tower that reads `pixel_values` and one that reads the larger `high_res_pixel_values`; both
+    give as many tokens.
 
     Args:
         low, high: any two encoders. Tokens that stand for no patch are left out of both.
-        image_size, high_image_size: sides in pixels that the two are built for, where a configuration names them once for all.
+        image_size, high_image_size: sides in pixels that the two are built for, where a
+            configuration names them once for all.
 
     Attributes:
-        dims: widths of the two; `dim` is that of the low one, for a middleware that reads nothing else.
+        dims: widths of the two; `dim` is that of the low one, for a middleware that reads nothing
+            else.
 
     Raises:
         ValueError: if they give different numbers of tokens, or are built for other sides.

@@ -1,7 +1,9 @@
-"""InternViT, the vision tower of InternVL (Chen et al. 2023, section 3.2; official `modeling_intern_vit.py`).
+"""InternViT, the vision tower of InternVL (Chen et al. 2023, section 3.2; official
+`modeling_intern_vit.py`).
 
-Module names are those of the official checkpoint, below `vision_model.`; the 6B and the toy tower differ in numbers only.
-Letters: N images, P tokens (CLS first), D width, S side of the image in pixels.
+Module names are those of the official checkpoint, below `vision_model.`; the 6B and the toy tower
+differ in numbers only. Letters: N images, P tokens (CLS first), D width, S side of the image in
+pixels.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ class InternViT(Tower):
     """Pixels to visual tokens.
 
     Args:
-        image_size: side in pixels of the stored position table; other sizes that are multiples of `patch_size` are
-            accepted at run time and resize the table.
+        image_size: side in pixels of the stored position table; other sizes that are multiples of
+            `patch_size` are accepted at run time and resize the table.
         dim, depth, heads, mlp_dim, patch_size: the size of the tower (6B: 3200, 48, 25, 12800, 14).
         qk_norm: RMSNorm over the full width of queries and of keys, before the heads are split.
         qkv_bias: 6B has none.
@@ -40,7 +42,8 @@ class InternViT(Tower):
         norm_eps, qk_norm_eps: added to the variance; None for queries and keys: as `norm_eps`.
         final_norm: a LayerNorm after the last block; no released tower has one.
         layer_scale: initial value of the residual scales.
-        drop_path: rate of the last block; earlier blocks grow linearly from 0, or have the same rate with `drop_path_uniform`.
+        drop_path: rate of the last block; earlier blocks grow linearly from 0, or have the same
+            rate with `drop_path_uniform`.
         init_std: deviation of the initial weights.
         embed_std: deviation of the initial CLS token and positions; None: as `init_std`.
     """
@@ -86,7 +89,8 @@ class InternViT(Tower):
         self.encoder = BlockList(blocks)
         self.layernorm = nn.LayerNorm(dim, eps=norm_eps) if final_norm else nn.Identity()
         init_normal(self, init_std)
-        # Patches enter at about unit size whatever their number of pixels, so that positions and blocks are heard beside them.
+        # Patches enter at about unit size whatever their number of pixels, so that positions and
+        # blocks are heard beside them.
         nn.init.normal_(self.embeddings.patch_embedding.weight, std=(3 * patch_size**2) ** -0.5)
         nn.init.normal_(self.embeddings.class_embedding, std=embed_std or init_std)
         nn.init.normal_(self.embeddings.position_embedding, std=embed_std or init_std)
@@ -98,19 +102,23 @@ class InternViT(Tower):
         self.image_size = image_size
 
     def tensor_plan(self) -> TensorPlan:
-        """Layers that tensor parallelism divides: the MLPs, two thirds of a block. Attention stays whole: 25 heads (6B) are
-        divided by few numbers, and the norms of queries and keys run over all of them."""
+        """Layers that tensor parallelism divides: the MLPs, two thirds of a block. Attention stays
+        whole: 25 heads (6B) are divided by few numbers, and the norms of queries and keys run over
+        all of them."""
         return TensorPlan(("encoder.layers.*.mlp.fc1",), ("encoder.layers.*.mlp.fc2",), {"mlp_dim": self.mlp_dim})
 
     def forward(self, pixels_N3SS: Tensor, *, layers: Sequence[int] = (-1,), keep: float = 1.0) -> list[Tensor]:
         """Encode images.
 
         Args:
-            layers: which hidden states to return, as in Hugging Face: 0 is the embedding output, -1 the last block.
-            keep: share of patch tokens kept, drawn per image (FLIP-like masking of stage 1); 1.0 keeps all.
+            layers: which hidden states to return, as in Hugging Face: 0 is the embedding output, -1
+                the last block.
+            keep: share of patch tokens kept, drawn per image (FLIP-like masking of stage 1); 1.0
+                keeps all.
 
         Returns:
-            One (N, P, D) tensor for each entry of `layers`; the last one after the final norm, where there is one.
+            One (N, P, D) tensor for each entry of `layers`; the last one after the final norm,
+            where there is one.
         """
         numbers = self.layer_numbers(layers)
         x = self.embeddings(pixels_N3SS)

@@ -1,5 +1,5 @@
-"""The vision tower of Qwen-VL: open_clip's ViT-bigG without its CLS token and its pooling (Bai et al. 2023, section 2.1; official
-`visual.py`).
+"""The vision tower of Qwen-VL: open_clip's ViT-bigG without its CLS token and its pooling (Bai et
+al. 2023, section 2.1; official `visual.py`).
 
 Letters: N images, P tokens, D width, S side in pixels.
 """
@@ -14,13 +14,15 @@ from lightning_internvl.encoders.clip_vit import CLIPViT
 class OpenCLIPViT(CLIPViT):
     """A CLIP tower of patches alone, with a norm in front and none at the end.
 
-    The position table has a size of its own, whatever the resolution: it is resized whenever pictures have another number of
-    patches, and stays as it is in the checkpoint.
+    The position table has a size of its own, whatever the resolution: it is resized whenever
+    pictures have another number of patches, and stays as it is in the checkpoint.
 
     Args:
-        image_size: side in pixels of the pictures that are expected; any multiple of `patch_size` is accepted at run time.
+        image_size: side in pixels of the pictures that are expected; any multiple of `patch_size`
+            is accepted at run time.
         positions: side of the stored position table, in patches.
-        tower: `patch_size`, `dim`, `depth`, `heads`, `mlp_dim` and `embed_std`, as in `CLIPViT` (bigG: 14, 1664, 48, 16, 8192).
+        tower: `patch_size`, `dim`, `depth`, `heads`, `mlp_dim` and `embed_std`, as in `CLIPViT`
+            (bigG: 14, 1664, 48, 16, 8192).
     """
 
     def __init__(

@@ -1,8 +1,9 @@
-"""The vision tower of Qwen2-VL: pictures of any size and videos in one sequence, without a position table (Wang et al. 2024,
-section 2.1; official `modeling_qwen2_vl.py`). Parameter names are those of the official checkpoint, below `visual.`.
+"""The vision tower of Qwen2-VL: pictures of any size and videos in one sequence, without a position
+table (Wang et al. 2024, section 2.1; official `modeling_qwen2_vl.py`). Parameter names are those of
+the official checkpoint, below `visual.`.
 
-Letters: P patches of all pictures, one after the other, C values of a patch, D width, H heads, K width of a head; a picture is
-a grid of t (steps of two frames) x h x w patches.
+Letters: P patches of all pictures, one after the other, C values of a patch, D width, H heads, K
+width of a head; a picture is a grid of t (steps of two frames) x h x w patches.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ Runs = list[tuple[int, int]]
 
 
 class Qwen2ViT(Tower):
-    """Patches of pictures to visual tokens, one a patch. Each step of a picture or video attends within itself.
+    """Patches of pictures to visual tokens, one a patch. Each step of a picture or video attends
+    within itself.
 
     Args:
-        image_size: side in pixels of the largest square picture that is expected; nothing in the tower depends on it.
+        image_size: side in pixels of the largest square picture that is expected; nothing in the
+            tower depends on it.
         patch_size: side of a patch in pixels.
         frames: consecutive frames in one patch; a still picture is shown that often.
         dim, depth, heads, mlp_dim: the size of the tower (published: 1280, 32, 16, 5120).
-        merge_size: the middleware merges this many patches to a side, so they arrive block by block.
+        merge_size: the middleware merges this many patches to a side, so they arrive block by
+            block.
         theta: base of the rotary angles, half of which turn with the row and half with the column.
         activation: "quick_gelu" or "gelu".
         norm_eps: added to the variance.
@@ -71,7 +75,8 @@ class Qwen2ViT(Tower):
         self.patch_embed = _PatchEmbed(channels, dim, (frames, patch_size, patch_size))
         self.blocks = nn.ModuleList(_Block(dim, heads, mlp_dim, norm_eps, activation) for _ in range(depth))
         init_normal(self, init_std)
-        # Patches enter at about unit size whatever their number of pixels; a still picture is the sum of equal frames.
+        # Patches enter at about unit size whatever their number of pixels; a still picture is the
+        # sum of equal frames.
         nn.init.normal_(self.patch_embed.proj.weight, std=(channels * patch_size**2) ** -0.5 / frames)
 
     def num_tokens(self, image_size: int | None = None) -> int:
@@ -89,13 +94,16 @@ class Qwen2ViT(Tower):
         """Encode pictures and videos.
 
         Args:
-            pixels_PC: flat patches (channel, frame, row, column inside), in blocks of `merge_size` x `merge_size`.
+            pixels_PC: flat patches (channel, frame, row, column inside), in blocks of `merge_size`
+                x `merge_size`.
             image_grid_thw: (t, h, w) of each picture, (N, 3) or a list.
-            layers: which hidden states to return, as in Hugging Face: 0 is the embedding output, -1 the last block.
+            layers: which hidden states to return, as in Hugging Face: 0 is the embedding output, -1
+                the last block.
             keep: 1.0; patches of pictures that differ in size are not left out.
 
         Returns:
-            One (P, D) tensor for each entry of `layers`; nothing is normalised after the last block.
+            One (P, D) tensor for each entry of `layers`; nothing is normalised after the last
+            block.
 
         Raises:
             ValueError: if patches and grids do not fit together.
@@ -143,7 +151,8 @@ def frame_runs(grids: Sequence[Grid]) -> Runs:
 
 
 def patch_places(grid: Grid, merge: int, device: torch.device | str = "cpu") -> Tensor:
-    """Row and column of every patch in the order of the processor: (t * h * w, 2), `merge` x `merge` blocks in reading order."""
+    """Row and column of every patch in the order of the processor: (t * h * w, 2), `merge` x
+    `merge` blocks in reading order."""
     t, h, w = grid
     rows, columns = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
     places = torch.stack([rows, columns], dim=-1).unflatten(1, (w // merge, merge)).unflatten(0, (h // merge, merge))

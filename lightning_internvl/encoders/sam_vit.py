@@ -1,8 +1,8 @@
-"""The image encoder of SAM, brought down to the grid of another tower, as DeepSeek-VL has it (Kirillov et al. 2023, appendix A;
-Lu et al. 2024, section 3.1; official `sam.py`).
+"""The image encoder of SAM, brought down to the grid of another tower, as DeepSeek-VL has it
+(Kirillov et al. 2023, appendix A; Lu et al. 2024, section 3.1; official `sam.py`).
 
-Module names are those of SAM. Letters: N images, S side in pixels, G side of the patch grid, D width, W side of a window, T
-tokens of a window, K width of a head.
+Module names are those of SAM. Letters: N images, S side in pixels, G side of the patch grid, D
+width, W side of a window, T tokens of a window, K width of a head.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from lightning_internvl.layers.transformer import MLP
 
 
 class SamViT(Tower):
-    """Pixels to a map of tokens: windowed and global attention with relative positions, a neck, and two strided convolutions.
+    """Pixels to a map of tokens: windowed and global attention with relative positions, a neck, and
+    two strided convolutions.
 
-    A second way leads from the first global block through a neck of its own and the same convolutions, and is added with a
-    learned weight that starts at 0.
+    A second way leads from the first global block through a neck of its own and the same
+    convolutions, and is added with a learned weight that starts at 0.
 
     Args:
-        image_size: side in pixels of the stored positions; other multiples of `patch_size` resize them at run time.
+        image_size: side in pixels of the stored positions; other multiples of `patch_size` resize
+            them at run time.
         dim, depth, heads, mlp_dim, patch_size: the size of the tower (B: 768, 12, 12, 3072, 16).
         window: W, side of a window in patches.
         global_layers: blocks that see the whole map; the second way starts at the one named first.
         neck_dim: channels after a neck; the tokens have four times as many.
         out_grid: side of the map of tokens that leaves the tower.
         qkv_bias: whether queries, keys and values have a bias.
-        positions, relative_positions: whether there is a learned map at the start, and learned distances in every block.
+        positions, relative_positions: whether there is a learned map at the start, and learned
+            distances in every block.
     """
 
     special_tokens = 0
@@ -97,7 +100,8 @@ class SamViT(Tower):
             (N, out_grid^2, 4 * neck_dim) for each of `layers`
 
         Raises:
-            ValueError: for other layers than the last, for a share of the patches, or sides that are no multiple of a patch.
+            ValueError: for other layers than the last, for a share of the patches, or sides that
+                are no multiple of a patch.
         """
         if set(layers) != {-1} or keep != 1.0:
             raise ValueError(f"SAM gives its last map, of all patches: {layers=}, {keep=}")
@@ -158,7 +162,8 @@ class _Block(nn.Module):
 
 
 def to_windows(x_NGGD: Tensor, window: int) -> Tensor:
-    """A map cut into windows, filled up with zeros at its right and lower edge: (N * windows, W, W, D)."""
+    """A map cut into windows, filled up with zeros at its right and lower edge: (N * windows, W, W,
+    D)."""
     missing = -x_NGGD.shape[1] % window
     x = F.pad(x_NGGD, (0, 0, 0, missing, 0, missing))
     return x.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(0, 2)
@@ -188,7 +193,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         side = x.shape[1]
-        q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (N, heads, T, K)
+        # each (N, heads, T, K)
+        q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self._distances(q.unflatten(2, (side, side))) if self.relative else None
         return self.proj(merge_heads(attend(q, k, v, bias=bias))).unflatten(1, (side, side))
 
@@ -200,7 +206,8 @@ class _Attention(nn.Module):
 
 
 def relative_positions(table: Tensor, side: int) -> Tensor:
-    """Entries of a table of distances for all pairs of places: (side, side, K); a table of another size is resized (linear)."""
+    """Entries of a table of distances for all pairs of places: (side, side, K); a table of another
+    size is resized (linear)."""
     if len(table) != 2 * side - 1:
         resized = F.interpolate(table.float().T[None], size=2 * side - 1, mode="linear")
         table = resized[0].T.to(table.dtype)

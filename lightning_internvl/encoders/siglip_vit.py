@@ -15,15 +15,18 @@ HEADS = ("first", "unused", "none")
 
 
 class SiglipViT(CLIPViT):
-    """A CLIP tower without a CLS token and without a norm in front; the norm at the end is put on every patch.
+    """A CLIP tower without a CLS token and without a norm in front; the norm at the end is put on
+    every patch.
 
     Args:
-        head: what becomes of the attention-pooling head: its vector stands in front of the patches of the last layer, as a CLS
-            token would ("first": contrastive use); the tower has it and does not use it ("unused": some checkpoints of
-            chat models); or it has none ("none").
+        head: what becomes of the attention-pooling head: its vector stands in front of the patches
+            of the last layer, as a CLS token would ("first": contrastive use); the tower has it and
+            does not use it ("unused": some checkpoints of chat models); or it has none ("none").
         act: "gelu_pytorch_tanh" (SigLIP) or "gelu" (exact; timm, DeepSeek-VL).
-        post_norm: "all", or "unused" where patches leave as the last block made them (towers inside LLaVA).
-        tower: `image_size`, `patch_size`, `dim`, `depth`, `heads`, `mlp_dim` and `embed_std`, as in `CLIPViT`.
+        post_norm: "all", or "unused" where patches leave as the last block made them (towers inside
+            LLaVA).
+        tower: `image_size`, `patch_size`, `dim`, `depth`, `heads`, `mlp_dim` and `embed_std`, as in
+            `CLIPViT`.
     """
 
     def __init__(
@@ -52,7 +55,8 @@ class SiglipViT(CLIPViT):
         self.head = PoolingHead(dim, heads, mlp_dim, act, norm_eps) if head != "none" else None
 
     def finish(self, x_NPD: Tensor) -> Tensor:
-        """The last block's output after the norm, behind the pooled vector where the head is used."""
+        """The last block's output after the norm, behind the pooled vector where the head is
+        used."""
         x = super().finish(x_NPD)
         if self.head is None or not self.use_head:
             return x
@@ -60,7 +64,8 @@ class SiglipViT(CLIPViT):
 
 
 class PoolingHead(nn.Module):
-    """One learned query reads all patches, and an MLP follows (multihead attention pooling of big_vision)."""
+    """One learned query reads all patches, and an MLP follows (multihead attention pooling of
+    big_vision)."""
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, act: str, eps: float) -> None:
         super().__init__()

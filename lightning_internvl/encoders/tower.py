@@ -1,4 +1,5 @@
-"""What the vision transformers share: number of tokens, sharding units, and hidden states of chosen layers.
+"""What the vision transformers share: number of tokens, sharding units, and hidden states of chosen
+layers.
 
 Letters: N images, P tokens, D width, H and W sides of the image in pixels.
 """
@@ -32,7 +33,8 @@ class Tower(Part):
         return special_tokens(self) + ((image_size or self.image_size) // self.patch_size) ** 2
 
     def resize(self, image_size: int) -> None:
-        """Expect images of `image_size` pixels; here whatever depends on it is resized at run time."""
+        """Expect images of `image_size` pixels; here whatever depends on it is resized at run
+        time."""
         self.image_size = image_size
 
     def sharding_units(self) -> list[nn.Module]:
@@ -79,7 +81,8 @@ def special_tokens(tower: nn.Module) -> int:
 
 
 def embed_patches(pixels_N3HW: Tensor, layer: nn.Conv2d, patch_size: int) -> Tensor:
-    """(N, P, D) of a convolution whose stride is its kernel: one matrix product over flat patches, faster on every device.
+    """(N, P, D) of a convolution whose stride is its kernel: one matrix product over flat patches,
+    faster on every device.
 
     Raises:
         ValueError: for sides that the patch size does not divide.

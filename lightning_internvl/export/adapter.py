@@ -232,7 +232,8 @@ def wrap_with_peft(stock: nn.Module, updates: Mapping[str, Update], saved: Mappi
     first = next(iter(updates.values()))
     shared = {tensor.data_ptr(): name for name, tensor in stock.named_parameters()}
     saved = dict(saved)
-    for name, tensor in stock.named_parameters(remove_duplicate=False):  # a table that is tied stays one
+    # a table that is tied stays one
+    for name, tensor in stock.named_parameters(remove_duplicate=False):
         if (twin := shared[tensor.data_ptr()]) in saved:
             saved.setdefault(name, saved[twin])
     modules = owning_modules(saved)

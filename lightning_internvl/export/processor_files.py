@@ -165,7 +165,8 @@ def _pixel_fields(processor: Processor, resample: Image.Resampling = BICUBIC) ->
 
 
 def _patch_fields(processor: AnyResolution) -> Fields:
-    limits = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}  # read by releases before `size`
+    # read by releases before `size`
+    limits = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
     size = {"shortest_edge": processor.min_pixels, "longest_edge": processor.max_pixels}
     sizes = {"patch_size": processor.patch_size, "merge_size": processor.merge_size, "temporal_patch_size": processor.frames}
     return {"size": size, **limits, **sizes}

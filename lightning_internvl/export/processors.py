@@ -85,9 +85,11 @@ def _rename_tokens(folder: Path, files: ProcessorFiles) -> None:
         (folder / name).write_text(text, encoding="utf-8")
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name before transformers 5, still understood there
+        # its name before transformers 5, still understood there
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if files.tokens:
-        listed = isinstance(config.get("extra_special_tokens"), list)  # further tokens without names
+        # further tokens without names
+        listed = isinstance(config.get("extra_special_tokens"), list)
         config["model_specific_special_tokens" if listed else "extra_special_tokens"] = files.tokens
         config |= files.tokens if listed else {}
     _write_json(folder, "tokenizer_config.json", config)

@@ -79,7 +79,8 @@ def run_filter(job: FilterJob, run_dir: Path) -> None:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """The number of this process, and how many there are; also before they have found each other."""
+    """The number of this process, and how many there are; also before they have found each
+    other."""
     if distributed.world_size() > 1 or not started_from_outside():
         return distributed.rank(), distributed.world_size()
     rank = next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID") if name in os.environ), 0)

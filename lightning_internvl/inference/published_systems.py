@@ -85,7 +85,8 @@ def _padded(config: Config, model: VLM) -> str:
 
 
 _IMG = ("<img>", "</img>")
-# What the classes of transformers do, where a folder names one: by its name without "ImageProcessor" and what follows.
+# What the classes of transformers do, where a folder names one: by its name without
+# "ImageProcessor" and what follows.
 _CLASSES: Mapping[str, Callable[[Config], str]] = {
     "GotOcr2": lambda found: "tiles",
     "Qwen2VL": lambda found: "any_resolution",

@@ -1,11 +1,13 @@
-"""One attention primitive for every part we write and for the language models that we wrap, and the backend that computes it.
+"""One attention primitive for every part we write and for the language models that we wrap, and the
+backend that computes it.
 
 The backend is chosen before a model is built: `attention=auto|xformers|flash|flex|sdpa|math` on the
 command line. `auto` takes what runs of xformers and flash-attn on the device and in the type of the
-trainer, else PyTorch's own kernels; the choice and its reason are printed. A call that the backend has
-no kernel for, as for heads of an odd width, goes to PyTorch's.
+trainer, else PyTorch's own kernels; the choice and its reason are printed. A call that the backend
+has no kernel for, as for heads of an odd width, goes to PyTorch's.
 
-Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of a head.
+Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of
+a head.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def choose_backend(name: str = "auto", device: torch.device | str = "cpu", dtype
         The backend in force and the reason, for the log.
 
     Raises:
-        ValueError: for an unknown name, or for a backend that cannot run on this device and in this type.
+        ValueError: for an unknown name, or for a backend that cannot run on this device and in this
+            type.
     """
     global _asked, _backend
     if name not in BACKENDS:
@@ -74,7 +77,8 @@ def keep_backend() -> Iterator[None]:
 
 
 def requested_backend() -> str:
-    """What the configuration says, `auto` among it: wrapped language models leave their own attention only when told to."""
+    """What the configuration says, `auto` among it: wrapped language models leave their own
+    attention only when told to."""
     return _asked
 
 
@@ -125,14 +129,16 @@ def attend(
     bias: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention. H is a multiple of G; each head of keys and values serves as many heads of queries.
+    """Scaled dot-product attention. H is a multiple of G; each head of keys and values serves as
+    many heads of queries.
 
     Args:
-        mask: bool, broadcastable to (B, H, T, S), True where a query may look; or one described by lengths, of which no
-            backend but `math` makes a square. Exclusive with `causal`.
+        mask: bool, broadcastable to (B, H, T, S), True where a query may look; or one described by
+            lengths, of which no backend but `math` makes a square. Exclusive with `causal`.
         causal: position t sees keys 0..t (T equals S).
         dropout: share of the attention weights that are dropped.
-        bias: added to the scaled scores, broadcastable to (B, H, T, S); exclusive with `mask` and `causal`.
+        bias: added to the scaled scores, broadcastable to (B, H, T, S); exclusive with `mask` and
+            `causal`.
         scale: of the scores; None: K ** -0.5.
 
     Returns:
@@ -147,11 +153,13 @@ def attend(
         if _runs(*lowered[:2], CAUSAL if causal else EVEN, dropout):
             q, k, v = (x.transpose(1, 2) for x in lowered)  # these kernels want (B, T, H, K)
             return kernels.EVEN[_backend](q, k, v, causal, dropout, scale).transpose(1, 2)
-    # Masks that differ by row are left to PyTorch, whose kernels read a bool mask without first making a float copy per head.
+    # Masks that differ by row are left to PyTorch, whose kernels read a bool mask without first
+    # making a float copy per head.
     return _sdpa(q_BHTK, k_BGSK, v_BGSK, mask if bias is None else bias, causal, dropout, scale)
 
 
-@torch.compiler.disable  # loops over lengths: a compiled block calls it as it is, and is not compiled anew for other lengths
+# loops over lengths: a compiled block calls it as it is, and is not compiled anew for other lengths
+@torch.compiler.disable
 def _attend_by_lengths(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
     rows, _, queries, keys = mask.shape
     if (len(q_BHTK), q_BHTK.shape[2], k_BGSK.shape[2]) != (rows, queries, keys):
@@ -182,7 +190,8 @@ def _math(
     bias: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """The formula as written, softmax in float32: the reference that every other backend is tested against."""
+    """The formula as written, softmax in float32: the reference that every other backend is tested
+    against."""
     k, v = (_for_heads(x, q.shape[1]) for x in (k, v))
     scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
@@ -196,7 +205,8 @@ def _math(
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float, scale: float | None) -> Tensor:
     shared = q.shape[1] != k.shape[1]
-    if shared and mask is not None:  # with a mask, the kernels that share heads would make a square of scores
+    # with a mask, the kernels that share heads would make a square of scores
+    if shared and mask is not None:
         k, v, shared = _for_heads(k, q.shape[1]), _for_heads(v, q.shape[1]), False
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
@@ -204,7 +214,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dr
 
 
 def _by_pieces(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
-    """One call for every piece, so that a packed row costs the sum of squared lengths, not the square of their sum."""
+    """One call for every piece, so that a packed row costs the sum of squared lengths, not the
+    square of their sum."""
     if len(set(mask.rows)) == 1:
         return _pieces_of_row(q, k, v, mask, 0, dropout, scale)
     rows = zip(q.split(1), k.split(1), v.split(1), strict=True)
@@ -247,5 +258,6 @@ def _lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
 def _runs(q_BHTK: Tensor, k_BGSK: Tensor, kind: str, dropout: float) -> bool:
     """Whether the backend has a kernel for a call."""
     shared = q_BHTK.shape[1] != k_BGSK.shape[1]
-    width = operator.index(q_BHTK.shape[-1])  # a constant also where `torch.compile` takes sizes for variables
+    # a constant also where `torch.compile` takes sizes for variables
+    width = operator.index(q_BHTK.shape[-1])
     return trial.runs(_backend, q_BHTK.device, q_BHTK.dtype, width, kind, shared, dropout > 0)

@@ -1,6 +1,8 @@
-"""Kernels for masks that are described by lengths: FlexAttention, and those of xformers and flash-attn.
+"""Kernels for masks that are described by lengths: FlexAttention, and those of xformers and
+flash-attn.
 
-Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of a head.
+Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of
+a head.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ def _flex_kernel(device: str) -> Callable[..., Tensor]:
 
 
 def block_mask(mask: Mask, device: torch.device) -> object:
-    """What FlexAttention wants of a mask: which blocks of 128 x 128 are empty, full, or to be looked into."""
+    """What FlexAttention wants of a mask: which blocks of 128 x 128 are empty, full, or to be
+    looked into."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     rows, _, queries, keys = mask.shape
@@ -45,7 +48,8 @@ def block_mask(mask: Mask, device: torch.device) -> object:
 
 
 def side_by_side(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
-    """All pieces of all rows in one call of xformers or flash-attn, or in two where some are causal: (B, H, T, K)."""
+    """All pieces of all rows in one call of xformers or flash-attn, or in two where some are
+    causal: (B, H, T, K)."""
     rows, heads, queries, width = q.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B * T, H, K)
     groups = mask.varlen(q.device)
@@ -96,7 +100,8 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float, scale:
 
 
 def cumulative_lengths(lengths: list[int]) -> Tensor:
-    """Where each piece begins among all, and the end of the last: int32, one more than there are."""
+    """Where each piece begins among all, and the end of the last: int32, one more than there
+    are."""
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device="cpu")
 
 

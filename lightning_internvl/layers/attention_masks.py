@@ -1,8 +1,9 @@
-"""Attention masks described by lengths, plain Python numbers: no square of tokens is needed, and no look at a device.
+"""Attention masks described by lengths, plain Python numbers: no square of tokens is needed, and no
+look at a device.
 
-A mask says for every row which runs of queries see which runs of keys. From that follow the dense mask, which is the reference,
-and what each kernel wants: the slices for a loop, the packed places and lengths for kernels of uneven lengths, the blocks of
-FlexAttention.
+A mask says for every row which runs of queries see which runs of keys. From that follow the dense
+mask, which is the reference, and what each kernel wants: the slices for a loop, the packed places
+and lengths for kernels of uneven lengths, the blocks of FlexAttention.
 
 Letters: B rows, T query positions, S key positions, R runs of keys, L length of a row.
 """
@@ -30,8 +31,8 @@ class Piece:
     Attributes:
         queries: [start, end) of the queries.
         keys: [start, end) of each run of keys, in order.
-        causal: the last query sees all of these keys, the one before it all but the last, and so on; the last run has at least as
-            many keys as there are queries.
+        causal: the last query sees all of these keys, the one before it all but the last, and so
+            on; the last run has at least as many keys as there are queries.
     """
 
     queries: Run
@@ -50,7 +51,8 @@ class Varlen:
 
     Attributes:
         queries, keys: how many of each a piece has.
-        query_places, key_places: where they stand among all B * T queries and B * S keys; None: all of them, in order.
+        query_places, key_places: where they stand among all B * T queries and B * S keys; None: all
+            of them, in order.
     """
 
     causal: bool
@@ -62,7 +64,8 @@ class Varlen:
 
 @dataclass(frozen=True)
 class Mask:
-    """Who may look at whom in B rows of T queries and S keys. A query of no piece (padding) sees nothing; its output is zero.
+    """Who may look at whom in B rows of T queries and S keys. A query of no piece (padding) sees
+    nothing; its output is zero.
 
     Attributes:
         rows: the pieces of each row, by their queries.
@@ -90,7 +93,8 @@ class Mask:
         return self.made[key]
 
     def limits(self) -> Tensor:
-        """First key and end of each run that a query sees: (B, R, T, 2); runs that a query lacks are empty."""
+        """First key and end of each run that a query sees: (B, R, T, 2); runs that a query lacks
+        are empty."""
         runs = max((len(piece.keys) for row in self.rows for piece in row), default=1)
         limits = torch.zeros(len(self.rows), runs, self.queries, 2, dtype=torch.int32, device="cpu")
         for row, pieces in enumerate(self.rows):
@@ -154,7 +158,8 @@ def _unless_all(places: list[Tensor], count: int, device: torch.device) -> Tenso
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device; a GPU gets it from pinned memory, so that the host need not wait."""
+    """A tensor of the host on a device; a GPU gets it from pinned memory, so that the host need not
+    wait."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -204,7 +209,8 @@ def runs(lengths: Sequence[int]) -> list[Run]:
 
 
 def check_segments(segments: Segments, length: int, rows: int | None = None) -> None:
-    """Raise ValueError for another number of rows, a row whose samples do not fit, or a sample without tokens."""
+    """Raise ValueError for another number of rows, a row whose samples do not fit, or a sample
+    without tokens."""
     if rows not in (None, len(segments)):
         raise ValueError(f"the batch has {rows} rows, but segments of {len(segments)}")
     for row, lengths in enumerate(segments):
@@ -229,7 +235,8 @@ def starts(segments: Segments, length: int) -> Tensor:
 
 
 def without_firsts(labels_BL: Tensor, segments: Segments, ignored: int = IGNORE_INDEX) -> Tensor:
-    """Labels without that of each sample's first token, which the last token of the sample before would judge."""
+    """Labels without that of each sample's first token, which the last token of the sample before
+    would judge."""
     check_segments(segments, labels_BL.shape[1], len(labels_BL))
     firsts = torch.zeros(labels_BL.shape, dtype=torch.bool, device="cpu")
     for row, start, _ in _each(segments):

@@ -1,5 +1,5 @@
-"""Whether attention kernels of other libraries run here, found by running them: a package that is installed may have none for
-this device, this type or this width of a head, or may not load at all.
+"""Whether attention kernels of other libraries run here, found by running them: a package that is
+installed may have none for this device, this type or this width of a head, or may not load at all.
 
 Letters: H heads, G heads of keys and values, T positions, K width of a head.
 """
@@ -32,23 +32,26 @@ INSTALL = {"xformers": "pip install xformers==0.0.35", "flash": "pip install fla
 # Rows of equal length, the same with the causal flag, pieces of uneven length.
 EVEN, CAUSAL, LENGTHS = KINDS = ("even", "causal", "lengths")
 USUAL = 64  # width of a head that nearly all models have a kernel for
-# What kernels and their dispatchers raise where they cannot run; what is not implemented is a RuntimeError too.
+# What kernels and their dispatchers raise where they cannot run; what is not implemented is a
+# RuntimeError too.
 REFUSALS = (RuntimeError, ImportError, ValueError)
 _RECOMPUTING = (_CachingTorchDispatchMode, _CachedTorchDispatchMode)
 _told: set[tuple[str, str, torch.dtype, int]] = set()
 
 
 def fault(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot make each kind of call that our parts make, of heads of the usual width; None where it can."""
-    kinds = [LENGTHS] if backend == "flex" else KINDS  # it is used for masks alone, and without dropout
+    """Why a backend cannot make each kind of call that our parts make, of heads of the usual width;
+    None where it can."""
+    # it is used for masks alone, and without dropout
+    kinds = [LENGTHS] if backend == "flex" else KINDS
     calls = ((kind, shared) for kind in kinds for shared in (False, True))
     return next(filter(None, (refusal(backend, device, dtype, USUAL, *call, False) for call in calls)), None)
 
 
 @torch.compiler.assume_constant_result
 def runs(backend: str, device: torch.device, dtype: torch.dtype, width: int, kind: str, shared: bool, dropped: bool) -> bool:
-    """Whether a kernel takes such calls; tried at the first one, remembered afterwards. A refusal is told once for each type and
-    width.
+    """Whether a kernel takes such calls; tried at the first one, remembered afterwards. A refusal
+    is told once for each type and width.
 
     Args:
         kind: of `KINDS`.
@@ -68,7 +71,8 @@ def runs(backend: str, device: torch.device, dtype: torch.dtype, width: int, kin
 def refusal(
     backend: str, device: torch.device, dtype: torch.dtype, width: int, kind: str, shared: bool, dropped: bool
 ) -> str | None:
-    """Why a kernel does not take such calls; None where it does. Forward and backward passes are run on a few tokens."""
+    """Why a kernel does not take such calls; None where it does. Forward and backward passes are
+    run on a few tokens."""
     try:
         _load(backend)
         with _apart(device):
@@ -100,8 +104,9 @@ def _run(backend: str, tensors: Sequence[Tensor], mask: Mask | None, causal: boo
 
 @contextmanager
 def _apart(device: torch.device) -> Iterator[None]:
-    """Keep what holds for the caller, who may be in the midst of a forward pass, from what runs inside, and the other way round:
-    no gradients, automatic mixed precision, random numbers, and recomputation, which notes what a forward pass saves."""
+    """Keep what holds for the caller, who may be in the midst of a forward pass, from what runs
+    inside, and the other way round: no gradients, automatic mixed precision, random numbers, and
+    recomputation, which notes what a forward pass saves."""
     with ExitStack() as contexts:
         for context in (
             torch.inference_mode(False),  # and with gradients
@@ -135,9 +140,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _reason(backend: str, text: str) -> str:
-    """What an error says in a line: of xformers' dispatcher what each kernel lacks, of a library that does not load its name and
-    the line that installs it."""
-    if backend == "xformers" and "build with CUDA" in text:  # so it says too where its kernels do not load
+    """What an error says in a line: of xformers' dispatcher what each kernel lacks, of a library
+    that does not load its name and the line that installs it."""
+    # so it says too where its kernels do not load
+    if backend == "xformers" and "build with CUDA" in text:
         text = _unloadable() or text
     lacking = dict.fromkeys(re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE))
     told = "; ".join(lacking) or textwrap.shorten(text.splitlines()[0], 200)
@@ -167,11 +173,13 @@ def _package_folder(package: str) -> Path:
 
 @functools.cache
 def _load(backend: str) -> None:
-    """Import xformers without its warnings, which `_reason` tells in a line, and with the CUDA runtime that its wheel needs: that
-    of version 12, which PyTorch's wheels have ceased to bring. It is found in the package nvidia-cuda-runtime-cu12."""
+    """Import xformers without its warnings, which `_reason` tells in a line, and with the CUDA
+    runtime that its wheel needs: that of version 12, which PyTorch's wheels have ceased to bring.
+    It is found in the package nvidia-cuda-runtime-cu12."""
     if backend != "xformers":
         return
-    with suppress(importlib.metadata.PackageNotFoundError, OSError):  # the import tells what is still missing
+    # the import tells what is still missing
+    with suppress(importlib.metadata.PackageNotFoundError, OSError):
         files = importlib.metadata.files("nvidia-cuda-runtime-cu12") or ()
         for file in (file for file in files if file.name == "libcudart.so.12"):
             ctypes.CDLL(str(file.locate()))

@@ -10,7 +10,8 @@ from lightning_internvl.layers.attention import attend
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32, cast back, then scaled (Zhang and Sennrich 2019; LLaMA, InternViT)."""
+    """Root-mean-square norm, computed in float32, cast back, then scaled (Zhang and Sennrich 2019;
+    LLaMA, InternViT)."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -23,7 +24,8 @@ class RMSNorm(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops the residual branch of a whole sample with probability `rate` while training (stochastic depth)."""
+    """Drops the residual branch of a whole sample with probability `rate` while training
+    (stochastic depth)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -38,7 +40,8 @@ class DropPath(nn.Module):
 
 
 def rotary_table(positions_T: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles, each (T, dim), float32, in the half-split order of LLaMA."""
+    """Cosine and sine of the rotary angles, each (T, dim), float32, in the half-split order of
+    LLaMA."""
     frequency = theta ** -(torch.arange(0, dim, 2, device=positions_T.device).float() / dim)
     angles = positions_T.float()[:, None] * frequency
     angles = torch.cat([angles, angles], dim=-1)
@@ -55,7 +58,8 @@ def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def resize_positions(table_1PD: Tensor, grid: int | tuple[int, int], special: int = 1) -> Tensor:
-    """Resize a learned square position table to another grid of patches, bicubic in float32; entries before it are kept.
+    """Resize a learned square position table to another grid of patches, bicubic in float32;
+    entries before it are kept.
 
     Args:
         table_1PD: (1, special + g*g, D)
@@ -76,7 +80,8 @@ def resize_positions(table_1PD: Tensor, grid: int | tuple[int, int], special: in
 
 
 def keep_random(x_NPD: Tensor, keep: float, special: int = 1) -> Tensor:
-    """A share of the patch tokens, drawn for each image; the `special` tokens in front stay (FLIP)."""
+    """A share of the patch tokens, drawn for each image; the `special` tokens in front stay
+    (FLIP)."""
     n, tokens, dim = x_NPD.shape
     kept = max(1, round((tokens - special) * keep))
     order = torch.rand(n, tokens - special, device=x_NPD.device).argsort(dim=1)[:, :kept] + special
@@ -85,7 +90,8 @@ def keep_random(x_NPD: Tensor, keep: float, special: int = 1) -> Tensor:
 
 
 def linear_with_bias(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer with a bias that lies elsewhere: (..., D) -> (..., O). An adapted or quantised layer works as itself."""
+    """A linear layer with a bias that lies elsewhere: (..., D) -> (..., O). An adapted or quantised
+    layer works as itself."""
     if type(layer) is nn.Linear:
         return F.linear(x, layer.weight, bias)
     return layer(x) if bias is None else layer(x) + bias
@@ -94,7 +100,8 @@ def linear_with_bias(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor
 class AttentionPooling(nn.Module):
     """Pools a sequence into one vector: the mean token asks, all tokens answer.
 
-    InternVL-14B `clip_projector`: separate LayerNorms (eps 1e-5) and separate biases for query, key and value.
+    InternVL-14B `clip_projector`: separate LayerNorms (eps 1e-5) and separate biases for query, key
+    and value.
     """
 
     def __init__(self, dim: int, heads: int, out_dim: int) -> None:
@@ -134,7 +141,8 @@ def merge_heads(x_BHTK: Tensor) -> Tensor:
 
 
 def init_normal(module: nn.Module, std: float) -> None:
-    """Normal weights with the given deviation, zero biases: the start of every part that has no checkpoint."""
+    """Normal weights with the given deviation, zero biases: the start of every part that has no
+    checkpoint."""
     for m in module.modules():
         if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding):
             nn.init.normal_(m.weight, std=std)
@@ -144,7 +152,8 @@ def init_normal(module: nn.Module, std: float) -> None:
 
 @torch.no_grad()
 def fill_with_mean(table: Tensor, known: int) -> None:
-    """Rows from `known` on become the mean of those before: how new words of a pretrained table start."""
+    """Rows from `known` on become the mean of those before: how new words of a pretrained table
+    start."""
     table[known:] = table[:known].mean(dim=0, dtype=torch.float32).to(table.dtype)
 
 

@@ -1,4 +1,5 @@
-"""Work on many rows a few at a time, so that what autograd keeps does not grow with their number."""
+"""Work on many rows a few at a time, so that what autograd keeps does not grow with their
+number."""
 
 from __future__ import annotations
 
@@ -19,18 +20,23 @@ def number_of_chunks(rows: int, chunk: int | None) -> int:
 def checkpointed_chunks(
     function: Callable[..., Any], pieces: int, *rows: Tensor, draws: bool = False, keep_last: bool = False
 ) -> list[Any]:
-    """What `function` makes of each of `pieces` equal parts of the rows (some one row shorter), in order.
+    """What `function` makes of each of `pieces` equal parts of the rows (some one row shorter), in
+    order.
 
-    Of each part autograd keeps the rows and the result alone; the rest is computed again when its gradient is asked for, and let
-    go before the next part's turn. What `function` reads beside the rows may need gradients too: parameters get the sum over all
-    parts once, as after one large batch, so that gradients are sent once under data-parallel training.
+    Of each part autograd keeps the rows and the result alone; the rest is computed again when its
+    gradient is asked for, and let go before the next part's turn. What `function` reads beside the
+    rows may need gradients too: parameters get the sum over all parts once, as after one large
+    batch, so that gradients are sent once under data-parallel training.
 
     Args:
         draws: whether `function` draws random numbers; they are then the same both times.
-        keep_last: compute the last part once and keep all of it, since its gradient is the first to be asked for.
+        keep_last: compute the last part once and keep all of it, since its gradient is the first to
+            be asked for.
     """
     parts = list(zip(*(x.tensor_split(pieces) for x in rows), strict=True))
-    if rows[0].is_meta:  # a plan replays blocks that it knows, which cannot be computed again; it counts all parts as kept
+    # a plan replays blocks that it knows, which cannot be computed again; it counts all parts as
+    # kept
+    if rows[0].is_meta:
         return [function(*part) for part in parts]
     last = [parts.pop()] if keep_last else []
     found = [checkpoint(function, *part, use_reentrant=False, preserve_rng_state=draws) for part in parts]

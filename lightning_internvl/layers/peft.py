@@ -1,7 +1,9 @@
-"""Low-rank adapters on any part: LoRA (Hu et al. 2021) and DoRA (Liu et al. 2024), with the layers of the PEFT library.
+"""Low-rank adapters on any part: LoRA (Hu et al. 2021) and DoRA (Liu et al. 2024), with the layers
+of the PEFT library.
 
 Adapted parts keep the plain names of their weights in every file, beside those of the updates
-(`...q_proj.lora_A.default.weight`), so weights go from a stage without adapters to one with them and, merged, back.
+(`...q_proj.lora_A.default.weight`), so weights go from a stage without adapters to one with them
+and, merged, back.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ Settings = Mapping[str, Any]
 
 
 def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | None) -> None:
-    """Put adapters on the linear layers of the parts that `settings` names; a fresh adapter changes nothing.
+    """Put adapters on the linear layers of the parts that `settings` names; a fresh adapter changes
+    nothing.
 
     Args:
-        settings: by part: `method` (lora or dora), `rank`, `alpha` (updates count alpha / rank), `dropout` (of what they read,
-            while training) and `targets`: names of linear layers below the part, with `*`, or "blocks" for all of its blocks.
+        settings: by part: `method` (lora or dora), `rank`, `alpha` (updates count alpha / rank),
+            `dropout` (of what they read, while training) and `targets`: names of linear layers
+            below the part, with `*`, or "blocks" for all of its blocks.
 
     Raises:
         ValueError: for targets that match no linear layer.
@@ -45,7 +49,8 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
             lora_alpha=own["alpha"],
             lora_dropout=own["dropout"],
             use_dora=own["method"] == "dora",
-            target_modules="|".join(map(re.escape, targets)),  # exact names: a list would match their ends elsewhere too
+            # exact names: a list would match their ends elsewhere too
+            target_modules="|".join(map(re.escape, targets)),
         )
         if own["method"] == "dora" and any(part.get_submodule(target)._forward_hooks for target in targets):
             raise ValueError(
@@ -54,9 +59,11 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
         trained = {parameter for parameter in part.parameters() if parameter.requires_grad}
         library.inject_adapter_in_model(config, part)
         for inner, parameter in part.named_parameters():
-            parameter.requires_grad_(parameter in trained or parameter.requires_grad)  # who trains is said by the stage
+            # who trains is said by the stage
+            parameter.requires_grad_(parameter in trained or parameter.requires_grad)
             if is_update(inner) and parameter.dtype in (torch.bfloat16, torch.float16):
-                parameter.data = parameter.data.float()  # steps smaller than a short number's last digit would be lost
+                # steps smaller than a short number's last digit would be lost
+                parameter.data = parameter.data.float()
         part.register_state_dict_post_hook(_plain_names)
         part.register_load_state_dict_pre_hook(_wrapped_names)
 
@@ -117,7 +124,8 @@ def _is_adapted(layer: nn.Module) -> bool:
 
 
 def start_magnitudes(model: nn.Module, names: Iterable[str]) -> None:
-    """Let DoRA's magnitudes of these names be those of the weights, which have been loaded since the adapters were made."""
+    """Let DoRA's magnitudes of these names be those of the weights, which have been loaded since
+    the adapters were made."""
     fresh = set(names)
     for name, layer in adapted_layers(model):
         if NAME in layer.lora_magnitude_vector and f"{name}.lora_magnitude_vector.{NAME}.weight" in fresh:
@@ -129,7 +137,8 @@ def start_magnitudes(model: nn.Module, names: Iterable[str]) -> None:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Add every update to its weight and leave plain layers behind, which every layout of the parts can hold."""
+    """Add every update to its weight and leave plain layers behind, which every layout of the parts
+    can hold."""
     for name, layer in adapted_layers(model):
         base = layer.get_base_layer()
         weight = merged_weight(dequantized_weight(base), _updates(layer), layer.scaling[NAME])
@@ -146,7 +155,8 @@ def _sum(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
 
 
 def merged_weight(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
-    """The weight (O, I) that does what weight and update do together; works on the meta device too."""
+    """The weight (O, I) that does what weight and update do together; works on the meta device
+    too."""
     updates = {kind: tensor.float() for kind, tensor in updates.items()}
     whole = _sum(weight.float(), updates, scale)
     if "lora_magnitude_vector" in updates:
@@ -155,7 +165,8 @@ def merged_weight(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -
 
 
 def merged_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Settings | None]) -> dict[str, Tensor]:
-    """Tensors by name in which the updates of the parts that `settings` names have been added to their weights."""
+    """Tensors by name in which the updates of the parts that `settings` names have been added to
+    their weights."""
     found = dict(tensors)
     for name in [n for n in tensors if ".lora_A." in n]:
         part, owner = name.split(".", 1)[0], name.partition(".lora_A.")[0]
@@ -171,7 +182,8 @@ def merged_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Setting
 
 
 def differing(there: Mapping[str, Settings | None] | None, here: Mapping[str, Settings | None] | None) -> dict[str, Settings]:
-    """The adapters of a source that a model does not go on with: those of parts that it adapts otherwise or not at all."""
+    """The adapters of a source that a model does not go on with: those of parts that it adapts
+    otherwise or not at all."""
     same = ("method", "rank", "alpha", "targets")
     return {
         part: own

@@ -1,7 +1,8 @@
-"""Frozen weights in 4 or 8 bits (QLoRA, Dettmers et al. 2023; LLM.int8, Dettmers et al. 2022), with the layers of bitsandbytes,
-or in the 16 bits of bfloat16, which need no library.
+"""Frozen weights in 4 or 8 bits (QLoRA, Dettmers et al. 2023; LLM.int8, Dettmers et al. 2022), with
+the layers of bitsandbytes, or in the 16 bits of bfloat16, which need no library.
 
-Quantised once all weights are loaded. Files never hold quantised weights: they hold what the quantised ones stand for.
+Quantised once all weights are loaded. Files never hold quantised weights: they hold what the
+quantised ones stand for.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLOCK = 64  # weights that share a scale; bitsandbytes' CPU kernels are wrong for rows that are no whole number of blocks
+# weights that share a scale; bitsandbytes' CPU kernels are wrong for rows that are no whole number
+# of blocks
+BLOCK = 64
 WRAPPED = ".base_layer."  # what PEFT puts into the names of the layers that it wraps
 
-# Where the CPU has units for bf16, importing bitsandbytes misses a package of kernels that no layer here would use.
+# Where the CPU has units for bf16, importing bitsandbytes misses a package of kernels that no layer
+# here would use.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
@@ -50,12 +54,14 @@ class Int8Table(nn.Module):
 
 
 class Int8Head(nn.Module):
-    """The output layer over a table in 8 bits: its own, or that of the input embeddings, which it then does not hold."""
+    """The output layer over a table in 8 bits: its own, or that of the input embeddings, which it
+    then does not hold."""
 
     def __init__(self, table: Int8Table, bias: Tensor | None = None, *, tied: bool) -> None:
         super().__init__()
         self.table = None if tied else table
-        self._table, self.bias = (table,), bias  # a tuple, because a tied table belongs to another module
+        # a tuple, because a tied table belongs to another module
+        self._table, self.bias = (table,), bias
 
     @property
     def weight(self) -> Tensor:
@@ -68,11 +74,13 @@ class Int8Head(nn.Module):
 
 
 class Bf16Linear(nn.Linear):
-    """A linear layer whose weight is held in bfloat16; it computes in that type and answers in the type that it was asked in."""
+    """A linear layer whose weight is held in bfloat16; it computes in that type and answers in the
+    type that it was asked in."""
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., I) -> (..., O)"""
-        if torch.is_autocast_enabled(states.device.type):  # which says the types, as for any other layer
+        # which says the types, as for any other layer
+        if torch.is_autocast_enabled(states.device.type):
             return super().forward(states)
         dtype = self.weight.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
@@ -83,12 +91,14 @@ class Bf16Table(nn.Embedding):
     """A table of token embeddings held in bfloat16."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(...) -> (..., H), in the type of the run: float32, unless its precision is a true half"""
+        """(...) -> (..., H), in the type of the run: float32, unless its precision is a true
+        half"""
         return super().forward(ids).to(torch.get_default_dtype())
 
 
 class Quantized(NamedTuple):
-    """What became of a part: layers and tables quantised, layers left because their rows are no whole blocks, and bytes."""
+    """What became of a part: layers and tables quantised, layers left because their rows are no
+    whole blocks, and bytes."""
 
     changed: int
     left: int
@@ -97,10 +107,12 @@ class Quantized(NamedTuple):
 
 
 def quantize(model: nn.Module, settings: Mapping[str, str | None] | None, keep: Iterable[str] = ()) -> dict[str, Quantized]:
-    """Quantise the linear layers and token embeddings of the parts that `settings` names, in place; vectors stay as they are.
+    """Quantise the linear layers and token embeddings of the parts that `settings` names, in place;
+    vectors stay as they are.
 
     Args:
-        settings: by part: nf4, int8, bf16 or None. Embeddings take 8 bits with nf4 too, because 4 cost them too much.
+        settings: by part: nf4, int8, bf16 or None. Embeddings take 8 bits with nf4 too, because 4
+            cost them too much.
         keep: names of parameters, as files have them, that train and so cannot be quantised.
     """
     found = {}
@@ -124,7 +136,8 @@ def quantize(model: nn.Module, settings: Mapping[str, str | None] | None, keep: 
 def quantized_bytes(
     model: nn.Module, settings: Mapping[str, str | None] | None, keep: Iterable[str] = ()
 ) -> dict[nn.Parameter, int]:
-    """What `quantize` would leave of each weight, in bytes with its scales; of weights on the meta device too."""
+    """What `quantize` would leave of each weight, in bytes with its scales; of weights on the meta
+    device too."""
     found = {}
     for name, method in (settings or {}).items():
         part = getattr(model, name, None)
@@ -150,7 +163,8 @@ def _fits(layer: nn.Linear, method: str) -> bool:
 
 
 def _frozen(name: str, part: nn.Module, method: str, kept: set[str]) -> list[tuple[str, nn.Module]]:
-    """The layers of a part that can be quantised and do not train, by name; bf16 is for those that are larger now."""
+    """The layers of a part that can be quantised and do not train, by name; bf16 is for those that
+    are larger now."""
     tables = _tables(part)
     return [
         (inner, layer)
@@ -180,7 +194,8 @@ def _linear(layer: nn.Linear, method: str) -> nn.Module:
             compute_dtype=weight.dtype, device="meta",
         )  # fmt: skip
         made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=False)
-        # Some CPUs would have it repacked in evaluation, for good, with its scales rounded to bf16: other weights from then on.
+        # Some CPUs would have it repacked in evaluation, for good, with its scales rounded to bf16:
+        # other weights from then on.
         made.support_avx512bf16_for_cpu = False
     else:
         made = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, bias=has_bias, has_fp16_weights=False, device="meta")
@@ -202,10 +217,12 @@ def _short(layer: nn.Linear | nn.Embedding) -> nn.Module:
 
 
 def plain_linear(layer: nn.Module, weight: Tensor, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
-    """A linear layer with this weight (O, I) in the place of `layer`, with its bias, its hooks and its mode.
+    """A linear layer with this weight (O, I) in the place of `layer`, with its bias, its hooks and
+    its mode.
 
     Args:
-        weight: a parameter is taken as it is, so that what shares it goes on to share it; any other tensor does not train.
+        weight: a parameter is taken as it is, so that what shares it goes on to share it; any other
+            tensor does not train.
     """
     made = kind(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
     made.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
@@ -215,12 +232,14 @@ def plain_linear(layer: nn.Module, weight: Tensor, kind: type[nn.Linear] = nn.Li
 
 
 def _quantize_table(lm: nn.Module, layer: nn.Module, words: nn.Module, head: nn.Module | None, method: str) -> None:
-    """The input embeddings, with the output layer where they are tied, or an output layer of its own."""
+    """The input embeddings, with the output layer where they are tied, or an output layer of its
+    own."""
     tied = head is not None and head.weight is words.weight
     if method == "bf16":
         if layer is words:
             lm.set_input_embeddings(_short(words))
-        if isinstance(head, nn.Linear) and (layer is words) == tied:  # the layer inside an adapter comes by itself
+        # the layer inside an adapter comes by itself
+        if isinstance(head, nn.Linear) and (layer is words) == tied:
             lm.set_output_embeddings(_short(head))
     elif layer is words:
         table = Int8Table(words.weight.data)
@@ -260,7 +279,8 @@ def _dtype(layer: nn.Module) -> torch.dtype:
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that hold quantised weights, by the name that the layer has without quantisation."""
+    """The layers that hold quantised weights, by the name that the layer has without
+    quantisation."""
     return {name.removesuffix(".table"): layer for name, layer in model.named_modules() if is_quantized(layer)}
 
 

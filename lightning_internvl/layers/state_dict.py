@@ -11,8 +11,8 @@ from lightning_internvl.layers.quantization import dequantized_weight, quantized
 
 
 def own_tensors(model: nn.Module, without: Container[str] = ()) -> dict[str, Tensor]:
-    """A model's tensors by name; one that stands in several places (tied embeddings) once, under its first name. Quantised
-    weights count as what they stand for.
+    """A model's tensors by name; one that stands in several places (tied embeddings) once, under
+    its first name. Quantised weights count as what they stand for.
 
     Args:
         without: names that are not wanted, and so not brought back from their quantised form.

@@ -1,4 +1,5 @@
-"""The pre-norm transformer block of CLIP and SigLIP, for pictures and for text, under the names of transformers.
+"""The pre-norm transformer block of CLIP and SigLIP, for pictures and for text, under the names of
+transformers.
 
 Letters: B rows, T tokens, D width.
 """
@@ -71,7 +72,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         found = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k, v = (split_heads(y, y.shape[-1] // self.head_dim) for y in found)  # all heads, or this process's share
+        # all heads, or this process's share
+        q, k, v = (split_heads(y, y.shape[-1] // self.head_dim) for y in found)
         return self.out_proj(merge_heads(attend(q, k, v, mask=mask, causal=causal)))
 
 
@@ -96,7 +98,8 @@ def block_plan(blocks: str, heads: int, mlp_dim: int) -> TensorPlan:
 
 
 def init_blocks(blocks: Iterable[nn.Module], dim: int) -> None:
-    """Start as OpenAI's CLIP does: deviations that keep the size of activations at any width and depth, zero biases."""
+    """Start as OpenAI's CLIP does: deviations that keep the size of activations at any width and
+    depth, zero biases."""
     blocks = [block for block in blocks if isinstance(block, Block)]
     attention, narrow = dim**-0.5, dim**-0.5 * (2 * len(blocks)) ** -0.5
     for block in blocks:

@@ -1,4 +1,5 @@
-"""Choosing the tokens of a caption: greedy and beam search over any model that gives the logits of the next token.
+"""Choosing the tokens of a caption: greedy and beam search over any model that gives the logits of
+the next token.
 
 Letters: B captions, K beams, L length so far, V vocabulary.
 """
@@ -18,7 +19,8 @@ class Reader(Protocol):
     """What the search needs of a model; it keeps its own cache, if it has one."""
 
     def __call__(self, ids_RL: Tensor) -> Tensor:
-        """Logits (R, V) of the token after `ids_RL`, the prompt and all that was written; one token longer at every call."""
+        """Logits (R, V) of the token after `ids_RL`, the prompt and all that was written; one token
+        longer at every call."""
 
     def reorder(self, rows_S: Tensor) -> None:
         """The next call has S rows, and its row s goes on from row `rows_S[s]` of the last one."""
@@ -41,8 +43,10 @@ def write(
     Args:
         prompt_BL: (B, L), the same length in every row (no padding).
         min_new_tokens: the end token is not chosen before this many tokens.
-        num_beams: 1 takes the likeliest token each time; more keep that many beginnings (published captions: 5).
-        length_penalty: the score of a finished text is its log-probability over its length to this power.
+        num_beams: 1 takes the likeliest token each time; more keep that many beginnings (published
+            captions: 5).
+        length_penalty: the score of a finished text is its log-probability over its length to this
+            power.
 
     Raises:
         ValueError: for lengths or beams that leave nothing to search.
@@ -75,8 +79,9 @@ def _greedy(reader: Reader, prompt_BL: Tensor, longest: int, eos_id: int, shorte
 def _beams(
     reader: Reader, prompt_BL: Tensor, longest: int, eos_id: int, shortest: int, beams: int, length_penalty: float, pad_id: int
 ) -> Tensor:
-    """Beam search as transformers does it with `early_stopping=False`: 2K candidates a step, of which those that end among the
-    best K are finished; a row is done when its best running beam cannot pass the worst of K finished ones."""
+    """Beam search as transformers does it with `early_stopping=False`: 2K candidates a step, of
+    which those that end among the best K are finished; a row is done when its best running beam
+    cannot pass the worst of K finished ones."""
     batch, prompt = prompt_BL.shape
     rows = torch.arange(batch, device=prompt_BL.device)
     firsts = rows[:, None] * beams

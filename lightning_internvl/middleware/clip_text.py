@@ -1,7 +1,9 @@
-"""The text tower of CLIP or SigLIP beside the projections of both sides (Radford et al. 2021; Zhai et al. 2023).
+"""The text tower of CLIP or SigLIP beside the projections of both sides (Radford et al. 2021; Zhai
+et al. 2023).
 
-Module names are those of transformers' `CLIPModel` and `SiglipModel`. Letters: B rows, L text length, M width of the text tower,
-N images, P visual tokens (CLS or the pooled vector first), D encoder width, E contrastive width.
+Module names are those of transformers' `CLIPModel` and `SiglipModel`. Letters: B rows, L text
+length, M width of the text tower, N images, P visual tokens (CLS or the pooled vector first), D
+encoder width, E contrastive width.
 """
 
 from __future__ import annotations
@@ -23,18 +25,21 @@ class CLIPText(Part):
     Args:
         encoder_dim: width of the visual tokens (completed from the encoder).
         vocab_size: rows of the embedding table (completed from the tokenizer).
-        special_tokens: tokens that the encoder puts before its patches (completed from the encoder); the first one is the
-            picture's embedding, so there must be one.
+        special_tokens: tokens that the encoder puts before its patches (completed from the
+            encoder); the first one is the picture's embedding, so there must be one.
         positions: the longest text (CLIP: 77, SigLIP: 64).
         dim, depth, heads, mlp_dim: the text tower (L/14: 768, 12, 12, 3072).
         embed_dim: width of the contrastive space (L/14: 768).
-        pooling: which token speaks for a text: the first end token ("eos"), the largest id ("argmax", OpenAI, whose end token has
-            the largest id of all), or the last of the row whether it is padding or not ("last", SigLIP: rows of equal length).
+        pooling: which token speaks for a text: the first end token ("eos"), the largest id
+            ("argmax", OpenAI, whose end token has the largest id of all), or the last of the row
+            whether it is padding or not ("last", SigLIP: rows of equal length).
         eos_token_id: for "eos" (completed from the tokenizer).
         causal: whether a token sees those after it (SigLIP) or not (CLIP).
-        project_images: a linear layer without bias on the picture's embedding; SigLIP's pooling head makes it unnecessary.
+        project_images: a linear layer without bias on the picture's embedding; SigLIP's pooling
+            head makes it unnecessary.
         text_bias: whether the projection of texts has a bias.
-        embed_std: deviation of the initial token embeddings; positions have half of it (OpenAI: 0.02 and 0.01).
+        embed_std: deviation of the initial token embeddings; positions have half of it (OpenAI:
+            0.02 and 0.01).
     """
 
     roles: ClassVar = {"generative": (), "language_head": ()}  # it contrasts, and does nothing else
@@ -87,14 +92,16 @@ class CLIPText(Part):
         return list(self.text_model.encoder.layers)
 
     def embed_image(self, feats: list[Tensor], mode: str = "c") -> Tensor:
-        """The first token of the tower, projected: (N, P, D) -> (N, E), not normalised; there is one mode."""
+        """The first token of the tower, projected: (N, P, D) -> (N, E), not normalised; there is
+        one mode."""
         if mode != "c":
             raise ValueError(f"CLIP embeds pictures in mode 'c' alone, not in {mode!r}")
         picture = feats[0][:, 0]
         return picture if self.visual_projection is None else self.visual_projection(picture)
 
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Texts in the contrastive space: (B, L) -> (B, E), not normalised; without a mask padding is read like words."""
+        """Texts in the contrastive space: (B, L) -> (B, E), not normalised; without a mask padding
+        is read like words."""
         hidden = self.text_model(ids_BL, self._mask(ids_BL, mask_BL), self.causal and mask_BL is None)
         return self.text_projection(hidden[torch.arange(len(ids_BL), device=ids_BL.device), self._speaker(ids_BL)])
 
@@ -112,7 +119,8 @@ class CLIPText(Part):
         return ids_BL.eq(self.eos_token_id).int().argmax(dim=1)
 
     def _mask(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor | None:
-        """Who may look at whom: bool (B, 1, L, L); a row that would see nothing (padding on the left) sees itself."""
+        """Who may look at whom: bool (B, 1, L, L); a row that would see nothing (padding on the
+        left) sees itself."""
         if mask_BL is None:
             return None
         square = torch.ones(ids_BL.shape[1], ids_BL.shape[1], dtype=torch.bool, device=ids_BL.device)

@@ -1,5 +1,5 @@
-"""The connector of MiniGPT-4's LLaMA-2 variant and of MiniGPT-v2: four patches in a row become one token (Zhu et al. 2023,
-Chen et al. 2023; official `minigpt4.py`).
+"""The connector of MiniGPT-4's LLaMA-2 variant and of MiniGPT-v2: four patches in a row become one
+token (Zhu et al. 2023, Chen et al. 2023; official `minigpt4.py`).
 
 Letters: N images, P visual tokens, D encoder width, K patches of a token, H decoder width.
 """
@@ -12,16 +12,19 @@ from lightning_internvl.protocols import Part
 
 
 class ConcatConnector(Part):
-    """LayerNorm, special tokens dropped, K patches that follow each other in reading order side by side, one linear layer.
+    """LayerNorm, special tokens dropped, K patches that follow each other in reading order side by
+    side, one linear layer.
 
-    The K patches lie in a row of the picture (where its width divides by K), not in a square; see `PixelShuffleMLP` for squares.
+    The K patches lie in a row of the picture (where its width divides by K), not in a square; see
+    `PixelShuffleMLP` for squares.
 
     Args:
         encoder_dim: width of the visual tokens (completed from the encoder).
         decoder_dim: width of the decoder's embeddings (completed from the decoder).
         patch_layer: which hidden state of the encoder is read.
         concat: K.
-        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from the encoder).
+        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from
+            the encoder).
         norm_eps: of the LayerNorm.
     """
 

@@ -1,5 +1,5 @@
-"""Plain connectors from patches to the decoder's embeddings: one linear layer (LLaVA v1, MiniGPT-4), or an MLP (LLaVA 1.5,
-InternVL-Chat without QLLaMA).
+"""Plain connectors from patches to the decoder's embeddings: one linear layer (LLaVA v1,
+MiniGPT-4), or an MLP (LLaVA 1.5, InternVL-Chat without QLLaMA).
 
 Letters: N images, P visual tokens, D encoder width, T decoder tokens of an image, H decoder width.
 """
@@ -15,7 +15,8 @@ from lightning_internvl.protocols import Part
 
 
 def projection(in_dim: int, out_dim: int, layers: int = 2, bias: bool = True) -> nn.Sequential:
-    """Linear layers with GELU between them, with the parameter names `0`, `2`, ... of LLaVA's checkpoints (`mlp2x_gelu`)."""
+    """Linear layers with GELU between them, with the parameter names `0`, `2`, ... of LLaVA's
+    checkpoints (`mlp2x_gelu`)."""
     modules: list[nn.Module] = [nn.Linear(in_dim, out_dim, bias=bias)]
     for _ in range(layers - 1):
         modules += [nn.GELU(), nn.Linear(out_dim, out_dim, bias=bias)]
@@ -23,7 +24,8 @@ def projection(in_dim: int, out_dim: int, layers: int = 2, bias: bool = True) ->
 
 
 class _Connector(Part):
-    """Tokens of the encoder, each on its own; several layers stand side by side. Subclasses project."""
+    """Tokens of the encoder, each on its own; several layers stand side by side. Subclasses
+    project."""
 
     def __init__(self, patch_layer: int | Sequence[int], special_tokens: int, keep_special: bool) -> None:
         super().__init__()
@@ -46,8 +48,10 @@ class MLPConnector(_Connector):
     Args:
         encoder_dim: width of the visual tokens (completed from the encoder).
         decoder_dim: width of the decoder's embeddings (completed from the decoder).
-        patch_layer: which hidden state of the encoder is read, or which ones (InternVL-Chat 1.0: -4; LLaVA: -2).
-        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from the encoder).
+        patch_layer: which hidden state of the encoder is read, or which ones (InternVL-Chat 1.0:
+            -4; LLaVA: -2).
+        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from
+            the encoder).
         keep_special: whether the decoder gets these too (LLaVA's `cls_patch`).
         depth: linear layers.
         bias: whether these have biases.
@@ -86,7 +90,8 @@ class LinearConnector(_Connector):
         encoder_dim: width of the visual tokens (completed from the encoder).
         decoder_dim: width of the decoder's embeddings (completed from the decoder).
         patch_layer: which hidden state of the encoder is read, or which ones (LLaVA v1: -2).
-        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from the encoder).
+        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from
+            the encoder).
         keep_special: whether the decoder gets these too.
     """
 

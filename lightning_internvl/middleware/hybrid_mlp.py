@@ -1,5 +1,5 @@
-"""The connector of DeepSeek-VL 7B: each of two towers through a layer of its own, then one layer over both (Lu et al. 2024,
-section 3.1; official `projector.py`, `low_high_hybrid_split_mlp_gelu`).
+"""The connector of DeepSeek-VL 7B: each of two towers through a layer of its own, then one layer
+over both (Lu et al. 2024, section 3.1; official `projector.py`, `low_high_hybrid_split_mlp_gelu`).
 
 Letters: N images, T tokens, H decoder width.
 """
@@ -16,7 +16,8 @@ from lightning_internvl.protocols import Part
 
 
 class HybridMLP(Part):
-    """Tokens of a low and of a high tower, half of the decoder's width each, side by side (high first), GELU, linear.
+    """Tokens of a low and of a high tower, half of the decoder's width each, side by side (high
+    first), GELU, linear.
 
     Args:
         encoder_dims: widths of the low and of the high tower (completed from the encoder).

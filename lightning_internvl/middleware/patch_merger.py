@@ -1,5 +1,6 @@
-"""The connector of Qwen2-VL: neighbouring patches side by side through a two-layer MLP (Wang et al. 2024, section 2.1; official
-`modeling_qwen2_vl.py`, `PatchMerger`). Parameter names are those of the official checkpoint, below `visual.merger.`.
+"""The connector of Qwen2-VL: neighbouring patches side by side through a two-layer MLP (Wang et al.
+2024, section 2.1; official `modeling_qwen2_vl.py`, `PatchMerger`). Parameter names are those of the
+official checkpoint, below `visual.merger.`.
 
 Letters: P patches of all pictures, D encoder width, F neighbours to a side, H decoder width.
 """
@@ -14,7 +15,8 @@ from lightning_internvl.protocols import Part
 class PatchMerger(Part):
     """LayerNorm of each patch, then F x F neighbours as one token through an MLP.
 
-    Neighbours must follow each other, as the processor of any resolution and the tower keep them, so the merger needs no grid.
+    Neighbours must follow each other, as the processor of any resolution and the tower keep them,
+    so the merger needs no grid.
 
     Args:
         encoder_dim: width of the visual tokens (completed from the encoder).
@@ -46,7 +48,8 @@ class PatchMerger(Part):
         return [self.mlp]
 
     def forward(self, feats: list[Tensor]) -> Tensor:
-        """[(P, D)] -> (P / F^2, H), or with a dimension of pictures in front, [(N, P, D)] -> (N, P / F^2, H)"""
+        """[(P, D)] -> (P / F^2, H), or with a dimension of pictures in front, [(N, P, D)] -> (N, P
+        / F^2, H)"""
         if feats[0].shape[-2] % self.factor**2:
             raise ValueError(f"{feats[0].shape[-2]} patches do not divide into blocks of {self.factor} x {self.factor}")
         x = self.ln_q(feats[0])

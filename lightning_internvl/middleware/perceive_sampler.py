@@ -1,5 +1,5 @@
-"""The perceive sampler of InternLM-XComposer: a Q-Former whose tokens stand between two learned flags (Zhang et al. 2023, section
-3.1; official `modeling_InternLM_XComposer.py`).
+"""The perceive sampler of InternLM-XComposer: a Q-Former whose tokens stand between two learned
+flags (Zhang et al. 2023, section 3.1; official `modeling_InternLM_XComposer.py`).
 
 Letters: N images, P visual tokens, D encoder width, Q queries, H decoder width.
 """

@@ -1,5 +1,6 @@
-"""The resampler of Flamingo: learned latents read a picture or video of any length, layer by layer (Alayrac et al. 2022, section
-2.1 and appendix A.1.1; public design of OpenFlamingo, whose parameter names these are, below `perceiver.`).
+"""The resampler of Flamingo: learned latents read a picture or video of any length, layer by layer
+(Alayrac et al. 2022, section 2.1 and appendix A.1.1; public design of OpenFlamingo, whose parameter
+names these are, below `perceiver.`).
 
 Letters: N pictures, P visual tokens, D encoder width, T latents, F frames.
 """
@@ -15,7 +16,8 @@ from lightning_internvl.protocols import Part
 
 
 class PerceiverResampler(Part):
-    """Visual tokens to a fixed number of latents of the same width; in each layer these attend to the tokens and to themselves.
+    """Visual tokens to a fixed number of latents of the same width; in each layer these attend to
+    the tokens and to themselves.
 
     Args:
         encoder_dim: width of the visual tokens and of the latents (completed from the encoder).
@@ -23,10 +25,12 @@ class PerceiverResampler(Part):
         depth, heads, head_dim: of the layers (published: 6, 8, 64).
         mlp_ratio: width of the feed-forward layers over `encoder_dim`.
         patch_layer: which hidden state of the encoder is read.
-        special_tokens: leading tokens that are left out, as CLS is (completed from an encoder that says how many it has).
+        special_tokens: leading tokens that are left out, as CLS is (completed from an encoder that
+            says how many it has).
         max_frames: frames of a video that have an embedding of their own; 0 for pictures alone.
         init_std: deviation of the initial weights.
-        latent_std: deviation of the initial latents; smaller ones let the picture be heard beside them from the first step.
+        latent_std: deviation of the initial latents; smaller ones let the picture be heard beside
+            them from the first step.
     """
 
     def __init__(

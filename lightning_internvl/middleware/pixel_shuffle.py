@@ -1,8 +1,8 @@
-"""The connector of InternVL 1.5 and later: neighbouring patches side by side, LayerNorm, two-layer MLP (Chen et al. 2024,
-section 3.1; official `modeling_internvl_chat.py`).
+"""The connector of InternVL 1.5 and later: neighbouring patches side by side, LayerNorm, two-layer
+MLP (Chen et al. 2024, section 3.1; official `modeling_internvl_chat.py`).
 
-Letters: N images or tiles, P visual tokens (CLS first), D encoder width, G side of the patch grid, F neighbours to a side,
-H decoder width.
+Letters: N images or tiles, P visual tokens (CLS first), D encoder width, G side of the patch grid,
+F neighbours to a side, H decoder width.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ VERSIONS = ("v1", "v2")
 
 
 class PixelShuffleMLP(Part):
-    """Patches of one encoder layer, CLS dropped, F x F neighbours as one token, through LayerNorm and MLP.
+    """Patches of one encoder layer, CLS dropped, F x F neighbours as one token, through LayerNorm
+    and MLP.
 
     Args:
         encoder_dim: width of the visual tokens (completed from the encoder).
         decoder_dim: width of the decoder's embeddings (completed from the decoder).
         patch_layer: which hidden state of the encoder is read.
-        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from the encoder).
+        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from
+            the encoder).
         factor: F; 2 gives a quarter of the tokens (official `downsample_ratio` 0.5).
-        version: "v2" keeps the picture upright (1.5 and later); "v1" leaves rows and columns swapped (1.1, 1.2).
+        version: "v2" keeps the picture upright (1.5 and later); "v1" leaves rows and columns
+            swapped (1.1, 1.2).
     """
 
     def __init__(
@@ -67,7 +70,8 @@ class PixelShuffleMLP(Part):
 
 
 def pixel_shuffle(x_NHWC: Tensor, factor: int = 2, version: str = "v2") -> Tensor:
-    """F x F neighbours as one cell, their channels one after the other in reading order: (N, H/F, W/F, F * F * C).
+    """F x F neighbours as one cell, their channels one after the other in reading order: (N, H/F,
+    W/F, F * F * C).
 
     With "v1" the map comes out transposed, as the first release had it: (N, W/F, H/F, F * F * C).
     """

@@ -1,4 +1,5 @@
-"""Probes: a classifier in the middleware's place, for measuring what a frozen tower knows (InternVL section 4.2).
+"""Probes: a classifier in the middleware's place, for measuring what a frozen tower knows (InternVL
+section 4.2).
 
 Source: official `classification/models/intern_vit_6b.py` ("cls_patch_concat" and "clip_projector").
 
@@ -18,7 +19,8 @@ EPS = 1e-6
 
 
 class _Probe(Part):
-    """Features of the tower, normalised over the batch, then one linear layer: its output is a score for each class."""
+    """Features of the tower, normalised over the batch, then one linear layer: its output is a
+    score for each class."""
 
     def __init__(self, features: int, classes: int, layer: int) -> None:
         super().__init__()
@@ -87,7 +89,8 @@ class AttentionProbe(_Probe):
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
-    """Batch norm over the equally large batches of all processes, on any device; PyTorch's own refuses CPUs."""
+    """Batch norm over the equally large batches of all processes, on any device; PyTorch's own
+    refuses CPUs."""
 
     def forward(self, x_NF: Tensor) -> Tensor:
         """(N, F) -> (N, F)"""

@@ -1,10 +1,12 @@
-"""The Q-Former: learnable queries that read the picture and share a BERT with text (Li et al. 2023, BLIP-2 section 3.1).
+"""The Q-Former: learnable queries that read the picture and share a BERT with text (Li et al. 2023,
+BLIP-2 section 3.1).
 
-With text it is the middleware of BLIP-2's first stage (contrast, matching, writing); without, that of its second stage, of
-MiniGPT-4 and of XComposer; with instructions, that of InstructBLIP (Dai et al. 2023). Source: LAVIS `blip2_qformer.py`.
+With text it is the middleware of BLIP-2's first stage (contrast, matching, writing); without, that
+of its second stage, of MiniGPT-4 and of XComposer; with instructions, that of InstructBLIP (Dai et
+al. 2023). Source: LAVIS `blip2_qformer.py`.
 
-Letters: B images, P visual tokens (CLS first), D encoder width, Q queries, L text length, M width, E contrastive width,
-H decoder width, T = Q + L.
+Letters: B images, P visual tokens (CLS first), D encoder width, Q queries, L text length, M width,
+E contrastive width, H decoder width, T = Q + L.
 """
 
 from __future__ import annotations
@@ -32,25 +34,28 @@ class QFormer(Part):
 
     Args:
         encoder_dim: width of the visual tokens (completed from the encoder).
-        decoder_dim: width of the decoder's embeddings (completed from the decoder); None in stages without a decoder, which then
-            have no `proj`.
+        decoder_dim: width of the decoder's embeddings (completed from the decoder); None in stages
+            without a decoder, which then have no `proj`.
         vocab_size: rows of the embedding table (completed from the tokenizer).
-        text: "none" keeps only what pictures need (BLIP-2 stage 2, MiniGPT-4); "read" adds the text branch (retrieval,
-            InstructBLIP); "write" also the language head (BLIP-2 stage 1).
+        text: "none" keeps only what pictures need (BLIP-2 stage 2, MiniGPT-4); "read" adds the text
+            branch (retrieval, InstructBLIP); "write" also the language head (BLIP-2 stage 1).
         dim, depth, heads, mlp_dim: the BERT (base: 768, 12, 12, 3072).
         num_queries: learnable queries (BLIP-2: 32).
         cross_every: cross-attention in layers 0, k, 2k, ... (2).
         embed_dim: the contrastive space (256); None without.
-        instructed: the queries also read an instruction (`qformer_input_ids`, one row for every picture) before the decoder does.
-        image_prefix: the first `num_queries` ids of every text stand for the picture and are left out (retrieval checkpoints of
-            transformers with an image token).
-        vision_norm_eps: of the LayerNorm on visual tokens (LAVIS 1e-5, transformers 1e-6); None leaves the norm out.
+        instructed: the queries also read an instruction (`qformer_input_ids`, one row for every
+            picture) before the decoder does.
+        image_prefix: the first `num_queries` ids of every text stand for the picture and are left
+            out (retrieval checkpoints of transformers with an image token).
+        vision_norm_eps: of the LayerNorm on visual tokens (LAVIS 1e-5, transformers 1e-6); None
+            leaves the norm out.
         visual_layer: which hidden state of the encoder is read.
         act: activation of the feed-forwards.
         dropout, attention_dropout: while training (BERT: 0.1).
         init_std: deviation of the initial weights.
         embed_std: deviation of the initial queries and word embeddings; None: as `init_std`.
-        pretrained: a BERT to start from, a hub id or a local folder; None starts from random weights.
+        pretrained: a BERT to start from, a hub id or a local folder; None starts from random
+            weights.
 
     On the meta device no weights are loaded.
     """
@@ -124,11 +129,13 @@ class QFormer(Part):
         """Projected queries: one (B, P, D) -> (B, Q, H).
 
         Args:
-            qformer_input_ids: (B, L), the instruction of each picture, where the Q-Former is `instructed`.
+            qformer_input_ids: (B, L), the instruction of each picture, where the Q-Former is
+                `instructed`.
             qformer_attention_mask: (B, L), 1 on text; None: everywhere.
 
         Raises:
-            ValueError: without a decoder, without instructions where they are read, or for another number of them.
+            ValueError: without a decoder, without instructions where they are read, or for another
+                number of them.
         """
         if self.proj is None:
             raise ValueError("this Q-Former was built without a decoder and has no tokens for one")
@@ -152,11 +159,13 @@ class QFormer(Part):
     # --- contrast ---------------------------------------------------------------------------------------------------
 
     def embed_image(self, feats: list[Tensor], mode: str = "c") -> Tensor:
-        """One normalised embedding a query, whatever the mode: (B, Q, E). The similarity to a text is that of its best query."""
+        """One normalised embedding a query, whatever the mode: (B, Q, E). The similarity to a text
+        is that of its best query."""
         return F.normalize(self.project_queries(self.query(feats[0])), dim=-1)
 
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Text alone, read both ways; the first token, projected and normalised: (B, L) -> (B, E)."""
+        """Text alone, read both ways; the first token, projected and normalised: (B, L) -> (B,
+        E)."""
         ids, mask = self.text_of(ids_BL), self.text_of(mask_BL)
         states, _ = self.qformer(self.qformer.embed_text(ids), queries=0, mask=mask.bool()[:, None, None])
         return F.normalize(self.project_text(states, mask), dim=-1)
@@ -170,13 +179,15 @@ class QFormer(Part):
         return self.vision_proj(queries_BQM)
 
     def project_text(self, states_BLM: Tensor, mask_BL: Tensor) -> Tensor:
-        """State of the first token of each text in the contrastive space: (B, E), not normalised."""
+        """State of the first token of each text in the contrastive space: (B, E), not
+        normalised."""
         return self.text_proj(states_BLM[:, 0])
 
     # --- reading pictures and text ----------------------------------------------------------------------------------
 
     def stream_states(self, visual_BPD: Tensor, streams: Sequence[TextStream]) -> list[tuple[Tensor, Tensor]]:
-        """Read each image beside a text. Queries that see no text (itc, itg) run once, however many such texts there are.
+        """Read each image beside a text. Queries that see no text (itc, itg) run once, however many
+        such texts there are.
 
         Returns:
             for each stream the states of the queries (B, Q, M) and of the text (B, L, M)
@@ -219,8 +230,10 @@ class QFormer(Part):
         """Captions after the queries and a prompt: new ids (B, <= max_new_tokens).
 
         Args:
-            prompt_BL: (B, L), the same length in every row (no padding); its first token is that of writing ([DEC]).
-            options: of `lightning_internvl.middleware.beam_search.write`, `max_new_tokens` and `eos_id` at least.
+            prompt_BL: (B, L), the same length in every row (no padding); its first token is that of
+                writing ([DEC]).
+            options: of `lightning_internvl.middleware.beam_search.write`, `max_new_tokens` and
+                `eos_id` at least.
         """
         return write(_Captions(self, visual_BPD), prompt_BL, **options)
 

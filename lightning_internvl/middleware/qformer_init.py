@@ -1,4 +1,5 @@
-"""A Q-Former that starts from a BERT, as BLIP-2's first stage does (Li et al. 2023, section 3.1; LAVIS `init_Qformer`)."""
+"""A Q-Former that starts from a BERT, as BLIP-2's first stage does (Li et al. 2023, section 3.1;
+LAVIS `init_Qformer`)."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from lightning_internvl.middleware.qformer_lm import QFormerLM
 
 
 def start_from_bert(qformer: QFormerLM, pretrained: str) -> None:
-    """Copy a BERT's weights. Queries and text both start with its feed-forward; cross-attention keeps its own start, and so do
-    the words that the Q-Former has beyond the BERT's.
+    """Copy a BERT's weights. Queries and text both start with its feed-forward; cross-attention
+    keeps its own start, and so do the words that the Q-Former has beyond the BERT's.
 
     Args:
         pretrained: a hub id or a local folder.

@@ -1,9 +1,10 @@
-"""The BERT inside a Q-Former: text and query rows share self-attention, and query rows also read visual tokens.
+"""The BERT inside a Q-Former: text and query rows share self-attention, and query rows also read
+visual tokens.
 
 Source: official LAVIS `Qformer.py` (Li et al. 2023, BLIP-2 section 3.1).
 
-Letters: B rows, T tokens of a row (Q queries, then text), S tokens that are seen (cached ones first), M width, P visual tokens,
-D encoder width, V vocabulary.
+Letters: B rows, T tokens of a row (Q queries, then text), S tokens that are seen (cached ones
+first), M width, P visual tokens, D encoder width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ KeyValues = tuple[Tensor, Tensor]
 
 
 class QFormerLM(nn.Module):
-    """A BERT with cross-attention in layers 0, k, 2k, ... and feed-forwards of their own for queries and for text.
+    """A BERT with cross-attention in layers 0, k, 2k, ... and feed-forwards of their own for
+    queries and for text.
 
     Args:
         vocab_size: rows of the embedding table; None leaves out all that only text needs.
@@ -63,7 +65,8 @@ class QFormerLM(nn.Module):
         self.head = _WordHead(dim, vocab_size, eps, act) if writes and vocab_size is not None else None
 
     def embed_text(self, ids_BL: Tensor, start: int = 0) -> Tensor:
-        """Word and position embeddings before the common norm: (B, L) -> (B, L, M); the first token stands at `start`."""
+        """Word and position embeddings before the common norm: (B, L) -> (B, L, M); the first token
+        stands at `start`."""
         longest, end = self.embeddings.positions.num_embeddings, start + ids_BL.shape[1]
         if end > longest:
             raise ValueError(f"a text of {end} tokens is longer than the {longest} positions of the Q-Former")
@@ -84,7 +87,8 @@ class QFormerLM(nn.Module):
         Args:
             queries: how many of the T tokens are queries; they stand first.
             visual_BPD: visual tokens, read by the queries only.
-            mask: bool, broadcastable to (B, heads, T, S), True where a token may look; None: everywhere.
+            mask: bool, broadcastable to (B, heads, T, S), True where a token may look; None:
+                everywhere.
             cache: keys and values of tokens that were read before, one pair a layer.
 
         Returns:
@@ -102,7 +106,8 @@ class QFormerLM(nn.Module):
 
 
 class QFormerLayer(nn.Module):
-    """Self-attention of all tokens, cross-attention of the queries (where the layer has one), feed-forward; norms come after."""
+    """Self-attention of all tokens, cross-attention of the queries (where the layer has one),
+    feed-forward; norms come after."""
 
     def __init__(
         self,

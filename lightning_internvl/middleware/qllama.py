@@ -1,10 +1,12 @@
-"""QLLaMA, the language middleware of InternVL 1.0 (Chen et al. 2023, section 3.2; official `internvl_stage2` code).
+"""QLLaMA, the language middleware of InternVL 1.0 (Chen et al. 2023, section 3.2; official
+`internvl_stage2` code).
 
-A LLaMA with learnable queries. It encodes captions (contrastive stage), reads images through its queries (generative stage),
-and hands both its queries and the tower's patches to a decoder (supervised stage). Parameter names are those of InternVL-14B.
+A LLaMA with learnable queries. It encodes captions (contrastive stage), reads images through its
+queries (generative stage), and hands both its queries and the tower's patches to a decoder
+(supervised stage). Parameter names are those of InternVL-14B.
 
-Letters: B images, P visual tokens (CLS first), D encoder width, Q queries, L text length, M width, E contrastive width,
-H decoder width.
+Letters: B images, P visual tokens (CLS first), D encoder width, Q queries, L text length, M width,
+E contrastive width, H decoder width.
 """
 
 from __future__ import annotations
@@ -31,23 +33,26 @@ class QLLaMA(Part):
 
     Args:
         encoder_dim: width of the visual tokens (completed from the encoder).
-        decoder_dim: width of the decoder's embeddings (completed from the decoder); None in stages without a decoder,
-            which then have no `mlp1` and `mlp2`.
+        decoder_dim: width of the decoder's embeddings (completed from the decoder); None in stages
+            without a decoder, which then have no `mlp1` and `mlp2`.
         vocab_size: rows of the embedding table (completed from the tokenizer).
-        dim, depth, heads, mlp_dim, rope_theta, norm_eps: the LLaMA (8B: 4096, 32, 32, 11008, 10000, 1e-6); None: that of
-            `init_from_llm`, and without one 10000 and 1e-6 for the last two.
-        init_from_llm: a LLaMA-shaped language model from which all but queries and cross-attention starts: a hub id, a folder, a
-            GGUF file or `package:NAME`. Nothing is loaded on the meta device.
-        num_queries: learnable queries (8B: 96); 0 for a text encoder without queries, cross-attention and language head, as
-            stage 1 of the paper trains it (InternVL-C).
+        dim, depth, heads, mlp_dim, rope_theta, norm_eps: the LLaMA (8B: 4096, 32, 32, 11008, 10000,
+            1e-6); None: that of `init_from_llm`, and without one 10000 and 1e-6 for the last two.
+        init_from_llm: a LLaMA-shaped language model from which all but queries and cross-attention
+            starts: a hub id, a folder, a GGUF file or `package:NAME`. Nothing is loaded on the meta
+            device.
+        num_queries: learnable queries (8B: 96); 0 for a text encoder without queries,
+            cross-attention and language head, as stage 1 of the paper trains it (InternVL-C).
         cross_every: cross-attention in layers 0, k, 2k, ... (8B: 2).
-        embed_dim, pool_heads: the contrastive space and the heads of the two poolings (14B: 768, 16); embed_dim None leaves
-            them out (InternVL-Chat with QLLaMA).
-        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from the encoder).
-        patches: hand the tower's patches to the decoder beside the queries ("chat with QLLaMA", two MLPs).
+        embed_dim, pool_heads: the contrastive space and the heads of the two poolings (14B: 768,
+            16); embed_dim None leaves them out (InternVL-Chat with QLLaMA).
+        special_tokens: tokens that the encoder puts before its patches, such as CLS (completed from
+            the encoder).
+        patches: hand the tower's patches to the decoder beside the queries ("chat with QLLaMA", two
+            MLPs).
         patch_layer: the encoder layer whose patches the decoder reads (InternVL-Chat 1.0: -4).
-        init_std: deviation of the initial weights; beside a language model these are queries, cross-attention and heads (in the
-            paper random too, with deviation 0.02).
+        init_std: deviation of the initial weights; beside a language model these are queries,
+            cross-attention and heads (in the paper random too, with deviation 0.02).
         embed_std: deviation of the initial queries and token embeddings; None: as `init_std`.
 
     Raises:
@@ -107,7 +112,8 @@ class QLLaMA(Part):
         self.mlp2 = projection(dim, decoder_dim) if decoder_dim is not None else None
         init_normal(self, init_std)
         if num_queries:
-            # Equal queries would stay equal for ever: noise, not the zeros of the official constructor, starts them apart.
+            # Equal queries would stay equal for ever: noise, not the zeros of the official
+            # constructor, starts them apart.
             nn.init.normal_(self.query_tokens, std=embed_std or init_std)
         if embed_std is not None:
             nn.init.normal_(self.qllama.model.embed_tokens.weight, std=embed_std)
@@ -118,7 +124,8 @@ class QLLaMA(Part):
 
     @property
     def without_source(self) -> dict[str, Any]:
-        """Settings that take the place of those given, to build the same architecture without reading a language model."""
+        """Settings that take the place of those given, to build the same architecture without
+        reading a language model."""
         return {"init_from_llm": None, "vocab_size": self.qllama.model.embed_tokens.num_embeddings, **self.sizes._asdict()}
 
     def tokens_out(self, tokens_in: int) -> int:
@@ -132,7 +139,8 @@ class QLLaMA(Part):
     # --- text -------------------------------------------------------------------------------------------------------
 
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Captions as a causal LLaMA reads them: the state of the last token, projected. (B, L) -> (B, E), not normalised."""
+        """Captions as a causal LLaMA reads them: the state of the last token, projected. (B, L) ->
+        (B, E), not normalised."""
         hidden, _ = self.qllama(self.qllama.model.embed_tokens(ids_BL), self._rotary(0, ids_BL.shape[1], ids_BL.device))
         return self.project_text(hidden, mask_BL)
 
@@ -159,7 +167,8 @@ class QLLaMA(Part):
     def embed_image(self, feats: list[Tensor], mode: Mode = "c") -> Tensor:
         """Images in the contrastive space, as the original returns them: (B, E).
 
-        Mode "c" pools the tower and is not normalised. Mode "g" is the sum of both normalised poolings, not normalised again.
+        Mode "c" pools the tower and is not normalised. Mode "g" is the sum of both normalised
+        poolings, not normalised again.
         """
         backbone = self.clip_projector(feats[0])
         if mode == "c":
@@ -168,7 +177,8 @@ class QLLaMA(Part):
         return F.normalize(backbone, dim=-1) + F.normalize(queried, dim=-1)
 
     def query(self, visual_BPD: Tensor) -> Tensor:
-        """What the queries say of each image, no text in sight: (B, P, D) -> (B, Q, M), after the final norm."""
+        """What the queries say of each image, no text in sight: (B, P, D) -> (B, Q, M), after the
+        final norm."""
         queries = self.query_tokens.expand(len(visual_BPD), -1, -1)
         seen = torch.ones(1, 1, self.num_queries, self.num_queries, dtype=torch.bool, device=visual_BPD.device)
         rotary = self._rotary(0, self.num_queries, visual_BPD.device)
@@ -178,7 +188,8 @@ class QLLaMA(Part):
         """Read each image beside a text, all streams in one forward of `len(streams) * B` rows [queries | text].
 
         Returns:
-            for each stream the states of the queries (B, Q, M) and of the text (B, L, M), after the final norm
+            for each stream the states of the queries (B, Q, M) and of the text (B, L, M), after the
+            final norm
         """
         queries, length = self.num_queries, max(s.ids.shape[1] for s in streams)
         ids = torch.cat([F.pad(s.ids, (0, length - s.ids.shape[1])) for s in streams])
@@ -204,13 +215,16 @@ class QLLaMA(Part):
 
         Args:
             prompt_BL: (B, L), the same length in every row (no padding).
-            use_cache: keep keys and values; False reads everything again for every token, with the same result.
-            options: of `lightning_internvl.middleware.beam_search.write`, `max_new_tokens` and `eos_id` at least.
+            use_cache: keep keys and values; False reads everything again for every token, with the
+                same result.
+            options: of `lightning_internvl.middleware.beam_search.write`, `max_new_tokens` and
+                `eos_id` at least.
         """
         return write(_Captions(self, visual_BPD, use_cache), prompt_BL, **options)
 
     def _rotary(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rotary table for rows `start ..`; the position of a token is its row, queries included."""
+        """Rotary table for rows `start ..`; the position of a token is its row, queries
+        included."""
         return rotary_table(torch.arange(start, start + length, device=device), self.head_dim, self.rope_theta)
 
 

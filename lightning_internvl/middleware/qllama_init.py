@@ -1,4 +1,5 @@
-"""A QLLaMA grown from a LLaMA, as InternVL 1.0 grew its own from Chinese-LLaMA (Chen et al. 2023, section 3.2)."""
+"""A QLLaMA grown from a LLaMA, as InternVL 1.0 grew its own from Chinese-LLaMA (Chen et al. 2023,
+section 3.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from lightning_internvl.messages import first_of
 from lightning_internvl.middleware.qllama_lm import QLlamaLM
 
 SETTING = "middleware.init_from_llm"
-KINDS = ("llama", "mistral")  # others with the same tensors scale states or logits by factors of their own
+# others with the same tensors scale states or logits by factors of their own
+KINDS = ("llama", "mistral")
 
 
 class Sizes(NamedTuple):
@@ -38,7 +40,8 @@ def sizes_of(given: dict[str, int | float | None], pretrained: str | None) -> Si
         pretrained: see `sources.local_source`; None: there is no LLaMA.
 
     Raises:
-        ValueError: if a size stays open or is another one than the LLaMA's; if the model is none that QLLaMA can take in.
+        ValueError: if a size stays open or is another one than the LLaMA's; if the model is none
+            that QLLaMA can take in.
     """
     missing = [name for name, value in given.items() if value is None]
     if pretrained is None:
@@ -61,7 +64,8 @@ def sizes_of(given: dict[str, int | float | None], pretrained: str | None) -> Si
     )  # fmt: skip
     for name, value in given.items():
         there = getattr(found, name)
-        if value is not None and abs(value - there) > 1e-6 * there:  # GGUF files hold float32 numbers
+        # GGUF files hold float32 numbers
+        if value is not None and abs(value - there) > 1e-6 * there:
             raise ValueError(f"middleware.{name}={value}, but {SETTING}={pretrained} has {name}={there}; leave {name} out")
     return found
 
@@ -86,8 +90,9 @@ def _what_is_odd(config: PretrainedConfig) -> str | None:
 def start_from_llama(lm: QLlamaLM, pretrained: str) -> None:
     """Copy a LLaMA's weights; cross-attention keeps its own start. Does nothing on the meta device.
 
-    Keys and values that heads share are repeated for each head, which computes the same. A head tied to the token table becomes a
-    copy of it. Words that only QLLaMA has start as the mean of the others.
+    Keys and values that heads share are repeated for each head, which computes the same. A head
+    tied to the token table becomes a copy of it. Words that only QLLaMA has start as the mean of
+    the others.
 
     Args:
         pretrained: see `sources.local_source`.
@@ -112,6 +117,7 @@ def start_from_llama(lm: QLlamaLM, pretrained: str) -> None:
 
 
 def _for_each_head(weight: Tensor, config: Any) -> Tensor:
-    """Rows of keys or values (groups * K, M), repeated for the heads of each group: (heads * K, M)."""
+    """Rows of keys or values (groups * K, M), repeated for the heads of each group: (heads * K,
+    M)."""
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     return weight.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, dim=0).flatten(0, 1)

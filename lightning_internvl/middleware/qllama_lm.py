@@ -1,7 +1,8 @@
-"""The language model inside QLLaMA: LLaMA whose query rows also read visual tokens (official `modeling_qllama.py`).
+"""The language model inside QLLaMA: LLaMA whose query rows also read visual tokens (official
+`modeling_qllama.py`).
 
-Letters: R rows (streams x B), B images, T tokens of a row (Q queries, then L text), M width, P visual tokens, D encoder width,
-V vocabulary.
+Letters: R rows (streams x B), B images, T tokens of a row (Q queries, then L text), M width, P
+visual tokens, D encoder width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ KeyValues = tuple[Tensor, Tensor]
 
 
 class QLlamaLM(nn.Module):
-    """A LLaMA with cross-attention in every `cross_every`-th layer, placed between self-attention and MLP.
+    """A LLaMA with cross-attention in every `cross_every`-th layer, placed between self-attention
+    and MLP.
 
     Without `visual_dim` it is a plain text encoder: no cross-attention, and no language head.
     """
@@ -56,7 +58,8 @@ class QLlamaLM(nn.Module):
 
         Args:
             mask: bool (R, 1, T, S), True where a row may look; None means causal.
-            visual_BPD: visual tokens, read by the first `queries` rows only; R is a multiple of B (streams of the same images).
+            visual_BPD: visual tokens, read by the first `queries` rows only; R is a multiple of B
+                (streams of the same images).
             cache: keys and values of earlier tokens, one pair a layer.
 
         Returns:
@@ -71,7 +74,8 @@ class QLlamaLM(nn.Module):
 
 
 class QLlamaLayer(nn.Module):
-    """Self-attention, cross-attention of the query rows (where the layer has one), MLP; each with its own residual."""
+    """Self-attention, cross-attention of the query rows (where the layer has one), MLP; each with
+    its own residual."""
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, visual_dim: int | None, eps: float) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""The position-aware resampler of Qwen-VL: learned queries read the patches once (Bai et al. 2023, section 2.1; official
-`visual.py`).
+"""The position-aware resampler of Qwen-VL: learned queries read the patches once (Bai et al. 2023,
+section 2.1; official `visual.py`).
 
 Letters: N images, P visual tokens, D encoder width, Q queries, H decoder width, G side of a grid.
 """
@@ -17,8 +17,9 @@ from lightning_internvl.protocols import Part
 class Resampler(Part):
     """One cross-attention layer without a residual, then LayerNorm and a matrix.
 
-    Queries and keys carry two-dimensional sine-cosine positions, values none. The table belongs to the grid of the queries; for
-    the keys it is resized to the grid of the patches, as a learned table would be.
+    Queries and keys carry two-dimensional sine-cosine positions, values none. The table belongs to
+    the grid of the queries; for the keys it is resized to the grid of the patches, as a learned
+    table would be.
 
     Args:
         encoder_dim: width of the visual tokens (completed from the encoder).
@@ -26,7 +27,8 @@ class Resampler(Part):
         num_queries: decoder tokens of a picture, a square number.
         head_dim: width of an attention head.
         patch_layer: which hidden state of the encoder is read.
-        special_tokens: tokens that the encoder puts before its patches (completed from the encoder); they are left out.
+        special_tokens: tokens that the encoder puts before its patches (completed from the
+            encoder); they are left out.
         init_std: deviation of the initial queries and weights.
     """
 
@@ -88,7 +90,8 @@ class Resampler(Part):
 def sincos_positions(dim: int, grid: int) -> Tensor:
     """Positions of a grid in reading order: (grid * grid, dim), float32.
 
-    The first half of the channels tells the column, the second the row; each is the sines of all frequencies, then the cosines.
+    The first half of the channels tells the column, the second the row; each is the sines of all
+    frequencies, then the cosines.
     """
     frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequency

@@ -2,24 +2,26 @@
 
 Most combinations work. Those that cannot, and why:
 
-=====================================================  ==============================================================
-encoder, middleware or decoder                         needs
-=====================================================  ==============================================================
-an encoder of any resolution (Qwen2ViT)                a middleware that reads its blocks of patches (PatchMerger), and
+=====================================================
+============================================================== encoder, middleware or decoder
+needs =====================================================
+============================================================== an encoder of any resolution
+(Qwen2ViT)                a middleware that reads its blocks of patches (PatchMerger), and
                                                        a processor that tells their grids
-PatchMerger                                            such an encoder; others give patches row by row
-HybridMLP                                              an encoder of two towers (HybridEncoder)
-an encoder of two towers                               HybridMLP, and a processor that gives both sizes
-a middleware that hands tokens to a decoder and       a decoder
+PatchMerger                                            such an encoder; others give patches row by
+row HybridMLP                                              an encoder of two towers (HybridEncoder)
+an encoder of two towers                               HybridMLP, and a processor that gives both
+sizes a middleware that hands tokens to a decoder and       a decoder
 reads no text (MLP, resamplers)
-a Q-Former                                             QueryITC where pictures and captions are contrasted
-a decoder that attends to pictures (FlamingoCausalLM)  an encoder that gives equally many patches of every picture
-CLIPText, probes                                       no decoder: they hand nothing to one
-CLIPText                                               an encoder with a token that stands for the whole picture
-`data.packing=packed`                                  a decoder that keeps the samples of a row apart (no encoder-decoder)
-QLLaMA, Q-Former with masking in the contrastive       an encoder that can leave out patches (not SAM)
-stage (`keep_tokens`)
-=====================================================  ==============================================================
+a Q-Former                                             QueryITC where pictures and captions are
+contrasted a decoder that attends to pictures (FlamingoCausalLM)  an encoder that gives equally many
+patches of every picture CLIPText, probes                                       no decoder: they
+hand nothing to one CLIPText                                               an encoder with a token
+that stands for the whole picture `data.packing=packed`                                  a decoder
+that keeps the samples of a row apart (no encoder-decoder) QLLaMA, Q-Former with masking in the
+contrastive       an encoder that can leave out patches (not SAM) stage (`keep_tokens`)
+=====================================================
+==============================================================
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ GIVEN = {
 def check_order(encoder: nn.Module, middleware: type[nn.Module]) -> None:
     """Refuse a middleware that cannot read what the encoder gives.
 
-    An encoder says by `gives`, a middleware by `reads` what passes between them (see `GIVEN`); "rows" where neither says it.
+    An encoder says by `gives`, a middleware by `reads` what passes between them (see `GIVEN`);
+    "rows" where neither says it.
 
     Raises:
         ValueError: with the reason and what to change.
@@ -88,7 +91,8 @@ def check_decoder(encoder: nn.Module, middleware: nn.Module, decoder: nn.Module 
 
 
 def check_without_decoder(middleware: Mapping[str, Any]) -> None:
-    """Refuse a middleware, given by its configuration, that cannot be without a decoder, in a stage that has none.
+    """Refuse a middleware, given by its configuration, that cannot be without a decoder, in a stage
+    that has none.
 
     Raises:
         ValueError: with what fits.
@@ -102,7 +106,8 @@ def check_without_decoder(middleware: Mapping[str, Any]) -> None:
 
 
 def check_contrasts(middleware: nn.Module, objectives: Mapping[str, nn.Module]) -> None:
-    """Refuse a contrast of whole pictures with a middleware that embeds a picture by several queries, and the reverse.
+    """Refuse a contrast of whole pictures with a middleware that embeds a picture by several
+    queries, and the reverse.
 
     Raises:
         ValueError: with the loss that fits.

@@ -1,6 +1,8 @@
-"""Parts from their configurations. Dimensions are written once: what a part needs of its neighbours is completed here.
+"""Parts from their configurations. Dimensions are written once: what a part needs of its neighbours
+is completed here.
 
-A configuration is a plain dict with the class under `_target_`; `build` makes the object (Hydra's `instantiate` in `train.py`).
+A configuration is a plain dict with the class under `_target_`; `build` makes the object (Hydra's
+`instantiate` in `train.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ TOKENIZERS = "lightning_internvl.data.tokenizer"
 
 
 def trusted_build(config: Mapping[str, Any], **extra: Any) -> Any:
-    """Build a part or a tokenizer of this package or of one that the user trusts: for configurations that come with a
-    checkpoint."""
+    """Build a part or a tokenizer of this package or of one that the user trusts: for
+    configurations that come with a checkpoint."""
     check_trusted(config)
     return _built(without_notes(config), **extra)
 
@@ -42,11 +44,12 @@ def _inner(value: Any) -> Any:
 
 
 def check_trusted(config: Any) -> None:
-    """Refuse a configuration that comes with a checkpoint if it names anything but our parts and tokenizers, at any depth.
+    """Refuse a configuration that comes with a checkpoint if it names anything but our parts and
+    tokenizers, at any depth.
 
     Raises:
-        ValueError: for another class or function that the user does not trust (not even its module is imported), and for
-            settings that would fetch weights, code or kernels from elsewhere.
+        ValueError: for another class or function that the user does not trust (not even its module
+            is imported), and for settings that would fetch weights, code or kernels from elsewhere.
     """
     check_parts(config)
     for target in targets_of(config):
@@ -61,10 +64,12 @@ def _is_part(target: str) -> bool:
 
 
 def completed(build: Build, config: Mapping[str, Any], **known: Any) -> Any:
-    """Build a part, passing on those of the known values that its signature names and the configuration leaves open.
+    """Build a part, passing on those of the known values that its signature names and the
+    configuration leaves open.
 
     Raises:
-        ValueError: if the part needs a value that nobody has, or is given one that it does not know.
+        ValueError: if the part needs a value that nobody has, or is given one that it does not
+            know.
     """
     config = {k: v for k, v in config.items() if k != "tokenizer"}
     check_arguments(config)
@@ -82,8 +87,9 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
     """A model from the configurations of its parts.
 
     Args:
-        config: `encoder`, `middleware`, `decoder` (None without one), `objectives` (name to configuration), `image_token` (the
-            placeholder in the decoder's text) and, where they are, `video_token` of videos and `peft` (adapters by part).
+        config: `encoder`, `middleware`, `decoder` (None without one), `objectives` (name to
+            configuration), `image_token` (the placeholder in the decoder's text) and, where they
+            are, `video_token` of videos and `peft` (adapters by part).
 
     Returns:
         the model and the tokenizers of the parts that read text, by part
@@ -127,7 +133,8 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
 
 
 def _check_vocabulary(part: str, config: Config, words: int) -> None:
-    """Refuse a table of words that is smaller than the part's tokenizer, unless both came with a checkpoint.
+    """Refuse a table of words that is smaller than the part's tokenizer, unless both came with a
+    checkpoint.
 
     Raises:
         ValueError: with both sizes.

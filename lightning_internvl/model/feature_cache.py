@@ -1,8 +1,9 @@
 """What a frozen encoder gives for a picture, kept so that the picture is encoded once.
 
-A picture is known by the bytes that the encoder sees of it, the encoder by its weights and settings: a changed picture, another
-processor or other weights never find what was kept for the old ones, and the same picture in two samples is encoded once. What is
-kept comes back bit by bit. A picture that is encoded beside fewer others than without a cache may differ from that in its last
+A picture is known by the bytes that the encoder sees of it, the encoder by its weights and
+settings: a changed picture, another processor or other weights never find what was kept for the old
+ones, and the same picture in two samples is encoded once. What is kept comes back bit by bit. A
+picture that is encoded beside fewer others than without a cache may differ from that in its last
 digit, because libraries sum in another order then.
 
 Letters: N pictures (squares) of a batch, S side in pixels, P visual tokens, D width of the encoder.
@@ -34,8 +35,8 @@ class FeatureCache:
 
     Args:
         store: where they are kept.
-        named: gives a name for the encoder and for how pictures are prepared (see `fingerprint`); asked for with the first
-            pictures, when a checkpoint has been restored.
+        named: gives a name for the encoder and for how pictures are prepared (see `fingerprint`);
+            asked for with the first pictures, when a checkpoint has been restored.
 
     Attributes:
         found, computed: pictures that were there, and pictures that were encoded.
@@ -95,7 +96,8 @@ def _computed_in(pixels: Tensor) -> str:
 
 
 def features(model: Any, pixels_N3SS: Tensor, layers: Sequence[int], batch: Mapping[str, Any], **inputs: Any) -> list[Tensor]:
-    """Hidden states of a model's encoder; through its cache, where it has one and the batch has `picture_keys`.
+    """Hidden states of a model's encoder; through its cache, where it has one and the batch has
+    `picture_keys`.
 
     Args:
         inputs: what else the encoder reads.
@@ -106,7 +108,8 @@ def features(model: Any, pixels_N3SS: Tensor, layers: Sequence[int], batch: Mapp
 
 
 def fingerprint(encoder: nn.Module, processor: Any, method: str | None = None) -> str:
-    """A name for an encoder's settings, weights and quantisation, and for how the processor normalises pictures."""
+    """A name for an encoder's settings, weights and quantisation, and for how the processor
+    normalises pictures."""
     about = {"encoder": encoder.config, "mean": processor.mean, "std": processor.std, "quantization": method}
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16)
     for name, tensor in sorted(own_tensors(encoder).items()):

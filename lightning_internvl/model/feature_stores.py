@@ -1,5 +1,5 @@
-"""Where features are kept: in memory, or in files that several processes and runs share. Both let go of what was not asked for
-longest when they are full."""
+"""Where features are kept: in memory, or in files that several processes and runs share. Both let
+go of what was not asked for longest when they are full."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from lightning_internvl.files import atomic_file
 
 Entry = list[Tensor]
 ROOM = 0.9  # of the limit that a full disk store is brought down to
-SHARE = 64  # a process looks what others have written each time it has written this part of the limit
+# a process looks what others have written each time it has written this part of the limit
+SHARE = 64
 
 
 class MemoryStore:
@@ -54,8 +55,8 @@ class MemoryStore:
 class DiskStore:
     """Features in files, one a picture, in safetensors; a file is whole or not there.
 
-    Processes that share a folder know of each other's files from looking: together they may exceed the limit for a while, by at
-    most its 64th part for each.
+    Processes that share a folder know of each other's files from looking: together they may exceed
+    the limit for a while, by at most its 64th part for each.
 
     Args:
         folder: made where it is missing; anything else in it is left alone.
@@ -86,7 +87,8 @@ class DiskStore:
         return [found[str(place)] for place in range(len(found))]
 
     def put(self, name: str, entry: Entry) -> None:
-        """Keep something; what alone exceeds the limit, or what the disk has no room for, is not kept."""
+        """Keep something; what alone exceeds the limit, or what the disk has no room for, is not
+        kept."""
         if self.full or _size(entry) > self.limit:
             return
         if self.used == 0 or self.written > self.limit // SHARE:

@@ -1,7 +1,8 @@
-"""Text in which one placeholder stands for a whole picture, as LLaVA and its descendants write it, made into text in which one
-stands for each visual token (official `llava_arch.py`).
+"""Text in which one placeholder stands for a whole picture, as LLaVA and its descendants write it,
+made into text in which one stands for each visual token (official `llava_arch.py`).
 
-Letters: B rows, L text length, T visual tokens of a picture, X length of the longest row when expanded, N pictures.
+Letters: B rows, L text length, T visual tokens of a picture, X length of the longest row when
+expanded, N pictures.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ class ImagePlaceholders:
 
     Args:
         id: the placeholder of a picture; after expansion it stands T times.
-        keep_padding: tokens that the mask hides stay where they are (older LLaVA code, InternVL-Chat with QLLaMA); otherwise
-            they are removed first.
+        keep_padding: tokens that the mask hides stay where they are (older LLaVA code,
+            InternVL-Chat with QLLaMA); otherwise they are removed first.
         side: where shorter rows are filled up.
-        max_length: longer rows are cut, as LLaVA does, even inside a picture; None refuses nothing and cuts nothing.
+        max_length: longer rows are cut, as LLaVA does, even inside a picture; None refuses nothing
+            and cuts nothing.
     """
 
     id: int = -200

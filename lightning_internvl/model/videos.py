@@ -13,7 +13,8 @@ VIDEOS = "pixel_values_videos"
 def join_pictures_and_videos(
     pixel_values: Tensor | None, inputs: dict[str, Any]
 ) -> tuple[Tensor | None, tuple[int, int], dict[str, Any]]:
-    """Pictures and videos as one input of the encoder, how much of it are pictures and how much videos, and the other inputs.
+    """Pictures and videos as one input of the encoder, how much of it are pictures and how much
+    videos, and the other inputs.
 
     Together, so that the encoder runs once whatever a batch holds, as sharding over ranks needs.
     """

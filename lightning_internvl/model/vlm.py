@@ -1,7 +1,7 @@
 """Encoder, middleware and decoder, composed.
 
-Letters: B rows, L text length, N images of the batch, S side in pixels, T decoder tokens of an image, H decoder width,
-E contrastive width.
+Letters: B rows, L text length, N images of the batch, S side in pixels, T decoder tokens of an
+image, H decoder width, E contrastive width.
 """
 
 from __future__ import annotations
@@ -44,14 +44,18 @@ class HiddenStates(NamedTuple):
 
 
 class VLM(nn.Module):
-    """Holds the parts under the names of the checkpoint files; the losses live in stages, their parameters in `objectives`.
+    """Holds the parts under the names of the checkpoint files; the losses live in stages, their
+    parameters in `objectives`.
 
     Args:
         middleware: None for a tower alone, as a checkpoint may hold it.
         decoder: None in stages that need none.
-        objectives: losses by name; those with parameters (logit scale, matching head) are saved with the model.
-        image_token_id: the placeholder that visual tokens replace in the decoder's input, one for each of them.
-        image_placeholders: where one placeholder stands for a whole picture instead, how rows are expanded.
+        objectives: losses by name; those with parameters (logit scale, matching head) are saved
+            with the model.
+        image_token_id: the placeholder that visual tokens replace in the decoder's input, one for
+            each of them.
+        image_placeholders: where one placeholder stands for a whole picture instead, how rows are
+            expanded.
         video_token_id: the placeholder of videos, where they have their own.
     """
 
@@ -80,7 +84,8 @@ class VLM(nn.Module):
     # --- contrastive ------------------------------------------------------------------------------------------------
 
     def encode_image(self, pixel_values: Tensor, mode: str = "c") -> Tensor:
-        """(N, 3, S, S) -> (N, E), as the original returns it; mode "c" or "g" where the system has both."""
+        """(N, 3, S, S) -> (N, E), as the original returns it; mode "c" or "g" where the system has
+        both."""
         return self.middleware.embed_image(self.encoder(pixel_values, layers=self.middleware.layers[:1]), mode)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -88,7 +93,8 @@ class VLM(nn.Module):
         return self.middleware.embed_text(input_ids, attention_mask)
 
     def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits of the matching head for pairs of picture and text, column 1 for a match: (B, 2)."""
+        """Logits of the matching head for pairs of picture and text, column 1 for a match: (B,
+        2)."""
         visual = self.encoder(pixel_values, layers=self.middleware.layers[:1])[0]
         ((queries, _),) = self.middleware.stream_states(visual, [TextStream("itm", input_ids, attention_mask)])
         return self.objectives["itm"].logits(queries)
@@ -96,10 +102,12 @@ class VLM(nn.Module):
     # --- decoder ----------------------------------------------------------------------------------------------------
 
     def visual_tokens(self, pixel_values: Tensor, **inputs: Any) -> Tensor:
-        """Images as the decoder reads them: (N, 3, S, S) -> (N, T, H), or all tokens in one row (tokens, H) where images differ.
+        """Images as the decoder reads them: (N, 3, S, S) -> (N, T, H), or all tokens in one row
+        (tokens, H) where images differ.
 
         Args:
-            inputs: what else encoder or middleware read, by the names that they list under `inputs`, and `picture_keys`.
+            inputs: what else encoder or middleware read, by the names that they list under
+                `inputs`, and `picture_keys`.
         """
         feats = features(self, pixel_values, self.middleware.layers, inputs, **_accepted_inputs(self.encoder, inputs))
         return self.middleware(feats, **_accepted_inputs(self.middleware, inputs))
@@ -110,15 +118,17 @@ class VLM(nn.Module):
 
     @property
     def attends(self) -> bool:
-        """Whether the decoder reads visual tokens by attention of its own, so that one placeholder stands for a whole picture."""
+        """Whether the decoder reads visual tokens by attention of its own, so that one placeholder
+        stands for a whole picture."""
         return "visual" in _inputs(self.decoder)
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, **inputs: Any) -> Tensor:
         """Text embeddings with the visual tokens in place of the placeholders: (B, L, H).
 
         Args:
-            inputs: what the parts read (see `visual_tokens`), and `pixel_values_videos`: videos go the way of pictures, with
-                inputs that are called `video_...` where those of pictures are called `image_...`.
+            inputs: what the parts read (see `visual_tokens`), and `pixel_values_videos`: videos go
+                the way of pictures, with inputs that are called `video_...` where those of pictures
+                are called `image_...`.
 
         Raises:
             ValueError: if placeholders and visual tokens differ in number.
@@ -128,7 +138,8 @@ class VLM(nn.Module):
     def _merge_visual_tokens(
         self, input_ids: Tensor, pixel_values: Tensor | None, inputs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        """What the decoder reads: embeddings (B, L, H) and, for one that attends to them, visual tokens (N, T, D)."""
+        """What the decoder reads: embeddings (B, L, H) and, for one that attends to them, visual
+        tokens (N, T, D)."""
         embeds, places = self._embed_words(input_ids), input_ids == self.image_token_id
         pixels, shares, inputs = join_pictures_and_videos(pixel_values, inputs)
         if pixels is None:
@@ -137,7 +148,8 @@ class VLM(nn.Module):
             for kind in (self.image_token_id, self.video_token_id):
                 if kind is not None:
                     _check_places(input_ids == kind, 0, 0)
-            # A batch without images still runs the visual parts, so that every rank has the same parameters in its graph.
+            # A batch without images still runs the visual parts, so that every rank has the same
+            # parameters in its graph.
             blank = self.encoder.blank(pixels) if hasattr(self.encoder, "blank") else {"pixel_values": _blank(pixels)}
             return embeds + 0.0 * self.visual_tokens(**{**inputs, **blank}).sum().to(embeds.dtype), None
         visual = self.visual_tokens(pixels, **inputs)
@@ -179,7 +191,8 @@ class VLM(nn.Module):
         pixel_values: Tensor | None = None,
         side: str | None = None,
     ) -> Expanded:
-        """Rows in which every visual token has a placeholder of its own; the rows themselves where that is so already.
+        """Rows in which every visual token has a placeholder of its own; the rows themselves where
+        that is so already.
 
         Args:
             side: where shorter rows are filled up; None: as `image_placeholders` says.
@@ -203,10 +216,11 @@ class VLM(nn.Module):
         """What the decoder makes of text and pictures.
 
         Args:
-            inputs: what else the parts read, by the names that they list under `inputs`, and videos (see `embed`). A decoder may
-                also list `input_ids`, `labels`, `visual_places` (bool (B, L), where visual tokens stand), `video_places` (which
-                of them are of videos) and `visual` (see `attends`). With `segments` rows are packed (see `HFCausalLM`): the first
-                token of a sample has no label, because nothing before it could judge it.
+            inputs: what else the parts read, by the names that they list under `inputs`, and videos
+                (see `embed`). A decoder may also list `input_ids`, `labels`, `visual_places` (bool
+                (B, L), where visual tokens stand), `video_places` (which of them are of videos) and
+                `visual` (see `attends`). With `segments` rows are packed (see `HFCausalLM`): the
+                first token of a sample has no label, because nothing before it could judge it.
 
         Raises:
             ValueError: for packed rows and a decoder that reads none.
@@ -229,8 +243,9 @@ class VLM(nn.Module):
         mode: str = "c",
         **inputs: Any,
     ) -> Output:
-        """With a decoder: logits (B, L, V) and, given labels, the loss. Without one: logits of all pairs of picture and text and,
-        with `return_loss=True`, their loss; with `use_image_text_matching_head=True` those of the matching head (see `match`)."""
+        """With a decoder: logits (B, L, V) and, given labels, the loss. Without one: logits of all
+        pairs of picture and text and, with `return_loss=True`, their loss; with
+        `use_image_text_matching_head=True` those of the matching head (see `match`)."""
         if self.decoder is None and inputs.get("use_image_text_matching_head"):
             logits = self.match(pixel_values, input_ids, attention_mask)
             return Output(logits_per_image=logits, logits_per_text=logits.T)
@@ -255,8 +270,9 @@ class VLM(nn.Module):
         attention_mask: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """New ids only. With a decoder `options` are those of transformers and prompts are padded on the left; without one the
-        middleware writes a caption after the prompt `input_ids` (see `QLLaMA.generate`)."""
+        """New ids only. With a decoder `options` are those of transformers and prompts are padded
+        on the left; without one the middleware writes a caption after the prompt `input_ids` (see
+        `QLLaMA.generate`)."""
         if self.decoder is None:
             visual = self.encoder(pixel_values, layers=self.middleware.layers[:1])[0]
             return self.middleware.generate(visual, input_ids, **options)
@@ -269,10 +285,12 @@ class VLM(nn.Module):
         return self.decoder.generate(embeds, mask, **_accepted_inputs(self.decoder, known), **options)
 
     def save_pretrained(self, path: str | Path, layout: str | None = None) -> None:
-        """Write the layout that the original library loads (see `lightning_internvl.checkpoints.pretrained`).
+        """Write the layout that the original library loads (see
+        `lightning_internvl.checkpoints.pretrained`).
 
         Raises:
-            ValueError: as the writer, which `lightning_internvl.checkpoints` sets when it is imported.
+            ValueError: as the writer, which `lightning_internvl.checkpoints` sets when it is
+                imported.
         """
         if VLM.writer is None:
             raise ValueError("nothing writes models yet: import lightning_internvl.checkpoints, which sets VLM.writer")
@@ -280,7 +298,8 @@ class VLM(nn.Module):
 
 
 def shifts_labels(decoder: nn.Module) -> bool:
-    """Whether the state before a token judges it; False for encoder-decoders, whose inputs are shifted instead."""
+    """Whether the state before a token judges it; False for encoder-decoders, whose inputs are
+    shifted instead."""
     return getattr(decoder, "shifts", True)
 
 
@@ -306,6 +325,7 @@ def _check_places(places_BL: Tensor, tokens: int, images: int, what: str = "imag
         "the encoder's image size, the middleware or max_length differ from what the text was prepared for"
     )
     if places_BL.is_cuda:
-        torch._assert_async(places_BL.sum() == tokens, message)  # an error without a host-device sync
+        # an error without a host-device sync
+        torch._assert_async(places_BL.sum() == tokens, message)
     elif int(places_BL.sum()) != tokens:
         raise ValueError(f"{message} ({int(places_BL.sum())} placeholders)")

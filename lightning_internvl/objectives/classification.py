@@ -20,5 +20,6 @@ class Classification(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """Mean over the batch of (B, C) scores and the numbers of the true classes; batches of all ranks are equally large."""
+        """Mean over the batch of (B, C) scores and the numbers of the true classes; batches of all
+        ranks are equally large."""
         return F.cross_entropy(logits_BC.float(), labels_B, label_smoothing=self.label_smoothing)

@@ -1,4 +1,5 @@
-"""Image-text contrast: symmetric cross-entropy of cosine similarities with a learnable scale (CLIP; InternVL stages 1 and 2)."""
+"""Image-text contrast: symmetric cross-entropy of cosine similarities with a learnable scale (CLIP;
+InternVL stages 1 and 2)."""
 
 from __future__ import annotations
 
@@ -21,12 +22,14 @@ class ITC(nn.Module):
         init_scale: start of the scale (the inverse of the temperature).
         max_scale: the scale is held below this.
         label_smoothing: share of the target spread over all columns.
-        gather: what a rank computes where there are several. "exact" as above, which is exact for any number of processes;
-            "global": the loss of all rows, on every rank, with the same gradients at a higher cost (open_clip with
-            `gather_with_grad`); "detached": that loss, but without gradient through the rows of other ranks, so that averaged
-            gradients of the encoders are too small by the number of processes (open_clip by default).
-        chunk: rows that are compared at a time, so that at most `chunk` x columns similarities are held, twice while gradients
-            are computed; each chunk is computed a second time for its gradient. None: all rows.
+        gather: what a rank computes where there are several. "exact" as above, which is exact for
+            any number of processes; "global": the loss of all rows, on every rank, with the same
+            gradients at a higher cost (open_clip with `gather_with_grad`); "detached": that loss,
+            but without gradient through the rows of other ranks, so that averaged gradients of the
+            encoders are too small by the number of processes (open_clip by default).
+        chunk: rows that are compared at a time, so that at most `chunk` x columns similarities are
+            held, twice while gradients are computed; each chunk is computed a second time for its
+            gradient. None: all rows.
     """
 
     compares = "pictures"  # with captions (see `lightning_internvl.model.compatibility`)
@@ -64,12 +67,15 @@ class ITC(nn.Module):
         """Mean over rows of both directions for matching rows (B, E), which need not be normalised.
 
         Args:
-            ignored_B: True for pairs that others are compared with but that are not judged themselves (empty captions).
-            image_ids_B: whole numbers that name the pictures. A row then matches every row of the same picture, on all ranks, to
-                equal shares, in both directions (InternVL retrieval fine-tune); without them it matches its own row alone.
+            ignored_B: True for pairs that others are compared with but that are not judged
+                themselves (empty captions).
+            image_ids_B: whole numbers that name the pictures. A row then matches every row of the
+                same picture, on all ranks, to equal shares, in both directions (InternVL retrieval
+                fine-tune); without them it matches its own row alone.
         """
         if self.training:
-            # Held in place, as CLIP does: a clamp inside the graph has no gradient above the limit and traps the scale there.
+            # Held in place, as CLIP does: a clamp inside the graph has no gradient above the limit
+            # and traps the scale there.
             self.logit_scale.data.clamp_(max=self.max_log_scale)
         image, text = F.normalize(image_BE, dim=-1), F.normalize(text_BE, dim=-1)
         all_text, all_image = self._gathered(text), self._gathered(image)

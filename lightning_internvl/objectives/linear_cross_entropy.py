@@ -1,4 +1,5 @@
-"""A linear layer and the cross-entropy behind it, without ever holding all logits (Hsu et al. 2024, Liger Kernel, section 3.2).
+"""A linear layer and the cross-entropy behind it, without ever holding all logits (Hsu et al. 2024,
+Liger Kernel, section 3.2).
 
 Letters: T tokens, H width of states, V vocabulary, C tokens of a chunk.
 """
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 
 def plain_layer(head: Callable[[Tensor], Tensor]) -> nn.Linear | None:
-    """The linear layer that a head is, or calls and does nothing else; None where it does more than its weight says.
+    """The linear layer that a head is, or calls and does nothing else; None where it does more than
+    its weight says.
 
-    A part's `head` method is known by the part's `output_layer`. Adapters, quantised weights, hooks and weights that are sharded
-    act when the layer is called, so such layers are no plain ones.
+    A part's `head` method is known by the part's `output_layer`. Adapters, quantised weights, hooks
+    and weights that are sharded act when the layer is called, so such layers are no plain ones.
     """
     layer = head if isinstance(head, nn.Module) else getattr(getattr(head, "__self__", None), "output_layer", None)
     if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or layer._forward_hooks or layer._forward_pre_hooks:
@@ -27,10 +29,11 @@ def plain_layer(head: Callable[[Tensor], Tensor]) -> nn.Linear | None:
 def linear_cross_entropy(
     states_TH: Tensor, layer: nn.Linear, targets_T: Tensor, *, pieces: int, label_smoothing: float = 0.0
 ) -> Tensor:
-    """The sum over tokens of the cross-entropy of `layer(states)`, in float32, a scalar; its gradient can be taken once.
+    """The sum over tokens of the cross-entropy of `layer(states)`, in float32, a scalar; its
+    gradient can be taken once.
 
-    The gradients of states, weight and bias are found in the forward pass, chunk by chunk, right when the logits are there, so
-    that nothing is computed twice.
+    The gradients of states, weight and bias are found in the forward pass, chunk by chunk, right
+    when the logits are there, so that nothing is computed twice.
 
     Args:
         targets_T: ids from 0 to V - 1.
@@ -47,7 +50,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         kind = states.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
         rows = states.to(low)
-        like = (rows, low), (weight, torch.float32), (bias, torch.float32)  # sums over chunks are kept in float32
+        # sums over chunks are kept in float32
+        like = (rows, low), (weight, torch.float32), (bias, torch.float32)
         needed = zip(like, ctx.needs_input_grad[:3], strict=True)
         grads = [torch.zeros_like(x, dtype=dtype) if needs and x is not None else None for (x, dtype), needs in needed]
         with torch.autocast(kind, enabled=False):
@@ -62,8 +66,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, because a second copy of the weight's gradient would be as large as many chunks of logits. Should the gradient
-        # be taken twice, autograd sees that what it kept has changed, and says so.
+        # In place, because a second copy of the weight's gradient would be as large as many chunks
+        # of logits. Should the gradient be taken twice, autograd sees that what it kept has
+        # changed, and says so.
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         grads = [None if grad is None else grad.mul_(factor).to(dtype) for grad, dtype in found]
         return *grads, None, None, None
@@ -81,7 +86,8 @@ def _chunk_loss(
     smoothing: float,
     grads: Sequence[Tensor | None],
 ) -> Tensor:
-    """The summed loss of a chunk; gradients are written to those of its states and added to those of weight and bias."""
+    """The summed loss of a chunk; gradients are written to those of its states and added to those
+    of weight and bias."""
     grad_states, grad_weight, grad_bias = grads
     logits_CV = states_CH @ weight_VH.T if bias_V is None else torch.addmm(bias_V, states_CH, weight_VH.T)
     losses_C, grad_CV = _losses_and_gradient(logits_CV.float(), targets_C, smoothing)

@@ -1,4 +1,5 @@
-"""Next-token prediction over labelled tokens only: captions (ITG) and answers (supervised stage)."""
+"""Next-token prediction over labelled tokens only: captions (ITG) and answers (supervised
+stage)."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from lightning_internvl.objectives.linear_cross_entropy import linear_cross_entr
 
 
 class NextToken(nn.Module):
-    """Cross-entropy of the next token: the sum over labelled tokens divided by their number on all ranks.
+    """Cross-entropy of the next token: the sum over labelled tokens divided by their number on all
+    ranks.
 
-    Logits are computed where a label stands and nowhere else, and of many labels for a chunk at a time, so a large vocabulary
-    costs the memory of one chunk. Behind a plain linear layer gradients are found in the forward pass, at no further cost; other
-    heads (adapters, quantised or sharded weights, a layer before the last) compute each chunk a second time.
+    Logits are computed where a label stands and nowhere else, and of many labels for a chunk at a
+    time, so a large vocabulary costs the memory of one chunk. Behind a plain linear layer gradients
+    are found in the forward pass, at no further cost; other heads (adapters, quantised or sharded
+    weights, a layer before the last) compute each chunk a second time.
 
     Args:
         label_smoothing: share of the target spread over the vocabulary.
@@ -39,12 +42,14 @@ class NextToken(nn.Module):
         Args:
             labels_BL: ids, -100 where nothing is to be learnt.
             head: states (T, H) to logits (T, V).
-            shifts: False where the state at t judges the token at t, as behind the decoder of an encoder-decoder.
+            shifts: False where the state at t judges the token at t, as behind the decoder of an
+                encoder-decoder.
         """
         if shifts:
             hidden_BLH, labels_BL = hidden_BLH[:, :-1], labels_BL[:, 1:]
         labelled = labels_BL != IGNORE_INDEX
-        if labels_BL.is_meta:  # where no values are held, all tokens are taken, the most that it can be
+        # where no values are held, all tokens are taken, the most that it can be
+        if labels_BL.is_meta:
             states, targets = hidden_BLH.flatten(0, -2), labels_BL.flatten()
         else:
             places = labelled.nonzero(as_tuple=True)  # once: the host waits for their number
@@ -52,11 +57,14 @@ class NextToken(nn.Module):
         return global_mean(self.total_loss(states, targets, head), labelled.sum())
 
     def total_loss(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-        """The sum over tokens, a scalar. The only place where `head` is called; `lightning_internvl.plan.flops` overrides it."""
+        """The sum over tokens, a scalar. The only place where `head` is called;
+        `lightning_internvl.plan.flops` overrides it."""
         pieces, layer = number_of_chunks(len(states_TH), self.chunk), plain_layer(head)
         if layer is None and self.chunk is not None and _is_sharded(head):
-            pieces = all_reduce_max(pieces)  # a sharded head is called equally often on all ranks, or they wait forever
-        if pieces == 1 or states_TH.is_meta:  # what is planned needs no memory, and its parts are told apart by their calls
+            # a sharded head is called equally often on all ranks, or they wait forever
+            pieces = all_reduce_max(pieces)
+        # what is planned needs no memory, and its parts are told apart by their calls
+        if pieces == 1 or states_TH.is_meta:
             return self._chunk_loss(states_TH, targets_T, head)
         if layer is not None:
             return linear_cross_entropy(states_TH, layer, targets_T, pieces=pieces, label_smoothing=self.label_smoothing)
@@ -72,7 +80,8 @@ class NextToken(nn.Module):
 
 
 def labelled_tokens(labels_BL: Tensor, *, shifts: bool = True) -> int:
-    """How many tokens of this rank's batch are judged; of labels on the CPU, where reading it makes nobody wait."""
+    """How many tokens of this rank's batch are judged; of labels on the CPU, where reading it makes
+    nobody wait."""
     return int((labels_BL[:, int(shifts) :] != IGNORE_INDEX).sum())
 
 

@@ -1,4 +1,5 @@
-"""Image-text contrast where a picture has an embedding a query and its best one counts (Li et al. 2023, BLIP-2 section 3.1).
+"""Image-text contrast where a picture has an embedding a query and its best one counts (Li et al.
+2023, BLIP-2 section 3.1).
 
 Letters: B rows of this rank, W ranks, Q queries, E width, C columns.
 """
@@ -18,17 +19,20 @@ Scores = Callable[[Tensor, Tensor], Tensor]  # rows and columns to scaled simila
 
 
 class QueryITC(nn.Module):
-    """Symmetric cross-entropy of the best query's cosine over a learnable temperature (LAVIS `blip2_qformer.py`).
+    """Symmetric cross-entropy of the best query's cosine over a learnable temperature (LAVIS
+    `blip2_qformer.py`).
 
     Args:
         init_temp: start of the temperature.
         min_temp: it is held above this while training (LAVIS: no bound).
         label_smoothing: share of the target spread over all columns.
-        gather_gradient: whether what rows are compared with gets gradients too, also that of other ranks. LAVIS does without,
-            which gives the same losses and, even on one process, other gradients.
+        gather_gradient: whether what rows are compared with gets gradients too, also that of other
+            ranks. LAVIS does without, which gives the same losses and, even on one process, other
+            gradients.
         learnable: False keeps the temperature as it is, and out of checkpoints.
-        chunk: rows that are compared at a time, so that at most `chunk` x queries x columns similarities are held, twice while
-            gradients are computed; each chunk is computed a second time for its gradient. None: all rows.
+        chunk: rows that are compared at a time, so that at most `chunk` x queries x columns
+            similarities are held, twice while gradients are computed; each chunk is computed a
+            second time for its gradient. None: all rows.
     """
 
     compares = "queries"  # with captions (see `lightning_internvl.model.compatibility`)
@@ -70,9 +74,11 @@ class QueryITC(nn.Module):
         """Mean over rows of both directions for matching rows, which need not be normalised.
 
         Args:
-            ignored_B: True for pairs that others are compared with but that are not judged themselves.
-            image_ids_B: whole numbers that name the pictures. A row then matches every row of the same picture, on all ranks, to
-                equal shares (COCO retrieval); without them it matches its own row alone.
+            ignored_B: True for pairs that others are compared with but that are not judged
+                themselves.
+            image_ids_B: whole numbers that name the pictures. A row then matches every row of the
+                same picture, on all ranks, to equal shares (COCO retrieval); without them it
+                matches its own row alone.
         """
         if self.training:
             self.temp.data.clamp_(min=self.min_temp)
@@ -91,7 +97,8 @@ class QueryITC(nn.Module):
     def _losses(
         self, scores: Scores, rows: Tensor, columns: Tensor, targets_B: Tensor, ids_C: Tensor | None, each: bool
     ) -> Tensor:
-        """Of each row, (B,), or their mean; `targets` are numbers of columns or, with `ids_C`, ids of the matching ones."""
+        """Of each row, (B,), or their mean; `targets` are numbers of columns or, with `ids_C`, ids
+        of the matching ones."""
 
         def judge(rows: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
             if ids_C is not None:
@@ -111,7 +118,8 @@ class QueryITC(nn.Module):
 
 
 def similarities(image: Tensor, text_CE: Tensor) -> Tensor:
-    """Cosines of normalised embeddings (B, C): of an image (B, E), or of the best of its queries (B, Q, E)."""
+    """Cosines of normalised embeddings (B, C): of an image (B, E), or of the best of its queries
+    (B, Q, E)."""
     if image.ndim == 2:
         return image @ text_CE.T
     return (image @ text_CE.T).max(dim=1).values

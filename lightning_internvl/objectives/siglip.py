@@ -1,4 +1,5 @@
-"""Image-text contrast by a sigmoid for every pair of picture and text (SigLIP, Zhai et al. 2023, section 3)."""
+"""Image-text contrast by a sigmoid for every pair of picture and text (SigLIP, Zhai et al. 2023,
+section 3)."""
 
 from __future__ import annotations
 
@@ -15,15 +16,17 @@ from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks,
 
 
 class SigLIP(nn.Module):
-    """Each pair is judged alone, so no row of all similarities is ever needed: texts go round the ranks, one block at a time.
+    """Each pair is judged alone, so no row of all similarities is ever needed: texts go round the
+    ranks, one block at a time.
 
     It stands where ITC does (`objective=siglip`) and is called as ITC is.
 
     Args:
         init_scale: start of the factor on cosine similarities.
         init_bias: start of the bias; strongly negative, because almost no pair matches.
-        chunk: pictures that are judged at a time against the texts of one rank, so that at most `chunk` x texts similarities are
-            held; each chunk is computed a second time for its gradient. None: all pictures of the rank.
+        chunk: pictures that are judged at a time against the texts of one rank, so that at most
+            `chunk` x texts similarities are held; each chunk is computed a second time for its
+            gradient. None: all pictures of the rank.
     """
 
     compares = "pictures"  # with captions (see `lightning_internvl.model.compatibility`)
@@ -42,19 +45,23 @@ class SigLIP(nn.Module):
         return self.logit_scale.exp()
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
-        """Normalised rows to (B, C); the sigmoid of each is the probability that picture and text belong together."""
+        """Normalised rows to (B, C); the sigmoid of each is the probability that picture and text
+        belong together."""
         return self.scale * image_BE @ text_CE.T + self.logit_bias
 
     def forward(
         self, image_BE: Tensor, text_BE: Tensor, ignored_B: Tensor | None = None, image_ids_B: Tensor | None = None
     ) -> Tensor:
-        """The loss of all pairs over the number of pictures, for matching rows (B, E), which need not be normalised.
+        """The loss of all pairs over the number of pictures, for matching rows (B, E), which need
+        not be normalised.
 
-        The mean over ranks is the loss of the whole batch; its averaged gradients are exact for any number of processes.
+        The mean over ranks is the loss of the whole batch; its averaged gradients are exact for any
+        number of processes.
 
         Args:
             ignored_B: True for rows that are not judged: pictures whose own caption is empty.
-            image_ids_B: whole numbers that name the pictures; a picture matches every caption of an equal number.
+            image_ids_B: whole numbers that name the pictures; a picture matches every caption of an
+                equal number.
         """
         image, text = F.normalize(image_BE, dim=-1), F.normalize(text_BE, dim=-1)
         ids = torch.arange(len(image), device=image.device) + rank() * len(image) if image_ids_B is None else image_ids_B
@@ -79,7 +86,8 @@ class SigLIP(nn.Module):
 
 
 def passed_on(x_BE: Tensor) -> Tensor:
-    """The rows of the rank before this one, with gradient; every rank gives its own to the next in the ring."""
+    """The rows of the rank before this one, with gradient; every rank gives its own to the next in
+    the ring."""
     return _Ring.apply(x_BE)
 
 

@@ -1,4 +1,5 @@
-"""`plan=true`: what a run would need (parameters, FLOPs, memory), found on the meta device without training anything."""
+"""`plan=true`: what a run would need (parameters, FLOPs, memory), found on the meta device without
+training anything."""
 
 from lightning_internvl.plan.command import run_plan
 

@@ -61,7 +61,8 @@ def _batches(plan: StagePlan, before: str, **change: bool | int) -> Iterator[Adv
 
 
 def _shards(plan: StagePlan, before: str = "") -> Iterator[Advice]:
-    """Sharding over the devices that there are; where even one sample is too much for that, over more."""
+    """Sharding over the devices that there are; where even one sample is too much for that, over
+    more."""
     first = plan.setup.devices * (2 if plan.setup.sharded or plan.setup.devices == 1 else 1)
     numbers = [first * 2**i for i in range(12) if first * 2**i <= MOST_DEVICES]
     devices = next((n for n in numbers if plan.largest(sharded=True, bucketed=False, devices=n)), first)
@@ -74,7 +75,8 @@ def _shards(plan: StagePlan, before: str = "") -> Iterator[Advice]:
 def _resolution(plan: StagePlan) -> Iterator[Advice]:
     encoder = plan.stage.model.encoder
     patch = getattr(encoder, "patch_size", 1)
-    grid = int(plan.settings.parts.encoder.get("image_size", 0) / patch * SMALLER) // 2 * 2  # even, for pixel shuffle
+    # even, for pixel shuffle
+    grid = int(plan.settings.parts.encoder.get("image_size", 0) / patch * SMALLER) // 2 * 2
     if not grid:
         return
     try:

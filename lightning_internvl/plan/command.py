@@ -1,4 +1,5 @@
-"""Every stage of a pipeline built on the meta device, measured, and told: nothing is trained, written or downloaded."""
+"""Every stage of a pipeline built on the meta device, measured, and told: nothing is trained,
+written or downloaded."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def run_plan(config: Config, build: Build) -> list[StagePlan]:
     from lightning_internvl.plan.tables import NOTES, stage_report
 
     run = RunSettings.of(config)
-    choose_backend("math" if run.attention == "math" else "sdpa")  # what all others keep is the same
+    # what all others keep is the same
+    choose_backend("math" if run.attention == "math" else "sdpa")
     plans = []
     for plan in stage_plans(run.trained, build):
         for part in stage_report(plan):

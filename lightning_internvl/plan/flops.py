@@ -1,15 +1,17 @@
 """What training steps compute, in FLOPs by part, and what share of a device's peak that is (MFU).
 
-A stage is built once more on the meta device and measured there at three lengths of text, once for each state of freezing. What
-trains then costs 6 FLOPs a parameter and token, what is frozen on the way of a gradient 4, what is frozen and detached 2, and
-attention comes on top (a multiply-add counts as two). Through the three points goes, for each part,
+A stage is built once more on the meta device and measured there at three lengths of text, once for
+each state of freezing. What trains then costs 6 FLOPs a parameter and token, what is frozen on the
+way of a gradient 4, what is frozen and detached 2, and attention comes on top (a multiply-add
+counts as two). Through the three points goes, for each part,
 
     FLOPs = a x squares + b x tokens + c x (sum of squared lengths) + d x labelled tokens
 
-of which a real batch gives the quantities without padding: tiles (or patches, where pictures are no squares), tokens, the squared
-length of each sample (in a packed row each for itself), and the tokens that a language model's head judges. Texts of several
-kinds in a batch count together, as if they shared it like its longest rows do. Not counted: losses, norms and other work without
-matrix products, and what is computed a second time.
+of which a real batch gives the quantities without padding: tiles (or patches, where pictures are no
+squares), tokens, the squared length of each sample (in a packed row each for itself), and the
+tokens that a language model's head judges. Texts of several kinds in a batch count together, as if
+they shared it like its longest rows do. Not counted: losses, norms and other work without matrix
+products, and what is computed a second time.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from lightning_internvl.training.assembly import build_stage
 LENGTHS = (1.0, 0.75, 0.5)  # shares of the longest rows that are measured
 Head = Callable[[Tensor], Tensor]  # states (T, H) to logits (T, V)
 PIXELS = ("pixel_values", "pixel_values_videos")
-# Dense bf16 matrix products with float32 sums, as the makers state them, in TFLOP/s; the first name that fits counts.
+# Dense bf16 matrix products with float32 sums, as the makers state them, in TFLOP/s; the first name
+# that fits counts.
 PEAKS = {
     "B200": 2250, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
     "L40S": 362, "L4": 121, "A10": 125, "RTX 4090": 165, "RTX 3090": 71,
@@ -46,7 +49,8 @@ PEAKS = {
 
 
 class Amount(NamedTuple):
-    """What a batch holds, without padding: numbers, or tensors on the device that nobody has waited for."""
+    """What a batch holds, without padding: numbers, or tensors on the device that nobody has waited
+    for."""
 
     squares: Any = 0
     tokens: Any = 0
@@ -71,7 +75,8 @@ def amount_of(batch: Mapping[str, Any]) -> Amount:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of a training step by part: for each square, token, squared length and labelled token."""
+    """FLOPs of a training step by part: for each square, token, squared length and labelled
+    token."""
 
     rates: dict[str, Amount]
 
@@ -87,7 +92,8 @@ class Flops:
 
 
 class HeadRecorder(NextToken):
-    """Notes which head would judge which states, instead of calling it: on the meta device all tokens count as labelled."""
+    """Notes which head would judge which states, instead of calling it: on the meta device all
+    tokens count as labelled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +106,8 @@ class HeadRecorder(NextToken):
 
 
 def flops_of(stage: Stage, blank: Callable[[int], Mapping[str, Any]], step: int = 0) -> Flops:
-    """Measure a stage on the meta device in its state at a step. The stage is changed and serves nothing else afterwards."""
+    """Measure a stage on the meta device in its state at a step. The stage is changed and serves
+    nothing else afterwards."""
     objectives = stage.model.objectives
     recorders = {name: HeadRecorder() for name, objective in objectives.items() if isinstance(objective, NextToken)}
     objectives.update(recorders)
@@ -121,7 +128,8 @@ def flops_of(stage: Stage, blank: Callable[[int], Mapping[str, Any]], step: int 
     rates = {}
     for part in PARTS:
         found = np.linalg.lstsq(sizes / scale, np.array([float(count[part]) for count in counts]), rcond=1e-9)[0] / scale
-        found[np.abs(found * scale) < 1e-6 * np.abs(found * scale).max(initial=1.0)] = 0.0  # but for rounding
+        # but for rounding
+        found[np.abs(found * scale) < 1e-6 * np.abs(found * scale).max(initial=1.0)] = 0.0
         if getattr(stage.model, part) is not None:
             rates[part] = Amount(*found.tolist(), of_heads[part])
     return Flops(rates)
@@ -159,14 +167,16 @@ def measure_flops(settings: StageSettings, blank: Callable[[int], Mapping[str, A
         NotMeasurableError: for parts that do not run on the meta device.
     """
     with keep_backend(), single_process(), torch.random.fork_rng(devices=[]):
-        choose_backend("math" if requested_backend() == "math" else "sdpa")  # all others compute the same
+        # all others compute the same
+        choose_backend("math" if requested_backend() == "math" else "sdpa")
         try:
             with torch.device("meta"), Unfilled():
                 model, _ = compose_model(settings.parts.config, build)
                 stage = build_stage(settings, model, Path(), build)
             return flops_of(stage, blank, step)
         except (RuntimeError, TypeError, ValueError) as error:
-            # PyTorch raises RuntimeError for an operation that needs values; NumPy and Triton name the device.
+            # PyTorch raises RuntimeError for an operation that needs values; NumPy and Triton name
+            # the device.
             if isinstance(error, RuntimeError) or any(word in str(error) for word in ("meta", "Triton")):
                 raise NotMeasurableError(str(error)) from error
             raise

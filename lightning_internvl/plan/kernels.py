@@ -1,6 +1,8 @@
-"""What a GPU would do differently from the meta device: attention that keeps no scores, and automatic mixed precision.
+"""What a GPU would do differently from the meta device: attention that keeps no scores, and
+automatic mixed precision.
 
-Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of a head.
+Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of
+a head.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# The operations that `torch.autocast` on CUDA computes in the lower precision, and those that it computes in float32.
+# The operations that `torch.autocast` on CUDA computes in the lower precision, and those that it
+# computes in float32.
 LOWER = {
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm", "einsum",
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
@@ -40,7 +43,8 @@ class Kernels(TorchFunctionMode):
     def __init__(self, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.autocast = autocast
-        self.copies: dict[int, Tensor] = {}  # of weights in the lower type, made once in a forward as `torch.autocast` does
+        # of weights in the lower type, made once in a forward as `torch.autocast` does
+        self.copies: dict[int, Tensor] = {}
         self.copied: set[int] = set()  # their storages
         self.attended = 0  # bytes of what attention has given
 
@@ -54,7 +58,8 @@ class Kernels(TorchFunctionMode):
             args, kwargs = self._cast(args, self.autocast), self._cast(kwargs, self.autocast)
         elif self.autocast is not None and name in FULL:
             args, kwargs = self._cast(args, torch.float32), self._cast(kwargs, torch.float32)
-        if func is F.interpolate:  # every kind gives the same shape and keeps nothing; bicubic takes long on the meta device
+        # every kind gives the same shape and keeps nothing; bicubic takes long on the meta device
+        if func is F.interpolate:
             kwargs = kwargs | {"mode": "nearest", "align_corners": None, "antialias": False}
         result = _attend(*args, **kwargs) if attends else func(*args, **kwargs)
         self.attended += result.nbytes if attends else 0
@@ -76,7 +81,8 @@ class Kernels(TorchFunctionMode):
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves out the filling of new weights, which on the meta device takes time and does nothing."""
+    """Leaves out the filling of new weights, which on the meta device takes time and does
+    nothing."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -97,20 +103,23 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`scaled_dot_product_attention` of a memory-efficient kernel; a bool mask is copied once a call, as PyTorch does."""
+    """`scaled_dot_product_attention` of a memory-efficient kernel; a bool mask is copied once a
+    call, as PyTorch does."""
     if attn_mask is not None:
         attn_mask = attn_mask.to(query.dtype)
     return _Attention.apply(query, key, value, attn_mask)
 
 
 class _Attention(torch.autograd.Function):
-    """Shapes, FLOPs (two products forward, four backward, none repeated) and what is kept: no (T, S) matrix."""
+    """Shapes, FLOPs (two products forward, four backward, none repeated) and what is kept: no (T,
+    S) matrix."""
 
     @staticmethod
     def forward(ctx: Any, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None) -> Tensor:
         k, v = (_repeat_heads(x, q_BHTK.shape[1]) for x in (k_BGSK, v_BGSK))
         out = (q_BHTK @ k.transpose(-1, -2)) @ v
-        out = out.transpose(1, 2).contiguous().transpose(1, 2)  # as kernels write it: merging heads copies nothing
+        # as kernels write it: merging heads copies nothing
+        out = out.transpose(1, 2).contiguous().transpose(1, 2)
         log_sums = torch.empty(q_BHTK.shape[:-1], dtype=torch.float32, device=q_BHTK.device)
         ctx.save_for_backward(q_BHTK, k_BGSK, v_BGSK, out, log_sums, mask)
         return out

@@ -1,4 +1,5 @@
-"""One stage measured on the meta device: FLOPs and kept bytes of a step as functions of the micro-batch."""
+"""One stage measured on the meta device: FLOPs and kept bytes of a step as functions of the
+micro-batch."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from lightning_internvl.plan.units import Units
 from lightning_internvl.stages import Stage
 
 SAMPLES = (2, 4, 6)  # micro-batches that are measured; a contrast needs two pairs at least
-PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {  # of the weights, and of automatic mixed precision
+# of the weights, and of automatic mixed precision
+PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "64-true": (torch.float64, None),
     "32-true": (torch.float32, None),
     "16-true": (torch.float16, None),
@@ -46,7 +48,8 @@ def precision_of(name: Any) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """A number as a function of the micro-batch: a parabola, because a contrast compares all pairs."""
+    """A number as a function of the micro-batch: a parabola, because a contrast compares all
+    pairs."""
 
     values: tuple[float, float, float]  # at `SAMPLES`
 
@@ -70,12 +73,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Measured:
-    """By part: FLOPs of a forward and of a training step, and bytes that autograd keeps, by kind (see `meter`); and the bytes of
-    the batch. All is measured whole; what works in chunks, and so holds less, is named with what its chunk is compared with.
+    """By part: FLOPs of a forward and of a training step, and bytes that autograd keeps, by kind
+    (see `meter`); and the bytes of the batch. All is measured whole; what works in chunks, and so
+    holds less, is named with what its chunk is compared with.
 
     Attributes:
         rows: bytes among the logits of a part that are no logits, but what is judged.
-        judged: rows that a loss judges, for those that have a chunk, times the blocks that it works in.
+        judged: rows that a loss judges, for those that have a chunk, times the blocks that it works
+            in.
         chunks: these chunks.
         cached: samples that are embedded at a time (GradCache); None: all.
     """
@@ -94,7 +99,8 @@ class Measured:
         return max(0.0, self.kept[ACTIVATIONS][name](min(batch, self.cached or batch)))
 
     def logits(self, name: str, batch: int) -> float:
-        """Bytes that are held of what a loss keeps, or a part that it calls: the output layer behind a language model."""
+        """Bytes that are held of what a loss keeps, or a part that it calls: the output layer
+        behind a language model."""
         whole, rows = self.kept[LOGITS][name](batch), self.rows[name](batch) if name in self.rows else 0.0
         losses = [name] if name.startswith("objectives.") else list(self.judged)
         shares = [min(1.0, self.chunks[loss] / self.judged[loss](batch)) for loss in losses if loss in self.chunks]
@@ -142,8 +148,10 @@ class MetaStage:
             step: the optimizer step, for parts that join or freeze later.
             frozen: a part that is held still beside those that the stage freezes.
             blank: other batches than those of the stage.
-            kept_only: count no FLOPs and leave the backward pass out; what is kept is known without it.
-            linear: take two micro-batches and a straight line, where another measurement of the stage has shown one.
+            kept_only: count no FLOPs and leave the backward pass out; what is kept is known without
+                it.
+            linear: take two micro-batches and a straight line, where another measurement of the
+                stage has shown one.
         """
         weights, _ = PRECISIONS[precision]
         self.prepare(precision, step, frozen)
@@ -169,7 +177,8 @@ class MetaStage:
         self.meter.tally.judged[name] += blocks * (inputs[0].shape[:2].numel() if tokens else len(inputs[0]))
 
     def prepare(self, precision: str, step: int, frozen: str | None = None) -> None:
-        """Bring the stage into its state at a step, and make it forget what was measured in another one."""
+        """Bring the stage into its state at a step, and make it forget what was measured in another
+        one."""
         stage, state = self.stage, (PRECISIONS[precision][0], step, frozen)
         if state == self.state:
             return
@@ -186,7 +195,8 @@ class MetaStage:
         self.state = state
 
     def run(self, batch: Mapping[str, Any], precision: str = "32-true") -> tuple[Tally, int]:
-        """One forward and backward pass in the prepared state: what was counted, and the bytes of the batch."""
+        """One forward and backward pass in the prepared state: what was counted, and the bytes of
+        the batch."""
         (weights, autocast), meter, stage = PRECISIONS[precision], self.meter, self.stage
         kernels = self.units.kernels = Kernels(autocast)
         meter.is_copy = kernels.copied.__contains__

@@ -63,7 +63,8 @@ def _count(devices: Any) -> int:
 
 @dataclass
 class Fixed:
-    """What does not depend on the batch, by part, before any sharding; and the largest pieces that are gathered whole."""
+    """What does not depend on the batch, by part, before any sharding; and the largest pieces that
+    are gathered whole."""
 
     weights: Counter[str] = field(default_factory=Counter)
     gradients: Counter[str] = field(default_factory=Counter)
@@ -72,7 +73,8 @@ class Fixed:
 
 
 def fixed_memory(stage: Stage, precision: str, frozen: str | None = None) -> Fixed:
-    """Weights, gradients and optimizer state of a stage in its present state (see `MetaStage.prepare`)."""
+    """Weights, gradients and optimizer state of a stage in its present state (see
+    `MetaStage.prepare`)."""
     found, states = Fixed(), optimizer_bytes(stage)
     packed = quantized_bytes(stage.model, stage.parts.get("quantization"), keep=stage.trained_names())
     for name, part in parts_of(stage.model).items():
@@ -88,7 +90,8 @@ def fixed_memory(stage: Stage, precision: str, frozen: str | None = None) -> Fix
 
 
 def optimizer_bytes(stage: Stage) -> dict[nn.Parameter, int]:
-    """Bytes of the optimizer's state for each parameter: one step on the meta device for one parameter of each shape."""
+    """Bytes of the optimizer's state for each parameter: one step on the meta device for one
+    parameter of each shape."""
     optimizer: Optimizer = stage.configure_optimizers()["optimizer"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     first = {(tuple(p.shape), p.dtype): p for p in reversed(parameters)}
@@ -109,8 +112,8 @@ def optimizer_bytes(stage: Stage) -> dict[nn.Parameter, int]:
 
 
 def gathered_bytes(model: VLM, element: int) -> int:
-    """What stands unsharded at the worst moment: everything outside the sharding units, and the largest of these; weights in the
-    type that is computed with, and gradients of what trains."""
+    """What stands unsharded at the worst moment: everything outside the sharding units, and the
+    largest of these; weights in the type that is computed with, and gradients of what trains."""
     largest, inside = 0, set()
     for part in parts_of(model).values():
         for unit in part.sharding_units() if isinstance(part, HasShardingUnits) else []:
@@ -149,7 +152,8 @@ def device_memory(fixed: Fixed, measured: Measured, setup: Setup, batch: int) ->
         parts["activations"][name] += measured.activations(name, batch)
     parts["activations"][OTHER] += measured.inputs(batch)
     for name in measured.kept[LOGITS]:
-        parts["logits"][name] += 2 * measured.logits(name, batch)  # what is kept, and its gradient, which is as large
+        # what is kept, and its gradient, which is as large
+        parts["logits"][name] += 2 * measured.logits(name, batch)
     if share == 1:  # sharded weights are gathered in the lower type and let go
         for name, curve in measured.kept[COPIES].items():
             parts["weights"][name] += curve(batch)

@@ -1,4 +1,5 @@
-"""Counts the FLOPs of a forward and a backward pass and the bytes that autograd keeps in between, by part of the model."""
+"""Counts the FLOPs of a forward and a backward pass and the bytes that autograd keeps in between,
+by part of the model."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from torch.utils.flop_counter import flop_registry
 from lightning_internvl.model.vlm import VLM
 
 OTHER = "other"  # outside all parts
-ACTIVATIONS, LOGITS, COPIES = "activations", "logits", "copies"  # kept by layers, by the losses, and weights in a lower type
+# kept by layers, by the losses, and weights in a lower type
+ACTIVATIONS, LOGITS, COPIES = "activations", "logits", "copies"
 
 
 class Held(NamedTuple):
@@ -32,8 +34,8 @@ class Held(NamedTuple):
 
 @dataclass
 class Tally:
-    """What was counted. FLOPs: a multiply-add counts as two. `kept` is by storage; `rows` are bytes in it of what losses judge,
-    by part, and `judged` their numbers by loss."""
+    """What was counted. FLOPs: a multiply-add counts as two. `kept` is by storage; `rows` are bytes
+    in it of what losses judge, by part, and `judged` their numbers by loss."""
 
     forward: Counter[str] = field(default_factory=Counter)
     backward: Counter[str] = field(default_factory=Counter)
@@ -63,10 +65,12 @@ class Meter(TorchDispatchMode):
         super().__init__()
         self.tally = Tally()
         self.weights: set[int] = set()  # storages that are there anyway
-        self.inside: list[str] = []  # the parts that are at work in the forward pass, outermost first
+        # the parts that are at work in the forward pass, outermost first
+        self.inside: list[str] = []
         self.behind: str | None = None  # the part whose backward pass runs
         self.width: int | None = None  # of the rows that the last loss judges
-        self.is_copy: Callable[[int], bool] = lambda storage: False  # whether a storage holds a weight in a lower type
+        # whether a storage holds a weight in a lower type
+        self.is_copy: Callable[[int], bool] = lambda storage: False
 
     @property
     def part(self) -> str:
@@ -132,7 +136,8 @@ def parts_of(model: VLM) -> dict[str, nn.Module]:
 
 
 def watch(meter: Meter, model: VLM) -> None:
-    """Let the meter know which part works: through the methods of the parts, and through all modules inside them."""
+    """Let the meter know which part works: through the methods of the parts, and through all
+    modules inside them."""
     for name, part in parts_of(model).items():
         for module in part.modules():
             module.register_forward_pre_hook(functools.partial(_enter, meter, name))

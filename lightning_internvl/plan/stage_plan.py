@@ -69,8 +69,8 @@ class StagePlan:
         image_size: int | None = None,
         recompute: str | None = None,
     ) -> StagePlan:
-        """The same stage in another precision, with one part frozen, with smaller pictures, or with all blocks computed again. It
-        stays in the first two."""
+        """The same stage in another precision, with one part frozen, with smaller pictures, or with
+        all blocks computed again. It stays in the first two."""
         precision = precision or self.precision
         blank = self.blank(image_size) if image_size else None
         linear, kinds = self.measured.linear, self.meta_stage.units.recompute

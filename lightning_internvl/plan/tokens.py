@@ -1,4 +1,5 @@
-"""A tokenizer of a given size that knows no words: a plan needs the sizes of its tables and nothing to read."""
+"""A tokenizer of a given size that knows no words: a plan needs the sizes of its tables and nothing
+to read."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Equal blocks are counted once: a block that was seen with the same inputs is replayed in one step instead of run again.
+"""Equal blocks are counted once: a block that was seen with the same inputs is replayed in one step
+instead of run again.
 
-This makes a plan of 48 layers as fast as one of a single layer. The blocks are the sharding units that parts name.
+This makes a plan of 48 layers as fast as one of a single layer. The blocks are the sharding units
+that parts name.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ PLACE = ("layer_idx", "layer_id", "layer_index")  # numbers that only say which 
 
 @dataclass
 class Record:
-    """What one block did: FLOPs, bytes kept of its own and as copies of weights, which inputs and outputs were kept, and outputs
-    (templates on the meta device, other values as they are)."""
+    """What one block did: FLOPs, bytes kept of its own and as copies of weights, which inputs and
+    outputs were kept, and outputs (templates on the meta device, other values as they are)."""
 
     forward: int
     backward: int  # 0 where only forward passes were asked for
@@ -50,7 +52,8 @@ class Units:
     Attributes:
         kernels: those in force.
         backward: whether backward passes are counted.
-        kinds: what is known of each unit, by its identity; to be emptied when the stage changes what trains.
+        kinds: what is known of each unit, by its identity; to be emptied when the stage changes
+            what trains.
     """
 
     def __init__(self, model: VLM, meter: Meter, recompute: Mapping[str, str | None]) -> None:
@@ -66,7 +69,8 @@ class Units:
     def _replayed(self, unit: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def replayed(*args: Any, **kwargs: Any) -> Any:
             flat, spec = tree_flatten((args, kwargs))
-            with torch._C.DisableTorchFunction():  # or every look at a shape would go through the modes in force
+            # or every look at a shape would go through the modes in force
+            with torch._C.DisableTorchFunction():
                 key = self._key(unit, flat, spec)
             if key not in self.records:
                 self.records[key] = self._measured(unit, forward, flat, spec)
@@ -127,7 +131,8 @@ class Units:
 
 
 class _Results(TorchDispatchMode):
-    """Counts the bytes of what selective checkpointing keeps, but for attention, which has a kernel of its own here."""
+    """Counts the bytes of what selective checkpointing keeps, but for attention, which has a kernel
+    of its own here."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +145,8 @@ class _Results(TorchDispatchMode):
 
 
 class _Replay(torch.autograd.Function):
-    """Outputs of the right shapes, connected with the inputs and weights; FLOPs of the backward pass are added when it comes."""
+    """Outputs of the right shapes, connected with the inputs and weights; FLOPs of the backward
+    pass are added when it comes."""
 
     @staticmethod
     def forward(ctx: Any, meter: Meter, part: str, record: Record, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -180,7 +186,8 @@ def _described(value: Any) -> Any:
 
 
 def _kind(unit: nn.Module) -> Any:
-    """Equal for blocks that do the same: classes, weights, what trains, and settings, of fractions only whether they are 0."""
+    """Equal for blocks that do the same: classes, weights, what trains, and settings, of fractions
+    only whether they are 0."""
     weights = tuple((name, tuple(p.shape), p.dtype, p.requires_grad) for name, p in unit.named_parameters())
     modules = []
     for module in unit.modules():

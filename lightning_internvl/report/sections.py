@@ -11,7 +11,8 @@ from lightning_internvl.report.charts import bar
 from lightning_internvl.report.metrics_table import format_number, times_chance, with_chance
 from lightning_internvl.report.read import RunFiles, StageFiles, numbers
 
-# Kinds of metric that tell most in one number; of each kind a stage shows one before it shows a second.
+# Kinds of metric that tell most in one number; of each kind a stage shows one before it shows a
+# second.
 KEY_METRICS = [re.compile(kind) for kind in (r"(r|recall)[@_]?1$", r"top[@_]?1$", r"acc", r"cider", r"exact")]
 TILES_PER_STAGE = 4
 

@@ -67,7 +67,8 @@ def render(run: RunFiles) -> str:
         tables.tables(run),
     ]
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title in LINKS.items() if f' id="{name}"' in "".join(body))
-    # Names and captions are escaped; should one slip through, the policy still runs no script but ours.
+    # Names and captions are escaped; should one slip through, the policy still runs no script but
+    # ours.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (

@@ -1,4 +1,5 @@
-"""What all stages share: the weighted sum of their losses, the optimizer over everything they will ever train, exact resume."""
+"""What all stages share: the weighted sum of their losses, the optimizer over everything they will
+ever train, exact resume."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class BaseWeights(NamedTuple):
     Attributes:
         place: a run's hand-off, an official checkpoint, or a hub id.
         names: the tensors that are the same there.
-        fingerprint: of these weights (see `lightning_internvl.checkpoints.weight_source.fingerprint`).
+        fingerprint: of these weights (see
+            `lightning_internvl.checkpoints.weight_source.fingerprint`).
     """
 
     place: str
@@ -52,7 +54,8 @@ class Stage(L.LightningModule):
         scheduler: called with (optimizer, total_steps=max_steps).
         max_steps: optimizer steps of the stage.
         weights: weight of each loss; those left out count 1.
-        seed: with the stage's name and the step it fixes all random draws, so that resume repeats them.
+        seed: with the stage's name and the step it fixes all random draws, so that resume repeats
+            them.
         start_step: the step of the checkpoint that is resumed, else 0.
     """
 
@@ -83,14 +86,16 @@ class Stage(L.LightningModule):
         self.optimizer, self.scheduler, self.max_steps = optimizer, scheduler, max_steps
         self.weights, self.seed, self.start_step = dict(weights or {}), seed, start_step
         self.base: BaseWeights | None = None
-        # With adapters or quantised weights files hold what trains; the rest is read again where it came from.
+        # With adapters or quantised weights files hold what trains; the rest is read again where it
+        # came from.
         self.light = any(any((parts.get(kind) or {}).values()) for kind in ("peft", "quantization"))
         self.strict_loading = not self.light
         self.assumed_step: int | None = None
 
     @property
     def global_step(self) -> int:
-        """The trainer's count of optimizer steps, unless `assumed_step` names one (plan=true has no trainer)."""
+        """The trainer's count of optimizer steps, unless `assumed_step` names one (plan=true has no
+        trainer)."""
         return super().global_step if self.assumed_step is None else self.assumed_step
 
     @property
@@ -113,16 +118,19 @@ class Stage(L.LightningModule):
         raise TypeError(f"{type(self).__name__} must say which losses a batch gives")
 
     def features(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
-        """What the encoder gives for the batch's pictures, from the feature cache where there is one: (N, P, D), one a layer."""
+        """What the encoder gives for the batch's pictures, from the feature cache where there is
+        one: (N, P, D), one a layer."""
         return features(self.model, batch["pixel_values"], layers, batch)
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """What losses of this rank's batch, as the data gives it, are means over, by name: labelled tokens, judged pairs.
+        """What losses of this rank's batch, as the data gives it, are means over, by name: labelled
+        tokens, judged pairs.
 
-        With `accumulate_grad_batches` these losses are means over all items of a step's micro-batches on
-        all ranks (see `lightning_internvl.data.gradient_accumulation`). A loss that is not named counts
-        equally in each micro-batch, as a contrast does, which compares the pairs of one micro-batch:
-        accumulation does not give it more to compare with, `cached_chunk` does.
+        With `accumulate_grad_batches` these losses are means over all items of a step's
+        micro-batches on all ranks (see `lightning_internvl.data.gradient_accumulation`). A loss
+        that is not named counts equally in each micro-batch, as a contrast does, which compares the
+        pairs of one micro-batch: accumulation does not give it more to compare with, `cached_chunk`
+        does.
         """
         return {}
 
@@ -130,9 +138,11 @@ class Stage(L.LightningModule):
         losses = self.losses(batch)
         loss = self._weighted(losses)
         every = self.trainer.log_every_n_steps
-        if every and (self.global_step + 1) % every == 0:  # what no logger would take is not collected
+        # what no logger would take is not collected
+        if every and (self.global_step + 1) % every == 0:
             found = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
-            self.log_dict(found, sync_dist=True)  # the mean over ranks is the loss of the whole batch
+            # the mean over ranks is the loss of the whole batch
+            self.log_dict(found, sync_dist=True)
         length = self.trainer.accumulate_grad_batches
         if length == 1:
             return loss
@@ -147,26 +157,30 @@ class Stage(L.LightningModule):
         return sum(self.weights.get(name, 1.0) * value for name, value in losses.items())
 
     def use(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function that uses the model otherwise than `losses` does. Where weights are divided among processes, they are
-        gathered for it, and all processes must call it."""
+        """Call a function that uses the model otherwise than `losses` does. Where weights are
+        divided among processes, they are gathered for it, and all processes must call it."""
         return function(*arguments)
 
     @property
     def is_sharded(self) -> bool:
-        """Whether weights are divided among processes, so that all of them must take part in whatever uses the model."""
+        """Whether weights are divided among processes, so that all of them must take part in
+        whatever uses the model."""
         return isinstance(self, FSDPModule)
 
     def configure_model(self) -> None:
-        """Divide the weights, with a strategy that does so. They have been loaded, and the freezing schedule stands."""
+        """Divide the weights, with a strategy that does so. They have been loaded, and the freezing
+        schedule stands."""
         shard = getattr(self.trainer.strategy, "shard", None)
         if shard is not None:
             shard(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # All draws of a step (drop path, masking, negatives) depend on the step alone, not on what ran before it.
+        # All draws of a step (drop path, masking, negatives) depend on the step alone, not on what
+        # ran before it.
         share, _ = data_parallel_rank_and_size(self.trainer)
         torch.manual_seed(zlib.crc32(f"{self.seed}/{self.name}/{batch_idx}/{share}".encode()))
-        if self.is_sharded:  # an objective that holds its scale below a limit has only reached the gathered copy
+        # an objective that holds its scale below a limit has only reached the gathered copy
+        if self.is_sharded:
             for objective in self.model.objectives.values():
                 if hasattr(objective, "max_log_scale"):
                     objective.logit_scale.data.to_local().clamp_(max=objective.max_log_scale)

@@ -1,4 +1,5 @@
-"""Stage 1: tower and language model learn one space (InternVL section 3.3, vision-language contrastive training)."""
+"""Stage 1: tower and language model learn one space (InternVL section 3.3, vision-language
+contrastive training)."""
 
 from __future__ import annotations
 
@@ -15,12 +16,15 @@ class ContrastiveStage(Stage):
     """Symmetric ITC between pooled images and the last token of each caption.
 
     Args:
-        keep_tokens: share of patch tokens that the encoder keeps while training (1.0: all; 0.5: FLIP-like, twice as fast).
-        full_from_step: from this step on all tokens are kept, the end phase of the published recipe.
-        cached_chunk: pairs that are embedded at a time, so that a batch may be larger than what memory holds (GradCache, Gao et
-            al. 2021): embeddings are computed without a graph, the loss compares those of the whole batch, and each chunk is then
-            computed again with a graph and gets its gradient. The same gradients at the memory of one chunk and the cost of a
-            second forward pass (of all chunks but the last). None: all pairs at once.
+        keep_tokens: share of patch tokens that the encoder keeps while training (1.0: all; 0.5:
+            FLIP-like, twice as fast).
+        full_from_step: from this step on all tokens are kept, the end phase of the published
+            recipe.
+        cached_chunk: pairs that are embedded at a time, so that a batch may be larger than what
+            memory holds (GradCache, Gao et al. 2021): embeddings are computed without a graph, the
+            loss compares those of the whole batch, and each chunk is then computed again with a
+            graph and gets its gradient. The same gradients at the memory of one chunk and the cost
+            of a second forward pass (of all chunks but the last). None: all pairs at once.
     """
 
     objectives = ("itc",)

@@ -1,17 +1,19 @@
 """Which parameters train, as a pure function of (stage, step).
 
-Rules are read from the stage's YAML, in order; the first that matches a parameter's name speaks for it, and what no rule
-names is frozen:
+Rules are read from the stage's YAML, in order; the first that matches a parameter's name speaks for
+it, and what no rule names is frozen:
 
     train:
       - middleware.query_tokens                                  # always
       - {name: "middleware.*.cross_attn", from_step: 100}        # joins at step 100
       - {name: encoder, until_step: 500}                         # freezes at step 500
-      - {name: middleware.@language_head, frozen: true}          # never, though a rule below names its part
+      - {name: middleware.@language_head, frozen: true}          # never, though a rule below names
+        its part
 
 A name is a part, a module, a parameter, a pattern with `*`, or what has a role in a part (see
 `lightning_internvl.stages.roles`). Of a part with adapters (`peft`) the adapters train, and what a
-rule names more closely than by the part itself, such as `decoder.lm.model.embed_tokens`; its other weights stay as they are.
+rule names more closely than by the part itself, such as `decoder.lm.model.embed_tokens`; its other
+weights stay as they are.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def check_matches(pattern: str, names: Iterable[str], setting: str) -> None:
 
 @dataclass(frozen=True)
 class TrainRule:
-    """One line of `train:`; trains from `from_step` (inclusive) until `until_step` (exclusive), or never if `frozen`."""
+    """One line of `train:`; trains from `from_step` (inclusive) until `until_step` (exclusive), or
+    never if `frozen`."""
 
     name: str
     from_step: int = 0
@@ -66,7 +69,8 @@ class FreezePlan:
 
     Args:
         adapters: settings of the adapters by part (see `lightning_internvl.layers.peft`).
-        roles: the roles that the parts give names (see `lightning_internvl.stages.roles`); rules may name these.
+        roles: the roles that the parts give names (see `lightning_internvl.stages.roles`); rules
+            may name these.
 
     Raises:
         ValueError: for a rule that is not understood.
@@ -97,7 +101,8 @@ class FreezePlan:
         return next((rule for rule in fitting if rule.name != part), None)
 
     def _times(self, part: str) -> tuple[int, int | None]:
-        """From when until when adapters train: as the rule of their part says, always without one."""
+        """From when until when adapters train: as the rule of their part says, always without
+        one."""
         own = next((rule for rule in self.rules if rule.name == part), None)
         return (own.from_step, own.until_step) if own else (0, None)
 
@@ -116,8 +121,8 @@ class FreezePlan:
         return sorted(steps)
 
     def check(self, model: nn.Module) -> None:
-        """Refuse rules that match nothing, which are most often typing errors. Objectives may be without parameters, and a part
-        without what has a role."""
+        """Refuse rules that match nothing, which are most often typing errors. Objectives may be
+        without parameters, and a part without what has a role."""
         names = [plain_name(name) for name, _ in model.named_parameters()]
         objectives = getattr(model, "objectives", None) or {}
         present = {"objectives"} | {f"objectives.{name}" for name in objectives} if len(objectives) else set()
@@ -126,7 +131,8 @@ class FreezePlan:
                 check_matches(rule.name, names, "train")
 
     def apply(self, model: nn.Module, step: int) -> None:
-        """Set `requires_grad`, and put parts in which nothing trains into evaluation mode (no dropout, no drop path)."""
+        """Set `requires_grad`, and put parts in which nothing trains into evaluation mode (no
+        dropout, no drop path)."""
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.trains(name, step))
             if not parameter.requires_grad:
@@ -135,7 +141,8 @@ class FreezePlan:
             part.train(any(p.requires_grad for p in part.parameters()))
 
     def table(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
-        """Rows for the log: group, parameters trained and frozen, and why; a group is a part or a module right below it."""
+        """Rows for the log: group, parameters trained and frozen, and why; a group is a part or a
+        module right below it."""
         rows: dict[str, dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
             row = rows.setdefault(".".join(name.split(".")[:2]), {"trained": 0, "frozen": 0, "rules": []})
@@ -168,6 +175,7 @@ def _parse(rule: str | Mapping[str, Any]) -> TrainRule:
 
 
 def _by_name(rule: TrainRule, roles: Roles) -> list[TrainRule]:
-    """A rule as rules of name patterns, with what it was written as for a title if it named a role."""
+    """A rule as rules of name patterns, with what it was written as for a title if it named a
+    role."""
     names = names_of(rule.name, roles, "train")
     return [rule if name == rule.name else replace(rule, name=name, title=rule.name) for name in names]

@@ -1,4 +1,5 @@
-"""Stage 2: the middleware learns to contrast, match and write (InternVL section 3.3; BLIP-2 section 3.1)."""
+"""Stage 2: the middleware learns to contrast, match and write (InternVL section 3.3; BLIP-2 section
+3.1)."""
 
 from __future__ import annotations
 
@@ -19,19 +20,24 @@ NEGATIVES = ("mined", "random")
 
 
 class GenerativeStage(Stage):
-    """ITC + ITM + ITG over the same images, one forward of the middleware for all texts that are known.
+    """ITC + ITM + ITG over the same images, one forward of the middleware for all texts that are
+    known.
 
     Args:
-        negatives: how the wrong partners of ITM are chosen. "random" needs one forward for all three losses; "mined" draws
-            them in proportion to their similarity, so ITM is read after ITC, at the same total cost.
-        mined_from_step: before this step "mined" draws at random too. A matching head that starts from nothing learns little
-            from captions that are almost right.
+        negatives: how the wrong partners of ITM are chosen. "random" needs one forward for all
+            three losses; "mined" draws them in proportion to their similarity, so ITM is read after
+            ITC, at the same total cost.
+        mined_from_step: before this step "mined" draws at random too. A matching head that starts
+            from nothing learns little from captions that are almost right.
         matched_share: share of the pictures that ITM shows with their own caption (InternVL: 0.5).
-        both_ways: ITM reads every pair, every caption with a wrong picture and every picture with a wrong caption, three rows a
-            pair (BLIP-2), instead of one row a picture; `matched_share` then says nothing.
-        same_picture: rows of the same picture (equal `image_ids`) match each other's captions in ITC too (COCO retrieval).
-        backbone_itc: also contrast the pooled tower, as the official retrieval fine-tune does. Where the language model trains,
-            this keeps mode "c" aligned with it. None: where the middleware pools the tower.
+        both_ways: ITM reads every pair, every caption with a wrong picture and every picture with a
+            wrong caption, three rows a pair (BLIP-2), instead of one row a picture; `matched_share`
+            then says nothing.
+        same_picture: rows of the same picture (equal `image_ids`) match each other's captions in
+            ITC too (COCO retrieval).
+        backbone_itc: also contrast the pooled tower, as the official retrieval fine-tune does.
+            Where the language model trains, this keeps mode "c" aligned with it. None: where the
+            middleware pools the tower.
     """
 
     objectives = ("itc", "itm", "itg")
@@ -90,7 +96,8 @@ class GenerativeStage(Stage):
         return losses
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Pairs that ITM judges, all but those that lack a wrong partner, and labelled tokens of the captions."""
+        """Pairs that ITM judges, all but those that lack a wrong partner, and labelled tokens of
+        the captions."""
         rows, ids = len(batch["itg_labels"]), batch.get("image_ids")
         judged = torch.ones(rows, dtype=torch.bool) if ids is None else other_pictures(ids).any(dim=1)
         matched = int(rows * self.matched_share)
@@ -100,7 +107,8 @@ class GenerativeStage(Stage):
     def _matched(
         self, batch: Batch, visual: Tensor, scores_BB: Tensor | None, others: Tensor | None
     ) -> tuple[Tensor, TextStream, Tensor]:
-        """Visual tokens, texts and labels of ITM; `scores` are the similarities of which wrong partners are mined."""
+        """Visual tokens, texts and labels of ITM; `scores` are the similarities of which wrong
+        partners are mined."""
 
         def drawn(scores: Tensor | None) -> Tensor:
             if scores is None:
@@ -125,8 +133,9 @@ def check_negatives(negatives: str, mined_from_step: int) -> None:
 def match_texts(
     batch: Batch, negatives_B: Tensor, matched_share: float = 0.5, others_BB: Tensor | None = None
 ) -> tuple[TextStream, Tensor]:
-    """The ITM texts: the last rows of the batch, `matched_share` of them, read their own caption (label 1), the others a wrong
-    one (label 0, or -100 where the batch holds no caption of another picture)."""
+    """The ITM texts: the last rows of the batch, `matched_share` of them, read their own caption
+    (label 1), the others a wrong one (label 0, or -100 where the batch holds no caption of another
+    picture)."""
     rows = torch.arange(len(negatives_B), device=negatives_B.device)
     matched = rows >= len(rows) - int(len(rows) * matched_share)
     chosen, labels = torch.where(matched, rows, negatives_B), matched.long()
@@ -138,14 +147,16 @@ def match_texts(
 def match_both(
     visual_BPD: Tensor, right: TextStream, images_B: Tensor, texts_B: Tensor, others_BB: Tensor | None = None
 ) -> tuple[Tensor, TextStream, Tensor]:
-    """ITM as BLIP-2 has it, 3 B rows: every pair, every caption with a wrong picture, every picture with a wrong caption.
+    """ITM as BLIP-2 has it, 3 B rows: every pair, every caption with a wrong picture, every picture
+    with a wrong caption.
 
     Args:
         images_B: the wrong picture of each caption.
         texts_B: the wrong caption of each picture.
 
     Returns:
-        visual tokens (3 B, P, D), the texts, and labels: 1, then 0, or -100 where the batch holds no other picture
+        visual tokens (3 B, P, D), the texts, and labels: 1, then 0, or -100 where the batch holds
+        no other picture
     """
     visual = torch.cat([visual_BPD, visual_BPD[images_B], visual_BPD])
     ids, mask = (torch.cat([x, x, x[texts_B]]) for x in (right.ids, right.mask))
@@ -156,7 +167,8 @@ def match_both(
 
 
 def itc_features(model: VLM, read: tuple[Tensor, Tensor], itc: TextStream) -> tuple[Tensor, Tensor]:
-    """Image features, (B, E) or one a query (B, Q, E), and text features (B, E) of the ITC stream."""
+    """Image features, (B, E) or one a query (B, Q, E), and text features (B, E) of the ITC
+    stream."""
     queries, text = read
     return model.middleware.project_queries(queries), model.middleware.project_text(text, itc.mask)
 
@@ -178,7 +190,8 @@ def three_losses(
 ) -> dict[str, Tensor]:
     """The losses of the three streams, in the order ITM, ITC, ITG of the official forward.
 
-    The official code leaves out pairs without a caption: such rows have -100 in `match_B` and True in `itc_ignored_B`.
+    The official code leaves out pairs without a caption: such rows have -100 in `match_B` and True
+    in `itc_ignored_B`.
     """
     read_itm, read_itc, read_itg = reads
     return {

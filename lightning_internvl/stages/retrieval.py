@@ -1,4 +1,5 @@
-"""Fine-tuning for retrieval: contrast of the queries and of the tower, and matching (official `internvl_stage2_retrieval`)."""
+"""Fine-tuning for retrieval: contrast of the queries and of the tower, and matching (official
+`internvl_stage2_retrieval`)."""
 
 from __future__ import annotations
 
@@ -18,14 +19,18 @@ MODES = ("c", "g")
 
 
 class RetrievalStage(Stage):
-    """ITC of both image embeddings, and ITM with a right and a wrong caption for every picture. Nothing is written here.
+    """ITC of both image embeddings, and ITM with a right and a wrong caption for every picture.
+    Nothing is written here.
 
-    Rows of the batch that show the same picture (equal `image_ids`) match each other's captions too.
+    Rows of the batch that show the same picture (equal `image_ids`) match each other's captions
+    too.
 
     Args:
-        mode: "g" trains both embeddings and the matching; "c" contrasts the pooled tower alone (InternVL-C), without queries.
-        negatives: how the wrong captions of ITM are chosen. "random", as in the original, needs one forward of the middleware;
-            "mined" draws captions in proportion to their similarity, so they are read after the others, at the same total cost.
+        mode: "g" trains both embeddings and the matching; "c" contrasts the pooled tower alone
+            (InternVL-C), without queries.
+        negatives: how the wrong captions of ITM are chosen. "random", as in the original, needs one
+            forward of the middleware; "mined" draws captions in proportion to their similarity, so
+            they are read after the others, at the same total cost.
         mined_from_step: before this step "mined" draws at random too.
     """
 
@@ -38,7 +43,8 @@ class RetrievalStage(Stage):
         self.mode, self.negatives, self.mined_from_step = mode, negatives, mined_from_step
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """ITC by queries, ITC by the tower and ITM of one batch, each a scalar; the second alone in mode "c"."""
+        """ITC by queries, ITC by the tower and ITM of one batch, each a scalar; the second alone in
+        mode "c"."""
         visual, ids = self.model.encoder(batch["pixel_values"])[0], batch["image_ids"]
         if self.mode == "c":
             image = self.model.middleware.clip_projector(visual)
@@ -57,7 +63,8 @@ class RetrievalStage(Stage):
         return retrieval_losses(self.model, visual, reads, itc, ids, others.any(dim=1))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Pairs that ITM judges: every picture with its caption and, where there is one, with a wrong one."""
+        """Pairs that ITM judges: every picture with its caption and, where there is one, with a
+        wrong one."""
         judged = other_pictures(batch["image_ids"]).any(dim=1)
         return {"itm": len(judged) + int(judged.sum())} if self.mode == "g" else {}
 
@@ -75,10 +82,12 @@ def retrieval_losses(
     image_ids_B: Tensor,
     judged_B: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The losses of the three streams, in the order ITM wrong, ITM right, ITC of the official forward; their sum is the total.
+    """The losses of the three streams, in the order ITM wrong, ITM right, ITC of the official
+    forward; their sum is the total.
 
     Args:
-        judged_B: False for pictures that have no wrong text, because the whole batch shows the same picture.
+        judged_B: False for pictures that have no wrong text, because the whole batch shows the same
+            picture.
     """
     (wrong, _), (right, _), read_itc = reads
     no_match = torch.zeros_like(image_ids_B)

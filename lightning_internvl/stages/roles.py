@@ -1,8 +1,10 @@
-"""Names of parameters by what they do, so that a rule holds for any part: `encoder.@patch_embedding`, `middleware.@connector`.
+"""Names of parameters by what they do, so that a rule holds for any part:
+`encoder.@patch_embedding`, `middleware.@connector`.
 
-A part says in its class attribute `roles` which of its names have a role (see `lightning_internvl.protocols`). Rules with a role
-stand wherever names of parameters do: `train`, `optimizer.part_lr`, `new`, `dropped`. In a part that has nothing of this role one
-applies to nothing; a role that nobody knows is an error.
+A part says in its class attribute `roles` which of its names have a role (see
+`lightning_internvl.protocols`). Rules with a role stand wherever names of parameters do: `train`,
+`optimizer.part_lr`, `new`, `dropped`. In a part that has nothing of this role one applies to
+nothing; a role that nobody knows is an error.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def has_role(pattern: Any) -> bool:
 
 
 def names_of(pattern: str, roles: Roles, setting: str) -> tuple[str, ...]:
-    """The name patterns behind a rule, itself if it names no role; none for a part that has nothing of the role.
+    """The name patterns behind a rule, itself if it names no role; none for a part that has nothing
+    of the role.
 
     Args:
         setting: where the rule stands, for messages.

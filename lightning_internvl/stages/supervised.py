@@ -1,4 +1,5 @@
-"""Stage 3: the decoder answers questions about images (InternVL section 3.3, supervised fine-tuning); and probes."""
+"""Stage 3: the decoder answers questions about images (InternVL section 3.3, supervised
+fine-tuning); and probes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from lightning_internvl.stages.base import Batch, Stage
 
 
 class SupervisedStage(Stage):
-    """Next-token prediction on answers; visual tokens stand at the placeholders of the conversation."""
+    """Next-token prediction on answers; visual tokens stand at the placeholders of the
+    conversation."""
 
     objectives = ("next_token",)
 
@@ -26,8 +28,9 @@ class SupervisedStage(Stage):
 
 
 class ProbeStage(Stage):
-    """Classification by the probe that stands in the middleware's place (see `lightning_internvl.middleware.probe`): how much of
-    what a picture shows can be read from the frozen tower's features (InternVL section 4.2)."""
+    """Classification by the probe that stands in the middleware's place (see
+    `lightning_internvl.middleware.probe`): how much of what a picture shows can be read from the
+    frozen tower's features (InternVL section 4.2)."""
 
     objectives = ("classification",)
 

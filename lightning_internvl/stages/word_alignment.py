@@ -1,10 +1,13 @@
-"""A start for a new connector in front of a language model that knows its words: visual tokens are drawn to those of captions.
+"""A start for a new connector in front of a language model that knows its words: visual tokens are
+drawn to those of captions.
 
-The language model does not run, only its table of embeddings is read, so a step costs little more than the tower. What
-follows, the usual alignment through the whole model, starts from visual tokens that lie where words lie, and at their length,
-instead of from noise many times as loud. Token by token the contrast is that of FILIP (Yao et al. 2021, section 3.1).
+The language model does not run, only its table of embeddings is read, so a step costs little more
+than the tower. What follows, the usual alignment through the whole model, starts from visual tokens
+that lie where words lie, and at their length, instead of from noise many times as loud. Token by
+token the contrast is that of FILIP (Yao et al. 2021, section 3.1).
 
-Letters: B pictures of this rank, C captions of all ranks, P visual tokens, L words of a caption, H decoder width.
+Letters: B pictures of this rank, C captions of all ranks, P visual tokens, L words of a caption, H
+decoder width.
 """
 
 from __future__ import annotations
@@ -22,16 +25,19 @@ NEVER = -2.0  # below every cosine
 
 
 class WordStage(Stage):
-    """Draws visual tokens to the words that describe their picture and away from those of other pictures, on batches of one
-    picture and one description each. A word counts the more the fewer captions of the batch hold it."""
+    """Draws visual tokens to the words that describe their picture and away from those of other
+    pictures, on batches of one picture and one description each. A word counts the more the fewer
+    captions of the batch hold it."""
 
     objectives = ("itc",)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`itc` contrasts mean visual tokens with mean words; `tokens` the best word of each visual token and the best visual
-        token of each word; `distance` is that of a visual token from its best word, squared, in units of the words' spread.
+        """`itc` contrasts mean visual tokens with mean words; `tokens` the best word of each visual
+        token and the best visual token of each word; `distance` is that of a visual token from its
+        best word, squared, in units of the words' spread.
 
-        Every rank compares its pictures with the captions of all, and its captions with the pictures of all.
+        Every rank compares its pictures with the captions of all, and its captions with the
+        pictures of all.
         """
         embed = self.model.decoder.embed
         ids_CL = described_words(batch["input_ids"], batch["labels"])
@@ -48,7 +54,8 @@ class WordStage(Stage):
         near_BPH = F.normalize(seen_BPH - centre_H, dim=-1)
         near_CPH = F.normalize(seen_CPH - centre_H, dim=-1)
         near_CLH = F.normalize(words_CLH - centre_H, dim=-1)
-        telling_CL = rarity_CL > 1  # in few captions: what one shows, not what stands in every sentence
+        # in few captions: what one shows, not what stands in every sentence
+        telling_CL = rarity_CL > 1
         to_text = token_scores(near_BPH, near_CLH, rarity_CL, telling_CL)
         to_image = token_scores(near_CPH, near_CLH[own], rarity_CL[own], telling_CL[own])
 
@@ -82,7 +89,8 @@ def described_words(ids_BL: Tensor, labels_BL: Tensor) -> Tensor:
 
 
 def rarity(ids_CL: Tensor) -> Tensor:
-    """log(captions / captions with this word), 0 for a word of all captions, -1 behind the last word: (C, L)."""
+    """log(captions / captions with this word), 0 for a word of all captions, -1 behind the last
+    word: (C, L)."""
     words, places_CL = ids_CL.unique(return_inverse=True)
     holds = torch.zeros(len(ids_CL), len(words), device=ids_CL.device).scatter_(1, places_CL, 1.0)
     return (len(ids_CL) / holds.sum(dim=0)).log()[places_CL].masked_fill(ids_CL < 0, -1.0)
@@ -95,8 +103,9 @@ def mean_word(words_CLH: Tensor, rarity_CL: Tensor) -> Tensor:
 
 
 def token_scores(seen_BPH: Tensor, words_CLH: Tensor, rarity_CL: Tensor, telling_CL: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarities of pictures and captions, (B, C) each, given rows of length 1: the mean over visual tokens of the best telling
-    word, and the mean over words, by their rarity, of the best visual token."""
+    """Similarities of pictures and captions, (B, C) each, given rows of length 1: the mean over
+    visual tokens of the best telling word, and the mean over words, by their rarity, of the best
+    visual token."""
     similar_BCPL = torch.einsum("bph,clh->bcpl", seen_BPH, words_CLH)
     by_seen = similar_BCPL.masked_fill(~telling_CL[None, :, None], NEVER).amax(dim=-1).mean(dim=-1)
     weights_CL = rarity_CL.clamp(min=0)

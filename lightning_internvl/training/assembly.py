@@ -60,7 +60,8 @@ def assemble(settings: StageSettings, run_dir: Path, build: Build, start_step: i
         strategy=build_strategy(settings.strategy, trainer_settings, build),
         callbacks=[*stage_clock(trainer_settings.max_time), *callbacks],
         plugins=trainer_plugins(trainer_settings.plugins, build),
-        default_root_dir=stage.folder,  # nothing is written or looked for where the command was started
+        # nothing is written or looked for where the command was started
+        default_root_dir=stage.folder,
         logger=[build(node) for node in logger_nodes(settings, run_dir, start_step)],
     )
     if (shares := getattr(trainer.strategy, "tensor_parallel_size", 1)) > 1:

@@ -14,8 +14,11 @@ from torch import nn
 
 from lightning_internvl.protocols import HasShardingUnits
 
-INDUCTOR = "inductor"  # the backend that makes code; the others run the graph as it is, to find faults
-LIMIT = 64  # variants of one kind of block: rows that vary in size, with a graph and without, training and not, each
+# the backend that makes code; the others run the graph as it is, to find faults
+INDUCTOR = "inductor"
+# variants of one kind of block: rows that vary in size, with a graph and without, training and not,
+# each
+LIMIT = 64
 
 
 def compile_blocks(model: nn.Module, settings: Mapping[str, str | bool | None]) -> None:

@@ -43,7 +43,8 @@ from lightning_internvl.model.compose import TRUSTED, Config, compose_model, tru
 from lightning_internvl.model.vlm import VLM
 
 GIVE = {"template": "data.chats_collate.template", "tokenizer": "data.tokenizer"}
-CONNECTOR = "connector"  # stands in `train` for the names of the middleware that a language model reads through
+# stands in `train` for the names of the middleware that a language model reads through
+CONNECTOR = "connector"
 NO_DECODER = "has no decoder, so it cannot answer; start from a stage or a checkpoint that has one"
 
 
@@ -160,7 +161,8 @@ def _settings_of_folder(start: str, template: str | None, tokenizer: str | None)
     """What the files of a checkpoint or an exported hand-off say, and how its system was
     published."""
     folder = local_folder(start)
-    place = str(folder.resolve()) if Path(start).exists() else start  # of a hub id more is read than its weights
+    # of a hub id more is read than its weights
+    place = str(folder.resolve()) if Path(start).exists() else start
     layout, config, native = layout_of(folder)
     model, parts = _exported_model(folder) if layout == HANDOFF else _published_model(folder)
     words, known, fields = load_tokenizer(tokenizer or place), SYSTEMS[layout], picture_fields(folder)

@@ -107,7 +107,8 @@ class Blip2(Layout):
         if middleware.embed_dim is not None or middleware.layers != (-1,):
             return None
         vision = hf_tower_config(encoder, f"{self.FAMILY}_vision_model")
-        if getattr(middleware.ln_vision, "eps", None) != vision["layer_norm_eps"]:  # one field for both
+        # one field for both
+        if getattr(middleware.ln_vision, "eps", None) != vision["layer_norm_eps"]:
             return None
         return {
             "num_query_tokens": middleware.num_queries,

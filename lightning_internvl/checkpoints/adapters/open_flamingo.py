@@ -25,7 +25,8 @@ BLOCKS = {
     "gpt_neo": "transformer.h", "gpt_neox": "gpt_neox.layers", "qwen2": "model.layers", "mistral": "model.layers",
 }  # fmt: skip
 TOP: Config = {"cross_attn_every_n_layers": 1, "only_attend_immediate_media": True}
-TWICE = ("lang_encoder.old_decoder_blocks.", "lang_encoder.gated_cross_attn_layers.")  # the same tensors once more
+# the same tensors once more
+TWICE = ("lang_encoder.old_decoder_blocks.", "lang_encoder.gated_cross_attn_layers.")
 
 
 class OpenFlamingo(Layout):

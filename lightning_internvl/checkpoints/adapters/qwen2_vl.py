@@ -94,7 +94,8 @@ class Qwen2VL(Layout):
 
 def text_config(config: Config) -> Config:
     """The language model's part of a config, which the release has at the top."""
-    fields = copy.deepcopy(config.get("text_config") or config)  # transformers writes into the rotary parameters
+    # transformers writes into the rotary parameters
+    fields = copy.deepcopy(config.get("text_config") or config)
     return {key: value for key, value in fields.items() if key in _TEXT - _NOTES} | {"model_type": "qwen2_vl_text"}
 
 
@@ -103,7 +104,8 @@ def _tower(vision: Config) -> Qwen2ViT:
     check_only(rope, {"rope_type": "axial"}, "vision_config.rope_parameters")
     patch, frames = (_one(vision, field) for field in ("patch_size", "temporal_patch_size"))
     return Qwen2ViT(
-        image_size=3584 // patch * patch,  # 16,384 tokens, the most that the published processor gives
+        # 16,384 tokens, the most that the published processor gives
+        image_size=3584 // patch * patch,
         patch_size=patch,
         frames=frames,
         dim=vision["embed_dim"],

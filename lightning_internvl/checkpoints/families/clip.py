@@ -27,7 +27,8 @@ SIGLIP_TEXT: Config = {
     "vocab_size": 32000, "max_position_embeddings": 64, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
 }  # fmt: skip
 ONLY: Config = {"attention_dropout": 0.0, "num_channels": 3}
-OLD_EOS = 2  # first configs said 2 and meant the largest id of the row; transformers still reads it so
+# first configs said 2 and meant the largest id of the row; transformers still reads it so
+OLD_EOS = 2
 
 
 def add_first_dimension(ours: str, official: str, count: int = 1) -> NameRule:

@@ -14,7 +14,8 @@ from lightning_internvl.data.processors.basic import Processor
 
 
 class LabelCollator:
-    """Samples with labels to `pixel_values` (B, 3, S, S) float32, `labels` (B,) int64 and `keys`."""
+    """Samples with labels to `pixel_values` (B, 3, S, S) float32, `labels` (B,) int64 and
+    `keys`."""
 
     picture_keys = False  # whether batches name their pictures (see `feature_cache`)
 

@@ -42,7 +42,8 @@ MarkedMessage = tuple[Message, list[MarkSource]]
 
 @dataclass
 class Entry:
-    """A record, understood. `caption` and `language` are set where it is a picture with a caption."""
+    """A record, understood. `caption` and `language` are set where it is a picture with a
+    caption."""
 
     messages: list[Message] = field(default_factory=list)
     images: list[Source] = field(default_factory=list)

@@ -91,7 +91,8 @@ class HeldOutFolder:
         self.data, self.single, self.prompts = FolderLabels(path, classes), single, prompts
 
     def labelled(self) -> LabelledImages:
-        """The pictures, read as they are asked for, their classes, and the prompts of every class."""
+        """The pictures, read as they are asked for, their classes, and the prompts of every
+        class."""
         _, labels = self.data.files()
         said = class_prompts(self.data.names, self.prompts)
         places = evenly_spread(len(labels), self.single or None)

@@ -1,4 +1,5 @@
-"""Files of records, one mapping each, read one at a time: JSONL, CSV, TSV, or JSON with one list."""
+"""Files of records, one mapping each, read one at a time: JSONL, CSV, TSV, or JSON with one
+list."""
 
 from __future__ import annotations
 

@@ -76,7 +76,8 @@ class StepBatchSampler(Sampler[list[int]]):
         return (self.batch(step) for step in range(self.start_step, self.steps))
 
     def positions(self, step: int) -> range:
-        """The places in the whole stage's data that one step reads on this rank; none comes twice."""
+        """The places in the whole stage's data that one step reads on this rank; none comes
+        twice."""
         first = (step * self.world_size + self.rank) * self.batch_size
         return range(first, first + self.batch_size)
 

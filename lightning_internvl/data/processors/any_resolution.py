@@ -146,8 +146,8 @@ def smart_size(height: int, width: int, factor: int, min_pixels: int, max_pixels
     """Height and width as multiples of `factor`, with at least `min_pixels` and at most
     `max_pixels`, near the proportions.
 
-    Source: `smart_resize` of transformers, whose import costs seconds and a thousand modules; a test
-    holds both equal. Raises ValueError for a strip whose sides differ by more than
+    Source: `smart_resize` of transformers, whose import costs seconds and a thousand modules; a
+    test holds both equal. Raises ValueError for a strip whose sides differ by more than
     200 times.
     """
     if max(height, width) > MOST_STRETCHED * min(height, width):

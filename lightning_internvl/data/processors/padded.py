@@ -101,8 +101,8 @@ class PaddedPair(PaddedSquare):
 
 
 def centred(image: np.ndarray, side: int, colour: Sequence[int]) -> np.ndarray:
-    """(H, W, 3) uint8 -> (side, side, 3) uint8 with the picture in the middle of a square of `colour`;
-    of an odd difference the smaller part comes first."""
+    """(H, W, 3) uint8 -> (side, side, 3) uint8 with the picture in the middle of a square of
+    `colour`; of an odd difference the smaller part comes first."""
     height, width = image.shape[:2]
     top, left = (side - height) // 2, (side - width) // 2
     square = np.full((side, side, 3), colour, dtype=np.uint8)

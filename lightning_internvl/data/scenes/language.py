@@ -84,7 +84,8 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "en") -> str
 
 
 def layout(scene: Scene) -> str:
-    """What each cell holds: "top-left cat, top-right nothing, bottom-left dog, bottom-right cat"."""
+    """What each cell holds: "top-left cat, top-right nothing, bottom-left dog, bottom-right
+    cat"."""
     held = _held(scene)
     return ", ".join(f"{name} {held.get(cell, 'nothing')}" for cell, name in enumerate(CELLS))
 

@@ -12,7 +12,8 @@ ROLES = ("system", "user", "assistant")
 
 
 class Message(TypedDict):
-    """One message; `role` is system, user or assistant, and "<image>" in `content` marks a picture."""
+    """One message; `role` is system, user or assistant, and "<image>" in `content` marks a
+    picture."""
 
     role: str
     content: str

@@ -21,7 +21,8 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 PERIODS = 32  # at most so many are taken out of one answer
 
-# Words that are given back the apostrophe that they lost. Those with several get one back only if they still have the others.
+# Words that are given back the apostrophe that they lost. Those with several get one back only if
+# they still have the others.
 _ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
 it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't somebody'll somebody's
 someone'd someone'll someone's something'd something'll that's there'd there're there's they'd they'll they're they've 'twas
