@@ -124,7 +124,7 @@ class Part(nn.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls):
-            cls.__init__ = _remembering(cls.__init__)
+            setattr(cls, "__init__", _remembering(vars(cls)["__init__"]))  # noqa: B010 (a method)
 
     @property
     def config(self) -> dict[str, Any]:

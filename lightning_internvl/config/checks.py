@@ -198,7 +198,7 @@ def _pipeline_faults(config: Mapping[str, Any]) -> Iterable[str]:
     pipeline, stages = config["pipeline"], config["stages"]
     if not isinstance(pipeline, list) or not pipeline:
         example = f"pipeline=[{next(iter(stages), '')}]"
-        yield f"pipeline={pipeline!r} must be a list of stages, as in {example}; {did_you_mean(pipeline, stages)}"
+        yield f"pipeline={pipeline!r} must be a list of stages, as in {example}; {did_you_mean(str(pipeline), stages)}"
         return
     for name in pipeline:
         if name not in stages:

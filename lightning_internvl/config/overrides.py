@@ -13,7 +13,7 @@ Nothing here imports PyTorch or Hydra; all is done on plain containers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning_internvl.choices import BLOCKWISE, INHERITED, PARTS, by_part, is_step
@@ -25,7 +25,7 @@ VALUE, GROUP, DELETED = "value", "group", "deleted"  # how a setting is given: X
 TRAINING = ("optimizer", "scheduler")  # groups without a meaning where nothing trains
 RECIPE = ("optimizer", "scheduler", "trainer")  # groups of a recipe that win over stage files
 # of a stage's own where another file of the group is chosen; else what the file names
-KEPT = {"scheduler": ("warmup_steps",)}
+KEPT: dict[str, Sequence[str]] = {"scheduler": ("warmup_steps",)}
 ABSENT = object()
 
 
@@ -88,7 +88,9 @@ def with_given(
     """
     found, given = copy.deepcopy(dict(config)), list(given)
     _empty(found, given)
-    names, lines, whys = _trained(found), [], {one.text: [] for one in given}
+    names = _trained(found)
+    lines: list[str] = []
+    whys: dict[str, list[str | None]] = {one.text: [] for one in given}
     lengths = any(one.path[-1] == "max_steps" for one in given)
     for name in names:
         change = _Change(found, name, given)
@@ -103,7 +105,8 @@ def with_given(
             whys[one.text].append(change.unreached.get(one.text))
     if lengths and names and _whole(found.get("max_steps")) and found["max_steps"] > 0:
         found["max_steps"] = None  # each stage has its length now
-    faults = [f"{text} has no effect: {'; '.join(why)}" for text, why in whys.items() if why and all(why)]
+    nowhere = {text: [why for why in of_stages if why] for text, of_stages in whys.items() if all(of_stages)}
+    faults = [f"{text} has no effect: {'; '.join(why)}" for text, why in nowhere.items() if why]
     faults += [] if names else _without_training(config, given)
     if faults:
         raise ConfigError(faults)
@@ -189,7 +192,7 @@ class _Change:
             self.stage[group] = {key: value for key, value in own.items() if self._is_own((group, key)) and key in common}
             self.messages.append(f"{one.text} in place of {own['_target_'].rpartition('.')[2]} and its settings")
             return
-        kept = {k: v for k, v in own.items() if (k in KEPT.get(group, common) and k in common) or self._is_own((group, k))}
+        kept = {k: v for k, v in own.items() if (k in KEPT.get(group, [*common]) and k in common) or self._is_own((group, k))}
         self.stage[group] = kept
         left = [f"{key} {own[key]}" for key in own if key not in kept]
         words = [f"with its {', '.join(f'{k} {v}' for k, v in kept.items())}" if kept else ""]
@@ -212,7 +215,11 @@ class _Change:
     def _lacking(self, parts: list[str]) -> str | None:
         """Why settings of parts cannot reach the stage, if it has none of these."""
         has = self.stage.get("parts")
-        if not parts or has == INHERITED or not isinstance(has, list) or set(parts) & set(has):
+        # Of a word that is no part the check of the configuration says more.
+        known = set(parts) <= set(PARTS)
+        if not parts or not known or has == INHERITED or not isinstance(has, list):
+            return None
+        if set(parts) & set(has):
             return None
         return f"stage {self.name} has no {' and no '.join(parts)}"
 

@@ -64,8 +64,10 @@ def definition(module: str, name: str, packages: tuple[str, ...] = OURS) -> Defi
     for node in statements(module):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return Definition(module, node)
-        for alias in node.names if isinstance(node, ast.ImportFrom) and not node.level else ():
-            source = node.module or ""
+        if not isinstance(node, ast.ImportFrom) or node.level:
+            continue
+        source = node.module or ""
+        for alias in node.names:
             if name == (alias.asname or alias.name) and f"{source}.".startswith(packages):
                 return definition(source, alias.name, packages)
     return None
@@ -91,6 +93,8 @@ def _of_function(node: ast.FunctionDef, bound: bool = False) -> Signature:
 
 
 def _of_class(found: Definition) -> Signature | None:
+    if not isinstance(found.node, ast.ClassDef):
+        return None
     own = _constructor(found.node)
     if own is not None and not own.anything:
         return own
@@ -132,7 +136,7 @@ def _of_bases(found: Definition) -> Signature | None:
 
 def _bases(found: Definition) -> Iterator[Definition | str]:
     """The base classes of a class of this project; those from elsewhere by their last names."""
-    for base in found.node.bases:
+    for base in found.node.bases if isinstance(found.node, ast.ClassDef) else ():
         name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
         ours = definition(found.module, name) if "." not in name else None
         yield ours or name.rpartition(".")[2]

@@ -198,17 +198,18 @@ def stage_settings(config: Mapping[str, Any], name: str) -> StageSettings:
 
 def settings_of_stage(config: Mapping[str, Any], name: str, stage: Mapping[str, Any]) -> StageSettings:
     """The settings of a stage that is given, and need not stand in the configuration."""
-    stage = copy.deepcopy(dict(stage))
+    complete: Config = copy.deepcopy(dict(stage))
     for group in COMMON:
         own, common = stage.get(group) or {}, copy.deepcopy(config.get(group) or {})
-        stage[group] = own if "_target_" in own else merged(common, own)
+        complete[group] = own if "_target_" in own else merged(common, own)
+    stage = complete
     data = _data_of(config["data"], stage.get("datasets") or {})
     cache = stage.get("feature_cache")
     return StageSettings(
         name=name,
         module=stage.get("module") or {},
         reads=stage["data"],
-        parts=_parts_of(stage, config["data"]),
+        parts=_parts_of(complete, config["data"]),
         data=DataSettings(**_known(DataSettings, data)),
         collate=stage.get("collate") or {},
         optimizer=stage["optimizer"],
@@ -232,10 +233,15 @@ def settings_of_stage(config: Mapping[str, Any], name: str, stage: Mapping[str, 
 
 
 def _parts_of(stage: Config, data: Mapping[str, Any]) -> PartsSettings:
-    parts = {part: stage[part] if part in stage["parts"] else None for part in PARTS}
-    light = {kind: {part: own for part, own in stage[kind].items() if own and parts.get(part)} for kind in LIGHT}
-    tokens = {"image_token": data["image_token"], "video_token": data.get("video_token")}
-    return PartsSettings(**parts, objectives=stage["objectives"], **tokens, **light)
+    parts: Config = {part: stage[part] if part in stage["parts"] else None for part in PARTS}
+    light: Config = {kind: {part: own for part, own in stage[kind].items() if own and parts.get(part)} for kind in LIGHT}
+    return PartsSettings(
+        **parts,
+        objectives=stage["objectives"],
+        image_token=data["image_token"],
+        video_token=data.get("video_token"),
+        **light,
+    )
 
 
 def _data_of(common: Config, change: Mapping[str, Any]) -> Config:

@@ -81,7 +81,7 @@ def parameters_of(target: str) -> tuple[dict[str, inspect.Parameter], bool]:
         return _named(found)
     parameters: dict[str, inspect.Parameter] = {}
     for owner in (c for c in found.__mro__ if "__init__" in vars(c)):
-        named, anything = _named(owner.__init__)
+        named, anything = _named(vars(owner)["__init__"])
         parameters |= {name: p for name, p in named.items() if name not in parameters}
         if not anything or not f"{owner.__module__}.".startswith(OURS):
             return parameters, anything

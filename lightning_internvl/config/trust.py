@@ -122,7 +122,7 @@ def check_run(config: Mapping[str, Any], place: Path, fetches: bool = False) -> 
             interpolation, which could make one of text, and for a hub id that is neither trusted
             nor on this machine.
     """
-    faults = []
+    faults: list[str] = []
     for path, key, value in _settings({name: node for name, node in config.items() if name != "trust"}):
         faults += _target_faults(path, value, _is_built_of_runs, "the run") if key == "_target_" else ()
         faults += _interpolation_faults(path, value)

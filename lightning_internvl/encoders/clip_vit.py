@@ -75,7 +75,7 @@ class CLIPViT(Tower):
         self.embeddings = _Embeddings(image_size, patch_size, dim, cls, patch_bias, embed_std or dim**-0.5)
         self.pre_layrnorm = nn.LayerNorm(dim, eps=norm_eps) if pre_norm else nn.Identity()
         self.encoder = BlockList([Block(dim, heads, mlp_dim, act, norm_eps) for _ in range(depth)])
-        self.post_layernorm = nn.LayerNorm(dim, eps=norm_eps)
+        self.post_layernorm: nn.Module = nn.LayerNorm(dim, eps=norm_eps)
         init_blocks(self.encoder.layers, dim)
 
     def resize(self, image_size: int) -> None:

@@ -145,8 +145,9 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None
-        if self.q_bias is not None:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias) if self.k_bias is None else self.k_bias, self.v_bias])
+        if self.q_bias is not None and self.v_bias is not None:
+            k_bias = torch.zeros_like(self.q_bias) if self.k_bias is None else self.k_bias
+            bias = torch.cat([self.q_bias, k_bias, self.v_bias])
         q, k, v = (split_heads(t, self.heads) for t in linear_with_bias(self.qkv, x, bias).chunk(3, dim=-1))
         return self.proj(merge_heads(attend(q, k, v)))
 

@@ -69,7 +69,10 @@ class FilterJob(NamedTuple):
     def scorer(self) -> Scorer:
         """What scores shards, with the model where one is needed."""
         settings = self.settings
-        model = load_filter_model(settings, self.build, self.source) if settings.needs_model else None
+        model = None
+        if settings.needs_model:
+            assert self.source is not None  # the check before the run has seen to it
+            model = load_filter_model(settings, self.build, self.source)
         sizes = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
         return Scorer(self.shards(), model, language=settings.needs_language, **sizes)
 
@@ -87,7 +90,7 @@ class FilterJob(NamedTuple):
             ValueError: if there are none, not those of all these shards, or they lack a score that
                 a rule needs.
         """
-        place = Path(self.settings.scores_from)
+        place = Path(str(self.settings.scores_from))
         found = len(list((place / "scores").glob("*.jsonl")))
         if found != (count := len(self.shards())):
             raise ValueError(

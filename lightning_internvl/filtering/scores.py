@@ -108,7 +108,7 @@ class Scorer:
         """The rows of each shard, a row for each record and one for what ended a shard early."""
         loader = DataLoader(
             self.preparing,
-            sampler=self._work(numbers),  # type: ignore[arg-type]  # what a "place" in the data set is, is up to us
+            sampler=self._work(numbers),  # what a "place" in the data set is, is up to us
             batch_size=None,
             collate_fn=unchanged,
             num_workers=self.num_workers,
@@ -118,7 +118,7 @@ class Scorer:
         rows: list[Row] = []
         for work, batch in loader:
             shard, found, ends, fault = work
-            if batch is not None:
+            if batch is not None and self.model is not None:
                 usable = [row for row in found if UNUSABLE not in row]
                 for row, similarity in zip(usable, self.model.similarities(*batch), strict=True):
                     row["similarity"] = round(similarity, DIGITS)
@@ -164,6 +164,7 @@ class _PreparedRecords(Dataset[Any]):
                 rows.append({"key": str(record["key"]), UNUSABLE: kind_of(error), "reason": str(error)})
         batch = None
         if prepared:
+            assert self.pairs is not None  # which has prepared them
             found = self.pairs.stack(prepared)
             batch = found["pixel_values"], found["itc_ids"], found["itc_mask"]
         return ScoredBatch(work.shard, rows, work.ends, work.fault), batch

@@ -131,7 +131,8 @@ def flops_of(stage: Stage, blank: Callable[[int], Mapping[str, Any]], step: int 
         # but for rounding
         found[np.abs(found * scale) < 1e-6 * np.abs(found * scale).max(initial=1.0)] = 0.0
         if getattr(stage.model, part) is not None:
-            rates[part] = Amount(*found.tolist(), of_heads[part])
+            squares, tokens, squared = found.tolist()
+            rates[part] = Amount(squares, tokens, squared, of_heads[part])
     return Flops(rates)
 
 

@@ -205,7 +205,7 @@ class MetaStage:
         with torch.device("meta"), meter.scope() as tally, torch.autograd.graph.saved_tensors_hooks(meter.pack, meter.unpack):
             with meter if self.units.backward else nullcontext(), kernels:
                 losses = stage.losses(batch)
-                loss = sum(stage.weights.get(name, 1.0) * value for name, value in losses.items())
+                loss = stage.weighted_sum(losses)
             if self.units.backward:
                 with meter:
                     meter.backward(loss.sum().backward)

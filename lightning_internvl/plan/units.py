@@ -159,9 +159,9 @@ class _Replay(torch.autograd.Function):
         return tuple(x for x in made if x is not None)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
         ctx.meter.tally.backward[ctx.part] += ctx.record.backward
-        grads = [None] * len(ctx.needs_input_grad)
+        grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for place, (shape, dtype) in enumerate(ctx.inputs, start=4):
             if ctx.needs_input_grad[place]:
                 grads[place] = torch.empty(shape, dtype=dtype, device="meta")

@@ -136,7 +136,7 @@ class Stage(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(batch)
-        loss = self._weighted(losses)
+        loss = self.weighted_sum(losses)
         every = self.trainer.log_every_n_steps
         # what no logger would take is not collected
         if every and (self.global_step + 1) % every == 0:
@@ -151,9 +151,10 @@ class Stage(L.LightningModule):
                 f"accumulate_grad_batches={length} needs batches that know their window; wrap them in AccumulationWindows"
             )
         shares, equal = window_shares(batch[WINDOW_COUNTS], batch_idx % length, length, self.device)
-        return self._weighted({name: shares.get(name, equal) * value for name, value in losses.items()})
+        return self.weighted_sum({name: shares.get(name, equal) * value for name, value in losses.items()})
 
-    def _weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
+    def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The loss that a step lowers."""
         return sum(self.weights.get(name, 1.0) * value for name, value in losses.items())
 
     def use(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -104,7 +104,7 @@ class FileCheck:
                 root = str(records.root if source.image_root is None else source.image_root)
                 for line, record, error in records.scan():
                     self.statistics.records += 1
-                    own, faults = None, [error] if error is not None else []
+                    own, faults = None, iter([error] if error is not None else [])
                     if record is not None:
                         own = None if record.get("id") in (None, "") else str(record["id"])
                         faults = self._record(record, root, source)

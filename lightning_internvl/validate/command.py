@@ -43,7 +43,9 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
     sources = checked_sources(stages)
     chats = next((stage for stage in stages if stage.reads == "chats"), None)
     check = _make_check(chats, build)
-    begun, kinds, bad, shown = time.monotonic(), Counter(), 0, []
+    begun, bad = time.monotonic(), 0
+    kinds: Counter[str] = Counter()
+    shown: list[str] = []
     path = folder / "faults.jsonl"
     for fault in check.faults(sources):
         kinds[fault.kind] += 1

@@ -45,6 +45,9 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 STAGES = "contrastive, generative, supervised, filter"
 BEFORE_ANY_MODEL = {
+    "+optimizer.foo=3": r"optimizer: there is no setting 'foo'; valid choices: lr, ",
+    "+encoder.foo=3": r"encoder: there is no setting 'foo'; valid choices: image_size, ",
+    "+callbacks.samples.foo=3": r"callbacks\.samples: there is no setting 'foo'; valid choices: at, images",
     "encodr=x": r"no setting 'encodr'; did you mean 'encoder'\? valid choices: activation_checkpointing, .*encoder, experiment",
     "encoder=nope": r"no 'nope' in the group encoder; valid choices: .*internvit_toy",
     "experiment=nope": r"no 'nope' in the group experiment; valid choices: .*internvl_chat_toy",
@@ -94,9 +97,6 @@ BEFORE_ANY_TRAINING = {
     "data.chats.layout_share=0.95": r"at most 1 together: caption_share=.*, layout_share=0\.95",
     "stages.supervised.module.train=[decodr]": r"stages\.supervised: train: 'decodr' matches no parameter; .*decoder\.lm",
     "+optimizer.part_lr.encodr=0.1": r"stages\.contrastive: optimizer\.part_lr: 'encodr' matches no parameter; .*encoder\.",
-    "+encoder.foo=3": r"InternViT does not know foo; valid choices: .*depth, heads",
-    "+optimizer.foo=3": r"optim\.adamw does not know foo; valid choices: .*weight_decay",
-    "+callbacks.samples.foo=3": r"callbacks\.Samples does not know foo; valid choices: at, images",
     "encoder.dim=wide": r"InternViT cannot be built from its settings",
     "trainer.precision=bf17": r"'bf17' is invalid\. Allowed precision values: .*bf16-mixed",
     "trainer.accelerator=abacus": r"lightning\.Trainer cannot be built from its settings|`accelerator='abacus'`",

@@ -179,6 +179,8 @@ def test_adapters_and_quantisation() -> None:
         taken("experiment=scenes_smollm2", "pipeline=[words]", "peft.decoder.rank=4")
     with pytest.raises(ConfigError, match="peft=lora has no effect: stage contrastive has no decoder"):
         taken("pipeline=[contrastive]", "peft=lora")
+    with pytest.raises(ConfigError, match="there is no part 'tower'"):
+        check_config(taken("+peft.tower={rank: 4}")[0])
     found, told = taken("experiment=xcomposer_toy", "peft=none")
     assert all(not stage_settings(found, name).parts.peft for name in found["pipeline"])
     assert "peft=none in place of its own adapters on the decoder" in told[-1]
