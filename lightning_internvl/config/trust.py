@@ -36,6 +36,7 @@ WEIGHTS = ("pretrained", "init_from_llm", "tokenizer.folder")
 BUILDS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 SHOWN = 8  # faults of one folder that are told
 
+_NAMED = re.compile(r"_target_: *([\w.]+\.\w+)")
 _named: ContextVar[tuple[str, ...]] = ContextVar("trust", default=())
 
 
@@ -318,4 +319,9 @@ def _is_built_of_runs(target: str) -> bool:
 def named_in_conf() -> frozenset[str]:
     """All that `conf/` names, classes of Lightning among it."""
     texts = (file.read_text(encoding="utf-8") for file in CONF.rglob("*.yaml"))
-    return frozenset(name for text in texts for name in re.findall(r"_target_: *([\w.]+\.\w+)", text))
+    found: set[str] = set()
+    for line in (line for text in texts for line in text.splitlines()):
+        # What a comment shows as an example is trusted only if it is our own.
+        found.update(_NAMED.findall(line.partition("#")[0]))
+        found.update(name for name in _NAMED.findall(line) if name.startswith(OURS))
+    return frozenset(found)
