@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from lightning_internvl.encoders.intern_vit import InternViT
+from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.middleware.qllama import QLLaMA
 
 
 @pytest.fixture(autouse=True)
-def fixed_seed() -> None:
+def fresh_process() -> None:
+    """What earlier tests have left in the process: the random state, and the choice of attention."""
     torch.manual_seed(0)
+    choose_backend()
 
 
 @pytest.fixture
