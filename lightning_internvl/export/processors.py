@@ -17,6 +17,7 @@ from transformers.utils import is_torchvision_available
 
 from lightning_internvl.data.collate.base import pad_id
 from lightning_internvl.data.jinja_templates import jinja_of
+from lightning_internvl.data.processors.resize import order_of_pillow_13
 from lightning_internvl.export import check
 from lightning_internvl.export.processor_files import ProcessorFiles, processor_files
 from lightning_internvl.inference.collators import View
@@ -150,7 +151,8 @@ def compare_chats(folder: Path, files: ProcessorFiles, view: View) -> str:
             messages, chat_template=template, tokenize=False, add_generation_prompt=True
         )
         images = [Image.fromarray(image) for image in prompt.sample["images"]] or None
-        theirs = processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+        with order_of_pillow_13():
+            theirs = processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
         if theirs["input_ids"].tolist() != prompt.inputs["input_ids"].tolist():
             raise ValueError(
                 f"the export failed its check: {files.kind} makes other ids of {prompt.name!r} than training: "
@@ -168,7 +170,9 @@ def compare_pairs(folder: Path, files: ProcessorFiles, view: View) -> str:
     """Pictures as the processor prepares them beside those of the run."""
     processor = load_processor(folder, files)
     prompt = check.sample_prompts(view)[0]
-    theirs = processor(images=[Image.fromarray(image) for image in check.sample_pictures()], return_tensors="pt")
+    pictures = [Image.fromarray(image) for image in check.sample_pictures()]
+    with order_of_pillow_13():
+        theirs = processor(images=pictures, return_tensors="pt")
     return f"{files.kind}: pixels within {_pixel_difference(prompt.name, prompt.inputs, theirs, 'pixel_values'):.1e}"
 
 

@@ -68,7 +68,7 @@ def disturb(model: nn.Module) -> None:
 @pytest.mark.parametrize("settings", [LORA, DORA], ids=["lora", "dora"])
 @pytest.mark.parametrize("recipe", TOYS)  # tests/export/test_plain.py has all of them
 def test_merged_equals_adapter(recipe: str, settings: dict[str, Any]) -> None:
-    parts = last_stage(recipe)["parts"]
+    parts = last_stage(recipe).parts.config
     if recipe == "xcomposer2_toy" and settings is DORA:
         with pytest.raises(ValueError, match="dora cannot be combined with Partial LoRA"):
             adapted_model(recipe, {"decoder": settings})
@@ -158,7 +158,9 @@ def test_other_adapters_of_a_source_are_merged_and_equal_ones_go_on() -> None:
 
 def test_adapters_of_short_weights_are_long() -> None:
     """A step of a hundredth of a per cent must not be lost."""
-    decoder = HFCausalLM(config=last_stage("llava_toy")["parts"]["decoder"]["config"] | {"dtype": "bfloat16", "vocab_size": 50})
+    decoder = HFCausalLM(
+        config=last_stage("llava_toy").parts.config["decoder"]["config"] | {"dtype": "bfloat16", "vocab_size": 50}
+    )
     model = nn.Module()
     model.decoder = decoder.to(torch.bfloat16)
     peft.add_adapters(model, {"decoder": LORA})

@@ -8,6 +8,10 @@ of the two matters more than the weights: it is that of Pillow 13, whichever Pil
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,9 +29,27 @@ def resized(image: np.ndarray, width: int, height: int, kernel: str = "pillow") 
     if image.shape[:2] == (height, width):
         return image
     resize = _by_pillow if kernel == "pillow" else _by_torch
-    if _vertical_first(image, width, height):
+    if _vertical_first((image.shape[1], image.shape[0]), (width, height)):
         image = resize(image, image.shape[1], height)
     return resize(image, width, height)
+
+
+@contextmanager
+def order_of_pillow_13() -> Iterator[None]:
+    """Let other libraries, which resize by the Pillow that is installed, begin with the direction
+    that Pillow 13 begins with, so that their pixels can be compared with ours."""
+    original = Image.Image.resize
+
+    def resize(image: Image.Image, size: tuple[int, int], *args: Any, **options: Any) -> Image.Image:
+        if _vertical_first((image.width, image.height), size):
+            image = original(image, (image.width, size[1]), *args, **options)
+        return original(image, size, *args, **options)
+
+    Image.Image.resize = resize  # type: ignore[method-assign]  # the same arguments and result
+    try:
+        yield
+    finally:
+        Image.Image.resize = original  # type: ignore[method-assign]
 
 
 def check_kernel(kernel: str) -> str:
@@ -37,10 +59,14 @@ def check_kernel(kernel: str) -> str:
     return kernel
 
 
-def _vertical_first(image: np.ndarray, width: int, height: int) -> bool:
-    """Which direction Pillow 13 begins with; older ones always begin with the horizontal one."""
-    saved, spent = image.shape[0] - height, image.shape[1] - width
-    return width != image.shape[1] and saved > 0 and saved > 2 * spent
+def _vertical_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
+    """Which direction Pillow 13 begins with; older ones always begin with the horizontal one.
+
+    Args:
+        size, target: width and height before and after.
+    """
+    spent, saved = size[0] - target[0], size[1] - target[1]
+    return spent != 0 and saved > 0 and saved > 2 * spent
 
 
 def _by_pillow(image: np.ndarray, width: int, height: int) -> np.ndarray:
