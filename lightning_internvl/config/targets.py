@@ -41,8 +41,8 @@ _MOVED = {
 
 def current(target: str) -> str:
     """The path of today for what a configuration of an older run names."""
-    module, _, name = target.rpartition(".")
-    return _MOVED.get(target) or f"{_MOVED.get(module, module)}.{name}"
+    module, dot, name = target.rpartition(".")
+    return _MOVED.get(target) or f"{_MOVED.get(module, module)}{dot}{name}"
 
 
 def with_current_targets(config: Any) -> Any:

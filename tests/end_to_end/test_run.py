@@ -15,7 +15,11 @@ import yaml
 from runs import ROOT, STAGES, TINY, losses, once, read_json, same_weights, tiny_run, train, weights
 
 from lightning_internvl import load_pretrained
+from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.encoders.intern_vit import InternViT
+from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.stages.freezing import FreezePlan
+from lightning_internvl.stages.roles import roles_of
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,8 @@ def test_manifests_say_what_trained(run: Path) -> None:
 def test_exactly_what_the_rules_name_has_changed(run: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     for before, after in pairwise(STAGES):
-        plan = FreezePlan(config["stages"][after]["module"]["train"])
+        roles = roles_of({"encoder": InternViT, "middleware": QLLaMA, "decoder": HFCausalLM})
+        plan = FreezePlan(config["stages"][after]["module"]["train"], roles=roles)
         old, new = weights(run, before), weights(run, after)
         both = old.keys() & new.keys()
         assert all(new[name].equal(old[name]) for name in both if not plan.ever_trains(name))

@@ -172,12 +172,12 @@ def check_counts(stage: Stage, batch: dict[str, Tensor], monkeypatch: pytest.Mon
         judged["itm"] = int((labels != IGNORE_INDEX).sum())
         return original(self, queries, labels)
 
-    def itg(self: NextToken, states: Tensor, targets: Tensor, head: Any, original: Any = NextToken._total) -> Tensor:
+    def itg(self: NextToken, states: Tensor, targets: Tensor, head: Any, original: Any = NextToken.total_loss) -> Tensor:
         judged["itg"] = len(targets)
         return original(self, states, targets, head)
 
     monkeypatch.setattr(ITM, "forward", itm)
-    monkeypatch.setattr(NextToken, "_total", itg)
+    monkeypatch.setattr(NextToken, "total_loss", itg)
     monkeypatch.setattr(type(stage), "global_step", 0)
     stage.losses(batch)
     assert stage.counts(batch) == judged
