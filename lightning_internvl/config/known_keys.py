@@ -68,7 +68,7 @@ def key_faults(config: Node, variables: Collection[str] | None = None) -> Iterat
     for group in ("optimizer", "scheduler", "trainer"):
         yield from node_faults(group, config[group], given=GIVEN.get(group, ()))
     for group in ("callbacks", "logger"):
-        yield from _list_faults(group, config[group], GIVEN.get(group, ()))
+        yield from _list_faults(group, config.get(group) or {}, GIVEN.get(group, ()))
     yield from _unfinished_stages(config)
 
 
