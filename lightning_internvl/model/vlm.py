@@ -61,6 +61,12 @@ class VLM(nn.Module):
 
     writer: ClassVar[Callable[..., None] | None] = None  # what `save_pretrained` calls
 
+    # Modules with more members than the protocols list, which each stage checks for itself when it
+    # is made: no static type says "a module and what this stage needs of it".
+    encoder: Any
+    middleware: Any
+    decoder: Any
+
     def __init__(
         self,
         encoder: Encoder,
