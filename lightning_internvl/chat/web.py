@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,11 +36,12 @@ Updates = tuple[Any, ...]
 
 
 def serve(loaded: Loaded, settings: ChatSettings, sampling: Sampling) -> None:
-    """Show the page until Ctrl-C.
+    """Show the page until Ctrl-C or SIGTERM.
 
     Raises:
         ConfigError: for a port that is taken.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are removed then, too
     # Uploads and drawn pictures, gone with the program.
     with tempfile.TemporaryDirectory(prefix="chat_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")

@@ -6,9 +6,9 @@ import importlib.util
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,8 +44,10 @@ class Visit:
         body = {"data": data, "fn_index": chosen["id"], "session_hash": self.session, "trigger_id": component, "event_data": None}
         self.http.post("gradio_api/queue/join", json=body).raise_for_status()
         self.events = []
+        end = time.monotonic() + 60  # signs of life come every few seconds: reading itself never times out
         with self.http.stream("GET", "gradio_api/queue/data", params={"session_hash": self.session}) as stream:
             for line in stream.iter_lines():
+                assert time.monotonic() < end, self.events
                 if line.startswith("data:"):
                     self.events.append(json.loads(line.removeprefix("data:")))
                     if self.events[-1]["msg"] in ("process_completed", "close_stream", "unexpected_error"):
@@ -72,12 +74,20 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for number in range(3):
         Image.new("RGB", (20, 20), (80 * number, 0, 0)).save(folder / f"{number}.png")
     here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{here}", "PYTHONUNBUFFERED": "1"}
+    uploads = tmp_path_factory.mktemp("uploads")
+    paths = f"{ROOT}{os.pathsep}{here}"
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "TMPDIR": str(uploads)}
     command = [sys.executable, str(here / "served_toy.py"), str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as served:
-        line = next(line for line in served.stdout if "Ctrl-C ends" in line)
-        yield next(word for word in line.split() if word.startswith("http"))
-        served.send_signal(signal.SIGINT)  # as Ctrl-C: uploads go with it
+        try:
+            line = next(line for line in served.stdout if "Ctrl-C ends" in line)
+            assert list(uploads.glob("chat_*"))
+            yield next(word for word in line.split() if word.startswith("http"))
+            served.terminate()  # Ctrl-C does the same, but a shell lets its background jobs ignore it
+            served.wait(timeout=30)
+            assert not list(uploads.glob("chat_*"))
+        finally:
+            served.kill()
 
 
 @pytest.fixture

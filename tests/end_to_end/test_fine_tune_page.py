@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         turns = [{"from": roles[m["role"]], "value": m["content"]} for m in sample["conversation"]]
         lines.append(json.dumps({"id": f"scene-{i}", "image": f"pictures/{i}.png", "conversations": turns}))
     (folder / "chats.jsonl").write_text("\n".join(lines))
-    export = ["python", "export.py", f"run={folder}/toy", f"to={folder}/base"]
+    export = [sys.executable, "export.py", f"run={folder}/toy", f"to={folder}/base"]
     subprocess.run(export, cwd=ROOT, check=True, capture_output=True)
     return {"BASE": f"{folder}/base", "DATA": f"{folder}/chats.jsonl", "RUN": f"{folder}/run", "MODEL": f"{folder}/model"}
 
@@ -56,7 +57,7 @@ def test_its_commands_run(places: dict[str, str]) -> None:
         done = subprocess.run(
             ["bash", "-c", line],
             cwd=ROOT,
-            env=os.environ | places,
+            env=os.environ | places | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
             input=asked,
             capture_output=True,
             text=True,
