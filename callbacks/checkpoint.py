@@ -99,8 +99,9 @@ def check_finished(trainer: L.Trainer, stage: Stage) -> None:
     """Raises RunStopped if the stage has not done its last step."""
     if trainer.global_step >= stage.max_steps:
         return
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
-    over = any(timer.time_remaining() is not None and timer.time_remaining() <= 0 for timer in timers)
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # of a connector
+    left = [one.time_remaining() for one in callbacks if isinstance(one, Timer)]
+    over = any(seconds is not None and seconds <= 0 for seconds in left)
     raise RunStopped("not finished: trainer.max_time is over" if over else "not finished: training was ended early", NOT_FINISHED)
 
 

@@ -8,6 +8,7 @@ import lightning as L
 
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.inference.journal import Journal
+from lightning_internvl.inference.predictor import Metrics
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.context import StageContext
 
@@ -32,7 +33,8 @@ class Evaluation(L.Callback):
         if not pl_module.is_sharded:
             # the trainer's teardown has moved it to the CPU
             pl_module.model.to(trainer.strategy.root_device)
-        journal, begun, found = Journal(cases=self.cases), time.monotonic(), {}
+        journal, begun = Journal(cases=self.cases), time.monotonic()
+        found: Metrics = {}
         with self.predictor.evaluating(trainer.precision_plugin.forward_context, journal) as predictor:
             for task in self.tasks.values():
                 found |= pl_module.use(task, predictor)

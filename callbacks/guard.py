@@ -54,7 +54,7 @@ class Guard(L.Callback):
         for name, value in {"limit": limit, "every_n_steps": every_n_steps}.items():
             check_number(f"callbacks.guard.{name}", value, above=0, whole=True)
         self.on_nan, self.limit, self.every_n_steps = on_nan, limit, every_n_steps
-        self.batch: dict[str, Any] | None = None  # at work
+        self.batch: dict[str, Any] = {}  # at work
         # of the micro-batches of a step, and whether their losses are finite
         self.keys: list[list[str]] = []
         self.losses: list[Tensor] = []
@@ -82,13 +82,14 @@ class Guard(L.Callback):
         self.waiting.append(Watched(trainer.global_step, self.keys, flags))
         self.keys, self.losses = [], []
         if self.on_nan == "skip" and flags.is_cuda and _skips_on_device(optimizer, pl_module):
-            optimizer.found_inf = _over_ranks(flags).max()
+            found = _over_ranks(flags).max()
+            optimizer.found_inf = found  # type: ignore[attr-defined]  # fused optimizers read it
         elif (not flags.is_cuda or self.on_nan == "skip") and self.look(pl_module):
             for parameter in pl_module.parameters():
                 parameter.grad = None  # the optimizer passes over weights without a gradient
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.batch = None
+        self.batch = {}
         if trainer.global_step % self.every_n_steps == 0:
             self.look(pl_module)
 
@@ -104,7 +105,7 @@ class Guard(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: Stage, exception: BaseException) -> None:
         """Any error says where it happened: in a traceback, and where it is told in plain words."""
-        if self.batch is not None:
+        if self.batch:
             exception.add_note(f"stage {pl_module.name}, step {trainer.global_step}: {described(self.batch)}")
 
     def look(self, stage: Stage) -> bool:

@@ -18,7 +18,7 @@ from lightning_internvl.checkpoints import handoff
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.files import from_aside, read_json, write_json
 from lightning_internvl.inference.journal import Journal
-from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.inference.predictor import Metrics, Predictor
 from lightning_internvl.messages import ConfigError, did_you_mean
 from lightning_internvl.report.metrics_table import CHANCE_SUFFIX
 from lightning_internvl.stages import Stage
@@ -68,8 +68,8 @@ class Tracking(L.Callback):
     def setup_stage(self, context: StageContext) -> None:
         """Without held-out data nothing is measured."""
         self.tasks, self.tokenizers = context.tasks, context.tokenizers
-        measures = context.predictor is not None and self.every_n_steps is not None
-        self.predictor = _light(context.predictor, self.samples) if measures else None
+        whole = context.predictor if self.every_n_steps else None
+        self.predictor = None if whole is None else _light(whole, self.samples)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Stage) -> None:
         """The value before the first step; a metric that does not exist is found here and not after
@@ -85,7 +85,8 @@ class Tracking(L.Callback):
     def _measure(self, trainer: L.Trainer, stage: Stage) -> None:
         if self.predictor is None or not (trainer.is_global_zero or stage.is_sharded):
             return
-        journal, found = Journal(cases=self.cases), {}
+        found: Metrics = {}
+        journal = Journal(cases=self.cases)
         measuring = self.predictor.evaluating(trainer.precision_plugin.forward_context, journal)
         with measuring as predictor, torch.random.fork_rng():
             for task in self.tasks.values():

@@ -43,13 +43,15 @@ class Validation(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
         """The loss, by all processes together, while they still are together."""
-        if trainer.datamodule.held_out is None:
+        data: StageData = trainer.datamodule  # type: ignore[attr-defined]  # of a connector
+        if data.held_out is None:
             return
+        self.data, self.held_out = data, data.held_out
         modes = {module: module.training for module in pl_module.modules()}
         pl_module.eval()
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(pl_module.seed)
-            self.found = pl_module.use(self._loss, trainer, pl_module, trainer.datamodule)
+            self.found = pl_module.use(self._loss, trainer, pl_module)
         for module, training in modes.items():
             module.training = training
 
@@ -60,20 +62,20 @@ class Validation(L.Callback):
         if not pl_module.is_sharded:
             # the trainer's teardown has moved it to the CPU
             pl_module.model.to(trainer.strategy.root_device)
-        found = self.found | pl_module.use(self._exact, trainer, pl_module, trainer.datamodule)
+        found = self.found | pl_module.use(self._exact, trainer, pl_module)
         if not trainer.is_global_zero:
             return
         path = pl_module.run_dir / "metrics.json"
         metrics = read_json(path, {})
         write_json(path, metrics | {pl_module.name: {**metrics.get(pl_module.name, {}), **found}})
 
-    def _loss(self, trainer: L.Trainer, stage: Stage, data: StageData) -> dict[str, float]:
+    def _loss(self, trainer: L.Trainer, stage: Stage) -> dict[str, float]:
         total = weight = used = 0.0
-        for batch in self._batches(trainer, data):
+        for batch in self._batches(trainer):
             batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), stage.device)
             with trainer.precision_plugin.forward_context():
                 losses = stage.losses(batch)
-            loss = sum(stage.weights.get(name, 1.0) * value for name, value in losses.items())
+            loss = stage.weighted_sum(losses)
             rows = len(batch["keys"])
             learnt = int((batch["labels"] != IGNORE_INDEX).sum()) if "input_ids" in batch else rows
             here = gather(torch.tensor([[learnt, rows]], device=loss.device)).sum(dim=0).tolist()
@@ -82,44 +84,46 @@ class Validation(L.Callback):
             weight, used = weight + here[0], used + here[1]
         return {"validation_loss": total / weight, "validation_samples": used} if weight else {}
 
-    def _batches(self, trainer: L.Trainer, data: StageData) -> Iterator[dict[str, Any]]:
+    def _batches(self, trainer: L.Trainer) -> Iterator[dict[str, Any]]:
         """Batches of this process. All processes have equally many samples, because their losses
         wait for each other."""
         usable, told = [], console.print if trainer.is_global_zero else _silent
-        for place in self._places(data):
+        for place in self._places():
             try:
-                usable.append(data.collate.prepare(data.held_out[place]))
+                usable.append(self.data.collate.prepare(self.held_out[place]))
             except ValueError as error:
                 told(f"held out, but of no use: {error}", soft_wrap=True, markup=False)
         share, shares = data_parallel_rank_and_size(trainer)
         own = usable[: len(usable) // shares * shares][share::shares]
-        for start in range(0, len(own), data.batch_size):
-            yield data.collate.stack(own[start : start + data.batch_size])
+        size = self.data.batch_size
+        for start in range(0, len(own), size):
+            yield self.data.collate.stack(own[start : start + size])
 
-    def _places(self, data: StageData) -> list[int]:
-        length = len(data.held_out)
+    def _places(self) -> list[int]:
+        length = len(self.held_out)
         return sorted(set(np.linspace(0, length - 1, min(self.samples, length)).round().astype(int).tolist()))
 
-    def _exact(self, trainer: L.Trainer, stage: Stage, data: StageData) -> dict[str, float]:
+    def _exact(self, trainer: L.Trainer, stage: Stage) -> dict[str, float]:
         """Share of first questions with a short answer that the decoder answers word for word."""
         asked, answers = [], []
-        if self.short is None or data.collate is not self.view.training or self.view.chats is None:
+        collate, chats = self.data.collate, self.view.chats
+        if self.short is None or collate is not self.view.training or chats is None:
             return {}
-        for place in self._places(data):
+        for place in self._places():
             try:
-                sample = data.held_out[place]
+                sample = self.held_out[place]
                 question, answer = _first_turn(sample)
                 if len(answer.split()) <= self.short and "videos" not in sample:
-                    self.view.chats.prompts([question])
+                    chats.prompts([question])
                     asked.append(question)
                     answers.append(answer)
             except ValueError:  # told with the loss
                 continue
         if not asked:
             return {}
-        with Predictor(stage.model, None, chats=self.view.chats).evaluating(
-            trainer.precision_plugin.forward_context
-        ) as predictor:
+        precision = trainer.precision_plugin.forward_context
+        scenes: Any = None  # what it is asked are the user's own data
+        with Predictor(stage.model, scenes, chats=chats).evaluating(precision) as predictor:
             written = predictor.complete(asked)
         right = sum(text == answer for text, answer in zip(written, answers, strict=True))
         return {"validation_exact_match": right / len(asked), "validation_answers": float(len(asked))}
