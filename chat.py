@@ -11,10 +11,10 @@ from __future__ import annotations
 from signal import SIGTERM
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lightning_internvl.chat.settings import check_settings
-from lightning_internvl.cli import command
+from lightning_internvl.cli import as_dict, command
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
 
@@ -23,7 +23,7 @@ from lightning_internvl.config.trust import trusting
 def main(config: DictConfig) -> None:
     """Check the settings, then load the model; PyTorch is imported here, so that a wrong word is
     answered at once."""
-    settings = OmegaConf.to_container(config, resolve=True)
+    settings = as_dict(config, resolve=True)
     check_settings(settings)
     from lightning_internvl.chat.command import run_chat
 

@@ -11,9 +11,9 @@ task=[vqa,pope]                          # all settings, measure nothing
 from __future__ import annotations
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from lightning_internvl.cli import command
+from lightning_internvl.cli import as_dict, command
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
 
@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
     answered at once."""
     from lightning_internvl.evaluation.settings import check_settings
 
-    settings = OmegaConf.to_container(config, resolve=True)
+    settings = as_dict(config, resolve=True)
     check_settings(settings)
     from lightning_internvl.evaluation.command import run_evaluation
 

@@ -8,9 +8,9 @@ python export.py --cfg job                        # all settings
 from __future__ import annotations
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from lightning_internvl.cli import command
+from lightning_internvl.cli import as_dict, command
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
 
@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     right."""
     from lightning_internvl.export.settings import check_settings
 
-    settings = check_settings(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    settings = check_settings(as_dict(config, resolve=True, throw_on_missing=True))
     from lightning_internvl.export.command import run_export
 
     with trusting(settings.trust):

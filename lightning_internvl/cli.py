@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Any, cast
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -56,6 +56,11 @@ SCREEN = 20  # lines of an error that are shown
 
 OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
+
+
+def as_dict(config: Any, **options: Any) -> dict[str, Any]:
+    """A composed configuration as plain containers; options of `OmegaConf.to_container`."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, **options))
 
 
 @contextmanager
@@ -112,7 +117,8 @@ def nothing_written(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any
         ConfigError: for any fault of the configuration.
     """
     try:
-        plain = _checked_and_inherited(_with_given_settings(OmegaConf.to_container(config, resolve=True)), _variables(config))
+        plain = _with_given_settings(as_dict(config, resolve=True))
+        plain = _checked_and_inherited(plain, _variables(config))
         with trusting(named_by_user(plain)):
             yield plain
     finally:
@@ -130,7 +136,7 @@ def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
     """
     if UNKNOWN in str(run_dir):
         raise ConfigError(["several processes were started, each would choose a folder of its own; give one: paths.run=FOLDER"])
-    plain = _with_given_settings(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    plain = _with_given_settings(as_dict(config, resolve=True, throw_on_missing=True))
     plain = _checked_and_inherited(plain, _variables(config))
     if (run_dir / RUN_CONFIG).exists() and not is_helper():
         raise ConfigError([f"{run_dir} already holds a run; go on with resume={run_dir}, or choose another paths.run"])
@@ -175,7 +181,7 @@ def _recipe_file(name: str, folders: list[Path]) -> dict[str, Any]:
     path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
     if path is None:  # a recipe of a package; its stages win over its common groups then
         return {}
-    own = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
+    own = as_dict(OmegaConf.load(path))
     below = [word for word in own.pop("defaults", []) if isinstance(word, str) and word != "_self_"]
     found: dict[str, Any] = {}
     for word in below:
@@ -186,7 +192,7 @@ def _recipe_file(name: str, folders: list[Path]) -> dict[str, Any]:
 def _variables(config: DictConfig) -> set[str]:
     """The settings of a configuration as composed that others refer to."""
     chosen = HydraConfig.get().runtime.choices.get("data")
-    return variables_of(OmegaConf.to_container(config, resolve=False), chosen)
+    return variables_of(as_dict(config), chosen)
 
 
 def _checked_and_inherited(plain: dict[str, Any], variables: set[str]) -> dict[str, Any]:
@@ -245,20 +251,21 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     if not path.is_file():
         runs = sorted(str(p.parent) for p in Path("outputs").glob(f"*/*/{RUN_CONFIG}"))
         raise ConfigError([f"resume={run_dir}: there is no run ({path} is missing); runs here: {', '.join(runs[-5:]) or 'none'}"])
-    trust = OmegaConf.to_container(config.trust) if OmegaConf.is_config(config.trust) else config.trust
+    trust: Any = config.trust
+    trust = OmegaConf.to_container(trust) if OmegaConf.is_config(trust) else trust
     if faults := list(trust_faults(trust or [])):
         raise ConfigError(faults)
-    plain = with_current_targets(OmegaConf.to_container(OmegaConf.load(path)))
+    plain = with_current_targets(as_dict(OmegaConf.load(path)))
     with trusting(trust or []):
         check_run(plain, run_dir, fetches=True)
     plain["trust"] = trust or []  # what the run has recorded itself does not count
     if moved:
-        plain, messages = with_hardware(plain, OmegaConf.to_container(OmegaConf.create(moved)))
+        plain, messages = with_hardware(plain, as_dict(OmegaConf.create(moved)))
         for line in messages:
             console.print(line, soft_wrap=True)
     for trainer in (plain["trainer"], *(stage.get("trainer") or {} for stage in plain["stages"].values())):
         trainer.pop("max_time", None)  # of the process that was started with it
-    plain["trainer"]["max_time"] = OmegaConf.to_container(config.trainer).get("max_time")
+    plain["trainer"]["max_time"] = as_dict(config.trainer).get("max_time")
     if workers:
         plain["data"]["num_workers"] = config.data.num_workers
     # the weights it started from may be gone by now
@@ -275,7 +282,7 @@ def _run_config(run_dir: Path) -> dict[str, Any]:
     Raises:
         ConfigError: for any fault of the configuration.
     """
-    plain = with_current_targets(OmegaConf.to_container(OmegaConf.load(run_dir / RUN_CONFIG), resolve=True))
+    plain = with_current_targets(as_dict(OmegaConf.load(run_dir / RUN_CONFIG), resolve=True))
     check_config({**plain, "init_from": None, "resume": str(run_dir)})
     return plain
 

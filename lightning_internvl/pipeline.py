@@ -67,7 +67,7 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
     """
     quiet_lightning()
     run = RunSettings.of(config)
-    source = run.init_from
+    source: str | Path | None = run.init_from
     finished = {name for name in run.stages if (run_dir / "handoff" / name).exists() or is_finished(run_dir / name)}
     ahead = [one for name, one in run.stages.items() if name not in finished]
     for one in ahead:  # a refusal comes before a model is built
@@ -139,7 +139,7 @@ def rehearse(stages: Iterable[Settings], run_dir: Path, build: Build, *, fresh: 
                 LoadReport.of(model, found, source=title, new=own.new, dropped=own.dropped)
         except (ValueError, TypeError) as error:
             raise ValueError(f"stages.{settings.name}: {error}") from error
-        if isinstance(settings, StageSettings):
+        if isinstance(settings, StageSettings) and model is not None:
             before = f"stage {settings.name}", own_tensors(model), adapters
 
 

@@ -35,6 +35,8 @@ class RunStopped(SystemExit):
         code: exit status: 128 and the number of a signal, or `NOT_FINISHED`.
     """
 
+    code: int
+
     def __init__(self, reason: str, code: int) -> None:
         super().__init__(code)
         self.reason = reason
