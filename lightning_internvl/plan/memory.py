@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,21 +131,21 @@ def _gathered(parameters: Iterable[nn.Parameter], element: int) -> int:
 class Memory:
     """Bytes by kind and part, on one device."""
 
-    parts: dict[str, Counter[str]]
+    parts: dict[str, defaultdict[str, float]]
 
     @property
     def total(self) -> float:
         """Bytes of everything."""
-        return sum(counts.total() for counts in self.parts.values())
+        return sum(sum(counts.values()) for counts in self.parts.values())
 
 
 def device_memory(fixed: Fixed, measured: Measured, setup: Setup, batch: int) -> Memory:
     """The memory of one device for a micro-batch of `batch` samples."""
     share = setup.devices if setup.sharded else 1
-    parts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    parts = {kind: defaultdict[str, float](float) for kind in KINDS}
     for kind, counts in (("weights", fixed.weights), ("gradients", fixed.gradients), ("optimizer", fixed.optimizer)):
         twice = 2 if kind == "gradients" and setup.bucketed else 1
-        parts[kind] = Counter({name: count * twice / share for name, count in counts.items()})
+        parts[kind] |= {name: count * twice / share for name, count in counts.items()}
     if share > 1:
         parts["weights"][OTHER] += fixed.gathered
     for name in measured.kept[ACTIVATIONS]:
