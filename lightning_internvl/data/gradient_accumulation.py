@@ -29,12 +29,17 @@ class AccumulationWindows:
     """Batches that know their window, read so far ahead: as many wait in memory as a step has.
 
     Args:
-        batches: mappings.
+        batches: tensors and lists by name.
         length: micro-batches of a step.
         count: what each loss of a batch is divided by.
     """
 
-    def __init__(self, batches: Iterable[Mapping[str, Any]], length: int, count: Callable[[Mapping[str, Any]], Counts]) -> None:
+    def __init__(
+        self,
+        batches: Iterable[dict[str, Any]],
+        length: int,
+        count: Callable[[dict[str, Any]], Counts],
+    ) -> None:
         self.batches, self.length, self.count = batches, length, count
 
     def __len__(self) -> int:
@@ -46,7 +51,7 @@ class AccumulationWindows:
         window = list(islice(batches, self.length))
         while window:
             counts = [self.count(batch) for batch in window]
-            following: list[Mapping[str, Any]] = []
+            following: list[dict[str, Any]] = []
             while window:
                 yield {**window.pop(0), WINDOW_COUNTS: counts}
                 # One for one, so that no step waits for a whole window

@@ -4,9 +4,9 @@ resume costs nothing."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from lightning_internvl.console import console
 from lightning_internvl.data.bad_samples import SKIPPED, TRIES, Ledger, Skipped, usable_sample
 from lightning_internvl.data.collate.base import Collator, Prepared
 from lightning_internvl.data.collate.packing import Grouping
+from lightning_internvl.data.files.datasets import FileDataset
 from lightning_internvl.data.gradient_accumulation import AccumulationWindows
 from lightning_internvl.data.order.sampler import POSITION, PlaceSampler, StepBatchSampler
 from lightning_internvl.data.packed_stream import CHUNK, PackedStream, Position, dealt_positions
@@ -49,6 +50,8 @@ class StageData(L.LightningDataModule):
             (see `data.gradient_accumulation`).
     """
 
+    trainer: L.Trainer  # Lightning sets it before it asks for batches
+
     def __init__(
         self,
         dataset: Dataset[Any] | ShardDataset,
@@ -62,7 +65,7 @@ class StageData(L.LightningDataModule):
         num_workers: int = 0,
         max_bad_fraction: float = 0.0,
         folder: Path = Path(),
-        held_out: Dataset[Any] | None = None,
+        held_out: FileDataset | None = None,
         grouping: Grouping | None = None,
         accumulate: int = 1,
     ) -> None:
@@ -98,9 +101,9 @@ class StageData(L.LightningDataModule):
             start=self.start_batch,
             batch_size=self.batch_size,
             epoch=length,
-            samples_read=source and source.samples_read,
+            samples_read=None if source is None else source.samples_read,
         )
-        self.position = source and source.position
+        self.position = None if source is None else source.position
         batches = self._batches(length) if source is None else source.loader()
         if self.accumulate == 1:
             return batches
@@ -131,7 +134,7 @@ class StageData(L.LightningDataModule):
     def _length(self) -> int | None:
         if self.endless or isinstance(self.dataset, ShardDataset):
             return None
-        length = len(self.dataset)
+        length = len(cast(Sized, self.dataset))  # which finite data is
         if length == 0:
             raise ValueError("there is nothing to train on: the data holds no record (or all of them are held out)")
         return length
@@ -149,6 +152,7 @@ class StageData(L.LightningDataModule):
         )
 
     def _samples(self, length: int | None) -> _PreparedSamples:
+        assert not isinstance(self.dataset, ShardDataset)  # which are read in streams
         tries = TRIES if self.max_bad_fraction else 1
         return _PreparedSamples(self.dataset, self.collate, self.seed, length, tries)
 
@@ -172,7 +176,7 @@ class StageData(L.LightningDataModule):
             grouping,
             batches=self.batches,
             start=self.start_batch,
-            position=positions and positions[share],
+            position=positions[share] if positions else None,
             num_workers=self.num_workers,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -166,4 +166,7 @@ def grouping_of(kind: str | None, collate: Collator, size: int, window: int | No
     """
     if kind is None:
         return None
-    return (PackedRows if kind == PACKED else LengthBuckets)(collate, size, window or WINDOW_ROWS)
+    window = window or WINDOW_ROWS
+    if kind == PACKED:  # a stage that packs has the collator that does
+        return PackedRows(cast(PackedChats, collate), size, window)
+    return LengthBuckets(collate, size, window)

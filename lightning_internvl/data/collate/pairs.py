@@ -94,7 +94,7 @@ class PairCollator:
             "pixel_values": torch.zeros(batch_size, 3, side, side, device=device),
             "image_ids": torch.arange(batch_size, device=device),
         }
-        rows = {"dtype": torch.int64, "device": device}
+        rows: dict[str, Any] = {"dtype": torch.int64, "device": device}
         for task in self.tasks:
             batch[f"{task}_ids"] = torch.zeros(batch_size, self.max_length, **rows)
             batch[f"{task}_mask"] = torch.ones(batch_size, self.max_length, **rows)

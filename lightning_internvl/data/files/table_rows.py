@@ -178,7 +178,7 @@ def _split_row(content: bytes, separator: bytes) -> _Row:
     while at is not None:
         opening = _OPENING.match(content, at)
         found = _enclosed(content, opening.end(), separator) if opening else None
-        if isinstance(found, _Enclosed):
+        if opening and isinstance(found, _Enclosed):
             marked.add(len(fields))
             fields.append(content[opening.end() : found.end].replace(b'""', b'"'))
             at = found.following
@@ -194,7 +194,7 @@ def _split_row(content: bytes, separator: bytes) -> _Row:
 def _enclosed(content: bytes, at: int, separator: bytes) -> _Enclosed | str | None:
     """Where a field ends whose text begins at a place, behind the mark that opens it; None where
     that mark is text."""
-    end = _INSIDE.match(content, at).end()
+    end = next(_INSIDE.finditer(content, at)).end()
     if end == len(content):
         return OPEN
     behind = _end_of_field(separator).match(content, end + 1)

@@ -45,7 +45,8 @@ def order_of_pillow_13() -> Iterator[None]:
             image = original(image, (image.width, size[1]), *args, **options)
         return original(image, size, *args, **options)
 
-    Image.Image.resize = resize  # type: ignore[method-assign]  # the same arguments and result
+    # the same arguments and result
+    Image.Image.resize = resize  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

@@ -167,7 +167,7 @@ class ShardStream(IterableDataset[dict[str, Any]]):
         mine = {number for numbers in self.own for number in numbers}
         known = {number: one for state in restored for number, one in state["lanes"].items()}
         positions = {number: known[number] for number in known if number in mine}
-        self.position = {"layout": tuple(layout), "lanes": positions}
+        self.position: dict[str, Any] = {"layout": tuple(layout), "lanes": positions}
         self.readers: dict[int, ShardReader] = {}
         per_step = layout.readers_per_step * layout.samples * accumulate
         self.mixture, self.open_shards = data.mixture(per_step, seed), OpenShards()
