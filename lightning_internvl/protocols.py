@@ -50,7 +50,9 @@ class Middleware(Protocol):
     """Visual tokens to what the decoder reads. `layers` names the hidden states it wants from the
     encoder."""
 
-    layers: tuple[int, ...]
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The encoder's hidden states that it reads."""
 
     def tokens_out(self, tokens_in: int) -> int:
         """Decoder tokens of one image."""

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -58,8 +58,14 @@ class FSDP2(ModelParallelStrategy):
         ValueError: for a tensor_parallel_size that is no number of processes.
     """
 
+    lightning_module: L.LightningModule  # set before anything is saved or read
+
     def __init__(
-        self, *, data_parallel_size: int | str = "auto", tensor_parallel_size: int = 1, reshard_after_forward: bool = True
+        self,
+        *,
+        data_parallel_size: int | Literal["auto"] = "auto",
+        tensor_parallel_size: int = 1,
+        reshard_after_forward: bool = True,
     ) -> None:
         bounds = {"least": 1, "note": ", 1 divides no layers"}
         check_number("strategy.tensor_parallel_size", tensor_parallel_size, whole=True, **bounds)
@@ -78,7 +84,8 @@ class FSDP2(ModelParallelStrategy):
         super().setup(trainer)
         # PyTorch's own cannot add up gradients that are divided in different ways
         if self.tensor_parallel_size > 1:
-            self.precision_plugin.clip_grad_by_norm = clip_by_norm
+            plugin = self.precision_plugin
+            setattr(plugin, "clip_grad_by_norm", clip_by_norm)  # noqa: B010 (a method)
 
     def teardown(self) -> None:
         set_data_parallel_group(None)
@@ -110,7 +117,7 @@ class FSDP2(ModelParallelStrategy):
         fully_shard(stage, mesh=mesh, mp_policy=self._policy(low=False), ignored_params=frozen)
         register_fsdp_forward_method(stage, "losses")
         register_fsdp_forward_method(stage, "use")
-        stage.use = resharding(stage, stage.use)
+        setattr(stage, "use", resharding(stage, stage.use))  # noqa: B010 (a method)
 
     def _policy(self, *, low: bool) -> MixedPrecisionPolicy:
         """In bf16 blocks are gathered in bf16 and gradients summed in float32. Inputs are cast by
@@ -174,7 +181,8 @@ def norms_in_float32(unit: nn.Module) -> None:
     input's."""
     for module in unit.modules():
         if type(module) is nn.LayerNorm:
-            module.forward = MethodType(_norm_in_float32, module)
+            forward = MethodType(_norm_in_float32, module)
+            setattr(module, "forward", forward)  # noqa: B010 (a method)
 
 
 def _norm_in_float32(norm: nn.LayerNorm, states: Tensor) -> Tensor:
@@ -234,7 +242,7 @@ def _apart(module: nn.Module, kinds: dict[nn.Parameter, Kind], main: Kind) -> It
             yield from _apart(child, kinds, main)
 
 
-def resharding(stage: FSDPModule, method: Callable[..., Any]) -> Callable[..., Any]:
+def resharding(stage: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
     """The method, after which weights are divided again; without a backward pass they would stay
     whole."""
 

@@ -60,7 +60,8 @@ class Spread:
         those that are one stay one."""
         made: dict[Tensor, Tensor] = {}
         for inner in module.modules() if self.needed else ():
-            for store in (inner._parameters, inner._buffers):
+            stores: tuple[dict[str, Any], ...] = (inner._parameters, inner._buffers)
+            for store in stores:
                 for name, tensor in store.items():
                     if tensor is None or isinstance(tensor, DTensor) or any(tensor is one for one in self.there):
                         continue

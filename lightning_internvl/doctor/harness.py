@@ -70,7 +70,7 @@ class Harness:
     def of(cls, assembly: Assembly, count: int) -> Harness:
         """The harness of an assembled stage that has its weights."""
         settings, stage, data, trainer = assembly
-        trainer.log_every_n_steps = 0  # nothing is logged
+        trainer.log_every_n_steps = 0  # type: ignore[attr-defined]  # nothing is logged
         stage.trainer = trainer
         stage.plan.apply(stage.model, 0)
         device = trainer.strategy.root_device

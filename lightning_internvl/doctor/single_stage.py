@@ -82,9 +82,10 @@ def _after_steps(harness: Harness, before: dict[str, Tensor], when: str) -> Iter
     parameters = {name for name, _ in model.named_parameters()}
     # buffers count
     fixed = [n for n in before if n not in trained and (n in parameters or n.partition(".")[0] not in parts)]
-    moved = [name for name in fixed if not same_bits(before[name], after[name])]
-    detail = f"changed: {first_of(moved)}" if moved else f"{len(fixed)} tensors, the same bits after {STEPS} steps"
-    yield Result(f"frozen weights stay{when}", not moved if fixed else None, detail if fixed else "nothing is frozen")
+    other = [name for name in fixed if not same_bits(before[name], after[name])]
+    same = f"{len(fixed)} tensors, the same bits after {STEPS} steps"
+    detail = f"changed: {first_of(other)}" if other else same if fixed else "nothing is frozen"
+    yield Result(f"frozen weights stay{when}", not other if fixed else None, detail)
 
 
 def _without_effect(harness: Harness, names: list[str]) -> list[str]:
@@ -179,6 +180,7 @@ def placeholders(harness: Harness) -> Iterator[Result]:
             int((batch["input_ids"] == kind).sum()) for kind in (model.image_token_id, model.video_token_id) if kind is not None
         )
         pixels, _, inputs = join_pictures_and_videos(batch.pop("pixel_values"), batch)
+        assert pixels is not None  # without pictures it is (0, 3, S, S)
         visual = model.visual_tokens(pixels, **inputs) if len(pixels) else pixels
         tokens = len(visual) if model.attends or not len(pixels) else len(visual.flatten(0, -2))
         total += places

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
@@ -137,7 +138,7 @@ class Stage(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(batch)
         loss = self.weighted_sum(losses)
-        every = self.trainer.log_every_n_steps
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # of a connector
         # what no logger would take is not collected
         if every and (self.global_step + 1) % every == 0:
             found = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
@@ -155,7 +156,8 @@ class Stage(L.LightningModule):
 
     def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The loss that a step lowers."""
-        return sum(self.weights.get(name, 1.0) * value for name, value in losses.items())
+        terms = [self.weights.get(name, 1.0) * value for name, value in losses.items()]
+        return sum(terms[1:], terms[0])
 
     def use(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function that uses the model otherwise than `losses` does. Where weights are
@@ -205,7 +207,7 @@ class Stage(L.LightningModule):
         if self.light and wanted != set(checkpoint["state_dict"]):
             raise ValueError(f"{self.checkpoint} holds other tensors than those that stage {self.name} trains; start it again")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.model, self.plan)
         scheduler = self.scheduler(optimizer, total_steps=self.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -43,7 +43,8 @@ def model_roles(model: nn.Module) -> Roles:
 
 def _declared(kind: type) -> dict[str, tuple[str, ...]]:
     connector = getattr(kind, "connector", None)
-    return ({"connector": (connector,)} if connector else {}) | dict(getattr(kind, "roles", None) or {})
+    whole: dict[str, tuple[str, ...]] = {"connector": (connector,)} if connector else {}
+    return whole | dict(getattr(kind, "roles", None) or {})
 
 
 def has_role(pattern: Any) -> bool:

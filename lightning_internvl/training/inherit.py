@@ -166,12 +166,13 @@ def _settings_of_folder(start: str, template: str | None, tokenizer: str | None)
     layout, config, native = layout_of(folder)
     model, parts = _exported_model(folder) if layout == HANDOFF else _published_model(folder)
     words, known, fields = load_tokenizer(tokenizer or place), SYSTEMS[layout], picture_fields(folder)
-    if pad_id(words) >= model.decoder.vocab_size:
-        rows = f"{model.decoder.vocab_size} rows"
-        raise Lacking(f"the tokenizer pads with id {pad_id(words)}, the language model has {rows}", "tokenizer", "FOLDER_OR_ID")
+    rows = model.decoder.vocab_size
+    if pad_id(words) >= rows:
+        fault = f"the tokenizer pads with id {pad_id(words)}, the language model has {rows} rows"
+        raise Lacking(fault, "tokenizer", "FOLDER_OR_ID")
     video = words.convert_ids_to_tokens(model.video_token_id) if model.video_token_id is not None else None
-    rows, context = len(words), placeholder(model, words)
-    added = {"extra_tokens": [context]} if len(words) > rows else {}
+    size, context = len(words), placeholder(model, words)
+    added = {"extra_tokens": [context]} if len(words) > size else {}
     parts["decoder"]["tokenizer"] = {"_target_": SAVED, "folder": place, **added}
     chosen = template or named(known.template, config, model)
     chats, frame, _ = chat_format(words, known, context, chosen, bool(template))
