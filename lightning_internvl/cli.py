@@ -28,11 +28,11 @@ from lightning_internvl.config.hardware import HARDWARE, strategy_refusal, with_
 from lightning_internvl.config.known_keys import variables_of
 from lightning_internvl.config.overrides import DELETED, GROUP, VALUE, Given, check_given_once, with_given
 from lightning_internvl.config.stage_settings import merged
-from lightning_internvl.config.targets import with_current_targets
+from lightning_internvl.config.targets import build, with_current_targets
 from lightning_internvl.config.trust import check_run, packages_of, trust_faults, trusting
 from lightning_internvl.console import console
 from lightning_internvl.distributed.signals import NAMES, WATCH, RunStopped
-from lightning_internvl.files import CONF, RUN_CONFIG, write_text
+from lightning_internvl.files import CONF, RUN_CONFIG, remove_all_but, remove_if_empty, write_text
 from lightning_internvl.launch import (
     UNKNOWN,
     earlier_attempt,
@@ -80,14 +80,14 @@ def run_folder(config: DictConfig, run_dir: Path) -> Iterator[tuple[dict[str, An
     try:
         if again is not None:
             if again[0] != run_dir:
-                _remove_if_empty(run_dir)
+                remove_if_empty(run_dir)
             run_dir, launch = again
             console.print(f"{launch} was started again: goes on with {run_dir}", soft_wrap=True)
             plain = _run_config(run_dir)
         else:
             plain = load_run(config) if config.resume else start_run(config, run_dir)
     except FAULTS:
-        _remove_if_empty(run_dir)
+        remove_if_empty(run_dir)
         raise
     ours, before = not (config.resume or again or is_helper()), set(run_dir.iterdir())
     if ours:
@@ -103,8 +103,8 @@ def run_folder(config: DictConfig, run_dir: Path) -> Iterator[tuple[dict[str, An
     except FAULTS:
         if ours and not any(any(run_dir.glob(work)) for work in WORK):
             for path in set(run_dir.iterdir()) - before:
-                _remove_all_but_lists(path)
-            _remove_if_empty(run_dir)
+                remove_all_but(path, LISTS)
+            remove_if_empty(run_dir)
         raise
 
 
@@ -118,14 +118,14 @@ def nothing_written(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any
     """
     try:
         plain = _with_given_settings(as_dict(config, resolve=True))
-        plain = _checked_and_inherited(plain, _variables(config))
+        plain = _checked_and_inherited(plain, _variables(config), lengths=bool(config.doctor))
         with trusting(named_by_user(plain)):
             yield plain
     finally:
         root = Path(config.paths.root).resolve()
         # Hydra has made them
         for folder in (run_dir, *(parent for parent in run_dir.parents if parent.is_relative_to(root))):
-            _remove_if_empty(folder)
+            remove_if_empty(folder)
 
 
 def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
@@ -195,14 +195,20 @@ def _variables(config: DictConfig) -> set[str]:
     return variables_of(as_dict(config), chosen)
 
 
-def _checked_and_inherited(plain: dict[str, Any], variables: set[str]) -> dict[str, Any]:
-    """A configuration, checked, and with the parts that its stages take from where they start."""
+def _checked_and_inherited(plain: dict[str, Any], variables: set[str], lengths: bool = True) -> dict[str, Any]:
+    """A configuration, checked, with the parts that its stages take from where they start, and with
+    the `lengths` in steps of those that are given in epochs."""
     check_config(plain, variables)
-    if any(plain["stages"][name]["parts"] == INHERITED for name in plain["pipeline"]):
-        from lightning_internvl.training.inherit import inherit
+    stages = [plain["stages"][name] for name in plain["pipeline"]]
+    with trusting(named_by_user(plain)):
+        if any(stage.get("parts") == INHERITED for stage in stages):
+            from lightning_internvl.training.inherit import inherit
 
-        with trusting(named_by_user(plain)):
-            return inherit(plain)
+            plain = inherit(plain)
+        if lengths and any(stage.get("epochs") for stage in stages):
+            from lightning_internvl.training.length import with_lengths
+
+            plain = with_lengths(plain, build)
     return plain
 
 
@@ -285,22 +291,6 @@ def _run_config(run_dir: Path) -> dict[str, Any]:
     plain = with_current_targets(as_dict(OmegaConf.load(run_dir / RUN_CONFIG), resolve=True))
     check_config({**plain, "init_from": None, "resume": str(run_dir)})
     return plain
-
-
-def _remove_all_but_lists(path: Path) -> None:
-    """Remove a file or a folder, but for the lists of samples that could not be used, which an
-    error points to."""
-    if path.is_dir():
-        for inner in path.iterdir():
-            _remove_all_but_lists(inner)
-        _remove_if_empty(path)
-    elif not path.match(LISTS):
-        path.unlink()
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES)) -> None:

@@ -117,3 +117,19 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, default: Any = None) -> Any:
     """The contents of a JSON file, or the default where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def remove_all_but(path: Path, pattern: str) -> None:
+    """Remove a file or a folder, but for files of this name."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            remove_all_but(inner, pattern)
+        remove_if_empty(path)
+    elif not path.match(pattern):
+        path.unlink()
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

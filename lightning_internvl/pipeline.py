@@ -42,6 +42,7 @@ from lightning_internvl.stages.base import BaseWeights
 from lightning_internvl.training.activation_checkpointing import recompute_blocks
 from lightning_internvl.training.assembly import assemble
 from lightning_internvl.training.compile import check_compiler, compile_blocks
+from lightning_internvl.training.length import describe_length
 from lightning_internvl.training.out_of_memory import explain_out_of_memory
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "NCCL communicator was aborted")
@@ -172,6 +173,8 @@ def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str 
         size = f"{done.before / 2**20:,.1f} -> {done.after / 2**20:,.1f} MiB"
         console.print(f"quantised: {part}, {done.changed} layers and tables, {size}{left}", soft_wrap=True)
     stage.model.feature_cache = cache = open_cache(settings, stage.model.encoder, data.collate)
+    if described := describe_length(settings, data):
+        console.print(described, soft_wrap=True, markup=False)
     recompute_blocks(stage.model, settings.activation_checkpointing)
     compile_blocks(stage.model, settings.compile)
     try:

@@ -25,7 +25,8 @@ from lightning_internvl.launch import is_helper
 from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 KEYS = (
-    "name", "seed", "pipeline", "max_steps", "init_from", "resume", "trust", "attention", "plan", "doctor", "device_memory",
+    "name", "seed", "pipeline", "max_steps", "epochs", "init_from", "resume", "trust", "attention", "plan", "doctor",
+    "device_memory",
     "encoder", "middleware", "decoder",
     "stages", "data", "peft", "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
     *BLOCKWISE,
@@ -34,7 +35,7 @@ ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
 # settings of data from shards that are looked into before the start
 STREAMED = ("shards", "sources", "weights", "schedule")
 
-NO_EPOCHS = "a stage is counted in steps (max_steps=N, stages.NAME.max_steps=N)"
+NO_EPOCHS = "max_steps=N or epochs=N is the length of all stages, stages.NAME.max_steps=N of one"
 NO_VALIDATION = "callbacks.tracking.every_n_steps=N measures while a stage trains, callbacks.validation at its end"
 SHORTER = "max_steps=N makes all stages shorter, debug=fast tries them with four steps each"
 # of Lightning's Trainer that the program sets itself, or that break its counting:
@@ -106,6 +107,8 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
         yield f"doctor={config['doctor']!r} must be true (check each stage on a few samples) or false (run)"
     if config.get("max_steps") is not None:
         yield from number_faults("max_steps", config["max_steps"], above=0, whole=True)
+    if config.get("epochs") is not None:
+        yield from number_faults("epochs", config["epochs"], above=0)
     yield from number_faults("device_memory", config["device_memory"], above=0)
     yield from number_faults("data.num_workers", config["data"].get("num_workers", 0), least=0, whole=True)
     if not isinstance(config["data"].get("validate", False), bool):
@@ -224,8 +227,12 @@ def _inheritable(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterable[str]:
     yield from stage_key_faults(config, stage)
+    epochs = stage.get("epochs")
+    if epochs is not None:
+        yield from number_faults("epochs", epochs, above=0)
     for key in ("max_steps", "batch_size"):
-        yield from number_faults(key, stage.get(key), above=0, whole=True)
+        if key == "batch_size" or epochs is None or stage.get(key) is not None:
+            yield from number_faults(key, stage.get(key), above=0, whole=True)
     if not stage.get("module", {}).get("train"):
         yield "module.train is empty: the stage would train nothing; name parts, e.g. [encoder, middleware]"
     if stage["parts"] == INHERITED:

@@ -26,6 +26,7 @@ TRAINING = ("optimizer", "scheduler")  # groups without a meaning where nothing 
 RECIPE = ("optimizer", "scheduler", "trainer")  # groups of a recipe that win over stage files
 # of a stage's own where another file of the group is chosen; else what the file names
 KEPT: dict[str, Sequence[str]] = {"scheduler": ("warmup_steps",)}
+LENGTHS = ("max_steps", "epochs")  # of a stage
 ABSENT = object()
 
 
@@ -91,7 +92,8 @@ def with_given(
     names = _trained(found)
     lines: list[str] = []
     whys: dict[str, list[str | None]] = {one.text: [] for one in given}
-    lengths = any(one.path[-1] == "max_steps" for one in given)
+    _check_lengths(found, given)
+    lengths = any(one.path[-1] in LENGTHS for one in given) or found.get("epochs") is not None
     for name in names:
         change = _Change(found, name, given)
         change.take_recipe(recipe or {})
@@ -105,12 +107,29 @@ def with_given(
             whys[one.text].append(change.unreached.get(one.text))
     if lengths and names and _whole(found.get("max_steps")) and found["max_steps"] > 0:
         found["max_steps"] = None  # each stage has its length now
+    if names and found.get("epochs") is not None:
+        found["epochs"] = None
     nowhere = {text: [why for why in of_stages if why] for text, of_stages in whys.items() if all(of_stages)}
     faults = [f"{text} has no effect: {'; '.join(why)}" for text, why in nowhere.items() if why]
     faults += [] if names else _without_training(config, given)
     if faults:
         raise ConfigError(faults)
     return found, lines
+
+
+def _check_lengths(config: Mapping[str, Any], given: Iterable[Given]) -> None:
+    """Refuse a length in steps and one in epochs for the same stages.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    texts = {one.path: one.text for one in given if one.kind == VALUE and one.value is not None}
+    places: list[Path] = [(), *(("stages", name) for name in _trained(config))]
+    found = ([texts[*place, word] for word in LENGTHS if (*place, word) in texts] for place in places)
+    both = "both say how long to train; leave one out"
+    faults = [f"{' and '.join(words)} {both}" for words in found if len(words) > 1]
+    if faults:
+        raise ConfigError(faults)
 
 
 def _empty(config: Config, given: list[Given]) -> None:
@@ -138,7 +157,7 @@ def _without_training(config: Mapping[str, Any], given: Iterable[Given]) -> list
     if not isinstance(pipeline, list) or not pipeline or any(name not in stages for name in pipeline):
         return []
     names = ", ".join(pipeline)
-    useless = [one.text for one in given if one.path[0] in (*TRAINING, "max_steps")]
+    useless = [one.text for one in given if one.path[0] in (*TRAINING, *LENGTHS)]
     return [f"{text} has no effect: pipeline=[{names}] trains nothing; name a stage that does" for text in useless]
 
 
@@ -303,18 +322,27 @@ class _Change:
                     self.stage[name] = own
 
     def take_length(self) -> None:
-        """`max_steps` of the command line is the length of each stage; that of a file only shortens
-        stages."""
-        old, cap = self.stage.get("max_steps"), self.config.get("max_steps")
-        if self._is_own(("max_steps",)):
-            return
-        if any(one.path == ("max_steps",) for one in self.common):
-            new = old if cap is None else cap
-            if new != old:
-                self.messages.append(f"max_steps {new} in place of {old}")
-            self.stage["max_steps"] = new
-        elif _whole(old) and _whole(cap):
-            self.stage["max_steps"] = min(old, cap)
+        """`max_steps` or `epochs` of the command line is the length of each stage; `max_steps` of a
+        file only shortens stages."""
+        stage, cap = self.stage, self.config.get("max_steps")
+        own = [word for word in LENGTHS if self._is_own((word,)) and stage.get(word) is not None]
+        if own:
+            stage |= {word: None for word in LENGTHS if word in stage and word not in own}
+        elif any(one.path == ("max_steps",) for one in self.common) and cap is not None:
+            self._take_length("max_steps", cap)
+        elif self.config.get("epochs") is not None:
+            self._take_length("epochs", self.config["epochs"])
+        elif _whole(cap):
+            # of a file, beside the length of another stage
+            old = stage.get("max_steps")
+            stage |= {"epochs": None, "max_steps": min(old, cap) if _whole(old) else cap}
+
+    def _take_length(self, word: str, new: Any) -> None:
+        before = {one: self.stage[one] for one in LENGTHS if self.stage.get(one) is not None}
+        if before != {word: new}:
+            old = [str(x) if one == word else f"{one} {x}" for one, x in before.items()]
+            self.messages.append(f"{word} {new} in place of {', '.join(old) or 'none'}")
+        self.stage |= dict.fromkeys(before) | {word: new}
 
     def _is_own(self, path: Path) -> bool:
         """Whether the command line says something for this stage at a path, above or below it."""

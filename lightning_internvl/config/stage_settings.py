@@ -13,8 +13,8 @@ LIGHT = ("peft", "quantization")  # groups with a setting for each part
 # that a stage may change
 COMMON = ("encoder", "middleware", "decoder", "optimizer", "scheduler", "trainer", *LIGHT)
 STAGE_KEYS = (
-    "module", "parts", "objectives", "max_steps", "batch_size", "new", "dropped", "data", "collate", "evaluation", "samples",
-    *COMMON, "datasets", "feature_cache", *BLOCKWISE,
+    "module", "parts", "objectives", "max_steps", "epochs", "batch_size", "new", "dropped",
+    "data", "collate", "evaluation", "samples", *COMMON, "datasets", "feature_cache", *BLOCKWISE,
 )  # fmt: skip
 
 
@@ -148,6 +148,8 @@ class StageSettings:
             are prepared.
         new, dropped: patterns of names that may be missing in the weights it starts from, and that
             may be left over.
+        max_steps: 0 as long as the length is known in epochs alone (see `training.length`).
+        epochs: from which `max_steps` was made; None where that was given.
         evaluation: nodes of its tasks by name; None leaves one out.
         activation_checkpointing, compile: by part.
         callbacks, loggers: nodes by name; None leaves one out.
@@ -176,6 +178,7 @@ class StageSettings:
     compile: Config
     callbacks: dict[str, Config | None]
     loggers: dict[str, Config | None]
+    epochs: float | None = None
     attention: str = "auto"
     device_memory: float = 80
 
@@ -216,7 +219,8 @@ def settings_of_stage(config: Mapping[str, Any], name: str, stage: Mapping[str, 
         scheduler=stage["scheduler"],
         trainer=TrainerSettings.of(stage["trainer"]),
         strategy=config.get("strategy") or {},
-        max_steps=min(stage["max_steps"], config.get("max_steps") or stage["max_steps"]),
+        max_steps=min(_lengths(config, stage), default=0),
+        epochs=stage.get("epochs"),
         batch_size=stage["batch_size"],
         seed=config["seed"],
         new=stage.get("new") or [],
@@ -230,6 +234,12 @@ def settings_of_stage(config: Mapping[str, Any], name: str, stage: Mapping[str, 
         device_memory=config.get("device_memory") or 80,
         **block_settings(config, stage),
     )
+
+
+def _lengths(config: Mapping[str, Any], stage: Mapping[str, Any]) -> list[int]:
+    """The steps that a stage may have, of which the fewest hold; none if it is given in epochs."""
+    own, most = stage.get("max_steps"), config.get("max_steps")
+    return [steps for steps in (own, most) if steps] if own else []
 
 
 def _parts_of(stage: Config, data: Mapping[str, Any]) -> PartsSettings:

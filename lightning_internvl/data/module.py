@@ -93,7 +93,7 @@ class StageData(L.LightningDataModule):
         """
         length, rank = self._length(), self.trainer.global_rank
         if self.held_out is not None and len(self.held_out) == 0:
-            raise ValueError("data.validation holds no record out; give a larger share, or a file")
+            self.held_out = None  # of one record, or of equal ones
         source = self.source = self._source(length)
         self.ledger = Ledger(
             self.folder / (f"skipped.{rank}.jsonl" if rank else "skipped.jsonl"),
@@ -108,6 +108,11 @@ class StageData(L.LightningDataModule):
         if self.accumulate == 1:
             return batches
         return AccumulationWindows(batches, self.accumulate, self.trainer.lightning_module.counts)
+
+    @property
+    def records(self) -> int | None:
+        """Records of an epoch; None of data without an end, and of shards."""
+        return self._length()
 
     def first(self, count: int) -> list[Prepared]:
         """The first samples that training on one process would read.

@@ -101,7 +101,8 @@ def stage_plan(settings: StageSettings, build: Build) -> StagePlan:
         return make_view(_resized(settings, image_size) if image_size else settings, model, tokenizers, build).training.blank
 
     meta_stage = MetaStage(stage, blank(), setup.devices // setup.tensor_parallel_size, settings.activation_checkpointing)
-    last = settings.max_steps - 1
+    # of a length in epochs the plan reads no data
+    last = settings.max_steps - 1 if settings.max_steps else max(stage.plan.changes())
     plans = []
     for step in sorted({min(step, last) for step in stage.plan.changes()[1:]} | {last}):
         measured = meta_stage.measure(precision, step)

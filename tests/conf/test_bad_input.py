@@ -48,7 +48,7 @@ BEFORE_ANY_MODEL = {
     "+optimizer.foo=3": r"optimizer: there is no setting 'foo'; valid choices: lr, ",
     "+encoder.foo=3": r"encoder: there is no setting 'foo'; valid choices: image_size, ",
     "+callbacks.samples.foo=3": r"callbacks\.samples: there is no setting 'foo'; valid choices: at, images",
-    "encodr=x": r"no setting 'encodr'; did you mean 'encoder'\? valid choices: activation_checkpointing, .*encoder, experiment",
+    "encodr=x": r"no setting 'encodr'; did you mean 'encoder'\? valid choices: activation_checkpointing, .*epochs, experiment",
     "encoder=nope": r"no 'nope' in the group encoder; valid choices: .*internvit_toy",
     "experiment=nope": r"no 'nope' in the group experiment; valid choices: .*internvl_chat_toy",
     "stages.contrastive.max_step=3": r"'stages\.contrastive\.max_step'; in stages\.contrastive: did you mean 'max_steps'\?",
@@ -81,12 +81,12 @@ BEFORE_ANY_MODEL = {
     "+trainer.limit_train_batches=3": r"trainer\.limit_train_batches=3 is not .*max_steps=N makes all stages shorter",
     "+trainer.fast_dev_run=1": r"trainer\.fast_dev_run=1 is not .*debug=fast",
     "+trainer.overfit_batches=0.5": r"trainer\.overfit_batches=0\.5 is not .*debug=overfit",
-    "trainer.max_epochs=2": r"trainer\.max_epochs=2 is not .*counted in steps",
+    "trainer.max_epochs=2": r"trainer\.max_epochs=2 is not .*epochs=N is the length of all",
     "+trainer.default_root_dir=here": r"trainer\.default_root_dir='here' is not .*paths\.run=FOLDER",
     "trainer.enable_checkpointing=true": r"trainer\.enable_checkpointing=True is not .*callbacks\.checkpoint",
     "+trainer.strategy=ddp": r"trainer\.strategy='ddp' is not .*strategy=auto, ddp or fsdp2",
     "+trainer.logger=false": r"trainer\.logger=False is not .*logger=\[tensorboard,history\]",
-    "+stages.generative.trainer={min_steps: 9}": r"stages\.generative: trainer\.min_steps=9 is not .*counted in steps",
+    "+stages.generative.trainer={min_steps: 9}": r"stages\.generative: trainer\.min_steps=9 is not .*max_steps=N or epochs=N",
     "data.num_workers=-1": r"data\.num_workers=-1 must be a whole number from 0 on",
 }  # fmt: skip
 BEFORE_ANY_TRAINING = {

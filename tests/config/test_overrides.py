@@ -155,8 +155,30 @@ def test_lengths() -> None:
     assert lengths("debug=fast", "stages.generative.max_steps=9") == [4, 9, 4]
     assert lengths("debug=fast", "max_steps=9") == [9, 9, 9]
     assert lengths("debug=fast", "max_steps=null") == [500, 1300, 900]
+    assert lengths("epochs=2") == [0, 0, 0]  # as long as nobody has looked at the data
+    assert lengths("epochs=2", "stages.generative.max_steps=9") == [0, 9, 0]
+    assert lengths("debug=fast", "stages.generative.epochs=9") == [4, 0, 4]
     with pytest.raises(ConfigError, match="max_steps='many' must be a whole number above 0"):
         check_config(taken("max_steps=many")[0])
+
+
+def test_a_length_in_epochs_and_one_in_steps_replace_each_other() -> None:
+    start = ("experiment=finetune", "init_from=owner/name")
+
+    def length(*words: str) -> tuple[Any, ...]:
+        found, told = taken(*start, *words)
+        assert found["epochs"] is None
+        return *(found["stages"]["finetune"][word] for word in ("epochs", "max_steps")), told
+
+    assert length() == (3, None, [])
+    assert length("epochs=0.5") == (0.5, None, ["finetune: epochs 0.5 in place of 3"])
+    assert length("max_steps=7") == (None, 7, ["finetune: max_steps 7 in place of epochs 3"])
+    assert length("stages.finetune.max_steps=7") == (None, 7, [])
+    for words in (["epochs=1", "max_steps=7"], [f"stages.finetune.{word}" for word in ("epochs=1", "max_steps=7")]):
+        with pytest.raises(ConfigError, match=r"max_steps=7 and .*epochs=1 both say how long to train; leave one out"):
+            length(*words)
+    with pytest.raises(ConfigError, match="epochs=0 must be a number above 0"):
+        check_config(taken(*start, "epochs=0")[0])
 
 
 def test_rates_of_parts() -> None:

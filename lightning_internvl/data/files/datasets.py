@@ -65,11 +65,18 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         return len(self.records)
 
     def held_out(self) -> FileDataset | None:
-        """The data that is measured and never trained on; None without any."""
+        """The data that is measured and never trained on; None without any.
+
+        Raises:
+            ValueError: if a file of such data holds no record.
+        """
         validation = self.settings["validation"]
         if isinstance(validation, str | Path):
             changes = {"path": validation, "length": None, "validation": None}
-            return type(self)(**{**self.settings, **changes})
+            found = type(self)(**{**self.settings, **changes})
+            if len(found) == 0:
+                raise ValueError(f"data.validation={validation} holds no record to measure on")
+            return found
         return type(self)(**self.settings, apart=True) if validation else None
 
     def __getitem__(self, position: int) -> dict[str, Any]:

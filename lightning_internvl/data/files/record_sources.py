@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.images import is_image_file
@@ -103,6 +106,7 @@ class JoinedRecords:
     Args:
         length: only that many records, from the first on.
         held_out: the share of records that is set apart; which ones depends on each record alone.
+            Of two different records or more at least one is set apart, and at least one is not.
         apart: the records set apart, in place of the others.
     """
 
@@ -149,9 +153,13 @@ class JoinedRecords:
 
     @cached_property
     def _places(self) -> array[int]:
-        below, chosen = self.held_out * DIGESTS, array("q")
-        for position in range(self._total):
-            source, place = self._source(position)
-            if (source.digest(place) < below) == self.apart:
-                chosen.append(position)
-        return chosen
+        digests = np.fromiter((self._digest(position) for position in range(self._total)), np.uint64)
+        if not len(digests):
+            return array("q")
+        lowest, highest = int(digests.min()), int(digests.max())
+        below = min(max(math.ceil(self.held_out * DIGESTS), lowest + 1), highest)
+        return array("q", np.flatnonzero((digests < np.uint64(below)) == self.apart).tolist())
+
+    def _digest(self, position: int) -> int:
+        source, place = self._source(position)
+        return source.digest(place)

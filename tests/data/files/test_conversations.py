@@ -214,3 +214,15 @@ def test_a_picture_of_200_megapixels_is_refused_by_its_header(folder: Path, monk
     with pytest.raises(BadSample, match=r"line 1: image .*huge\.png .*larger|20000 x 10000 px") as raised:
         PairsFile(folder / "a.jsonl")[0]
     assert kind_of(raised.value) == "large image"
+
+
+@pytest.mark.parametrize(("records", "share"), [(1, 0.1), (2, 0.01), (8, 0.001), (8, 0.999)])
+def test_a_small_file_keeps_a_record_to_train_on_and_one_to_measure_on(records: int, share: float, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"image": "a.png", "caption": f"{number}"}) + "\n" for number in range(records)))
+    data = PairsFile(path, validation=share)
+    counts = len(data), len(data.held_out())
+    assert sum(counts) == records
+    assert counts == ((1, 0) if records == 1 else (1, 7) if share > 0.9 else (records - 1, 1))
+    path.write_text("".join(json.dumps({"image": "a.png", "caption": "same"}) + "\n" for _ in range(records)))
+    assert len(PairsFile(path, validation=share)) == records  # equal records stay on one side
