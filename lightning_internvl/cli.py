@@ -29,7 +29,7 @@ from lightning_internvl.config.known_keys import variables_of
 from lightning_internvl.config.overrides import DELETED, GROUP, VALUE, Given, check_given_once, with_given
 from lightning_internvl.config.stage_settings import merged
 from lightning_internvl.config.targets import build, with_current_targets
-from lightning_internvl.config.trust import check_run, packages_of, trust_faults, trusting
+from lightning_internvl.config.trust import check_run, foreign_targets, trust_faults, trusting
 from lightning_internvl.console import console
 from lightning_internvl.distributed.signals import NAMES, WATCH, RunStopped
 from lightning_internvl.files import CONF, RUN_CONFIG, remove_all_but, remove_if_empty, write_text
@@ -221,7 +221,7 @@ def named_by_user(plain: Mapping[str, Any]) -> list[str]:
     """
     start = str(plain.get("init_from") or "")
     ids = [start] if "/" in start else []  # a word without a slash would be a package
-    return [*(plain.get("trust") or []), *packages_of(plain), *ids]
+    return [*(plain.get("trust") or []), *foreign_targets(plain), *ids]
 
 
 def load_run(config: DictConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_internvl.config.trust import FETCHING, packages_of, trusting, without_notes
+from lightning_internvl.config.trust import FETCHING, foreign_targets, trusting, without_notes
 from lightning_internvl.distributed.collectives import full_tensor
 from lightning_internvl.files import atomic_folder
 from lightning_internvl.layers.state_dict import own_tensors
@@ -108,8 +108,7 @@ def manifest_config(
             elsewhere.
 
     Raises:
-        ValueError: if a reader would refuse it although the packages that `config` names are
-            trusted.
+        ValueError: if a reader would refuse it although all that `config` names is trusted.
     """
     known = copy.deepcopy(dict(config))
     for part in ("encoder", "middleware", "decoder"):
@@ -121,14 +120,14 @@ def manifest_config(
         if part in tokenizers and {"pretrained", "folder"} & set(own.get("tokenizer") or {}):
             known[part]["tokenizer"] = {"_target_": SAVED}
     known = without_notes(known)
-    with trusting(packages_of(config)):
+    with trusting(foreign_targets(config)):
         check_trusted(known)
     return known
 
 
 def _is_foreign(part: Mapping[str, Any]) -> bool:
     """Whether a part is one of the user's own, whose settings have meanings of their own."""
-    return bool(packages_of({"_target_": part.get("_target_")}))
+    return bool(foreign_targets({"_target_": part.get("_target_")}))
 
 
 def _base_entry(base: BaseWeights, folder: Path) -> dict[str, Any]:

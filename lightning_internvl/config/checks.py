@@ -130,14 +130,14 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
 
 def _trust_faults(config: Mapping[str, Any]) -> Iterable[str]:
     # which need this file
-    from lightning_internvl.config.trust import folder_faults, packages_of, trust_faults
+    from lightning_internvl.config.trust import folder_faults, foreign_targets, trust_faults
 
     named = config.get("trust") or []
     if faults := list(trust_faults(named)):
         yield from faults
     elif config["init_from"]:
         # the user's own parts are named already
-        yield from folder_faults(config["init_from"], [*named, *packages_of(config)])
+        yield from folder_faults(config["init_from"], [*named, *foreign_targets(config)])
 
 
 def _trainer_faults(trainer: Mapping[str, Any] | None) -> Iterable[str]:

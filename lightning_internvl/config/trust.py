@@ -162,11 +162,16 @@ def is_trusted(target: str) -> bool:
     return any(target == name or target.startswith(f"{name}.") for name in _named.get())
 
 
-def packages_of(config: Any) -> list[str]:
-    """The packages from elsewhere that a configuration of the user's own names, but those that
-    `conf/` names."""
+def foreign_targets(config: Any) -> list[str]:
+    """The classes and functions from elsewhere that a configuration of the user's own names, but
+    those that `conf/` names. Naming one is consent to that one, not to all of its package."""
     foreign = {target for target in targets_of(config) if "." in target and not target.startswith(OURS)}
-    return sorted({target.partition(".")[0] for target in foreign - named_in_conf()})
+    return sorted(foreign - named_in_conf())
+
+
+def trusted_names() -> tuple[str, ...]:
+    """What the user trusts here: packages, classes, functions and hub ids."""
+    return _named.get()
 
 
 def targets_of(config: Any) -> set[str]:
@@ -248,9 +253,9 @@ def _target_faults(path: str, target: Any, allowed: Any, source: str) -> Iterato
 
 def _strangers(path: str, target: str) -> Iterator[str]:
     """A trusted package is imported here; what it has imported from others is not trusted with
-    it."""
+    it, unless the user has named just that."""
     home = str(getattr(locate(target), "__module__", None))
-    if not (is_trusted(f"{home}.") or f"{home}.".startswith(OURS)):
+    if target not in _named.get() and not (is_trusted(f"{home}.") or f"{home}.".startswith(OURS)):
         yield f"{path}: {target!r} is defined in {home}, not in a package that you trust; it is not run"
 
 

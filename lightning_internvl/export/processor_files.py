@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from lightning_internvl.config.targets import OURS
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.processors.any_resolution import AnyResolution
 from lightning_internvl.data.processors.basic import BICUBIC, CenterCrop, Processor, RandomCrop, Squash, Tiles
@@ -122,8 +123,10 @@ def _framed(chats: ChatCollator, token: str) -> str:
 
 def image_fields(processor: Processor, layout: str) -> Fields | None:
     """The `preprocessor_config.json` that does what a processor of ours does without chance; None
-    if no class there does."""
+    if no class there does, or the processor is from outside this project."""
     side = processor.image_size
+    if not f"{type(processor).__module__}.".startswith(OURS):
+        return None
     square = {"height": side, "width": side}
     if layout == "internvl_native":  # whose processor counts tiles
         if isinstance(processor, Tiles) and processor.thumbnail:

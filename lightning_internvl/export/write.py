@@ -25,14 +25,16 @@ from lightning_internvl.choices import PARTS
 from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.config.stage_settings import PartsSettings
 from lightning_internvl.config.targets import locate, with_current_targets
+from lightning_internvl.config.trust import is_trusted
 from lightning_internvl.export import check
 from lightning_internvl.export.card import Card, card_of
 from lightning_internvl.export.plain import make_plain, plain_config
 from lightning_internvl.export.processor_files import config_fields
 from lightning_internvl.export.processors import WrittenProcessor, write_processor
 from lightning_internvl.export.report import ExportOptions, ExportReport
-from lightning_internvl.files import RUN_CONFIG, atomic_folder, read_json
+from lightning_internvl.files import RUN_CONFIG, atomic_folder, read_json, write_json
 from lightning_internvl.hub import quiet
+from lightning_internvl.inference.collators import OWN_PROCESSOR, measuring_processor
 from lightning_internvl.inference.load_run import LoadedRun, run_of
 from lightning_internvl.layers.peft import is_update
 from lightning_internvl.layers.quantization import quantized_layers
@@ -77,6 +79,9 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
         write_model(draft, opened, layout, config, options)
         key = OWN if layout is None else layout.key
         processor = write_processor(draft, key, config, view)
+        node = measuring_processor(opened.settings)
+        if not node["_target_"].startswith(TRUSTED):
+            write_json(draft / OWN_PROCESSOR, node)
         tensors = check.check_tensors(draft, layout, config, model)
         differences, skipped, loader = check_reloaded(draft, layout, config, view, prompts, reference, greedy)
         report = ExportReport(
@@ -157,11 +162,12 @@ def trained_names(opened: LoadedRun, names: Iterable[str]) -> list[str]:
 
 
 def _part_classes(parts: PartsSettings) -> dict[str, type]:
-    """The classes of a stage's parts; `object` for one of another package, which is not
+    """The classes of a stage's parts; `object` for one that is not trusted, which is not
     imported."""
     nodes = {part: getattr(parts, part) for part in PARTS}
     targets = {part: node["_target_"] for part, node in nodes.items() if node}
-    return {part: locate(target) if target.startswith(TRUSTED) else object for part, target in targets.items()}
+    known = {part: target.startswith(TRUSTED) or is_trusted(target) for part, target in targets.items()}
+    return {part: locate(target) if known[part] else object for part, target in targets.items()}
 
 
 def adapted_weight(name: str) -> str:

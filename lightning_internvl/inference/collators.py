@@ -21,6 +21,8 @@ from lightning_internvl.model.compatibility import READERS, check_captions, chec
 from lightning_internvl.model.compose import Build
 from lightning_internvl.model.vlm import VLM, shifts_labels
 
+OWN_PROCESSOR = "processor.json"  # in an exported folder: one from outside this project
+
 
 class View(NamedTuple):
     """How a stage sees data: `pairs` and `chats` prepare what is measured, `training` the batches
@@ -41,9 +43,8 @@ def make_view(settings: StageSettings, model: VLM, tokenizers: Mapping[str, Any]
     in evaluation; a stage with a `collate.processor` uses that for both. `eval_processor` and a
     stage's processor may be changes only, without a `_target_`.
     """
-    data, own = settings.data, settings.collate.get("processor")
-    processor = build(_changed(data.processor, own))
-    measured = build(_changed(data.processor, own or data.eval_processor))
+    processor = build(_changed(settings.data.processor, settings.collate.get("processor")))
+    measured = build(measuring_processor(settings))
     training = make_collators(settings, model, tokenizers, processor, packed=settings.packing == PACKED)
     if settings.reads not in training:
         raise ValueError(
@@ -53,6 +54,13 @@ def make_view(settings: StageSettings, model: VLM, tokenizers: Mapping[str, Any]
         )
     found = make_collators(settings, model, tokenizers, measured, more_tiles=measured.max_tiles - processor.max_tiles)
     return View(found.get("pairs"), found.get("chats"), training[settings.reads], model, found.get("labels"))
+
+
+def measuring_processor(settings: StageSettings) -> Config:
+    """The configuration of what prepares pictures that are measured, and those of a model in
+    use."""
+    own = settings.collate.get("processor")
+    return _changed(settings.data.processor, own or settings.data.eval_processor)
 
 
 def make_collators(

@@ -22,6 +22,7 @@ from lightning_internvl.checkpoints.adapters import layout_of_checkpoint
 from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.checkpoints.pretrained import load_pretrained
 from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config
+from lightning_internvl.config.trust import check_parts
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.encode import ImageTokens
 from lightning_internvl.data.collate.instructions import Instructions
@@ -30,8 +31,10 @@ from lightning_internvl.data.jinja_templates import jinja_of
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.templates import ChatTemplate, load_template, template_names
 from lightning_internvl.data.tokenizer import saved_tokenizer
+from lightning_internvl.files import read_json
 from lightning_internvl.hub import local_folder
-from lightning_internvl.inference.collators import View
+from lightning_internvl.inference.collators import OWN_PROCESSOR, View
+from lightning_internvl.inference.load_run import check_kind
 from lightning_internvl.inference.published_systems import (
     HANDOFF,
     PROCESSORS,
@@ -42,10 +45,12 @@ from lightning_internvl.inference.published_systems import (
     named,
     picture_fields,
     processor_name,
+    system_of,
 )
 from lightning_internvl.messages import did_you_mean
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.compatibility import check_processor
+from lightning_internvl.model.compose import trusted_build
 from lightning_internvl.model.vlm import VLM, shifts_labels
 
 PLACEHOLDER = "<IMG_CONTEXT>"  # in text, where a layout has no word for a visual token
@@ -92,12 +97,14 @@ def open_model(
         raise ValueError(f"template={template!r} is not known; {did_you_mean(template, template_names())}")
     folder = local_folder(place)
     layout, config, native = layout_of(folder)
-    if layout not in SYSTEMS:
+    known = system_of(layout)
+    if known is None:
         raise ValueError(f"{place} ({layout}) neither answers nor compares; layouts that do: {', '.join(SYSTEMS)}")
     words = load_tokenizer(tokenizer or (folder if Path(place).exists() else place))
-    model, known, found = load_pretrained(place, dtype=dtype), SYSTEMS[layout], picture_fields(folder)
+    model, found = load_pretrained(place, dtype=dtype), picture_fields(folder)
     name = pictures or processor_name(known, found, config, model, by_class=native)
-    prepared = make_processor(name, model, found, config, known.statistics)
+    own = None if pictures else own_processor(folder)
+    prepared = trusted_build(own) if own else make_processor(name, model, found, config, known.statistics)
     if model.decoder is None:
         pairs = FolderPairs(words, prepared.whole(), **_reading(layout, model))
         return OfficialModel(View(pairs, None, pairs, model), layout, known.joint)
@@ -116,6 +123,20 @@ def layout_of(folder: Path) -> tuple[str, Config, bool]:
     config = read_config(folder)
     layout = layout_of_checkpoint(config, WeightFiles(folder).shapes)
     return layout.key, config, layout.NATIVE
+
+
+def own_processor(folder: Path) -> Config | None:
+    """The configuration of a processor from outside this project that prepared pictures for an
+    exported model; None without one.
+
+    Raises:
+        Untrusted: for one that the user does not trust.
+    """
+    node = read_json(folder / OWN_PROCESSOR) if folder.is_dir() else None
+    if node is not None:
+        check_parts(node, folder)
+        check_kind(OWN_PROCESSOR, node, (Processor,), folder)
+    return node
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -11,13 +11,15 @@ from lightning_internvl.checkpoints import handoff, load_handoff
 from lightning_internvl.checkpoints.weight_source import handoff_of
 from lightning_internvl.config.stage_settings import StageSettings, stage_settings
 from lightning_internvl.config.targets import locate, with_current_targets
-from lightning_internvl.config.trust import Untrusted, check_run, is_trusted
+from lightning_internvl.config.trust import Untrusted, check_run, is_trusted, targets_of
 from lightning_internvl.data.files.labelled_folder import HeldOutFolder
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.files import RUN_CONFIG, read_json
 from lightning_internvl.inference.collators import View, make_view
 from lightning_internvl.model.compose import Build
+
+TASKS = "lightning_internvl.evaluation"  # what measures
 
 
 class LoadedRun(NamedTuple):
@@ -59,20 +61,44 @@ def settings_of(folder: Path) -> StageSettings:
 
 
 def _check_roles(settings: StageSettings, run: Path) -> None:
-    """Refuse parts of this project in a place where they are not used: one that reads data could
-    fetch some."""
-    data = settings.data
-    nodes = {f"data.{name}": (getattr(data, name), (Processor,)) for name in ("processor", "eval_processor")}
-    nodes |= {"collate.processor": (settings.collate.get("processor"), (Processor,))}
-    nodes |= {"data.held_out": (data.held_out, (HeldOutScenes, HeldOutFolder))}
-    for path, (node, kinds) in nodes.items():
-        target = (node or {}).get("_target_")
-        if target is None or is_trusted(target):
-            continue
-        found = locate(target)
-        if not (isinstance(found, type) and issubclass(found, kinds)):
-            names = ", ".join(kind.__name__ for kind in kinds)
-            raise Untrusted([f"{run}: {path}._target_: {target!r} comes with the run and is none of {names}; it is not run"])
+    data, processors = settings.data, (Processor,)
+    check_kind("data.processor", data.processor, processors, run)
+    check_kind("data.eval_processor", data.eval_processor, processors, run)
+    check_kind("collate.processor", settings.collate.get("processor"), processors, run)
+    check_kind("data.held_out", data.held_out, (HeldOutScenes, HeldOutFolder), run)
+    for name, task in settings.evaluation.items():
+        check_kind(f"evaluation.{name}", task, (TASKS,), run)
+
+
+def check_kind(path: str, node: Any, kinds: tuple[type | str, ...], place: Path) -> None:
+    """Refuse what is this project's own but stands in a place where it is not used: one that reads
+    data could fetch some.
+
+    Args:
+        path: of the node, for messages.
+        node: a configuration that comes with `place`; its values are plain.
+        kinds: classes, or packages in which all classes will do.
+
+    Raises:
+        Untrusted: for a class of another kind that the user does not trust, at any depth.
+    """
+    target = (node or {}).get("_target_")
+    if target is None or is_trusted(target):
+        return
+    names = ", ".join(kind if isinstance(kind, str) else kind.__name__ for kind in kinds)
+    if not any(_is_of(target, kind) for kind in kinds):
+        fault = f"{target!r} comes with the run and is none of {names}; it is not run"
+        raise Untrusted([f"{place}: {path}._target_: {fault}"])
+    if inner := targets_of([value for key, value in node.items() if key != "_target_"]):
+        fault = f"{', '.join(sorted(inner))} come with the run, where plain values stand"
+        raise Untrusted([f"{place}: {path}: {fault}; they are not run"])
+
+
+def _is_of(target: str, kind: type | str) -> bool:
+    if isinstance(kind, str):
+        return target.startswith(f"{kind}.")
+    found = locate(target)
+    return isinstance(found, type) and issubclass(found, kind)
 
 
 def run_of(folder: Path) -> Path:

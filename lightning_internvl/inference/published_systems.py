@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_internvl.checkpoints.adapters import own_layouts
 from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.data.processors.any_resolution import AnyResolution
 from lightning_internvl.data.processors.basic import (
@@ -122,6 +123,12 @@ SYSTEMS: Mapping[str, System] = {
     "blip2_itm_hf": System(),
     "blip2_lavis": System(),
 }
+
+
+def system_of(layout: str) -> System | None:
+    """How a layout reads: one of the user's own as its folder says; None if it neither answers nor
+    compares."""
+    return SYSTEMS.get(layout, System() if layout in own_layouts() else None)
 
 
 def picture_fields(folder: Path) -> Config:

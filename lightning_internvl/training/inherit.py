@@ -11,7 +11,6 @@ message; what is given instead of it stays.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,21 +24,27 @@ from lightning_internvl.choices import INHERITED
 from lightning_internvl.config.checks import PARTS
 from lightning_internvl.config.targets import locate
 from lightning_internvl.data.collate.base import pad_id
-from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.hub import local_folder
-from lightning_internvl.inference.load_official import SAVED, chat_format, layout_of, load_tokenizer, placeholder
+from lightning_internvl.inference.load_official import (
+    SAVED,
+    chat_format,
+    layout_of,
+    load_tokenizer,
+    own_processor,
+    placeholder,
+)
 from lightning_internvl.inference.load_run import settings_of
 from lightning_internvl.inference.published_systems import (
     HANDOFF,
-    SYSTEMS,
     Lacking,
     named,
     picture_fields,
     processor_name,
     processor_settings,
+    system_of,
 )
-from lightning_internvl.model.compose import TRUSTED, Config, compose_model, trusted_build
+from lightning_internvl.model.compose import Config, compose_model, trusted_build
 from lightning_internvl.model.vlm import VLM
 
 GIVE = {"template": "data.chats_collate.template", "tokenizer": "data.tokenizer"}
@@ -86,8 +91,6 @@ def inherit(config: Config) -> Config:
     config |= found.parts
     data |= found.data
     whole = data["processor"].get("_target_") == INHERITED
-    if whole:
-        _check_processor(found.processor["_target_"], start)
     data["processor"] = (found.processor if whole else {}) | _with_inherited(data["processor"], found.processor)
     data["chats_collate"] = {"image_frame": found.chats["image_frame"]} | _with_inherited(chats, found.chats)
     return config
@@ -97,14 +100,6 @@ def _connector(target: str) -> str:
     """What of a middleware stands between tower and language model, as a line of `train`."""
     names = getattr(locate(target), CONNECTOR, None)
     return f"middleware.{names}" if names else "middleware"
-
-
-def _check_processor(target: str, start: str) -> None:
-    """Refuse a processor that a run names and that is none of this package; not even its module is
-    imported."""
-    kind = locate(target) if target.startswith(TRUSTED) else None
-    if not (inspect.isclass(kind) and issubclass(kind, Processor)):
-        raise ValueError(f"init_from={start}: {target!r} is no processor of {TRUSTED[:-1]}; give processor@data.processor=NAME")
 
 
 def _given_instead(value: str | None) -> str | None:
@@ -165,7 +160,9 @@ def _settings_of_folder(start: str, template: str | None, tokenizer: str | None)
     place = str(folder.resolve()) if Path(start).exists() else start
     layout, config, native = layout_of(folder)
     model, parts = _exported_model(folder) if layout == HANDOFF else _published_model(folder)
-    words, known, fields = load_tokenizer(tokenizer or place), SYSTEMS[layout], picture_fields(folder)
+    words, fields = load_tokenizer(tokenizer or place), picture_fields(folder)
+    known = system_of(layout)
+    assert known is not None, layout  # whose model answers
     rows = model.decoder.vocab_size
     if pad_id(words) >= rows:
         fault = f"the tokenizer pads with id {pad_id(words)}, the language model has {rows} rows"
@@ -177,10 +174,11 @@ def _settings_of_folder(start: str, template: str | None, tokenizer: str | None)
     chosen = template or named(known.template, config, model)
     chats, frame, _ = chat_format(words, known, context, chosen, bool(template))
     name = processor_name(known, fields, config, model, by_class=native)
+    published = processor_settings(name, model, fields, config, known.statistics)
     return InheritedSettings(
         parts,
         data={"image_token": context} | ({"video_token": video} if video else {}),
-        processor=processor_settings(name, model, fields, config, known.statistics),
+        processor=own_processor(folder) or published,
         chats={"template": chats.name, "system": chats.system, "image_frame": list(frame or ())},
     )
 

@@ -1,21 +1,55 @@
-"""Official checkpoint layouts, one module each. A new layout is one more file in this folder."""
+"""Official checkpoint layouts, one module each. A new layout is one more file in this folder, or a
+module of the user's own that offers an instance as `LAYOUT` and is trusted."""
 
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Iterable
 from importlib import import_module
+from importlib.util import find_spec
 
 from lightning_internvl.checkpoints.adapters.layout import Layout
 from lightning_internvl.checkpoints.name_rules import Config, Shapes, match_rules
+from lightning_internvl.config.trust import trusted_names
 from lightning_internvl.layers.peft import adapted_layers
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.vlm import VLM
 
 
 def all_layouts() -> dict[str, Layout]:
-    """The layouts of this folder by the names of their modules, which `layout=` takes."""
-    modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    return {module.LAYOUT.key: module.LAYOUT for module in modules if hasattr(module, "LAYOUT")}
+    """The user's layouts and those of this folder by the names of their modules, which `layout=`
+    takes.
+
+    Raises:
+        ValueError: for a layout of the user's own with the name of one of this folder.
+    """
+    own, shipped = own_layouts(), shipped_layouts()
+    if same := own.keys() & shipped.keys():
+        raise ValueError(f"the layouts {', '.join(same)} are known already; give your own modules other names")
+    return own | shipped
+
+
+def shipped_layouts() -> dict[str, Layout]:
+    """The layouts of this folder."""
+    return _offered(f"{__name__}.{found.name}" for found in pkgutil.iter_modules(__path__))
+
+
+def own_layouts() -> dict[str, Layout]:
+    """The layouts of the packages and modules that the user trusts, which are imported here."""
+    return _offered(name for name in dict.fromkeys(trusted_names()) if _is_module(name))
+
+
+def _offered(modules: Iterable[str]) -> dict[str, Layout]:
+    found = [getattr(import_module(name), "LAYOUT", None) for name in modules]
+    return {layout.key: layout for layout in found if layout is not None}
+
+
+def _is_module(name: str) -> bool:
+    """Whether a trusted name is a module: it may be a class, a function or a hub id."""
+    try:
+        return "/" not in name and find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def known_layouts() -> str:
@@ -33,7 +67,8 @@ def layout_of_checkpoint(config: Config, shapes: Shapes) -> Layout:
         if layout.recognises(config, shapes):
             return layout
     kind = config.get("model_type")
-    raise ValueError(f"no layout is known for model_type={kind!r}; known layouts: {known_layouts()}")
+    own = "one of your own is found with trust=[PACKAGE.MODULE]"
+    raise ValueError(f"no layout is known for model_type={kind!r}; {own}; known layouts: {known_layouts()}")
 
 
 def layout_of_model(

@@ -16,7 +16,8 @@ from lightning_internvl.protocols import Decoder, Encoder, Middleware
 
 
 class Layout(ABC):
-    """How a model lies in files; a module of this folder offers an instance as `LAYOUT`.
+    """How a model lies in files; a module of this folder, or of a package that the user trusts,
+    offers an instance as `LAYOUT`.
 
     Attributes:
         NAME: for people; `layout=` takes `key`.
