@@ -248,11 +248,11 @@ def _for_heads(x_BGSK: Tensor, heads: int) -> Tensor:
     return x_BGSK if x_BGSK.shape[1] == heads else x_BGSK.repeat_interleave(heads // x_BGSK.shape[1], dim=1)
 
 
-def _lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _lowered(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """In the lower type of automatic mixed precision, which other libraries' kernels do not see."""
-    device = tensors[0].device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
-    return tuple(x.to(dtype) for x in tensors)
+    device = q.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
+    return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
 def _runs(q_BHTK: Tensor, k_BGSK: Tensor, kind: str, dropout: float) -> bool:

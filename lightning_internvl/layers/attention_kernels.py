@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None) -> Te
 def _flex_kernel(device: str) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if device == "cuda" else flex_attention
+    kernel: Callable[..., Any] = flex_attention
+    return torch.compile(kernel) if device == "cuda" else kernel
 
 
 def block_mask(mask: Mask, device: torch.device) -> object:
@@ -53,13 +55,14 @@ def side_by_side(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Mask, drop
     rows, heads, queries, width = q.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B * T, H, K)
     groups = mask.varlen(q.device)
-    out = None if len(groups) == 1 and groups[0].query_places is None else q.new_zeros(rows * queries, heads, width)
+    whole = len(groups) == 1 and groups[0].query_places is None
+    out = q.new_zeros(0 if whole else rows * queries, heads, width)
     for group in groups:
         places, seen = group.query_places, group.key_places
         own_q = q if places is None else q.index_select(0, places)
         own_k, own_v = (x if seen is None else x.index_select(0, seen) for x in (k, v))
         part = _UNEVEN[backend](own_q, own_k, own_v, group, mask, dropout, scale)
-        out = part if out is None else out.index_copy(0, places, part)
+        out = part if places is None else out.index_copy(0, places, part)
     return out.unflatten(0, (rows, queries)).transpose(1, 2)
 
 

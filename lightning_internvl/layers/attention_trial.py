@@ -91,7 +91,8 @@ def _run(backend: str, tensors: Sequence[Tensor], mask: Mask | None, causal: boo
     """One call with its gradients; raises ValueError for results that are not finite."""
     q, k, v = (x.requires_grad_() for x in tensors)
     if mask is None:
-        found = kernels.EVEN[backend](*(x.transpose(1, 2) for x in (q, k, v)), causal, dropout, None)
+        turned = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        found = kernels.EVEN[backend](*turned, causal, dropout, None)
     elif backend == "flex":
         found = kernels.flex(q, k, v, mask, None)
     else:
@@ -165,7 +166,7 @@ def _unloadable() -> str | None:
 
 def _package_folder(package: str) -> Path:
     found = importlib.util.find_spec(package)
-    return Path(found.origin).parent if found and getattr(found, "origin", None) else Path("no such package")
+    return Path(found.origin).parent if found and found.origin else Path("no such package")
 
 
 # --- loading ------------------------------------------------------------------------------------------------------------

@@ -146,8 +146,8 @@ def init_normal(module: nn.Module, std: float) -> None:
     for m in module.modules():
         if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding):
             nn.init.normal_(m.weight, std=std)
-            if getattr(m, "bias", None) is not None:
-                nn.init.zeros_(m.bias)
+            if (bias := getattr(m, "bias", None)) is not None:
+                nn.init.zeros_(bias)
 
 
 @torch.no_grad()

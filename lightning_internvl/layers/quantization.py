@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +124,7 @@ def quantize(model: nn.Module, settings: Mapping[str, str | None] | None, keep: 
         tables = _tables(part)
         for inner, layer in _frozen(name, part, method, set(keep)):
             if layer in tables:
-                _quantize_table(part.lm, layer, *tables, method)
+                _quantize_table(part.lm, layer, tables, method)
             elif not _fits(layer, method):
                 left += 1
             else:
@@ -141,7 +141,9 @@ def quantized_bytes(
     found = {}
     for name, method in (settings or {}).items():
         part = getattr(model, name, None)
-        for _, layer in _frozen(name, part, method, set(keep)) if method and part is not None else ():
+        if not method or part is None:
+            continue
+        for _, layer in _frozen(name, part, method, set(keep)):
             weight, table = layer.weight, layer in _tables(part)
             if method == "bf16":
                 found[weight] = 2 * weight.numel()
@@ -152,7 +154,7 @@ def quantized_bytes(
     return found
 
 
-def _tables(part: nn.Module) -> tuple[nn.Module, ...]:
+def _tables(part: nn.Module) -> tuple[Any, ...]:
     """Token embeddings and output layer of a language model."""
     return (part.lm.get_input_embeddings(), part.lm.get_output_embeddings()) if hasattr(part, "lm") else ()
 
@@ -162,7 +164,7 @@ def _fits(layer: nn.Linear, method: str) -> bool:
     return method == "bf16" or not layer.in_features % BLOCK
 
 
-def _frozen(name: str, part: nn.Module, method: str, kept: set[str]) -> list[tuple[str, nn.Module]]:
+def _frozen(name: str, part: nn.Module, method: str, kept: set[str]) -> list[tuple[str, Any]]:
     """The layers of a part that can be quantised and do not train, by name; bf16 is for those that
     are larger now."""
     tables = _tables(part)
@@ -177,7 +179,8 @@ def _frozen(name: str, part: nn.Module, method: str, kept: set[str]) -> list[tup
 
 def _bytes(part: nn.Module) -> int:
     tensors = {id(tensor): tensor.nbytes for tensor in (*part.parameters(), *part.buffers())}
-    scales = [p.quant_state.absmax.nbytes for p in part.parameters() if getattr(p, "quant_state", None) is not None]
+    states = (getattr(p, "quant_state", None) for p in part.parameters())
+    scales = [state.absmax.nbytes for state in states if state is not None]
     return sum(tensors.values()) + sum(scales)
 
 
@@ -188,6 +191,7 @@ def _linear(layer: nn.Linear, method: str) -> nn.Module:
 
     device, weight = layer.weight.device, layer.weight.data
     has_bias = layer.bias is not None
+    made: Any
     if method == "nf4":
         made = bnb.nn.Linear4bit(
             layer.in_features, layer.out_features, bias=has_bias, quant_type="nf4", compress_statistics=False,
@@ -231,9 +235,10 @@ def plain_linear(layer: nn.Module, weight: Tensor, kind: type[nn.Linear] = nn.Li
     return made.train(layer.training)
 
 
-def _quantize_table(lm: nn.Module, layer: nn.Module, words: nn.Module, head: nn.Module | None, method: str) -> None:
+def _quantize_table(lm: nn.Module, layer: Any, tables: tuple[Any, ...], method: str) -> None:
     """The input embeddings, with the output layer where they are tied, or an output layer of its
     own."""
+    words, head = tables
     tied = head is not None and head.weight is words.weight
     if method == "bf16":
         if layer is words:
@@ -268,10 +273,11 @@ def dequantized_weight(layer: nn.Module) -> Tensor:
         return layer.weight.detach()
     import bitsandbytes as bnb
 
+    weight: Any = layer.weight
     if isinstance(layer, bnb.nn.Linear4bit):
-        return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    scale = (layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB).float()
-    return (layer.weight.data.float() * scale[:, None] / 127).to(_dtype(layer))
+        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    scale = (layer.state.SCB if weight.SCB is None else weight.SCB).float()
+    return (weight.data.float() * scale[:, None] / 127).to(_dtype(layer))
 
 
 def _dtype(layer: nn.Module) -> torch.dtype:
