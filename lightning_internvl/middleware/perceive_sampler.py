@@ -24,7 +24,7 @@ class PerceiveSampler(QFormer):
         options: sizes of the `QFormer`, which reads no text here.
     """
 
-    roles: ClassVar = QFormer.roles | {"connector": ("proj", "flag_*")}
+    roles: ClassVar[dict[str, tuple[str, ...]]] = QFormer.roles | {"connector": ("proj", "flag_*")}
 
     def __init__(self, *, encoder_dim: int, decoder_dim: int, num_queries: int = 64, **options: Any) -> None:
         super().__init__(encoder_dim=encoder_dim, decoder_dim=decoder_dim, num_queries=num_queries, text="none", **options)
@@ -34,7 +34,8 @@ class PerceiveSampler(QFormer):
         """Decoder tokens of one image, whatever the number of visual tokens."""
         return self.num_queries + 2
 
-    def forward(self, feats: list[Tensor]) -> Tensor:
+    # without instructions, which are text
+    def forward(self, feats: list[Tensor]) -> Tensor:  # type: ignore[override]
         """[(N, P, D)] -> (N, Q + 2, H)"""
         tokens = super().forward(feats)
         flags = (flag.expand(len(tokens), -1, -1).to(tokens.dtype) for flag in (self.flag_start, self.flag_end))

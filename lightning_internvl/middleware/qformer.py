@@ -61,7 +61,11 @@ class QFormer(Part):
     """
 
     embeds = "queries"  # one embedding a query, of which the best one counts
-    roles: ClassVar = {"connector": ("proj",), "generative": ("qformer.head",), "language_head": ("qformer.head",)}
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {
+        "connector": ("proj",),
+        "generative": ("qformer.head",),
+        "language_head": ("qformer.head",),
+    }
 
     def __init__(
         self,
@@ -102,8 +106,8 @@ class QFormer(Part):
             vocab_size=None if text == "none" else vocab_size, max_positions=max_positions, writes=text == "write",
             eps=norm_eps, act=act, dropout=dropout, attention_dropout=attention_dropout,
         )  # fmt: skip
-        self.vision_proj = nn.Linear(dim, embed_dim) if embed_dim else None
-        self.text_proj = nn.Linear(dim, embed_dim) if embed_dim else None
+        self.vision_proj: Any = nn.Linear(dim, embed_dim) if embed_dim else None
+        self.text_proj: Any = nn.Linear(dim, embed_dim) if embed_dim else None
         self.proj = nn.Linear(dim, decoder_dim) if decoder_dim is not None else None
         init_normal(self, init_std)
         # Equal queries would stay equal for ever.

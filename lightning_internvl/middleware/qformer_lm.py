@@ -9,6 +9,8 @@ first), M width, P visual tokens, D encoder width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,7 +64,8 @@ class QFormerLM(nn.Module):
             )
             for i in range(depth)
         )  # fmt: skip
-        self.head = _WordHead(dim, vocab_size, eps, act) if writes and vocab_size is not None else None
+        words = vocab_size if writes else None
+        self.head: Any = _WordHead(dim, words, eps, act) if words is not None else None
 
     def embed_text(self, ids_BL: Tensor, start: int = 0) -> Tensor:
         """Word and position embeddings before the common norm: (B, L) -> (B, L, M); the first token
@@ -126,7 +129,7 @@ class QFormerLayer(nn.Module):
         self.self_attn = _Attention(dim, dim, heads, eps, dropout, attention_dropout)
         self.cross_attn = _Attention(dim, visual_dim, heads, eps, dropout, attention_dropout) if visual_dim else None
         self.query_ffn = _FeedForward(dim, mlp_dim, eps, act, dropout)
-        self.text_ffn = _FeedForward(dim, mlp_dim, eps, act, dropout) if text else None
+        self.text_ffn: Any = _FeedForward(dim, mlp_dim, eps, act, dropout) if text else None
 
     def forward(
         self, x: Tensor, queries: int, visual: Tensor | None, mask: Tensor | None, past: KeyValues | None

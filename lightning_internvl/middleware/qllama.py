@@ -64,6 +64,12 @@ class QLLaMA(Part):
         "generative": ("query_tokens", "qllama.model.layers.*.cross_attn", "qllama.lm_head", "clip_projector2"),
         "language_head": ("qllama.lm_head",),
     }
+    # parts of some stages, None in the others, which do not call for them
+    query_tokens: Any
+    text_projection: Any
+    clip_projector: Any
+    clip_projector2: Any
+    mlp1: Any
 
     def __init__(
         self,
@@ -108,16 +114,17 @@ class QLLaMA(Part):
         self.text_projection = nn.Parameter(torch.zeros(dim, embed_dim)) if embed_dim else None
         self.clip_projector = AttentionPooling(encoder_dim, pool_heads, embed_dim) if embed_dim else None
         self.clip_projector2 = AttentionPooling(dim, pool_heads, embed_dim) if embed_dim and num_queries else None
-        self.mlp1 = projection(encoder_dim, decoder_dim) if self.patches else None
+        patches_dim = decoder_dim if patches else None
+        self.mlp1 = projection(encoder_dim, patches_dim) if patches_dim is not None else None
         self.mlp2 = projection(dim, decoder_dim) if decoder_dim is not None else None
         init_normal(self, init_std)
-        if num_queries:
+        if self.query_tokens is not None:
             # Equal queries would stay equal for ever: noise, not the zeros of the official
             # constructor, starts them apart.
             nn.init.normal_(self.query_tokens, std=embed_std or init_std)
         if embed_std is not None:
             nn.init.normal_(self.qllama.model.embed_tokens.weight, std=embed_std)
-        if embed_dim:
+        if self.text_projection is not None:
             nn.init.normal_(self.text_projection, std=dim**-0.5)
         if init_from_llm:
             start_from_llama(self.qllama, init_from_llm)

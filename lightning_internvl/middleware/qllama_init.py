@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
     norm_eps: float
 
 
-def sizes_of(given: dict[str, int | float | None], pretrained: str | None) -> Sizes:
+def sizes_of(given: dict[str, Any], pretrained: str | None) -> Sizes:
     """The sizes that are given, completed from a LLaMA, which must agree with all of them.
 
     Nothing is read on the meta device where all are given.

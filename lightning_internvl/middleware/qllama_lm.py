@@ -7,6 +7,8 @@ visual tokens, D encoder width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
 
@@ -42,7 +44,7 @@ class QLlamaLM(nn.Module):
             QLlamaLayer(dim, heads, mlp_dim, visual_dim if i % cross_every == 0 else None, eps) for i in range(depth)
         )
         self.model.norm = RMSNorm(dim, eps)
-        self.lm_head = nn.Linear(dim, vocab_size, bias=False) if visual_dim else None
+        self.lm_head: Any = nn.Linear(dim, vocab_size, bias=False) if visual_dim else None
 
     def forward(
         self,
