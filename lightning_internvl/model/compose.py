@@ -83,7 +83,7 @@ def completed(build: Build, config: Mapping[str, Any], **known: Any) -> Any:
     return build({k: v for k, v in config.items() if k not in extra}, **extra)
 
 
-def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VLM, dict[str, Any]]:
+def compose_model(config: Mapping[str, Any], build: Build) -> tuple[VLM, dict[str, Any]]:
     """A model from the configurations of its parts.
 
     Args:
@@ -123,7 +123,7 @@ def compose_model(config: Mapping[str, Config | None], build: Build) -> tuple[VL
         for name, objective in (config.get("objectives") or {}).items()
     }
     check_contrasts(middleware, objectives)
-    tokens: dict[str, int] = {}
+    tokens: dict[str, Any] = {}
     if decoder is not None and "decoder" in tokenizers:
         named = {kind: config[f"{kind}_token"] for kind in ("image", "video") if config.get(f"{kind}_token")}
         tokens = {f"{kind}_token_id": token_id(tokenizers["decoder"], token) for kind, token in named.items()}

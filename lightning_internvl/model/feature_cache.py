@@ -114,7 +114,7 @@ def fingerprint(encoder: nn.Module, processor: Any, method: str | None = None) -
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16)
     for name, tensor in sorted(own_tensors(encoder).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -124,6 +124,6 @@ def open_cache(settings: StageSettings, encoder: nn.Module, collate: Any) -> Fea
     if own is None:
         return None
     limit = int(own.gib * GIB)
-    store = MemoryStore(limit) if own.where == "memory" else DiskStore(Path(own.path), limit)
+    store = DiskStore(Path(own.path), limit) if own.path else MemoryStore(limit)
     method = settings.parts.quantization.get("encoder")
     return FeatureCache(store, partial(fingerprint, encoder, collate.processor, method))

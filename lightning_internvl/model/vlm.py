@@ -146,7 +146,7 @@ class VLM(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What the decoder reads: embeddings (B, L, H) and, for one that attends to them, visual
         tokens (N, T, D)."""
-        embeds, places = self._embed_words(input_ids), input_ids == self.image_token_id
+        embeds, places = self._embed_words(input_ids), _places(input_ids, self.image_token_id)
         pixels, shares, inputs = join_pictures_and_videos(pixel_values, inputs)
         if pixels is None:
             return embeds, None
@@ -168,7 +168,7 @@ class VLM(nn.Module):
         _check_places(places, len(images), shares[0], f"{flat}image(s)")
         embeds = embeds.masked_scatter(places[..., None], images)
         if self.video_token_id is not None:
-            places = input_ids == self.video_token_id
+            places = _places(input_ids, self.video_token_id)
             _check_places(places, len(videos), shares[1], f"{flat}video(s)")
             embeds = embeds.masked_scatter(places[..., None], videos)
         return embeds, None
@@ -177,16 +177,16 @@ class VLM(nn.Module):
         self, input_ids: Tensor, labels: Tensor | None, visual: Tensor | None, inputs: dict[str, Any]
     ) -> dict[str, Any]:
         """What a decoder may list under `inputs`."""
-        videos = torch.zeros_like(input_ids, dtype=torch.bool)
-        if self.video_token_id is not None:
-            videos = input_ids == self.video_token_id
-        places = {"visual_places": (input_ids == self.image_token_id) | videos, "video_places": videos, "visual": visual}
+        videos = _places(input_ids, self.video_token_id)
+        pictures = _places(input_ids, self.image_token_id)
+        places = {"visual_places": pictures | videos, "video_places": videos, "visual": visual}
         return {"input_ids": input_ids, "labels": labels, **places, **inputs}
 
     def _embed_words(self, input_ids: Tensor) -> Tensor:
         if self.image_placeholders is None and 0 <= (self.image_token_id or 0) < getattr(self.decoder, "vocab_size", math.inf):
             return self.decoder.embed(input_ids)
-        words = self.decoder.embed(input_ids.masked_fill(input_ids == self.image_token_id, 0).clamp(min=0))
+        pictures = _places(input_ids, self.image_token_id)
+        words = self.decoder.embed(input_ids.masked_fill(pictures, 0).clamp(min=0))
         return words.masked_fill((input_ids == EMPTY)[..., None], 0.0)
 
     def expand(
@@ -252,21 +252,23 @@ class VLM(nn.Module):
         """With a decoder: logits (B, L, V) and, given labels, the loss. Without one: logits of all
         pairs of picture and text and, with `return_loss=True`, their loss; with
         `use_image_text_matching_head=True` those of the matching head (see `match`)."""
-        if self.decoder is None and inputs.get("use_image_text_matching_head"):
+        if self.decoder is not None:
+            hidden, labels = self.hidden_states(input_ids, attention_mask, pixel_values, labels, **inputs)
+            loss = None
+            if labels is not None:
+                loss = NextToken()(hidden, labels, self.decoder.head, shifts=shifts_labels(self.decoder))
+            return Output(loss=loss, logits=self.decoder.head(hidden))
+        if pixel_values is None:
+            raise ValueError("a model without a decoder compares texts with pictures: give pixel_values")
+        if inputs.get("use_image_text_matching_head"):
             logits = self.match(pixel_values, input_ids, attention_mask)
             return Output(logits_per_image=logits, logits_per_text=logits.T)
-        if self.decoder is None:
-            contrast = self.objectives["itc"]
-            image = F.normalize(self.encode_image(pixel_values, mode), dim=-1)
-            text = F.normalize(self.encode_text(input_ids, attention_mask), dim=-1)
-            logits = contrast.logits(image, text)
-            loss = contrast(image, text) if inputs.get("return_loss") else None
-            return Output(loss=loss, logits_per_image=logits, logits_per_text=logits.T)
-        hidden, labels = self.hidden_states(input_ids, attention_mask, pixel_values, labels, **inputs)
-        loss = None
-        if labels is not None:
-            loss = NextToken()(hidden, labels, self.decoder.head, shifts=shifts_labels(self.decoder))
-        return Output(loss=loss, logits=self.decoder.head(hidden))
+        contrast = self.objectives["itc"]
+        image = F.normalize(self.encode_image(pixel_values, mode), dim=-1)
+        text = F.normalize(self.encode_text(input_ids, attention_mask), dim=-1)
+        logits = contrast.logits(image, text)
+        loss = contrast(image, text) if inputs.get("return_loss") else None
+        return Output(loss=loss, logits_per_image=logits, logits_per_text=logits.T)
 
     @torch.no_grad()
     def generate(
@@ -282,6 +284,8 @@ class VLM(nn.Module):
         if self.decoder is None:
             visual = self.encoder(pixel_values, layers=self.middleware.layers[:1])[0]
             return self.middleware.generate(visual, input_ids, **options)
+        if input_ids is None:
+            raise ValueError("a decoder answers a prompt: give input_ids")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         input_ids, mask, _, pixel_values = self.expand(input_ids, mask, None, pixel_values, side="left")
         listed = {name for part in (self.encoder, self.middleware, self.decoder) for name in _inputs(part)}
@@ -307,6 +311,11 @@ def shifts_labels(decoder: nn.Module) -> bool:
     """Whether the state before a token judges it; False for encoder-decoders, whose inputs are
     shifted instead."""
     return getattr(decoder, "shifts", True)
+
+
+def _places(ids_BL: Tensor, token_id: int | None) -> Tensor:
+    """Where a placeholder stands, nowhere for a model without it: bool (B, L)."""
+    return torch.zeros_like(ids_BL, dtype=torch.bool) if token_id is None else ids_BL == token_id
 
 
 def _inputs(part: nn.Module) -> tuple[str, ...]:
