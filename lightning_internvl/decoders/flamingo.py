@@ -95,7 +95,7 @@ class FlamingoCausalLM(HFCausalLM):
             segments: as in `HFCausalLM`; a text sees pictures of its own sample only.
         """
         with self._showing(embeds_BLH, visual, visual_places, segments):
-            return super().hidden(embeds_BLH, attention_mask_BL, segments)
+            return super().hidden(embeds_BLH, attention_mask_BL, segments=segments)
 
     @torch.no_grad()
     def generate(

@@ -59,10 +59,12 @@ def attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _mask(*sizes: Any, attention_mask: Tensor | Mask | None = None, **options: Any) -> Tensor | Mask | None:
+def _mask(*, attention_mask: Tensor | Mask | None = None, **options: Any) -> Tensor | Mask | None:
     """A mask described by lengths stays what it is; of others PyTorch's attention gets what it
     always gets."""
-    return attention_mask if isinstance(attention_mask, Mask) else sdpa_mask(*sizes, attention_mask=attention_mask, **options)
+    if isinstance(attention_mask, Mask):
+        return attention_mask
+    return sdpa_mask(attention_mask=attention_mask, **options)
 
 
 def _check_options(module: torch.nn.Module, mask: Tensor | Mask | None, options: dict[str, Any]) -> None:
@@ -130,7 +132,7 @@ def check_packable(model: PreTrainedModel) -> None:
 
 
 def _follows_interface(model: PreTrainedModel) -> bool:
-    return type(model.base_model)._can_set_attn_implementation()
+    return model.base_model._can_set_attn_implementation()
 
 
 register(OURS, attention)

@@ -74,6 +74,7 @@ class HFCausalLM(Part):
         embed_std: float | None = None,
     ) -> None:
         super().__init__()
+        config = config or {}
         if pretrained is None and not config:
             raise ValueError("the decoder needs either `pretrained` (a hub id or a folder) or `config` (with model_type)")
         if pretrained is None:
@@ -82,7 +83,7 @@ class HFCausalLM(Part):
             if embed_std is not None:
                 nn.init.normal_(self.lm.get_input_embeddings().weight, std=embed_std)
         else:
-            self.lm = self._loaded(pretrained, config or {})
+            self.lm = self._loaded(pretrained, config)
             if vocab_size and vocab_size > self.vocab_size:
                 self.grow(vocab_size, vocab_multiple)
         self.dim: int = self.lm.get_input_embeddings().embedding_dim
@@ -115,7 +116,7 @@ class HFCausalLM(Part):
     def sharding_units(self) -> list[nn.Module]:
         """Modules that FSDP shards one by one: the blocks of the longest module list."""
         lists = [m for m in self.lm.modules() if isinstance(m, nn.ModuleList)]
-        return list(max(lists, key=len)) if lists else [self.lm]
+        return [*max(lists, key=len)] if lists else [self.lm]
 
     def tensor_plan(self) -> TensorPlan | None:
         """Layers that tensor parallelism divides, where transformers says so for blocks of LLaMA's
@@ -160,7 +161,7 @@ class HFCausalLM(Part):
         """(B, L) -> (B, L, H)"""
         return self.lm.get_input_embeddings()(ids_BL)
 
-    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, segments: Segments | None = None) -> Tensor:
+    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, *, segments: Segments | None = None) -> Tensor:
         """States after the final norm: (B, L, H) -> (B, L, H).
 
         Args:
@@ -172,8 +173,8 @@ class HFCausalLM(Part):
                 samples apart.
         """
         if segments is not None:
-            options = packed_inputs(self.lm, segments, attention_mask_BL)
-            return self.lm.base_model(inputs_embeds=embeds_BLH, use_cache=False, **options)[0]
+            packed = packed_inputs(self.lm, segments, attention_mask_BL)
+            return self.lm.base_model(inputs_embeds=embeds_BLH, use_cache=False, **packed)[0]
         # transformers would look into a mask of two dimensions; one of four it takes as it is
         if embeds_BLH.is_meta:
             length = attention_mask_BL.shape[1]

@@ -33,7 +33,7 @@ class HFSeq2SeqLM(HFCausalLM):
     def __init__(self, *, config: dict[str, Any] | None = None, **settings: Any) -> None:
         super().__init__(config=config, **settings)
         if settings.get("pretrained") is None:
-            self._tied = bool(config.get("tie_word_embeddings", True))
+            self._tied = bool((config or {}).get("tie_word_embeddings", True))
         else:
             self._tied = self.lm.get_output_embeddings().weight is self.lm.get_input_embeddings().weight
         self.lm.config.tie_word_embeddings = self._tied
@@ -67,7 +67,8 @@ class HFSeq2SeqLM(HFCausalLM):
         outermost = [next(m for m in stack.modules() if isinstance(m, nn.ModuleList)) for stack in stacks]
         return [block for blocks in outermost for block in blocks]
 
-    def hidden(
+    # it reads no packed rows, and has no `segments`
+    def hidden(  # type: ignore[override]
         self,
         embeds_BLH: Tensor,
         attention_mask_BL: Tensor,

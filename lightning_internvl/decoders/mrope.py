@@ -29,9 +29,8 @@ class MRopeLM(Qwen2VLPreTrainedModel, GenerationMixin):
     """The text model of Qwen2-VL with its output embeddings: `model.*` and `lm_head`, as the
     official files name them."""
 
-    config: Qwen2VLTextConfig
     config_class = Qwen2VLTextConfig
-    input_modalities = ("text",)
+    input_modalities: Any = ("text",)
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers reads it from the class
 
     def __init__(self, config: Qwen2VLTextConfig) -> None:
@@ -137,8 +136,9 @@ class MRopeCausalLM(HFCausalLM):
         none = torch.zeros_like(seen)
         # Visual tokens of an encoder without grids (a fixed number for each picture) count on like
         # words.
-        plain = visual_places is None or (image_grid_thw is None and video_grid_thw is None)
-        visual = none if plain else visual_places & seen
+        visual = none
+        if visual_places is not None and not (image_grid_thw is None and video_grid_thw is None):
+            visual = visual_places & seen
         videos = none if video_places is None else video_places & visual
         steps = seen.long()  # by how much a token moves the text behind it
         inside = torch.zeros(*seen.shape, 3, dtype=torch.long, device=seen.device)

@@ -20,7 +20,7 @@ from lightning_internvl.layers.attention_masks import Segments
 
 # Projections that share one A, by the module that holds them: InternLM2 has queries, keys and
 # values in one matrix.
-GROUPS = {
+GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "self_attn": {"qkv": ("q_proj", "k_proj", "v_proj"), "out": ("o_proj",)},
     "mlp": {"gate": ("gate_proj",), "up": ("up_proj",), "down": ("down_proj",)},
 }
@@ -120,7 +120,7 @@ class PartialLoRACausalLM(HFCausalLM):
             segments: as in `HFCausalLM`.
         """
         with self._showing(visual_places):
-            return super().hidden(embeds_BLH, attention_mask_BL, segments)
+            return super().hidden(embeds_BLH, attention_mask_BL, segments=segments)
 
     @torch.no_grad()
     def generate(
@@ -151,7 +151,7 @@ class PartialLoRACausalLM(HFCausalLM):
 
 def _add_updates(layer: nn.Module, rank: int, alpha: float, dropout: float) -> None:
     for owner, groups in GROUPS.items():
-        module = getattr(layer, owner, None)
+        module: Any = getattr(layer, owner, None)
         names = [name for group in groups.values() for name in group]
         if lacking := [name for name in names if not hasattr(getattr(module, name, None), "in_features")]:
             raise ValueError(f"Partial LoRA needs the layers of LLaMA; {type(layer).__name__} has no {owner}.{lacking[0]}")

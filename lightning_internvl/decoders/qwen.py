@@ -59,10 +59,10 @@ class Qwen(HFCausalLM):
             for layer in self.lm.model.layers:
                 layer.self_attn.log_n_from = seq_length
 
-    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, segments: Segments | None = None) -> Tensor:
+    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, *, segments: Segments | None = None) -> Tensor:
         """States after the final norm: (B, L, H) -> (B, L, H); `segments` as in `HFCausalLM`."""
         self.rotary.length = embeds_BLH.shape[1] if segments is None else self._longest(segments)
-        return super().hidden(embeds_BLH, attention_mask_BL, segments)
+        return super().hidden(embeds_BLH, attention_mask_BL, segments=segments)
 
     def _longest(self, segments: Segments) -> int:
         """Tokens of the longest sample; in evaluation a longer one would have a rotary base of its
@@ -123,7 +123,7 @@ def _log_n_attention(
     value: Tensor,
     attention_mask: Tensor | Mask | None,
     *,
-    position_ids: Tensor | None = None,
+    position_ids: Tensor,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention with longer queries at places beyond the trained length."""
