@@ -14,6 +14,7 @@ from rich.progress import track
 
 from lightning_internvl.console import console
 from lightning_internvl.data.files.images import read_image
+from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.inference.journal import with_picture
 from lightning_internvl.inference.predictor import Metrics, Predictor
 from lightning_internvl.messages import first_of
@@ -78,7 +79,9 @@ class AnswerTask(ABC):
         version: int = 1,
     ) -> None:
         self.path = existing_path(path, "path")
-        self.images = existing_path(images, "images") or (self.path and (self.path if self.path.is_dir() else self.path.parent))
+        folder = self.path if self.path is None or self.path.is_dir() else self.path.parent
+        # the built-in scenes have no folder and ask for none
+        self.images = existing_path(images, "images") or folder or Path()
         self.prompt = prompt or (self.PROMPT if path else self.SCENES_PROMPT)
         if "{question}" not in self.prompt and "{question}" in self.PROMPT:
             raise ValueError(f"{prompt=} has no place for the question; write {{question}} where it belongs")
@@ -216,7 +219,7 @@ class AnswerTask(ABC):
         alone = [self._write_each([one], predictor) for one in seen]
         return [one for ones, _ in alone for one in ones], [text for _, texts in alone for text in texts]
 
-    def write(self, pictures: Sequence[np.ndarray], questions: Sequence[str], predictor: Predictor) -> list[str]:
+    def write(self, pictures: Pictures, questions: Sequence[str], predictor: Predictor) -> list[str]:
         """Answers of the model."""
         return predictor.answer(pictures, questions, self.max_new_tokens, **self.search_options())
 

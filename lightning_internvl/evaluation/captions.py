@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from lightning_internvl.console import console
 from lightning_internvl.data.files.captions import read_captions
+from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.language import CAPTION_REQUEST
 from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case
 from lightning_internvl.evaluation.metrics.bleu import bleu
@@ -69,7 +68,7 @@ class Captions(AnswerTask):
         named = zip(found.names, found.paths, found.captions, strict=True)
         return [Case(name, path, "", said) for name, path, said in named]
 
-    def write(self, pictures: Sequence[np.ndarray], questions: Sequence[str], predictor: Predictor) -> list[str]:
+    def write(self, pictures: Pictures, questions: Sequence[str], predictor: Predictor) -> list[str]:
         writer = self._writer(predictor)
         if writer == "decoder":
             return super().write(pictures, questions, predictor)

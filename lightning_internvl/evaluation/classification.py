@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_internvl.data.files.class_folder import read_class_folder
 from lightning_internvl.data.files.class_prompts import prompts, read_prompts
+from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.language import LANGUAGES
 from lightning_internvl.evaluation.features import TaskPictures, scenes_of, share_of
 from lightning_internvl.inference.predictor import Metrics, Predictor
@@ -75,9 +75,7 @@ class ZeroShotClassification:
         return score_pictures("zero_shot_", asked, scores, labels, names, self.top_k) | {"samples_asked": total}
 
 
-def zero_shot_scores(
-    predictor: Predictor, images: Sequence[np.ndarray], prompts_of_classes: Sequence[Sequence[str]], mode: str
-) -> Tensor:
+def zero_shot_scores(predictor: Predictor, images: Pictures, prompts_of_classes: Sequence[Sequence[str]], mode: str) -> Tensor:
     """Similarities (N, C), float32 on the CPU, of pictures and classes."""
     embeds = predictor.embed_images(images, mode)
     return similarities(embeds, classifier(predictor, prompts_of_classes)).float().cpu()
@@ -97,8 +95,8 @@ def score_pictures(
     kept = asked.readable()
     scores, truth = scores_NC[kept], torch.tensor(labels)[kept]
     best = scores.argmax(dim=1)
-    said = ([names[place] for place in places.tolist()] for places in (best, truth))
-    asked.keep_answers(question, *said, right=(best == truth).tolist())
+    answers, truths = ([names[place] for place in places.tolist()] for places in (best, truth))
+    asked.keep_answers(question, answers, truths, (best == truth).tolist())
     return class_scores(name, scores, truth, top_k) | {"samples": len(kept)}
 
 
@@ -129,7 +127,8 @@ def top_k_accuracy(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequen
 
     A k of as many classes as there are, or more, is left out: it would always be right.
     """
-    classes, metrics = scores_NC.shape[1], {}
+    classes = scores_NC.shape[1]
+    metrics: Metrics = {}
     for k in [k for k in top_k if k < classes]:
         right = scores_NC.topk(k, dim=1).indices == labels_N[:, None]
         metrics |= {f"{name}top{k}": share_of(right.any(dim=1)), f"{name}top{k}_chance": k / classes}

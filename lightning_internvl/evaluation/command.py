@@ -42,7 +42,9 @@ def run_evaluation(given: Mapping[str, Any], build: Build) -> None:
     found: dict[str, Any] = {}
     for model in models:  # each that a task needs is loaded once, and one at a time
         own = [job for job in jobs if job.model is model]
-        predictor = model.open() if own else None
+        if not own:
+            continue
+        predictor = model.open()
         for job in own:
             found[job.name] = _measure(job, predictor, folder / job.name, settings, build)
             write_json(folder / METRICS, read_json(folder / METRICS, {}) | {job.name: found[job.name]})

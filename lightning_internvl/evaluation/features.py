@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_internvl.data.files.lazy_pictures import LazyPictures
+from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures
 from lightning_internvl.data.processors.basic import Processor, Squash
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.inference.predictor import Predictor, in_precision
@@ -34,7 +34,7 @@ class TaskPictures:
         images: what the model is shown.
     """
 
-    def __init__(self, predictor: Predictor, images: Sequence[np.ndarray], max_missing: float, blank: np.ndarray = GREY) -> None:
+    def __init__(self, predictor: Predictor, images: Pictures, max_missing: float, blank: np.ndarray = GREY) -> None:
         self.predictor, self.source, self.max_missing, self.blank = predictor, images, max_missing, blank
         self.lost: set[int] = set()
         self.images = LazyPictures(range(len(images)), self._read) if isinstance(images, LazyPictures) else images
@@ -113,9 +113,7 @@ def square_processor(predictor: Predictor, image_size: int | None = None) -> Pro
 
 
 @in_precision
-def encode_images(
-    predictor: Predictor, images: Sequence[np.ndarray], layers: Sequence[int], processor: Processor
-) -> list[Tensor]:
+def encode_images(predictor: Predictor, images: Pictures, layers: Sequence[int], processor: Processor) -> list[Tensor]:
     """Hidden states (N, P, D), one a layer, of pictures that the tower sees at once.
 
     Raises:
@@ -128,7 +126,7 @@ def encode_images(
     return predictor.model.encoder(pixels.to(weight.device, weight.dtype), layers=tuple(layers))
 
 
-def tower_states(predictor: Predictor, images: Sequence[np.ndarray], layers: Sequence[int]) -> Iterator[list[Tensor]]:
+def tower_states(predictor: Predictor, images: Pictures, layers: Sequence[int]) -> Iterator[list[Tensor]]:
     """Hidden states (N, P, D), one a layer, of `predictor.batch_size` pictures at a time, on the
     CPU in float32."""
     processor = processor_of(predictor)

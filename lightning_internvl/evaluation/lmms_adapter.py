@@ -102,6 +102,7 @@ class LightningInternVL(lmms):
         with self.predictor.evaluating(), self.predictor.precision():
             hidden, labels = model.hidden_states(**{name: self.predictor.placed(tensor) for name, tensor in batch.items()})
             logits = model.decoder.head(hidden)
+        assert labels is not None  # the collator gives them
         if shifts_labels(model.decoder):
             logits, labels = logits[:, :-1], labels[:, 1:]
         learnt = labels != IGNORE_INDEX

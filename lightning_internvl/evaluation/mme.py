@@ -49,11 +49,8 @@ class MME(AnswerTask):
             picture.append(bool(self.judge(case, answer)))
         found: dict[str, Metrics] = {}
         for part, pictures in right.items():
-            whole = [
-                pair
-                for key, pair in pictures.items()
-                if len(pair) == 2 or predictor.journal.add_missing(key, "one of its two questions")
-            ]
+            for key in (key for key, pair in pictures.items() if len(pair) != 2):
+                predictor.journal.add_missing(key, "one of its two questions")
             if whole := [pair for pair in pictures.values() if len(pair) == 2]:
                 accuracy, plus = sum(map(sum, whole)) / (2 * len(whole)), sum(map(all, whole)) / len(whole)
                 found[part] = {"accuracy": accuracy, "accuracy_plus": plus, "score": 100 * (accuracy + plus)}
@@ -62,7 +59,7 @@ class MME(AnswerTask):
 
     @staticmethod
     def _sums(found: dict[str, Metrics]) -> Metrics:
-        sums = {}
+        sums: Metrics = {}
         for name, parts in (("perception", PERCEPTION), ("cognition", COGNITION)):
             own = [found[part]["score"] for part in parts if part in found]
             if own:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -60,6 +60,7 @@ def models_under_test(settings: EvaluationSettings, build: Build) -> list[ModelU
     if settings.run is not None:
         return [_model_of_stage(folder, settings, build) for folder in handoffs_of(Path(settings.run))]
     place = settings.model
+    assert place is not None  # a run or a model is given, as the checks have seen
     if (Path(place) / RUN_CONFIG).is_file():
         raise ValueError(f"model={place} is a run of this project; give run={place}")
     found = open_model(place, **settings.reading, dtype=getattr(torch, settings.dtype))
@@ -111,5 +112,5 @@ def _predictor(view: View, held_out: Config | None, settings: EvaluationSettings
     chats = with_full_context(view.chats, model) if view.chats else None
     reader = next(one for one in (view.chats, view.pairs, view.labels) if one is not None)
     scenes = build(held_out) if held_out else HeldOutScenes(seed=0, image_size=reader.processor.image_size)
-    options = {"pairs": view.pairs, "labels": view.labels, "batch_size": settings.batch_size, "joint": joint}
-    return Predictor(model, scenes, chats=chats, **options)
+    readers: dict[str, Any] = {"pairs": view.pairs, "chats": chats, "labels": view.labels}
+    return Predictor(model, scenes, batch_size=settings.batch_size, joint=joint, **readers)

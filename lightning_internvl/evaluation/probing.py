@@ -9,14 +9,14 @@ Letters: N pictures, P visual tokens, D width of the tower, F width of the featu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.data.files.class_folder import NamedPictures, read_class_folder
-from lightning_internvl.data.files.lazy_pictures import LazyPictures
+from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures
 from lightning_internvl.data.scenes.labels import SceneLabels
 from lightning_internvl.data.scenes.things import THINGS
 from lightning_internvl.evaluation.classification import Metrics, score_pictures
@@ -79,7 +79,8 @@ class FeatureProbe:
         if min(epochs, lr, memory) <= 0 or batch_size < 2:
             raise ValueError(f"{epochs=}, {lr=} and {memory=} must lie above 0, {batch_size=} above 1")
         self.path, self.train, self.head, self.layer, self.memory, self.seed = path, train, head, layer, memory, seed
-        self.fitting = {"epochs": epochs, "batch_size": batch_size, "lr": lr * batch_size / 256, "weight_decay": weight_decay}
+        self.fitting: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
+        self.fitting |= {"lr": lr * batch_size / 256, "weight_decay": weight_decay}
         self.pooling = {"heads": heads, "pooled_dim": pooled_dim}
         self.top_k, self.samples, self.train_samples, self.max_missing = tuple(top_k), samples, train_samples, max_missing
 
@@ -98,7 +99,7 @@ class FeatureProbe:
 
     def _data(self, predictor: Predictor) -> tuple[NamedPictures, NamedPictures]:
         """Pictures to fit on, and pictures to score."""
-        if self.path is None:
+        if self.path is None or self.train is None:
             return scene_pictures(predictor, self.train_samples or 40 * len(THINGS), self.samples)
         fitted, scored = (
             read_class_folder(path, samples=count)
@@ -117,7 +118,7 @@ class FeatureProbe:
         nn.init.zeros_(head.bias)
         return nn.Sequential(GlobalBatchNorm(width, eps=1e-6), head)
 
-    def _features(self, predictor: Predictor, images: Sequence[np.ndarray]) -> Tensor:
+    def _features(self, predictor: Predictor, images: Pictures) -> Tensor:
         """(N, F), or all tokens (N, P, D) for the attention pooling."""
         found: list[Tensor] = []
         for (states,) in tower_states(predictor, images, [self.layer]):
@@ -134,7 +135,8 @@ class FeatureProbe:
 class _Attention(AttentionProbe):
     """The probe of the training stage, called with one hidden state."""
 
-    def forward(self, states_NPD: Tensor) -> Tensor:
+    # which is not in a list
+    def forward(self, states_NPD: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward([states_NPD])
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.files.captions import read_captions
-from lightning_internvl.data.files.lazy_pictures import LazyPictures
+from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures
 from lightning_internvl.data.scenes.language import LANGUAGES
 from lightning_internvl.evaluation.features import TaskPictures, encode_images, scenes_of, share_of
 from lightning_internvl.inference.predictor import Metrics, Predictor, in_precision
@@ -97,7 +97,7 @@ class ImageTextRetrieval:
             metrics |= recalls("itm_", *rerank(predictor, images, texts, to_text, to_image, self.rerank), owner, self.top_k)
         return metrics | {"captions": len(texts), "samples": len(images), "samples_asked": total}
 
-    def _data(self, predictor: Predictor) -> tuple[Sequence[np.ndarray], list[list[str]], int]:
+    def _data(self, predictor: Predictor) -> tuple[Pictures, list[list[str]], int]:
         if self.path is None:
             data = scenes_of(predictor).captioned(language=self.language)
             return data.images[: self.samples], [[text] for text in data.captions[: self.samples]], len(data.captions)
@@ -105,8 +105,10 @@ class ImageTextRetrieval:
         return found.images, found.captions, found.total
 
 
-def _at_places(images: Sequence[np.ndarray], places: Sequence[int]) -> Sequence[np.ndarray]:
-    return LazyPictures(places, images.__getitem__) if isinstance(images, LazyPictures) else images[places]
+def _at_places(images: Pictures, places: Sequence[int]) -> Pictures:
+    if isinstance(images, LazyPictures):
+        return LazyPictures(places, images.__getitem__)
+    return np.asarray(images)[places]
 
 
 def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> Best:
@@ -168,7 +170,7 @@ def _found_by_chance(all_of_them: int, own: int, k: int) -> float:
 
 
 def rerank(
-    predictor: Predictor, images: Sequence[np.ndarray], texts: Sequence[str], to_text: Best, to_image: Best, k: int
+    predictor: Predictor, images: Pictures, texts: Sequence[str], to_text: Best, to_image: Best, k: int
 ) -> tuple[Tensor, Tensor]:
     """The best k of both directions in the order of similarity plus the logit of a match (official
     evaluation of BLIP-2 in LAVIS): places (N, k) and (T, k). What comes behind them keeps its
@@ -188,9 +190,7 @@ def rerank(
 
 
 @in_precision
-def match_logits(
-    predictor: Predictor, images: Sequence[np.ndarray], texts: Sequence[str], pictures_M: Tensor, captions_M: Tensor
-) -> Tensor:
+def match_logits(predictor: Predictor, images: Pictures, texts: Sequence[str], pictures_M: Tensor, captions_M: Tensor) -> Tensor:
     """The logit of a match for each pair of a picture and a caption, (M,) float32; pairs are in the
     order of their pictures."""
     middleware, found = predictor.model.middleware, []

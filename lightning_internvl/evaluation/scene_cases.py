@@ -114,7 +114,7 @@ def _count(one: DrawnScene) -> tuple[str, str]:
     thing, _ = _there_and_not(one)
     right = one.scene.counts[thing]
     wrong = int(one.rng.choice([number for number in (1, 2, 3) if number != right]))
-    return tuple(_are_there(thing, number) for number in (right, wrong))
+    return _are_there(thing, right), _are_there(thing, wrong)
 
 
 def _are_there(thing: int, number: int) -> str:
@@ -126,14 +126,15 @@ def _position(one: DrawnScene) -> tuple[str, str]:
     placed = one.scene.objects[int(one.rng.integers(len(one.scene.objects)))]
     elsewhere = [cell for cell in range(4) if all((o.cell, o.thing) != (cell, placed.thing) for o in one.scene.objects)]
     name = say.noun_phrase(THINGS[placed.thing], 1)
-    cells = placed.cell, int(one.rng.choice(elsewhere))
-    return tuple(f"is there {name} in the {say.CELLS[cell]}?" for cell in cells)
+    here, other = say.CELLS[placed.cell], say.CELLS[int(one.rng.choice(elsewhere))]
+    return f"is there {name} in the {here}?", f"is there {name} in the {other}?"
 
 
 def _color(one: DrawnScene) -> tuple[str, str]:
     right = one.scene.background
     wrong = int(one.rng.choice([colour for colour in range(len(COLOURS)) if colour != right]))
-    return tuple(f"is the background {COLOURS[colour].name}?" for colour in (right, wrong))
+    here, other = COLOURS[right].name, COLOURS[wrong].name
+    return f"is the background {here}?", f"is the background {other}?"
 
 
 def _there_and_not(one: DrawnScene) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.files.mask_folder import IGNORED, MaskedPictures, read_mask_folder
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.scenes.generator import Scenes
@@ -137,8 +138,8 @@ class Segmentation:
                 4 * states[0].shape[-1], processor.image_size // 4
             )  # where heads are judged; finer costs much and says little
             masks = [UNKNOWN if place in learnt.lost else data.mask(place) for place in places]
-            masks = [_resized(mask[:, ::turn], side) for mask, turn in zip(masks, turns, strict=True)]
-            truth = torch.stack(masks).long().to(predictor.device)
+            turned = [mask[:, ::turn] for mask, turn in zip(masks, turns, strict=True)]
+            truth = torch.stack([_resized(mask, side) for mask in turned]).long().to(predictor.device)
             with torch.enable_grad():
                 loss = F.cross_entropy(_enlarged(head(states), (side, side)), truth, ignore_index=IGNORED)
                 optimizer.zero_grad()
@@ -183,7 +184,7 @@ def layers_of(encoder: nn.Module, levels: int) -> list[int]:
     return [-1 - (depth * (levels - 1 - level)) // levels for level in range(levels)]
 
 
-def maps(predictor: Predictor, images: Sequence[np.ndarray], layers: Sequence[int], processor: Processor) -> list[Tensor]:
+def maps(predictor: Predictor, images: Pictures, layers: Sequence[int], processor: Processor) -> list[Tensor]:
     """What the tower makes of the places of some pictures: (N, D, G, G), one a layer, float32."""
     found = []
     for state in encode_images(predictor, images, layers, processor):

@@ -75,7 +75,8 @@ class ZeroShotVideo:
             said, total = prompts(data.names, self.templates), data.total
         videos = LazyPictures(data.videos.items, lambda item: self._sampled_frames(data.videos.read(item)))
         asked = TaskPictures(predictor, videos, self.max_missing, blank=self._sampled_frames(GREY[None]))
-        classes, metrics = classifier(predictor, said), {}
+        classes = classifier(predictor, said)
+        metrics: Metrics = {}
         by_frames = zip(self.frames, self._embed_videos(predictor, asked), strict=True)
         for frames, embeds in by_frames:  # the last one's answers are kept
             scores = similarities(embeds, classes).float().cpu()

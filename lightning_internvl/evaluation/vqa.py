@@ -34,11 +34,12 @@ class VQA(AnswerTask):
             raise ValueError(f"path={path} (questions) and annotations={annotations} (answers) go together; give both or none")
 
     def cases(self, predictor: Predictor) -> list[Case]:
-        if self.path is None:
+        if self.path is None or self.annotations is None:
             return [_agreed(case) for case in question_cases(predictor.held_out, self.samples or BUILT_IN)]
         people = self._by_question(read_object(self.annotations, "annotations"))
         numbered: dict[int, Path] | None = None
-        cases, places = [], {}
+        cases: list[Case] = []
+        places: dict[Any, str] = {}
         for place, record in enumerate(read_object(self.path, "questions")):
             where = f"{self.path}: question {place}"
             key = field(record, ("question_id",), where)
@@ -55,7 +56,8 @@ class VQA(AnswerTask):
         return cases
 
     def _by_question(self, records: Sequence[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-        people, places = {}, {}
+        people: dict[Any, dict[str, Any]] = {}
+        places: dict[Any, str] = {}
         for place, record in enumerate(records):
             where = f"{self.annotations}: annotation {place}"
             key = field(record, ("question_id",), where)

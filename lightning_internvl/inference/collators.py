@@ -25,14 +25,14 @@ OWN_PROCESSOR = "processor.json"  # in an exported folder: one from outside this
 
 
 class View(NamedTuple):
-    """How a stage sees data: `pairs` and `chats` prepare what is measured, `training` the batches
-    of a step."""
+    """How a stage sees data: `pairs`, `chats` and `labels`, each None in a model that reads none,
+    prepare what is measured, `training` the batches of a step."""
 
-    pairs: PairCollator | None
-    chats: ChatCollator | None
+    pairs: PairCollator | Any
+    chats: ChatCollator | Any
     training: Any
     model: VLM
-    labels: LabelCollator | None = None
+    labels: LabelCollator | Any = None
 
 
 def make_view(settings: StageSettings, model: VLM, tokenizers: Mapping[str, Any], build: Build) -> View:
@@ -80,7 +80,8 @@ def make_collators(
     Raises:
         ValueError: for rows that the decoder cannot read, or that could not hold a conversation.
     """
-    data, reads, found = settings.data, settings.reads, {}
+    data, reads = settings.data, settings.reads
+    found: dict[str, Any] = {}
     collate = {name: value for name, value in settings.collate.items() if name != "processor"}
     if "middleware" in tokenizers:
         options = data.pairs_collate | (collate if reads == "pairs" else {})

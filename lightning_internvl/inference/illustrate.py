@@ -55,7 +55,7 @@ class Author:
         batch = self.chats.prompts([{"images": list(images), "conversation": turns, "key": request[:40]}])
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
         new = self.model.generate(**batch, **(options | stop_options(tokenizer, end) | self.options))
-        return tokenizer.decode(new[0], skip_special_tokens=True).partition(end)[0].strip()
+        return tokenizer.batch_decode(new, skip_special_tokens=True)[0].partition(end)[0].strip()
 
 
 @dataclass(frozen=True)

@@ -160,9 +160,9 @@ def placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
     word."""
     model.image_placeholders = None  # in rows made here every visual token has a placeholder
     if model.image_token_id is not None and 0 <= model.image_token_id < len(words):
-        return words.convert_ids_to_tokens(model.image_token_id)
+        return words.convert_ids_to_tokens([model.image_token_id])[0]
     words.add_tokens(PLACEHOLDER, special_tokens=True)
-    model.image_token_id = words.convert_tokens_to_ids(PLACEHOLDER)
+    model.image_token_id = words.get_vocab()[PLACEHOLDER]
     return PLACEHOLDER
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_internvl.data.collate.chats import ChatCollator, pad_rows
 from lightning_internvl.data.collate.labels import LabelCollator
 from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.data.tokenizer import token_id
@@ -31,7 +32,8 @@ Metrics = dict[str, float]  # what a task returns
 Precision = Callable[[], AbstractContextManager[Any]]  # makes the context that a model runs in
 
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def in_precision(run: Callable[Concatenate[Predictor, P], R]) -> Callable[Concatenate[Predictor, P], R]:
@@ -73,7 +75,10 @@ class Predictor:
         journal: Journal | None = None,
     ) -> None:
         self.model, self.held_out, self.batch_size, self.joint = model, held_out, batch_size, joint
-        self.pairs, self.chats, self.labels = pairs, chats, labels
+        # None where the model reads none, and then no task that needs them is given
+        self.pairs: PairCollator | Any = pairs
+        self.chats: ChatCollator | Any = chats
+        self.labels: LabelCollator | Any = labels
         self.journal = journal or Journal()
         self.precision: Precision = nullcontext
 
@@ -107,7 +112,7 @@ class Predictor:
     # --- contrastive ------------------------------------------------------------------------------------------------
 
     @in_precision
-    def embed_images(self, images: Sequence[np.ndarray], mode: str) -> Tensor:
+    def embed_images(self, images: Pictures, mode: str) -> Tensor:
         """N pictures (H, W, 3) uint8 -> (N, E), or (N, Q, E) with an embedding a query, normalised,
         float32."""
         return torch.cat([F.normalize(self.model.encode_image(p, mode).float(), dim=-1) for p in self._pixels(images)])
@@ -119,7 +124,7 @@ class Predictor:
         return torch.cat([F.normalize(self.model.encode_text(ids, mask).float(), dim=-1) for ids, mask in rows])
 
     @in_precision
-    def match(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Tensor:
+    def match(self, images: Pictures, texts: Sequence[str]) -> Tensor:
         """Probability that each text belongs to its image: (N,)."""
         scores = []
         for pixels, part in zip(self._pixels(images), self._parts(texts), strict=True):
@@ -127,7 +132,7 @@ class Predictor:
         return torch.cat(scores)
 
     @in_precision
-    def classify(self, images: Sequence[np.ndarray]) -> Tensor:
+    def classify(self, images: Pictures) -> Tensor:
         """Scores of a probe for N pictures (H, W, 3) uint8: (N, classes)."""
         parts = (self.placed(self.labels.pixels(part, ["held-out"] * len(part))) for part in self._parts(images))
         return torch.cat([self.model.visual_tokens(pixels).float() for pixels in parts])
@@ -135,9 +140,10 @@ class Predictor:
     # --- language ---------------------------------------------------------------------------------------------------
 
     @in_precision
-    def caption(self, images: Sequence[np.ndarray], language: str = "en", max_new_tokens: int = 24, **search: Any) -> list[str]:
+    def caption(self, images: Pictures, language: str = "en", max_new_tokens: int = 24, **search: Any) -> list[str]:
         """Captions written by the middleware; `search` goes to its `generate`."""
-        tokenizer, texts = self.pairs.tokenizer, []
+        tokenizer = self.pairs.tokenizer
+        texts: list[str] = []
         prompt = torch.tensor(self.pairs.prompt_ids(self.pairs.caption_prompts[language]), device=self.device)
         for pixels in self._pixels(images):
             ids = self.model.middleware.generate(
@@ -150,9 +156,7 @@ class Predictor:
             texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def answer(
-        self, images: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 16, **search: Any
-    ) -> list[str]:
+    def answer(self, images: Pictures, questions: Sequence[str], max_new_tokens: int = 16, **search: Any) -> list[str]:
         """Answers written by the decoder, greedily, one question an image; `search` goes to its
         `generate`."""
         asked = [_as_sample(image, question, self.joint) for image, question in zip(images, questions, strict=True)]
@@ -162,7 +166,8 @@ class Predictor:
     def complete(self, samples: Sequence[dict[str, Any]], max_new_tokens: int = 16, **search: Any) -> list[str]:
         """Answers to conversations that end with a question, samples as `ChatCollator.prompts`
         takes them."""
-        chats, tokenizer, texts = self.chats, self.chats.tokenizer, []
+        chats, tokenizer = self.chats, self.chats.tokenizer
+        texts: list[str] = []
         end = chats.template.end(tokenizer.eos_token)
         options = {
             "max_new_tokens": max_new_tokens,
@@ -188,11 +193,11 @@ class Predictor:
 
     # --- batches ----------------------------------------------------------------------------------------------------
 
-    def _parts(self, items: Sequence[Any], size: int | None = None) -> Iterator[Sequence[Any]]:
+    def _parts(self, items: Sequence[Any] | np.ndarray, size: int | None = None) -> Iterator[Any]:
         size = size or self.batch_size
         return (items[i : i + size] for i in range(0, len(items), size))
 
-    def _pixels(self, images: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    def _pixels(self, images: Pictures) -> Iterator[Tensor]:
         """The pictures as the middleware that reads text sees them, one square each."""
         return (self.placed(self.pairs.pixels(part, ["held-out"] * len(part))) for part in self._parts(images))
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.files.labelled_folder import FolderLabels
-from lightning_internvl.data.files.lazy_pictures import LazyPictures, evenly_spread
+from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures, evenly_spread
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class NamedPictures:
     """`images`, the class of each, the names of the classes, and how many pictures there are in
     all."""
 
-    images: Sequence[np.ndarray]
+    images: Pictures
     labels: list[int]
     names: list[str]
     total: int

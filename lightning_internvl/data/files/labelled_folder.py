@@ -7,7 +7,6 @@ Their samples are {"image": (H, W, 3) uint8, "label", "key"}.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch.utils.data import Dataset
 
 from lightning_internvl.data.files.class_prompts import prompts as class_prompts
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
-from lightning_internvl.data.files.lazy_pictures import LazyPictures, evenly_spread
+from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures, evenly_spread
 
 
 class FolderLabels(Dataset[dict[str, Any]]):
@@ -107,6 +106,6 @@ class HeldOutFolder:
 class LabelledImages:
     """`images` (N, S, S, 3) uint8, the class of each, and for every class its prompts."""
 
-    images: Sequence[np.ndarray] | np.ndarray
+    images: Pictures
     labels: list[int]
     prompts: list[list[str]]

@@ -11,6 +11,7 @@ import numpy as np
 
 THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes beside other threads
 AHEAD = 4  # pictures a thread
+Pictures = Sequence[np.ndarray] | np.ndarray  # (H, W, 3) uint8 each
 
 
 class LazyPictures(Sequence[np.ndarray]):
