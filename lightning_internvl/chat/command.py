@@ -40,6 +40,8 @@ def run_chat(given: Mapping[str, Any], build: Build) -> None:
 
 def one_answer(loaded: Loaded, settings: ChatSettings, sampling: Sampling) -> str:
     """The answer to `question` about the pictures of `image`."""
+    assert loaded.session is not None  # or there would be a gallery
+    assert settings.question is not None
     session = loaded.session()
     for path in images_of(settings.image):
         session.show(path)

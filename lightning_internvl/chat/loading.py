@@ -53,6 +53,7 @@ def load(settings: ChatSettings, build: Build) -> Loaded:
 def load_model(settings: ChatSettings) -> Loaded:
     """A folder in an official layout, an exported hand-off, or a hub id."""
     place = settings.model
+    assert place is not None  # a run or a model is given, as the checks have seen
     if (Path(place) / RUN_CONFIG).is_file():
         raise ValueError(f"model={place} is a run of this project; give run={place}")
     found = open_model(place, **settings.reading, dtype=getattr(torch, settings.dtype))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +151,7 @@ class Session:
         asked = len(self.pictures) - self.waiting
         return {"images": self.sources[:asked], "messages": list(self.messages)}
 
-    def _written(self, sampling: Sampling) -> Iterator[str]:
+    def _written(self, sampling: Sampling) -> Generator[str, None, None]:
         tokenizer, length = self.chats.tokenizer, sum(m["content"].count(IMAGE) for m in self.messages)
         sample = {"images": self.pictures[:length], "conversation": self.messages, "key": "question"}
         try:
@@ -167,7 +167,8 @@ class Session:
         options |= stop_options(tokenizer, end)
         self._stop_flag, before = _StopFlag(), None
         for ids, finished in _generated(self.model, batch, options, self._stop_flag, sampling.seed + len(self.messages)):
-            text = visible_text(tokenizer.decode(ids, skip_special_tokens=True), end, finished)
+            (said,) = tokenizer.batch_decode([ids], skip_special_tokens=True)
+            text = visible_text(said, end, finished)
             if text != before and (text or finished):
                 yield (before := text)
 
@@ -198,12 +199,12 @@ class CaptionSession(Session):
             eos_id=self.pairs.tokenizer.eos_token_id,
             num_beams=sampling.beams,
         )
-        caption = self.pairs.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+        (caption,) = self.pairs.tokenizer.batch_decode(ids, skip_special_tokens=True)
         self.messages += [
             {"role": "user", "content": IMAGE * self.waiting + language},
-            {"role": "assistant", "content": caption},
+            {"role": "assistant", "content": caption.strip()},
         ]
-        yield caption
+        yield caption.strip()
 
 
 def visible_text(text: str, end: str, finished: bool) -> str:
@@ -254,7 +255,7 @@ class _Tokens(BaseStreamer):
 
 def _generated(
     model: VLM, batch: dict[str, Tensor], options: dict[str, Any], flag: _StopFlag, seed: int
-) -> Iterator[tuple[Sequence[int], bool]]:
+) -> Iterator[tuple[list[int], bool]]:
     """New ids, all so far at a time, and whether they are all. `generate` runs in a thread, which
     ends with this iterator."""
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -7,9 +7,10 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_internvl.chat.loading import Loaded
-from lightning_internvl.chat.session import Sampling
+from lightning_internvl.chat.session import Sampling, Session
 from lightning_internvl.inference.picture_search import Gallery, SearchHit
 from lightning_internvl.messages import did_you_mean
 
@@ -31,8 +32,10 @@ class Terminal:
     """
 
     def __init__(self, loaded: Loaded, sampling: Sampling, gallery: Gallery | None = None, found: int = 8) -> None:
-        self.name, self.sampling, self.gallery, self.found = loaded.name, sampling, gallery, found
-        self.session = loaded.session() if loaded.session else None
+        self.name, self.sampling, self.found = loaded.name, sampling, found
+        # there are commands only for what is not None
+        self.gallery: Gallery | Any = gallery
+        self.session: Session | Any = loaded.session() if loaded.session else None
         self.commands: dict[str, tuple[Callable[[str], None], str]] = {"help": (self.help, "this list")}
         if self.session:
             self.commands |= {

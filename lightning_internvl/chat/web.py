@@ -119,9 +119,12 @@ def _gallery(loaded: Loaded, settings: ChatSettings, folder: Path) -> Gallery | 
         raise ConfigError([f"{loaded.name} does not compare pictures and texts; leave gallery={settings.gallery} out"])
     if settings.gallery is None and loaded.session is None and not loaded.scenes:
         raise ConfigError([f"{loaded.name} has no decoder to talk to; it looks for pictures: give gallery=FOLDER"])
-    if loaded.retriever is None or not (settings.gallery or loaded.scenes):
+    if loaded.retriever is None:
         return None
-    return Gallery(settings.gallery or draw_scenes(loaded.scenes, folder / "scenes"), loaded.retriever)
+    pictures = settings.gallery
+    if not pictures and loaded.scenes:
+        pictures = str(draw_scenes(loaded.scenes, folder / "scenes"))
+    return Gallery(pictures, loaded.retriever) if pictures else None
 
 
 # --- chat ---------------------------------------------------------------------------------------------------------------
@@ -153,7 +156,8 @@ def _chat_tab(page: gr.Blocks, begin: Callable[[], Session], sampling: Sampling,
             talk.stop()
         return [], begin(), gr.MultimodalTextbox(value=None, submit_btn=True, stop_btn=False)
 
-    shown, outputs = {"show_progress": "hidden", "api_visibility": "private"}, [chat, box]
+    shown: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    outputs = [chat, box]
     page.load(begin, None, session, api_visibility="private")
     box.submit(answer, [box, chat, session, *controls], outputs, **shown)
     box.stop(lambda talk: talk.stop(), session, None, queue=False, **shown)
@@ -183,7 +187,7 @@ def _answered(
 ) -> Iterator[Updates]:
     """The conversation and the box, again and again while the answer is written."""
     text, files = (value or {}).get("text") or "", (value or {}).get("files") or []
-    idle = {"submit_btn": True, "stop_btn": False}
+    idle: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
     before = len(talk.pictures)
     try:
         sampling = Sampling(temperature, top_p, int(length), seed=int(seed or 0))
