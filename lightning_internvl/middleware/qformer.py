@@ -108,7 +108,7 @@ class QFormer(Part):
         )  # fmt: skip
         self.vision_proj: Any = nn.Linear(dim, embed_dim) if embed_dim else None
         self.text_proj: Any = nn.Linear(dim, embed_dim) if embed_dim else None
-        self.proj = nn.Linear(dim, decoder_dim) if decoder_dim is not None else None
+        self.proj: Any = nn.Linear(dim, decoder_dim) if decoder_dim is not None else None
         init_normal(self, init_std)
         # Equal queries would stay equal for ever.
         nn.init.normal_(self.query_tokens, std=embed_std or init_std)
