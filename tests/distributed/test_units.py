@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from runs import ROOT, TINY
 from torch import nn
 
+import lightning_internvl.cli  # noqa: F401  # for its resolvers
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.distributed.fsdp2 import check_shapes, kind_of, units_of
