@@ -117,8 +117,8 @@ class DeepseekVL(Layout):
                 return None
         freeze = {"freeze_high": True, "freeze_low": True}
         params = {"concat_type": "tuple", **freeze, "high_res_cfg": HIGH, "low_res_cfg": LOW}
-        aligner = {"depth": 2, "input_dim": 1024, "n_embed": decoder.dim}
-        aligner["projector_type"] = HYBRID_MLP if hybrid else MLP
+        kind = HYBRID_MLP if hybrid else MLP
+        aligner = {"depth": 2, "input_dim": 1024, "n_embed": decoder.dim, "projector_type": kind}
         return self.new_config(
             model,
             {

@@ -57,8 +57,8 @@ class DeepseekVLHF(Layout):
         siglip = siglip_tower(vision, head="unused")
         image = (TOP | config)["image_token_id"]
         if config["model_type"] == "deepseek_vl":
-            dims = {"encoder_dim": siglip.dim, "decoder_dim": decoder.dim}
-            return chat_model(siglip, MLPConnector(**dims, special_tokens=0), decoder, image_token_id=image)
+            connector = MLPConnector(encoder_dim=siglip.dim, decoder_dim=decoder.dim, special_tokens=0)
+            return chat_model(siglip, connector, decoder, image_token_id=image)
         high = config.get("high_res_vision_config") or {}
         check_only(high, {"model_type": "sam_vision_model"}, "high_res_vision_config")
         sam = sam_tower(high, siglip.image_size // siglip.patch_size)
@@ -89,8 +89,9 @@ def vision_configs(model: VLM) -> Config | None:
     """The configs of the towers of either variant, None for other parts."""
     encoder, connector = model.encoder, model.middleware
     low = encoder.low if isinstance(encoder, HybridEncoder) else encoder
-    siglip = isinstance(low, SiglipViT) and low.post_norm == "all" and not low.special_tokens
-    if not siglip or connector is None or connector.layers != (-1,):
+    if not isinstance(low, SiglipViT) or low.post_norm != "all" or low.special_tokens:
+        return None
+    if connector is None or connector.layers != (-1,):
         return None
     if isinstance(encoder, HybridEncoder):
         if not (isinstance(encoder.high, SamViT) and isinstance(connector, HybridMLP)):

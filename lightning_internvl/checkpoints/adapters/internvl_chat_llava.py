@@ -65,8 +65,8 @@ class InternVLChatLlava(Layout):
             chat = {"embed_dim": None, "decoder_dim": decoder.dim, "patches": True, "patch_layer": layer}
             middleware: QLLaMA | MLPConnector = qllama_of(TOP | parts, encoder.dim, llama, **chat)
         else:
-            dims = {"encoder_dim": encoder.dim, "decoder_dim": decoder.dim}
-            middleware = MLPConnector(**dims, patch_layer=layer)
+            width = decoder.dim
+            middleware = MLPConnector(encoder_dim=encoder.dim, decoder_dim=width, patch_layer=layer)
         placeholders = ImagePlaceholders(config.get("image_token_index", -200), keep_padding=True)
         return chat_model(encoder, middleware, decoder, image_placeholders=placeholders)
 

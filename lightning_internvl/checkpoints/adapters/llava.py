@@ -4,6 +4,7 @@ at the top (`llava_llama`)."""
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from lightning_internvl.checkpoints.adapters import internvl_chat_llava
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
@@ -58,12 +59,12 @@ class Llava(Layout):
         kind, feature = top["mm_projector_type"], top["mm_vision_select_feature"]
         if feature not in KINDS:
             raise ValueError(f"mm_vision_select_feature={feature!r} is not known; valid choices: {', '.join(KINDS)}")
-        reads = {"patch_layer": top["mm_vision_select_layer"], "keep_special": KINDS[feature]}
-        dims = {"encoder_dim": encoder.dim, "decoder_dim": decoder.dim}
+        options: dict[str, Any] = {"encoder_dim": encoder.dim, "decoder_dim": decoder.dim}
+        options |= {"patch_layer": top["mm_vision_select_layer"], "keep_special": KINDS[feature]}
         if kind == "linear":
-            connector: LinearConnector | MLPConnector = LinearConnector(**dims, **reads)
+            connector: LinearConnector | MLPConnector = LinearConnector(**options)
         elif match := re.fullmatch(r"mlp(\d+)x_gelu", kind):
-            connector = MLPConnector(**dims, **reads, depth=int(match[1]))
+            connector = MLPConnector(**options, depth=int(match[1]))
         else:
             raise ValueError(f"mm_projector_type={kind!r} is not known; valid choices: linear, mlp2x_gelu and other depths")
         placeholders = ImagePlaceholders(

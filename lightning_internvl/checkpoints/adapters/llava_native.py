@@ -90,8 +90,8 @@ class LlavaNative(Layout):
         # One placeholder for a picture (LLaVA's own layout) is no token of the library.
         if model.image_placeholders is not None or connector.depth != 2:
             return None
-        siglip = isinstance(encoder, SiglipViT)
-        vision = siglip_tower_config(encoder) if siglip else clip_tower_config(encoder)
+        siglip = siglip_tower_config(encoder) if isinstance(encoder, SiglipViT) else None
+        vision = siglip or clip_tower_config(encoder)
         if vision is None or not _reads_as_there(encoder, connector):
             return None
         layers = connector.layers

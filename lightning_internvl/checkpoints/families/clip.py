@@ -3,13 +3,12 @@ write them."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.families.config_fields import check_only, square_side
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
-from lightning_internvl.layers.transformer import Block
 from lightning_internvl.middleware.clip_text import CLIPText
 
 # What transformers fills in where a config is silent.
@@ -112,7 +111,7 @@ def _vision_config(encoder: CLIPViT) -> Config:
     return _block_config(encoder.encoder.layers[0], encoder.depth) | sizes
 
 
-def _block_config(block: Block, depth: int) -> Config:
+def _block_config(block: nn.Module, depth: int) -> Config:
     return {
         "hidden_size": block.self_attn.q_proj.in_features,
         "intermediate_size": block.mlp.fc1.out_features,
