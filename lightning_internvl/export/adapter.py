@@ -230,11 +230,11 @@ def stock_tensors(
 def wrap_with_peft(stock: nn.Module, updates: Mapping[str, Update], saved: Mapping[str, Tensor]) -> Any:
     """PEFT's model around one of transformers, with these adapters and these tensors."""
     first = next(iter(updates.values()))
-    shared = {tensor.data_ptr(): name for name, tensor in stock.named_parameters()}
+    shared = {parameter.data_ptr(): name for name, parameter in stock.named_parameters()}
     saved = dict(saved)
     # a table that is tied stays one
-    for name, tensor in stock.named_parameters(remove_duplicate=False):
-        if (twin := shared[tensor.data_ptr()]) in saved:
+    for name, parameter in stock.named_parameters(remove_duplicate=False):
+        if (twin := shared[parameter.data_ptr()]) in saved:
             saved.setdefault(name, saved[twin])
     modules = owning_modules(saved)
     settings = _library().LoraConfig(

@@ -108,7 +108,7 @@ def _usage(card: Card) -> str:
             f'base = AutoModelForImageTextToText.from_pretrained("{_adapter_base(card.run)}")',
             'model, processor = PeftModel.from_pretrained(base, "."), AutoProcessor.from_pretrained(".")',
         ]
-    elif kind and card.prepared.kind.endswith(("CLIPProcessor", "SiglipProcessor")):
+    elif kind and kind.endswith(("CLIPProcessor", "SiglipProcessor")):
         lines = [
             f"from transformers import {loader}, {kind}",
             f'model, processor = {loader}.from_pretrained("."), {kind}.from_pretrained(".")',

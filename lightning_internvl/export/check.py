@@ -120,9 +120,10 @@ def stock_outputs(stock: nn.Module, model: VLM, prompt: Prompt, options: Mapping
         return None
     if "mm_token_type_ids" in takes and "input_ids" in inputs:
         ids = inputs["input_ids"]
-        kinds = (ids == model.image_token_id).int()
-        if model.video_token_id is not None:
-            kinds = kinds + 2 * (ids == model.video_token_id).int()
+        kinds = torch.zeros_like(ids, dtype=torch.int32)
+        for kind, token in enumerate((model.image_token_id, model.video_token_id), start=1):
+            if token is not None:
+                kinds[ids == token] = kind
         inputs["mm_token_type_ids"] = kinds
     if model.decoder is None:
         return stock(**inputs).logits_per_image, None
@@ -166,8 +167,13 @@ def check_outputs(
         if theirs is None:
             continue
         logits[prompt.name] = check_close(f"logits ({prompt.name})", ours, theirs[0])
-        if ids is not None and not torch.equal(ids, theirs[1]):
-            raise ValueError(f"the export failed its check: greedy ids ({prompt.name}): {theirs[1].tolist()}, not {ids.tolist()}")
+        if ids is None:
+            continue
+        written = theirs[1]
+        assert written is not None  # what writes here writes there
+        if not torch.equal(ids, written):
+            said = f"greedy ids ({prompt.name}): {written.tolist()}, not {ids.tolist()}"
+            raise ValueError(f"the export failed its check: {said}")
     return logits, [prompt.name for prompt, theirs in zip(prompts, found, strict=True) if theirs is None]
 
 
@@ -213,8 +219,10 @@ def _read_back(
     """The tensors of a folder under our names, those that are there."""
     if layout is None:
         return weight_source.read_handoff(folder)[0]
-    files = WeightFiles(folder)
-    official = {layout.canonical(name): tensor for name, tensor in files.tensors(torch.device("cpu"))}
+    official: dict[str, Tensor] = {}
+    for name, tensor in WeightFiles(folder).tensors(torch.device("cpu")):
+        if (known := layout.canonical(name)) is not None:
+            official[known] = tensor
     groups, _ = match_rules(layout.rules(config), wanted)
     whole = [group for group in groups if all(name in official for name in group.official)]
     return {name: tensor for group in whole for name, tensor in group.read(official).items()}

@@ -67,7 +67,8 @@ def processor_files(layout: str, config: Mapping[str, Any], view: Any) -> Proces
     fields = _processor_fields(layout, config, chats, view.model)
     if image is None or fields is None:
         return ProcessorFiles(None, image, picture=own, film=film)
-    return ProcessorFiles(**{"image": image, "picture": own, "film": film} | fields)
+    common: Fields = {"image": image, "picture": own, "film": film}
+    return ProcessorFiles(**common | fields)
 
 
 def _processor_fields(layout: str, config: Mapping[str, Any], chats: ChatCollator, model: Any) -> Fields | None:

@@ -58,8 +58,9 @@ def write_processor(folder: Path, layout: str, config: Mapping[str, Any], view: 
         return WrittenProcessor(None, NO_CLASS, None)
     collator.tokenizer.save_pretrained(folder)
     _rename_tokens(folder, files)
-    if files.instructed:
-        view.chats.instructions.tokenizer.save_pretrained(folder / SEPARATE)
+    instructions = view.chats and view.chats.instructions
+    if files.instructed and instructions:
+        instructions.tokenizer.save_pretrained(folder / SEPARATE)
         _rename_tokens(folder / SEPARATE, ProcessorFiles(None, None))
     stop = _write_chat(folder, files, view) if view.chats else None
     _write_json(folder, "preprocessor_config.json", files.image)
@@ -129,6 +130,7 @@ def load_processor(folder: Path, files: ProcessorFiles) -> Any:
     }
     if files.instructed:
         parts["qformer_tokenizer"] = AutoTokenizer.from_pretrained(folder / SEPARATE, trust_remote_code=False)
+    assert files.kind is not None  # without a class nothing is read back
     kind = getattr(transformers, files.kind)
     if files.video is not None and not is_torchvision_available():
         # The class asks for the type of each part, and there is none of the part that is left out.

@@ -127,9 +127,10 @@ def add_placeholder_row(model: VLM) -> bool:
     """Give the language model a row for the placeholder of pictures where it is a word without one,
     which is never read here; transformers reads it before the picture takes its place. Returns
     whether it did."""
-    if model.decoder is None or (model.image_token_id or 0) < model.decoder.vocab_size:
+    token = model.image_token_id or 0
+    if model.decoder is None or token < model.decoder.vocab_size:
         return False
-    model.decoder.grow(model.image_token_id + 1)
+    model.decoder.grow(token + 1)
     return True
 
 
@@ -244,7 +245,7 @@ def load_stock(folder: Path, config: Config, model: VLM) -> nn.Module:
     Raises:
         ValueError: if a tensor is missing, left over or of another shape.
     """
-    auto = AutoModelForImageTextToText
+    auto: Any = AutoModelForImageTextToText
     if model.decoder is None:
         auto = getattr(transformers, config["architectures"][0])
     loading = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
