@@ -99,7 +99,9 @@ class DiskStore:
                 draft.write_bytes(save({str(place): tensor for place, tensor in enumerate(entry)}))
         except OSError as error:
             self.full = True
-            console.print(f"feature cache: {self.folder} takes no more files ({error}); what is missing is computed each time")
+            why = f"{self.folder} takes no more files ({error})"
+            said = f"feature cache: {why}; what is missing is computed each time"
+            console.print(said, soft_wrap=True, markup=False)
             return
         self.used += _size(entry)
         self.written += _size(entry)
