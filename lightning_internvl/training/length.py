@@ -45,7 +45,7 @@ def with_lengths(config: Mapping[str, Any], build: Build) -> Config:
         if steps is not None:
             raise ConfigError([f"stages.{name}: {epochs=} and max_steps={steps} {BOTH}"])
         settings = settings_of_stage(found, name, stage)
-        stage["max_steps"] = steps = _steps(settings, build)
+        stage["max_steps"] = steps = _steps(settings, epochs, build)
         warmup, tenth = settings.scheduler.get("warmup_steps") or 0, steps // 10
         if 2 * warmup > steps:
             stage["scheduler"] = {**(stage.get("scheduler") or {}), "warmup_steps": tenth}
@@ -91,9 +91,9 @@ def samples_of_step(settings: StageSettings) -> int:
     return settings.batch_size * settings.trainer.accumulate_grad_batches * count
 
 
-def _steps(settings: StageSettings, build: Build) -> int:
+def _steps(settings: StageSettings, epochs: float, build: Build) -> int:
     """Optimizer steps of a stage that is given in epochs."""
-    said, name = f"epochs={settings.epochs}", f"stage {settings.name}"
+    said, name = f"{epochs=}", f"stage {settings.name}"
     if settings.data.endless:
         raise ConfigError([f"{said}: {name} reads data without an end; {INSTEAD}"])
     dataset = build(settings.data.dataset(settings.reads))
@@ -106,4 +106,4 @@ def _steps(settings: StageSettings, build: Build) -> int:
         raise ConfigError([f"{said}: {why}; {instead}, or data.packing=bucketed"])
     if records == 0:
         raise ConfigError([f"{name} has nothing to train on: the data holds no record"])
-    return max(1, math.ceil(settings.epochs * records / samples))
+    return max(1, math.ceil(epochs * records / samples))
