@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from lightning_internvl.console import console
 from lightning_internvl.distributed.collectives import gather_objects, rank
 from lightning_internvl.files import write_json
-from lightning_internvl.messages import check_number, first_of
+from lightning_internvl.messages import check_choice, check_number, first_of
 from lightning_internvl.stages import Stage
 
 CHOICES = ("stop", "skip")
@@ -49,8 +49,7 @@ class Guard(L.Callback):
     """
 
     def __init__(self, *, on_nan: str = "stop", limit: int = 10, every_n_steps: int = 20) -> None:
-        if on_nan not in CHOICES:
-            raise ValueError(f"callbacks.guard.on_nan={on_nan!r} is not known; valid choices: {', '.join(CHOICES)}")
+        check_choice("callbacks.guard.on_nan", on_nan, CHOICES)
         for name, value in {"limit": limit, "every_n_steps": every_n_steps}.items():
             check_number(f"callbacks.guard.{name}", value, above=0, whole=True)
         self.on_nan, self.limit, self.every_n_steps = on_nan, limit, every_n_steps

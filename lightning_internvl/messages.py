@@ -4,7 +4,7 @@ word."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 
@@ -63,3 +63,9 @@ def check_number(name: str, value: Any, **bounds: Any) -> None:
     """Raise ValueError with the fault that `number_faults` finds, if there is one."""
     for fault in number_faults(name, value, **bounds):
         raise ValueError(fault)
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise ValueError with the valid choices when `value` is none of them."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not known; valid choices: {', '.join(choices)}")

@@ -127,7 +127,7 @@ def _gallery(loaded: Loaded, settings: ChatSettings, folder: Path) -> Gallery | 
     return Gallery(pictures, loaded.retriever) if pictures else None
 
 
-# --- chat ---------------------------------------------------------------------------------------------------------------
+# --- chat ---------------------------------------------------------------------------------------
 
 
 def _chat_tab(page: gr.Blocks, begin: Callable[[], Session], sampling: Sampling, examples: list[Example]) -> None:
@@ -223,7 +223,7 @@ def _escaped(text: str) -> str:
     return TAG.sub("&lt;", text)
 
 
-# --- search -------------------------------------------------------------------------------------------------------------
+# --- search -------------------------------------------------------------------------------------
 
 
 def _search_tab(gallery: Gallery, found: int) -> None:

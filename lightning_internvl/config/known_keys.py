@@ -237,7 +237,7 @@ def _unfinished_stages(config: Node) -> Iterator[str]:
             yield f"stages: there is no stage {name!r} to change, and it has no module; {did_you_mean(name, whole)}"
 
 
-# --- variables --------------------------------------------------------------------------------------------------------
+# --- variables ----------------------------------------------------------------------------------
 
 
 def _group_faults(path: str, node: Node, known: Collection[str], variables: Collection[str] | None) -> Iterator[str]:

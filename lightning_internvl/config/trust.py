@@ -300,7 +300,7 @@ def _raise(faults: Sequence[str], place: Path | str | None) -> None:
         raise Untrusted([f"{place}: {fault}" if place else fault for fault in [*faults[:SHOWN], *more]])
 
 
-# --- what is this project's own ---------------------------------------------------------------------------------------
+# --- what is this project's own -----------------------------------------------------------------
 
 
 def _is_ours(target: str) -> bool:

@@ -91,7 +91,7 @@ class FSDP2(ModelParallelStrategy):
         set_data_parallel_group(None)
         super().teardown()
 
-    # --- sharding ---------------------------------------------------------------------------------------------------
+    # --- sharding -------------------------------------------------------------------------------
 
     def shard(self, stage: L.LightningModule) -> None:
         """Divide the weights of a stage that is complete: loaded, adapted, quantised."""
@@ -128,7 +128,7 @@ class FSDP2(ModelParallelStrategy):
             param_dtype=torch.bfloat16 if low else None, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
 
-    # --- checkpoint -------------------------------------------------------------------------------------------------
+    # --- checkpoint -----------------------------------------------------------------------------
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return self.lightning_module.state_dict()

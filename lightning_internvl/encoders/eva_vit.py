@@ -26,6 +26,7 @@ from lightning_internvl.layers.basic import (
     resize_positions,
     split_heads,
 )
+from lightning_internvl.messages import check_choice
 
 
 class EvaViT(Tower):
@@ -67,8 +68,7 @@ class EvaViT(Tower):
         super().__init__()
         if dim % heads or image_size % patch_size:
             raise ValueError(f"{dim=} must divide by {heads=} and {image_size=} by {patch_size=}")
-        if act not in ACT2FN:
-            raise ValueError(f"encoder {act=} is not known; valid choices: {', '.join(ACT2FN)}")
+        check_choice("encoder act", act, ACT2FN)
         if k_bias and not qkv_bias:
             raise ValueError("k_bias needs qkv_bias")
         self.dim, self.depth, self.image_size, self.patch_size, self.act = dim, depth, image_size, patch_size, act

@@ -26,6 +26,7 @@ from lightning_internvl.layers.basic import (
     split_heads,
 )
 from lightning_internvl.layers.transformer import MLP, BlockList
+from lightning_internvl.messages import check_choice
 from lightning_internvl.protocols import TensorPlan
 
 
@@ -73,8 +74,7 @@ class InternViT(Tower):
         embed_std: float | None = None,
     ) -> None:
         super().__init__()
-        if norm not in _NORMS:
-            raise ValueError(f"encoder norm={norm!r} is not known; valid choices: {', '.join(_NORMS)}")
+        check_choice("encoder norm", norm, _NORMS)
         if dim % heads or image_size % patch_size:
             raise ValueError(f"{dim=} must divide by {heads=} and {image_size=} by {patch_size=}")
         self.dim, self.depth, self.image_size, self.patch_size = dim, depth, image_size, patch_size

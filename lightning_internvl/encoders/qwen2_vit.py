@@ -20,6 +20,7 @@ from lightning_internvl.encoders.tower import Tower
 from lightning_internvl.layers.attention import attend
 from lightning_internvl.layers.basic import init_normal, merge_heads
 from lightning_internvl.layers.transformer import ACTIVATIONS, MLP
+from lightning_internvl.messages import check_choice
 
 Grid = tuple[int, int, int]
 Runs = list[tuple[int, int]]
@@ -66,8 +67,7 @@ class Qwen2ViT(Tower):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"encoder {activation=} is not known; valid choices: {', '.join(ACTIVATIONS)}")
+        check_choice("encoder activation", activation, ACTIVATIONS)
         if dim % heads or dim // heads % 4:
             raise ValueError(f"{dim=} must divide by {heads=}, and the width of a head by 4 (rows and columns, sine and cosine)")
         self.dim, self.depth, self.heads, self.image_size, self.patch_size = dim, depth, heads, image_size, patch_size

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.layers.transformer import MLP
+from lightning_internvl.messages import check_choice
 
 HEADS = ("first", "unused", "none")
 
@@ -44,8 +45,7 @@ class SiglipViT(CLIPViT):
         post_norm: str = "all",
         embed_std: float | None = None,
     ) -> None:
-        if head not in HEADS:
-            raise ValueError(f"{head=} is not known; valid choices: {', '.join(HEADS)}")
+        check_choice("head", head, HEADS)
         super().__init__(
             image_size=image_size, patch_size=patch_size, dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim, act=act,
             norm_eps=norm_eps, cls=False, patch_bias=True, pre_norm=False, post_norm=post_norm, embed_std=embed_std,

@@ -17,6 +17,7 @@ from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.language import LANGUAGES
 from lightning_internvl.evaluation.features import TaskPictures, scenes_of, share_of
 from lightning_internvl.inference.predictor import Metrics, Predictor
+from lightning_internvl.messages import check_choice
 from lightning_internvl.objectives import similarities
 
 
@@ -56,8 +57,7 @@ class ZeroShotClassification:
             raise ValueError(f"names={names} are of the classes of a folder; give path=FOLDER with them")
         if path is not None:
             read_prompts(templates)  # a wrong word is told before anything is loaded
-        if language not in LANGUAGES:
-            raise ValueError(f"{language=} is not known; valid choices: {', '.join(LANGUAGES)}")
+        check_choice("language", language, LANGUAGES)
         self.path, self.names, self.templates, self.language, self.mode = path, names, templates, language, mode
         self.top_k, self.samples, self.max_missing = tuple(top_k), samples, max_missing
 

@@ -22,6 +22,7 @@ from lightning_internvl.data.scenes.things import THINGS
 from lightning_internvl.evaluation.classification import Metrics, score_pictures
 from lightning_internvl.evaluation.features import TaskPictures, pool_patches, scenes_of, tower_states
 from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.probe import AttentionProbe, GlobalBatchNorm
 
 GIB = 2**30
@@ -72,8 +73,7 @@ class FeatureProbe:
         max_missing: float = 0.01,
         version: int = 1,
     ) -> None:
-        if head not in HEADS:
-            raise ValueError(f"{head=} is not known; valid choices: {', '.join(HEADS)}")
+        check_choice("head", head, HEADS)
         if (path is None) != (train is None):
             raise ValueError(f"{path=} and {train=}: a probe is fitted on one folder and scored on another; give both or none")
         if min(epochs, lr, memory) <= 0 or batch_size < 2:

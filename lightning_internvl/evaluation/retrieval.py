@@ -21,6 +21,7 @@ from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures
 from lightning_internvl.data.scenes.language import LANGUAGES
 from lightning_internvl.evaluation.features import TaskPictures, encode_images, scenes_of, share_of
 from lightning_internvl.inference.predictor import Metrics, Predictor, in_precision
+from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.objectives import similarities
 
@@ -68,8 +69,7 @@ class ImageTextRetrieval:
     ) -> None:
         if rerank < 0 or block <= 0 or min(top_k, default=0) < 1:
             raise ValueError(f"{rerank=} must be 0 or more, {block=} above 0, {top_k=} numbers from 1 on")
-        if language not in LANGUAGES:
-            raise ValueError(f"{language=} is not known; valid choices: {', '.join(LANGUAGES)}")
+        check_choice("language", language, LANGUAGES)
         self.path, self.images, self.split, self.per_picture, self.language = path, images, split, per_picture, language
         self.mode, self.rerank, self.block, self.top_k, self.samples = mode, rerank, int(block * 2**20), tuple(top_k), samples
         self.max_missing = max_missing

@@ -25,6 +25,7 @@ from lightning_internvl.evaluation.features import TaskPictures, encode_images, 
 from lightning_internvl.evaluation.segmentation_heads import HEADS
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.messages import check_choice
 
 SCENES = 500  # that are scored unless told otherwise
 RIGHT = 0.9  # share of right pixels from which a picture is shown as a right case
@@ -77,8 +78,7 @@ class Segmentation:
         max_missing: float = 0.01,
         version: int = 1,
     ) -> None:
-        if head not in HEADS:
-            raise ValueError(f"{head=} is not known; valid choices: {', '.join(HEADS)}")
+        check_choice("head", head, HEADS)
         if layers is not None and len(layers) != HEADS[head].levels:
             raise ValueError(f"{head=} reads {HEADS[head].levels} hidden state(s), but {layers=}")
         if min(steps, lr, width) <= 0 or batch_size < 2 or not 2 <= classes <= IGNORED:

@@ -39,6 +39,7 @@ from lightning_internvl.inference.load_run import LoadedRun, run_of
 from lightning_internvl.layers.peft import is_update
 from lightning_internvl.layers.quantization import quantized_layers
 from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.messages import check_choice
 from lightning_internvl.model.compose import TRUSTED
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.stages.freezing import FreezePlan
@@ -110,8 +111,8 @@ def choose_layout(model: VLM, key: str | None, *, final: bool = True) -> tuple[L
         ValueError: if the one asked for is unknown or cannot hold the model; with those that can.
     """
     folders = [name for name, layout in all_layouts().items() if not layout.SINGLE_FILE]
-    if key is not None and key not in (*folders, OWN):
-        raise ValueError(f"layout={key!r} is not known; valid choices: {', '.join((*folders, OWN))}")
+    if key is not None:
+        check_choice("layout", key, (*folders, OWN))
     if key == OWN or not final:
         return None, {}
     try:

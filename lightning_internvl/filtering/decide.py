@@ -151,7 +151,7 @@ def _top_share(columns: Columns, share: float) -> float:
     return threshold / STEPS
 
 
-# --- what occurred before ---------------------------------------------------------------------------------------------
+# --- what occurred before -----------------------------------------------------------------------
 
 
 def repeated_pairs(columns: Columns, name: str, copies: int) -> np.ndarray:

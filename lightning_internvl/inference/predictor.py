@@ -109,7 +109,7 @@ class Predictor:
                 module.training = training
             self.precision, self.journal = before
 
-    # --- contrastive ------------------------------------------------------------------------------------------------
+    # --- contrastive ----------------------------------------------------------------------------
 
     @in_precision
     def embed_images(self, images: Pictures, mode: str) -> Tensor:
@@ -137,7 +137,7 @@ class Predictor:
         parts = (self.placed(self.labels.pixels(part, ["held-out"] * len(part))) for part in self._parts(images))
         return torch.cat([self.model.visual_tokens(pixels).float() for pixels in parts])
 
-    # --- language ---------------------------------------------------------------------------------------------------
+    # --- language -------------------------------------------------------------------------------
 
     @in_precision
     def caption(self, images: Pictures, language: str = "en", max_new_tokens: int = 24, **search: Any) -> list[str]:
@@ -191,7 +191,7 @@ class Predictor:
         weight = next(self.model.parameters())
         return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else None)
 
-    # --- batches ----------------------------------------------------------------------------------------------------
+    # --- batches --------------------------------------------------------------------------------
 
     def _parts(self, items: Sequence[Any] | np.ndarray, size: int | None = None) -> Iterator[Any]:
         size = size or self.batch_size

@@ -25,6 +25,7 @@ from lightning_internvl.choices import BACKENDS
 from lightning_internvl.layers import attention_kernels as kernels, attention_trial as trial
 from lightning_internvl.layers.attention_masks import Mask, Run
 from lightning_internvl.layers.attention_trial import CAUSAL, EVEN, INSTALL, LENGTHS, PACKAGES, dtype_name, package_title
+from lightning_internvl.messages import check_choice
 
 DEVICES = {"xformers": ("cuda",), "flash": ("cuda",), "flex": ("cuda",)}  # others run on any
 NO_KERNEL = {
@@ -51,8 +52,7 @@ def choose_backend(name: str = "auto", device: torch.device | str = "cpu", dtype
             type.
     """
     global _asked, _backend
-    if name not in BACKENDS:
-        raise ValueError(f"attention={name!r} is not known; valid choices: {', '.join(BACKENDS)}")
+    check_choice("attention", name, BACKENDS)
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -177,7 +177,7 @@ def _attend_by_lengths(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Mas
     return _by_pieces(q_BHTK, k_BGSK, v_BGSK, mask, dropout, scale)
 
 
-# --- PyTorch ------------------------------------------------------------------------------------------------------------
+# --- PyTorch ------------------------------------------------------------------------------------
 
 
 def _math(

@@ -46,7 +46,7 @@ def block_mask(mask: Mask, device: torch.device) -> object:
     )
 
 
-# --- xformers and flash-attn: (B, T, H, K), or uneven lengths side by side as (1, all, H, K) --------------------------------
+# --- xformers and flash-attn: (B, T, H, K), or uneven lengths side by side as (1, all, H, K) ----
 
 
 def side_by_side(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:

@@ -165,7 +165,7 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-# --- the masks ----------------------------------------------------------------------------------------------------------
+# --- the masks ----------------------------------------------------------------------------------
 
 
 def packed(segments: Segments, length: int, causal: bool = True) -> Mask:
@@ -200,7 +200,7 @@ def prefix(prefixes: Sequence[int], lengths: Sequence[int], length: int) -> Mask
     return Mask(tuple(rows), length, length)
 
 
-# --- packed rows ----------------------------------------------------------------------------------------------------------
+# --- packed rows --------------------------------------------------------------------------------
 
 
 def runs(lengths: Sequence[int]) -> list[Run]:

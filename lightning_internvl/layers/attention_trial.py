@@ -124,7 +124,7 @@ def _apart(device: torch.device) -> Iterator[None]:
         yield
 
 
-# --- what to tell -------------------------------------------------------------------------------------------------------
+# --- what to tell -------------------------------------------------------------------------------
 
 
 def package_title(backend: str) -> str:
@@ -169,7 +169,7 @@ def _package_folder(package: str) -> Path:
     return Path(found.origin).parent if found and found.origin else Path("no such package")
 
 
-# --- loading ------------------------------------------------------------------------------------------------------------
+# --- loading ------------------------------------------------------------------------------------
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_internvl.messages import check_choice
 from lightning_internvl.protocols import Part
 
 VERSIONS = ("v1", "v2")
@@ -40,8 +41,7 @@ class PixelShuffleMLP(Part):
         version: str = "v2",
     ) -> None:
         super().__init__()
-        if version not in VERSIONS:
-            raise ValueError(f"pixel shuffle {version=} is not known; valid choices: {', '.join(VERSIONS)}")
+        check_choice("pixel shuffle version", version, VERSIONS)
         if factor < 1:
             raise ValueError(f"pixel shuffle {factor=} must be 1 or more")
         self.layers = (patch_layer,)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.layers.basic import init_normal
+from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.beam_search import write
 from lightning_internvl.middleware.qformer_init import start_from_bert
 from lightning_internvl.middleware.qformer_lm import KeyValues, QFormerLM
@@ -125,7 +126,7 @@ class QFormer(Part):
         """Modules that FSDP shards one by one."""
         return list(self.qformer.layers)
 
-    # --- what the decoder reads -------------------------------------------------------------------------------------
+    # --- what the decoder reads -----------------------------------------------------------------
 
     def forward(
         self, feats: list[Tensor], qformer_input_ids: Tensor | None = None, qformer_attention_mask: Tensor | None = None
@@ -160,7 +161,7 @@ class QFormer(Part):
         """What the queries say of each image, no text in sight: (B, P, D) -> (B, Q, M)."""
         return self._queries(self.ln_vision(visual_BPD))[0]
 
-    # --- contrast ---------------------------------------------------------------------------------------------------
+    # --- contrast -------------------------------------------------------------------------------
 
     def embed_image(self, feats: list[Tensor], mode: str = "c") -> Tensor:
         """One normalised embedding a query, whatever the mode: (B, Q, E). The similarity to a text
@@ -187,7 +188,7 @@ class QFormer(Part):
         normalised."""
         return self.text_proj(states_BLM[:, 0])
 
-    # --- reading pictures and text ----------------------------------------------------------------------------------
+    # --- reading pictures and text --------------------------------------------------------------
 
     def stream_states(self, visual_BPD: Tensor, streams: Sequence[TextStream]) -> list[tuple[Tensor, Tensor]]:
         """Read each image beside a text. Queries that see no text (itc, itg) run once, however many
@@ -227,7 +228,7 @@ class QFormer(Part):
         queries, *texts = states.split(lengths, dim=1)
         return [(queries, text) for text in texts]
 
-    # --- captions ---------------------------------------------------------------------------------------------------
+    # --- captions -------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(self, visual_BPD: Tensor, prompt_BL: Tensor, **options: Any) -> Tensor:
@@ -288,8 +289,7 @@ def apart_mask(queries: int, streams: Sequence[TextStream]) -> Tensor:
 
 
 def _check(dim: int, heads: int, text: str, vocab_size: int | None, instructed: bool, embed_dim: int | None) -> None:
-    if text not in TEXTS:
-        raise ValueError(f"middleware {text=} is not known; valid choices: {', '.join(TEXTS)}")
+    check_choice("middleware text", text, TEXTS)
     if dim % heads:
         raise ValueError(f"middleware {dim=} must divide by {heads=}")
     if text != "none" and vocab_size is None:

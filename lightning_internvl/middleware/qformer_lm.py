@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 
 from lightning_internvl.layers.attention import attend
 from lightning_internvl.layers.basic import merge_heads, split_heads
+from lightning_internvl.messages import check_choice
 
 KeyValues = tuple[Tensor, Tensor]
 
@@ -49,8 +50,7 @@ class QFormerLM(nn.Module):
         attention_dropout: float,
     ) -> None:
         super().__init__()
-        if act not in ACT2FN:
-            raise ValueError(f"middleware {act=} is not known; valid choices: {', '.join(ACT2FN)}")
+        check_choice("middleware act", act, ACT2FN)
         self.embeddings = nn.Module()
         self.embeddings.norm = nn.LayerNorm(dim, eps=eps)
         self.embeddings.drop = nn.Dropout(dropout)

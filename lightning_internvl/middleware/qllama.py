@@ -143,7 +143,7 @@ class QLLaMA(Part):
         """Modules that FSDP shards one by one."""
         return list(self.qllama.model.layers)
 
-    # --- text -------------------------------------------------------------------------------------------------------
+    # --- text -----------------------------------------------------------------------------------
 
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Captions as a causal LLaMA reads them: the state of the last token, projected. (B, L) ->
@@ -169,7 +169,7 @@ class QLLaMA(Part):
         """Scores of the next word: (..., M) -> (..., V)."""
         return self.output_layer(states)
 
-    # --- images -----------------------------------------------------------------------------------------------------
+    # --- images ---------------------------------------------------------------------------------
 
     def embed_image(self, feats: list[Tensor], mode: Mode = "c") -> Tensor:
         """Images in the contrastive space, as the original returns them: (B, E).
@@ -214,7 +214,7 @@ class QLLaMA(Part):
         tokens = self.mlp2(self.query(feats[0]))
         return torch.cat([tokens, self.mlp1(feats[1][:, self.skipped :])], dim=1) if self.patches else tokens
 
-    # --- captions ---------------------------------------------------------------------------------------------------
+    # --- captions -------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(self, visual_BPD: Tensor, prompt_BL: Tensor, *, use_cache: bool = True, **options: Any) -> Tensor:

@@ -87,7 +87,7 @@ class VLM(nn.Module):
         self.feature_cache: FeatureCache | None = None  # of a stage with a frozen encoder
         self.config: dict[str, Any] | None = None  # of the official checkpoint it was loaded from
 
-    # --- contrastive ------------------------------------------------------------------------------------------------
+    # --- contrastive ----------------------------------------------------------------------------
 
     def encode_image(self, pixel_values: Tensor, mode: str = "c") -> Tensor:
         """(N, 3, S, S) -> (N, E), as the original returns it; mode "c" or "g" where the system has
@@ -105,7 +105,7 @@ class VLM(nn.Module):
         ((queries, _),) = self.middleware.stream_states(visual, [TextStream("itm", input_ids, attention_mask)])
         return self.objectives["itm"].logits(queries)
 
-    # --- decoder ----------------------------------------------------------------------------------------------------
+    # --- decoder --------------------------------------------------------------------------------
 
     def visual_tokens(self, pixel_values: Tensor, **inputs: Any) -> Tensor:
         """Images as the decoder reads them: (N, 3, S, S) -> (N, T, H), or all tokens in one row

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank, world_size
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
+from lightning_internvl.messages import check_choice
 
 GATHERS = ("exact", "global", "detached")
 
@@ -45,8 +46,7 @@ class ITC(nn.Module):
     ) -> None:
         super().__init__()
         check_chunk("chunk", chunk)
-        if gather not in GATHERS:
-            raise ValueError(f"{gather=} is not known; valid choices: {', '.join(GATHERS)}")
+        check_choice("gather", gather, GATHERS)
         # Stored as a logarithm, and with one dimension because sharding refuses scalars.
         self.logit_scale = nn.Parameter(torch.tensor([math.log(init_scale)]))
         self.max_log_scale = math.log(max_scale)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_internvl.choices import IGNORE_INDEX
+from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
@@ -124,8 +125,7 @@ class GenerativeStage(Stage):
 
 def check_negatives(negatives: str, mined_from_step: int) -> None:
     """Refuse settings of the wrong captions that nobody knows."""
-    if negatives not in NEGATIVES:
-        raise ValueError(f"{negatives=} is not known; valid choices: {', '.join(NEGATIVES)}")
+    check_choice("negatives", negatives, NEGATIVES)
     if mined_from_step < 0:
         raise ValueError(f"{mined_from_step=} must be a step, 0 or later")
 

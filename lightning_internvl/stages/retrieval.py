@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.choices import IGNORE_INDEX
+from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
@@ -35,8 +36,7 @@ class RetrievalStage(Stage):
     """
 
     def __init__(self, model: VLM, *, mode: str = "g", negatives: str = "mined", mined_from_step: int = 0, **stage: Any) -> None:
-        if mode not in MODES:
-            raise ValueError(f"{mode=} is not known; valid choices: {', '.join(MODES)}")
+        check_choice("mode", mode, MODES)
         check_negatives(negatives, mined_from_step)
         self.objectives = ("itc", "itm") if mode == "g" else ("itc",)
         super().__init__(model, **stage)

@@ -14,6 +14,7 @@ from lightning_internvl.checkpoints.families.language_model import language_conf
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
+from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.connector import LinearConnector, MLPConnector
 from lightning_internvl.model.placeholders import ImagePlaceholders
 from lightning_internvl.model.vlm import VLM

@@ -19,6 +19,7 @@ from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
+from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.model.vlm import VLM
 
@@ -67,8 +68,7 @@ class LlavaNative(Layout):
         top = TOP | {"image_token_index": image} | config
         check_only(config, ONLY, "config.json")
         strategy = top["vision_feature_select_strategy"]
-        if strategy not in STRATEGIES:
-            raise ValueError(f"vision_feature_select_strategy={strategy!r} is not known; valid choices: {', '.join(STRATEGIES)}")
+        check_choice("vision_feature_select_strategy", strategy, STRATEGIES)
         encoder = _tower(config.get("vision_config") or LARGE)
         text = {"model_type": "llama"} | (config.get("text_config") or {})
         decoder = language_model(text, tied="language_model.lm_head.weight" not in shapes)

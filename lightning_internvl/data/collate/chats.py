@@ -27,6 +27,7 @@ from lightning_internvl.data.collate.instructions import Instructions, encode_qu
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.templates import ChatTemplate
 from lightning_internvl.data.tokenizer import token_id
+from lightning_internvl.messages import check_choice
 
 PAIR_TASKS = ("itc", "itm", "itg")
 TOO_LONG = ("cut", "skip")
@@ -73,8 +74,7 @@ class ChatCollator:
         instructions: Instructions | None = None,
         too_long: str = "cut",
     ) -> None:
-        if too_long not in TOO_LONG:
-            raise ValueError(f"{too_long=} is not known; valid choices: {', '.join(TOO_LONG)}")
+        check_choice("too_long", too_long, TOO_LONG)
         self.tokenizer, self.template, self.processor = tokenizer, template, processor
         self.split_answers = split_answers
         self.encode = encode_question if split_answers else encode_conversation

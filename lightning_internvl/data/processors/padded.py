@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_internvl.data.processors.basic import BICUBIC, CLIP_MEAN, CLIP_STD, Processor, to_pixels
 from lightning_internvl.data.processors.resize import resized
+from lightning_internvl.messages import check_choice
 
 HALF = (0.5, 0.5, 0.5)
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": BICUBIC}
@@ -73,8 +74,7 @@ class PaddedPair(PaddedSquare):
         low_filter: str = "bilinear",
     ) -> None:
         super().__init__(image_size, mean, std, min_side, nearest)
-        if low_filter not in FILTERS:
-            raise ValueError(f"{low_filter=} is not known; valid choices: {', '.join(FILTERS)}")
+        check_choice("low_filter", low_filter, FILTERS)
         self.high = PaddedSquare(high_image_size, high_mean, high_std, min_side, nearest)
         self.low_filter = low_filter
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from lightning_internvl.messages import check_choice
+
 KERNELS = ("pillow", "torch")
 
 
@@ -55,8 +57,7 @@ def order_of_pillow_13() -> Iterator[None]:
 
 def check_kernel(kernel: str) -> str:
     """The kernel. Raises ValueError if there is none of that name."""
-    if kernel not in KERNELS:
-        raise ValueError(f"resize={kernel!r} is not known; valid choices: {', '.join(KERNELS)}")
+    check_choice("resize", kernel, KERNELS)
     return kernel
 
 
