@@ -86,10 +86,9 @@ class Checkpoint(L.Callback):
         except (OSError, RuntimeError, CheckpointException) as error:
             if trainer.is_global_zero:
                 remove(draft)
-            before = f"{path} of an earlier step is whole" if path.exists() else "there is none of an earlier step"
-            raise ValueError(
-                f"the checkpoint of step {trainer.global_step} cannot be written: {_reason(error)}; {before}"
-            ) from error
+            before = f"{path} of an earlier step is whole" if path.exists() else "no other exists"
+            lost = f"the checkpoint of step {trainer.global_step} cannot be written"
+            raise ValueError(f"{lost}: {_reason(error)}; {before}") from error
         if trainer.is_global_zero:
             into_place(draft, path)
         trainer.strategy.barrier()

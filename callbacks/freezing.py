@@ -35,7 +35,8 @@ class Freezing(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Stage, batch: Any, batch_idx: int) -> None:
         first_of_step = batch_idx % trainer.accumulate_grad_batches == 0
-        if first_of_step and trainer.global_step != pl_module.start_step and trainer.global_step in pl_module.plan.changes():
+        step = trainer.global_step
+        if first_of_step and step != pl_module.start_step and step in pl_module.plan.changes():
             self._change(trainer, pl_module)
 
     def _change(self, trainer: L.Trainer, stage: Stage) -> None:

@@ -100,7 +100,8 @@ class Guard(L.Callback):
         self.look(pl_module)
         if self.skipped:
             steps = ", ".join(str(one["step"]) for one in self.skipped)
-            console.print(f"{pl_module.name}: {len(self.skipped)} steps were left out, their numbers were not finite: {steps}")
+            left_out = f"{len(self.skipped)} steps were left out, their numbers were not finite"
+            console.print(f"{pl_module.name}: {left_out}: {steps}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: Stage, exception: BaseException) -> None:
         """Any error says where it happened: in a traceback, and where it is told in plain words."""
@@ -121,16 +122,19 @@ class Guard(L.Callback):
         if not seen.any():
             return False
         values, everywhere = (x.split([len(one.flags) for one in waiting]) for x in (own, seen))
-        found = [self._told(*one) for one in zip(waiting, values, everywhere, strict=True) if one[2].any()]
+        steps = zip(waiting, values, everywhere, strict=True)
+        found = [self._told(*step) for step in steps if step[2].any()]
         if self.on_nan == "stop":
             raise ValueError(self._message(stage, found[0], "callbacks.guard.on_nan=skip leaves out such steps"))
         self.skipped += found
         for one in found:
-            console.print(f"{stage.name}, step {one['step']}: {one['what']} is not finite, the step is left out", soft_wrap=True)
+            message = f"{one['what']} is not finite, the step is left out"
+            console.print(f"{stage.name}, step {one['step']}: {message}", soft_wrap=True)
         if rank() == 0:
             write_json(stage.folder / "not_finite.json", self.skipped)
         if len(self.skipped) > self.limit:
-            many = f"{len(self.skipped)} steps were not finite, more than callbacks.guard.limit={self.limit}"
+            limit = f"callbacks.guard.limit={self.limit}"
+            many = f"{len(self.skipped)} steps were not finite, more than {limit}"
             raise ValueError(self._message(stage, found[-1], many))
         return True
 
@@ -139,9 +143,11 @@ class Guard(L.Callback):
         """A step as it is reported: with the micro-batches whose loss is not finite, or all if only
         the gradient is not."""
         of_loss = bool(everywhere[:-1].any())
-        mine = [keys for keys, flag in zip(step.keys, own[:-1].tolist(), strict=True) if flag or not of_loss]
+        flags = own[:-1].tolist()
+        mine = [keys for keys, bad in zip(step.keys, flags, strict=True) if bad or not of_loss]
         keys = [key for rank in gather_objects(mine) for micro_batch in rank for key in micro_batch]
-        return {"step": step.step, "what": "the loss" if of_loss else "the gradient", "samples": keys}
+        what = "the loss" if of_loss else "the gradient"
+        return {"step": step.step, "what": what, "samples": keys}
 
     @staticmethod
     def _message(stage: Stage, found: dict[str, Any], advice: str) -> str:
@@ -165,12 +171,14 @@ def _now(stage: Stage, group: str, setting: str) -> str:
 def gradient_norm(stage: Stage) -> Tensor:
     """The norm of all gradients that this process holds; not finite if any of them is not."""
     grads = [parameter.grad for parameter in stage.parameters() if parameter.grad is not None]
-    return get_total_norm([grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]).to(stage.device)
+    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+    return get_total_norm(local).to(stage.device)
 
 
 def described(batch: dict[str, Any]) -> str:
     """Sizes of a batch and the ids of its samples."""
-    shapes = ", ".join(f"{name} {' x '.join(map(str, x.shape))}" for name, x in batch.items() if isinstance(x, Tensor))
+    tensors = {name: x for name, x in batch.items() if isinstance(x, Tensor)}
+    shapes = ", ".join(f"{name} {' x '.join(map(str, x.shape))}" for name, x in tensors.items())
     return f"a batch of {len(batch['keys'])} samples ({shapes}): {first_of(batch['keys'], SHOWN)}"
 
 

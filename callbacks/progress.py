@@ -29,27 +29,28 @@ class Progress(L.Callback):
         if not trainer.is_global_zero or not console.is_terminal:
             return
         self.bar = Bar(
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"), console=console,
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
         )  # fmt: skip
         self.bar.start()
-        self.task = self.bar.add_task(pl_module.name, total=pl_module.max_steps, completed=trainer.global_step, note="")
+        done, last = trainer.global_step, pl_module.max_steps
+        self.task = self.bar.add_task(pl_module.name, total=last, completed=done, note="")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        if not trainer.is_global_zero or (step % self.every_n_steps and step != pl_module.max_steps):
+        last = pl_module.max_steps
+        if not trainer.is_global_zero or (step % self.every_n_steps and step != last):
             return
-        note = "  ".join(
-            f"{k.removeprefix('train/')} {float(v):.3f}" for k, v in trainer.callback_metrics.items() if k.startswith("train/")
-        )
+        found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        note = "  ".join(f"{k.removeprefix('train/')} {v:.3f}" for k, v in found.items())
         ledger = getattr(getattr(trainer, "datamodule", None), "ledger", None)
         note += f"  {ledger.note()}" if ledger and ledger.kinds else ""
         if self.bar is not None:
             self.bar.update(self.task, completed=step, note=note)
-        elif time.monotonic() - self.printed >= self.seconds or step == pl_module.max_steps:
+        elif time.monotonic() - self.printed >= self.seconds or step == last:
             self.printed = time.monotonic()
             rate = (step - pl_module.start_step) / (self.printed - self.begun)
-            console.print(f"{pl_module.name} {step}/{pl_module.max_steps}  {note}  {rate:.1f} steps/s")
+            console.print(f"{pl_module.name} {step}/{last}  {note}  {rate:.1f} steps/s")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
         self._stop()

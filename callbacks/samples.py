@@ -43,9 +43,8 @@ class Samples(L.Callback):
     def _keep(self, trainer: L.Trainer, stage: Stage) -> None:
         if self.predictor is None or not (trainer.is_global_zero or stage.is_sharded):
             return
-        if (
-            self.shown.writer is None and self.predictor.pairs is None
-        ):  # it neither compares pictures and texts nor writes, as a probe
+        # as a probe, it neither compares pictures and texts nor writes
+        if self.shown.writer is None and self.predictor.pairs is None:
             return
         step = trainer.global_step
         last = step == stage.max_steps

@@ -94,8 +94,9 @@ class Tracking(L.Callback):
         best = self.best if isinstance(self.best, str | None) else self.best.get(stage.name)
         if best is not None and best not in found:
             names = [name for name in found if not name.endswith(CHANCE_SUFFIX)]
-            fault = f"callbacks.tracking.best={best}: stage {stage.name} has no such metric; {did_you_mean(best, names)}"
-            raise ConfigError([f"{fault}; of several stages some are named with best={{STAGE: METRIC}}"])
+            fault = f"callbacks.tracking.best={best}: stage {stage.name} has no such metric"
+            several = "of several stages some are named with best={STAGE: METRIC}"
+            raise ConfigError([f"{fault}; {did_you_mean(best, names)}; {several}"])
         if trainer.is_global_zero:
             self._log(trainer, found, journal)
         if best is not None:
@@ -103,7 +104,7 @@ class Tracking(L.Callback):
 
     def _log(self, trainer: L.Trainer, found: Mapping[str, float], journal: Journal) -> None:
         step = max(0, trainer.global_step - 1)  # as Lightning counts what is logged after a step
-        values = {f"val/{name}": value for name, value in found.items() if not name.endswith(CHANCE_SUFFIX)}
+        values = {f"val/{n}": value for n, value in found.items() if not n.endswith(CHANCE_SUFFIX)}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
             for right in (True, False):
@@ -118,9 +119,8 @@ class Tracking(L.Callback):
         from_aside(place)  # of a process that was killed while it replaced them
         before = read_json(note, {}) if place.exists() else {}
         known = before.get("value") if before.get("metric") == metric else None
-        if math.isnan(value):
-            return
-        if known is not None and not math.isnan(known) and not (value < known if self.lowest else value > known):
+        better = known is None or math.isnan(known) or (value < known if self.lowest else value > known)
+        if math.isnan(value) or not better:
             return
         if not first:
             handoff.gather_for_save(stage.model, stage.base)
@@ -133,14 +133,17 @@ class Tracking(L.Callback):
 def _light(predictor: Predictor, samples: int) -> Predictor:
     """A predictor of fewer samples."""
     light, data = copy.copy(predictor), predictor.held_out
-    counts = {"scenes": min(samples, data.scenes), "questions": min(samples, data.asked), "single": min(samples, data.single)}
-    light.held_out = HeldOutScenes(seed=data.seed, image_size=data.image_size, styles=data.styles, **counts)
+    kinds = {"scenes": data.scenes, "questions": data.asked, "single": data.single}
+    counts: dict[str, Any] = {kind: min(samples, count) for kind, count in kinds.items()}
+    own = {"seed": data.seed, "image_size": data.image_size, "styles": data.styles}
+    light.held_out = HeldOutScenes(**own, **counts)
     return light
 
 
 def _log_pictures(logger: Any, kind: str, cases: list[dict[str, Any]], step: int) -> None:
     """Cases to a logger that takes pictures: TensorBoard's, and those with `log_image` (W&B)."""
-    pictures = [np.array(Image.open(io.BytesIO(base64.b64decode(case["png"]))).convert("RGB")) for case in cases]
+    files = [io.BytesIO(base64.b64decode(case["png"])) for case in cases]
+    pictures = [np.array(Image.open(file).convert("RGB")) for file in files]
     said = [f"{case['question']} {case['answer']} (true: {case['truth']})" for case in cases]
     if hasattr(logger, "log_image"):
         logger.log_image(key=f"val/{kind}", images=pictures, caption=said, step=step)

@@ -126,7 +126,8 @@ class Validation(L.Callback):
         with Predictor(stage.model, scenes, chats=chats).evaluating(precision) as predictor:
             written = predictor.complete(asked)
         right = sum(text == answer for text, answer in zip(written, answers, strict=True))
-        return {"validation_exact_match": right / len(asked), "validation_answers": float(len(asked))}
+        count = len(asked)
+        return {"validation_exact_match": right / count, "validation_answers": float(count)}
 
 
 def _first_turn(sample: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -134,8 +135,9 @@ def _first_turn(sample: dict[str, Any]) -> tuple[dict[str, Any], str]:
     answer."""
     turns = sample["conversation"]
     place = next(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
-    pictures = sum(turn["content"].count(IMAGE) for turn in turns[:place])
-    return {**sample, "images": sample["images"][:pictures], "conversation": turns[:place]}, turns[place]["content"].strip()
+    shown = sample["images"][: sum(turn["content"].count(IMAGE) for turn in turns[:place])]
+    question = {**sample, "images": shown, "conversation": turns[:place]}
+    return question, turns[place]["content"].strip()
 
 
 def _silent(*said: Any, **options: Any) -> None:

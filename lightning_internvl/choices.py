@@ -73,6 +73,8 @@ def cache_faults(cache: Any) -> Iterator[str]:
         return
     for name in cache.keys() - {"where", "gib", "path"}:
         yield f"feature_cache: there is no setting {name!r}; {did_you_mean(name, ('where', 'gib', 'path'))}"
-    yield from number_faults("feature_cache.gib", cache.get("gib"), above=0, note=", the most GiB that it may take")
+    most = ", the most GiB that it may take"
+    yield from number_faults("feature_cache.gib", cache.get("gib"), above=0, note=most)
     if (cache["where"] == "disk") != bool(cache.get("path")):
-        yield f"feature_cache={dict(cache)}: a path belongs to where=disk, and where=disk needs one; as in {CACHES['disk']}"
+        both = "a path belongs to where=disk, and where=disk needs one"
+        yield f"feature_cache={dict(cache)}: {both}; as in {CACHES['disk']}"

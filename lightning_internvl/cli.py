@@ -139,14 +139,16 @@ def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
     plain = _with_given_settings(as_dict(config, resolve=True, throw_on_missing=True))
     plain = _checked_and_inherited(plain, _variables(config))
     if (run_dir / RUN_CONFIG).exists() and not is_helper():
-        raise ConfigError([f"{run_dir} already holds a run; go on with resume={run_dir}, or choose another paths.run"])
+        advice = f"go on with resume={run_dir}, or choose another paths.run"
+        raise ConfigError([f"{run_dir} already holds a run; {advice}"])
     return plain
 
 
 def _with_given_settings(plain: dict[str, Any]) -> dict[str, Any]:
     """A configuration in which the command line and the recipe win over the files of stages; what
     is replaced is printed."""
-    plain, messages = with_given(with_current_targets(plain), given_settings(HydraConfig.get().overrides.task), _recipe())
+    given = given_settings(HydraConfig.get().overrides.task)
+    plain, messages = with_given(with_current_targets(plain), given, _recipe())
     for line in messages:
         console.print(line, soft_wrap=True, markup=False)
     return plain
@@ -173,7 +175,8 @@ def _recipe() -> dict[str, Any]:
     builds on."""
     hydra_config = HydraConfig.get()
     name = hydra_config.runtime.choices.get("experiment")
-    folders = [Path(s.path) / "experiment" for s in hydra_config.runtime.config_sources if s.schema == "file"]
+    sources = hydra_config.runtime.config_sources
+    folders = [Path(s.path) / "experiment" for s in sources if s.schema == "file"]
     return _recipe_file(name, folders) if name else {}
 
 
@@ -241,7 +244,8 @@ def load_run(config: DictConfig) -> dict[str, Any]:
             ]
         )
     given = HydraConfig.get().overrides.task
-    moved = {key: config.trainer[key] for key in HARDWARE if any(o.startswith(f"trainer.{key}=") for o in given)}
+    words = {text.partition("=")[0] for text in given}
+    moved = {key: config.trainer[key] for key in HARDWARE if f"trainer.{key}" in words}
     workers = any(o.startswith(WORKERS) for o in given)
     hardware = tuple(f"trainer.{key}=" for key in HARDWARE)
     allowed = ("resume=", "trust=", WORKERS, LIMIT, f"+{LIMIT}", *hardware)
@@ -316,7 +320,8 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
     except FAULTS as error:
         if verbose:
             raise
-        print(f"\nerror: {_on_a_screen(explain(error))}\n(HYDRA_FULL_ERROR=1 shows where it was raised)", file=sys.stderr)
+        where = "(HYDRA_FULL_ERROR=1 shows where it was raised)"
+        print(f"\nerror: {_on_a_screen(explain(error))}\n{where}", file=sys.stderr)
         sys.exit(2)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "1" if verbose else "0"
@@ -337,14 +342,16 @@ def explain(error: Exception) -> str:
     """An error as a user can act on it: a wrong word comes with the valid ones."""
     text = str(error).strip().split("\n\nConfig search path")[0]
     if isinstance(error, OSError) and error.filename:
-        return f"cannot read or write {error.filename}: {error.strerror}; paths.run=FOLDER chooses another folder for the run"
+        advice = "paths.run=FOLDER chooses another folder for the run"
+        return f"cannot read or write {error.filename}: {error.strerror}; {advice}"
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         refused = strategy_refusal(option) if group == "strategy" else None
         return refused or f"there is no {option!r} in the group {group}; {did_you_mean(option, error.options)}"
     if isinstance(error, OverrideParseException):
         reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
-        return f"{error.override!r} is not understood ({reason}); write SETTING=VALUE, with quotes around special characters"
+        advice = "write SETTING=VALUE, with quotes around special characters"
+        return f"{error.override!r} is not understood ({reason}); {advice}"
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key} has no value; give {error.full_key}=VALUE"
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^'@]+)'", text)
@@ -368,7 +375,8 @@ def _unknown_setting(key: str) -> str:
     from hydra import compose, initialize_config_dir
 
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-    chosen = [word for word in sys.argv[1:] if re.fullmatch(rf"\+?({'|'.join(groups)})(@[\w.]+)?=(\w+|\[[\w,]+\])", word)]
+    choice = re.compile(rf"\+?({'|'.join(groups)})(@[\w.]+)?=(\w+|\[[\w,]+\])")
+    chosen = [word for word in sys.argv[1:] if choice.fullmatch(word)]
     own = Path(sys.argv[0]).stem  # chat.py has settings of its own
     with initialize_config_dir(str(CONF), version_base="1.3"):
         tasks = [word for word in chosen if word.startswith("task=")]
@@ -385,6 +393,5 @@ def _unknown_setting(key: str) -> str:
     own_groups = groups if "pipeline" in node and not parents else []
     choices = sorted({*map(str, node), *own_groups} - {"hydra", "_target_", "_partial_"})
     part = f"; a part of one stage is swapped with {word}@{key}=OPTION" if parents and word in groups else ""
-    return (
-        f"there is no setting {key!r}; {'in ' + '.'.join(parents) + ': ' if parents else ''}{did_you_mean(word, choices)}{part}"
-    )
+    place = f"in {'.'.join(parents)}: " if parents else ""
+    return f"there is no setting {key!r}; {place}{did_you_mean(word, choices)}{part}"

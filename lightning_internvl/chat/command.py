@@ -6,12 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_internvl.chat.loading import Loaded, load
+from lightning_internvl.chat.loading import Loaded, gallery_of, load
 from lightning_internvl.chat.session import Sampling
 from lightning_internvl.chat.settings import ChatSettings, images_of
 from lightning_internvl.chat.terminal import Terminal, as_lines
-from lightning_internvl.inference.picture_search import Gallery
-from lightning_internvl.messages import ConfigError
 from lightning_internvl.model.compose import Build
 
 
@@ -22,14 +20,15 @@ def run_chat(given: Mapping[str, Any], build: Build) -> None:
         ValueError: for what cannot be opened or asked.
     """
     settings = ChatSettings.of(given)
-    sampling = Sampling(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Sampling)})
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    sampling = Sampling(**{name: getattr(settings, name) for name in names})
     loaded = load(settings, build)
     if settings.ui == "web":
         from lightning_internvl.chat.web import serve
 
         serve(loaded, settings, sampling)
         return
-    gallery = _gallery(loaded, settings)
+    gallery = gallery_of(loaded, settings.gallery)
     if settings.question is None:
         Terminal(loaded, sampling, gallery, settings.found).run()
     elif gallery is not None:
@@ -46,13 +45,3 @@ def one_answer(loaded: Loaded, settings: ChatSettings, sampling: Sampling) -> st
     for path in images_of(settings.image):
         session.show(path)
     return list(session.ask(settings.question, sampling))[-1]
-
-
-def _gallery(loaded: Loaded, settings: ChatSettings) -> Gallery | None:
-    if settings.gallery is None:
-        if loaded.session is None:
-            raise ConfigError([f"{loaded.name} has no decoder to talk to; it looks for pictures: give gallery=FOLDER"])
-        return None
-    if loaded.retriever is None:
-        raise ConfigError([f"{loaded.name} does not compare pictures and texts; leave gallery={settings.gallery} out"])
-    return Gallery(settings.gallery, loaded.retriever)

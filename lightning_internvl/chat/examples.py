@@ -50,7 +50,8 @@ def draw_scenes(held_out: Config, folder: Path) -> Path:
 
 
 def _source(held_out: Config) -> Scenes:
-    return Scenes(held_out["seed"], "scenes", SIDE, tuple(held_out.get("styles") or ("twemoji", "openmoji")))
+    styles = held_out.get("styles") or ("twemoji", "openmoji")
+    return Scenes(held_out["seed"], "scenes", SIDE, tuple(styles))
 
 
 def _draw_scene(source: Scenes, scene: Scene, path: Path) -> Path:

@@ -16,7 +16,8 @@ from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.inference.device import model_mover
 from lightning_internvl.inference.load_official import open_model
 from lightning_internvl.inference.load_run import LoadedRun, open_run, run_of, settings_of
-from lightning_internvl.inference.picture_search import Retriever
+from lightning_internvl.inference.picture_search import Gallery, Retriever
+from lightning_internvl.messages import ConfigError
 from lightning_internvl.model.compose import Build
 from lightning_internvl.model.vlm import VLM
 
@@ -37,6 +38,23 @@ class Loaded(NamedTuple):
     session: Callable[[], Session] | None
     retriever: Retriever | None
     scenes: Config | None = None
+
+
+def gallery_of(loaded: Loaded, folder: str | Path | None) -> Gallery | None:
+    """The pictures of a folder, to look for; None without one.
+
+    Raises:
+        ConfigError: if there is nothing to do without a folder, or nothing that compares with one.
+    """
+    if folder is None:
+        if loaded.session is None:
+            nothing = f"{loaded.name} has no decoder to talk to; it looks for pictures"
+            raise ConfigError([f"{nothing}: give gallery=FOLDER"])
+        return None
+    if loaded.retriever is None:
+        nothing = f"{loaded.name} does not compare pictures and texts"
+        raise ConfigError([f"{nothing}; leave gallery={folder} out"])
+    return Gallery(folder, loaded.retriever)
 
 
 def load(settings: ChatSettings, build: Build) -> Loaded:
@@ -73,10 +91,12 @@ def load_run(place: Path, build: Build, put: Callable[[VLM], VLM]) -> Loaded:
     stages = {folder: settings_of(folder) for folder in handoffs_of(place)}
     answers = [folder for folder, stage in stages.items() if stage.parts.decoder]
     captions = [folder for folder, stage in stages.items() if stage.samples.writer == "middleware"]
-    compares = [folder for folder, stage in stages.items() if stage.reads == "pairs" and not stage.parts.decoder]
+    readers = {folder: stage for folder, stage in stages.items() if stage.reads == "pairs"}
+    compares = [folder for folder, stage in readers.items() if not stage.parts.decoder]
     wanted = {*(answers or captions)[-1:], *compares[-1:]}
     if not wanted:
-        raise ValueError(f"{place}: no finished stage answers, writes captions or compares; stages: {', '.join(_names(stages))}")
+        nothing = "no finished stage answers, writes captions or compares"
+        raise ValueError(f"{place}: {nothing}; stages: {', '.join(_names(stages))}")
     runs = {folder: open_run(folder, build) for folder in wanted}
     for one in runs.values():
         put(one.view.model)

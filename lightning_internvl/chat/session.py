@@ -60,7 +60,8 @@ class Sampling:
             if valid:
                 raise ValueError(f"{name}={getattr(self, name)} must be {valid}")
         if self.beams > 1 and self.temperature > 0:
-            raise ValueError(f"beams={self.beams} and temperature={self.temperature} exclude each other; set one of them back")
+            both = f"beams={self.beams} and temperature={self.temperature}"
+            raise ValueError(f"{both} exclude each other; set one of them back")
 
     def options(self) -> dict[str, Any]:
         """What `generate` of transformers is told."""
@@ -105,7 +106,7 @@ class Session:
     @property
     def waiting(self) -> int:
         """How many pictures the next question is about."""
-        return len(self.pictures) - sum(message["content"].count(IMAGE) for message in self.messages)
+        return len(self.pictures) - sum(m["content"].count(IMAGE) for m in self.messages)
 
     def show(self, picture: str | Path | np.ndarray) -> None:
         """Add a picture, a file or (H, W, 3) uint8, to the next question.
@@ -157,9 +158,8 @@ class Session:
         try:
             batch = self.chats.prompts([sample])
         except TooLong as error:
-            raise ValueError(
-                f"the conversation is longer than the {self.context} tokens that the model reads; start a new one"
-            ) from error
+            longest = f"the {self.context} tokens that the model reads"
+            raise ValueError(f"the conversation is longer than {longest}; start a new one") from error
         end = self.chats.template.end(tokenizer.eos_token)
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         room = max(1, self.context - batch["input_ids"].shape[1])
@@ -180,7 +180,8 @@ class CaptionSession(Session):
     def __init__(self, model: VLM, pairs: PairCollator) -> None:
         self.model, self.pairs = model, pairs
         languages = ", ".join(pairs.caption_prompts)
-        self.hint = f"this stage writes captions: /image PATH, then a language ({languages}) or an empty line"
+        how = f"/image PATH, then a language ({languages}) or an empty line"
+        self.hint = f"this stage writes captions: {how}"
         self.reset()
 
     def ask(self, question: str, sampling: Sampling | None = None) -> Iterator[str]:

@@ -46,7 +46,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 def images_of(image: str | list[str] | None) -> list[str]:
     """The paths in `image`, one or several."""
-    return [] if image is None else [str(path) for path in image] if isinstance(image, list) else [str(image)]
+    images = image if isinstance(image, list) else [image]
+    return [str(path) for path in images if path is not None]
 
 
 def _use_faults(settings: Mapping[str, Any]) -> Iterable[str]:

@@ -116,7 +116,8 @@ class Terminal:
         except ValueError:
             del self.session.pictures[before:], self.session.sources[before:]
             raise
-        print(f"({self.session.waiting} {'picture waits' if self.session.waiting == 1 else 'pictures wait'} for your question)")
+        count = self.session.waiting
+        print(f"({count} {'picture waits' if count == 1 else 'pictures wait'} for your question)")
 
     def reset(self, rest: str) -> None:
         """Begin a new conversation."""

@@ -19,7 +19,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when the library is imp
 import gradio as gr
 
 from lightning_internvl.chat.examples import Example, draw_scenes, examples_of
-from lightning_internvl.chat.loading import Loaded
+from lightning_internvl.chat.loading import Loaded, gallery_of
 from lightning_internvl.chat.session import CaptionSession, Sampling, Session
 from lightning_internvl.chat.settings import ChatSettings
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, read_image
@@ -60,9 +60,8 @@ def launch(page: gr.Blocks, settings: ChatSettings) -> str:
     """
     # The library looks whether its server is up.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    theme = gr.themes.Base(
-        primary_hue=gr.themes.colors.indigo, neutral_hue=gr.themes.colors.slate, radius_size="lg", font=FONTS, font_mono=MONO
-    )
+    hues: dict[str, Any] = {"primary_hue": gr.themes.colors.indigo, "neutral_hue": gr.themes.colors.slate}
+    theme = gr.themes.Base(**hues, radius_size="lg", font=FONTS, font_mono=MONO)
     _, address, _ = page.launch(
         server_name=settings.host,
         server_port=_free_port(settings.host, settings.port),
@@ -86,9 +85,8 @@ def _free_port(host: str, port: int) -> int:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
             return server.getsockname()[1]
     except OSError as error:
-        raise ConfigError(
-            [f"host={host} port={port} cannot be used ({error.strerror or error}); port=0 takes any free one"]
-        ) from error
+        fault = f"host={host} port={port} cannot be used ({error.strerror or error})"
+        raise ConfigError([f"{fault}; port=0 takes any free one"]) from error
 
 
 def make_page(loaded: Loaded, settings: ChatSettings, sampling: Sampling, folder: Path) -> gr.Blocks:

@@ -155,7 +155,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     entries = parts.values() if isinstance(parts, dict) and set(parts) <= set(PARTS) else [None]
     hashed = all(isinstance(entry, dict) and "sha256" in entry for entry in entries)
     if not isinstance(config, dict) or not hashed:
-        raise ValueError(f"{path} is damaged: it needs `config`, and `parts` with a sha256 for some of {', '.join(PARTS)}")
+        needs = f"`config`, and `parts` with a sha256 for some of {', '.join(PARTS)}"
+        raise ValueError(f"{path} is damaged: it needs {needs}")
     return manifest
 
 

@@ -75,11 +75,11 @@ class LoadReport:
             raise ValueError(f"{source} has tensors of another shape (there, in this model):{lines}{more}")
         undeclared = _unmatched(report.new, new)
         if missing := [name for name in undeclared if not is_update(name)]:
-            raise ValueError(f"{source} lacks names that the stage does not list under `new`:{lines_of_names(missing)}")
+            unlisted = "names that the stage does not list under `new`"
+            raise ValueError(f"{source} lacks {unlisted}:{lines_of_names(missing)}")
         if left := _unmatched(report.dropped, dropped):
-            raise ValueError(
-                f"{source} has names that the model lacks and the stage does not list under `dropped`:{lines_of_names(left)}"
-            )
+            unlisted = "names that the model lacks and the stage does not list under `dropped`"
+            raise ValueError(f"{source} has {unlisted}:{lines_of_names(left)}")
         return report
 
     def load(self, model: VLM, tensors: Mapping[str, Tensor]) -> None:

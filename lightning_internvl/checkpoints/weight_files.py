@@ -89,7 +89,8 @@ def read_config(place: Path) -> dict[str, Any]:
     if not path.is_file():
         if place.is_file() or any(place.glob("*.pth")):
             return {}
-        raise ValueError(f"{place} holds neither config.json (an official layout) nor manifest.json (a hand-off)")
+        files = "config.json (an official layout) nor manifest.json (a hand-off)"
+        raise ValueError(f"{place} holds neither {files}")
     return _json_object(path)
 
 
@@ -130,7 +131,8 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
         # Only the zip format of PyTorch can be mapped into memory instead of being read whole.
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{file} is refused: it holds more than tensors, or is no PyTorch file ({error})") from error
+        why = f"it holds more than tensors, or is no PyTorch file ({error})"
+        raise ValueError(f"{file} is refused: {why}") from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{file} is damaged or cut off: {error}") from error
     if isinstance(loaded, dict):

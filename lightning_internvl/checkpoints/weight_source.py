@@ -115,9 +115,11 @@ def _from_base(manifest: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
     beside = folder / base["beside"] if "beside" in base else None
     place = str(beside.resolve()) if beside is not None and beside.exists() else base["place"]
     if beside is not None and not Path(place).exists():
-        raise ValueError(f"{folder} holds adapters only, and their base {place} has gone; put it back, or move both together")
+        gone = f"holds adapters only, and their base {place} has gone"
+        raise ValueError(f"{folder} {gone}; put it back, or move both together")
     if fingerprint(place) != base["fingerprint"]:
-        raise ValueError(f"{folder} holds adapters for another base than what {place} holds now; they cannot be put together")
+        other = f"adapters for another base than what {place} holds now"
+        raise ValueError(f"{folder} holds {other}; they cannot be put together")
     tensors = read_weights(place).for_model(manifest["config"].get("peft"))
     if lost := [name for name in base["names"] if name not in tensors]:
         raise ValueError(f"{place}, the base of {folder}, lacks {lines_of_names(lost)}")
@@ -138,7 +140,8 @@ def read_handoff(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not file.is_file():
             raise ValueError(f"{file} is missing, although {MANIFEST} names it")
         if sha256_of(file) != entry["sha256"]:
-            raise ValueError(f"{file} is damaged: its contents are not those that {MANIFEST} describes; take another hand-off")
+            fault = f"its contents are not those that {MANIFEST} describes"
+            raise ValueError(f"{file} is damaged: {fault}; take another hand-off")
         try:
             tensors |= load_file(file)
         except SafetensorError as error:

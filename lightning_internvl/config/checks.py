@@ -47,9 +47,9 @@ OWN_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "limit_train_batches": (1.0, SHORTER),
     "fast_dev_run": (False, SHORTER),
     "overfit_batches": (0, "debug=overfit trains on sixteen samples again and again"),
-    "limit_val_batches": (1.0, "callbacks.validation.samples=N and callbacks.tracking.samples=N say how much is measured"),
-    "limit_test_batches": (1.0, "evaluate.py measures a finished run, on as many samples as its tasks say"),
-    "limit_predict_batches": (1.0, "evaluate.py measures a finished run, on as many samples as its tasks say"),
+    "limit_val_batches": (1.0, MEASURED),
+    "limit_test_batches": (1.0, OF_TASKS),
+    "limit_predict_batches": (1.0, OF_TASKS),
     "val_check_interval": (1.0, NO_VALIDATION),
     "check_val_every_n_epoch": (1, NO_VALIDATION),
     "num_sanity_val_steps": (0, NO_VALIDATION),
@@ -100,19 +100,23 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
         yield f"name={name!r} must be a word; it names the run's folder"
     yield from number_faults("seed", config["seed"], least=0, whole=True)
     if config["attention"] not in BACKENDS:
-        yield f"attention={config['attention']!r} is not known; {did_you_mean(config['attention'], BACKENDS)}"
+        attention = config["attention"]
+        yield f"{attention=} is not known; {did_you_mean(attention, BACKENDS)}"
     if not isinstance(config["plan"], bool):
         yield f"plan={config['plan']!r} must be true (print what the run needs) or false (run)"
     if not isinstance(config.get("doctor", False), bool):  # runs from before it have none
-        yield f"doctor={config['doctor']!r} must be true (check each stage on a few samples) or false (run)"
+        choices = "true (check each stage on a few samples) or false (run)"
+        yield f"doctor={config['doctor']!r} must be {choices}"
     if config.get("max_steps") is not None:
         yield from number_faults("max_steps", config["max_steps"], above=0, whole=True)
     if config.get("epochs") is not None:
         yield from number_faults("epochs", config["epochs"], above=0)
     yield from number_faults("device_memory", config["device_memory"], above=0)
-    yield from number_faults("data.num_workers", config["data"].get("num_workers", 0), least=0, whole=True)
+    workers = config["data"].get("num_workers", 0)
+    yield from number_faults("data.num_workers", workers, least=0, whole=True)
     if not isinstance(config["data"].get("validate", False), bool):
-        yield f"data.validate={config['data']['validate']!r} must be true (check the data) or false (train)"
+        validate = config["data"]["validate"]
+        yield f"data.{validate=} must be true (check the data) or false (train)"
     bad = config["data"].get("max_bad_fraction", 0.0)
     yield from number_faults("data.max_bad_fraction", bad, least=0, most=1)
     yield from _packing_faults(config["data"])
@@ -122,9 +126,11 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     yield from block_faults(config)
     yield from _trainer_faults(config["trainer"])
     if not (config["callbacks"] or {}).get("handoff"):
-        yield "callbacks.handoff is missing; without it no stage hands its weights over (see conf/callbacks/default.yaml)"
+        without = "without it no stage hands its weights over (see conf/callbacks/default.yaml)"
+        yield f"callbacks.handoff is missing; {without}"
     if start and not Path(start).exists() and not _may_be_hub_id(str(start)):
-        yield f"init_from={start}: there is no such folder; give a run, a hand-off folder, an official checkpoint or a hub id"
+        sources = "a run, a hand-off folder, an official checkpoint or a hub id"
+        yield f"init_from={start}: there is no such folder; give {sources}"
     yield from _trust_faults(config)
 
 
@@ -150,7 +156,8 @@ def _trainer_faults(trainer: Mapping[str, Any] | None) -> Iterable[str]:
 def _packing_faults(data: Mapping[str, Any]) -> Iterable[str]:
     packing = data.get("packing")
     if not isinstance(packing, bool | str | None) or packing not in PACKINGS:
-        yield f"data.packing={packing!r} is not known; valid choices: null, true (the same as packed), packed, bucketed"
+        choices = "null, true (the same as packed), packed, bucketed"
+        yield f"data.{packing=} is not known; valid choices: {choices}"
     for name in ("tokens", "tiles", "window"):
         if data.get(f"packing_{name}") is not None:
             yield from number_faults(f"data.packing_{name}", data[f"packing_{name}"], above=0, whole=True)
@@ -186,7 +193,8 @@ def _adapter_faults(settings: Mapping[str, Any]) -> Iterable[str]:
                 if key not in ADAPTER_KEYS:
                     yield f"peft.{part}: there is no setting {key!r}; {did_you_mean(key, ADAPTER_KEYS)}"
             if own["method"] not in METHODS["peft"]:
-                yield f"peft.{part}.method={own['method']!r} is not known; {did_you_mean(own['method'], METHODS['peft'])}"
+                method, choices = own["method"], METHODS["peft"]
+                yield f"peft.{part}.{method=} is not known; {did_you_mean(method, choices)}"
             yield from number_faults(f"peft.{part}.rank", own["rank"], above=0, whole=True)
             yield from number_faults(f"peft.{part}.alpha", own["alpha"], above=0)
             yield from number_faults(f"peft.{part}.dropout", own["dropout"], least=0)
@@ -194,14 +202,15 @@ def _adapter_faults(settings: Mapping[str, Any]) -> Iterable[str]:
         if part not in PARTS:
             yield f"quantization: there is no part {part!r}; {did_you_mean(part, PARTS)}"
         elif method and method not in METHODS["quantization"]:
-            yield f"quantization.{part}={method!r} is not known; {did_you_mean(method, METHODS['quantization'])}, null"
+            choices = did_you_mean(method, METHODS["quantization"])
+            yield f"quantization.{part}={method!r} is not known; {choices}, null"
 
 
 def _pipeline_faults(config: Mapping[str, Any]) -> Iterable[str]:
     pipeline, stages = config["pipeline"], config["stages"]
     if not isinstance(pipeline, list) or not pipeline:
-        example = f"pipeline=[{next(iter(stages), '')}]"
-        yield f"pipeline={pipeline!r} must be a list of stages, as in {example}; {did_you_mean(str(pipeline), stages)}"
+        example = f"as in pipeline=[{next(iter(stages), '')}]; {did_you_mean(str(pipeline), stages)}"
+        yield f"{pipeline=} must be a list of stages, {example}"
         return
     for name in pipeline:
         if name not in stages:
@@ -237,7 +246,8 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
         yield "module.train is empty: the stage would train nothing; name parts, e.g. [encoder, middleware]"
     if stage["parts"] == INHERITED:
         if not config["init_from"]:
-            yield "its parts are those of init_from; give init_from=FOLDER_OR_ID: a checkpoint, a run or a hand-off folder"
+            sources = "a checkpoint, a run or a hand-off folder"
+            yield f"its parts are those of init_from; give init_from=FOLDER_OR_ID: {sources}"
         parts = PARTS
     else:
         parts = stage["parts"]
@@ -253,9 +263,9 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
     yield from _stream_faults(config, stage, look=not config["plan"] and not own.keys().isdisjoint(STREAMED))
     yield from block_faults(stage)
     yield from cache_faults(stage.get("feature_cache"))
-    yield from _schedule_faults(
-        {**config["optimizer"], **(stage.get("optimizer") or {})}, {**config["scheduler"], **(stage.get("scheduler") or {})}
-    )
+    kinds = ("optimizer", "scheduler")
+    optimizer, scheduler = ({**config[kind], **(stage.get(kind) or {})} for kind in kinds)
+    yield from _schedule_faults(optimizer, scheduler)
 
 
 def _schedule_faults(optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterable[str]:

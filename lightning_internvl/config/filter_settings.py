@@ -110,9 +110,8 @@ def with_kept_shards(config: Config, folder: Path, kept: Mapping[str, int]) -> C
         after["shards"] = str(shard_list(folder, ONLY))
     else:
         given = sources_of(None, before["sources"])
-        after["sources"] = {
-            name: {**source, "shards": str(shard_list(folder, name)), "samples": kept[name]} for name, source in given.items()
-        }
+        found = {name: {"shards": str(shard_list(folder, name)), "samples": kept[name]} for name in given}
+        after["sources"] = {name: {**source, **found[name]} for name, source in given.items()}
     for name in ("pairs", "chats"):
         if _given(data.get(name)) == before:
             data[name] = {**data[name], **after}

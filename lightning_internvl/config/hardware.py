@@ -67,7 +67,8 @@ def hardware_faults(config: Config) -> Iterable[str]:
         own = (config["stages"][stage].get("optimizer") or {}).get("_target_")
         if "adamw_8bit" in str(own or config["optimizer"].get("_target_")):
             where = f"optimizer@stages.{stage}.optimizer" if own else "optimizer"
-            yield f"{where}=adamw_8bit cannot divide its state, as strategy=fsdp2 needs it; use {where}=adamw, or strategy=ddp"
+            fault = f"{where}=adamw_8bit cannot divide its state, as strategy=fsdp2 needs it"
+            yield f"{fault}; use {where}=adamw, or strategy=ddp"
             if not own:
                 break
     for stage in config["pipeline"]:
@@ -109,7 +110,8 @@ def with_hardware(config: Config, changes: Mapping[str, Any]) -> tuple[dict[str,
         stage["trainer"] = {k: v for k, v in (stage.get("trainer") or {}).items() if k not in changes}
         before, now = readers(config, name), readers(found, name)
         if before is None or now is None:
-            raise ValueError("resume on other hardware needs numbers: trainer.devices=N, where the run had a number too")
+            needs = "trainer.devices=N, where the run had a number too"
+            raise ValueError(f"resume on other hardware needs numbers: {needs}")
         samples, all_before, all_now = stage["batch_size"] * before, before * layers, now * layers
         if samples % now:
             fitting = ", ".join(str(n * layers) for n in range(1, samples + 1) if samples % n == 0)

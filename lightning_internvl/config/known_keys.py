@@ -74,7 +74,8 @@ def key_faults(config: Node, variables: Collection[str] | None = None) -> Iterat
 
 def stage_key_faults(config: Node, stage: Node) -> Iterator[str]:
     """The same for one stage of a pipeline; names of settings are those below the stage."""
-    yield from (f"{key!r} is no setting of a stage; {did_you_mean(key, STAGE_KEYS)}" for key in stage if key not in STAGE_KEYS)
+    for key in [key for key in stage if key not in STAGE_KEYS]:
+        yield f"{key!r} is no setting of a stage; {did_you_mean(key, STAGE_KEYS)}"
     yield from node_faults("module", stage.get("module") or {}, given=GIVEN["module"])
     rules = [rule for rule in (stage.get("module") or {}).get("train") or () if isinstance(rule, Mapping)]
     for rule in rules:
@@ -177,7 +178,8 @@ def _list_faults(path: str, nodes: Any, given: Collection[str] = ()) -> Iterator
     complete = [name for name, node in (nodes or {}).items() if isinstance(node, Mapping) and "_target_" in node]
     for name, node in (nodes or {}).items():
         if isinstance(node, Mapping) and node and "_target_" not in node:
-            yield f"{path}: there is no {name!r} to change, and it has no _target_; {did_you_mean(name, complete)}"
+            nothing = f"there is no {name!r} to change, and it has no _target_"
+            yield f"{path}: {nothing}; {did_you_mean(name, complete)}"
         else:
             yield from node_faults(f"{path}.{name}", node, given=given)
 
@@ -234,7 +236,8 @@ def _unfinished_stages(config: Node) -> Iterator[str]:
     whole = [name for name, stage in stages.items() if is_step(stage) or "_target_" in (stage.get("module") or {})]
     for name in stages.keys() - set(whole) - set(config["pipeline"] or ()):
         if not (CONF / "stage" / f"{name}.yaml").is_file():
-            yield f"stages: there is no stage {name!r} to change, and it has no module; {did_you_mean(name, whole)}"
+            nothing = f"there is no stage {name!r} to change, and it has no module"
+            yield f"stages: {nothing}; {did_you_mean(name, whole)}"
 
 
 # --- variables ----------------------------------------------------------------------------------

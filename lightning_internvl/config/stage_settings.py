@@ -95,7 +95,8 @@ class DataSettings:
         """
         offers = {one: node for one in ("pairs", "chats", "labels") if (node := getattr(self, one))}
         if kind not in offers:
-            raise ValueError(f"this data group has no {kind!r}; it offers {', '.join(offers)}; choose another with data=GROUP")
+            known = f"it offers {', '.join(offers)}"
+            raise ValueError(f"this data group has no {kind!r}; {known}; choose another with data=GROUP")
         return offers[kind]
 
 

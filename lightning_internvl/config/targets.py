@@ -103,7 +103,8 @@ def check_arguments(config: Mapping[str, Any]) -> None:
     parameters, anything = parameters_of(config["_target_"])
     unknown = sorted(k for k in config if k not in parameters and not k.startswith("_"))
     if unknown and not anything:
-        raise ValueError(f"{config['_target_']} does not know {', '.join(unknown)}; valid choices: {', '.join(parameters)}")
+        fault = f"{config['_target_']} does not know {', '.join(unknown)}"
+        raise ValueError(f"{fault}; valid choices: {', '.join(parameters)}")
 
 
 def build(node: Mapping[str, Any], **extra: Any) -> Any:

@@ -239,13 +239,15 @@ def _part_faults(path: str, node: Any, *, foreign: bool, note: bool) -> Iterator
 
 def _target_faults(path: str, target: Any, allowed: Any, source: str) -> Iterator[str]:
     if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target):
-        yield f"{path}: {target!r} comes with {source} and is no part of {PACKAGE}; it is not run, for it names no class"
+        fault = f"{target!r} comes with {source} and is no part of {PACKAGE}"
+        yield f"{path}: {fault}; it is not run, for it names no class"
         return
     if is_trusted(target):
         yield from _strangers(path, target)
     elif not allowed(target):
         package = target.partition(".")[0]
-        advice = f"if you trust it, trust=[{package}] allows it: that imports {package} and runs its code as this folder says"
+        runs = f"that imports {package} and runs its code as this folder says"
+        advice = f"if you trust it, trust=[{package}] allows it: {runs}"
         if target.startswith(OURS):
             advice = "it is not defined there, or nothing that configurations may name"
         yield f"{path}: {target!r} comes with {source} and is no part of {PACKAGE}; it is not run ({advice})"

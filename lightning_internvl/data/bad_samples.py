@@ -101,9 +101,8 @@ def usable_sample(
             if tries == 1:
                 # A plain ValueError, which comes through from a data process by its message.
                 raise ValueError(str(error)) from error
-            skipped.append(
-                Skipped(place, getattr(error, "key", None) or key, kind_of(error), str(error), getattr(error, "counts", True))
-            )
+            key, counts = getattr(error, "key", None) or key, getattr(error, "counts", True)
+            skipped.append(Skipped(place, key, kind_of(error), str(error), counts))
     raise ValueError(f"{tries} samples in a row cannot be used; the first one: {skipped[0].reason}")
 
 
@@ -192,7 +191,8 @@ class Ledger:
     def summary(self) -> str | None:
         """A line for the end of the stage; None if every sample was used."""
         total = sum(self.kinds.values())
-        return f"{total} of {self.tried} samples were skipped ({self.counted()}); {self.path} names them" if total else None
+        skipped = f"{total} of {self.tried} samples were skipped"
+        return f"{skipped} ({self.counted()}); {self.path} names them" if total else None
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -53,7 +53,8 @@ def parse(text: str, sample: str) -> list[Grounded]:
     """
     rest = _PIECE.sub("", text)
     if mark := _MARK.search(rest):
-        raise ValueError(f"sample {sample}: {mark[0]} without its other half, or a box that is not (x0,y0),(x1,y1): {text!r}")
+        fault = f"{mark[0]} without its other half, or a box that is not (x0,y0),(x1,y1)"
+        raise ValueError(f"sample {sample}: {fault}: {text!r}")
     found: list[Grounded] = []
     end = 0
     for piece in _PIECE.finditer(text):
@@ -79,7 +80,8 @@ def check_box(box: Box, sample: str) -> Box:
     if not all(0 <= value <= 1 for value in box):
         raise ValueError(f"sample {sample}: the box {box_text(box)} lies outside its picture")
     if x0 > x1 or y0 > y1:
-        raise ValueError(f"sample {sample}: the corners of the box {box_text(box)} are swapped; left, top comes first")
+        swapped = f"the corners of the box {box_text(box)} are swapped"
+        raise ValueError(f"sample {sample}: {swapped}; left, top comes first")
     return box
 
 

@@ -141,7 +141,8 @@ class StageData(L.LightningDataModule):
             return None
         length = len(cast(Sized, self.dataset))  # which finite data is
         if length == 0:
-            raise ValueError("there is nothing to train on: the data holds no record (or all of them are held out)")
+            why = "the data holds no record (or all of them are held out)"
+            raise ValueError(f"there is nothing to train on: {why}")
         return length
 
     def _batches(self, length: int | None) -> DataLoader[Any]:
@@ -172,7 +173,8 @@ class StageData(L.LightningDataModule):
 
     def _packed_stream(self, length: int | None, grouping: Grouping) -> PackedStream:
         if self.start_batch and self.restored is None:
-            raise ValueError("the checkpoint does not say where its packed data stood; resume the run that has written it")
+            fault = "the checkpoint does not say where its packed data stood"
+            raise ValueError(f"{fault}; resume the run that has written it")
         share, shares = data_parallel_rank_and_size(self.trainer)
         positions = dealt_positions(self.restored, shares) if self.restored else None
         return PackedStream(

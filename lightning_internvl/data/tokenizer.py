@@ -119,7 +119,8 @@ def bert_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
         ValueError: without an id or a folder.
     """
     if pretrained is None:
-        raise ValueError("no tokenizer is given for the Q-Former; give middleware.pretrained=FOLDER_OR_ID of bert-base-uncased")
+        advice = "give middleware.pretrained=FOLDER_OR_ID of bert-base-uncased"
+        raise ValueError(f"no tokenizer is given for the Q-Former; {advice}")
     tokenizer = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.eos_token = tokenizer.sep_token
@@ -164,7 +165,6 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     ids = _ids_of(tokenizer, token)
     found = tokenizer.convert_tokens_to_ids(token)
     if len(ids) != 1 or found != ids[0]:
-        raise ValueError(
-            f"the tokenizer has no token {token!r}; choose another template, or add it to decoder.tokenizer.extra_tokens"
-        )
+        advice = "choose another template, or add it to decoder.tokenizer.extra_tokens"
+        raise ValueError(f"the tokenizer has no token {token!r}; {advice}")
     return ids[0]

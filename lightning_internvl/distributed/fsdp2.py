@@ -124,9 +124,8 @@ class FSDP2(ModelParallelStrategy):
         autocast, not here: tables of positions, for one, must stay in float32."""
         if not str(self.precision_plugin.precision).startswith("bf16"):
             return MixedPrecisionPolicy(cast_forward_inputs=False)
-        return MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if low else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
+        dtype = torch.bfloat16 if low else None
+        return MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
     # --- checkpoint -----------------------------------------------------------------------------
 

@@ -70,9 +70,8 @@ def check_layers(model: nn.Module, size: int, changed: Mapping[str, Mapping[str,
             raise ValueError(f"{setting} does not divide the {name}'s {told}; valid choices with this {name}: {valid}")
         for kind, parts_changed in changed.items():
             if parts_changed.get(name):
-                raise ValueError(
-                    f"{setting}: {kind}.{name} holds layers that cannot be divided; set it to null, or the size to 1"
-                )
+                held = f"{kind}.{name} holds layers that cannot be divided"
+                raise ValueError(f"{setting}: {held}; set it to null, or the size to 1")
         if compiled.get(name):
             raise ValueError(f"{setting}: compile.{name} has not been shown to work with divided layers; set one of them back")
 

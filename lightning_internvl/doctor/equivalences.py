@@ -88,9 +88,8 @@ def check_resume(harness: Harness) -> Iterator[Result]:
     differ = [n for n, x in through.items() if not (same_bits(x, again[n]) if exact else _near(again[n], x))]
     found = f"{len(differ)} of {len(through)} tensors differ: {first_of(differ)}"
     size = f"{len(saved) / 2**20:.1f} MiB saved"
-    yield Result(
-        name, not differ, found if differ else f"{len(through)} tensors, {'the same bits' if exact else 'alike'}; {size}"
-    )
+    same = f"{len(through)} tensors, {'the same bits' if exact else 'alike'}; {size}"
+    yield Result(name, not differ, found if differ else same)
 
 
 def check_backends(harness: Harness) -> Iterator[Result]:

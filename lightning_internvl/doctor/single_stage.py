@@ -36,9 +36,8 @@ def one_group(harness: Harness) -> Iterator[Result]:
     twice = [n for n, p in trained if times[id(p)] > 1]
     frozen = [n for n, p in named if not harness.stage.plan.ever_trains(n) and times[id(p)]]
     unknown = len(times.keys() - {id(p) for _, p in named})
-    faults = [
-        f"{what}: {first_of(names)}" for what, names in (("in none", missing), ("in several", twice), ("frozen", frozen)) if names
-    ]
+    kinds = {"in none": missing, "in several": twice, "frozen": frozen}
+    faults = [f"{what}: {first_of(names)}" for what, names in kinds.items() if names]
     faults += [f"{unknown} that are not of the model"] if unknown else []
     yield Result(name, not faults, "; ".join(faults) or f"{len(trained)} tensors in {len(groups)} groups")
 
@@ -66,9 +65,8 @@ def _after_steps(harness: Harness, before: dict[str, Tensor], when: str) -> Iter
         # Of the first step that has any: weights that became NaN by it would name all others.
         wrong = wrong or {name for name, gradient in gradients.items() if not gradient.isfinite().all()}
         optimizer.step()
-    told = (
-        [f"no gradient (leave out of module.train what this stage does not use): {first_of(sorted(lacking))}"] if lacking else []
-    )
+    advice = "leave out of module.train what this stage does not use"
+    told = [f"no gradient ({advice}): {first_of(sorted(lacking))}"] if lacking else []
     told += [f"NaN or infinite: {first_of(sorted(wrong))}"] if wrong else []
     yield Result(f"finite gradients{when}", not told, "; ".join(told) or f"{len(trained)} tensors, {STEPS} steps")
     after = harness.tensors()
@@ -176,9 +174,8 @@ def placeholders(harness: Harness) -> Iterator[Result]:
     faults, total = [], 0
     for one in harness.samples:
         batch = harness.batch([one])
-        places = sum(
-            int((batch["input_ids"] == kind).sum()) for kind in (model.image_token_id, model.video_token_id) if kind is not None
-        )
+        kinds = [kind for kind in (model.image_token_id, model.video_token_id) if kind is not None]
+        places = sum(int((batch["input_ids"] == kind).sum()) for kind in kinds)
         pixels, _, inputs = join_pictures_and_videos(batch.pop("pixel_values"), batch)
         assert pixels is not None  # without pictures it is (0, 3, S, S)
         visual = model.visual_tokens(pixels, **inputs) if len(pixels) else pixels

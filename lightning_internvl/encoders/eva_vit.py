@@ -9,7 +9,7 @@ tokens (CLS first), D width, S sides of the image in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +76,8 @@ class EvaViT(Tower):
         self.position_embedding = nn.Parameter(torch.zeros(1, 1 + (image_size // patch_size) ** 2, dim))
         self.patch_embedding = nn.Conv2d(3, dim, patch_size, stride=patch_size)
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(
-            _Block(dim, heads, mlp_dim, qkv_bias=qkv_bias, k_bias=k_bias, eps=norm_eps, act=act, drop=rate) for rate in rates
-        )
+        options: dict[str, Any] = {"qkv_bias": qkv_bias, "k_bias": k_bias, "eps": norm_eps, "act": act}
+        self.blocks = nn.ModuleList(_Block(dim, heads, mlp_dim, drop=rate, **options) for rate in rates)
         init_normal(self, init_std)
         # Patches enter at about unit size whatever their number of pixels, so that positions and
         # blocks are heard beside them.

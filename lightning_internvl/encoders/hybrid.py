@@ -91,9 +91,8 @@ class HybridEncoder(Part):
         if high_res_pixel_values is None:
             raise ValueError("this encoder reads two sizes of every picture: high_res_pixel_values is missing")
         if len(high_res_pixel_values) != len(pixels_N3SS):
-            raise ValueError(
-                f"{len(pixels_N3SS)} pictures in pixel_values, {len(high_res_pixel_values)} in high_res_pixel_values"
-            )
+            high = f"{len(high_res_pixel_values)} in high_res_pixel_values"
+            raise ValueError(f"{len(pixels_N3SS)} pictures in pixel_values, {high}")
         low, high = self.low(pixels_N3SS, layers=layers, keep=keep), self.high(high_res_pixel_values, layers=(-1,))
         return [
             *(state[:, special_tokens(self.low) :] for state in low),

@@ -145,9 +145,8 @@ class _Embeddings(nn.Module):
     def forward(self, pixels_N3SS: Tensor) -> Tensor:
         size = pixels_N3SS.shape[-1]
         if pixels_N3SS.shape[-2] != size or size % self.patch_size:
-            raise ValueError(
-                f"images of {tuple(pixels_N3SS.shape[-2:])} pixels: the side must be square and divide by {self.patch_size}"
-            )
+            fault = f"the side must be square and divide by {self.patch_size}"
+            raise ValueError(f"images of {tuple(pixels_N3SS.shape[-2:])} pixels: {fault}")
         patches = embed_patches(pixels_N3SS, self.patch_embedding, self.patch_size)
         cls = self.class_embedding.expand(len(patches), -1, -1).to(patches.dtype)
         positions = resize_positions(self.position_embedding, size // self.patch_size)

@@ -107,7 +107,8 @@ class SamViT(Tower):
             raise ValueError(f"SAM gives its last map, of all patches: {layers=}, {keep=}")
         size = pixels_N3SS.shape[-1]
         if pixels_N3SS.shape[-2] != size or size % self.patch_size:
-            raise ValueError(f"images of {tuple(pixels_N3SS.shape[-2:])} pixels: square sides that divide by {self.patch_size}")
+            fault = f"square sides that divide by {self.patch_size}"
+            raise ValueError(f"images of {tuple(pixels_N3SS.shape[-2:])} pixels: {fault}")
         x = self.patch_embed(pixels_N3SS.to(self.patch_embed.weight.dtype)).permute(0, 2, 3, 1)
         if self.pos_embed is not None:
             table = resize_positions(self.pos_embed.flatten(1, 2), x.shape[1], special=0)

@@ -48,9 +48,8 @@ class Tower(Part):
             ValueError: for layers that do not exist.
         """
         if unknown := [i for i in layers if not -self.depth - 1 <= i <= self.depth]:
-            raise ValueError(
-                f"layers {unknown} do not exist; with {self.depth} blocks they run from 0 to {self.depth}, or -1 backwards"
-            )
+            known = f"with {self.depth} blocks they run from 0 to {self.depth}, or -1 backwards"
+            raise ValueError(f"layers {unknown} do not exist; {known}")
         return [i % (self.depth + 1) for i in layers]
 
     def hidden_states(self, x: Tensor, numbers: Sequence[int], *inputs: Any) -> list[Tensor]:

@@ -160,9 +160,8 @@ class AnswerTask(ABC):
             console.print(f"{other} questions are asked again: {reason}", soft_wrap=True, markup=False)
         size = self._questions_at_a_time(predictor)
         parts = [waiting[start : start + size] for start in range(0, len(waiting), size)]
-        for part in track(
-            parts, "asking", console=console, transient=True, disable=journal.path is None or not console.is_terminal
-        ):
+        hidden = journal.path is None or not console.is_terminal
+        for part in track(parts, "asking", console=console, transient=True, disable=hidden):
             rows = list(self._ask_model(part, predictor))
             journal.add(rows, {case.key: self._picture_digest(case) for case in part})
             yield from ((key, answer) for key, _, answer in rows)
@@ -245,9 +244,8 @@ class AnswerTask(ABC):
             step = max(1, len(kind) // max(1, predictor.journal.cases))
             for case, answer, _ in kind[::step]:
                 if predictor.journal.has_room(right):
-                    predictor.journal.show(
-                        case.look(), question=self._prompt_for(case), answer=answer, truth=self.truth_text(case), right=right
-                    )
+                    texts = {"question": self._prompt_for(case), "truth": self.truth_text(case)}
+                    predictor.journal.show(case.look(), **texts, answer=answer, right=right)
 
 
 def check_keys(cases: Sequence[Case]) -> None:

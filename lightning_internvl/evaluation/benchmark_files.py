@@ -23,9 +23,8 @@ def read_object(path: Path, key: str) -> list[dict[str, Any]]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(found, Mapping) or not isinstance(found.get(key), list):
-        raise ValueError(
-            f"{path} holds no list of {key!r}; it holds {', '.join(found) if isinstance(found, Mapping) else 'a list'}"
-        )
+        holds = ", ".join(found) if isinstance(found, Mapping) else "a list"
+        raise ValueError(f"{path} holds no list of {key!r}; it holds {holds}")
     return found[key]
 
 

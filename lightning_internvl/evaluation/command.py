@@ -94,9 +94,8 @@ def _forget_others(folder: Path, record: Config) -> None:
     before = read_json(folder / RECORD)
     if before is not None and not _same(before, record) and (folder / ANSWERS).exists():
         (folder / ANSWERS).unlink()
-        console.print(
-            f"{folder / ANSWERS}: asked again, for the settings or the weights have changed", soft_wrap=True, markup=False
-        )
+        why = "asked again, for the settings or the weights have changed"
+        console.print(f"{folder / ANSWERS}: {why}", soft_wrap=True, markup=False)
 
 
 def _same(one: Config, two: Config) -> bool:

@@ -64,9 +64,8 @@ class TaskPictures:
         ValueError if there are none."""
         found = [place for place in range(len(self.source)) if place not in self.lost]
         if not found:
-            raise ValueError(
-                f"none of {len(self.source)} samples can be used; one of them: {next(iter(self.predictor.journal.missing))}"
-            )
+            one = next(iter(self.predictor.journal.missing))
+            raise ValueError(f"none of {len(self.source)} samples can be used; one of them: {one}")
         return found
 
     def keep_answers(self, question: str, answers: Sequence[str], truths: Sequence[str], right: Sequence[bool]) -> None:

@@ -85,9 +85,8 @@ def _named(found: dict[str, Metrics]) -> Metrics:
 
 
 def _subtasks(path: Path) -> list[Path]:
-    folders = (
-        [folder for folder in (path, *sorted(path.iterdir())) if folder.is_dir() and _texts(folder)] if path.is_dir() else []
-    )
+    places = (path, *sorted(path.iterdir())) if path.is_dir() else ()
+    folders = [folder for folder in places if folder.is_dir() and _texts(folder)]
     if not folders:
         raise ValueError(f"path={path} is no MME folder: neither it nor a folder in it holds NAME.txt files of questions")
     return folders

@@ -88,9 +88,8 @@ class ImageTextRetrieval:
         to_text, to_image = best_of_both(image, text, widest, self.block)
         nearest = to_text[1][:, 0]
         said = [texts[place] for place in nearest.tolist()]
-        asked.keep_answers(
-            "its caption?", said, [own[0] for own in captions], (owner[nearest] == torch.arange(len(nearest))).tolist()
-        )
+        right = (owner[nearest] == torch.arange(len(nearest))).tolist()
+        asked.keep_answers("its caption?", said, [own[0] for own in captions], right)
         name = f"{self.mode}_" if self.language == "en" else f"{self.mode}_{self.language}_"
         metrics = recalls(name, to_text[1], to_image[1], owner, self.top_k)
         if self.rerank:

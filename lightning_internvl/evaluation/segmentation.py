@@ -134,9 +134,8 @@ class Segmentation:
             turns = [1 if draw < 0.5 else -1 for draw in torch.rand(self.batch_size).tolist()]
             images = [np.ascontiguousarray(learnt.images[place][:, ::turn]) for place, turn in zip(places, turns, strict=True)]
             states = maps(predictor, images, layers, processor)
-            side = max(
-                4 * states[0].shape[-1], processor.image_size // 4
-            )  # where heads are judged; finer costs much and says little
+            # where heads are judged; finer costs much and says little
+            side = max(4 * states[0].shape[-1], processor.image_size // 4)
             masks = [UNKNOWN if place in learnt.lost else data.mask(place) for place in places]
             turned = [mask[:, ::turn] for mask, turn in zip(masks, turns, strict=True)]
             truth = torch.stack([_resized(mask, side) for mask in turned]).long().to(predictor.device)

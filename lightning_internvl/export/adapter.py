@@ -198,9 +198,8 @@ def split_update(layer: str, update: Update, group: RuleMatch) -> dict[str, Upda
         ValueError: if the rule does more than rename a weight or cut it into blocks of rows.
     """
     if len(group.ours) > 1:
-        raise ValueError(
-            f"the adapter of {layer} has no place of its own: {first_of(group.official, 20)} is made of several layers"
-        )
+        shared = f"{first_of(group.official, 20)} is made of several layers"
+        raise ValueError(f"the adapter of {layer} has no place of its own: {shared}")
     own = group.ours[0]
     rows = group.write({own: update.b})
     whole = group.write({own: update.b @ update.a})

@@ -48,9 +48,8 @@ def card_of(card: Card) -> str:
         _checks(card),
     ]
     if card.options.licence is None:
-        pieces.append(
-            "## Licence\n\nNone was given when this folder was written; those of the base models and of the data apply."
-        )
+        known = "those of the base models and of the data apply"
+        pieces.append(f"## Licence\n\nNone was given when this folder was written; {known}.")
     return "\n\n".join(piece for piece in pieces if piece) + "\n"
 
 
@@ -89,9 +88,8 @@ def _is_hub_id(name: str) -> bool:
 def _overview(card: Card) -> str:
     parts = card.manifest["config"]
     classes = {part: parts[part]["_target_"].rpartition(".")[2] for part in PARTS if parts.get(part)}
-    rows = [
-        f"| {part} | {kind} | {card.manifest['parts'].get(part, {}).get('parameters', 0):,} |" for part, kind in classes.items()
-    ]
+    counts = {part: card.manifest["parts"].get(part, {}).get("parameters", 0) for part in classes}
+    rows = [f"| {part} | {kind} | {counts[part]:,} |" for part, kind in classes.items()]
     table = "\n".join(["| part | class | parameters |", "| --- | --- | ---: |", *rows])
     return (
         f"A vision-language model of the recipe `{card.run['name']}`, trained with lightning_internvl and written in the layout "

@@ -141,9 +141,8 @@ def _check_sources(job: FilterJob, columns: Columns) -> None:
     for shard in range(len(shards)):
         kept[shards.source(shard)] += columns.reasons(shard).count(KEPT)
     if empty := [name for name, number in kept.items() if not number]:
-        raise ValueError(
-            f"stages.{job.name}: no pair of data.sources.{empty[0]} is kept; leave it out, or widen stages.{job.name}.rules"
-        )
+        advice = f"leave it out, or widen stages.{job.name}.rules"
+        raise ValueError(f"stages.{job.name}: no pair of data.sources.{empty[0]} is kept; {advice}")
 
 
 def _limits(rules: Config, rule: str) -> str:

@@ -74,9 +74,8 @@ class SimilarityModel(NamedTuple):
         image_BQE = image if image.ndim == 3 else image[:, None]
         found = (image_BQE @ text_BE[..., None])[..., 0].amax(dim=1)
         if not found.isfinite().all():
-            raise ValueError(
-                "the model finds similarities that are not finite: its weights are broken, or it needs another precision"
-            )
+            why = "its weights are broken, or it needs another precision"
+            raise ValueError(f"the model finds similarities that are not finite: {why}")
         return found.tolist()
 
 

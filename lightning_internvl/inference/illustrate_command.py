@@ -36,9 +36,8 @@ def _write_article(options: argparse.Namespace) -> None:
     if author.chats is None:
         raise ValueError(f"--author {options.author}: this stage has no decoder; take one that answers")
     if retriever.pairs is None:
-        raise ValueError(
-            f"--retriever {options.retriever or options.author}: this stage reads no captions; take a contrastive one"
-        )
+        given = f"--retriever {options.retriever or options.author}"
+        raise ValueError(f"{given}: this stage reads no captions; take a contrastive one")
     gallery = Gallery(options.pictures, Retriever(retriever.model, retriever.pairs, options.mode))
     text = options.article.read_text(encoding="utf-8") if options.article else None
     article = illustrate(
@@ -56,17 +55,15 @@ def _write_article(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lightning_internvl.inference.illustrate_command", description="Illustrate an article."
-    )
+    program = "python -m lightning_internvl.inference.illustrate_command"
+    parser = argparse.ArgumentParser(prog=program, description="Illustrate an article.")
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--article", type=Path, help="a text file, a paragraph a line")
     subject.add_argument("--title", help="the article is written first")
     parser.add_argument("--pictures", type=Path, required=True, help="the folder to choose from")
     parser.add_argument("--author", type=Path, required=True, help="a run, or the hand-off folder of a stage that answers")
-    parser.add_argument(
-        "--retriever", type=Path, help="a run or hand-off folder that compares pictures and texts; by default the author"
-    )
+    compares = "a run or hand-off folder that compares pictures and texts; by default the author"
+    parser.add_argument("--retriever", type=Path, help=compares)
     parser.add_argument("--trust", action="append", default=[], help="a package whose code these folders may name (SECURITY.md)")
     parser.add_argument("--count", type=int, default=1, help="pictures in the article")
     parser.add_argument("--candidates", type=int, default=4, help="pictures that the author chooses from")

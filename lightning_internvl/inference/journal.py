@@ -60,9 +60,9 @@ class Journal:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(
-                    _line({"key": k, "question": q, "answer": a, **with_picture(pictures.get(k))}) for k, q, a in rows
-                )
+                for key, question, answer in rows:
+                    shown = with_picture(pictures.get(key))
+                    file.write(_line({"key": key, "question": question, "answer": answer, **shown}))
 
     def finish(self, rows: Iterable[dict[str, Any]]) -> None:
         """Replace the file by whole rows, each with "key", "question", "answer" and how it was

@@ -16,6 +16,7 @@ import importlib.util
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -208,9 +209,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dr
     # with a mask, the kernels that share heads would make a square of scores
     if shared and mask is not None:
         k, v, shared = _for_heads(k, q.shape[1]), _for_heads(v, q.shape[1]), False
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
-    )
+    options: dict[str, Any] = {"is_causal": causal, "scale": scale, "enable_gqa": shared}
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, **options)
 
 
 def _by_pieces(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:

@@ -53,9 +53,8 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
             target_modules="|".join(map(re.escape, targets)),
         )
         if own["method"] == "dora" and any(part.get_submodule(target)._forward_hooks for target in targets):
-            raise ValueError(
-                f"peft.{name}.method=dora cannot be combined with Partial LoRA, whose updates it would scale; choose lora"
-            )
+            other = "Partial LoRA, whose updates it would scale"
+            raise ValueError(f"peft.{name}.method=dora cannot be combined with {other}; choose lora")
         trained = {parameter for parameter in part.parameters() if parameter.requires_grad}
         library.inject_adapter_in_model(config, part)
         for inner, parameter in part.named_parameters():
@@ -173,9 +172,8 @@ def merged_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Setting
         own = settings.get(part)
         if not own:
             continue
-        updates = {
-            kind: found.pop(f"{owner}.{kind}.{NAME}.weight") for kind in UPDATES if f"{owner}.{kind}.{NAME}.weight" in found
-        }
+        keys = {kind: f"{owner}.{kind}.{NAME}.weight" for kind in UPDATES}
+        updates = {kind: found.pop(key) for kind, key in keys.items() if key in found}
         key = f"{owner}.weight"
         found[key] = merged_weight(found[key], updates, own["alpha"] / own["rank"])
     return found

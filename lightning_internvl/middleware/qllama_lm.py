@@ -40,9 +40,8 @@ class QLlamaLM(nn.Module):
         super().__init__()
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(vocab_size, dim)
-        self.model.layers = nn.ModuleList(
-            QLlamaLayer(dim, heads, mlp_dim, visual_dim if i % cross_every == 0 else None, eps) for i in range(depth)
-        )
+        widths = [visual_dim if i % cross_every == 0 else None for i in range(depth)]
+        self.model.layers = nn.ModuleList(QLlamaLayer(dim, heads, mlp_dim, width, eps) for width in widths)
         self.model.norm = RMSNorm(dim, eps)
         self.lm_head: Any = nn.Linear(dim, vocab_size, bias=False) if visual_dim else None
 

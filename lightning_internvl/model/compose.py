@@ -77,9 +77,8 @@ def completed(build: Build, config: Mapping[str, Any], **known: Any) -> Any:
     extra = {k: v for k, v in known.items() if k in parameters and config.get(k) is None and v is not None}
     needed = {k for k, p in parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY}
     if missing := sorted(needed - set(config) - set(extra)):
-        raise ValueError(
-            f"{config['_target_']} needs {', '.join(missing)}, which neither the configuration nor its neighbours give"
-        )
+        needs = f"{config['_target_']} needs {', '.join(missing)}"
+        raise ValueError(f"{needs}, which neither the configuration nor its neighbours give")
     return build({k: v for k, v in config.items() if k not in extra}, **extra)
 
 
@@ -94,9 +93,8 @@ def compose_model(config: Mapping[str, Any], build: Build) -> tuple[VLM, dict[st
     Returns:
         the model and the tokenizers of the parts that read text, by part
     """
-    tokenizers = {
-        part: build(config[part]["tokenizer"]) for part in ("middleware", "decoder") if (config.get(part) or {}).get("tokenizer")
-    }
+    readers = [part for part in ("middleware", "decoder") if (config.get(part) or {}).get("tokenizer")]
+    tokenizers = {part: build(config[part]["tokenizer"]) for part in readers}
     sizes = {part: len(tokenizer) for part, tokenizer in tokenizers.items()}
     for part in tokenizers:
         _check_vocabulary(part, config[part], sizes[part])
@@ -141,6 +139,5 @@ def _check_vocabulary(part: str, config: Config, words: int) -> None:
     """
     rows = config.get("vocab_size")
     if rows is not None and rows < words and not config["tokenizer"]["_target_"].endswith("saved_tokenizer"):
-        raise ValueError(
-            f"{part}.vocab_size={rows}, but its tokenizer has {words} words; leave vocab_size out, or give {words} or more"
-        )
+        fault = f"{part}.vocab_size={rows}, but its tokenizer has {words} words"
+        raise ValueError(f"{fault}; leave vocab_size out, or give {words} or more")

@@ -54,9 +54,8 @@ class ImagePlaceholders:
         A row without a picture may come with a blank one among `pixel_values`, which is left out.
         """
         targets = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
-        rows = [
-            self._row(ids, mask, target, tokens) for ids, mask, target in zip(input_ids, attention_mask, targets, strict=True)
-        ]
+        samples = zip(input_ids, attention_mask, targets, strict=True)
+        rows = [self._row(ids, mask, target, tokens) for ids, mask, target in samples]
         ids, mask, target = (self._filled([row[i] for row in rows], value) for i, value in enumerate((EMPTY, 0, IGNORE_INDEX)))
         counts = (input_ids == self.id).sum(dim=1)
         return Expanded(ids, mask, None if labels is None else target, _shown(pixel_values, counts))

@@ -42,9 +42,8 @@ def _changes(plan: StagePlan) -> Iterator[Advice]:
         yield from _shards(lower, "trainer.precision=bf16-true, ")
     yield from _resolution(plan)
     plan.meta_stage.prepare(plan.precision, plan.step)
-    trained = {
-        name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in parts_of(plan.stage.model).items()
-    }
+    learnt = {n: (p for p in part.parameters() if p.requires_grad) for n, part in parts_of(plan.stage.model).items()}
+    trained = {name: sum(p.numel() for p in own) for name, own in learnt.items()}
     trained = {name: count for name, count in trained.items() if count and not name.startswith("objectives")}
     if len(trained) > 1:
         largest = max(trained, key=trained.__getitem__)

@@ -28,9 +28,8 @@ def curves(run: RunFiles) -> str:
     trained = [stage for stage in run.stages if stage.steps]
     axis = Axis(run.total_steps, [(stage.name, stage.start, stage.start + stage.steps) for stage in trained])
     charts = _charts(trained)
-    large = "".join(
-        _panel(title, charts.pop(title), axis, height) for title, height in ((LOSSES, 230), (SHARES, 180)) if title in charts
-    )
+    heights = {title: height for title, height in ((LOSSES, 230), (SHARES, 180)) if title in charts}
+    large = "".join(_panel(title, charts.pop(title), axis, heights[title]) for title in heights)
     small = "".join(_panel(title, series, axis, height=90) for title, series in charts.items())
     parts = large + _bands(trained, axis) + (f'<div class="small">{small}</div>' if small else "")
     if not parts:
@@ -146,8 +145,7 @@ def _spans(stage: StageFiles, group: str) -> list[tuple[int, Span]]:
                 continue
             trained, frozen = row.get("trained") or 0, row.get("frozen") or 0
             total = trained + frozen
-            why = (
-                f"{stage.name}, steps {first:,} to {last:,}: {trained:,} of {total:,} parameters trained. {row.get('why') or ''}"
-            )
+            steps, count = f"steps {first:,} to {last:,}", f"{trained:,} of {total:,} parameters"
+            why = f"{stage.name}, {steps}: {count} trained. {row.get('why') or ''}"
             found.append((total, (stage.start + first, stage.start + last, trained / max(1, total), why)))
     return found

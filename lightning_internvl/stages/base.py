@@ -148,9 +148,8 @@ class Stage(L.LightningModule):
         if length == 1:
             return loss
         if WINDOW_COUNTS not in batch:
-            raise ValueError(
-                f"accumulate_grad_batches={length} needs batches that know their window; wrap them in AccumulationWindows"
-            )
+            needs = "batches that know their window; wrap them in AccumulationWindows"
+            raise ValueError(f"accumulate_grad_batches={length} needs {needs}")
         shares, equal = window_shares(batch[WINDOW_COUNTS], batch_idx % length, length, self.device)
         return self.weighted_sum({name: shares.get(name, equal) * value for name, value in losses.items()})
 

@@ -161,9 +161,8 @@ def _parse(rule: str | Mapping[str, Any]) -> TrainRule:
         return TrainRule(rule)
     unknown = set(rule) - {"name", "from_step", "until_step", "frozen"}
     if unknown or "name" not in rule:
-        raise ValueError(
-            f"train: {dict(rule)} is not understood; valid keys are name, from_step, until_step, frozen (name is required)"
-        )
+        keys = "name, from_step, until_step, frozen (name is required)"
+        raise ValueError(f"train: {dict(rule)} is not understood; valid keys are {keys}")
     if rule.get("frozen"):
         if set(rule) != {"name", "frozen"}:
             raise ValueError(f"train: {dict(rule)}: what is frozen has no steps; write {{name: {rule['name']}, frozen: true}}")

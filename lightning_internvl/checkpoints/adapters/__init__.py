@@ -87,7 +87,8 @@ def layout_of_model(
     if key is not None and key not in known:
         raise ValueError(f"there is no layout {key!r}; valid choices: {', '.join(known)}")
     if layers := adapted_layers(model):
-        raise ValueError(f"the model carries adapters ({layers[0][0]}, ...), which no layout holds; merge them into its weights")
+        held = f"adapters ({layers[0][0]}, ...), which no layout holds"
+        raise ValueError(f"the model carries {held}; merge them into its weights")
     able = _layouts_that_hold(model, [known[key]] if key else list(known.values()), single_file)
     if key is None:  # a part that adds parameters to another may be mistaken for that one
         tensors = own_tensors(model)

@@ -65,9 +65,8 @@ class Blip2(Layout):
     def build(self, config: Config, shapes: Shapes) -> VLM:
         q = QFORMER | config.get("qformer_config", {})
         if q["use_qformer_text_input"]:
-            raise ValueError(
-                "qformer_config.use_qformer_text_input=True is not supported with a language model; it must be False"
-            )
+            setting = "qformer_config.use_qformer_text_input"
+            raise ValueError(f"{setting}=True is not supported with a language model; it must be False")
         return self.model(config, shapes)
 
     def model(self, config: Config, shapes: Shapes) -> VLM:

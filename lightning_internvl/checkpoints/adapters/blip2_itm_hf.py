@@ -51,7 +51,8 @@ class Blip2ITM(Layout):
         """Similarities are plain cosines, for the layout holds no temperature."""
         top, q = TOP | config, QFORMER | config.get("qformer_config", {})
         if not q["use_qformer_text_input"]:
-            raise ValueError("qformer_config.use_qformer_text_input=False is not supported for retrieval; it must be True")
+            setting = "qformer_config.use_qformer_text_input"
+            raise ValueError(f"{setting}=False is not supported for retrieval; it must be True")
         vision = VISION | config.get("vision_config", {})
         encoder = hf_tower(vision)
         middleware = qformer_of(

@@ -100,7 +100,8 @@ class Blip2Lavis(Layout):
 
 def _same(first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
     if not first.is_meta and not first.equal(second):
-        raise ValueError(f"{_CLS}decoder is not tied to its twin in this file; an untied language head is not supported")
+        untied = f"{_CLS}decoder is not tied to its twin in this file"
+        raise ValueError(f"{untied}; an untied language head is not supported")
     return (first,)
 
 

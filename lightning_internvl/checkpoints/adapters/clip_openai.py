@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from lightning_internvl.checkpoints.adapters.clip import clip_parts
-from lightning_internvl.checkpoints.adapters.layout import BareFileLayout
+from lightning_internvl.checkpoints.adapters.layout import BESIDE, BareFileLayout
 from lightning_internvl.checkpoints.families.clip import (
     OLD_EOS,
     add_first_dimension,
@@ -34,9 +34,7 @@ BLOCK = {
 
 
 class CLIPOpenAI(BareFileLayout):
-    NAME = (
-        "CLIP (a bare state dict with `visual.transformer.*`; heads and activation from a config.json beside it, else OpenAI's)"
-    )
+    NAME = f"CLIP (a bare state dict with `visual.transformer.*`; heads and activation {BESIDE}, else OpenAI's)"
     BUFFERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
     def recognises(self, config: Config, shapes: Shapes) -> bool:

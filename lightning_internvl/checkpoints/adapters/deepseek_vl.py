@@ -46,12 +46,13 @@ HIGH = {"model_name": "sam_b_downsample", "output_dim": 1024, **_NORMS["sam"], *
 # The towers behind these names, as `vision_configs` describes them.
 SIZES: Config = {
     "vision_config": {
-        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 384,
-        "patch_size": 16, "hidden_act": ACT, "layer_norm_eps": NORM_EPS,
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "image_size": 384, "patch_size": 16, "hidden_act": ACT, "layer_norm_eps": NORM_EPS,
     },
     "high_res_vision_config": {
-        "hidden_size": 768, "output_channels": 256, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 1024,
-        "patch_size": 16, "window_size": 14, "global_attn_indexes": [2, 5, 8, 11], "mlp_dim": 3072, "use_abs_pos": True,
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 1024,
+        "output_channels": 256, "patch_size": 16, "window_size": 14, "mlp_dim": 3072,
+        "global_attn_indexes": [2, 5, 8, 11], "use_abs_pos": True,
         "use_rel_pos": True, "qkv_bias": True, "hidden_act": ACT, "layer_norm_eps": NORM_EPS,
     },
 }  # fmt: skip

@@ -4,7 +4,7 @@ aside."""
 from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters.internvl_c import release_shapes
-from lightning_internvl.checkpoints.adapters.layout import BareFileLayout
+from lightning_internvl.checkpoints.adapters.layout import BESIDE, BareFileLayout
 from lightning_internvl.checkpoints.families.intern_vit import config_from_shapes, first_rules, tower, tower_config
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes
 from lightning_internvl.encoders.intern_vit import InternViT
@@ -12,7 +12,7 @@ from lightning_internvl.model.vlm import VLM
 
 
 class InternViTFirst(BareFileLayout):
-    NAME = "InternViT (a bare .pth with `blocks.*`; heads from a config.json beside it, else as published)"
+    NAME = f"InternViT (a bare .pth with `blocks.*`; heads {BESIDE}, else as published)"
 
     def recognises(self, config: Config, shapes: Shapes) -> bool:
         text = any(name.startswith("transformer.") for name in shapes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from lightning_internvl.checkpoints.adapters.layout import Layout
+from lightning_internvl.checkpoints.adapters.layout import HOLDS_LORA, Layout
 from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, release_rules, tower, tower_config
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, scalar
@@ -53,7 +53,7 @@ class InternVL14B(Layout):
         top, vision, qllama = TOP | config, config.get("vision_config", {}), LLAMA | config["qllama_config"]
         adapted = top["use_backbone_lora"] or top["use_qllama_lora"]
         if adapted or any(".lora_" in name for name in shapes):
-            raise ValueError("this InternVL checkpoint holds LoRA weights, which must be merged and use_*_lora set to 0 first")
+            raise ValueError(HOLDS_LORA.format("InternVL"))
         objectives = {
             # The original does not bound the scale.
             "itc": ITC(max_scale=math.inf, label_smoothing=top["label_smoothing"]),

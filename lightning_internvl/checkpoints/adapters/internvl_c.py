@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 
 from lightning_internvl.checkpoints.adapters.internvl_14b import LLAMA, ROPE_THETA, TOP, qllama_of
-from lightning_internvl.checkpoints.adapters.layout import BareFileLayout
+from lightning_internvl.checkpoints.adapters.layout import BESIDE, BareFileLayout
 from lightning_internvl.checkpoints.families.intern_vit import (
     FIRST_NAMES,
     HEAD_DIM,
@@ -23,7 +23,7 @@ from lightning_internvl.objectives import ITC
 
 
 class InternVLC(BareFileLayout):
-    NAME = "InternVL-C (a bare .pth with `blocks.*` and `transformer.*`; heads from a config.json beside it, else as published)"
+    NAME = f"InternVL-C (a bare .pth with `blocks.*` and `transformer.*`; heads {BESIDE}, else as published)"
 
     def recognises(self, config: Config, shapes: Shapes) -> bool:
         return {"patch_embed.proj.weight", "transformer.embed_tokens.weight"} <= shapes.keys()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
+from lightning_internvl.checkpoints.adapters.layout import HOLDS_LORA, Layout, chat_model
 from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, release_rules, tower, tower_config
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
@@ -36,9 +36,7 @@ class InternVLChat(Layout):
         top = TOP | config
         adapted = top["use_backbone_lora"] or top["use_llm_lora"]
         if adapted or any(".lora_" in name for name in shapes):
-            raise ValueError(
-                "this InternVL-Chat checkpoint holds LoRA weights, which must be merged and use_*_lora set to 0 first"
-            )
+            raise ValueError(HOLDS_LORA.format("InternVL-Chat"))
         encoder = tower(config["vision_config"])
         decoder = language_model(config["llm_config"], tied=shapes.keys().isdisjoint(HEADS))
         connector = PixelShuffleMLP(

@@ -52,7 +52,8 @@ class InternVLChatLlava(Layout):
     def build(self, config: Config, shapes: Shapes) -> VLM:
         parts, kind = config["vision_tower"], config.get("mm_projector_type")
         if kind not in ("two_mlp", "mlp2x_gelu"):
-            raise ValueError(f"mm_projector_type={kind!r} is not known with InternViT; valid choices: two_mlp, mlp2x_gelu")
+            setting = f"mm_projector_type={kind!r}"
+            raise ValueError(f"{setting} is not known with InternViT; valid choices: two_mlp, mlp2x_gelu")
         if config.get("mm_vision_select_feature", "patch") != "patch":
             raise ValueError(
                 f"mm_vision_select_feature={config['mm_vision_select_feature']!r} is not supported; it must be 'patch'"

@@ -14,6 +14,9 @@ from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 from lightning_internvl.protocols import Decoder, Encoder, Middleware
 
+BESIDE = "from a config.json beside it"
+HOLDS_LORA = "this {} checkpoint holds LoRA weights, which must be merged and use_*_lora set to 0 first"
+
 
 class Layout(ABC):
     """How a model lies in files; a module of this folder, or of a package that the user trusts,

@@ -53,7 +53,8 @@ class Llava(Layout):
         top = TOP | config
         check_only(config, ONLY, "config.json")
         if str(top.get("image_aspect_ratio")).startswith("anyres"):
-            raise ValueError("image_aspect_ratio='anyres' (LLaVA 1.6) is not supported; it must be 'square' or 'pad'")
+            fault = "image_aspect_ratio='anyres' (LLaVA 1.6) is not supported"
+            raise ValueError(f"{fault}; it must be 'square' or 'pad'")
         encoder = clip_tower(_vision_config(config, shapes), post_norm="unused")
         text = internvl_chat_llava.llava_text_config(config)
         decoder = language_model(text, tied="lm_head.weight" not in shapes)
@@ -67,7 +68,8 @@ class Llava(Layout):
         elif match := re.fullmatch(r"mlp(\d+)x_gelu", kind):
             connector = MLPConnector(**options, depth=int(match[1]))
         else:
-            raise ValueError(f"mm_projector_type={kind!r} is not known; valid choices: linear, mlp2x_gelu and other depths")
+            choices = "linear, mlp2x_gelu and other depths"
+            raise ValueError(f"mm_projector_type={kind!r} is not known; valid choices: {choices}")
         placeholders = ImagePlaceholders(
             top["image_token_index"],
             side=top.get("tokenizer_padding_side") or "right",
@@ -122,7 +124,8 @@ def _vision_config(config: Config, shapes: Shapes) -> Config:
         return config["vision_config"]
     if (patches := shapes.get(f"{TOWER}embeddings.patch_embedding.weight")) is None:
         tower = config.get("mm_vision_tower")
-        raise ValueError(f"the files hold no tower ({TOWER}*); put the weights of mm_vision_tower={tower!r} beside them")
+        advice = f"put the weights of mm_vision_tower={tower!r} beside them"
+        raise ValueError(f"the files hold no tower ({TOWER}*); {advice}")
     dim, _, patch, _ = patches
     blocks = {name.split(".")[6] for name in shapes if name.startswith(f"{TOWER}encoder.layers.")}
     return {

@@ -123,7 +123,8 @@ def _tower(vision: Config) -> CLIPViT:
         return clip_tower(vision, post_norm="unused")
     if kind == "siglip_vision_model":
         return siglip_tower(vision, head="unused", post_norm="unused")
-    raise ValueError(f"vision_config.model_type={kind!r} is not supported; valid choices: clip_vision_model, siglip_vision_model")
+    choices = "clip_vision_model, siglip_vision_model"
+    raise ValueError(f"vision_config.model_type={kind!r} is not supported; valid choices: {choices}")
 
 
 def _reads_as_there(encoder: CLIPViT, connector: MLPConnector) -> bool:

@@ -61,7 +61,8 @@ class QwenVL(Layout):
         check_only(config, ONLY, "config.json")
         text = TEXT | config
         if text["kv_channels"] * text["num_attention_heads"] != text["hidden_size"]:
-            raise ValueError(f"kv_channels={text['kv_channels']} is not supported; heads times it must be the hidden size")
+            kv_channels = text["kv_channels"]
+            raise ValueError(f"{kv_channels=} is not supported; heads times it must be the hidden size")
         check_only(config["visual"], {"output_dim": text["hidden_size"]}, "config.json.visual")
         encoder, resampler = _visual(config["visual"], text["hidden_size"])
         decoder = Qwen(

@@ -38,7 +38,8 @@ class SiglipRelease(Layout):
         text = SIGLIP_TEXT | (config.get("text_config") or {})
         width = text.get("projection_size") or text["hidden_size"]
         if not encoder.use_head:
-            raise ValueError("vision_config.vision_use_head=False is not supported in a model that compares; it must be True")
+            fault = "vision_config.vision_use_head=False is not supported in a model that compares"
+            raise ValueError(f"{fault}; it must be True")
         middleware = CLIPText(
             encoder_dim=encoder.dim,
             embed_dim=width,

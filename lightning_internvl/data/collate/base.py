@@ -47,7 +47,8 @@ def video_of(processor: Processor, frames: np.ndarray, fps: float, key: str) -> 
     """What the encoder sees of one video: (F, H, W, 3) uint8. Raises ValueError naming the sample
     for no (F, H, W, 3) uint8."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        raise ValueError(f"sample {key}: its video is {frames.shape} {frames.dtype}, not (F, H, W, 3) uint8 with a frame")
+        wanted = "(F, H, W, 3) uint8 with a frame"
+        raise ValueError(f"sample {key}: its video is {frames.shape} {frames.dtype}, not {wanted}")
     try:
         return processor.video(frames, fps)
     except ValueError as error:

@@ -123,9 +123,8 @@ class ChatCollator:
         tiles = min(self.blank_tiles, (self.row_length - len(before + after) - 1) // self.tokens_per_tile)
         run = [token_id(self.tokenizer, t) for t in [*before, *[names.context] * (tiles * self.tokens_per_tile), *after]]
         text = [pad_id(self.tokenizer)] * (self.row_length - len(run))
-        ids, labels = (
-            torch.tensor(row, device=device).repeat(batch_size, 1) for row in (run + text, [IGNORE_INDEX] * len(run) + text)
-        )
+        rows = run + text, [IGNORE_INDEX] * len(run) + text
+        ids, labels = (torch.tensor(row, device=device).repeat(batch_size, 1) for row in rows)
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
@@ -171,5 +170,6 @@ class ChatCollator:
                 f"data.processor.{self.processor.limit}"
             ) from error
         if skips and (longest := max(map(len, row))) > self.max_length:
-            raise Unwanted(f"sample {key}: it has {longest} tokens, more than {self.max_length}, and data.too_long is skip")
+            more = f"{longest} tokens, more than {self.max_length}"
+            raise Unwanted(f"sample {key}: it has {more}, and data.too_long is skip")
         return row

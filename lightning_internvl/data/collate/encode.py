@@ -150,7 +150,8 @@ def _placeholder_runs(
     runs: Runs = {}
     for kind, mark, token, lengths in kinds:
         if token is None and lengths:
-            raise ValueError(f"sample {sample}: it has videos, for which this recipe has no token; set data.video_token")
+            fault = "it has videos, for which this recipe has no token"
+            raise ValueError(f"sample {sample}: {fault}; set data.video_token")
         if token is None:
             continue
         marks = sum(message["content"].count(mark) for message in turns)
@@ -183,7 +184,8 @@ def _encode_segments(
             part_ids = continuation_ids(tokenizer, part)
             if found := contexts.keys() & set(part_ids):
                 name = contexts[found.pop()]
-                raise ValueError(f"sample {sample}: its text contains {name!r}; write {' or '.join(map(repr, runs))}")
+                marks = " or ".join(map(repr, runs))
+                raise ValueError(f"sample {sample}: its text contains {name!r}; write {marks}")
             ids += part_ids
             labels += part_ids if is_answer else [IGNORE_INDEX] * len(part_ids)
     return ids, labels

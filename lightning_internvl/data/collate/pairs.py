@@ -46,7 +46,8 @@ class PairCollator:
         if unknown := set(tasks) - set(PAIR_TASKS):
             raise ValueError(f"unknown tasks {sorted(unknown)}; choose from {list(PAIR_TASKS)}")
         if processor.max_tiles != 1:
-            raise ValueError(f"pairs need one square a picture, the processor gives up to {processor.max_tiles}; use its whole()")
+            given = f"the processor gives up to {processor.max_tiles}"
+            raise ValueError(f"pairs need one square a picture, {given}; use its whole()")
         self.tokenizer, self.processor = tokenizer, processor
         self.max_length, self.tasks = max_length, tuple(tasks)
         self.itc_prompt = itc_prompt
@@ -126,9 +127,9 @@ class PairCollator:
             return self.prompt_ids(self.itc_prompt if task == "itc" else "", self.tokenizer.cls_token_id)
         language = sample.get("language", "en")
         if language not in self.caption_prompts:
-            raise ValueError(
-                f"sample {sample['key']}: no caption prompt for language {language!r}; choose from {sorted(self.caption_prompts)}"
-            )
+            known = sorted(self.caption_prompts)
+            fault = f"no caption prompt for language {language!r}; choose from {known}"
+            raise ValueError(f"sample {sample['key']}: {fault}")
         return self.prompt_ids(self.caption_prompts[language])
 
     def _row(self, prompt: list[int], sample: Sample) -> list[int]:
@@ -139,5 +140,6 @@ class PairCollator:
         ids = continuation_ids(self.tokenizer, f" {caption}" if follows_text else caption)
         room = self.max_length - len(prompt) - 1
         if room < 1:
-            raise ValueError(f"max_length={self.max_length} leaves no room for a caption after {len(prompt)} tokens")
+            room = f"no room for a caption after {len(prompt)} tokens"
+            raise ValueError(f"max_length={self.max_length} leaves {room}")
         return [*prompt, *ids[:room], self.tokenizer.eos_token_id]

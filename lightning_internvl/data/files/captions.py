@@ -65,7 +65,8 @@ def read_captions(
         of_split = f" of the split {split!r}" if split else ""
         raise ValueError(f"{path} lists no picture with a caption{of_split}")
     if not (root / names[0]).is_file():
-        raise ValueError(f"{path}: the picture {names[0]} is not in {root}; say where pictures are with images=FOLDER")
+        advice = "say where pictures are with images=FOLDER"
+        raise ValueError(f"{path}: the picture {names[0]} is not in {root}; {advice}")
     paths = [root / name for name in names]
     captions = [found[name][:per_picture] for name in names]
     return CaptionedPictures(LazyPictures(paths, read_image), captions, paths, len(found), names)
@@ -84,7 +85,8 @@ def _pairs(path: Path, split: str | None) -> Iterator[Pair]:
         return _record_pairs(path, data["images"], split)
     if isinstance(data, list):
         return _record_pairs(path, data, split)
-    raise ValueError(f"{path} has neither COCO's images and annotations, nor Karpathy's images with sentences, nor is it a list")
+    kinds = "COCO's images and annotations, nor Karpathy's images with sentences"
+    raise ValueError(f"{path} has neither {kinds}, nor is it a list")
 
 
 def _coco_pairs(path: Path, data: dict[str, Any]) -> Iterator[Pair]:
@@ -99,7 +101,8 @@ def _coco_pairs(path: Path, data: dict[str, Any]) -> Iterator[Pair]:
             raise ValueError(f"{place} ({name}): there is no annotation with its id {known}")
         yield from ((name, caption) for caption in captions.pop(known))
     if captions:
-        raise ValueError(f"{path}: annotations speak of the image {next(iter(captions))}, which is not among the images")
+        image = next(iter(captions))
+        raise ValueError(f"{path}: annotations speak of the image {image}, which is not among the images")
 
 
 def _record_pairs(path: Path, records: list[Any], split: str | None) -> Iterator[Pair]:

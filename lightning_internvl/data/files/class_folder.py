@@ -38,7 +38,8 @@ def read_class_folder(path: str | Path, names: str | Path | None = None, samples
     """
     data = FolderLabels(path)
     if len(data.names) < 2:
-        raise ValueError(f"{path} holds {len(data.names)} folders, one a class; classes are told apart from two on")
+        held = f"{len(data.names)} folders, one a class"
+        raise ValueError(f"{path} holds {held}; classes are told apart from two on")
     said = read_names(names, data.names) if names else data.names
     files, labels = data.files()
     places = evenly_spread(len(files), samples)
@@ -68,10 +69,12 @@ def read_names(path: str | Path, folders: Sequence[str]) -> list[str]:
         raise ValueError(f"{path} is no {path.suffix.removeprefix('.') or 'text'} file: {error}") from error
     if isinstance(found, list):
         if len(found) != len(folders):
-            raise ValueError(f"{path} holds {len(found)} names, but there are {len(folders)} folders, one a class")
+            held = f"{len(found)} names, but there are {len(folders)} folders"
+            raise ValueError(f"{path} holds {held}, one a class")
         found = dict(zip(folders, found, strict=True))
     if missing := [folder for folder in folders if not isinstance(found.get(folder), str) or not found[folder]]:
-        raise ValueError(f"{path} has no name for the class {missing[0]!r} ({len(missing)} of {len(folders)} lack one)")
+        lacking = f"{len(missing)} of {len(folders)} lack one"
+        raise ValueError(f"{path} has no name for the class {missing[0]!r} ({lacking})")
     return [found[folder] for folder in folders]
 
 

@@ -38,9 +38,8 @@ def prompts(names: Sequence[str], kind: str = "imagenet") -> list[list[str]]:
     patterns = read_prompts(kind)
     if isinstance(patterns, Mapping):
         if missing := [name for name in names if name not in patterns]:
-            raise ValueError(
-                f"{kind}: there are no prompts for the class {missing[0]!r} ({len(missing)} of {len(names)} lack them)"
-            )
+            lacking = f"{len(missing)} of {len(names)} lack them"
+            raise ValueError(f"{kind}: there are no prompts for the class {missing[0]!r} ({lacking})")
         return [[_fill_in(pattern, name) for pattern in patterns[name]] for name in names]
     return [[_fill_in(pattern, name) for pattern in patterns] for name in names]
 
@@ -51,7 +50,8 @@ def read_prompts(kind: str) -> Sequence[str] | Mapping[str, Sequence[str]]:
     if not kind.endswith((".yaml", ".yml")):
         if kind not in prompt_sets():
             choices = ", ".join(prompt_sets())
-            raise ValueError(f"prompts {kind!r} are not known; valid choices: {choices}, or a YAML file of your own")
+            choices = f"{choices}, or a YAML file of your own"
+            raise ValueError(f"prompts {kind!r} are not known; valid choices: {choices}")
         return prompt_sets()[kind]
     if not Path(kind).is_file():
         raise ValueError(f"{kind}: there is no such file of prompts")

@@ -178,9 +178,8 @@ def _source(given: Any, what: str) -> Source:
     if not isinstance(given, str) or not given:
         raise BadSample(f"{given!r} is no path of a {what}", "missing image" if what == "picture" else f"missing {what}")
     if given.startswith(URLS):
-        raise BadSample(
-            f"{given:.100} is a URL; only files are read: download the {what} and put its path into the record", "URL"
-        )
+        advice = f"only files are read: download the {what} and put its path into the record"
+        raise BadSample(f"{given:.100} is a URL; {advice}", "URL")
     return given.removeprefix("file://")
 
 
@@ -212,7 +211,8 @@ def check_length(text: str | bytes) -> None:
     as many."""
     if len(text) > MAX_CAPTION * (4 if isinstance(text, bytes) else 1):
         what = "bytes" if isinstance(text, bytes) else "characters"
-        raise BadSample(f"the caption has {len(text)} {what}; at most {MAX_CAPTION} characters are read", "long caption")
+        most = f"at most {MAX_CAPTION} characters are read"
+        raise BadSample(f"the caption has {len(text)} {what}; {most}", "long caption")
 
 
 def check_boxes(text: str) -> None:
@@ -230,7 +230,8 @@ def check_boxes(text: str) -> None:
     for box in BOX.findall(text):
         numbers = [float(number) for number in NUMBER.findall(box)]
         if not numbers or len(numbers) % 4:
-            raise BadSample(f"the box {box!r:.100} has {len(numbers)} numbers, not left, top, right, bottom", "box")
+            wrong = f"{len(numbers)} numbers, not left, top, right, bottom"
+            raise BadSample(f"the box {box!r:.100} has {wrong}", "box")
         if not all(0 <= number <= LARGEST for number in numbers):
             raise BadSample(f"the box {box!r:.100} lies outside its picture (0 to {LARGEST})", "box")
         for x0, y0, x1, y1 in zip(*(numbers[i::4] for i in range(4)), strict=True):

@@ -49,7 +49,7 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
             raise ValueError(f"no file of {self.what} is given; give {self.setting}=FILE")
         share = 0.0 if validation is None or isinstance(validation, str | Path) else float(validation)
         if not 0.0 <= share < 1.0:
-            raise ValueError(f"data.validation={validation!r} must be a share from 0 on and below 1, or a file")
+            raise ValueError(f"data.{validation=} must be a share from 0 on and below 1, or a file")
         self.settings: dict[str, Any] = {
             "path": path,
             "image_root": image_root,

@@ -57,7 +57,8 @@ class FolderLabels(Dataset[dict[str, Any]]):
             for label, name in enumerate(self.names):
                 found = sorted(p for p in (self.path / name).rglob("*") if is_image_file(p))
                 if not found:
-                    raise ValueError(f"{self.path / name} holds no picture; known kinds: {', '.join(IMAGE_SUFFIXES)}")
+                    known = ", ".join(IMAGE_SUFFIXES)
+                    raise ValueError(f"{self.path / name} holds no picture; known kinds: {known}")
                 files += [str(p.relative_to(self.path)) for p in found]
                 labels.extend([label] * len(found))
             self._files = files, labels

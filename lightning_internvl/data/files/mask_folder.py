@@ -51,7 +51,8 @@ def read_mask_folder(
     there = {file.stem for file in masks.iterdir() if file.suffix.lower() == ".png"}
     if missing := [file for file in files if file.stem not in there]:
         lacking = f"{len(missing)} of {len(files)} pictures lack one"
-        raise ValueError(f"{missing[0]} has no annotation: {masks / missing[0].stem}.png does not exist ({lacking})")
+        wanted = f"{masks / missing[0].stem}.png"
+        raise ValueError(f"{missing[0]} has no annotation: {wanted} does not exist ({lacking})")
     chosen = [files[place] for place in evenly_spread(len(files), samples)]
 
     def mask(place: int) -> np.ndarray:
@@ -72,5 +73,6 @@ def read_mask(path: Path, classes: int, reduce_zero_label: bool) -> np.ndarray:
     if reduce_zero_label:
         found = np.where(found == 0, IGNORED, np.where(found == IGNORED, IGNORED, found - 1))
     if (wrong := found[(found >= classes) & (found != IGNORED)]).size:
-        raise ValueError(f"{path} holds the class {wrong.max() + reduce_zero_label}, but classes={classes} of them exist")
+        found = wrong.max() + reduce_zero_label
+        raise ValueError(f"{path} holds the class {found}, but {classes=} of them exist")
     return found.astype(np.uint8)

@@ -81,7 +81,8 @@ class RecordFile(Records):
         self.root = self.path.parent
         if self.path.suffix not in KINDS:
             known = [*KINDS, *PARQUET]
-            raise ValueError(f"{path}: unknown kind of list {self.path.suffix!r}; choose from {known}, or give a folder")
+            fault = f"unknown kind of list {self.path.suffix!r}"
+            raise ValueError(f"{path}: {fault}; choose from {known}, or give a folder")
         if not self.path.is_file():
             raise ValueError(f"list {path} does not exist")
         self.separator = SEPARATORS.get(self.path.suffix)
@@ -195,7 +196,8 @@ class RecordFile(Records):
         text, decoder = self.path.read_bytes().decode("utf-8"), json.JSONDecoder()
         position = text.find("[") + 1
         if text[:position].strip("\ufeff \t\r\n") != "[":
-            raise ValueError(f"{self.path}: not a JSON list of records; a file of one record a line ends in .jsonl")
+            advice = "a file of one record a line ends in .jsonl"
+            raise ValueError(f"{self.path}: not a JSON list of records; {advice}")
         offset, line, counted = 0, 1, 0
         while True:
             between = BETWEEN.match(text, position)

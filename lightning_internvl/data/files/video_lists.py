@@ -56,7 +56,8 @@ def read_video_list(
         raise ValueError(f"{path} lists one class; classes are told apart from two on")
     places = evenly_spread(len(rows), samples)
     if not (root / rows[places[0]][1]).exists():
-        raise ValueError(f"{path}: the video {rows[places[0]][1]} is not in {root}; say where videos are with videos=FOLDER")
+        video, advice = rows[places[0]][1], "say where videos are with videos=FOLDER"
+        raise ValueError(f"{path}: the video {video} is not in {root}; {advice}")
     chosen = LazyPictures([root / rows[place][1] for place in places], lambda file: read_video(file)[0])
     spoken = [name.replace("_", " ") for name in classes]
     return LabelledVideos(chosen, [labels[place] for place in places], spoken, len(rows))

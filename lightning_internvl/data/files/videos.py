@@ -57,7 +57,7 @@ def _read_animation(path: Path) -> tuple[np.ndarray, float]:
         with Image.open(path) as opened:
             frames, milliseconds = [], 0.0
             if opened.width * opened.height * 3 * getattr(opened, "n_frames", 1) > MAX_BYTES:
-                raise ValueError(f"{path}: its frames take more than {MAX_BYTES / 2**30:.0f} GiB; cut it or make it smaller")
+                raise _too_large(path)
             for frame in ImageSequence.Iterator(opened):
                 frames.append(np.array(frame.convert("RGB")))
                 milliseconds += frame.info.get("duration", 0)
@@ -77,10 +77,15 @@ def _decode_video(path: Path) -> tuple[np.ndarray, float]:
                 frames.append(frame.to_ndarray(format="rgb24"))
                 size += frames[-1].nbytes
                 if size > MAX_BYTES:
-                    raise ValueError(f"{path}: its frames take more than {MAX_BYTES / 2**30:.0f} GiB; cut it or make it smaller")
+                    raise _too_large(path)
             rate = float(stream.average_rate or FOLDER_FPS)
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path}: damaged, or no video: {error}") from error
     if not frames:
         raise ValueError(f"{path}: the video has no frames")
     return np.stack(frames), rate
+
+
+def _too_large(path: Path) -> ValueError:
+    most = f"{MAX_BYTES / 2**30:.0f} GiB"
+    return ValueError(f"{path}: its frames take more than {most}; cut it or make it smaller")

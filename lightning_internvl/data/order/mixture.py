@@ -74,9 +74,8 @@ class Mixture(Dataset[dict[str, Any]]):
         self.shares = np.stack([self._shares(knot["weights"]) for knot in knots])
         self.filler = int(self.shares.min(axis=0).argmax())
         if len(self.names) > 2 and self.shares[:, self.filler].min() * BLOCK < len(self.names) - 1:
-            raise ValueError(
-                f"one of more than two datasets must keep a share above {(len(self.names) - 1) / BLOCK:.4f} throughout"
-            )
+            least = f"{(len(self.names) - 1) / BLOCK:.4f}"
+            raise ValueError(f"one of more than two datasets must keep a share above {least} throughout")
         self.blocks: dict[int, _SourceBlock] = {}
 
     def __len__(self) -> int:

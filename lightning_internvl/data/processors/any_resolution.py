@@ -71,7 +71,8 @@ class AnyResolution(Processor):
                 f"{min_pixels=}, max_pixels={self.max_pixels}"
             )
         if fps <= 0 or not 1 <= min_frames <= max_frames or not 0 < self.frame_pixels[0] <= self.frame_pixels[1]:
-            raise ValueError(f"videos need {fps=} above 0, {min_frames=} <= {max_frames=}, and frame_pixels from low to high")
+            frames = f"{min_frames=} <= {max_frames=}"
+            raise ValueError(f"videos need {fps=} above 0, {frames}, and frame_pixels from low to high")
 
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
         """(H, W, 3) uint8 -> (1, H', W', 3) uint8, the picture at the size that it is cut up in.
@@ -90,7 +91,8 @@ class AnyResolution(Processor):
             ValueError: for a video without frames or a rate that is none.
         """
         if len(frames) == 0 or not fps > 0:
-            raise ValueError(f"a video needs one frame or more and a rate above 0; this one has {len(frames)} at {fps} a second")
+            given = f"this one has {len(frames)} at {fps} a second"
+            raise ValueError(f"a video needs one frame or more and a rate above 0; {given}")
         chosen = frames[frame_places(len(frames), fps, self.fps, self.min_frames, self.max_frames, self.frames)]
         if missing := -len(chosen) % self.frames:
             chosen = np.concatenate([chosen, *[chosen[-1:]] * missing])
@@ -151,9 +153,8 @@ def smart_size(height: int, width: int, factor: int, min_pixels: int, max_pixels
     200 times.
     """
     if max(height, width) > MOST_STRETCHED * min(height, width):
-        raise ValueError(
-            f"a picture of {width} x {height} px is a strip; its sides may differ {MOST_STRETCHED} times at most, crop it first"
-        )
+        most = f"its sides may differ {MOST_STRETCHED} times at most"
+        raise ValueError(f"a picture of {width} x {height} px is a strip; {most}, crop it first")
     rows, columns = round(height / factor), round(width / factor)
     if rows * columns * factor**2 > max_pixels:
         scale = math.sqrt(height * width / max_pixels)

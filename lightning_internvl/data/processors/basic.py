@@ -72,7 +72,8 @@ class Processor(ABC):
         resize: str = "pillow",
     ) -> None:
         if image_size < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"a processor needs a side above 0 and three means and deviations: {image_size=}, {mean=}, {std=}")
+            given = f"{image_size=}, {mean=}, {std=}"
+            raise ValueError(f"a processor needs a side above 0 and three means and deviations: {given}")
         self.image_size, self.mean = image_size, tuple(mean)
         self.std, self.resize = tuple(std), check_kernel(resize)
 
@@ -92,7 +93,8 @@ class Processor(ABC):
     def video(self, frames: np.ndarray, fps: float) -> np.ndarray:
         """(F, H, W, 3) uint8 at `fps` frames a second -> the frames that the encoder sees. Raises
         ValueError if it sees none."""
-        raise ValueError(f"{type(self).__name__} prepares pictures only; videos need processor@data.processor=any_resolution")
+        other = "processor@data.processor=any_resolution"
+        raise ValueError(f"{type(self).__name__} prepares pictures only; videos need {other}")
 
     def tokens(self, picture: np.ndarray, per_square: int) -> int:
         """Visual tokens of a picture as `__call__` returned it, where a square has `per_square`."""

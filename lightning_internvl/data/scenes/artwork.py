@@ -36,7 +36,8 @@ def artwork_file(codepoint: str, style: str) -> Path:
         raise ModuleNotFoundError(f"the {style} artwork is missing; install it with: pip install {package}")
     path = Path(spec.origin).parent / pattern.format(lower=codepoint.lower(), upper=codepoint.upper())
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; reinstall it with: pip install --force-reinstall {package}")
+        command = f"pip install --force-reinstall {package}"
+        raise FileNotFoundError(f"{path} is missing; reinstall it with: {command}")
     return path
 
 

@@ -113,7 +113,8 @@ class SceneChats(_SceneDataset):
             raise ValueError(f"turns must be in 1..{say.MAX_QUESTIONS}, got {turns}")
         super().__init__(seed, split, image_size, styles, length, unique)
         if min(caption_share, layout_share) < 0 or caption_share + layout_share > 1:
-            raise ValueError(f"shares must be 0 or more and at most 1 together: {caption_share=}, {layout_share=}")
+            given = f"{caption_share=}, {layout_share=}"
+            raise ValueError(f"shares must be 0 or more and at most 1 together: {given}")
         self.turns, self.caption_share, self.layout_share = turns, caption_share, layout_share
 
     def __getitem__(self, position: int) -> dict[str, Any]:

@@ -198,7 +198,8 @@ class Scenes:
             taken.setdefault(self.scene(index).key, index)
             if len(taken) >= n:
                 return list(taken.values())[:n]
-        raise ValueError(f"the first {limit} scenes of split {self.split!r} hold {len(taken)} different ones, not {n}")
+        first = f"the first {limit} scenes of split {self.split!r}"
+        raise ValueError(f"{first} hold {len(taken)} different ones, not {n}")
 
     def unique_scenes(self, n: int) -> list[Scene]:
         """The scenes of `unique_indices`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -56,9 +57,8 @@ class HeldOutScenes:
         single: int = 288,
     ) -> None:
         if scenes < 10 or min(questions, single) < 1:
-            raise ValueError(
-                f"held-out data needs 10 scenes (for recall at 10), a question and a single: {scenes=}, {questions=}, {single=}"
-            )
+            least = "10 scenes (for recall at 10), a question and a single"
+            raise ValueError(f"held-out data needs {least}: {scenes=}, {questions=}, {single=}")
         self.seed, self.image_size, self.styles = seed, image_size, tuple(styles)
         self.scenes, self.asked, self.single = scenes, questions, single
 
@@ -81,8 +81,7 @@ class HeldOutScenes:
 
     def questioned(self, split: str = "scenes") -> AskedImages:
         """One question for each picture."""
-        chats = SceneChats(
-            self.seed, split, self.image_size, turns=1, caption_share=0.0, styles=self.styles, length=self.asked, unique=True
-        )
+        options: dict[str, Any] = {"turns": 1, "caption_share": 0.0, "length": self.asked, "unique": True}
+        chats = SceneChats(self.seed, split, self.image_size, styles=self.styles, **options)
         images = np.stack([chats.scenes.render(chats.scene(i)) for i in range(self.asked)])
         return AskedImages(images, [chats.questions(i)[0] for i in range(self.asked)])

@@ -38,9 +38,8 @@ class ShardNames(Sequence[str]):
     def __init__(self, urls: Urls, suffixes: Sequence[str]) -> None:
         given = [urls] if isinstance(urls, str | Path) else list(urls)
         if not given:
-            raise ValueError(
-                "the list of shards is empty; give a path, a URL, a pattern such as shards/{00000..00099}.tar, or a list"
-            )
+            advice = "give a path, a URL, a pattern such as shards/{00000..00099}.tar, or a list"
+            raise ValueError(f"the list of shards is empty; {advice}")
         entries = [entry for one in given for entry in _entries(str(one))]
         for protocol in {protocol_of(entry): entry for entry in entries}.items():
             _check_protocol(*protocol)
@@ -119,7 +118,8 @@ def _choices(inside: str, pattern: str) -> Sequence[str]:
         width = max(len(first), len(last)) if padded else 0
         return _Numbers(range(int(first), int(last) + 1, int(step)), width)
     if "," not in inside:
-        raise ValueError(f"{pattern}: {{{inside}}} is neither a range such as {{000..099}} nor a list such as {{a,b}}")
+        kinds = "a range such as {000..099} nor a list such as {a,b}"
+        raise ValueError(f"{pattern}: {{{inside}}} is neither {kinds}")
     return inside.split(",")
 
 
@@ -139,7 +139,8 @@ def _check_protocol(protocol: str | None, url: str) -> None:
     except ImportError as error:
         raise ValueError(f"{url}: {protocol} needs a package that is not installed: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{url}: the protocol {protocol!r} is unknown; choose from {fsspec.available_protocols()}") from error
+        known = fsspec.available_protocols()
+        raise ValueError(f"{url}: the protocol {protocol!r} is unknown; choose from {known}") from error
 
 
 def _entries(url: str) -> list[str]:

@@ -31,12 +31,14 @@ def sources_of(shards: Any, sources: Mapping[str, Any] | None) -> dict[str, dict
     """
     if (shards is None) == (not sources):
         given = "both data.shards and data.sources are" if shards is not None else "no shards are"
-        raise ValueError(f"{given} given; give {EXAMPLE}, or several as data.sources={{NAME: {{shards: ..., weight: 2}}}}")
+        several = "data.sources={NAME: {shards: ..., weight: 2}}"
+        raise ValueError(f"{given} given; give {EXAMPLE}, or several as {several}")
     found = {ONLY: {"shards": shards}} if sources is None or shards is not None else {}
     for name, source in (sources or {}).items():
         source = dict(source) if isinstance(source, Mapping) and "_target_" not in source else {"shards": source}
         if unknown := [key for key in source if key not in SOURCE_KEYS]:
-            raise ValueError(f"data.sources.{name}: there is no setting {unknown[0]!r}; {did_you_mean(unknown[0], SOURCE_KEYS)}")
+            nothing = f"there is no setting {unknown[0]!r}"
+            raise ValueError(f"data.sources.{name}: {nothing}; {did_you_mean(unknown[0], SOURCE_KEYS)}")
         if source.get("shards") is None:
             raise ValueError(f"data.sources.{name} has no shards; give data.sources.{name}.shards=...")
         found[name] = source
@@ -82,7 +84,8 @@ def weights_of(given: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int],
     if weights is None:
         found = {name: source.get("weight", 1) for name, source in given.items()}
     if unknown := [name for name in found if name not in given]:
-        raise ValueError(f"data.weights: there is no source {unknown[0]!r}; {did_you_mean(unknown[0], given)}")
+        nothing = f"there is no source {unknown[0]!r}"
+        raise ValueError(f"data.weights: {nothing}; {did_you_mean(unknown[0], given)}")
     if lacking := [name for name in given if name not in found]:
         raise ValueError(f"data.weights has none for {', '.join(lacking)}; 0 leaves a source out")
     for name, weight in found.items():
@@ -104,10 +107,10 @@ def knots_of(
         return [{"step": 0, "weights": weights_of(given, sizes, weights)}]
     if weights is not None:
         raise ValueError("data.weights and data.schedule exclude each other; leave one out")
-    if not isinstance(schedule, list) or not all(
-        isinstance(knot, Mapping) and set(knot) == {"step", "weights"} for knot in schedule
-    ):
-        raise ValueError(f"data.schedule={schedule!r} is no list of steps, as in [{{step: 0, weights: {{NAME: 1}}}}]")
+    knots = schedule if isinstance(schedule, list) else [None]
+    if not all(isinstance(knot, Mapping) and set(knot) == {"step", "weights"} for knot in knots):
+        example = "[{step: 0, weights: {NAME: 1}}]"
+        raise ValueError(f"data.{schedule=} is no list of steps, as in {example}")
     steps = [knot["step"] for knot in schedule]
     if not all(isinstance(step, int) for step in steps) or steps[:1] != [0] or steps != sorted(set(steps)):
         raise ValueError(f"the steps of data.schedule start at 0 and rise, but they are {steps}")

@@ -175,7 +175,8 @@ class ShardStream(IterableDataset[dict[str, Any]]):
     def _check(self, restored: Sequence[Mapping[str, Any]], world_size: int) -> None:
         layout, own = self.layout, len(self.own[0])
         if self.num_workers and layout.groups % self.num_workers:
-            raise ValueError(f"{self.num_workers} data processes cannot share the {layout.groups} turns evenly")
+            turns = f"the {layout.groups} turns"
+            raise ValueError(f"{self.num_workers} data processes cannot share {turns} evenly")
         if self.grouping is not None and self.grouping.choices % own:
             raise ValueError(
                 f"data.packing=bucketed takes a batch from one lane, but a process has {own} of the "
@@ -189,7 +190,8 @@ class ShardStream(IterableDataset[dict[str, Any]]):
                 "that the run had"
             )
         if self.start and not restored:
-            raise ValueError("the checkpoint does not say where its data stood; resume the run that has written it")
+            fault = "the checkpoint does not say where its data stood"
+            raise ValueError(f"{fault}; resume the run that has written it")
 
     @property
     def samples_read(self) -> int:

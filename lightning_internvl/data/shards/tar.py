@@ -199,7 +199,8 @@ class TarWriter:
                 continue
             found = KEY_AND_EXTENSION.fullmatch(f"{key}.{extension}")
             if found is None or found[1] != key:
-                raise ValueError(f"{key!r} cannot be the key of a record: behind the last / there must be a name without a dot")
+                needs = "behind the last / there must be a name without a dot"
+                raise ValueError(f"{key!r} cannot be the key of a record: {needs}")
             content = _content(value, f"{key}.{extension}")
             member = tarfile.TarInfo(f"{key}.{extension}")
             member.size = len(content)
@@ -221,4 +222,5 @@ def _content(value: Any, name: str) -> bytes:
         return value.encode("utf-8")
     if isinstance(value, Mapping | list | int | float):
         return json.dumps(value, ensure_ascii=False).encode("utf-8")
-    raise ValueError(f"{name}: {type(value).__name__} is no content of a file; give bytes, a text, or what JSON can hold")
+    fault = f"{type(value).__name__} is no content of a file"
+    raise ValueError(f"{name}: {fault}; give bytes, a text, or what JSON can hold")

@@ -36,9 +36,9 @@ class QwenTemplate(ChatTemplate):
         found: list[Segment] = []
         for text, is_answer in segments:
             pieces = [text] if is_answer else [piece for piece in _TURN_MARK.split(text) if piece]
-            found += [
-                Segment(piece, is_answer or bool(_TURN_MARK.fullmatch(piece)) or piece == self.after_answer) for piece in pieces
-            ]
+            for piece in pieces:
+                learnt = is_answer or _TURN_MARK.fullmatch(piece) or piece == self.after_answer
+                found.append(Segment(piece, bool(learnt)))
         return found
 
 

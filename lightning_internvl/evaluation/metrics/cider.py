@@ -60,9 +60,8 @@ def _vector(ngrams: Counter[tuple[str, ...]], frequency: Counter[tuple[str, ...]
 def _similarity(candidate: _Vector, reference: _Vector) -> float:
     """Clipped cosine averaged over the n-gram lengths, times the length penalty; from 0 to 1."""
     total = 0.0
-    for mine, theirs, norm_mine, norm_theirs in zip(
-        candidate.weights, reference.weights, candidate.norms, reference.norms, strict=True
-    ):
+    vectors = candidate.weights, reference.weights, candidate.norms, reference.norms
+    for mine, theirs, norm_mine, norm_theirs in zip(*vectors, strict=True):
         if norm_mine and norm_theirs:
             shared = sum(min(mine[ngram], theirs[ngram]) * theirs[ngram] for ngram in mine.keys() & theirs.keys())
             total += shared / (norm_mine * norm_theirs)
@@ -108,6 +107,7 @@ def cider(
     scores = []
     for candidate, of_picture in zip(candidates, counts, strict=True):
         vector = _vector(_ngrams(words(candidate)), frequency, log_documents)
-        similar = [_similarity(vector, _vector(ngrams, frequency, log_documents)) for ngrams in of_picture]
+        vectors = [_vector(ngrams, frequency, log_documents) for ngrams in of_picture]
+        similar = [_similarity(vector, theirs) for theirs in vectors]
         scores.append(SCALE * sum(similar) / len(similar))
     return sum(scores) / len(scores), scores
