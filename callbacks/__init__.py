@@ -15,6 +15,6 @@ from callbacks.tracking import Tracking
 from callbacks.validation import Validation
 
 __all__ = [
-    "Checkpoint", "Evaluation", "Freezing", "Guard", "HandOff", "HistoryLogger", "Progress", "Report",
-    "Samples", "Throughput", "Tracking", "Validation",
+    "Checkpoint", "Evaluation", "Freezing", "Guard", "HandOff", "HistoryLogger", "Progress",
+    "Report", "Samples", "Throughput", "Tracking", "Validation",
 ]  # fmt: skip

@@ -65,8 +65,8 @@ def local_source(pretrained: str) -> str:
         return str(_unpacked(path.resolve()))
     if path.is_file() or (not path.exists() and (path.is_absolute() or path.suffix == ".gguf" or pretrained.count("/") > 1)):
         raise ValueError(
-            f"{pretrained}: there is no such folder or GGUF file; give a folder in the Hugging Face layout, a hub id "
-            f"(OWNER/NAME), a file NAME.gguf, or {PACKAGE}NAME"
+            f"{pretrained}: there is no such folder or GGUF file; give a folder in the Hugging "
+            f"Face layout, a hub id (OWNER/NAME), a file NAME.gguf, or {PACKAGE}NAME"
         )
     return pretrained
 

@@ -224,8 +224,8 @@ def explain_lost_process(run_dir: Path) -> Iterator[None]:
     except RuntimeError as error:
         if world_size() > 1 and any(sign in str(error) for sign in LOST):
             raise ValueError(
-                f"another process of this run has ended ({str(error).splitlines()[0][:200]}); what it said itself is the reason. "
-                f"Go on with resume={run_dir}"
+                f"another process of this run has ended ({str(error).splitlines()[0][:200]}); what "
+                f"it said itself is the reason. Go on with resume={run_dir}"
             ) from error
         raise
 

@@ -28,13 +28,13 @@ FIELDS = {
 # A pair is counted under the first that drops it
 ORDER = (*RANGES[:-1], *LANGUAGES, SIMILARITY, *COPIES, TOP_SHARE)
 SCRIPTS = (
-    "latin", "han", "kana", "hangul", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "bengali",
-    "tamil", "thai",
+    "latin", "han", "kana", "hangul", "cyrillic", "greek", "arabic", "hebrew", "devanagari",
+    "bengali", "tamil", "thai",
 )  # fmt: skip
 MOST_DISTANCE = 15  # bits of 64; beyond it pictures have nothing in common
 KEYS = (
-    "step", "rules", "scores_from", "mode", "engine", "batch_size", "num_workers", "parts", "data", "new",
-    "dropped",
+    "step", "rules", "scores_from", "mode", "engine", "batch_size", "num_workers", "parts", "data",
+    "new", "dropped",
 )  # fmt: skip
 
 
@@ -65,9 +65,9 @@ def step_faults(config: Setting, name: str) -> Iterator[str]:
     # A resumed run has been asked before
     if needs_model(stage) and not (trained or config["init_from"] or config["resume"]):
         yield (
-            "there is no model before it that could tell how well pictures and captions agree; put it "
-            f"behind a stage, as in pipeline=[contrastive,{name},generative], give init_from=RUN, or "
-            f"leave it out: stages.{name}.rules.similarity=null"
+            "there is no model before it that could tell how well pictures and captions agree; "
+            f"put it behind a stage, as in pipeline=[contrastive,{name},generative], give "
+            f"init_from=RUN, or leave it out: stages.{name}.rules.similarity=null"
         )
     if not any((config["data"].get("pairs") or {}).get(given) for given in ("shards", "sources")):
         yield "the data has no shards that could be filtered; give data=webdataset data.shards=FOLDER"

@@ -116,14 +116,14 @@ def with_hardware(config: Config, changes: Mapping[str, Any]) -> tuple[dict[str,
         if samples % now:
             fitting = ", ".join(str(n * layers) for n in range(1, samples + 1) if samples % n == 0)
             raise ValueError(
-                f"stages.{name}: a step reads {samples} samples, which {all_now} processes cannot share evenly; fitting numbers "
-                f"of processes (devices x nodes): {fitting}"
+                f"stages.{name}: a step reads {samples} samples, which {all_now} processes cannot "
+                f"share evenly; fitting numbers of processes (devices x nodes): {fitting}"
             )
         if now != before:
             messages.append(
-                f"{name}: {all_now} processes instead of {all_before}, batch_size {stage['batch_size']} -> {samples // now}: "
-                "each step reads the same samples in the same order; what chance draws on a device (masks, wrong captions) "
-                "changes"
+                f"{name}: {all_now} processes instead of {all_before}, batch_size "
+                f"{stage['batch_size']} -> {samples // now}: each step reads the same samples in "
+                "the same order; what chance draws on a device (masks, wrong captions) changes"
             )
         stage["batch_size"] = samples // now
     return found, messages

@@ -227,8 +227,8 @@ def _part_faults(path: str, node: Any, *, foreign: bool, note: bool) -> Iterator
         private = str(key).startswith("_") and key != "_target_" and (key in BUILDS or not note) and bool(value)
         if not foreign and (_fetches(key, value) or private):
             yield (
-                f"{own}: {value!r} comes with the checkpoint and could fetch weights or code from elsewhere; it is not followed. "
-                "Start a run with these parts and init_from instead"
+                f"{own}: {value!r} comes with the checkpoint and could fetch weights or code from "
+                "elsewhere; it is not followed. Start a run with these parts and init_from instead"
             )
         elif key != "_target_":
             inner = note or (key == "config" and "_target_" in node)
@@ -267,8 +267,8 @@ def _place_faults(path: str, place: Any) -> Iterator[str]:
         return
     if place not in _named.get() and not _is_here(place):
         yield (
-            f"{path}: {place!r} comes with the folder and is no folder on this machine; it is not fetched from the hub "
-            f"(if you want it, give trust=[{place}])"
+            f"{path}: {place!r} comes with the folder and is no folder on this machine; it is not "
+            f"fetched from the hub (if you want it, give trust=[{place}])"
         )
 
 

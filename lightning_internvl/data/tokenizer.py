@@ -98,8 +98,8 @@ def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> Pr
     """
     if pretrained is None:
         raise ValueError(
-            "no tokenizer is given; give decoder.pretrained=FOLDER_OR_ID (with its weights), decoder.tokenizer.pretrained=... or "
-            "middleware.tokenizer.pretrained=FOLDER_OR_ID"
+            "no tokenizer is given; give decoder.pretrained=FOLDER_OR_ID (with its weights), "
+            "decoder.tokenizer.pretrained=... or middleware.tokenizer.pretrained=FOLDER_OR_ID"
         )
     tokenizer = AutoTokenizer.from_pretrained(local_source(pretrained), trust_remote_code=False)
     wanted = [*IMAGE_AND_BOX_TOKENS, *extra_tokens]

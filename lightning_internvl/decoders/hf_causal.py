@@ -18,8 +18,8 @@ from lightning_internvl.protocols import Part, TensorPlan
 
 # Written by a library about itself or about how weights are stored, not about the model.
 NOTES = (
-    "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "auto_map", "use_cache",
-    "quantization_config",
+    "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "auto_map",
+    "use_cache", "quantization_config",
 )  # fmt: skip
 
 

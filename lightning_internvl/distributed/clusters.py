@@ -39,8 +39,8 @@ def stage_clock(limit: Any) -> list[Timer]:
         return [StageClock(limit)]
     except Exception as error:  # of several kinds, by what it was given
         raise ValueError(
-            f"trainer.max_time={limit!r} is no time ({error}); write DAYS:HOURS:MINUTES:SECONDS, as '00:03:30:00', or "
-            "{hours: 3, minutes: 30}"
+            f"trainer.max_time={limit!r} is no time ({error}); write DAYS:HOURS:MINUTES:SECONDS, "
+            "as '00:03:30:00', or {hours: 3, minutes: 30}"
         ) from error
 
 

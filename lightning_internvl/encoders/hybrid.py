@@ -46,8 +46,8 @@ class HybridEncoder(Part):
         self.image_size, self.high_image_size = low.image_size, high.image_size
         if self.num_tokens() != (tokens := high.num_tokens() - special_tokens(high)):
             raise ValueError(
-                f"the low tower gives {self.num_tokens()} tokens at {low.image_size} px, the high one {tokens} at "
-                f"{high.image_size} px; they must be as many"
+                f"the low tower gives {self.num_tokens()} tokens at {low.image_size} px, the high "
+                f"one {tokens} at {high.image_size} px; they must be as many"
             )
 
     def num_tokens(self, image_size: int | None = None) -> int:

@@ -47,8 +47,9 @@ class SiglipViT(CLIPViT):
     ) -> None:
         check_choice("head", head, HEADS)
         super().__init__(
-            image_size=image_size, patch_size=patch_size, dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim, act=act,
-            norm_eps=norm_eps, cls=False, patch_bias=True, pre_norm=False, post_norm=post_norm, embed_std=embed_std,
+            image_size=image_size, patch_size=patch_size, dim=dim, depth=depth, heads=heads,
+            mlp_dim=mlp_dim, act=act, norm_eps=norm_eps, cls=False, patch_bias=True, pre_norm=False,
+            post_norm=post_norm, embed_std=embed_std,
         )  # fmt: skip
         self.use_head = head == "first"
         self.special_tokens = int(self.use_head)

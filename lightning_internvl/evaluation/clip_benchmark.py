@@ -57,8 +57,8 @@ class ClipModel(nn.Module):
         embeds = self.model.encode_image(pixels_N3SS.to(next(self.model.parameters()).dtype), self.mode)
         if embeds.ndim != 2:
             raise ValueError(
-                f"this model has {embeds.shape[1]} embeddings a picture, and CLIP_benchmark compares one; measure it with "
-                "python evaluate.py task=[zero_shot,retrieval]"
+                f"this model has {embeds.shape[1]} embeddings a picture, and CLIP_benchmark "
+                "compares one; measure it with python evaluate.py task=[zero_shot,retrieval]"
             )
         return embeds
 

@@ -49,8 +49,8 @@ class TaskPictures:
             self.lost.add(place)
             if len(self.lost) > self.max_missing * len(self.source):
                 raise ValueError(
-                    f"{len(self.lost)} of {len(self.source)} samples cannot be used, a larger share than "
-                    f"max_missing={self.max_missing}; the last one: {error}"
+                    f"{len(self.lost)} of {len(self.source)} samples cannot be used, a larger "
+                    f"share than max_missing={self.max_missing}; the last one: {error}"
                 ) from error
             return self.blank
 

@@ -83,8 +83,8 @@ def _processor_fields(layout: str, config: Mapping[str, Any], chats: ChatCollato
         size = {"height": chats.processor.image_size, "width": chats.processor.image_size}
         video = {"video_processor_type": "InternVLVideoProcessor", **_pixel_fields(chats.processor), "size": size}
         return {
-            "kind": "InternVLProcessor", "settings": {"image_seq_length": tokens}, "tokens": special,
-            "picture": names.context, "video": video,
+            "kind": "InternVLProcessor", "settings": {"image_seq_length": tokens},
+            "tokens": special, "picture": names.context, "video": video,
         }  # fmt: skip
     if layout == "llava_native":
         settings = {
@@ -214,6 +214,7 @@ def config_fields(config: Mapping[str, Any], chats: ChatCollator | None) -> Fiel
     processor = chats.processor
     low, high = processor.limits if isinstance(processor, Tiles) else (1, 1)
     return {
-        "force_image_size": processor.image_size, "dynamic_image_size": isinstance(processor, Tiles),
-        "min_dynamic_patch": low, "max_dynamic_patch": high, "use_thumbnail": getattr(processor, "thumbnail", False),
+        "force_image_size": processor.image_size,
+        "dynamic_image_size": isinstance(processor, Tiles), "min_dynamic_patch": low,
+        "max_dynamic_patch": high, "use_thumbnail": getattr(processor, "thumbnail", False),
     }  # fmt: skip

@@ -188,7 +188,7 @@ def _pixel_difference(prompt: str, ours: Mapping[str, Any], theirs: Mapping[str,
     if not difference <= PIXELS:
         shapes = f"{tuple(other.shape)} beside {tuple(mine.shape)}"
         raise ValueError(
-            f"the export failed its check: {name} of {prompt!r} by transformers differ from those of training by "
-            f"{difference:.2g} ({shapes})"
+            f"the export failed its check: {name} of {prompt!r} by transformers differ from those "
+            f"of training by {difference:.2g} ({shapes})"
         )
     return difference

@@ -124,8 +124,8 @@ def _decide(job: FilterJob, count: int) -> None:
         why = ", ".join(reasons_given) or "there is none"
         bad = f"; {reasons[BAD]} cannot be used (see {job.folder / 'skipped.jsonl'})" if reasons[BAD] else ""
         raise ValueError(
-            f"stages.{job.name}: none of {len(columns)} pairs is kept: {why}{bad}. The scores of all pairs are in "
-            f"{job.folder / 'scores'}; widen stages.{job.name}.rules"
+            f"stages.{job.name}: none of {len(columns)} pairs is kept: {why}{bad}. The scores of "
+            f"all pairs are in {job.folder / 'scores'}; widen stages.{job.name}.rules"
         )
     for rule, number in dropped.items():
         if number > 0.9 * len(columns) and rule != TOP_SHARE:

@@ -94,8 +94,8 @@ class FilterJob(NamedTuple):
         found = len(list((place / "scores").glob("*.jsonl")))
         if found != (count := len(self.shards())):
             raise ValueError(
-                f"scores_from={place} holds the scores of {found} shards, and there are {count}; give the folder of a filter "
-                "(RUN/filter) that has scored the same shards"
+                f"scores_from={place} holds the scores of {found} shards, and there are {count}; "
+                "give the folder of a filter (RUN/filter) that has scored the same shards"
             )
         for number in self.unscored(numbers):
             rows = read_rows(scores_file(place, number))

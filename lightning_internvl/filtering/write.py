@@ -59,8 +59,8 @@ def write_shard(shards: JoinedShards, shard: int, folder: Path, reasons: Sequenc
                     tar.write(scored_record(shards, shard, place, record, row))
             if tar.written != len(kept):
                 raise ValueError(
-                    f"shard {shards.name(shard)} has changed since it was scored: it now ends after {tar.written} of the "
-                    f"{len(kept)} pairs that are kept of it"
+                    f"shard {shards.name(shard)} has changed since it was scored: it now ends "
+                    f"after {tar.written} of the {len(kept)} pairs that are kept of it"
                 )
     judged = zip(rows, reasons, strict=True)
     dropped = [{"key": row["key"], "rule": _reason_name(why)} for row, why in judged if why != KEPT]

@@ -48,9 +48,9 @@ def make_view(settings: StageSettings, model: VLM, tokenizers: Mapping[str, Any]
     training = make_collators(settings, model, tokenizers, processor, packed=settings.packing == PACKED)
     if settings.reads not in training:
         raise ValueError(
-            f"data: {settings.reads!r} does not fit the stage's parts; "
-            "valid choices: pairs (with a middleware that reads text), chats (with a decoder), labels (with a probe)"
-            f"{f'. {READERS}' if settings.reads == 'pairs' else ''}"
+            f"data: {settings.reads!r} does not fit the stage's parts; valid choices: pairs (with "
+            "a middleware that reads text), chats (with a decoder), labels (with a "
+            f"probe){f'. {READERS}' if settings.reads == 'pairs' else ''}"
         )
     found = make_collators(settings, model, tokenizers, measured, more_tiles=measured.max_tiles - processor.max_tiles)
     return View(found.get("pairs"), found.get("chats"), training[settings.reads], model, found.get("labels"))

@@ -27,8 +27,8 @@ from lightning_internvl.model.vlm import VLM
 CLIP, IMAGENET, HALVES = (CLIP_MEAN, CLIP_STD), (IMAGENET_MEAN, IMAGENET_STD), (HALF, HALF)
 HANDOFF = "handoff"  # an exported folder of this project's own layout
 PROCESSORS: Mapping[str, type[Processor]] = {
-    "squash": Squash, "center_crop": CenterCrop, "pad_square": PadSquare, "tiles": Tiles, "padded": PaddedSquare,
-    "padded_pair": PaddedPair, "any_resolution": AnyResolution,
+    "squash": Squash, "center_crop": CenterCrop, "pad_square": PadSquare, "tiles": Tiles,
+    "padded": PaddedSquare, "padded_pair": PaddedPair, "any_resolution": AnyResolution,
 }  # fmt: skip
 
 

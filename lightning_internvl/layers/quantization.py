@@ -194,8 +194,8 @@ def _linear(layer: nn.Linear, method: str) -> nn.Module:
     made: Any
     if method == "nf4":
         made = bnb.nn.Linear4bit(
-            layer.in_features, layer.out_features, bias=has_bias, quant_type="nf4", compress_statistics=False,
-            compute_dtype=weight.dtype, device="meta",
+            layer.in_features, layer.out_features, bias=has_bias, quant_type="nf4",
+            compress_statistics=False, compute_dtype=weight.dtype, device="meta",
         )  # fmt: skip
         made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=False)
         # Some CPUs would have it repacked in evaluation, for good, with its scales rounded to bf16:

@@ -103,9 +103,10 @@ class QFormer(Part):
         self.ln_vision = nn.Identity() if vision_norm_eps is None else nn.LayerNorm(encoder_dim, eps=vision_norm_eps)
         self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, dim))
         self.qformer = QFormerLM(
-            dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim, visual_dim=encoder_dim, cross_every=cross_every,
-            vocab_size=None if text == "none" else vocab_size, max_positions=max_positions, writes=text == "write",
-            eps=norm_eps, act=act, dropout=dropout, attention_dropout=attention_dropout,
+            dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim, visual_dim=encoder_dim,
+            cross_every=cross_every, vocab_size=None if text == "none" else vocab_size,
+            max_positions=max_positions, writes=text == "write", eps=norm_eps, act=act,
+            dropout=dropout, attention_dropout=attention_dropout,
         )  # fmt: skip
         self.vision_proj: Any = nn.Linear(dim, embed_dim) if embed_dim else None
         self.text_proj: Any = nn.Linear(dim, embed_dim) if embed_dim else None

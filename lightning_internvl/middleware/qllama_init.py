@@ -59,8 +59,8 @@ def sizes_of(given: dict[str, Any], pretrained: str | None) -> Sizes:
     if odd := _what_is_odd(config):
         raise ValueError(f"{SETTING}={pretrained}: QLLaMA cannot take in a model with {odd}")
     found = Sizes(
-        config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size,
-        config.rope_parameters["rope_theta"], config.rms_norm_eps,
+        config.hidden_size, config.num_hidden_layers, config.num_attention_heads,
+        config.intermediate_size, config.rope_parameters["rope_theta"], config.rms_norm_eps,
     )  # fmt: skip
     for name, value in given.items():
         there = getattr(found, name)

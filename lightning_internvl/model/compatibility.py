@@ -67,8 +67,8 @@ def check_order(encoder: nn.Module, middleware: type[nn.Module]) -> None:
     if given != read:
         (gives, change), (reads, _) = GIVEN[given], GIVEN[read]
         raise ValueError(
-            f"encoder {type(encoder).__name__} and middleware {middleware.__name__} do not fit: the one gives {gives}, "
-            f"the other reads {reads}; choose {change}"
+            f"encoder {type(encoder).__name__} and middleware {middleware.__name__} do not fit: "
+            f"the one gives {gives}, the other reads {reads}; choose {change}"
         )
 
 
@@ -100,8 +100,8 @@ def check_without_decoder(middleware: Mapping[str, Any]) -> None:
     size = parameters_of(middleware["_target_"])[0].get("decoder_dim")
     if size is not None and size.default is size.empty and middleware.get("decoder_dim") is None:
         raise ValueError(
-            f"{middleware['_target_']} needs decoder_dim, which neither the configuration nor its neighbours give: it hands "
-            f"tokens to a decoder, and this stage has none. {READERS}"
+            f"{middleware['_target_']} needs decoder_dim, which neither the configuration nor its "
+            f"neighbours give: it hands tokens to a decoder, and this stage has none. {READERS}"
         )
 
 

@@ -43,8 +43,8 @@ PIXELS = ("pixel_values", "pixel_values_videos")
 # Dense bf16 matrix products with float32 sums, as the makers state them, in TFLOP/s; the first name
 # that fits counts.
 PEAKS = {
-    "B200": 2250, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
-    "L40S": 362, "L4": 121, "A10": 125, "RTX 4090": 165, "RTX 3090": 71,
+    "B200": 2250, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989,
+    "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 
 

@@ -22,9 +22,9 @@ LOWER = {
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 }  # fmt: skip
 FULL = {
-    "layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss", "normalize", "norm", "exp", "log", "pow",
-    "__pow__", "rsqrt", "sum", "cumsum", "prod", "logsumexp", "cosine_similarity", "mse_loss", "l1_loss", "softplus",
-    "binary_cross_entropy_with_logits",
+    "layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss", "normalize",
+    "norm", "exp", "log", "pow", "__pow__", "rsqrt", "sum", "cumsum", "prod", "logsumexp",
+    "cosine_similarity", "mse_loss", "l1_loss", "softplus", "binary_cross_entropy_with_logits",
 }  # fmt: skip
 # The operations that fill a tensor in place.
 FILLS = {

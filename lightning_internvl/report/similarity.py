@@ -54,8 +54,8 @@ def similarity_matrices(run: RunFiles, pictures: Pictures) -> str:
         parts.append(captions if captions != listed else "")
         listed = captions
     lead = (
-        "Each row is a picture, each column a caption; the outlined diagonal holds the right pairs. The dot marks the "
-        "caption closest to each picture."
+        "Each row is a picture, each column a caption; the outlined diagonal holds the right "
+        "pairs. The dot marks the caption closest to each picture."
     )
     return section("similarity", "The similarity matrix before and after", lead, "".join(parts))
 

@@ -21,8 +21,9 @@ from lightning_internvl.model.vlm import VLM
 
 # Where each language model keeps its blocks.
 BLOCKS = {
-    "mpt": "transformer.blocks", "llama": "model.layers", "opt": "model.decoder.layers", "gptj": "transformer.h",
-    "gpt_neo": "transformer.h", "gpt_neox": "gpt_neox.layers", "qwen2": "model.layers", "mistral": "model.layers",
+    "mpt": "transformer.blocks", "llama": "model.layers", "opt": "model.decoder.layers",
+    "gptj": "transformer.h", "gpt_neo": "transformer.h", "gpt_neox": "gpt_neox.layers",
+    "qwen2": "model.layers", "mistral": "model.layers",
 }  # fmt: skip
 TOP: Config = {"cross_attn_every_n_layers": 1, "only_attend_immediate_media": True}
 # the same tensors once more

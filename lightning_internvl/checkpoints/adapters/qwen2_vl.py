@@ -24,8 +24,9 @@ TOP: Config = {
 # The original files write the width of the language model into `hidden_size` and leave the rest to
 # these.
 VISION: Config = {
-    "depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_act": "quick_gelu", "patch_size": 14,
-    "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3, "rope_parameters": {"rope_theta": 10000.0},
+    "depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_act": "quick_gelu",
+    "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3,
+    "rope_parameters": {"rope_theta": 10000.0},
 }  # fmt: skip
 TEXT: Config = {"vocab_size": 152064, "rope_parameters": {"rope_theta": 1000000.0, "mrope_section": [16, 24, 24]}}
 ONLY_TEXT: Config = {"use_sliding_window": False, "attention_dropout": 0.0}

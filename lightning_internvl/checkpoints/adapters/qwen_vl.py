@@ -17,9 +17,10 @@ VISUAL_ALONE = "qwen_vl_visual"
 HEAD_DIM, POSITIONS, NORM_EPS, ACT = 128, 16, 1e-6, "gelu"  # written into the official code
 PADDING = 2  # how far the id of the placeholder lies behind that of <img>
 TEXT: Config = {
-    "vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "kv_channels": 128,
-    "intermediate_size": 22016, "seq_length": 2048, "max_position_embeddings": 8192, "layer_norm_epsilon": 1e-6,
-    "rotary_emb_base": 10000, "initializer_range": 0.02, "use_dynamic_ntk": True, "use_logn_attn": True,
+    "vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "kv_channels": 128, "intermediate_size": 22016, "seq_length": 2048,
+    "max_position_embeddings": 8192, "layer_norm_epsilon": 1e-6, "rotary_emb_base": 10000,
+    "initializer_range": 0.02, "use_dynamic_ntk": True, "use_logn_attn": True,
 }  # fmt: skip
 ONLY: Config = {
     "no_bias": True, "attn_dropout_prob": 0.0, "emb_dropout_prob": 0.0, "rotary_pct": 1.0, "scale_attn_weights": True,

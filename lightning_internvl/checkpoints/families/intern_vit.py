@@ -22,15 +22,17 @@ FIRST_NAMES = (
 )
 # What a config of a release may leave out, and the fields of which the tower knows one value only.
 DEFAULTS: Config = {
-    "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25, "intermediate_size": 12800, "image_size": 224,
-    "patch_size": 14, "qk_normalization": True, "qkv_bias": False, "norm_type": "rms_norm", "layer_norm_eps": 1e-6,
-    "drop_path_rate": 0.0, "initializer_factor": 0.1,
+    "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25,
+    "intermediate_size": 12800, "image_size": 224, "patch_size": 14, "qk_normalization": True,
+    "qkv_bias": False, "norm_type": "rms_norm", "layer_norm_eps": 1e-6, "drop_path_rate": 0.0,
+    "initializer_factor": 0.1,
 }  # fmt: skip
 ONLY: Config = {"hidden_act": "gelu", "dropout": 0.0, "attention_dropout": 0.0, "num_channels": 3}
 NATIVE_DEFAULTS: Config = {
-    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "image_size": [448, 448],
-    "patch_size": [14, 14], "use_qk_norm": False, "attention_bias": False, "norm_type": "layer_norm", "layer_norm_eps": 1e-6,
-    "layer_scale_init_value": 0.1, "use_mean_pooling": True,
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "intermediate_size": 4096, "image_size": [448, 448], "patch_size": [14, 14],
+    "use_qk_norm": False, "attention_bias": False, "norm_type": "layer_norm",
+    "layer_norm_eps": 1e-6, "layer_scale_init_value": 0.1, "use_mean_pooling": True,
 }  # fmt: skip
 NATIVE_ONLY: Config = {
     "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "attention_dropout": 0.0, "projection_dropout": 0.0, "num_channels": 3,

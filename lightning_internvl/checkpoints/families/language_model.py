@@ -15,9 +15,10 @@ FUSED = "InternLM2ForCausalLM"  # grouped query, key and value in one matrix; a 
 
 # Fields of InternLM2 that LLaMA has under the same name.
 _SHARED = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
-    "rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings", "hidden_act", "bos_token_id", "eos_token_id",
-    "pad_token_id", "initializer_range",
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "vocab_size", "rms_norm_eps", "rope_theta", "rope_scaling",
+    "max_position_embeddings", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id",
+    "initializer_range",
 )  # fmt: skip
 _INTERNLM2_DEFAULTS: Config = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048}
 

@@ -19,16 +19,17 @@ VISION: Config = {
     "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True,
 }  # fmt: skip
 QFORMER: Config = {
-    "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-    "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 512,
-    "layer_norm_eps": 1e-12, "cross_attention_frequency": 2, "encoder_hidden_size": 1408, "use_qformer_text_input": False,
+    "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 512, "layer_norm_eps": 1e-12,
+    "cross_attention_frequency": 2, "encoder_hidden_size": 1408, "use_qformer_text_input": False,
 }  # fmt: skip
 VISION_ONLY: Config = {"attention_dropout": 0.0}
 
 _FFN = {
     "query_ffn.up": "intermediate_query.dense", "query_ffn.down": "output_query.dense",
-    "query_ffn.norm": "output_query.LayerNorm",
-    "text_ffn.up": "intermediate.dense", "text_ffn.down": "output.dense", "text_ffn.norm": "output.LayerNorm",
+    "query_ffn.norm": "output_query.LayerNorm", "text_ffn.up": "intermediate.dense",
+    "text_ffn.down": "output.dense", "text_ffn.norm": "output.LayerNorm",
 }  # fmt: skip
 _ATTENTION = {"self_attn": "attention", "cross_attn": "crossattention"}
 _PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}

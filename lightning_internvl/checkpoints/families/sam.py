@@ -12,9 +12,10 @@ from lightning_internvl.encoders.sam_vit import SamViT
 
 # What transformers fills in where a config is silent.
 DEFAULTS: Config = {
-    "hidden_size": 768, "output_channels": 256, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 1024,
-    "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True, "mlp_ratio": 4.0, "use_abs_pos": True,
-    "use_rel_pos": True, "window_size": 14, "global_attn_indexes": [2, 5, 8, 11], "mlp_dim": None,
+    "hidden_size": 768, "output_channels": 256, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "image_size": 1024, "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
+    "qkv_bias": True, "mlp_ratio": 4.0, "use_abs_pos": True, "use_rel_pos": True, "window_size": 14,
+    "global_attn_indexes": [2, 5, 8, 11], "mlp_dim": None,
 }  # fmt: skip
 ONLY: Config = {"attention_dropout": 0.0, "num_channels": 3}
 NECK = {"0": "conv1", "1": "layer_norm1", "2": "conv2", "3": "layer_norm2"}

@@ -166,8 +166,8 @@ class ChatCollator:
         except TooLong as error:
             counts = " + ".join(str(len(x)) for x in [*pictures, *videos]) or "no"
             raise TooLong(
-                f"{error} ({counts} tiles of {self.tokens_per_tile}); raise data.chats_collate.max_length, or lower "
-                f"data.processor.{self.processor.limit}"
+                f"{error} ({counts} tiles of {self.tokens_per_tile}); raise "
+                f"data.chats_collate.max_length, or lower data.processor.{self.processor.limit}"
             ) from error
         if skips and (longest := max(map(len, row))) > self.max_length:
             more = f"{longest} tokens, more than {self.max_length}"

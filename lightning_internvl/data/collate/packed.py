@@ -52,8 +52,8 @@ class PackedChats(ChatCollator):
             )
         if row_tiles is not None and row_tiles < self.processor.max_tiles:
             raise ValueError(
-                f"data.packing_tiles={row_tiles} is less than the {self.processor.max_tiles} tiles that one picture may have; "
-                "raise it, or lower data.processor.max_tiles"
+                f"data.packing_tiles={row_tiles} is less than the {self.processor.max_tiles} tiles "
+                "that one picture may have; raise it, or lower data.processor.max_tiles"
             )
         self.row_length = row_tokens or self.max_length
         self.row_tiles, self.blank_tiles = row_tiles, row_tiles or self.row_length
@@ -69,8 +69,8 @@ class PackedChats(ChatCollator):
         visual = self.visual(prepared)
         if self.row_visual is not None and visual > self.row_visual:
             raise BadSample(
-                f"sample {sample['key']}: its pictures have {visual / self.tokens_per_tile:g} tiles, more than "
-                f"data.packing_tiles={self.row_tiles}",
+                f"sample {sample['key']}: its pictures have {visual / self.tokens_per_tile:g} "
+                f"tiles, more than data.packing_tiles={self.row_tiles}",
                 kind="too many tiles",
             )
         return prepared

@@ -75,8 +75,8 @@ def _read_pair(record: Mapping[str, Any], request: str) -> Entry:
     if image is None or caption is None:
         missing = [name for name, found in (("image", image), ("caption", caption)) if found is None]
         raise BadSample(
-            "neither a conversation ('conversations' or 'messages') nor a record with image and caption: "
-            f"{' and '.join(missing)} missing among {sorted(map(str, record))}",
+            "neither a conversation ('conversations' or 'messages') nor a record with image and "
+            f"caption: {' and '.join(missing)} missing among {sorted(map(str, record))}",
             "unknown format",
         )
     text = str(record[caption] or "").strip()

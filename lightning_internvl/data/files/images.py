@@ -22,8 +22,8 @@ MAX_PIXELS = 89_478_485  # the size from which Pillow warns of a decompression b
 TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # What Pillow's decoders raise on damaged files, beside its own errors.
 DAMAGED = (
-    UnidentifiedImageError, OSError, SyntaxError, EOFError, struct.error, zlib.error, LookupError, TypeError, RuntimeError,
-    ArithmeticError, AttributeError,
+    UnidentifiedImageError, OSError, SyntaxError, EOFError, struct.error, zlib.error, LookupError,
+    TypeError, RuntimeError, ArithmeticError, AttributeError,
 )  # fmt: skip
 WEB_PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
 SHOWN = 40  # bytes of a file that is no picture, in messages

@@ -34,8 +34,8 @@ class FolderRecords(Records):
         self.names = list(names.values())
         if not any(len(one) == 2 for one in self.names):
             raise ValueError(
-                f"{path}: the folder holds no picture with a text file of the same name (cat.jpg and cat.txt); or give a list of "
-                f"records ({', '.join(KINDS)})"
+                f"{path}: the folder holds no picture with a text file of the same name (cat.jpg "
+                f"and cat.txt); or give a list of records ({', '.join(KINDS)})"
             )
 
     def __len__(self) -> int:

@@ -36,8 +36,8 @@ def read_video(path: Path) -> tuple[np.ndarray, float]:
         return _read_animation(path)
     if importlib.util.find_spec("av") is None:
         raise ValueError(
-            f"{path}: reading {path.suffix} needs PyAV (pip install -r requirements-video.txt); GIF, WebP and folders of frames "
-            "need nothing"
+            f"{path}: reading {path.suffix} needs PyAV (pip install -r requirements-video.txt); "
+            "GIF, WebP and folders of frames need nothing"
         )
     return _decode_video(path)
 

@@ -67,8 +67,8 @@ class AnyResolution(Processor):
         self.frame_pixels, self.video_tokens = tuple(frame_pixels), video_tokens
         if not self.factor**2 <= self.max_pixels or not 0 < min_pixels <= self.max_pixels:
             raise ValueError(
-                f"a picture needs room for a block of {self.factor} px and min_pixels <= max_pixels: {image_size=}, "
-                f"{min_pixels=}, max_pixels={self.max_pixels}"
+                f"a picture needs room for a block of {self.factor} px and min_pixels <= "
+                f"max_pixels: {image_size=}, {min_pixels=}, max_pixels={self.max_pixels}"
             )
         if fps <= 0 or not 1 <= min_frames <= max_frames or not 0 < self.frame_pixels[0] <= self.frame_pixels[1]:
             frames = f"{min_frames=} <= {max_frames=}"

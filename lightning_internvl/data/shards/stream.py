@@ -179,15 +179,15 @@ class ShardStream(IterableDataset[dict[str, Any]]):
             raise ValueError(f"{self.num_workers} data processes cannot share {turns} evenly")
         if self.grouping is not None and self.grouping.choices % own:
             raise ValueError(
-                f"data.packing=bucketed takes a batch from one lane, but a process has {own} of the "
-                f"{layout.readers_per_step} lanes of a step; give data.lanes={world_size}, or choose "
-                "data.packing=true"
+                f"data.packing=bucketed takes a batch from one lane, but a process has {own} of "
+                f"the {layout.readers_per_step} lanes of a step; give data.lanes={world_size}, or "
+                "choose data.packing=true"
             )
         if any(tuple(one["layout"]) != tuple(layout) for one in restored):
             raise ValueError(
-                f"the checkpoint stands in lanes {tuple(restored[0]['layout'])} (of a step, turns, samples), "
-                f"the settings ask for {tuple(layout)}; go on with the batch size, data.lanes and data.turns "
-                "that the run had"
+                f"the checkpoint stands in lanes {tuple(restored[0]['layout'])} (of a step, turns, "
+                f"samples), the settings ask for {tuple(layout)}; go on with the batch size, "
+                "data.lanes and data.turns that the run had"
             )
         if self.start and not restored:
             fault = "the checkpoint does not say where its data stood"

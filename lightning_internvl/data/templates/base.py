@@ -99,6 +99,6 @@ class ChatTemplate:
             wanted = ROLES[1 + position % 2]
             if message["role"] != wanted:
                 raise ValueError(
-                    f"message {position} has role {message['role']!r}, expected {wanted!r}: a conversation is an "
-                    "optional system message, then user and assistant in turn"
+                    f"message {position} has role {message['role']!r}, expected {wanted!r}: a "
+                    "conversation is an optional system message, then user and assistant in turn"
                 )

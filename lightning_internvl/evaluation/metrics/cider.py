@@ -91,8 +91,8 @@ def cider(
     """
     if not candidates or len(candidates) != len(references):
         raise ValueError(
-            f"cider needs one list of references per candidate, got {len(candidates)} candidates and "
-            f"{len(references)} lists of references."
+            f"cider needs one list of references per candidate, got {len(candidates)} candidates "
+            f"and {len(references)} lists of references."
         )
     without = [index for index, of_picture in enumerate(references) if not of_picture]
     if without:
