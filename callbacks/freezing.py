@@ -56,7 +56,8 @@ class Freezing(L.Callback):
 
 def freezing_table(stage: str, step: int, rows: list[dict[str, Any]]) -> Table:
     """Trained and frozen parameters by group, and why."""
-    table = Table(title=f"{stage}, step {step}: what trains", title_justify="left", header_style="bold")
+    title = f"{stage}, step {step}: what trains"
+    table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("group")
     table.add_column("trained", justify="right", style="green")
     table.add_column("frozen", justify="right", style="cyan")

@@ -176,7 +176,8 @@ def _controls(sampling: Sampling) -> list[gr.components.Component]:
 
 
 def _picked(event: gr.SelectData) -> Any:
-    files = [file["path"] if isinstance(file, dict) else file for file in event.value.get("files", [])]
+    files = event.value.get("files", [])
+    files = [file["path"] if isinstance(file, dict) else file for file in files]
     return {"text": event.value.get("text", ""), "files": files}
 
 

@@ -106,7 +106,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _files_of_index(index: Path) -> list[Path]:
     weight_map = _json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or any(not isinstance(x, str) for x in weight_map.values()):
         raise ValueError(f"{index} is damaged: it maps no tensors to files")
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
@@ -129,7 +129,8 @@ def _shapes(file: Path) -> dict[str, Shape]:
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     try:
         # Only the zip format of PyTorch can be mapped into memory instead of being read whole.
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        mapped = zipfile.is_zipfile(file)
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         why = f"it holds more than tensors, or is no PyTorch file ({error})"
         raise ValueError(f"{file} is refused: {why}") from error
@@ -154,7 +155,7 @@ def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if path.exists():
         raise ValueError(f"{path} exists; nothing was written")
     with atomic_file(path) as draft:
-        torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, draft)
+        torch.save({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}, draft)
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:

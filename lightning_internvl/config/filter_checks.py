@@ -83,7 +83,8 @@ def _rule_faults(rules: Any) -> Iterator[str]:
         elif setting is None:
             continue
         elif not isinstance(setting, Mapping):
-            yield f"rules.{rule}={setting!r} must be null (leave it out) or have {', '.join(FIELDS[rule])}"
+            keys = ", ".join(FIELDS[rule])
+            yield f"rules.{rule}={setting!r} must be null (leave it out) or have {keys}"
         else:
             for field in setting:
                 if field not in FIELDS[rule]:

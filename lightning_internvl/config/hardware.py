@@ -51,7 +51,8 @@ def trainer_of(config: Config, stage: str) -> dict[str, Any]:
 def strategy_refusal(strategy: str) -> str | None:
     """Why stages cannot use a strategy of Lightning, given by its name or class, and what does the
     same."""
-    found = re.fullmatch(rf"({'|'.join(REFUSED)})(_\w+|strategy)?", strategy.rpartition(".")[2].lower())
+    name = strategy.rpartition(".")[2].lower()
+    found = re.fullmatch(rf"({'|'.join(REFUSED)})(_\w+|strategy)?", name)
     return found and f"strategy={strategy}: {REFUSED[found[1]]}"
 
 
@@ -107,7 +108,8 @@ def with_hardware(config: Config, changes: Mapping[str, Any]) -> tuple[dict[str,
     found["trainer"] |= changes
     for name in trained_stages(config):
         stage = found["stages"][name]
-        stage["trainer"] = {k: v for k, v in (stage.get("trainer") or {}).items() if k not in changes}
+        own = stage.get("trainer") or {}
+        stage["trainer"] = {key: own[key] for key in own if key not in changes}
         before, now = readers(config, name), readers(found, name)
         if before is None or now is None:
             needs = "trainer.devices=N, where the run had a number too"

@@ -119,7 +119,8 @@ def _constructor(node: ast.ClassDef) -> Signature | None:
     bases = {ast.unparse(base) for base in node.bases}
     if "NamedTuple" in bases or any(ast.unparse(d).endswith("dataclass") for d in decorators):
         fields = (f.target for f in node.body if isinstance(f, ast.AnnAssign))
-        return Signature(tuple(f.id for f in fields if isinstance(f, ast.Name)), bool(bases - {"NamedTuple"}))
+        names = tuple(f.id for f in fields if isinstance(f, ast.Name))
+        return Signature(names, bool(bases - {"NamedTuple"}))
     return None
 
 

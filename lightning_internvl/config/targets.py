@@ -89,8 +89,9 @@ def parameters_of(target: str) -> tuple[dict[str, inspect.Parameter], bool]:
 
 
 def _named(function: Any) -> tuple[dict[str, inspect.Parameter], bool]:
-    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name != "self"}
-    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    signature = inspect.signature(function).parameters
+    parameters = {name: p for name, p in signature.items() if name != "self"}
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     return named, any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 

@@ -124,7 +124,7 @@ def check_run(config: Mapping[str, Any], place: Path, fetches: bool = False) -> 
             nor on this machine.
     """
     faults: list[str] = []
-    for path, key, value in _settings({name: node for name, node in config.items() if name != "trust"}):
+    for path, key, value in _settings({name: config[name] for name in config if name != "trust"}):
         faults += _target_faults(path, value, _is_built_of_runs, "the run") if key == "_target_" else ()
         faults += _interpolation_faults(path, value)
         faults += _place_faults(path, value) if fetches and path.endswith(WEIGHTS) else ()

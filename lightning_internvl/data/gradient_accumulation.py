@@ -72,7 +72,8 @@ def window_shares(window: Sequence[Counts], place: int, length: int, device: tor
         the same
     """
     names = list(window[place])
-    counts = torch.tensor([[one[name] for name in names] for one in window], pin_memory=device.type == "cuda")
+    rows = [[one[name] for name in names] for one in window]
+    counts = torch.tensor(rows, pin_memory=device.type == "cuda")
     counts = counts.to(device, non_blocking=True)
     if world_size() > 1 and names:
         dist.all_reduce(counts, group=data_parallel_group())

@@ -141,7 +141,8 @@ def saved_tokenizer(folder: str | None = None, extra_tokens: Sequence[str] = ())
         raise ValueError("the tokenizer of this hand-off is missing: its folder `tokenizers` is gone")
     if Path(folder).is_absolute() and not Path(folder).is_dir():
         raise ValueError(f"the tokenizer is read from {folder}, which is not there; put it back")
-    if Path(folder).is_dir() and not any(file for kind in SAVED_FILES for file in Path(folder).glob(kind)):
+    place = Path(folder)
+    if place.is_dir() and not any(file for kind in SAVED_FILES for file in place.glob(kind)):
         # The library would make one without words
         raise ValueError(f"{folder} has no file of one ({', '.join(SAVED_FILES)})")
     with quiet():

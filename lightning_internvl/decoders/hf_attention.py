@@ -51,7 +51,8 @@ def attention(
     """`attend` with the arguments of transformers: (B, T, H, K)."""
     settings = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **options}
     if not isinstance(attention_mask, Mask) and (requested_backend() == "auto" or options.get("position_bias") is not None):
-        return sdpa_attention_forward(module, query_BHTK, key_BGSK, value_BGSK, attention_mask, **settings)
+        tensors = query_BHTK, key_BGSK, value_BGSK
+        return sdpa_attention_forward(module, *tensors, attention_mask, **settings)
     _check_options(module, attention_mask, options)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = causal and attention_mask is None and query_BHTK.shape[2] > 1
@@ -116,7 +117,8 @@ def _check_rows(segments: Segments, attention_mask_BL: Tensor) -> None:
 def check_packable(model: PreTrainedModel) -> None:
     """Raises ValueError for a model that would let the samples of a packed row see each other."""
     config, base = model.config, model.base_model
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    known = {"full_attention", "sliding_attention"}
+    kinds = set(getattr(config, "layer_types", None) or ()) - known
     fault = None
     if not _follows_interface(model):
         fault = "has an attention of its own"

@@ -76,7 +76,8 @@ class HFCausalLM(Part):
         super().__init__()
         config = config or {}
         if pretrained is None and not config:
-            raise ValueError("the decoder needs either `pretrained` (a hub id or a folder) or `config` (with model_type)")
+            either = "`pretrained` (a hub id or a folder) or `config` (with model_type)"
+            raise ValueError(f"the decoder needs either {either}")
         if pretrained is None:
             rows = {} if vocab_size is None else {"vocab_size": vocab_size}
             self.lm = self._fresh({**config, **rows})
@@ -110,7 +111,7 @@ class HFCausalLM(Part):
         known = self.vocab_size
         self.lm.resize_token_embeddings(rows, pad_to_multiple_of=multiple, mean_resizing=False)
         tables = [self.lm.get_input_embeddings(), self.lm.get_output_embeddings()]
-        for tensor in {id(t): t for table in tables for t in table.parameters(recurse=False)}.values():
+        for tensor in {t: None for table in tables for t in table.parameters(recurse=False)}:
             fill_with_mean(tensor, known)
 
     def sharding_units(self) -> list[nn.Module]:
@@ -125,8 +126,10 @@ class HFCausalLM(Part):
         ways, config = getattr(self.lm.config, "base_model_tp_plan", None) or {}, self.lm.config
         if type(self) is not HFCausalLM or not ways or set(ways.values()) != {"colwise", "rowwise"}:
             return None
-        names = {way: tuple(f"lm.{self.lm.base_model_prefix}.{n}" for n, w in ways.items() if w == way) for way in ways.values()}
-        counts = {n: getattr(config, n) for n in ("num_attention_heads", "num_key_value_heads", "intermediate_size")}
+        start = f"lm.{self.lm.base_model_prefix}"
+        names = {w: tuple(f"{start}.{n}" for n in ways if ways[n] == w) for w in ways.values()}
+        kinds = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        counts = {kind: getattr(config, kind) for kind in kinds}
         return TensorPlan(names["colwise"], names["rowwise"], counts)
 
     @property
@@ -178,7 +181,8 @@ class HFCausalLM(Part):
         # transformers would look into a mask of two dimensions; one of four it takes as it is
         if embeds_BLH.is_meta:
             length = attention_mask_BL.shape[1]
-            attention_mask_BL = attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)
+            seen = attention_mask_BL.bool()[:, None, None]
+            attention_mask_BL = seen.expand(-1, 1, length, length)
         options: dict[str, Any] = {"attention_mask": attention_mask_BL, "use_cache": False}
         # it counts positions in a mask of two dimensions
         if embeds_BLH.is_meta and self.lm.config.model_type == "opt":

@@ -35,7 +35,8 @@ class HFSeq2SeqLM(HFCausalLM):
         if settings.get("pretrained") is None:
             self._tied = bool((config or {}).get("tie_word_embeddings", True))
         else:
-            self._tied = self.lm.get_output_embeddings().weight is self.lm.get_input_embeddings().weight
+            words, head = self.lm.get_input_embeddings(), self.lm.get_output_embeddings()
+            self._tied = head.weight is words.weight
         self.lm.config.tie_word_embeddings = self._tied
         # T5's answers begin with padding
         if getattr(self.lm.config, "decoder_start_token_id", None) is None:
@@ -95,7 +96,8 @@ class HFSeq2SeqLM(HFCausalLM):
         if embeds_BLH.is_meta:
             prompt, answer = mask.shape[1], decoder_input_ids.shape[1]
             mask, cross = (attention_mask_BL.bool()[:, None, None].expand(-1, 1, n, prompt) for n in (prompt, answer))
-            own = torch.ones(len(mask), 1, answer, answer, dtype=torch.bool, device=mask.device).tril()
+            whole = torch.ones(len(mask), 1, answer, answer, dtype=torch.bool, device=mask.device)
+            own = whole.tril()
         read = self.lm.get_encoder()(inputs_embeds=embeds_BLH, attention_mask=mask)[0]
         states = self.lm.get_decoder()(
             input_ids=decoder_input_ids,
@@ -104,7 +106,8 @@ class HFSeq2SeqLM(HFCausalLM):
             encoder_attention_mask=cross,
             use_cache=False,
         )[0]
-        return states * self.dim**-0.5 if getattr(self.lm.config, "scale_decoder_outputs", False) else states
+        scales = getattr(self.lm.config, "scale_decoder_outputs", False)
+        return states * self.dim**-0.5 if scales else states
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:

@@ -106,7 +106,8 @@ class MRopeCausalLM(HFCausalLM):
         rope, config = self.lm.config.rope_parameters, self.lm.config
         half, section = config.hidden_size // config.num_attention_heads // 2, rope.get("mrope_section", [16, 24, 24])
         if len(section) != 3 or sum(section) != half:
-            raise ValueError(f"mrope_section={section} must be three numbers with the sum {half}, half the width of a head")
+            needs = f"three numbers with the sum {half}, half the width of a head"
+            raise ValueError(f"mrope_section={section} must be {needs}")
 
     def positions(
         self,
@@ -149,7 +150,8 @@ class MRopeCausalLM(HFCausalLM):
             steps = steps.masked_scatter(places, moves)
         before = steps.cumsum(dim=1) - steps
         if segments is not None:
-            before = before - before.gather(1, on_device(starts(segments, seen.shape[1]), seen.device))
+            firsts = on_device(starts(segments, seen.shape[1]), seen.device)
+            before = before - before.gather(1, firsts)
         # The last token of a picture moves the text on, so all of them see the same start.
         return ((before[..., None] + inside) * seen[..., None]).permute(2, 0, 1)
 
@@ -179,10 +181,10 @@ class MRopeCausalLM(HFCausalLM):
         # transformers would look into a mask of two dimensions; one of four it takes as it is
         if embeds_BLH.is_meta:
             length = attention_mask_BL.shape[1]
-            attention_mask_BL = attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)
-        return self.lm.model(
-            inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, position_ids=position_ids, use_cache=False
-        )[0]
+            seen = attention_mask_BL.bool()[:, None, None]
+            attention_mask_BL = seen.expand(-1, 1, length, length)
+        inputs = {"attention_mask": attention_mask_BL, "position_ids": position_ids}
+        return self.lm.model(inputs_embeds=embeds_BLH, use_cache=False, **inputs)[0]
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
@@ -192,7 +194,8 @@ class MRopeCausalLM(HFCausalLM):
         options.pop("mm_token_type_ids", None)  # of transformers; the placeholders say the same
         where = {name: options.pop(name) for name in self.inputs if name in options}
         position_ids = self.positions(attention_mask_BL, **where)
-        return self.lm.generate(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, position_ids=position_ids, **options)
+        inputs = {"attention_mask": attention_mask_BL, "position_ids": position_ids}
+        return self.lm.generate(inputs_embeds=embeds_BLH, **inputs, **options)
 
 
 def _listed(grids: Tensor | Sequence[Grid] | None) -> list[Grid]:

@@ -47,7 +47,8 @@ class PartialLoRA(nn.Module):
         (width,) = {linear.in_features for linear in projections.values()}
         self.scale, self.dropout = alpha / rank, nn.Dropout(dropout)
         self.a = nn.Parameter(torch.empty(rank, width))
-        self.b = nn.ParameterDict({name: torch.zeros(linear.out_features, rank) for name, linear in projections.items()})
+        zeros = {name: torch.zeros(one.out_features, rank) for name, one in projections.items()}
+        self.b = nn.ParameterDict(zeros)
         nn.init.kaiming_uniform_(self.a, a=5**0.5)
         self.rows: Tensor | None = None
         for name, linear in projections.items():
@@ -155,9 +156,9 @@ def _add_updates(layer: nn.Module, rank: int, alpha: float, dropout: float) -> N
         names = [name for group in groups.values() for name in group]
         if lacking := [name for name in names if not hasattr(getattr(module, name, None), "in_features")]:
             raise ValueError(f"Partial LoRA needs the layers of LLaMA; {type(layer).__name__} has no {owner}.{lacking[0]}")
-        module.plora = nn.ModuleDict(
-            {key: PartialLoRA(_projections(module, group), rank, alpha, dropout) for key, group in groups.items()}
-        )
+        owned = {key: _projections(module, group) for key, group in groups.items()}
+        updates = {key: PartialLoRA(own, rank, alpha, dropout) for key, own in owned.items()}
+        module.plora = nn.ModuleDict(updates)
 
 
 def _projections(module: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:

@@ -47,11 +47,13 @@ class Qwen(HFCausalLM):
         super().__init__(pretrained=pretrained, config=config, vocab_size=vocab_size, embed_std=embed_std)
         fields = self.lm.config
         if fields.model_type != "qwen2":
-            raise ValueError(f"decoder.config.model_type={fields.model_type!r} is not supported by Qwen; it must be 'qwen2'")
+            given = f"decoder.config.model_type={fields.model_type!r}"
+            raise ValueError(f"{given} is not supported by Qwen; it must be 'qwen2'")
         if seq_length < 2:
             raise ValueError(f"{seq_length=} must be 2 or more")
         self.seq_length, self.dynamic_ntk, self.log_n = seq_length, dynamic_ntk, log_n
-        theta, width = fields.rope_parameters["rope_theta"], self.lm.model.layers[0].self_attn.head_dim
+        theta = fields.rope_parameters["rope_theta"]
+        width = self.lm.model.layers[0].self_attn.head_dim
         self.rotary = QwenRotary(width, theta, seq_length if dynamic_ntk else None)
         self.lm.model.rotary_emb = self.rotary
         if log_n:

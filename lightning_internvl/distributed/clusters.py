@@ -56,8 +56,10 @@ def trainer_plugins(given: Any, build: Callable[..., Any]) -> list[Any]:
         ValueError: for variables of SLURM that do not fit.
     """
     given = given or []
-    plugins = [build(one) if isinstance(one, Mapping) else one for one in (given if isinstance(given, list) else [given])]
-    if any(isinstance(one, ClusterEnvironment) for one in plugins) or TorchElasticEnvironment.detect():
+    given = given if isinstance(given, list) else [given]
+    plugins = [build(one) if isinstance(one, Mapping) else one for one in given]
+    named = any(isinstance(one, ClusterEnvironment) for one in plugins)
+    if named or TorchElasticEnvironment.detect():
         return plugins
     if not SLURMEnvironment.detect():
         return plugins

@@ -48,14 +48,18 @@ def data_parallel_rank_and_size(trainer: Any) -> tuple[int, int]:
     return trainer.global_rank // size, trainer.world_size // size
 
 
+def _runs() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _alone
+
+
 def world_size() -> int:
     """Processes that train together, each on samples of its own."""
-    return dist.get_world_size(_group) if dist.is_available() and dist.is_initialized() and not _alone else 1
+    return dist.get_world_size(_group) if _runs() else 1
 
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return dist.get_rank(_group) if dist.is_available() and dist.is_initialized() and not _alone else 0
+    return dist.get_rank(_group) if _runs() else 0
 
 
 def gather_with_grad(x_BE: Tensor) -> Tensor:

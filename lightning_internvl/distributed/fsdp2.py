@@ -75,7 +75,8 @@ class FSDP2(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         if self._data_parallel_size == "auto":
-            self._data_parallel_size = self.num_nodes * self.num_processes // self.tensor_parallel_size
+            count = self.num_nodes * self.num_processes
+            self._data_parallel_size = count // self.tensor_parallel_size
         super().setup_environment()
         if self.tensor_parallel_size > 1:
             set_data_parallel_group(self.device_mesh["data_parallel"].get_group())
@@ -98,10 +99,12 @@ class FSDP2(ModelParallelStrategy):
         if isinstance(stage, FSDPModule):
             return
         check_shapes(stage)
-        if whole := [name for name, part in stage.model.named_children() if any(map(is_quantized, part.modules()))]:
-            console.print(f"{stage.name}: quantised, so whole on every device: {', '.join(whole)}; adapters are divided")
+        parts = dict(stage.model.named_children())
+        if whole := [name for name in parts if any(map(is_quantized, parts[name].modules()))]:
+            note = f"quantised, so whole on every device: {', '.join(whole)}"
+            console.print(f"{stage.name}: {note}; adapters are divided")
         mesh, spread = self.device_mesh["data_parallel"], Spread(stage.model, self.root_device)
-        kinds = {parameter: kind_of(stage, name) for name, parameter in stage.model.named_parameters()}
+        kinds = {p: kind_of(stage, name) for name, p in stage.model.named_parameters()}
         styles = styles_of(stage.model) if self.tensor_parallel_size > 1 else {}
         for unit in [unit for part in stage.model.children() for unit in units_of(part, kinds)]:
             spread.fill(unit)
@@ -113,7 +116,8 @@ class FSDP2(ModelParallelStrategy):
             if self.root_device.type == "cpu" and self.precision_plugin.precision == "bf16-mixed":
                 norms_in_float32(unit)
         spread.fill(stage.model)
-        frozen = {parameter for name, parameter in stage.model.named_parameters() if kind_of(stage, name) is None}
+        named = stage.model.named_parameters()
+        frozen = {p for name, p in named if kind_of(stage, name) is None}
         fully_shard(stage, mesh=mesh, mp_policy=self._policy(low=False), ignored_params=frozen)
         register_fsdp_forward_method(stage, "losses")
         register_fsdp_forward_method(stage, "use")
@@ -134,8 +138,9 @@ class FSDP2(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """State by the names of parameters, which do not depend on the number of processes."""
-        state = {name: optimizer.state[p] for name, p in self.lightning_module.named_parameters() if p in optimizer.state}
-        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        named, known = self.lightning_module.named_parameters(), optimizer.state
+        state = {name: known[p] for name, p in named if p in known}
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"state": state, "param_groups": groups}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
@@ -157,13 +162,16 @@ class FSDP2(ModelParallelStrategy):
         """
         path, stage, optimizer = Path(checkpoint_path), self.lightning_module, self.optimizers[0]
         known = FileSystemReader(path).read_metadata().state_dict_metadata
-        model = {f"model/{name}": tensor for name, tensor in stage.checkpoint_tensors(stage.state_dict()).items()}
+        tensors = stage.checkpoint_tensors(stage.state_dict())
+        model = {f"model/{name}": tensor for name, tensor in tensors.items()}
         named = dict(stage.named_parameters())
-        owners = {key: key.removeprefix("optimizer/").rpartition("/")[0] for key in known if key.startswith("optimizer/")}
+        states = [key for key in known if key.startswith("optimizer/")]
+        owners = {key: key.removeprefix("optimizer/").rpartition("/")[0] for key in states}
         saved = {key for key in known if key.startswith("model/")}
         if model.keys() != saved or not set(owners.values()) <= named.keys():
-            raise ValueError(f"{path} holds other tensors than those of stage {stage.name}; start the stage again")
-        groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+            other = f"other tensors than those of stage {stage.name}"
+            raise ValueError(f"{path} holds {other}; start the stage again")
+        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
         state = {key: blank_state(known[key], named[name], groups[named[name]]) for key, name in owners.items()}
         dcp.load({**model, **state}, checkpoint_id=path)
         for key, name in owners.items():
@@ -171,7 +179,7 @@ class FSDP2(ModelParallelStrategy):
         meta = torch.load(path / META, weights_only=True)
         for group, values in zip(optimizer.param_groups, meta.pop("param_groups"), strict=True):
             group.update(values)
-        return meta | {"state_dict": {key.removeprefix("model/"): tensor for key, tensor in model.items()}}
+        return meta | {"state_dict": {key.removeprefix("model/"): x for key, x in model.items()}}
 
 
 def norms_in_float32(unit: nn.Module) -> None:
@@ -201,8 +209,10 @@ def check_shapes(stage: L.LightningModule) -> None:
     Raises:
         ValueError: with their names.
     """
-    if scalars := [name for name, p in stage.model.named_parameters() if p.ndim == 0 and kind_of(stage, name) is not None]:
-        raise ValueError(f"strategy=fsdp2 cannot divide parameters without a dimension; give them the shape (1,): {scalars}")
+    scalars = [name for name, p in stage.model.named_parameters() if p.ndim == 0]
+    if scalars := [name for name in scalars if kind_of(stage, name) is not None]:
+        fault = "strategy=fsdp2 cannot divide parameters without a dimension"
+        raise ValueError(f"{fault}; give them the shape (1,): {scalars}")
 
 
 def units_of(part: nn.Module, kinds: dict[nn.Parameter, Kind]) -> Iterator[nn.Module]:
@@ -227,7 +237,7 @@ def _inside(block: nn.Module, kinds: dict[nn.Parameter, Kind]) -> list[nn.Module
 
 def _is_rest_alike(block: nn.Module, units: list[nn.Module], kinds: dict[nn.Parameter, Kind]) -> bool:
     apart = {parameter for unit in units for parameter in unit.parameters()}
-    return len({kinds[parameter] for parameter in block.parameters() if parameter not in apart}) == 1
+    return len({kinds[p] for p in block.parameters() if p not in apart}) == 1
 
 
 def _apart(module: nn.Module, kinds: dict[nn.Parameter, Kind], main: Kind) -> Iterator[nn.Module]:

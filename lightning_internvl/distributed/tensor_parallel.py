@@ -29,7 +29,8 @@ def plan_of(part: nn.Module | None) -> TensorPlan | None:
 
 def styles_of(model: nn.Module) -> dict[nn.Module, ParallelStyle]:
     """How each layer of a model is divided, for those that are."""
-    return {layer: style for part in model.children() for layer, style in _styles(part, plan_of(part)).items()}
+    styles = [_styles(part, plan_of(part)) for part in model.children()]
+    return {layer: style for own in styles for layer, style in own.items()}
 
 
 def _styles(part: nn.Module, plan: TensorPlan | None) -> dict[nn.Module, ParallelStyle]:
@@ -64,25 +65,29 @@ def check_layers(model: nn.Module, size: int, changed: Mapping[str, Mapping[str,
         )
     for name, plan in plans.items():
         if wrong := {what: count for what, count in plan.counts.items() if count % size}:
-            fitting = [n for n in range(1, min(plan.counts.values()) + 1) if not any(c % n for c in plan.counts.values())]
+            counts = plan.counts.values()
+            fitting = [n for n in range(1, min(counts) + 1) if not any(c % n for c in counts)]
             told = ", ".join(f"{what}={count}" for what, count in wrong.items())
             valid = ", ".join(map(str, fitting))
-            raise ValueError(f"{setting} does not divide the {name}'s {told}; valid choices with this {name}: {valid}")
+            choices = f"valid choices with this {name}: {valid}"
+            raise ValueError(f"{setting} does not divide the {name}'s {told}; {choices}")
         for kind, parts_changed in changed.items():
             if parts_changed.get(name):
                 held = f"{kind}.{name} holds layers that cannot be divided"
                 raise ValueError(f"{setting}: {held}; set it to null, or the size to 1")
         if compiled.get(name):
-            raise ValueError(f"{setting}: compile.{name} has not been shown to work with divided layers; set one of them back")
+            fault = f"compile.{name} has not been shown to work with divided layers"
+            raise ValueError(f"{setting}: {fault}; set one of them back")
 
 
 def clip_by_norm(optimizer: Optimizer, limit: float) -> None:
     """`torch.nn.utils.clip_grad_norm_` for gradients of which some are divided otherwise than
     others."""
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [p.grad for p in trained if p.grad is not None]
     total = torch.linalg.vector_norm(torch.stack([_norm(some) for some in _by_mesh(grads)]))
     scale = (limit / (total + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads], scale)
+    torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in grads], scale)
 
 
 def _by_mesh(grads: Iterable[torch.Tensor]) -> Iterable[list[torch.Tensor]]:

@@ -50,7 +50,8 @@ class Spread:
         dist.broadcast_object_list(message)
         dtypes, generation_config = message
         if own.keys() != dtypes.keys():
-            raise RuntimeError(f"processes have built different models: {sorted(own.keys() ^ dtypes.keys())[:8]}")
+            different = sorted(own.keys() ^ dtypes.keys())[:8]
+            raise RuntimeError(f"processes have built different models: {different}")
         self.dtypes = {id(own[name]): dtype for name, dtype in dtypes.items()}
         if lm is not None and generation_config is not None:
             lm.generation_config = generation_config
@@ -77,7 +78,8 @@ class Spread:
             value = torch.empty(tensor.shape, dtype=self.dtypes[id(tensor)], device=self.device)
         if value.numel():
             dist.broadcast(value.flatten().view(torch.uint8), 0)  # bytes: every backend sends them
-        return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+        trains = isinstance(tensor, nn.Parameter)
+        return nn.Parameter(value, tensor.requires_grad) if trains else value
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

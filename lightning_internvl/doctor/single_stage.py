@@ -63,7 +63,7 @@ def _after_steps(harness: Harness, before: dict[str, Tensor], when: str) -> Iter
         gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
         lacking -= gradients.keys()
         # Of the first step that has any: weights that became NaN by it would name all others.
-        wrong = wrong or {name for name, gradient in gradients.items() if not gradient.isfinite().all()}
+        wrong = wrong or {name for name, x in gradients.items() if not x.isfinite().all()}
         optimizer.step()
     advice = "leave out of module.train what this stage does not use"
     told = [f"no gradient ({advice}): {first_of(sorted(lacking))}"] if lacking else []
@@ -101,7 +101,8 @@ def saved_activations(harness: Harness) -> Iterator[Result]:
     """Frozen linear layers save nothing for gradients of their weights, and frozen parts with
     nothing trained before them save nothing at all."""
     model = harness.stage.model
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad}
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linear = {n: m for n, m in linear.items() if not m.weight.requires_grad}
     towers: dict[str, nn.Module] = {}
     for name in ("encoder", "middleware"):
         part = getattr(model, name)
@@ -134,7 +135,7 @@ def _saved_inside(harness: Harness, modules: dict[str, nn.Module]) -> dict[str, 
     def leave(*_: Any) -> None:
         inside.pop()
 
-    hooks = [module.register_forward_pre_hook(partial(enter, name)) for name, module in modules.items()]
+    hooks = [m.register_forward_pre_hook(partial(enter, name)) for name, m in modules.items()]
     hooks += [
         module.register_forward_hook(leave, prepend=True) for module in modules.values()
     ]  # before what hooks add (Partial LoRA)

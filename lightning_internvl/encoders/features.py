@@ -37,5 +37,6 @@ class Features(Part):
             ValueError: for another width.
         """
         if features_NPD.shape[-1] != self.dim:
-            raise ValueError(f"features of width {features_NPD.shape[-1]} where {self.dim} are expected; this model has no tower")
+            given = f"features of width {features_NPD.shape[-1]}"
+            raise ValueError(f"{given} where {self.dim} are expected; this model has no tower")
         return [features_NPD for _ in layers]

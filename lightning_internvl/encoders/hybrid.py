@@ -40,7 +40,8 @@ class HybridEncoder(Part):
         super().__init__()
         for name, side, tower in (("image_size", image_size, low), ("high_image_size", high_image_size, high)):
             if side not in (None, tower.image_size):
-                raise ValueError(f"encoder.{name}={side}, but its tower is built for {tower.image_size} px; change both")
+                built = f"its tower is built for {tower.image_size} px"
+                raise ValueError(f"encoder.{name}={side}, but {built}; change both")
         self.low, self.high = low, high
         self.dim, self.dims = low.dim, (low.dim, high.dim)
         self.image_size, self.high_image_size = low.image_size, high.image_size
@@ -89,11 +90,13 @@ class HybridEncoder(Part):
             ValueError: if the pictures of the two sizes are not as many.
         """
         if high_res_pixel_values is None:
-            raise ValueError("this encoder reads two sizes of every picture: high_res_pixel_values is missing")
+            missing = "high_res_pixel_values is missing"
+            raise ValueError(f"this encoder reads two sizes of every picture: {missing}")
         if len(high_res_pixel_values) != len(pixels_N3SS):
             high = f"{len(high_res_pixel_values)} in high_res_pixel_values"
             raise ValueError(f"{len(pixels_N3SS)} pictures in pixel_values, {high}")
-        low, high = self.low(pixels_N3SS, layers=layers, keep=keep), self.high(high_res_pixel_values, layers=(-1,))
+        low = self.low(pixels_N3SS, layers=layers, keep=keep)
+        high = self.high(high_res_pixel_values, layers=(-1,))
         return [
             *(state[:, special_tokens(self.low) :] for state in low),
             *(state[:, special_tokens(self.high) :] for state in high),

@@ -81,7 +81,8 @@ class InternViT(Tower):
         self.has_final_norm, self.mlp_dim = final_norm, mlp_dim
         self.embeddings = _Embeddings(image_size, patch_size, dim)
         # Plain Python floats: `torch.linspace(...).item()` would fail on the meta device.
-        rates = [drop_path * (1 if drop_path_uniform else i / max(depth - 1, 1)) for i in range(depth)]
+        shares = [1 if drop_path_uniform else i / max(depth - 1, 1) for i in range(depth)]
+        rates = [drop_path * share for share in shares]
         blocks = []
         for rate in rates:
             attention = _Attention(dim, heads, qk_norm, qkv_bias, qk_norm_eps or norm_eps)

@@ -69,7 +69,8 @@ class Qwen2ViT(Tower):
         super().__init__()
         check_choice("encoder activation", activation, ACTIVATIONS)
         if dim % heads or dim // heads % 4:
-            raise ValueError(f"{dim=} must divide by {heads=}, and the width of a head by 4 (rows and columns, sine and cosine)")
+            four = "4 (rows and columns, sine and cosine)"
+            raise ValueError(f"{dim=} must divide by {heads=}, and the width of a head by {four}")
         self.dim, self.depth, self.heads, self.image_size, self.patch_size = dim, depth, heads, image_size, patch_size
         self.frames, self.merge_size, self.theta, self.activation = frames, merge_size, theta, activation
         self.patch_embed = _PatchEmbed(channels, dim, (frames, patch_size, patch_size))
@@ -125,8 +126,10 @@ class Qwen2ViT(Tower):
                 f"pixels are {tuple(pixels_PC.shape)}, the grids {grids[:8]} ask for ({patches}, {values}); "
                 "this tower reads flat patches of pictures of any size: use processor=any_resolution with its patch size"
             )
-        if odd := [grid for grid in grids if min(grid) < 1 or grid[1] % self.merge_size or grid[2] % self.merge_size]:
-            raise ValueError(f"grids {odd[:8]} must be at least 1 and divide by merge_size={self.merge_size} in rows and columns")
+        merge = self.merge_size
+        if odd := [grid for grid in grids if min(grid) < 1 or grid[1] % merge or grid[2] % merge]:
+            needs = f"at least 1 and divide by merge_size={self.merge_size}"
+            raise ValueError(f"grids {odd[:8]} must be {needs} in rows and columns")
 
     def _rotary(self, grids: list[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosine and sine of all patches, each (P, K), float32."""

@@ -67,7 +67,8 @@ class SamViT(Tower):
         if dim % heads or image_size % patch_size:
             raise ValueError(f"{dim=} must divide by {heads=} and {image_size=} by {patch_size=}")
         if not global_layers or not all(0 <= i < depth for i in global_layers):
-            raise ValueError(f"global_layers={list(global_layers)} must name blocks from 0 to {depth - 1}, at least one")
+            given = f"global_layers={list(global_layers)}"
+            raise ValueError(f"{given} must name blocks from 0 to {depth - 1}, at least one")
         self.image_size, self.patch_size, self.out_grid, self.dim = image_size, patch_size, out_grid, 4 * neck_dim
         self.window, self.global_layers = window, tuple(global_layers)
         grid = image_size // patch_size
@@ -157,7 +158,8 @@ class _Block(nn.Module):
 
     def forward(self, x_NGGD: Tensor) -> Tensor:
         grid, x = x_NGGD.shape[1], self.norm1(x_NGGD)
-        x = from_windows(self.attn(to_windows(x, self.window)), self.window, grid) if self.window else self.attn(x)
+        size = self.window
+        x = from_windows(self.attn(to_windows(x, size)), size, grid) if size else self.attn(x)
         x = x_NGGD + x
         return x + self.mlp(self.norm2(x))
 

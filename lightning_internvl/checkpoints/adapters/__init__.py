@@ -92,7 +92,7 @@ def layout_of_model(
     able = _layouts_that_hold(model, [known[key]] if key else list(known.values()), single_file)
     if key is None:  # a part that adds parameters to another may be mistaken for that one
         tensors = own_tensors(model)
-        able = [(found, config) for found, config in able if not match_rules(found.rules(config), tensors)[1]]
+        able = [pair for pair in able if not match_rules(pair[0].rules(pair[1]), tensors)[1]]
     if not able:
         parts = ", ".join(f"{name} {type(part).__name__}" for name, part in model.named_children())
         kind = "layout of one .pth file" if single_file else "layout of a folder"

@@ -78,7 +78,7 @@ class DeepseekVL(Layout):
             towers = _siglip_rules("encoder.", "vision_model.vision_tower.")
             aligner = [rename("middleware.mlp1.**", "aligner.layers.**")]
         else:
-            low, high = (f"vision_model.vision_tower_{size}.vision_tower." for size in ("low", "high"))
+            low, high = (f"vision_model.vision_tower_{x}.vision_tower." for x in ("low", "high"))
             towers = [*_siglip_rules("encoder.low.", low), *release_rules("encoder.high.", high)]
             aligner = [rename("middleware.proj.*", "aligner.layers.1.*"), rename("middleware.**", "aligner.**")]
         return [*towers, *aligner, *language_rules({})]

@@ -35,7 +35,8 @@ class InternVLChatLlava(Layout):
 
     def recognises(self, config: Config, shapes: Shapes) -> bool:
         """LLaVA's own models have a name for a tower, these its config."""
-        return super().recognises(config, shapes) and "vision_config" in config.get("vision_tower", {})
+        tower = config.get("vision_tower", {})
+        return super().recognises(config, shapes) and "vision_config" in tower
 
     def rules(self, config: Config) -> list[NameRule]:
         if config["mm_projector_type"] == "two_mlp":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.families.language_model import language_config
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, match_rules
+from lightning_internvl.messages import first_of
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
 from lightning_internvl.protocols import Decoder, Encoder, Middleware
@@ -111,7 +112,7 @@ class Layout(ABC):
         """
         matches, unmatched = match_rules(self.rules(config), tensors)
         if unmatched:
-            raise ValueError(f"the layout {self.NAME} has no place for: {', '.join(unmatched[:20])}")
+            raise ValueError(f"the layout {self.NAME} has no place for: {first_of(unmatched, 20)}")
         return {name: tensor for match in matches for name, tensor in match.write(tensors).items()}
 
 

@@ -43,7 +43,8 @@ class OpenFlamingo(Layout):
 
     def rules(self, config: Config) -> list[NameRule]:
         blocks = blocks_of(config["text_config"])
-        towers = [rule for rule in clip_openai.LAYOUT.rules({}) if rule.ours[0].startswith("encoder.")]
+        rules = clip_openai.LAYOUT.rules({})
+        towers = [rule for rule in rules if rule.ours[0].startswith("encoder.")]
         return [
             *map(_below_vision_encoder, towers),
             rename("middleware.blocks.*.attn.**", "perceiver.layers.*.0.**"),

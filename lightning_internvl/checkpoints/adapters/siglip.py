@@ -52,7 +52,8 @@ class SiglipRelease(Layout):
         return VLM(encoder, middleware, objectives={"itc": SigLIP()})
 
     def fields_of(self, model: VLM) -> Config | None:
-        encoder, middleware, contrast = model.encoder, model.middleware, dict(model.objectives.items())
+        encoder, middleware = model.encoder, model.middleware
+        contrast = dict(model.objectives.items())
         if not (isinstance(encoder, SiglipViT) and isinstance(middleware, CLIPText)):
             return None
         if not encoder.use_head or not _reads_as_siglip(middleware) or model.decoder is not None:

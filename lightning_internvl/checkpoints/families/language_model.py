@@ -95,7 +95,9 @@ def fused_rows(ours: str, official: str, leaf: str, heads: int, groups: int) -> 
         return tuple(rows.flatten(0, 2).contiguous() for rows in grouped.split([per_group, 1, 1], dim=1))
 
     def write(*rows: Tensor) -> tuple[Tensor, ...]:
-        parts = [r.unflatten(0, (groups, n, -1)) for r, n in zip(rows, (per_group, 1, 1), strict=True)]
+        counts = (per_group, 1, 1)
+        parts = [r.unflatten(0, (groups, n, -1)) for r, n in zip(rows, counts, strict=True)]
         return (torch.cat(parts, dim=1).flatten(0, 2),)
 
-    return NameRule(tuple(f"{ours}.self_attn.{x}_proj.{leaf}" for x in "qkv"), (official,), read, write)
+    names = tuple(f"{ours}.self_attn.{x}_proj.{leaf}" for x in "qkv")
+    return NameRule(names, (official,), read, write)

@@ -24,12 +24,13 @@ NECK = {"0": "conv1", "1": "layer_norm1", "2": "conv2", "3": "layer_norm2"}
 def native_rules(ours: str, prefix: str) -> list[NameRule]:
     """The tower below `prefix` in the layout of transformers' DeepSeek-VL: three modules side by
     side."""
-    tower = f"{prefix}high_res_vision_model.vision_encoder."
+    high = f"{prefix}high_res_vision"
+    tower = f"{high}_model.vision_encoder."
     return [
-        *(rename(f"{ours}neck.{number}.*", f"{tower}neck.{name}.*") for number, name in NECK.items()),
-        *(rename(f"{ours}neck_hd.{number}.*", f"{prefix}high_res_vision_neck.{name}.*") for number, name in NECK.items()),
-        *(rename(f"{ours}downsamples.{i}.weight", f"{prefix}high_res_vision_proj.conv{i + 1}.weight") for i in range(2)),
-        rename(f"{ours}hd_alpha_downsamples", f"{prefix}high_res_vision_alpha"),
+        *(rename(f"{ours}neck.{i}.*", f"{tower}neck.{name}.*") for i, name in NECK.items()),
+        *(rename(f"{ours}neck_hd.{i}.*", f"{high}_neck.{name}.*") for i, name in NECK.items()),
+        *(rename(f"{ours}downsamples.{i}.weight", f"{high}_proj.conv{i + 1}.weight") for i in range(2)),
+        rename(f"{ours}hd_alpha_downsamples", f"{high}_alpha"),
         rename(f"{ours}pos_embed", f"{tower}pos_embed"),
         rename(f"{ours}patch_embed.*", f"{tower}patch_embed.projection.*"),
         *(rename(f"{ours}blocks.*.norm{i}.*", f"{tower}layers.*.layer_norm{i}.*") for i in (1, 2)),
@@ -49,7 +50,8 @@ def release_rules(ours: str, prefix: str) -> list[NameRule]:
 
 def moved(rules: Iterable[NameRule], old: str, new: str) -> list[NameRule]:
     """Rules for the same part in another place of the model."""
-    return [dataclasses.replace(rule, ours=tuple(new + name.removeprefix(old) for name in rule.ours)) for rule in rules]
+    names = [tuple(new + name.removeprefix(old) for name in rule.ours) for rule in rules]
+    return [dataclasses.replace(rule, ours=own) for rule, own in zip(rules, names, strict=True)]
 
 
 def sam_tower(config: Config, out_grid: int) -> SamViT:

@@ -66,8 +66,10 @@ def picture_keys(prepared: Sequence[Prepared], wanted: bool) -> dict[str, list[s
     nothing unless wanted."""
     if not wanted:
         return {}
-    squares = (square for one in prepared for picture in one.get("pictures", [one.get("tiles")]) for square in picture)
-    return {"picture_keys": [hashlib.blake2b(square.tobytes(), digest_size=16).hexdigest() for square in squares]}
+    pictures = (picture for one in prepared for picture in one.get("pictures", [one.get("tiles")]))
+    squares = (square for picture in pictures for square in picture)
+    digests = (hashlib.blake2b(square.tobytes(), digest_size=16) for square in squares)
+    return {"picture_keys": [digest.hexdigest() for digest in digests]}
 
 
 def unchanged(prepared: Whole) -> Whole:
@@ -86,7 +88,7 @@ def pad_rows(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]
     (1: real)."""
     lengths = [len(row) for row in rows]
     width = max(lengths)
-    padded = torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64)
+    padded = torch.tensor([[*r, *[value] * (width - len(r))] for r in rows], dtype=torch.int64)
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
     return padded, mask.long()
 

@@ -120,8 +120,10 @@ class ChatCollator:
         names = self.image_tokens
         before = [names.start] if names.start else []
         after = [names.end] if names.end else []
-        tiles = min(self.blank_tiles, (self.row_length - len(before + after) - 1) // self.tokens_per_tile)
-        run = [token_id(self.tokenizer, t) for t in [*before, *[names.context] * (tiles * self.tokens_per_tile), *after]]
+        room = self.row_length - len(before + after) - 1
+        tiles = min(self.blank_tiles, room // self.tokens_per_tile)
+        context = [names.context] * (tiles * self.tokens_per_tile)
+        run = [token_id(self.tokenizer, t) for t in [*before, *context, *after]]
         text = [pad_id(self.tokenizer)] * (self.row_length - len(run))
         rows = run + text, [IGNORE_INDEX] * len(run) + text
         ids, labels = (torch.tensor(row, device=device).repeat(batch_size, 1) for row in rows)
@@ -138,10 +140,10 @@ class ChatCollator:
         """A sample's row by `encode`, and its pictures and videos as the encoder sees them."""
         key = sample["key"]
         pictures = [
-            tiles_of(self.processor, image, key, [*sample["draw"], place] if "draw" in sample else None)
-            for place, image in enumerate(sample["images"])
+            tiles_of(self.processor, x, key, [*sample["draw"], i] if "draw" in sample else None)
+            for i, x in enumerate(sample["images"])
         ]
-        videos = [video_of(self.processor, video, fps, key) for video, fps in sample.get("videos", ())]
+        videos = [video_of(self.processor, x, fps, key) for x, fps in sample.get("videos", ())]
         row = self._row(sample, pictures, videos, encode)
         return {"key": key, "row": row, "pictures": pictures, "videos": videos, "conversation": sample["conversation"]}
 

@@ -145,8 +145,10 @@ def _placeholder_runs(
     sample: str,
 ) -> Runs:
     """The tokens that stand for each picture and each video, in order, by their mark."""
-    start, end = ([token_id(tokenizer, token)] if token else [] for token in (image_tokens.start, image_tokens.end))
-    kinds = [("pictures", IMAGE, image_tokens.context, image_lengths), ("videos", VIDEO, image_tokens.video, video_lengths)]
+    names = image_tokens
+    start, end = ([token_id(tokenizer, x)] if x else [] for x in (names.start, names.end))
+    pictures = ("pictures", IMAGE, names.context, image_lengths)
+    kinds = [pictures, ("videos", VIDEO, names.video, video_lengths)]
     runs: Runs = {}
     for kind, mark, token, lengths in kinds:
         if token is None and lengths:
@@ -171,7 +173,8 @@ def _encode_segments(
 ) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     labels: list[int] = []
-    contexts = {token_id(tokenizer, token): token for token in (image_tokens.context, image_tokens.video) if token}
+    marks = (image_tokens.context, image_tokens.video)
+    contexts = {token_id(tokenizer, token): token for token in marks if token}
     for text, is_answer in segments:
         for part in re.split("|".join(f"({re.escape(mark)})" for mark in runs), text):
             if not part:
@@ -201,4 +204,5 @@ def _check_answers(turns: Sequence[Message], sample: str) -> None:
 
 def _too_long(what: str, sample: str, max_length: int, image_lengths: Sequence[int]) -> TooLong:
     tokens = " + ".join(map(str, image_lengths)) or "no"
-    return TooLong(f"sample {sample}: {what} within max_length={max_length}; its pictures have {tokens} tokens")
+    fault = f"{what} within max_length={max_length}"
+    return TooLong(f"sample {sample}: {fault}; its pictures have {tokens} tokens")

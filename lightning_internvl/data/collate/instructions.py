@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lightning_internvl.data.collate.base import pad_rows
 from lightning_internvl.data.collate.encode import IMAGE_TOKENS, ImageTokens, TooLong, continuation_ids, encode_prompt
 from lightning_internvl.data.templates import IMAGE, ChatTemplate, Message
 
@@ -41,10 +42,7 @@ class Instructions:
             squares: how many of them each sample has.
         """
         rows = [self.row(sample["conversation"]) for sample in samples]
-        width = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-        mask = (torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]).long()
+        ids, mask = pad_rows(rows, self.tokenizer.pad_token_id or 0)
         repeats = torch.tensor(squares)
         return {
             "qformer_input_ids": ids.repeat_interleave(repeats, dim=0),
@@ -53,12 +51,14 @@ class Instructions:
 
     def row(self, conversation: Sequence[Message]) -> list[int]:
         """Ids of one conversation's instruction."""
-        texts = [message["content"].replace(IMAGE, " ").strip() for message in conversation if message["role"] == "user"]
-        ids = continuation_ids(self.tokenizer, " ".join(text for text in texts if text))
+        asked = [message["content"] for message in conversation if message["role"] == "user"]
+        texts = [text.replace(IMAGE, " ").strip() for text in asked]
         tokenizer = self.tokenizer
+        ids = continuation_ids(tokenizer, " ".join(filter(None, texts)))
         first = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
         before = [] if first is None else [first]
-        return [*before, *ids[max(0, len(ids) - (self.max_length - len(before) - 1)) :], tokenizer.eos_token_id]
+        room = self.max_length - len(before) - 1
+        return [*before, *ids[max(0, len(ids) - room) :], tokenizer.eos_token_id]
 
     def blank(self, pictures: int, device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """The longest rows, without data."""
@@ -85,7 +85,8 @@ def encode_question(
     if not turns or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
         raise ValueError(f"sample {sample}: the conversation must end with an answer of the assistant")
     prompt = encode_prompt(turns[:-1], template, tokenizer, image_lengths, max_length, sample, image_tokens, video_lengths)
-    answer = [segment for segment in template.segments(turns, tokenizer.eos_token or "") if segment.is_answer][-1]
+    segments = template.segments(turns, tokenizer.eos_token or "")
+    answer = [segment for segment in segments if segment.is_answer][-1]
     ids = continuation_ids(tokenizer, answer.text)
     if len(ids) > max_length:
         raise TooLong(f"sample {sample}: its answer has {len(ids)} tokens, more than max_length={max_length}")

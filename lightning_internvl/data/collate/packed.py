@@ -77,13 +77,14 @@ class PackedChats(ChatCollator):
 
     def visual(self, prepared: Prepared) -> int:
         """Visual tokens of a sample."""
-        return sum(self.processor.tokens(x, self.tokens_per_tile) for x in [*prepared["pictures"], *prepared["videos"]])
+        shown = [*prepared["pictures"], *prepared["videos"]]
+        return sum(self.processor.tokens(one, self.tokens_per_tile) for one in shown)
 
     def pack(self, rows: Sequence[Sequence[Prepared]]) -> dict[str, Any]:
         """A batch of rows of prepared samples."""
         samples = [one for row in rows for one in row]
         ids = [list(chain.from_iterable(one["row"][0] for one in row)) for row in rows]
-        labels = [[label for one in row for label in (IGNORE_INDEX, *one["row"][1][1:])] for row in rows]
+        labels = [[x for one in row for x in (IGNORE_INDEX, *one["row"][1][1:])] for row in rows]
         input_ids, mask = pad_rows(ids, pad_id(self.tokenizer))
         return {
             "keys": [one["key"] for one in samples],

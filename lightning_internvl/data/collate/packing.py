@@ -78,7 +78,8 @@ class PackingWindow(Generic[Origin]):
 
     def add(self, samples: Iterable[tuple[Origin, Prepared]]) -> None:
         """Let samples wait behind all others."""
-        self.waiting += [WaitingSample(origin, prepared, self.grouping.size(prepared)) for origin, prepared in samples]
+        size = self.grouping.size
+        self.waiting += [WaitingSample(origin, one, size(one)) for origin, one in samples]
 
     def choose(self, count: int) -> list[list[Prepared]]:
         """The next groups of samples; as many samples are read as the grouping needs to choose

@@ -82,7 +82,8 @@ class PairCollator:
             "image_ids": torch.tensor([one["image_id"] for one in prepared]),
         }
         for task in self.tasks:
-            batch[f"{task}_ids"], batch[f"{task}_mask"] = pad_rows([one[task] for one in prepared], pad_id(self.tokenizer))
+            ids, mask = pad_rows([one[task] for one in prepared], pad_id(self.tokenizer))
+            batch |= {f"{task}_ids": ids, f"{task}_mask": mask}
             if task == "itg":
                 batch["itg_labels"], _ = pad_rows([one["itg_labels"] for one in prepared], IGNORE_INDEX)
         return batch

@@ -72,7 +72,7 @@ def read_names(path: str | Path, folders: Sequence[str]) -> list[str]:
             held = f"{len(found)} names, but there are {len(folders)} folders"
             raise ValueError(f"{path} holds {held}, one a class")
         found = dict(zip(folders, found, strict=True))
-    if missing := [folder for folder in folders if not isinstance(found.get(folder), str) or not found[folder]]:
+    if missing := [x for x in folders if not isinstance(found.get(x), str) or not found[x]]:
         lacking = f"{len(missing)} of {len(folders)} lack one"
         raise ValueError(f"{path} has no name for the class {missing[0]!r} ({lacking})")
     return [found[folder] for folder in folders]

@@ -69,7 +69,7 @@ def read_prompts(kind: str) -> Sequence[str] | Mapping[str, Sequence[str]]:
 
 
 def _texts(found: Any) -> bool:
-    return isinstance(found, list) and bool(found) and all(isinstance(one, str) and one for one in found)
+    return isinstance(found, list) and bool(found) and all(isinstance(x, str) and x for x in found)
 
 
 def _fill_in(pattern: str, name: str) -> str:

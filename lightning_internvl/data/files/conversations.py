@@ -73,7 +73,7 @@ def read_entry(record: Mapping[str, Any], caption_request: str = CAPTION_REQUEST
 def _read_pair(record: Mapping[str, Any], request: str) -> Entry:
     image, caption = (next((name for name in names if name in record), None) for names in (IMAGES, CAPTIONS))
     if image is None or caption is None:
-        missing = [name for name, found in (("image", image), ("caption", caption)) if found is None]
+        missing = [name for name, x in (("image", image), ("caption", caption)) if x is None]
         raise BadSample(
             "neither a conversation ('conversations' or 'messages') nor a record with image and "
             f"caption: {' and '.join(missing)} missing among {sorted(map(str, record))}",

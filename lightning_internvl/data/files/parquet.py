@@ -84,7 +84,7 @@ class ParquetRecords(Records):
     def _group(self, number: int) -> Any:
         if number not in self._kept:
             self._kept[number] = self._file().read_row_group(number)
-            while len(self._kept) > 1 and sum(table.nbytes for table in self._kept.values()) > KEPT_BYTES:
+            while len(self._kept) > 1 and sum(x.nbytes for x in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(number)
         return self._kept[number]

@@ -84,7 +84,8 @@ class Mixture(Dataset[dict[str, Any]]):
     def share(self, position: float) -> dict[str, float]:
         """Shares by name at a position (in samples)."""
         time = position / (self.run * BLOCK)
-        return {name: float(np.interp(time, self.times, self.shares[:, i])) for i, name in enumerate(self.names)}
+        shares = (float(np.interp(time, self.times, column)) for column in self.shares.T)
+        return dict(zip(self.names, shares, strict=True))
 
     def place(self, position: int) -> tuple[str, int]:
         """The dataset at a position and the index in it."""

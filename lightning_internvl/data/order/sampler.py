@@ -64,7 +64,8 @@ class StepBatchSampler(Sampler[list[int]]):
         dataset_length: int | None = None,
         shuffle: bool = True,
     ) -> None:
-        if batch_size < 1 or not 0 <= rank < world_size or (dataset_length is not None and dataset_length < 1):
+        empty = dataset_length is not None and dataset_length < 1
+        if batch_size < 1 or not 0 <= rank < world_size or empty:
             raise ValueError(f"{batch_size=}, {rank=}, {world_size=}, {dataset_length=} do not fit together")
         if not 0 <= start_step <= steps:
             raise ValueError(f"start_step must be in 0..{steps}, got {start_step}")

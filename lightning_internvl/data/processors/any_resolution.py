@@ -77,7 +77,7 @@ class AnyResolution(Processor):
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
         """(H, W, 3) uint8 -> (1, H', W', 3) uint8, the picture at the size that it is cut up in.
         Chance plays no part."""
-        size = smart_size(image.shape[0], image.shape[1], self.factor, self.min_pixels, self.max_pixels)
+        size = smart_size(*image.shape[:2], self.factor, self.min_pixels, self.max_pixels)
         return self._at(image, *size)[None]
 
     def video(self, frames: np.ndarray, fps: float) -> np.ndarray:
@@ -117,7 +117,7 @@ class AnyResolution(Processor):
         (pictures, 3) int64."""
         values = 3 * self.frames * self.patch_size**2
         patches = [self._patches(picture) for picture in pictures]
-        grids = torch.tensor([self.grid(picture) for picture in pictures], dtype=torch.int64).reshape(-1, 3)
+        grids = torch.tensor([self.grid(one) for one in pictures], dtype=torch.int64).reshape(-1, 3)
         return {"pixel_values": torch.cat(patches) if patches else torch.zeros(0, values), "image_grid_thw": grids}
 
     def blank(self, squares: int, device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -40,7 +40,7 @@ def to_pixels(
     # Tensors know neither memory that is read only nor steps backwards
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(np.require(images, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
-    means, stds = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    means, stds = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (mean, std))
     images = images.permute(0, 3, 1, 2).contiguous()
     values = images.float() if out is None else out.copy_(images)
     return values.mul_(1 / (255 * stds)).sub_(means / stds)
@@ -104,7 +104,7 @@ class Processor(ABC):
         """What the encoder reads of pictures as `__call__` returned them: `pixel_values` (all
         squares, 3, S, S) float32; a processor may add more (`image_grid_thw`). There may be no
         pictures at all."""
-        values = torch.empty(sum(len(picture) for picture in pictures), 3, self.image_size, self.image_size)
+        values = torch.empty(sum(map(len, pictures)), 3, self.image_size, self.image_size)
         start = 0
         # Each into its place, which needs no memory for all of them as bytes
         for picture in pictures:

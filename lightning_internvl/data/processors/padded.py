@@ -89,7 +89,8 @@ class PaddedPair(PaddedSquare):
     def inputs(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Both sizes of pictures as `__call__` returned them."""
         size = (self.image_size, self.image_size)
-        small = [np.asarray(Image.fromarray(p[0]).resize(size, FILTERS[self.low_filter])) for p in pictures]
+        kind = FILTERS[self.low_filter]
+        small = [np.asarray(Image.fromarray(p[0]).resize(size, kind)) for p in pictures]
         empty = np.zeros((0, *size, 3), dtype=np.uint8)
         low = to_pixels(np.stack(small) if small else empty, self.mean, self.std)
         return {"pixel_values": low, "high_res_pixel_values": self.high.inputs(pictures)["pixel_values"]}

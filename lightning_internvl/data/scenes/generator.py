@@ -159,7 +159,8 @@ class Scenes:
         room = half - size + 1
         x, y = half * (cell % 2) + draws.below(room), half * (cell // 2) + draws.below(room)
         scale = 1 / self.image_size
-        return Placed(thing, style, cell, (x * scale, y * scale, (x + size) * scale, (y + size) * scale))
+        box = (x * scale, y * scale, (x + size) * scale, (y + size) * scale)
+        return Placed(thing, style, cell, box)
 
     def render(self, scene: Scene) -> np.ndarray:
         """Draw a scene: (image_size, image_size, 3) uint8 RGB."""

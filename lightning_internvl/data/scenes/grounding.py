@@ -72,4 +72,5 @@ def _grounded(scene: Scene, thing: int, phrase: str) -> str:
 
 
 def _messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    return [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+    said = [pair for turn in turns for pair in zip(("user", "assistant"), turn, strict=True)]
+    return [{"role": role, "content": text} for role, text in said]

@@ -30,7 +30,7 @@ class SceneAlbums(SceneChats):
         self.pictures = pictures
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        shown = [(position * self.pictures + number) % self.length for number in range(self.pictures)]
+        shown = [(position * self.pictures + i) % self.length for i in range(self.pictures)]
         parts = [super(SceneAlbums, self).__getitem__(place) for place in shown]
         return {
             "images": [image for part in parts for image in part["images"]],
@@ -55,7 +55,7 @@ class SceneVideos(SceneChats):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         rng = self.rng(position)
-        scenes = [self.scene((position * self.shown + number) % self.length) for number in range(self.shown)]
+        scenes = [self.scene((position * self.shown + i) % self.length) for i in range(self.shown)]
         frames = [self.scenes.render(scene) for scene in scenes for _ in range(int(FPS))]
         conversation = [
             {"role": "user", "content": f"{VIDEO}\n{say.CAPTION_REQUEST}"},

@@ -173,7 +173,8 @@ def chinese_words() -> set[str]:
     """The words of the Chinese captions, of two characters and more."""
     counted = {f"{count}{thing.measure}" for count in COUNTS["zh"][1:] for thing in THINGS}
     frames = {piece for pattern in CAPTIONS["zh"] for piece in re.split(r"\{\w+\}", pattern)}
-    return {word for word in {t.zh for t in THINGS} | {c.zh for c in COLOURS} | counted | frames if len(word) > 1}
+    words = {t.zh for t in THINGS} | {c.zh for c in COLOURS} | counted | frames
+    return {word for word in words if len(word) > 1}
 
 
 def vocabulary_texts() -> Iterator[str]:

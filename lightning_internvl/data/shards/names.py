@@ -151,7 +151,7 @@ def _entries(url: str) -> list[str]:
         text = read_text(url)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"list of shards {url} cannot be read: {error}") from error
-    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
+    lines = [x for x in map(str.strip, text.splitlines()) if x and not x.startswith("#")]
     if not lines:
         raise ValueError(f"list of shards {url} is empty")
     folder = url.rpartition("/")[0]
@@ -181,7 +181,8 @@ def _expand(entry: str, suffixes: Sequence[str]) -> list[Sequence[str]]:
     if _is_glob(entry):
         return [_names_matching(entry)]
     if not entry.endswith(tuple(suffixes)) and protocol_of(entry) is None and Path(entry).is_dir():
-        found = sorted(str(file) for file in Path(entry).rglob("*") if file.name.endswith(tuple(suffixes)))
+        files = Path(entry).rglob("*")
+        found = sorted(str(file) for file in files if file.name.endswith(tuple(suffixes)))
         if not found:
             raise ValueError(f"{entry}: the folder holds no shard ({', '.join(suffixes)})")
         return [found]

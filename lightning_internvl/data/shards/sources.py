@@ -112,6 +112,8 @@ def knots_of(
         example = "[{step: 0, weights: {NAME: 1}}]"
         raise ValueError(f"data.{schedule=} is no list of steps, as in {example}")
     steps = [knot["step"] for knot in schedule]
-    if not all(isinstance(step, int) for step in steps) or steps[:1] != [0] or steps != sorted(set(steps)):
+    whole = all(isinstance(step, int) for step in steps)
+    if not whole or steps[:1] != [0] or steps != sorted(set(steps)):
         raise ValueError(f"the steps of data.schedule start at 0 and rise, but they are {steps}")
-    return [{"step": knot["step"], "weights": weights_of(given, sizes, knot["weights"])} for knot in schedule]
+    found = [weights_of(given, sizes, knot["weights"]) for knot in schedule]
+    return [{"step": step, "weights": own} for step, own in zip(steps, found, strict=True)]

@@ -41,7 +41,7 @@ class ParquetShards(Shards):
         self.groups: list[tuple[int, int]] | None = None
         if by == "row_group":
             counts = [self._groups(file) for file in range(len(self.names))]
-            self.groups = [(file, group) for file, count in enumerate(counts) for group in range(count)]
+            self.groups = [(file, group) for file, n in enumerate(counts) for group in range(n)]
 
     def __len__(self) -> int:
         return len(self.names) if self.groups is None else len(self.groups)
