@@ -17,8 +17,7 @@ from lightning_internvl.config.trust import trusting
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
 def main(config: DictConfig) -> None:
-    """Do what the command line asks for. PyTorch is imported after the settings were found
-    right."""
+    """Do what the command line asks for; PyTorch is imported after the checks."""
     from lightning_internvl.export.settings import check_settings
 
     settings = check_settings(as_dict(config, resolve=True, throw_on_missing=True))

@@ -20,8 +20,7 @@ from lightning_internvl.stages import Stage
 
 
 class Freezing(L.Callback):
-    """Applies the stage's `train:` rules, prints the table at each change and writes it to
-    `freezing.json`."""
+    """Applies the stage's `train:` rules, prints the table at each change and keeps it."""
 
     def setup(self, trainer: L.Trainer, pl_module: Stage, stage: str) -> None:
         pl_module.plan.apply(pl_module.model, pl_module.start_step)

@@ -1,5 +1,4 @@
-"""Watches for numbers that are no longer finite, and says which samples a step was working on when
-something went wrong."""
+"""Watches for numbers that are no longer finite, and says which samples the step had."""
 
 from __future__ import annotations
 
@@ -33,8 +32,7 @@ class Watched(NamedTuple):
 
 
 class Guard(L.Callback):
-    """A loss or a gradient that is not finite stops the run, or its step is left out. All processes
-    decide alike.
+    """A loss or gradient that is not finite stops the run, or its step is left out, on all ranks.
 
     Whether numbers are finite is found on the device. On a CPU it is read in each step, on a GPU
     every `every_n_steps` steps and before anything is saved, so that no step waits and a checkpoint
@@ -140,8 +138,7 @@ class Guard(L.Callback):
 
     @staticmethod
     def _told(step: Watched, own: Tensor, everywhere: Tensor) -> dict[str, Any]:
-        """A step as it is reported: with the micro-batches whose loss is not finite, or all if only
-        the gradient is not."""
+        """A step as it is reported: with the micro-batches whose loss is not finite, else all."""
         of_loss = bool(everywhere[:-1].any())
         flags = own[:-1].tolist()
         mine = [keys for keys, bad in zip(step.keys, flags, strict=True) if bad or not of_loss]
@@ -162,8 +159,7 @@ class Guard(L.Callback):
 
 
 def _now(stage: Stage, group: str, setting: str) -> str:
-    """What a setting of the optimizer or the schedule is in this stage, where what makes it says
-    so."""
+    """What a setting of the optimizer or the schedule is in this stage, where it is known."""
     value = getattr(getattr(stage, group, None), "keywords", {}).get(setting)
     return "" if value is None else f" (now {value})"
 
@@ -191,6 +187,5 @@ def _over_ranks(flags: Tensor) -> Tensor:
 
 
 def _skips_on_device(optimizer: Optimizer, stage: Stage) -> bool:
-    """Whether a step can be left out without the host knowing: fused optimizers read
-    `found_inf`."""
+    """Whether the device alone can leave a step out: fused optimizers read `found_inf`."""
     return bool(optimizer.defaults.get("fused")) and not stage.is_sharded

@@ -11,8 +11,7 @@ from lightning_internvl.training.context import StageContext
 
 
 class HandOff(L.Callback):
-    """Writes `handoff/<stage>/` when the stage has ended; the folder's existence marks the stage as
-    finished."""
+    """Writes `handoff/<stage>/` when the stage has ended; the folder marks it as finished."""
 
     def setup_stage(self, context: StageContext) -> None:
         """Tokenizers that were read elsewhere are kept with the weights."""

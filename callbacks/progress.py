@@ -1,5 +1,4 @@
-"""The progress bar: step, loss, speed and time left. Without a terminal it prints a line now and
-then instead."""
+"""The progress bar: step, loss, speed, time left. Without a terminal: a line now and then."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Counts what really went through: samples, real tokens (not padding), and the FLOPs that they
-take."""
+"""Counts what really went through: samples, real tokens (not padding), and their FLOPs."""
 
 from __future__ import annotations
 

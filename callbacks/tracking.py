@@ -113,8 +113,7 @@ class Tracking(L.Callback):
                     _log_pictures(logger, "right" if right else "wrong", cases, step)
 
     def _keep(self, step: int, stage: Stage, metric: str, value: float, first: bool) -> None:
-        """Replace the best weights, if these are better. Where weights are divided, all processes
-        have the same value."""
+        """Replace the best weights, if these are better; all processes have the same value."""
         place, note = stage.run_dir / "best" / stage.name, stage.folder / "best.json"
         from_aside(place)  # of a process that was killed while it replaced them
         before = read_json(note, {}) if place.exists() else {}

@@ -1,5 +1,4 @@
-"""Measures the stage on the part of the user's data that is held out of training
-(`data.validation`)."""
+"""Measures the stage on the user's data that is held out of training (`data.validation`)."""
 
 from __future__ import annotations
 
@@ -131,8 +130,7 @@ class Validation(L.Callback):
 
 
 def _first_turn(sample: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """A conversation up to its first answer, with the pictures that it shows by then, and that
-    answer."""
+    """A conversation up to its first answer, with the pictures shown by then; the answer."""
     turns = sample["conversation"]
     place = next(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
     shown = sample["images"][: sum(turn["content"].count(IMAGE) for turn in turns[:place])]

@@ -30,8 +30,7 @@ CACHES = {"memory": "{where: memory, gib: 4}", "disk": "{where: disk, gib: 100, 
 
 
 def is_step(stage: Mapping[str, Any]) -> bool:
-    """Whether what stands under `stages` is a step between stages, which trains nothing (see
-    `filtering`)."""
+    """Whether an entry of `stages` is a step that trains nothing (see `filtering`)."""
     return "step" in stage
 
 

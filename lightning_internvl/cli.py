@@ -1,5 +1,4 @@
-"""What the commands have in common: from a composed configuration to a run folder, and errors in
-plain words.
+"""What commands share: from a composed configuration to a run folder; plain errors.
 
 Nothing here imports PyTorch: a wrong word on the command line is answered at once.
 """
@@ -171,8 +170,7 @@ def given_settings(words: Iterable[str]) -> list[Given]:
 
 
 def _recipe() -> dict[str, Any]:
-    """What the file of the chosen recipe itself says, with the recipes of the same folder that it
-    builds on."""
+    """What the file of the chosen recipe says, and those of its folder that it builds on."""
     hydra_config = HydraConfig.get()
     name = hydra_config.runtime.choices.get("experiment")
     sources = hydra_config.runtime.config_sources
@@ -370,8 +368,7 @@ def _on_a_screen(text: str) -> str:
 
 
 def _unknown_setting(key: str) -> str:
-    """What stands beside an unknown setting in the configuration with the files that the command
-    line chooses."""
+    """What stands beside an unknown setting, with the files that the command line chooses."""
     from hydra import compose, initialize_config_dir
 
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]

@@ -1,5 +1,4 @@
-"""The one console of a run: off a terminal wide enough for the tables; of several processes only
-the first one speaks."""
+"""The one console of a run: wide enough for tables; of several processes one speaks."""
 
 from __future__ import annotations
 

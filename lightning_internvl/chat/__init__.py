@@ -1,2 +1,1 @@
-"""Talking to finished models: the conversation itself, and the terminal and the page that show
-it."""
+"""Talking to finished models: the conversation, and the terminal and the page that show it."""

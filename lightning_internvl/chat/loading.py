@@ -82,8 +82,7 @@ def load_model(settings: ChatSettings) -> Loaded:
 
 
 def load_run(place: Path, build: Build, put: Callable[[VLM], VLM]) -> Loaded:
-    """The last stage of a run that answers (else one that writes captions), and the last one that
-    compares.
+    """The last stage of a run that answers (else writes captions), and the last that compares.
 
     Args:
         put: moves a model to its device.

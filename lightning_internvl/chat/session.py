@@ -1,5 +1,4 @@
-"""A conversation with a model, whatever shows it: messages, pictures, and answers that arrive word
-by word."""
+"""A conversation with a model, whatever shows it: messages, pictures, answers word by word."""
 
 from __future__ import annotations
 
@@ -147,8 +146,7 @@ class Session:
                 messages.pop()
 
     def record(self) -> dict[str, Any]:
-        """The conversation as a line of training data: the names of its pictures, and
-        `messages`."""
+        """The conversation as a line of training data: names of its pictures, `messages`."""
         asked = len(self.pictures) - self.waiting
         return {"images": self.sources[:asked], "messages": list(self.messages)}
 
@@ -174,8 +172,7 @@ class Session:
 
 
 class CaptionSession(Session):
-    """A middleware that writes captions: it is shown a picture, and may be told a language. A
-    caption comes whole."""
+    """A middleware that writes captions: it is shown a picture, and may be told a language."""
 
     def __init__(self, model: VLM, pairs: PairCollator) -> None:
         self.model, self.pairs = model, pairs
@@ -209,8 +206,7 @@ class CaptionSession(Session):
 
 
 def visible_text(text: str, end: str, finished: bool) -> str:
-    """A text up to its end mark; of one that is still written, without half a character or half an
-    end mark."""
+    """A text up to its end mark, or without half a character or half an end mark."""
     text, ended, _ = text.partition(end) if end else (text, "", "")
     if finished or ended:
         return text.strip()

@@ -131,8 +131,7 @@ def _is_foreign(part: Mapping[str, Any]) -> bool:
 
 
 def _base_entry(base: BaseWeights, folder: Path) -> dict[str, Any]:
-    """A base in a manifest; a folder is named as seen from the hand-off too, so that both may move
-    together."""
+    """A base in a manifest; a folder also as seen from the hand-off: both may move together."""
     place, entry = Path(base.place), {"place": base.place}
     if place.exists():
         entry["place"] = str(place.resolve())

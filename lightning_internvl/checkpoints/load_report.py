@@ -19,8 +19,7 @@ from lightning_internvl.stages.roles import all_names, model_roles
 
 @dataclass
 class LoadReport:
-    """What a stage takes over: names loaded, new (fresh weights) and dropped (in the source, not
-    here).
+    """What a stage takes over: names loaded, new (fresh) and dropped (in the source alone).
 
     Position tables of another size are loaded resized: a stage may change the resolution.
     """

@@ -1,5 +1,4 @@
-"""How the tensors of an official layout and ours become each other, in both directions from one
-list of rules.
+"""How tensors of an official layout and ours become each other: one list of rules.
 
 A rule pairs patterns of our names with official names. `*` stands for one word between dots, `**`
 for the rest of the name; the n-th star of a name takes what the n-th star of our name has matched.
@@ -54,8 +53,7 @@ def joined_rows(ours: str, *official: str) -> NameRule:
 
 
 def stacked_rows(ours: Iterable[str], official: str) -> NameRule:
-    """Our tensors that are equal blocks of rows of one official one, the reverse of
-    `joined_rows`."""
+    """Our tensors as equal blocks of rows of an official one; reverses `joined_rows`."""
     names = tuple(ours)
     return NameRule(
         names,

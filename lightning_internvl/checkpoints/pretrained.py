@@ -26,8 +26,7 @@ def load_pretrained(
     device: torch.device | str = "cpu",
     image_size: int | None = None,
 ) -> VLM:
-    """A model in evaluation mode, from a folder in an official layout, a bare .pth file, a hand-off
-    folder, or a hub id.
+    """A model in evaluation mode: of an official layout, a bare .pth, a hand-off or a hub id.
 
     No code from the checkpoint is run. Tensors are read one by one, each straight to `device` and
     `dtype`: peak memory is the model and the file that is being read.

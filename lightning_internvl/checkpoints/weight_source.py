@@ -32,8 +32,7 @@ class SourceWeights(NamedTuple):
     peft: Mapping[str, Any]
 
     def for_model(self, settings: Mapping[str, Any] | None) -> Mapping[str, Tensor]:
-        """The tensors for a model with these adapters: updates of others are added to their
-        weights."""
+        """The tensors for a model with these adapters; other updates join their weights."""
         return peft.merged_tensors(self.tensors, peft.differing(self.peft, settings))
 
 
@@ -60,8 +59,7 @@ def is_run_or_handoff(folder: Path) -> bool:
 
 
 def handoff_of(place: Path) -> Path:
-    """A hand-off folder itself, or that of the last finished stage of a run; raises ValueError as
-    `handoffs_of`."""
+    """A hand-off folder, or the last one of a run; raises ValueError as `handoffs_of`."""
     return handoffs_of(place)[-1]
 
 

@@ -1,5 +1,4 @@
-"""The rules of a filter: what a pair must be like to be kept. Nothing here imports PyTorch or
-NumPy."""
+"""The rules of a filter: which pairs are kept. Nothing here imports PyTorch or NumPy."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""How many processes a configuration asks for, whether they fit the strategy, and how a run goes on
-with another number."""
+"""How many processes are asked for, whether they fit, and going on with other numbers."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ Config = Mapping[str, Any]
 
 
 def processes(trainer: Config) -> int | None:
-    """Processes that a trainer runs in; None where that depends on the machine (`devices:
-    auto`)."""
+    """Processes of a trainer; None where that depends on the machine (`devices: auto`)."""
     devices = trainer.get("devices", 1)
     count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else None
     return None if not count else count * (trainer.get("num_nodes") or 1)
@@ -49,8 +47,7 @@ def trainer_of(config: Config, stage: str) -> dict[str, Any]:
 
 
 def strategy_refusal(strategy: str) -> str | None:
-    """Why stages cannot use a strategy of Lightning, given by its name or class, and what does the
-    same."""
+    """Why stages cannot use a strategy (name or class) of Lightning, and what does the same."""
     name = strategy.rpartition(".")[2].lower()
     found = re.fullmatch(rf"({'|'.join(REFUSED)})(_\w+|strategy)?", name)
     return found and f"strategy={strategy}: {REFUSED[found[1]]}"

@@ -117,8 +117,7 @@ def node_faults(
     hidden: Collection[str] = (),
     more: Collection[str] = (),
 ) -> Iterator[str]:
-    """Keys of a node with `_target_` that its class or function does not take, and those of the
-    nodes below it.
+    """Keys that a node's class or function does not take, and those of the nodes below it.
 
     Args:
         target: of a node that changes another one and has none itself.
@@ -144,8 +143,7 @@ def node_faults(
 
 
 def _exists(target: str) -> bool:
-    """Whether a class or function of this project is where a path says; what is assigned is left to
-    its module."""
+    """Whether a class or function is where a path says; assigned names are left to modules."""
     module, _, name = target.rpartition(".")
     assigned = (getattr(one, "targets", ()) for one in statements(module))
     return definition(module, name) is not None or any(name == getattr(t, "id", "") for ts in assigned for t in ts)

@@ -21,8 +21,7 @@ READING = ("template", "system", "tokenizer", "pictures")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Which finished model a command takes, and how; fields are those of conf/chat.yaml and
-    conf/evaluate.yaml."""
+    """Which finished model a command takes; fields of conf/chat.yaml and conf/evaluate.yaml."""
 
     run: str | None
     model: str | None
@@ -45,8 +44,7 @@ class ModelSource:
 
 
 def source_faults(settings: Mapping[str, Any], nothing: str) -> Iterable[str]:
-    """Faults of `run` and `model`, of which one must be given; `nothing` tells what there is not
-    without either."""
+    """Faults of `run` and `model`, of which one must be given; else `nothing` is told."""
     run, model = settings["run"], settings["model"]
     if run is None and model is None:
         runs = sorted(str(path.parent) for path in Path("outputs").glob("*/*/handoff"))

@@ -1,5 +1,4 @@
-"""Settings of the command line reach every stage: command line > recipe > stage file > common
-group.
+"""Settings of the command line reach every stage: line > recipe > stage file > group.
 
 A stage carries changes to the common groups (`stages.contrastive.optimizer.lr`), and these win over
 the groups. What the user gives for a group (`optimizer.lr=1e-4`, `optimizer=sgd`) is therefore
@@ -46,8 +45,7 @@ class Given(NamedTuple):
 
 
 def check_given_once(given: Iterable[Given]) -> None:
-    """Refuse a setting that is given several times, as when a shell expands braces that are not
-    quoted.
+    """Refuse a setting that is given several times, as when a shell expands braces.
 
     Raises:
         ConfigError: naming each such setting with all its values.
@@ -133,8 +131,7 @@ def _check_lengths(config: Mapping[str, Any], given: Iterable[Given]) -> None:
 
 
 def _empty(config: Config, given: list[Given]) -> None:
-    """`X={}` makes X empty; of itself it would be merged into what stands there, and change
-    nothing."""
+    """`X={}` makes X empty; else it would be merged into what stands there."""
     for one in given:
         below = any(other.path[: len(one.path)] == one.path and other.path != one.path for other in given)
         node = _at(config, one.path)
@@ -143,16 +140,14 @@ def _empty(config: Config, given: list[Given]) -> None:
 
 
 def _trained(config: Mapping[str, Any]) -> list[str]:
-    """The stages of the pipeline that train, as far as the configuration, which is not checked yet,
-    says it."""
+    """The stages of the pipeline that train, as far as the unchecked configuration says."""
     stages, pipeline = config.get("stages") or {}, config.get("pipeline")
     names = pipeline if isinstance(pipeline, list) else []
     return [name for name in dict.fromkeys(names) if isinstance(stages.get(name), Mapping) and not is_step(stages[name])]
 
 
 def _without_training(config: Mapping[str, Any], given: Iterable[Given]) -> list[str]:
-    """Settings of training, where every entry of a (valid) pipeline is a step that trains
-    nothing."""
+    """Settings of training, where no entry of a (valid) pipeline trains."""
     pipeline, stages = config.get("pipeline"), config.get("stages") or {}
     if not isinstance(pipeline, list) or not pipeline or any(name not in stages for name in pipeline):
         return []
@@ -179,8 +174,7 @@ class _Change:
         self.unreached: dict[str, str] = {}
 
     def take_recipe(self, recipe: Mapping[str, Any]) -> None:
-        """What a recipe says for all stages wins over a stage's file, not over what it says for the
-        stage."""
+        """What a recipe says for all stages wins over a stage's file, not its own words for it."""
         for group in RECIPE:
             spoken = set(_leaves((group,), _at(recipe, ("stages", self.name, group))))
             for path in _leaves((group,), _at(recipe, (group,))):
@@ -263,8 +257,7 @@ class _Change:
         yield ("data", f"{self.stage.get('data')}_collate"), ("collate",)
 
     def _write(self, path: Path, own: Path, of: str = "", text: str = "") -> None:
-        """Let the common value at `path` hold at `own` in the stage, where the stage says something
-        else."""
+        """Let the common value at `path` hold at `own` in the stage, where they differ."""
         group = self.stage.get(own[0])
         if not isinstance(group, dict) or self._is_own(own):
             return

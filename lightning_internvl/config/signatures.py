@@ -1,5 +1,4 @@
-"""What classes and functions take, read from their source files: nothing is imported, PyTorch
-neither."""
+"""What classes and functions take, read from their source files: nothing is imported."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ class Definition(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """The names that a class or function takes, in order, and whether it takes any other name
-    too."""
+    """The names that a class or function takes, in order, and whether it takes others."""
 
     names: tuple[str, ...]
     anything: bool
@@ -59,8 +57,7 @@ def statements(module: str) -> Sequence[ast.stmt]:
 
 
 def definition(module: str, name: str, packages: tuple[str, ...] = OURS) -> Definition | None:
-    """Where a class or function is defined that a module defines or imports from `packages`; None
-    for anything else."""
+    """Where a name of a module is defined, if there or in `packages`; None for others."""
     for node in statements(module):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return Definition(module, node)

@@ -20,8 +20,7 @@ STAGE_KEYS = (
 
 @dataclass(frozen=True)
 class PartsSettings:
-    """The parts of a model, each a node with `_target_`, and what their text calls pictures and
-    videos.
+    """The parts of a model, nodes with `_target_`, and their words for pictures and videos.
 
     Attributes:
         decoder: None without one.
@@ -83,8 +82,7 @@ class DataSettings:
 
     @property
     def measured_on(self) -> Config | None:
-        """The node of the held-out data; None without any, though debug=fast may have given sizes
-        for it."""
+        """The node of the held-out data; None without, even if debug=fast gave sizes for it."""
         return self.held_out if "_target_" in (self.held_out or {}) else None
 
     def dataset(self, kind: str) -> Config:
@@ -121,8 +119,7 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How the stage is shown: the embedding that is compared (`c`, `g`) and the part that
-    writes."""
+    """How the stage is shown: the embedding to compare (`c`, `g`), the part that writes."""
 
     mode: str = "c"
     writer: str | None = None
@@ -185,8 +182,7 @@ class StageSettings:
 
     @property
     def packing(self) -> str | None:
-        """How batches are made: packed, bucketed, or None: as samples come, as pairs and labels
-        always."""
+        """How batches are made: packed, bucketed, or None (as samples come)."""
         return PACKINGS[self.data.packing] if self.reads == "chats" else None
 
 
@@ -256,15 +252,13 @@ def _parts_of(stage: Config, data: Mapping[str, Any]) -> PartsSettings:
 
 
 def _data_of(common: Config, change: Mapping[str, Any]) -> Config:
-    """The data group with a stage's changes; a dataset with a `_target_` takes the place of
-    another."""
+    """The data group with a stage's changes; a dataset with `_target_` replaces another."""
     filled = merged(copy.deepcopy(dict(common)), {key: value for key, value in change.items() if not _is_object(value)})
     return filled | {key: value for key, value in change.items() if _is_object(value)}
 
 
 def _known(kind: type, node: Mapping[str, Any]) -> Config:
-    """What of a mapping are fields of a dataclass; where null is no value of one, its default
-    holds."""
+    """What of a mapping are fields of a dataclass; null stands for their defaults."""
     optional = {one.name for one in fields(kind) if one.default is None}
     found = {one.name: node[one.name] for one in fields(kind) if one.name in node and one.name != "node"}
     return {name: value for name, value in found.items() if value is not None or name in optional}

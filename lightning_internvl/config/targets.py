@@ -109,8 +109,7 @@ def check_arguments(config: Mapping[str, Any]) -> None:
 
 
 def build(node: Mapping[str, Any], **extra: Any) -> Any:
-    """The object of a configuration node. Runtime objects are passed past Hydra, which would copy
-    them.
+    """The object of a configuration node; runtime objects pass by Hydra, which copies.
 
     Raises:
         ValueError: if the class does not take its settings.

@@ -311,8 +311,7 @@ def _is_ours(target: str) -> bool:
 
 
 def _is_built_of_runs(target: str) -> bool:
-    """Whether configurations of this project name a class or function, or another one in its
-    module."""
+    """Whether configurations of this project name it, or another one in its module."""
     named = named_in_conf()
     if target in named:
         return True

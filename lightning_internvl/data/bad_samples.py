@@ -112,8 +112,7 @@ def _another_index(index: int, draw: Sequence[int], length: int | None) -> int:
 
 
 class Ledger:
-    """The account of one process in one stage: a line of JSON for each sample that was skipped, and
-    the stop.
+    """The account of one process in one stage: a line for each skipped sample, the stop.
 
     Lines of batches from `start` on are dropped first, so that a resumed run writes and counts none
     twice.
@@ -196,7 +195,6 @@ class Ledger:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of an earlier part of the run; what follows the last line end is a line that a kill
-    tore apart."""
+    """The whole lines of an earlier part of the run; a kill may have torn the last apart."""
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
     return [json.loads(line) for line in lines]

@@ -60,8 +60,7 @@ class AccumulationWindows:
 
 
 def window_shares(window: Sequence[Counts], place: int, length: int, device: torch.device) -> tuple[dict[str, Tensor], float]:
-    """How often the losses of one micro-batch count, given that all are divided by `length`
-    afterwards.
+    """How often losses of one micro-batch count, if all are then divided by `length`.
 
     Args:
         window: this rank's counts of each micro-batch of the step; all ranks have equally many.

@@ -208,8 +208,7 @@ class StageData(L.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the data goes on, for a checkpoint: nothing if that follows from the step. All
-        processes take part."""
+        """Where the data goes on, for a checkpoint: nothing if the step tells; collective."""
         return {} if self.position is None else {"positions": gather_objects(self.position)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -242,8 +241,7 @@ class StageData(L.LightningDataModule):
 
 
 class _PreparedSamples(Dataset[tuple[Prepared, list[Skipped]]]):
-    """Prepared samples by index and place, which tells two readings of one sample apart, and what
-    was skipped for each."""
+    """Prepared samples by index and place (of several readings), and what each skipped."""
 
     def __init__(self, dataset: Dataset[Any], collate: Collator, seed: int, length: int | None, tries: int) -> None:
         self.dataset, self.collate = dataset, collate

@@ -1,5 +1,4 @@
-"""The tokenizer of the built-in data: one token a word, made from its texts in a moment, without a
-download."""
+"""The tokenizer of the built-in data: one token a word, made from its texts in a moment."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ SAVED_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 def toy_tokenizer(extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Word-level tokenizer with byte fallback: any text round-trips, and the built-in texts take
-    one token a word.
+    """Word-level tokenizer with byte fallback: any text round-trips; built-in words are tokens.
 
     `<pad>`, `<s>` and `</s>` are 0, 1 and 2; none is added by itself. The result depends on the
     texts alone.

@@ -106,8 +106,7 @@ class FlamingoCausalLM(HFCausalLM):
         visual_places: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """New ids (B, <= max_new_tokens) after left-padded prompts; what is written sees the last
-        picture of its row."""
+        """New ids (B, <= max_new_tokens) after left-padded prompts, which see the last picture."""
         with self._showing(embeds_BLH, visual, visual_places):
             return super().generate(embeds_BLH, attention_mask_BL, **options)
 
@@ -163,8 +162,7 @@ class _Shown:
 
 
 class _Before:
-    """The hook of one block: an object, so that a copy of the model refers to the copied
-    decoder."""
+    """The hook of one block: an object, which copies of the model copy."""
 
     def __init__(self, decoder: FlamingoCausalLM, name: str) -> None:
         self.decoder, self.name = decoder, name

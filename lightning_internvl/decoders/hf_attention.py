@@ -1,5 +1,4 @@
-"""Our attention inside the language models of transformers, for packed rows and for backends that
-were asked for.
+"""Our attention in the language models of transformers, for packed rows and chosen backends.
 
 A model keeps the attention of its configuration until one of the two is needed; then it goes
 through `attend`. For rows that are not packed that is PyTorch's attention as transformers calls it,
@@ -82,8 +81,7 @@ def _check_options(module: torch.nn.Module, mask: Tensor | Mask | None, options:
 
 
 def use_ours(model: PreTrainedModel) -> None:
-    """Let a model's attention go through `attend`; one that has an attention of its own keeps
-    it."""
+    """Let a model's attention go through `attend`, unless it has one of its own."""
     if _follows_interface(model):
         for part in model.modules():  # an encoder-decoder has a configuration for each stack
             if isinstance(part, PreTrainedModel) and part.config._attn_implementation not in _reads_masks:

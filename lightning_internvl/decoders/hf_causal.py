@@ -34,8 +34,7 @@ def _without_private(value: Any) -> Any:
 
 
 class HFCausalLM(Part):
-    """A language model that writes the answer; its parameters keep their Hugging Face names below
-    `lm.`.
+    """A language model that writes the answer; parameters keep their names below `lm.`.
 
     It reads packed rows: `segments` are the lengths of the samples of each row, which see
     themselves alone.
@@ -146,8 +145,7 @@ class HFCausalLM(Part):
 
     @property
     def without_source(self) -> dict[str, Any]:
-        """Settings that take the place of those given, to build the same architecture without
-        reading a checkpoint."""
+        """Settings instead of those given, to build the same without reading a checkpoint."""
         return {"pretrained": None, "config": self.plain_config, "vocab_size": self.vocab_size}
 
     @property

@@ -55,8 +55,7 @@ class HFSeq2SeqLM(HFCausalLM):
         return self._tied
 
     def tie(self) -> None:
-        """Let the embeddings of encoder and decoder, and the output's if tied, share one tensor
-        again."""
+        """Let the embeddings of both sides, and the output's if tied, share one tensor again."""
         shared = self.lm.get_input_embeddings().weight
         for stack in (self.lm.get_encoder(), self.lm.get_decoder()):
             stack.get_input_embeddings().weight = shared
@@ -111,6 +110,5 @@ class HFSeq2SeqLM(HFCausalLM):
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
-        """New ids (B, <= max_new_tokens) after prompts given as embeddings; options as in
-        transformers."""
+        """New ids (B, <= max_new_tokens) after embeddings; options as in transformers."""
         return self.lm.generate(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, **options)[:, 1:]

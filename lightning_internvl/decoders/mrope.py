@@ -55,8 +55,7 @@ class MRopeLM(Qwen2VLPreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """What generation needs: logits (B, L or the last `logits_to_keep`, V); `position_ids` are
-        (3, B, L)."""
+        """For generation: logits (B, L or `logits_to_keep`, V); `position_ids` are (3, B, L)."""
         read = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -70,8 +69,7 @@ class MRopeLM(Qwen2VLPreTrainedModel, GenerationMixin):
 
 
 class _Configs:
-    """Configurations of Qwen2 and of the text model of Qwen2-VL, which differ in their rotary
-    positions only."""
+    """Configurations of Qwen2 and of the text model of Qwen2-VL, but for rotary positions."""
 
     @staticmethod
     def for_model(kind: str, **fields: Any) -> Qwen2VLTextConfig:

@@ -66,8 +66,7 @@ class PartialLoRA(nn.Module):
 
 
 class _Added:
-    """The hook of one projection: an object, so that a copy of the model refers to the copied
-    update."""
+    """The hook of one projection: an object, which copies of the model copy."""
 
     def __init__(self, update: PartialLoRA, name: str) -> None:
         self.update, self.name = update, name
@@ -166,8 +165,7 @@ def _projections(module: nn.Module, names: Sequence[str]) -> dict[str, nn.Module
 
 
 def rows_of(places_BL: Tensor) -> Tensor:
-    """(B, L) bool -> (V,) places among B * L rows; on the meta device, which holds no values, all
-    of them."""
+    """(B, L) bool -> (V,) places among B * L rows; on the meta device all of them."""
     flat = places_BL.flatten()
     return torch.arange(len(flat), device="meta") if flat.is_meta else flat.nonzero().squeeze(1)
 

@@ -21,8 +21,7 @@ LOG_N = "sdpa_log_n"  # name of the attention below, for transformers
 
 
 class Qwen(HFCausalLM):
-    """A `qwen2` model of transformers that reads beyond `seq_length` as Qwen does, in evaluation
-    only.
+    """A `qwen2` model that reads beyond `seq_length` as Qwen does, in evaluation only.
 
     Args:
         seq_length: tokens of a row in training. Longer rows change the two rules below.
@@ -67,8 +66,7 @@ class Qwen(HFCausalLM):
         return super().hidden(embeds_BLH, attention_mask_BL, segments=segments)
 
     def _longest(self, segments: Segments) -> int:
-        """Tokens of the longest sample; in evaluation a longer one would have a rotary base of its
-        own beside the others."""
+        """Tokens of the longest sample; in evaluation a longer one has its own rotary base."""
         longest = max(map(max, filter(None, segments)), default=0)
         if self.dynamic_ntk and not self.training and longest > self.seq_length:
             raise ValueError(
@@ -104,8 +102,7 @@ class QwenRotary(nn.Module):
 
     @property
     def alpha(self) -> int:
-        """By how much the context grows: 1 up to the trained length, 3 up to twice, 7 up to four
-        times."""
+        """By how much the context grows: 1 to the trained length, 3 to twice, 7 to 4 times."""
         if self.training or self.seq_length is None or self.length <= self.seq_length:
             return 1
         return 2 ** math.ceil(math.log2(self.length / self.seq_length) + 1) - 1

@@ -21,8 +21,7 @@ _group: dist.ProcessGroup | None = None  # those that read other samples; None: 
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """As the only process, whatever group there is: for work on tensors without values, which
-    cannot be sent."""
+    """As the only process: for work on tensors without values, which cannot be sent."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -83,8 +82,7 @@ def _gathered(x: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather forward; backward, every rank takes the sum of what all ranks found for its
-    rows."""
+    """All-gather forward; backward, every rank sums what all found for its rows."""
 
     @staticmethod
     def forward(ctx: Any, x_BE: Tensor) -> Tensor:
@@ -129,7 +127,6 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor without its graph; one that is divided among processes is gathered, which all of
-    them must do together."""
+    """A tensor without its graph; a divided one is gathered by all processes together."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -42,8 +42,7 @@ Kind = tuple[int, int | None] | None  # from when until when a weight trains; No
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's strategy, with the sharding of our stages and a checkpoint that any number of
-    processes can read.
+    """Lightning's strategy with our sharding, and checkpoints for any number of processes.
 
     Args:
         data_parallel_size: processes that read samples of their own, among which weights are
@@ -275,8 +274,7 @@ def gather_once(stage: L.LightningModule) -> None:
 
 
 def blank_state(saved: Any, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
-    """Room for one tensor of the optimizer's state: as the parameter is divided, or a single
-    number."""
+    """Room for a tensor of the optimizer's state: divided as the parameter, or a number."""
     if saved.size == parameter.shape:
         return torch.zeros_like(parameter, dtype=saved.properties.dtype, requires_grad=False)
     device = parameter.device if group.get("fused") or group.get("capturable") else "cpu"

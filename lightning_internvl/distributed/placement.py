@@ -50,7 +50,6 @@ def _local_rank() -> int:
 
 
 def computes_in(precision: str | int | None) -> torch.dtype:
-    """The type of matrix products under a precision of Lightning: bfloat16 for bf16-mixed as for
-    bf16-true."""
+    """The type of matrix products under a precision of Lightning: bfloat16 for bf16-*."""
     fitting = (dtype for name, dtype in _TYPES.items() if str(precision).startswith(name))
     return next(fitting, torch.float32)

@@ -27,8 +27,7 @@ WORKER_GRACE = 60
 
 
 class RunStopped(SystemExit):
-    """A run that ends before its end without a fault. No `Exception`, so that nothing takes it for
-    the fault of a sample.
+    """A run that ends early without a fault; no `Exception`, lest a sample be blamed.
 
     Args:
         reason: one sentence, or its beginning.
@@ -64,8 +63,7 @@ class Watch:
 
     @contextmanager
     def installed(self, *numbers: signal.Signals) -> Iterator[None]:
-        """Handle these signals inside. Outside of the main thread, where Python takes no handlers,
-        nothing changes."""
+        """Handle these signals inside; only the main thread of Python can."""
         if threading.current_thread() is not threading.main_thread() or self.numbers:
             yield
             return

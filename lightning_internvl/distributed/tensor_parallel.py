@@ -81,8 +81,7 @@ def check_layers(model: nn.Module, size: int, changed: Mapping[str, Mapping[str,
 
 
 def clip_by_norm(optimizer: Optimizer, limit: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_` for gradients of which some are divided otherwise than
-    others."""
+    """`torch.nn.utils.clip_grad_norm_` for gradients that are divided differently."""
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     grads = [p.grad for p in trained if p.grad is not None]
     total = torch.linalg.vector_norm(torch.stack([_norm(some) for some in _by_mesh(grads)]))

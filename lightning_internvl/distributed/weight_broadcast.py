@@ -25,8 +25,7 @@ def starts_empty(strategy: Mapping[str, Any], quantization: Mapping[str, Any] | 
 
 
 class Spread:
-    """Fills modules with the tensors of the first process; does nothing where every process has its
-    own.
+    """Fills modules with the first process's tensors, unless every process has its own.
 
     All processes make one and call `fill` in the same order.
     """
@@ -41,8 +40,7 @@ class Spread:
             self._agree(model)
 
     def _agree(self, model: nn.Module) -> None:
-        """Take over from the first process what a checkpoint says beside its weights: their types,
-        and how to generate."""
+        """Take over from the first process what a checkpoint says of types and generation."""
         own = dict(_tensors(model))
         lm = getattr(model.decoder, "lm", None)
         dtypes = {name: tensor.dtype for name, tensor in own.items()}

@@ -28,8 +28,7 @@ ALONE = (NextToken, Classification)  # objectives that judge each sample for its
 
 
 def check_packed_rows(harness: Harness) -> Iterator[Result]:
-    """Samples that share rows give the loss and the gradients that they give in rows of their
-    own."""
+    """Samples that share rows give the loss and gradients of rows of their own."""
     name, model = "packed = unpacked", harness.stage.model
     if harness.settings.reads != "chats" or "next_token" not in harness.stage.objectives:
         yield Result(name, None, "this stage packs nothing")
@@ -69,8 +68,7 @@ def check_accumulation(harness: Harness) -> Iterator[Result]:
 
 
 def check_resume(harness: Harness) -> Iterator[Result]:
-    """Two steps with a checkpoint, saved and loaded, between them lead to the weights of two steps
-    without."""
+    """Two steps with a saved and loaded checkpoint between give the weights of two without."""
     name = "resumed = uninterrupted"
     with harness.keep_state() as start:
         optimizer, scheduler = _built(harness)
@@ -93,8 +91,7 @@ def check_resume(harness: Harness) -> Iterator[Result]:
 
 
 def check_backends(harness: Harness) -> Iterator[Result]:
-    """All attention backends that run here give the loss and the gradients of the formula as
-    written (`math`)."""
+    """All attention backends that run here give the loss and gradients of the formula (`math`)."""
     name, names = "attention backends agree", []
     for backend in BACKENDS:
         try:

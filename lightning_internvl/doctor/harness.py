@@ -42,8 +42,7 @@ class Gradients(NamedTuple):
     found: dict[str, Tensor]
 
     def differ(self, other: Gradients) -> tuple[float, float]:
-        """Relative differences of the loss, and of the gradient as one vector, from those of
-        another computation."""
+        """Relative differences of the loss, and of the gradient as one vector, to another's."""
         change = sum(float((self.found[n].double() - x.double()).square().sum()) for n, x in other.found.items())
         size = sum(float(x.double().square().sum()) for x in other.found.values())
         return abs(self.loss - other.loss) / max(abs(other.loss), 1e-12), (change / max(size, 1e-24)) ** 0.5
@@ -78,8 +77,7 @@ class Harness:
 
     @property
     def halves(self) -> tuple[list[Prepared], list[Prepared]]:
-        """The samples, sorted by how many of their tokens are labelled, in two batches that differ
-        in that."""
+        """The samples in two batches that differ in how many of their tokens are labelled."""
         ordered = sorted(self.samples, key=lambda one: sum(int((x >= 0).sum()) for x in labels_of(self.batch([one])).values()))
         return ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]
 
@@ -145,8 +143,7 @@ class Harness:
 
     @contextmanager
     def keep_state(self) -> Iterator[dict[str, Tensor]]:
-        """Whatever happens inside, the stage is as before afterwards; gives the weights as they are
-        now."""
+        """The stage is as before afterwards; gives the weights as they are now."""
         before, weights = self.tensors(), self.stage.weights
         try:
             yield before
@@ -188,8 +185,7 @@ def widen(model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def redraw(model: torch.nn.Module) -> None:
-    """Draw all matrices but tables of embeddings anew, so that they keep the size of what they
-    multiply."""
+    """Draw all matrices but embeddings anew, so that they keep the size of their inputs."""
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and parameter.is_floating_point() and "embed" not in name:
             parameter.normal_(std=parameter[0].numel() ** -0.5)

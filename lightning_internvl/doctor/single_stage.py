@@ -21,8 +21,7 @@ STEPS = 3
 
 
 def one_group(harness: Harness) -> Iterator[Result]:
-    """Every parameter that the stage will ever train is in exactly one group of the optimizer, and
-    no other one is."""
+    """Each parameter that the stage ever trains is in one group of the optimizer, no other."""
     name = "one optimizer group each"
     try:
         groups = harness.stage.optimizer(harness.stage.model, harness.stage.plan).param_groups
@@ -119,8 +118,7 @@ def saved_activations(harness: Harness) -> Iterator[Result]:
 
 
 def _saved_inside(harness: Harness, modules: dict[str, nn.Module]) -> dict[str, int]:
-    """How many tensors that are no weights were saved for the backward pass in each module, in a
-    step."""
+    """How many tensors but weights each module saved for the backward pass of a step."""
     weights = {p.untyped_storage().data_ptr() for p in harness.stage.model.parameters()}
     saved, inside = Counter[str](), list[str]()
 
@@ -166,8 +164,7 @@ def labels(harness: Harness) -> Iterator[Result]:
 
 @torch.no_grad()
 def placeholders(harness: Harness) -> Iterator[Result]:
-    """The text of every sample holds as many placeholders as its pictures and videos have visual
-    tokens."""
+    """The text of every sample has a placeholder for each visual token."""
     name, model = "placeholders = visual tokens", harness.stage.model
     if harness.settings.reads != "chats":
         yield Result(name, None, "this stage reads no placeholders")

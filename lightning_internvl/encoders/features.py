@@ -1,5 +1,4 @@
-"""Visual tokens that were computed before: what stands in the encoder's place where a checkpoint
-holds no tower."""
+"""Visual tokens computed before: the encoder where a checkpoint holds no tower."""
 
 from __future__ import annotations
 

@@ -165,8 +165,7 @@ class _Block(nn.Module):
 
 
 def to_windows(x_NGGD: Tensor, window: int) -> Tensor:
-    """A map cut into windows, filled up with zeros at its right and lower edge: (N * windows, W, W,
-    D)."""
+    """A map cut into windows, zeros at its right and lower edge: (N * windows, W, W, D)."""
     missing = -x_NGGD.shape[1] % window
     x = F.pad(x_NGGD, (0, 0, 0, missing, 0, missing))
     return x.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(0, 2)

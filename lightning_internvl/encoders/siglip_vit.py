@@ -56,8 +56,7 @@ class SiglipViT(CLIPViT):
         self.head = PoolingHead(dim, heads, mlp_dim, act, norm_eps) if head != "none" else None
 
     def finish(self, x_NPD: Tensor) -> Tensor:
-        """The last block's output after the norm, behind the pooled vector where the head is
-        used."""
+        """The last block's output after the norm, behind the pooled vector if any."""
         x = super().finish(x_NPD)
         if self.head is None or not self.use_head:
             return x
@@ -65,8 +64,7 @@ class SiglipViT(CLIPViT):
 
 
 class PoolingHead(nn.Module):
-    """One learned query reads all patches, and an MLP follows (multihead attention pooling of
-    big_vision)."""
+    """One learned query reads all patches, then an MLP (attention pooling of big_vision)."""
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, act: str, eps: float) -> None:
         super().__init__()

@@ -33,8 +33,7 @@ class Tower(Part):
         return special_tokens(self) + ((image_size or self.image_size) // self.patch_size) ** 2
 
     def resize(self, image_size: int) -> None:
-        """Expect images of `image_size` pixels; here whatever depends on it is resized at run
-        time."""
+        """Expect images of `image_size` pixels; here all is resized at run time."""
         self.image_size = image_size
 
     def sharding_units(self) -> list[nn.Module]:

@@ -124,8 +124,7 @@ class AnswerTask(ABC):
         return {**found, SCORED: found.get(SCORED, len(scored)), ASKED: len(asked), TOTAL: len(cases)}
 
     def _usable(self, cases: Sequence[Case], predictor: Predictor) -> list[Case]:
-        """Those with a truth and a picture file; raises ValueError where too many lack one, before
-        anything is asked."""
+        """Those with a truth and a picture file; raises ValueError where too many lack one."""
         usable = []
         for case in cases:
             if case.truth is None:
@@ -182,8 +181,7 @@ class AnswerTask(ABC):
         return self.prompt.replace("{question}", case.question)
 
     def _picture_digest(self, case: Case) -> str | None:
-        """A digest of the picture's file; None for a picture that is drawn, which key and seed
-        tell."""
+        """A digest of the picture's file; None for one that is drawn."""
         if not isinstance(case.picture, Path):
             return None
         if case.picture not in self._digests:
@@ -227,8 +225,7 @@ class AnswerTask(ABC):
         return {"num_beams": self.beams} if self.beams > 1 else {}
 
     def _keep_predictions(self, cases: Sequence[Case], answers: dict[str, str], predictor: Predictor) -> None:
-        """Every answer with its judgement, and a few with their pictures, taken from all over the
-        set."""
+        """Every answer with its judgement, and a few of all the set with their pictures."""
         written = [answers[case.key] for case in cases]
         rows = list(zip(cases, written, self.grades(cases, written), strict=True))
         predictor.journal.finish(
@@ -249,8 +246,7 @@ class AnswerTask(ABC):
 
 
 def check_keys(cases: Sequence[Case]) -> None:
-    """Raise ValueError where two samples share a key, by which answers are kept: one would get the
-    answer of the other."""
+    """Raise ValueError where two samples share a key, by which answers are kept."""
     places: dict[str, int] = {}
     for place, case in enumerate(cases):
         first = places.setdefault(case.key, place)

@@ -1,5 +1,4 @@
-"""Files of public sets: JSON and JSON lines with clear errors, and pictures by the number in their
-name."""
+"""Files of public sets: JSON and JSON lines, and pictures by the number in their name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Captions beside those that people wrote (COCO, Flickr30K, NoCaps in COCO's form): CIDEr, BLEU and
-METEOR."""
+"""Captions beside those of people (COCO, Flickr30K, NoCaps): CIDEr, BLEU and METEOR."""
 
 from __future__ import annotations
 

@@ -90,8 +90,7 @@ def score_pictures(
     top_k: Sequence[int],
     question: str = "which class?",
 ) -> Metrics:
-    """The scores of the samples that could be read, and how many these are; each answer is
-    noted."""
+    """The scores of the samples that could be read, and how many; answers are noted."""
     kept = asked.readable()
     scores, truth = scores_NC[kept], torch.tensor(labels)[kept]
     best = scores.argmax(dim=1)
@@ -101,8 +100,7 @@ def score_pictures(
 
 
 def classifier(predictor: Predictor, said: Sequence[Sequence[str]]) -> Tensor:
-    """The prompts of every class -> (C, E), normalised: the mean of the normalised prompts,
-    normalised again."""
+    """The prompts of every class -> (C, E): the normalised mean of normalised prompts."""
     return F.normalize(torch.stack([predictor.embed_texts(texts).mean(dim=0) for texts in said]), dim=-1)
 
 

@@ -79,8 +79,7 @@ class Tokens:
 
 
 class Transform:
-    """A PIL picture to what the model sees: (3, S, S) float32. It can be sent to processes that
-    prepare data."""
+    """A PIL picture to (3, S, S) float32; it can be sent to processes that prepare data."""
 
     def __init__(self, pairs: PairCollator) -> None:
         self.processor = pairs.processor
@@ -105,8 +104,7 @@ def triple_of(model: VLM, pairs: PairCollator, mode: str = "c") -> Triple:
 
 
 def load(place: str | Path, mode: str = "c", device: str = "auto", dtype: str = "float32", trust: Sequence[str] = ()) -> Triple:
-    """The last stage of a run that compares pictures and texts, or a folder or hub id with a model
-    that does.
+    """The last stage of a run that compares, or a folder or hub id with a model that does.
 
     Args:
         trust: packages whose code the folder may name.

@@ -1,5 +1,4 @@
-"""What `evaluate.py` does: every task with the model that can do it, and the files that say what
-came out and how."""
+"""What `evaluate.py` does: every task with the model that can do it, and files of results."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What a frozen tower or a contrastive model gives for many pictures, for the tasks that are judged
-on features.
+"""What a frozen tower or a contrastive model gives for many pictures, for some tasks.
 
 Letters: N pictures, P visual tokens, D width of the tower.
 """
@@ -22,8 +21,7 @@ GREY = np.full((8, 8, 3), 127, dtype=np.uint8)
 
 
 class TaskPictures:
-    """The pictures that a task asks for. One that cannot be read is noted in the journal and left
-    out of the score.
+    """The pictures that a task asks for; unreadable ones are noted and not scored.
 
     Args:
         images: pictures, or videos where `blank` is one.
@@ -90,8 +88,7 @@ def share_of(right_N: Tensor) -> float:
 
 
 def scenes_of(predictor: Predictor) -> HeldOutScenes:
-    """The built-in scenes that the model's training held out, or those of seed 0 for a model that
-    was trained on others."""
+    """The built-in scenes that the model's training held out, or those of seed 0."""
     if isinstance(predictor.held_out, HeldOutScenes):
         return predictor.held_out
     size = predictor.model.encoder.image_size
@@ -105,8 +102,7 @@ def processor_of(predictor: Predictor) -> Processor:
 
 
 def square_processor(predictor: Predictor, image_size: int | None = None) -> Processor:
-    """Pictures as the model sees them, but whole, so that a place in the picture is the same place
-    in the square."""
+    """Pictures as the model sees them, but whole: places stay places in the square."""
     seen = processor_of(predictor)
     return Squash(image_size or seen.image_size, seen.mean, seen.std)
 
@@ -135,8 +131,7 @@ def tower_states(predictor: Predictor, images: Pictures, layers: Sequence[int]) 
 
 
 def patches_of(states_NPD: Tensor) -> tuple[Tensor, int]:
-    """The tokens of patches, without those in front that stand for none (CLS), and the side of
-    their square.
+    """The tokens of patches, without those in front (CLS), and the side of their square.
 
     Raises:
         ValueError: for tokens that are no square.
@@ -149,8 +144,7 @@ def patches_of(states_NPD: Tensor) -> tuple[Tensor, int]:
 
 
 def pool_patches(states_NPD: Tensor) -> Tensor:
-    """One vector a picture: the mean of the patches, behind CLS where there is one: (N, D) or (N, 2
-    D)."""
+    """One vector a picture: the mean of the patches, behind CLS if any: (N, D) or (N, 2 D)."""
     patches, side = patches_of(states_NPD)
     front = states_NPD[:, : states_NPD.shape[1] - side**2].flatten(1)
     return torch.cat([front, patches.mean(dim=1)], dim=-1)

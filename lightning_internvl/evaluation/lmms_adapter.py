@@ -87,8 +87,7 @@ class LightningInternVL(lmms):
         return [self._loss(request) for request in requests]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Raises ValueError: such tasks look at the answer before they ask on, which a batch of
-        questions cannot."""
+        """Raises ValueError: such tasks ask on after an answer, which a batch cannot."""
         raise ValueError(f"{requests[0].args[-2]} asks in several rounds, and {NAME} answers one question at a time")
 
     def _loss(self, request: Instance) -> tuple[float, bool]:

@@ -15,8 +15,7 @@ NO = {"No", "not", "no"}
 
 
 class POPE(AnswerTask):
-    """Accuracy, precision, recall, F1 and the share of "yes", over all questions and for each part
-    of the set.
+    """Accuracy, precision, recall, F1 and the share of "yes", over all and by part.
 
     Args:
         path: a file of JSON lines ("image", "text", "label"), or a folder of such files, each a

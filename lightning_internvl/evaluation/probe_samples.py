@@ -1,5 +1,4 @@
-"""What a model makes of a few fixed pictures at one moment of its training, as plain data for the
-report."""
+"""What a model makes of a few fixed pictures at one moment of training, for the report."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ from lightning_internvl.objectives import similarities
 def sample(
     predictor: Predictor, *, stage: str, step: int, mode: str, writer: str | None, images: int = 10, last: bool = False
 ) -> dict[str, Any]:
-    """Similarities, captions and answers for the probe pictures; at the end of a stage also what
-    texts retrieve.
+    """Similarities, captions and answers for the probe pictures; at the end also retrieval.
 
     Args:
         mode: image embedding of the similarities, "c" or "g".

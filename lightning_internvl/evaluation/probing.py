@@ -31,8 +31,7 @@ MOMENTUM = 0.9
 
 
 class FeatureProbe:
-    """Fits a classifier on the features of training pictures, always in the same way, and scores it
-    on others.
+    """Fits a classifier on features of training pictures and scores it on others.
 
     Args:
         path: a folder of pictures to score, one folder a class; None: the built-in pictures of
@@ -156,8 +155,7 @@ def scene_pictures(predictor: Predictor, train: int, samples: int | None) -> tup
 def fit(
     probe: nn.Module, features: Tensor, labels_N: Tensor, *, epochs: int, batch_size: int, lr: float, weight_decay: float
 ) -> None:
-    """Train a classifier on features in random order; what does not fill a batch is left for the
-    next epoch's order."""
+    """Train a classifier on features in random order; epochs drop what fills no batch."""
     size, device = min(batch_size, len(features)), next(probe.parameters()).device
     steps = len(features) // size
     optimizer = torch.optim.SGD(probe.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=weight_decay)

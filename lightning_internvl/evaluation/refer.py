@@ -1,5 +1,4 @@
-"""Finding what a phrase speaks of (RefCOCO, RefCOCO+, RefCOCOg), by the box that a model writes as
-text."""
+"""Finding what a phrase speaks of (RefCOCO, RefCOCO+, RefCOCOg), by a box in text."""
 
 from __future__ import annotations
 

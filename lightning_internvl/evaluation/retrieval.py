@@ -132,8 +132,7 @@ def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> Best:
 
 
 def best_of_both(image: Tensor, text: Tensor, k: int, block: int = BLOCK) -> tuple[Best, Best]:
-    """The k most similar captions of each picture, and the k most similar pictures of each caption;
-    see `best_columns`."""
+    """The k most similar captions of each picture, and the reverse; see `best_columns`."""
     return best_columns(image, text, k, block), best_columns(text, image, k, block)
 
 

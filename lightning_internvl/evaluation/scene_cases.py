@@ -1,5 +1,4 @@
-"""Questions about the built-in scenes for tasks without a path, in the words that training on them
-knows.
+"""Questions about the built-in scenes for tasks without a path, in words of training.
 
 The scenes are those of the split "scenes", which no training shows, all of different content.
 """

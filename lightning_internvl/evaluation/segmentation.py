@@ -171,8 +171,7 @@ def coloured(classes_HW: Tensor) -> np.ndarray:
 
 
 def layers_of(encoder: nn.Module, levels: int) -> list[int]:
-    """Hidden states that lie evenly apart, the last one among them; a tower of fewer layers gives
-    some twice.
+    """Evenly spread hidden states up to the last; a tower of fewer layers repeats some.
 
     Raises:
         ValueError: if several are wanted of a tower that does not say how many it has.

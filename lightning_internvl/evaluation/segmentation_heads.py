@@ -1,5 +1,4 @@
-"""Heads that say for every place of a picture what it shows, on the frozen features of a tower of
-patches.
+"""Heads that say for every place of a picture what it shows, on frozen features.
 
 Letters: N pictures, D width of the tower, G side of the square of patches, C classes, W width of a
     head.
@@ -19,8 +18,7 @@ POOLS = (1, 2, 3, 6)
 
 
 class LinearHead(nn.Module):
-    """A batch norm and one linear layer for every patch (InternVL, section 4.2, "linear
-    probing")."""
+    """A batch norm and a linear layer for every patch (InternVL, section 4.2)."""
 
     levels = 1
 

@@ -79,8 +79,7 @@ class Retrieval:
 
 
 class Matching:
-    """ITM accuracy: for every picture its own caption, and of all others the one that the model
-    itself finds nearest."""
+    """ITM accuracy: for every picture its own caption, and the nearest of all others."""
 
     needs = "pairs"
 

@@ -86,8 +86,7 @@ class ZeroShotVideo:
         return metrics | {"samples_asked": total}
 
     def _sampled_frames(self, video: np.ndarray) -> np.ndarray:
-        """The frames that are looked at, for one number after the other; a whole video would take
-        much memory."""
+        """The frames that are looked at, for one number after the other, to save memory."""
         return video[[at for wanted in self.frames for at in frame_places(len(video), wanted)]]
 
     def _embed_videos(self, predictor: Predictor, asked: TaskPictures) -> list[Tensor]:

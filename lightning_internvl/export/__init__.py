@@ -1,2 +1,1 @@
-"""A run as a folder that others load: weights, tokenizer, processor, chat template, card; checked
-before it appears."""
+"""A run as a checked folder that others load: weights, tokenizer, processor, card."""

@@ -55,8 +55,7 @@ class Update:
 
 
 def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
-    """Write the adapters of a run, put them on their base with PEFT, compare; then let the folder
-    appear.
+    """Write the adapters of a run, put them on their base with PEFT, compare, publish.
 
     Raises:
         ValueError: if the run has no adapters, or those of an earlier stage are in its weights
@@ -153,8 +152,7 @@ def _stage(opened: LoadedRun) -> str:
 
 
 def write_base(folder: Path, layout: Layout, config: Config, model: nn.Module, whole: Iterable[str]) -> None:
-    """The base in its layout, with nothing in the places of the tensors that the adapter folder
-    brings."""
+    """The base in its layout, without the tensors that the adapter folder brings."""
     brought = set(whole)
     tensors = {n: t for n, t in own_tensors(model).items() if not peft.is_update(n)}
     tensors = {n: torch.zeros_like(t) if n in brought else t for n, t in tensors.items()}
@@ -163,8 +161,7 @@ def write_base(folder: Path, layout: Layout, config: Config, model: nn.Module, w
 
 
 def stock_names(stock: nn.Module, layout: Layout) -> dict[str, str]:
-    """Where the tensors of a layout are in a model of transformers, whose names differ from those
-    in files."""
+    """Where the tensors of a layout are in a model of transformers, by its own names."""
     names = [name for name, _ in stock.named_parameters(remove_duplicate=False)]
     return {str(layout.canonical(name)): name for name in names}
 
@@ -263,7 +260,6 @@ def wrap_with_peft(stock: nn.Module, updates: Mapping[str, Update], saved: Mappi
 
 
 def owning_modules(names: Iterable[str]) -> list[str]:
-    """The modules that directly hold parameters of these names, without those that lie in another
-    of them."""
+    """The outermost modules that directly hold parameters of these names."""
     found = sorted({name.rpartition(".")[0] for name in names}, key=len)
     return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]

@@ -69,8 +69,7 @@ def _fields(card: Card) -> dict[str, Any]:
 
 
 def base_models(run: Mapping[str, Any]) -> list[str]:
-    """Ids of the hub from which the run took weights; folders of this machine name nothing to
-    others."""
+    """Ids of the hub from which the run took weights; folders name nothing to others."""
     named = [run.get("init_from"), *((run.get(part) or {}).get("pretrained") for part in PARTS)]
     return list(dict.fromkeys(str(name) for name in named if name and _is_hub_id(str(name))))
 

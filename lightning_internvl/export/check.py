@@ -1,5 +1,4 @@
-"""What must hold before an exported folder appears: every tensor is in it, and what loads it
-computes the same.
+"""What must hold before an exported folder appears: all tensors, and the same results.
 
 Letters: B rows, L tokens, V vocabulary.
 """
@@ -87,8 +86,7 @@ def _prompt(view: View, name: str, sample: dict[str, Any]) -> Prompt | None:
 
 
 def greedy_options(view: View) -> dict[str, Any]:
-    """Options of `generate` that write the same number of ids whatever a folder's own settings
-    say."""
+    """Options of `generate` that write as many ids whatever a folder's settings say."""
     if view.chats is None:
         return {}
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
@@ -156,8 +154,7 @@ def check_close(name: str, ours: Tensor, theirs: Tensor, limit: float = LIMIT) -
 def check_outputs(
     prompts: Sequence[Prompt], reference: Sequence[Outputs], found: Sequence[Outputs | None]
 ) -> tuple[dict[str, float], list[str]]:
-    """Differences of the logits by prompt, and the prompts that what was read back does not take
-    (None).
+    """Differences of the logits by prompt, and prompts that are not taken (None).
 
     Raises:
         ValueError: for logits that differ, or other greedy ids.

@@ -1,5 +1,4 @@
-"""A trained model as a plain one: adapters added to their weights, quantised weights as what they
-stand for."""
+"""A trained model as a plain one: adapters added, quantised weights as their values."""
 
 from __future__ import annotations
 
@@ -40,8 +39,7 @@ def dequantize(model: nn.Module) -> None:
 
 
 def _plain_tables(lm: nn.Module) -> None:
-    """The token embeddings and the output layer, which share one parameter where they shared a
-    quantised one."""
+    """Token embeddings and output layer, one parameter where they shared a quantised one."""
     words, head = lm.get_input_embeddings(), lm.get_output_embeddings()
     shared = head.table is None if isinstance(head, Int8Head) else head is not None and head.weight is words.weight
     if is_quantized(words):

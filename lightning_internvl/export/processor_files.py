@@ -112,8 +112,7 @@ def _processor_fields(layout: str, config: Mapping[str, Any], chats: ChatCollato
 
 
 def _unused_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A token that no text holds, for a class that asks for a token of videos of a run that has
-    none."""
+    """A token that no text holds, for a class that asks for one of videos."""
     used = (tokenizer.eos_token, tokenizer.bos_token)
     return next((token for token in (tokenizer.pad_token, tokenizer.unk_token) if token and token not in used), None)
 

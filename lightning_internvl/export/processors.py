@@ -78,8 +78,7 @@ def _write_json(folder: Path, name: str, fields: Mapping[str, Any] | None) -> No
 
 
 def _rename_tokens(folder: Path, files: ProcessorFiles) -> None:
-    """Give tokens the names by which the processor's class knows them: `tokenizer.image_token`, or
-    another text."""
+    """Give tokens the names of the processor's class: `tokenizer.image_token`, or a text."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text(encoding="utf-8")
         for old, new in files.renamed.items():
@@ -98,8 +97,7 @@ def _rename_tokens(folder: Path, files: ProcessorFiles) -> None:
 
 
 def _write_chat(folder: Path, files: ProcessorFiles, view: View) -> str | None:
-    """`chat_template.jinja` and `generation_config.json`; what ends an answer, if that is no single
-    token."""
+    """`chat_template.jinja`, `generation_config.json`; what ends an answer, if no token."""
     chats = view.chats
     text = jinja_of(chats.template, files.picture, files.film)
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8")

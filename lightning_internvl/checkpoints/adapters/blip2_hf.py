@@ -96,8 +96,7 @@ class Blip2(Layout):
         return fields
 
     def family_fields(self, model: VLM) -> Config | None:
-        """What the parts say of a config of the BLIP-2 family; None if the family has no such
-        model."""
+        """What the parts say of a config of the BLIP-2 family; None for other models."""
         encoder, middleware, decoder = model.encoder, model.middleware, model.decoder
         if not (isinstance(encoder, EvaViT) and isinstance(middleware, QFormer)):
             return None

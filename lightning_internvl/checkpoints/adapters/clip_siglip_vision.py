@@ -1,5 +1,4 @@
-"""The tower of CLIP or SigLIP alone, as transformers' `CLIPVisionModel` and `SiglipVisionModel`
-read it."""
+"""The tower of CLIP or SigLIP alone, as transformers' classes of vision models read it."""
 
 from __future__ import annotations
 

@@ -163,8 +163,7 @@ def _siglip(shapes: Shapes, prefix: str) -> SiglipViT:
 
 
 def _sam(shapes: Shapes, prefix: str, siglip: SiglipViT) -> SamViT:
-    """SAM's sizes; a block's table of distances tells the side of what it sees, and the width of a
-    head."""
+    """SAM's sizes; a block's table of distances tells the side that it sees and a head's width."""
     dim, _, patch, _ = _shape(shapes, f"{prefix}patch_embed.proj.weight")
     grid, depth = _shape(shapes, f"{prefix}pos_embed")[1], _depth(shapes, prefix)
     tables = [_shape(shapes, f"{prefix}blocks.{i}.attn.rel_pos_h") for i in range(depth)]

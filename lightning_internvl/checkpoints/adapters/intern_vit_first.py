@@ -1,5 +1,4 @@
-"""intern_vit_6b_*.pth: the tower in one bare file; a pooling head that came with it is left
-aside."""
+"""intern_vit_6b_*.pth: the tower in one bare file, without its pooling head."""
 
 from __future__ import annotations
 

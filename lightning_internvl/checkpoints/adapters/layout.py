@@ -155,8 +155,7 @@ def chat_model(encoder: Encoder, middleware: Middleware, decoder: Decoder | None
 
 
 def with_old_prefix(name: str) -> str:
-    """A name in a chat model of transformers as releases before 4.52 wrote it, with the parts at
-    the top."""
+    """A name in a chat model as transformers before 4.52 wrote it, with the parts at the top."""
     old = {
         "model.language_model.": "language_model.model.",
         "lm_head.": "language_model.lm_head.",
@@ -169,8 +168,7 @@ def with_old_prefix(name: str) -> str:
 
 
 def updated_config(loaded: Config, defaults: Config, fields: Config) -> Config:
-    """A config as it was loaded, with the fields that differ; absent ones count as their
-    default."""
+    """A config as it was loaded, with the fields that differ; absent ones are defaults."""
     config = dict(loaded)
     for key, value in fields.items():
         if isinstance(value, dict) and isinstance(loaded.get(key), dict):

@@ -1,5 +1,4 @@
-"""Qwen2-VL as released and as transformers' `Qwen2VLForConditionalGeneration` reads it: the names
-are the same."""
+"""Qwen2-VL as released, and as transformers' class of the same names reads it."""
 
 from __future__ import annotations
 

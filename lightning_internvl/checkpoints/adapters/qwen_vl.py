@@ -1,5 +1,4 @@
-"""Qwen-VL and Qwen-VL-Chat as released (`modeling_qwen.py`, `visual.py`), and their visual part
-alone."""
+"""Qwen-VL and Qwen-VL-Chat as released (`modeling_qwen.py`, `visual.py`), or their visual part."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The towers of CLIP and SigLIP in `config.json` and in weight files, as transformers and OpenAI
-write them."""
+"""The towers of CLIP and SigLIP in configs and weight files of transformers and OpenAI."""
 
 from __future__ import annotations
 

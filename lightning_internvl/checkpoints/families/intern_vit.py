@@ -42,8 +42,7 @@ NATIVE_QK_EPS = 1e-6  # transformers does not read it from the config
 
 
 def release_rules(prefix: str) -> list[NameRule]:
-    """The tower below `prefix` in the layout of InternVL's releases with a config.json, which is
-    ours."""
+    """The tower below `prefix` in InternVL's releases with a config.json: our names."""
     return [rename("encoder.**", f"{prefix}**")]
 
 
@@ -73,8 +72,7 @@ def tower(config: Config, image_size: int | None = None) -> InternViT:
 
 
 def tower_config(encoder: InternViT) -> Config | None:
-    """The `vision_config` of a tower as InternVL's releases have it, None if they cannot hold
-    it."""
+    """The `vision_config` of a tower in InternVL's releases; None if they cannot hold it."""
     attention, block = encoder.encoder.layers[0].attn, encoder.encoder.layers[0]
     with_norm = isinstance(attention.q_norm, RMSNorm)
     if encoder.has_final_norm or (with_norm and attention.q_norm.eps != block.norm1.eps):

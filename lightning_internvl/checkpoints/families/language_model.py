@@ -1,5 +1,4 @@
-"""The language model inside a chat checkpoint: Hugging Face's own layouts, and InternLM2's fused
-one."""
+"""The language model in a chat checkpoint: Hugging Face's layouts, and InternLM2's fused one."""
 
 from __future__ import annotations
 

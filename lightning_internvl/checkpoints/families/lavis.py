@@ -20,8 +20,7 @@ DEFAULTS: Config = {"bert_config": QFORMER, "vision_config": VISION | {"model_ty
 
 
 def lavis_encoder(config: Config, shapes: Shapes, width: int | None) -> EvaViT | Features:
-    """The tower that the files hold, by `vision_config` or their shapes; features of `width` where
-    they hold none."""
+    """The tower in the files, by `vision_config` or shapes; without one features of `width`."""
     if not any(name.startswith(TOWER) for name in shapes):
         if width is None:
             raise ValueError("config.json has no vision_width, and the files hold no tower")

@@ -1,5 +1,4 @@
-"""SAM's image encoder in `config.json` and in weight files, as transformers and its authors write
-it."""
+"""SAM's image encoder in configs and weight files of transformers and of its authors."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ NECK = {"0": "conv1", "1": "layer_norm1", "2": "conv2", "3": "layer_norm2"}
 
 
 def native_rules(ours: str, prefix: str) -> list[NameRule]:
-    """The tower below `prefix` in the layout of transformers' DeepSeek-VL: three modules side by
-    side."""
+    """The tower below `prefix` in transformers' DeepSeek-VL: three modules side by side."""
     high = f"{prefix}high_res_vision"
     tower = f"{high}_model.vision_encoder."
     return [

@@ -56,14 +56,12 @@ def video_of(processor: Processor, frames: np.ndarray, fps: float, key: str) -> 
 
 
 def pixels_of(processor: Processor, tiles: Sequence[np.ndarray]) -> Tensor:
-    """The tiles of some pictures, one after the other and normalised: (N, 3, S, S) float32; N may
-    be 0."""
+    """The normalised tiles of some pictures in a row: (N, 3, S, S) float32; N may be 0."""
     return processor.inputs(tiles)["pixel_values"]
 
 
 def picture_keys(prepared: Sequence[Prepared], wanted: bool) -> dict[str, list[str]]:
-    """`picture_keys`: a name for the bytes of each square of prepared samples, as the pixels come;
-    nothing unless wanted."""
+    """`picture_keys`: a name for the bytes of each square of prepared samples, if wanted."""
     if not wanted:
         return {}
     pictures = (picture for one in prepared for picture in one.get("pictures", [one.get("tiles")]))
@@ -73,8 +71,7 @@ def picture_keys(prepared: Sequence[Prepared], wanted: bool) -> dict[str, list[s
 
 
 def unchanged(prepared: Whole) -> Whole:
-    """For a `DataLoader` whose data set gives whole batches; a named function travels to other
-    processes."""
+    """For a `DataLoader` whose data set gives whole batches; it travels to processes."""
     return prepared
 
 
@@ -84,8 +81,7 @@ def stable_id(name: str) -> int:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Right-pad to the longest row: (B, L) int64 filled up with `value`, and its (B, L) int64 mask
-    (1: real)."""
+    """Right-pad rows with `value`: (B, L) int64, and the (B, L) int64 mask (1: real)."""
     lengths = [len(row) for row in rows]
     width = max(lengths)
     padded = torch.tensor([[*r, *[value] * (width - len(r))] for r in rows], dtype=torch.int64)

@@ -1,5 +1,4 @@
-"""Conversations to token ids and labels. Text and answers are tokenised apart, so labels are exact
-by construction."""
+"""Conversations to token ids and labels, exact because text and answers are apart."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ from lightning_internvl.data.tokenizer import _ids_of, token_id
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """Names of the special tokens around and inside the run that stands for one picture; start and
-    end may be None.
+    """Names of the tokens around and inside a picture's run; start and end may be None.
 
     `video` stands inside the run of a video; None where there are no videos.
     """
@@ -49,8 +47,7 @@ def encode_conversation(
     image_tokens: ImageTokens = IMAGE_TOKENS,
     video_lengths: Sequence[int] = (),
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a conversation; labels are -100 but on the answers and their end
-    markers.
+    """Token ids and labels of a conversation; labels are -100 but on answers and ends.
 
     The n-th "<image>" becomes a run of `image_lengths[n]` context tokens between the start and end
     tokens, and likewise each "<video>" where `image_tokens` has a token for it. A conversation over
@@ -87,8 +84,7 @@ def encode_prompt(
     image_tokens: ImageTokens = IMAGE_TOKENS,
     video_lengths: Sequence[int] = (),
 ) -> list[int]:
-    """Token ids to generate from: the turns end with a user message, and the assistant's turn is
-    left open.
+    """Token ids to generate from: turns end with the user's, the assistant's is left open.
 
     The ids are exactly those that stand before the answer in `encode_conversation`. Raises
     ValueError like it, and when the prompt is over `max_length` or the last message is not the
@@ -107,15 +103,13 @@ def encode_prompt(
 
 @functools.lru_cache(maxsize=16)
 def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts a space before every text by itself, as SentencePiece vocabularies
-    do."""
+    """Whether the tokenizer puts a space before every text, as SentencePiece does."""
     tokens = tokenizer.tokenize("a")
     return bool(tokens) and tokens[0].startswith("▁")
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that follows other text; a leading space is not doubled where the tokenizer
-    adds its own."""
+    """Ids of a text that follows other text, without the space that a tokenizer adds."""
     if _adds_space(tokenizer) and text.startswith(" "):
         text = text[1:]
     return list(_ids_of(tokenizer, text)) if text else []

@@ -19,8 +19,7 @@ from lightning_internvl.data.templates import IMAGE, ChatTemplate, Message
 
 
 class Instructions:
-    """The text of a sample's user messages for each of its pictures, as an instructed Q-Former
-    reads it.
+    """The text of the user's messages for each picture, as an instructed Q-Former reads.
 
     A row is the first token (that of classification, where the tokenizer has one), the text, and
     the end token. A text that is too long loses its beginning.

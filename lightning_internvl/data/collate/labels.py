@@ -14,8 +14,7 @@ from lightning_internvl.data.processors.basic import Processor
 
 
 class LabelCollator:
-    """Samples with labels to `pixel_values` (B, 3, S, S) float32, `labels` (B,) int64 and
-    `keys`."""
+    """Samples to `pixel_values` (B, 3, S, S) float32, `labels` (B,) int64 and `keys`."""
 
     picture_keys = False  # whether batches name their pictures (see `feature_cache`)
 
@@ -50,7 +49,6 @@ class LabelCollator:
     def pixels(
         self, images: Sequence[np.ndarray], keys: Sequence[str], draws: Sequence[Sequence[int] | None] | None = None
     ) -> Tensor:
-        """Pictures of any size to (B, 3, S, S) float32; `draws` fixes the chance of each (see
-        `Processor`)."""
+        """Pictures to (B, 3, S, S) float32; `draws` fixes the chance of each (see `Processor`)."""
         found = zip(images, keys, draws or [None] * len(images), strict=True)
         return pixels_of(self.processor, [tiles_of(self.processor, image, key, draw) for image, key, draw in found])

@@ -1,5 +1,4 @@
-"""Conversations that share rows, or batches of conversations of one length: what `data.packing`
-asks for."""
+"""Conversations that share rows, or batches of one length: what `data.packing` asks for."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ from lightning_internvl.data.collate.packing import (
 
 
 class PackedChats(ChatCollator):
-    """Conversations to packed rows, in which each goes on where the one before it ends, and no one
-    sees another.
+    """Conversations to packed rows: one behind the other, and none sees another.
 
     `pack` makes a batch of rows: what `ChatCollator` gives, with B rows of several samples, and
     `segments`, the lengths of the samples in each row. `keys`, `image_counts`, pictures and videos

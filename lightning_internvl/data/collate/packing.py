@@ -82,8 +82,7 @@ class PackingWindow(Generic[Origin]):
         self.waiting += [WaitingSample(origin, one, size(one)) for origin, one in samples]
 
     def choose(self, count: int) -> list[list[Prepared]]:
-        """The next groups of samples; as many samples are read as the grouping needs to choose
-        from."""
+        """The next groups of samples; as many are read as the grouping chooses from."""
         groups = []
         for _ in range(count):
             while not self.grouping.enough(self._sizes()):
@@ -99,8 +98,7 @@ class PackingWindow(Generic[Origin]):
 
 
 def choose_row(tokens_N: np.ndarray, tiles_N: np.ndarray, max_tokens: int, max_tiles: int | None = None) -> list[int]:
-    """Places of the waiting samples that make the next row: the oldest, at place 0, then what fills
-    it best.
+    """Places of waiting samples for the next row: the oldest at 0, then what fills best.
 
     Args:
         tokens_N, tiles_N: int64, of the waiting samples, the oldest first; each of them fits into a
@@ -125,8 +123,7 @@ def choose_row(tokens_N: np.ndarray, tiles_N: np.ndarray, max_tokens: int, max_t
 
 
 def choose_alike(tokens_N: np.ndarray, count: int) -> list[int]:
-    """Places of the oldest waiting sample and the `count` - 1 nearest to it in length, as they
-    wait."""
+    """Places of the oldest waiting sample and the `count` - 1 nearest in length."""
     return sorted(np.argsort(np.abs(tokens_N - tokens_N[0]), kind="stable")[:count].tolist())
 
 

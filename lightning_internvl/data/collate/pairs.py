@@ -18,8 +18,7 @@ from lightning_internvl.data.processors.basic import Processor
 
 
 class PairCollator:
-    """Image-caption pairs to a batch for contrastive (itc), matching (itm) and generative (itg)
-    objectives.
+    """Pairs to a batch for contrastive (itc), matching (itm) and generative (itg) objectives.
 
     Takes samples {"image": (H, W, 3) uint8 of any size, "caption", "language", "key"[,
     "image_id"][, "draw"]}. Gives `pixel_values` (B, 3, S, S) float32, `image_ids` (B,) int64 (equal
@@ -57,8 +56,7 @@ class PairCollator:
         return self.stack([self.prepare(sample) for sample in samples])
 
     def prepare(self, sample: Sample) -> Prepared:
-        """The square of one picture and the token rows of its caption. Raises ValueError naming the
-        sample."""
+        """The square of a picture and the token rows of its caption; errors name the sample."""
         key = sample["key"]
         found: Prepared = {
             "key": key,
@@ -89,8 +87,7 @@ class PairCollator:
         return batch
 
     def blank(self, batch_size: int, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-        """The largest batch that a step can meet, without data: what the memory of a step is
-        measured with."""
+        """The largest batch that a step can meet, without data, to measure its memory."""
         side = self.processor.image_size
         batch = {
             "pixel_values": torch.zeros(batch_size, 3, side, side, device=device),
@@ -107,14 +104,12 @@ class PairCollator:
     def pixels(
         self, images: Sequence[np.ndarray], keys: Sequence[str], draws: Sequence[Sequence[int] | None] | None = None
     ) -> Tensor:
-        """Pictures of any size to (B, 3, S, S) float32; `draws` fixes the chance of each (see
-        `Processor`)."""
+        """Pictures to (B, 3, S, S) float32; `draws` fixes the chance of each (see `Processor`)."""
         found = zip(images, keys, draws or [None] * len(images), strict=True)
         return pixels_of(self.processor, [tiles_of(self.processor, image, key, draw) for image, key, draw in found])
 
     def rows(self, task: str, captions: Sequence[str]) -> tuple[list[list[int]], int]:
-        """Token rows of bare captions for itc or itm, and the id to pad them with: the arguments of
-        `pad_rows`."""
+        """Token rows of bare captions for itc or itm, and their padding id, as for `pad_rows`."""
         samples = [{"caption": caption, "key": caption} for caption in captions]
         return [self._row(self._prompt(sample, task), sample) for sample in samples], pad_id(self.tokenizer)
 

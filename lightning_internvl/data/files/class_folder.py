@@ -1,5 +1,4 @@
-"""Pictures in one folder a class, as ImageNet is kept, with the names by which people call the
-classes."""
+"""Pictures in one folder a class, as ImageNet is kept, with names for the classes."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures, 
 
 @dataclass(frozen=True)
 class NamedPictures:
-    """`images`, the class of each, the names of the classes, and how many pictures there are in
-    all."""
+    """`images`, the class of each, the names of the classes, and the pictures in all."""
 
     images: Pictures
     labels: list[int]

@@ -45,8 +45,7 @@ def prompts(names: Sequence[str], kind: str = "imagenet") -> list[list[str]]:
 
 
 def read_prompts(kind: str) -> Sequence[str] | Mapping[str, Sequence[str]]:
-    """Prompts with "{}" in place of a name, or for every class its own; raises ValueError as
-    `prompts`."""
+    """Prompts with "{}" for a name, or every class's own; raises ValueError as `prompts`."""
     if not kind.endswith((".yaml", ".yml")):
         if kind not in prompt_sets():
             choices = ", ".join(prompt_sets())

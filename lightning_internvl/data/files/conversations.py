@@ -42,8 +42,7 @@ MarkedMessage = tuple[Message, list[MarkSource]]
 
 @dataclass
 class Entry:
-    """A record, understood. `caption` and `language` are set where it is a picture with a
-    caption."""
+    """A record, understood; `caption` and `language` are of a picture with a caption."""
 
     messages: list[Message] = field(default_factory=list)
     images: list[Source] = field(default_factory=list)
@@ -190,8 +189,7 @@ def _in_order_of_marks(
     mark: str,
     what: str,
 ) -> list[Source]:
-    """The sources in the order of their marks, which are put before the first question where there
-    are none."""
+    """The sources in the order of their marks, which else stand before the first question."""
     marks = sum(message["content"].count(mark) for message in messages)
     if listed and not marks:
         first = next(message for message in messages if message["role"] == "user")
@@ -207,8 +205,7 @@ def _in_order_of_marks(
 
 
 def check_length(text: str | bytes) -> None:
-    """Raises BadSample for a caption of more than MAX_CAPTION characters; bytes may be four times
-    as many."""
+    """Raises BadSample for more than MAX_CAPTION characters; bytes may be 4 times as many."""
     if len(text) > MAX_CAPTION * (4 if isinstance(text, bytes) else 1):
         what = "bytes" if isinstance(text, bytes) else "characters"
         most = f"at most {MAX_CAPTION} characters are read"
@@ -216,8 +213,7 @@ def check_length(text: str | bytes) -> None:
 
 
 def check_boxes(text: str) -> None:
-    """Boxes in text lie in their picture: numbers from 0 to 1000, as "(x0,y0),(x1,y1)" or
-    "[[x0, y0, x1, y1]]".
+    """Boxes in text have numbers from 0 to 1000: "(x0,y0),(x1,y1)" or "[[x0, y0, x1, y1]]".
 
     Raises:
         BadSample: for a box that lies outside, has swapped corners, or is none.

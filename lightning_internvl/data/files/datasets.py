@@ -93,8 +93,7 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
 
     @abstractmethod
     def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
-        """What a record gives, without its key; paths start at `root`. Raises ValueError when it
-        cannot be used."""
+        """What a record gives, without its key; paths start at `root`. Raises ValueError."""
 
 
 def id_suffix(record: Mapping[str, Any]) -> str:

@@ -56,8 +56,7 @@ def read_image(source: str | Path | bytes, least: int | None = None) -> np.ndarr
 
 
 def image_size(source: str | Path | bytes) -> tuple[int, int]:
-    """Width and height of a picture as its header tells; no pixel is decoded. Raises ValueError as
-    `read_image`."""
+    """Width and height as a picture's header tells. Raises ValueError as `read_image`."""
     with _open_image(source) as image:
         return image.size
 
@@ -83,8 +82,7 @@ def _open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
 
 
 def _reason(source: str | Path | bytes, error: Exception) -> str:
-    """What is wrong with a file, in words; Pillow says of all strange files that it cannot identify
-    them."""
+    """What is wrong with a file, in words; Pillow just cannot identify strange ones."""
     if not isinstance(error, UnidentifiedImageError):
         return str(error) or type(error).__name__
     if isinstance(source, bytes):

@@ -1,5 +1,4 @@
-"""Labelled pictures for probes: single things from the built-in artwork, and folders with one class
-each.
+"""Labelled pictures for probes: single built-in things, and folders of one class each.
 
 Their samples are {"image": (H, W, 3) uint8, "label", "key"}.
 """
@@ -91,8 +90,7 @@ class HeldOutFolder:
         self.data, self.single, self.prompts = FolderLabels(path, classes), single, prompts
 
     def labelled(self) -> LabelledImages:
-        """The pictures, read as they are asked for, their classes, and the prompts of every
-        class."""
+        """The pictures, read when asked for, their classes, and the prompts of each."""
         _, labels = self.data.files()
         said = class_prompts(self.data.names, self.prompts)
         places = evenly_spread(len(labels), self.single or None)

@@ -66,8 +66,7 @@ class FolderRecords(Records):
         return {"image": names["image"], "caption": caption}, position + 1
 
     def scan(self) -> Iterator[ScannedRecord]:
-        """All records in their order by numbers from 1 on; of a broken one the fault in place of
-        the record."""
+        """All records by numbers from 1 on; of a broken one its fault."""
         for position in range(len(self)):
             try:
                 yield ScannedRecord(position + 1, self.read(position)[0])

@@ -1,5 +1,4 @@
-"""Files of records, one mapping each, read one at a time: JSONL, CSV, TSV, or JSON with one
-list."""
+"""Files of records, mappings read one at a time: JSONL, CSV, TSV, or a JSON list."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ class ScannedRecord(NamedTuple):
 
 
 class Records(ABC):
-    """The records of one source in their order. Only their places are held, and found at the first
-    access.
+    """The records of one source in order; only places are held, found at first access.
 
     Attributes:
         path: file or folder.
@@ -48,8 +46,7 @@ class Records(ABC):
 
     @abstractmethod
     def read(self, position: int) -> tuple[dict[str, Any], int]:
-        """A record and its line number. Raises IndexError beyond the last one, BadSample for a
-        record that is broken."""
+        """A record and its line number. Raises IndexError, or BadSample for a broken record."""
 
     @abstractmethod
     def scan(self) -> Iterator[ScannedRecord]:

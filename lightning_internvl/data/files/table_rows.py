@@ -25,8 +25,7 @@ _FILE_NAME, _WORD = re.compile(rb".*\w\.\w{1,5}\s*"), re.compile(rb"\s*\S+\s*")
 
 
 class _Row(NamedTuple):
-    """The fields of a row, which of them stood in quotation marks, and the first one whose mark
-    nobody closes."""
+    """The fields of a row, which were in quotation marks, and the first whose mark is open."""
 
     fields: list[bytes]
     marked: set[int]
@@ -34,8 +33,7 @@ class _Row(NamedTuple):
 
 
 class _Enclosed(NamedTuple):
-    """Where a field in quotation marks ends, and where the next one begins; None behind the last
-    one."""
+    """Where a quoted field ends, and where the next one begins; None behind the last."""
 
     end: int
     following: int | None
@@ -64,8 +62,7 @@ def read_rows(file: BinaryIO, separator: str, columns: int, line: int = 2) -> It
 
 
 def fields_of(content: bytes, separator: str) -> list[str]:
-    """The fields of a row as `read_rows` gives it; raises UnicodeDecodeError for one that is not in
-    UTF-8."""
+    """The fields of a row of `read_rows`; raises UnicodeDecodeError if it is not UTF-8."""
     mark, content = separator.encode(), content.rstrip(b"\r\n")
     if b'"' in content and _plain(mark).row.fullmatch(content):
         found = [marked.replace(b'""', b'"') or plain for marked, plain in _plain(mark).field.findall(content + mark)]
@@ -75,8 +72,7 @@ def fields_of(content: bytes, separator: str) -> list[str]:
 
 
 def field_count_fault(fields: Sequence[str], columns: Sequence[str], separator: str) -> str | None:
-    """What is wrong with a row that has more or fewer fields than the table has columns; None for
-    one that fits."""
+    """What is wrong with a row of more or fewer fields than columns; None if it fits."""
     if len(fields) == len(columns):
         return None
     hint = ""

@@ -14,8 +14,7 @@ STREAM = 5  # apart from those of scenes and of what is said about them
 
 @dataclass(frozen=True)
 class LabelledVideos:
-    """`videos` (F, H, W, 3) uint8, the class of each, the names of the classes, and how many videos
-    there are in all."""
+    """`videos` (F, H, W, 3) uint8, the class of each, the classes' names, the videos in all."""
 
     videos: LazyPictures
     labels: list[int]
@@ -97,6 +96,5 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def frame_places(frames: int, wanted: int) -> list[int]:
-    """The middles of as many equal parts: of one part the middle frame; a short video gives some
-    frames twice."""
+    """The middles of equal parts; of one the middle frame; a short video repeats some."""
     return [int((part + 0.5) * frames / wanted) for part in range(wanted)]

@@ -151,8 +151,7 @@ class Mixture(Dataset[dict[str, Any]]):
 
 
 def _length(dataset: Dataset[Any]) -> int | None:
-    """Samples of a dataset; None for an endless one, which has no length or gives `ENDLESS` for
-    it."""
+    """Samples of a dataset; None for an endless one (no length, or `ENDLESS`)."""
     try:
         length = len(dataset)  # type: ignore[arg-type]
     except TypeError:

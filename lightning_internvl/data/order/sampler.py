@@ -1,5 +1,4 @@
-"""Which samples each step reads: a pure function of (seed, step, rank), so that a run resumes at
-any step at once."""
+"""Which samples each step reads: a pure function of (seed, step, rank)."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ POSITION = "position"
 
 
 def permuted(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
-    """Image of `positions` (any shape, int64 in 0..length-1) under the permutation of 0..length-1
-    of this epoch.
+    """Image of `positions` (int64 in 0..length-1) under this epoch's permutation.
 
     A Feistel network over the next even power of two; a value outside the range is permuted again
     until it is inside (cycle walking). Needs no memory of the order of `length`.
@@ -77,8 +75,7 @@ class StepBatchSampler(Sampler[list[int]]):
         return (self.batch(step) for step in range(self.start_step, self.steps))
 
     def positions(self, step: int) -> range:
-        """The places in the whole stage's data that one step reads on this rank; none comes
-        twice."""
+        """The places in the stage's data that a step reads on this rank, each once."""
         first = (step * self.world_size + self.rank) * self.batch_size
         return range(first, first + self.batch_size)
 

@@ -1,5 +1,4 @@
-"""DeepSeek-VL: "User:" and "Assistant:" with a blank line after questions and the end token after
-answers."""
+"""DeepSeek-VL: "User:", a blank line, "Assistant:", and the end token after answers."""
 
 from __future__ import annotations
 

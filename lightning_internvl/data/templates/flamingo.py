@@ -1,5 +1,4 @@
-"""Flamingo as OpenFlamingo trains it: a picture and its text, closed by <|endofchunk|>, then the
-next.
+"""Flamingo as OpenFlamingo trains it: each picture with its text, closed by <|endofchunk|>.
 
 OpenFlamingo writes "Question:" between the picture and the text; here it stands in the text of the
 question, where data has it.

@@ -72,8 +72,7 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
 def cider(
     candidates: Sequence[str], references: Sequence[Sequence[str]], words: Callable[[str], list[str]] = tokenize
 ) -> tuple[float, list[float]]:
-    """CIDEr-D of a set of captions: the mean over pictures, and the score of each picture; from 0
-    to 10.
+    """CIDEr-D of captions: the mean over pictures, and the score of each; from 0 to 10.
 
     An n-gram's document frequency is the number of pictures with it in at least one reference, so
     the score of one caption depends on the whole set, and a set of one picture (or the same

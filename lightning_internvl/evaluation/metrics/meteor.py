@@ -30,8 +30,7 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
 
 
 def _without_mark(text: str) -> str:
-    """A reference without what stands between references; the library takes it out of candidates
-    alone."""
+    """A reference without the separator, which the library takes out of candidates alone."""
     return text.replace("|||", "").replace("  ", " ")
 
 

@@ -50,8 +50,7 @@ def accuracy(answer: str, people: Sequence[str]) -> float:
 
 
 def common_form(text: str) -> str:
-    """Lower case without marks and articles, number words as digits, contractions with their
-    apostrophe."""
+    """Lower case without marks and articles, digits for number words, contractions mended."""
     words = (NUMBERS.get(word, word) for word in _without_marks(text).lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
