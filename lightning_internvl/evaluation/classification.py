@@ -54,7 +54,8 @@ class ZeroShotClassification:
         version: int = 1,
     ) -> None:
         if path is None and names is not None:
-            raise ValueError(f"names={names} are of the classes of a folder; give path=FOLDER with them")
+            given = f"names={names}"
+            raise ValueError(f"{given} are of the classes of a folder; give path=FOLDER with them")
         if path is not None:
             read_prompts(templates)  # a wrong word is told before anything is loaded
         check_choice("language", language, LANGUAGES)
@@ -64,7 +65,8 @@ class ZeroShotClassification:
     def __call__(self, predictor: Predictor) -> Metrics:
         if self.path is None:
             data = scenes_of(predictor).labelled(self.language)
-            images, labels, said = data.images[: self.samples], data.labels[: self.samples], data.prompts
+            images, labels = data.images[: self.samples], data.labels[: self.samples]
+            said = data.prompts
             names, total = [texts[0] for texts in said], len(data.images)
         else:
             folder = read_class_folder(self.path, self.names, self.samples)
@@ -101,7 +103,8 @@ def score_pictures(
 
 def classifier(predictor: Predictor, said: Sequence[Sequence[str]]) -> Tensor:
     """The prompts of every class -> (C, E): the normalised mean of normalised prompts."""
-    return F.normalize(torch.stack([predictor.embed_texts(texts).mean(dim=0) for texts in said]), dim=-1)
+    means = [predictor.embed_texts(texts).mean(dim=0) for texts in said]
+    return F.normalize(torch.stack(means), dim=-1)
 
 
 def class_scores(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequence[int] = (1, 5)) -> Metrics:
@@ -129,5 +132,6 @@ def top_k_accuracy(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequen
     metrics: Metrics = {}
     for k in [k for k in top_k if k < classes]:
         right = scores_NC.topk(k, dim=1).indices == labels_N[:, None]
-        metrics |= {f"{name}top{k}": share_of(right.any(dim=1)), f"{name}top{k}_chance": k / classes}
+        hits = share_of(right.any(dim=1))
+        metrics |= {f"{name}top{k}": hits, f"{name}top{k}_chance": k / classes}
     return metrics

@@ -54,7 +54,8 @@ class ClipModel(nn.Module):
             ValueError: for a model with several embeddings a picture, which CLIP_benchmark cannot
                 compare.
         """
-        embeds = self.model.encode_image(pixels_N3SS.to(next(self.model.parameters()).dtype), self.mode)
+        dtype = next(self.model.parameters()).dtype
+        embeds = self.model.encode_image(pixels_N3SS.to(dtype), self.mode)
         if embeds.ndim != 2:
             raise ValueError(
                 f"this model has {embeds.shape[1]} embeddings a picture, and CLIP_benchmark "
@@ -75,7 +76,8 @@ class Tokens:
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Raises ValueError for an empty text."""
-        return torch.stack(pad_rows(*self.pairs.rows("itc", [texts] if isinstance(texts, str) else list(texts))), dim=1)
+        rows = self.pairs.rows("itc", [texts] if isinstance(texts, str) else list(texts))
+        return torch.stack(pad_rows(*rows), dim=1)
 
 
 class Transform:
@@ -85,7 +87,8 @@ class Transform:
         self.processor = pairs.processor
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self.processor.inputs([self.processor(np.array(image.convert("RGB")))])["pixel_values"][0]
+        square = self.processor(np.array(image.convert("RGB")))
+        return self.processor.inputs([square])["pixel_values"][0]
 
 
 class Triple(NamedTuple):
@@ -99,7 +102,8 @@ class Triple(NamedTuple):
 def triple_of(model: VLM, pairs: PairCollator, mode: str = "c") -> Triple:
     """The triple of a model that is loaded already; raises ValueError for an unknown mode."""
     if mode not in MODES:
-        raise ValueError(f"{mode=} of the picture's embedding is not known; valid choices: {', '.join(MODES)}")
+        choices = ", ".join(MODES)
+        raise ValueError(f"{mode=} of the picture's embedding is not known; valid choices: {choices}")
     return Triple(ClipModel(model, mode).eval(), Transform(pairs), Tokens(pairs))
 
 
@@ -117,7 +121,8 @@ def load(place: str | Path, mode: str = "c", device: str = "auto", dtype: str = 
     settings = dict.fromkeys(READING) | {"run": str(place) if ours else None, "model": None if ours else str(place)}
     settings |= {"device": device, "dtype": dtype, "batch_size": 1, "cases": 0, "task": {}}
     with trusting(trust):
-        predictor = model_for("clip_benchmark", "pairs", models_under_test(EvaluationSettings.of(settings), build)).open()
+        models = models_under_test(EvaluationSettings.of(settings), build)
+        predictor = model_for("clip_benchmark", "pairs", models).open()
     return triple_of(predictor.model, predictor.pairs, mode)
 
 
@@ -128,7 +133,8 @@ def register() -> None:
         ValueError: where it is not installed.
     """
     if importlib.util.find_spec("clip_benchmark") is None:
-        raise ValueError("CLIP_benchmark is not installed; pip install -r requirements-clip-benchmark.txt")
+        command = "pip install -r requirements-clip-benchmark.txt"
+        raise ValueError(f"CLIP_benchmark is not installed; {command}")
     from clip_benchmark import models
 
     def load_type(model_name: str, pretrained: str, cache_dir: str | None = None, device: Any = "cpu") -> Triple:

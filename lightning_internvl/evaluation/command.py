@@ -37,7 +37,8 @@ def run_evaluation(given: Mapping[str, Any], build: Build) -> None:
     settings = EvaluationSettings.of(given)
     tasks = {name: build(node) for name, node in settings.task.items()}
     folder, models = folder_of(given), models_under_test(settings, build)
-    jobs = [job for name, task in tasks.items() for job in _jobs(name, task, models, settings.task[name])]
+    found = [_jobs(name, task, models, settings.task[name]) for name, task in tasks.items()]
+    jobs = [job for jobs in found for job in jobs]
     found: dict[str, Any] = {}
     for model in models:  # each that a task needs is loaded once, and one at a time
         own = [job for job in jobs if job.model is model]
@@ -51,7 +52,8 @@ def run_evaluation(given: Mapping[str, Any], build: Build) -> None:
     page = write_page(folder)
     results = {job.name: found[job.name] for job in jobs}
     console.print(metrics_table(results, title="Results", group="task", samples=True))
-    console.print(f"answers, settings and numbers: {folder}\nright and wrong cases: {page}", soft_wrap=True, markup=False)
+    places = f"answers, settings and numbers: {folder}\nright and wrong cases: {page}"
+    console.print(places, soft_wrap=True, markup=False)
 
 
 def _jobs(name: str, task: Any, models: list[ModelUnderTest], settings: Config) -> Iterator[EvalJob]:

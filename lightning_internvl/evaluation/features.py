@@ -35,7 +35,8 @@ class TaskPictures:
     def __init__(self, predictor: Predictor, images: Pictures, max_missing: float, blank: np.ndarray = GREY) -> None:
         self.predictor, self.source, self.max_missing, self.blank = predictor, images, max_missing, blank
         self.lost: set[int] = set()
-        self.images = LazyPictures(range(len(images)), self._read) if isinstance(images, LazyPictures) else images
+        lazy = isinstance(images, LazyPictures)
+        self.images = LazyPictures(range(len(images)), self._read) if lazy else images
         named = images.items if isinstance(images, LazyPictures) else ()
         self._shared = {name for name, times in Counter(map(str, named)).items() if times > 1}
 
@@ -115,7 +116,8 @@ def encode_images(predictor: Predictor, images: Pictures, layers: Sequence[int],
         ValueError: for a tower that reads more than one square a picture.
     """
     if hasattr(predictor.model.encoder, "blank"):
-        raise ValueError(f"{type(predictor.model.encoder).__name__} does not read one square a picture, as this task needs it")
+        name = type(predictor.model.encoder).__name__
+        raise ValueError(f"{name} does not read one square a picture, as this task needs it")
     weight = next(predictor.model.encoder.parameters(), torch.zeros(0))
     pixels = processor.inputs([processor(image) for image in images])["pixel_values"]
     return predictor.model.encoder(pixels.to(weight.device, weight.dtype), layers=tuple(layers))

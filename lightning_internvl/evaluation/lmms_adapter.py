@@ -50,7 +50,7 @@ class LightningInternVL(lmms):
         # lmms-eval adds max_batch_size.
         choice = {name: value for name, value in choice.items() if name != "max_batch_size"}
         if unknown := [name for name in choice if name not in CHOICES]:
-            raise ConfigError([f"--model_args {name}: {did_you_mean(name, CHOICES)}" for name in unknown])
+            raise ConfigError(f"--model_args {name}: {did_you_mean(name, CHOICES)}" for name in unknown)
         plain = yaml.safe_load((CONF / "evaluate.yaml").read_text(encoding="utf-8"))
         settings = plain | choice | {"batch_size": int(choice.get("batch_size") or 1)}
         named = choice.get("trust")
@@ -88,25 +88,29 @@ class LightningInternVL(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Raises ValueError: such tasks ask on after an answer, which a batch cannot."""
-        raise ValueError(f"{requests[0].args[-2]} asks in several rounds, and {NAME} answers one question at a time")
+        task = requests[0].args[-2]
+        raise ValueError(f"{task} asks in several rounds, and {NAME} answers one question at a time")
 
     def _loss(self, request: Instance) -> tuple[float, bool]:
         context, target, pictures, key = self._parts(request)
         text = target if isinstance(target, str) else target(self._doc(request))
         sample = self._asked(context, target, pictures, key)
         sample["conversation"].append({"role": "assistant", "content": str(text).strip()})
-        batch = {name: value for name, value in self.predictor.chats([sample]).items() if isinstance(value, Tensor)}
+        batch = self.predictor.chats([sample])
+        batch = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         batch.pop("image_counts")
         model = self.predictor.model
         with self.predictor.evaluating(), self.predictor.precision():
-            hidden, labels = model.hidden_states(**{name: self.predictor.placed(tensor) for name, tensor in batch.items()})
+            inputs = {name: self.predictor.placed(tensor) for name, tensor in batch.items()}
+            hidden, labels = model.hidden_states(**inputs)
             logits = model.decoder.head(hidden)
         assert labels is not None  # the collator gives them
         if shifts_labels(model.decoder):
             logits, labels = logits[:, :-1], labels[:, 1:]
         learnt = labels != IGNORE_INDEX
         logits, labels = logits[learnt].float(), labels[learnt]
-        return torch.nn.functional.cross_entropy(logits, labels).item(), bool((logits.argmax(-1) == labels).all())
+        exact = bool((logits.argmax(-1) == labels).all())
+        return torch.nn.functional.cross_entropy(logits, labels).item(), exact
 
     def _doc(self, request: Instance) -> Any:
         number, task, split = request.args[-3:]
@@ -115,7 +119,8 @@ class LightningInternVL(lmms):
     def _parts(self, request: Instance) -> tuple[str, Any, list[np.ndarray], str]:
         """The question, what else the task gives, the pictures, and the sample's name."""
         context, other, look, number, task, _ = request.args
-        return context, other, _pictures(look, self._doc(request), f"{task}/{number}"), f"{task}/{number}"
+        key = f"{task}/{number}"
+        return context, other, _pictures(look, self._doc(request), key), key
 
     def _asked(self, context: str, other: Any, pictures: list[np.ndarray], key: str) -> dict[str, Any]:
         marks = "" if context.count(IMAGE) == len(pictures) else IMAGE * len(pictures) + self.predictor.joint
@@ -128,7 +133,8 @@ def _pictures(look: Callable[[Any], Any], doc: Any, key: str) -> list[np.ndarray
     found = [] if found is None else found if isinstance(found, Sequence) and not isinstance(found, str) else [found]
     for one in found:
         if not isinstance(one, Image.Image | str | Path):
-            raise ValueError(f"sample {key}: {NAME} reads pictures and files of pictures, not {type(one).__name__}")
+            kind = type(one).__name__
+            raise ValueError(f"sample {key}: {NAME} reads pictures and files of pictures, not {kind}")
     return [np.array(one.convert("RGB")) if isinstance(one, Image.Image) else read_image(one) for one in found]
 
 

@@ -52,9 +52,11 @@ class MME(AnswerTask):
             for key in (key for key, pair in pictures.items() if len(pair) != 2):
                 predictor.journal.add_missing(key, "one of its two questions")
             if whole := [pair for pair in pictures.values() if len(pair) == 2]:
-                accuracy, plus = sum(map(sum, whole)) / (2 * len(whole)), sum(map(all, whole)) / len(whole)
-                found[part] = {"accuracy": accuracy, "accuracy_plus": plus, "score": 100 * (accuracy + plus)}
-        scored = 2 * sum(len(pair) == 2 for pictures in right.values() for pair in pictures.values())
+                accuracy = sum(map(sum, whole)) / (2 * len(whole))
+                plus = sum(map(all, whole)) / len(whole)
+                score = 100 * (accuracy + plus)
+                found[part] = {"accuracy": accuracy, "accuracy_plus": plus, "score": score}
+        scored = 2 * sum(len(pair) == 2 for own in right.values() for pair in own.values())
         return {**self._sums(found), **_named(found), "samples": scored}
 
     @staticmethod
@@ -88,7 +90,8 @@ def _subtasks(path: Path) -> list[Path]:
     places = (path, *sorted(path.iterdir())) if path.is_dir() else ()
     folders = [folder for folder in places if folder.is_dir() and _texts(folder)]
     if not folders:
-        raise ValueError(f"path={path} is no MME folder: neither it nor a folder in it holds NAME.txt files of questions")
+        fault = "neither it nor a folder in it holds NAME.txt files of questions"
+        raise ValueError(f"path={path} is no MME folder: {fault}")
     return folders
 
 
@@ -107,6 +110,7 @@ def _read(folder: Path) -> list[Case]:
         for number, line in enumerate(lines):
             question, _, truth = line.strip().rpartition("\t")
             if truth.lower() not in ("yes", "no") or not question:
-                raise ValueError(f"{text}:{number + 1} is no question, a tab, and Yes or No: {line[:80]!r}")
+                wanted = "question, a tab, and Yes or No"
+                raise ValueError(f"{text}:{number + 1} is no {wanted}: {line[:80]!r}")
             cases.append(Case(f"{folder.name}/{text.stem}/{number}", picture, question.strip(), truth.lower(), folder.name))
     return cases

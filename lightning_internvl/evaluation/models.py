@@ -80,7 +80,7 @@ def model_for(task: str, needs: str | None, models: list[ModelUnderTest]) -> Mod
         ValueError: if none can, or the task does not say what it needs.
     """
     if needs not in NEEDS:
-        raise ValueError(f"task.{task}: the class has needs={needs!r}; valid choices: {', '.join(NEEDS)}")
+        raise ValueError(f"task.{task}: the class has {needs=}; valid choices: {', '.join(NEEDS)}")
     able = [model for model in models if needs in model.offers]
     if not able:
         seen = ", ".join(f"{s.name or s.place} ({', '.join(sorted(s.offers))})" for s in models)

@@ -74,9 +74,11 @@ class FeatureProbe:
     ) -> None:
         check_choice("head", head, HEADS)
         if (path is None) != (train is None):
-            raise ValueError(f"{path=} and {train=}: a probe is fitted on one folder and scored on another; give both or none")
+            fault = "a probe is fitted on one folder and scored on another"
+            raise ValueError(f"{path=} and {train=}: {fault}; give both or none")
         if min(epochs, lr, memory) <= 0 or batch_size < 2:
-            raise ValueError(f"{epochs=}, {lr=} and {memory=} must lie above 0, {batch_size=} above 1")
+            positive = f"{epochs=}, {lr=} and {memory=}"
+            raise ValueError(f"{positive} must lie above 0, {batch_size=} above 1")
         self.path, self.train, self.head, self.layer, self.memory, self.seed = path, train, head, layer, memory, seed
         self.fitting: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
         self.fitting |= {"lr": lr * batch_size / 256, "weight_decay": weight_decay}
@@ -85,7 +87,8 @@ class FeatureProbe:
 
     def __call__(self, predictor: Predictor) -> Metrics:
         fitted, scored = self._data(predictor)
-        learnt, asked = (TaskPictures(predictor, data.images, self.max_missing) for data in (fitted, scored))
+        sides = fitted, scored
+        learnt, asked = (TaskPictures(predictor, x.images, self.max_missing) for x in sides)
         features = self._features(predictor, learnt.images)[learnt.readable()]
         labels = torch.tensor(fitted.labels)[learnt.readable()]
         with torch.random.fork_rng():
@@ -106,7 +109,8 @@ class FeatureProbe:
         )
         if fitted.names != scored.names:
             other = sorted(set(fitted.names) ^ set(scored.names))
-            raise ValueError(f"{self.train} and {self.path} must hold the same classes; {other[0]!r} is in one of them alone")
+            alone = f"{other[0]!r} is in one of them alone"
+            raise ValueError(f"{self.train} and {self.path} must hold the same classes; {alone}")
         return fitted, scored
 
     def _probe(self, width: int, classes: int) -> nn.Module:

@@ -68,7 +68,8 @@ class ImageTextRetrieval:
         version: int = 1,
     ) -> None:
         if rerank < 0 or block <= 0 or min(top_k, default=0) < 1:
-            raise ValueError(f"{rerank=} must be 0 or more, {block=} above 0, {top_k=} numbers from 1 on")
+            below = f"{rerank=} must be 0 or more, {block=} above 0"
+            raise ValueError(f"{below}, {top_k=} numbers from 1 on")
         check_choice("language", language, LANGUAGES)
         self.path, self.images, self.split, self.per_picture, self.language = path, images, split, per_picture, language
         self.mode, self.rerank, self.block, self.top_k, self.samples = mode, rerank, int(block * 2**20), tuple(top_k), samples
@@ -76,12 +77,14 @@ class ImageTextRetrieval:
 
     def __call__(self, predictor: Predictor) -> Metrics:
         if self.rerank and "itm" not in predictor.model.objectives:
-            raise ValueError(f"rerank={self.rerank} needs a matching head, and this model has none; set rerank=0")
+            needs = "a matching head, and this model has none"
+            raise ValueError(f"rerank={self.rerank} needs {needs}; set rerank=0")
         images, captions, total = self._data(predictor)
         asked = TaskPictures(predictor, images, self.max_missing)
         image = predictor.embed_images(asked.images, self.mode)
         kept = asked.readable()
-        image, images, captions = image[kept], _at_places(images, kept), [captions[place] for place in kept]
+        image, images = image[kept], _at_places(images, kept)
+        captions = [captions[place] for place in kept]
         texts = [text for own in captions for text in own]
         owner = torch.tensor([place for place, own in enumerate(captions) for _ in own])
         text, widest = predictor.embed_texts(texts), max([self.rerank, *self.top_k])

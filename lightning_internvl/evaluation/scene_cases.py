@@ -38,7 +38,8 @@ def drawn_scenes(held_out: HeldOutScenes, count: int) -> Iterator[DrawnScene]:
     source = Scenes(held_out.seed, "scenes", held_out.image_size, held_out.styles)
     for index in source.unique_indices(count):
         scene = source.scene(index)
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([held_out.seed, index, DRAWS])))
+        seed = np.random.SeedSequence([held_out.seed, index, DRAWS])
+        rng = np.random.Generator(np.random.PCG64(seed))
         yield DrawnScene(f"scenes/{index}", scene, partial(source.render, scene), rng)
 
 
@@ -77,7 +78,8 @@ def pope_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
     for one in shown:
         for a, b in itertools.permutations(one.scene.counts, 2):
             beside[a][b] += 1
-    return [case for split in POPE_SPLITS for one in shown for case in _pope_pair(one, split, common, beside)]
+    pairs = [_pope_pair(one, split, common, beside) for split in POPE_SPLITS for one in shown]
+    return [case for pair in pairs for case in pair]
 
 
 def _pope_pair(one: DrawnScene, split: str, common: Mapping[int, int], beside: Mapping[int, Mapping[int, int]]) -> list[Case]:
@@ -87,10 +89,7 @@ def _pope_pair(one: DrawnScene, split: str, common: Mapping[int, int], beside: M
     rank = {"random": lambda thing: 0, "popular": lambda thing: common[thing], "adversarial": near.__getitem__}[split]
     hard = sorted(absent, key=rank, reverse=True)[:HARD]
     pair = {"yes": here[int(one.rng.integers(len(here)))], "no": hard[int(one.rng.integers(len(hard)))]}
-    return [
-        Case(f"{split}/{one.key}/{answer}", one.picture, f"is there {say.noun_phrase(THINGS[thing], 1)}?", answer, split)
-        for answer, thing in pair.items()
-    ]
+    return [Case(f"{split}/{one.key}/{answer}", one.picture, _is_there(thing), answer, split) for answer, thing in pair.items()]
 
 
 def mme_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
@@ -104,9 +103,13 @@ def mme_cases(held_out: HeldOutScenes, count: int) -> list[Case]:
     return cases
 
 
+def _is_there(thing: int) -> str:
+    return f"is there {say.noun_phrase(THINGS[thing], 1)}?"
+
+
 def _existence(one: DrawnScene) -> tuple[str, str]:
     here, other = _there_and_not(one)
-    return f"is there {say.noun_phrase(THINGS[here], 1)}?", f"is there {say.noun_phrase(THINGS[other], 1)}?"
+    return _is_there(here), _is_there(other)
 
 
 def _count(one: DrawnScene) -> tuple[str, str]:

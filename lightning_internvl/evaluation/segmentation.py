@@ -90,7 +90,8 @@ class Segmentation:
         self.seed, self.samples, self.max_missing = seed, samples, max_missing
 
     def __call__(self, predictor: Predictor) -> Metrics:
-        processor, (fitted, scored) = square_processor(predictor, self.image_size), self._data(predictor)
+        processor = square_processor(predictor, self.image_size)
+        fitted, scored = self._data(predictor)
         layers = self.layers or layers_of(predictor.model.encoder, HEADS[self.head].levels)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
@@ -101,10 +102,12 @@ class Segmentation:
         for start in range(0, len(asked.images), predictor.batch_size):
             images = list(asked.images[start : start + predictor.batch_size])
             answers = head(maps(predictor, images, layers, processor)).cpu()
-            for place, image, answer in zip(range(start, len(asked.images)), images, answers, strict=False):
+            places = range(start, len(asked.images))
+            for place, image, answer in zip(places, images, answers, strict=False):
                 if place not in asked.lost:
                     confusion += self._judged(predictor.journal, asked.key(place), image, scored.mask(place), answer)
-        return mask_scores(confusion) | {"samples": len(asked.readable()), "samples_asked": scored.total}
+        counts = {"samples": len(asked.readable()), "samples_asked": scored.total}
+        return mask_scores(confusion) | counts
 
     def _data(self, predictor: Predictor) -> tuple[MaskedPictures, MaskedPictures]:
         """Pictures to fit on, and pictures to score."""
@@ -116,7 +119,8 @@ class Segmentation:
             return fitted, MaskedPictures(scored.images, scored.mask, SCENES)
         train, split = self.splits
         fitted = read_mask_folder(self.path, train, self.classes, self.reduce_zero_label)
-        return fitted, read_mask_folder(self.path, split, self.classes, self.reduce_zero_label, self.samples)
+        classes = self.classes, self.reduce_zero_label
+        return fitted, read_mask_folder(self.path, split, *classes, self.samples)
 
     def _fit(
         self, predictor: Predictor, head: nn.Module, data: MaskedPictures, layers: Sequence[int], processor: Processor
@@ -132,7 +136,8 @@ class Segmentation:
             places = [next(rows) for _ in range(self.batch_size)]
             # -1 mirrors a picture.
             turns = [1 if draw < 0.5 else -1 for draw in torch.rand(self.batch_size).tolist()]
-            images = [np.ascontiguousarray(learnt.images[place][:, ::turn]) for place, turn in zip(places, turns, strict=True)]
+            turned = zip(places, turns, strict=True)
+            images = [np.ascontiguousarray(learnt.images[i][:, ::turn]) for i, turn in turned]
             states = maps(predictor, images, layers, processor)
             # where heads are judged; finer costs much and says little
             side = max(4 * states[0].shape[-1], processor.image_size // 4)
@@ -140,7 +145,8 @@ class Segmentation:
             turned = [mask[:, ::turn] for mask, turn in zip(masks, turns, strict=True)]
             truth = torch.stack([_resized(mask, side) for mask in turned]).long().to(predictor.device)
             with torch.enable_grad():
-                loss = F.cross_entropy(_enlarged(head(states), (side, side)), truth, ignore_index=IGNORED)
+                logits = _enlarged(head(states), (side, side))
+                loss = F.cross_entropy(logits, truth, ignore_index=IGNORED)
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()
@@ -152,7 +158,8 @@ class Segmentation:
         pictures are kept as cases, with the truth and the answer beside them in colours."""
         if image.shape[:2] != mask.shape:
             raise ValueError(f"{key} is {image.shape[:2]}, but its annotation {mask.shape} pixels")
-        truth, said = torch.from_numpy(mask).long(), _enlarged(answer[None], mask.shape)[0].argmax(dim=0)
+        truth = torch.from_numpy(mask).long()
+        said = _enlarged(answer[None], mask.shape)[0].argmax(dim=0)
         judged = truth != IGNORED
         right = (truth == said)[judged].float().mean().item()
         if journal.has_room(right >= RIGHT):
@@ -177,7 +184,8 @@ def layers_of(encoder: nn.Module, levels: int) -> list[int]:
         ValueError: if several are wanted of a tower that does not say how many it has.
     """
     if levels > 1 and not hasattr(encoder, "depth"):
-        raise ValueError(f"{type(encoder).__name__} does not say how many layers it has; give layers=[...], {levels} of them")
+        name = type(encoder).__name__
+        raise ValueError(f"{name} does not say how many layers it has; give layers=[...], {levels} of them")
     depth = getattr(encoder, "depth", 1)
     return [-1 - (depth * (levels - 1 - level)) // levels for level in range(levels)]
 
@@ -223,7 +231,8 @@ def _drawn(pictures: int, wanted: int) -> Iterator[int]:
 
 def _resized(mask: np.ndarray, side: int) -> Tensor:
     """(H, W) -> (S, S)"""
-    return torch.from_numpy(np.array(Image.fromarray(np.ascontiguousarray(mask)).resize((side, side), Image.Resampling.NEAREST)))
+    picture = Image.fromarray(np.ascontiguousarray(mask))
+    return torch.from_numpy(np.array(picture.resize((side, side), Image.Resampling.NEAREST)))
 
 
 def _enlarged(x_NCGG: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -60,12 +60,14 @@ class UperNetHead(nn.Module):
         """Four (N, D, G, G), the earliest layer first -> (N, C, 4 G, 4 G)"""
         fine = [scale(state) for scale, state in zip(self.scale, states, strict=True)]
         coarse = fine[-1]
-        pooled = [_to(pool(F.adaptive_avg_pool2d(coarse, size)), coarse) for size, pool in zip(POOLS, self.pools, strict=True)]
+        pools = zip(POOLS, self.pools, strict=True)
+        pooled = [_to(pool(F.adaptive_avg_pool2d(coarse, size)), coarse) for size, pool in pools]
         levels = [side(state) for side, state in zip(self.sides, fine, strict=False)]
         levels.append(self.top(torch.cat([coarse, *pooled], dim=1)))
         for place in (2, 1, 0):
             levels[place] = levels[place] + _to(levels[place + 1], levels[place])
-        levels = [*(smooth(level) for smooth, level in zip(self.smooth, levels, strict=False)), levels[-1]]
+        smoothed = [smooth(x) for smooth, x in zip(self.smooth, levels, strict=False)]
+        levels = [*smoothed, levels[-1]]
         return self.head(self.fuse(torch.cat([_to(level, levels[0]) for level in levels], dim=1)))
 
 

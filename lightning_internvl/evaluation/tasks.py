@@ -73,7 +73,8 @@ class Retrieval:
 
     def __call__(self, predictor: Predictor) -> Metrics:
         data = predictor.held_out.captioned(self.split, self.language)
-        image, text = predictor.embed_images(data.images, self.mode), predictor.embed_texts(data.captions)
+        image = predictor.embed_images(data.images, self.mode)
+        text = predictor.embed_texts(data.captions)
         (_, captions), (_, images) = best_of_both(image, text, max(self.top_k))
         return recalls(f"{self.name}_", captions, images, torch.arange(len(text)), self.top_k)
 
@@ -85,7 +86,8 @@ class Matching:
 
     def __call__(self, predictor: Predictor) -> Metrics:
         data = predictor.held_out.captioned()
-        scores = similarities(predictor.embed_images(data.images, "g"), predictor.embed_texts(data.captions))
+        image = predictor.embed_images(data.images, "g")
+        scores = similarities(image, predictor.embed_texts(data.captions))
         hardest = scores.fill_diagonal_(-torch.inf).argmax(dim=1).tolist()
         matched = predictor.match(data.images, data.captions)
         wrong = predictor.match(data.images, [data.captions[i] for i in hardest])
@@ -135,9 +137,11 @@ class Answering:
     def __call__(self, predictor: Predictor) -> Metrics:
         data = predictor.held_out.questioned(self.split)
         answers = predictor.answer(data.images, [turn.question for turn in data.turns])
-        right = [is_right(turn, answer, self.iou) for turn, answer in zip(data.turns, answers, strict=True)]
+        said = zip(data.turns, answers, strict=True)
+        right = [is_right(turn, answer, self.iou) for turn, answer in said]
         for image, turn, answer, hit in zip(data.images, data.turns, answers, right, strict=True):
-            predictor.journal.show(image, question=turn.question, answer=answer, truth=turn.answer, right=hit)
+            texts = {"question": turn.question, "answer": answer, "truth": turn.answer}
+            predictor.journal.show(image, **texts, right=hit)
         kinds = sorted({turn.kind for turn in data.turns})
         share = {kind: [r for r, t in zip(right, data.turns, strict=True) if t.kind == kind] for kind in kinds}
         commonest = {kind: self._commonest([t for t in data.turns if t.kind == kind]) for kind in kinds}

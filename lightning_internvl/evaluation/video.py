@@ -59,7 +59,8 @@ class ZeroShotVideo:
         if not frames or min(frames) < 1:
             raise ValueError(f"{frames=} must be numbers from 1 on")
         if path is None and (videos or names):
-            raise ValueError(f"{videos=} and {names=} belong to a list of videos; give path=FILE with them")
+            both = f"{videos=} and {names=}"
+            raise ValueError(f"{both} belong to a list of videos; give path=FILE with them")
         read_prompts(templates)  # a wrong word is told before anything is loaded
         self.path, self.videos, self.names, self.templates, self.mode = path, videos, names, templates, mode
         self.frames, self.top_k, self.samples, self.max_missing = tuple(frames), tuple(top_k), samples, max_missing
@@ -68,7 +69,8 @@ class ZeroShotVideo:
         if self.path is None:
             scenes = scenes_of(predictor)
             count = min(self.samples or SCENE_VIDEOS, SCENE_VIDEOS)
-            data, total = scene_videos(scenes.seed, scenes.image_size, scenes.styles, count), SCENE_VIDEOS
+            total = SCENE_VIDEOS
+            data = scene_videos(scenes.seed, scenes.image_size, scenes.styles, count)
             said = scenes.labelled().prompts
         else:
             data = read_video_list(self.path, self.videos, self.names, self.samples)

@@ -31,7 +31,8 @@ class VQA(AnswerTask):
         path = options.get("path")
         self.annotations = existing_path(annotations, "annotations")
         if (self.path is None) != (self.annotations is None):
-            raise ValueError(f"path={path} (questions) and annotations={annotations} (answers) go together; give both or none")
+            both = f"path={path} (questions) and annotations={annotations} (answers)"
+            raise ValueError(f"{both} go together; give both or none")
 
     def cases(self, predictor: Predictor) -> list[Case]:
         if self.path is None or self.annotations is None:
@@ -70,7 +71,8 @@ class VQA(AnswerTask):
         """Note where a question_id stands; raises ValueError for one that stands elsewhere too:
         nothing else tells which answers belong to which question."""
         if (first := places.setdefault(key, where)) != where:
-            raise ValueError(f"{first} and {where.rpartition(': ')[2]} have the same question_id {key!r}; give each its own")
+            two = f"{first} and {where.rpartition(': ')[2]}"
+            raise ValueError(f"{two} have the same question_id {key!r}; give each its own")
 
     def judge(self, case: Case, answer: str) -> float:
         return accuracy(answer, case.truth)
@@ -79,7 +81,8 @@ class VQA(AnswerTask):
         return ", ".join(f"{answer} ({count})" for answer, count in Counter(case.truth).most_common())
 
     def score(self, cases: Sequence[Case], answers: Sequence[str], predictor: Predictor) -> Metrics:
-        found = means_by_part("accuracy", cases, [self.judge(case, answer) for case, answer in zip(cases, answers, strict=True)])
+        said = zip(cases, answers, strict=True)
+        found = means_by_part("accuracy", cases, [self.judge(case, answer) for case, answer in said])
         chance = means_by_part("accuracy", cases, self._commonest(cases))
         return {key: value for name in found for key, value in ((name, found[name]), (f"{name}_chance", chance[name]))}
 

@@ -65,7 +65,8 @@ def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> Expor
     model, view = opened.view.model.float().eval(), opened.view
     updates = adapter_updates(model)
     if not updates:
-        raise ValueError(f"{opened.folder} has no adapters; train with peft=lora, or export the whole model with adapter=false")
+        advice = "train with peft=lora, or export the whole model with adapter=false"
+        raise ValueError(f"{opened.folder} has no adapters; {advice}")
     check_earlier_stages(opened)
     dequantize(model)
     plain = copy.deepcopy(model)
@@ -73,7 +74,8 @@ def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> Expor
     layout, config = choose_layout(plain, options.layout)
     if layout is None or not layout.NATIVE:
         key = OWN if layout is None else layout.key
-        raise ValueError(f"adapter=true needs a layout that transformers loads, and {key} is none; use adapter=false")
+        needs = f"a layout that transformers loads, and {key} is none"
+        raise ValueError(f"adapter=true needs {needs}; use adapter=false")
     prompts, greedy = check.sample_prompts(view), check.greedy_options(view)
     reference = [check.model_outputs(model, prompt, greedy) for prompt in prompts]
     whole = [name for name in trained_names(opened, own_tensors(model)) if not peft.is_update(name)]

@@ -144,10 +144,12 @@ def check_close(name: str, ours: Tensor, theirs: Tensor, limit: float = LIMIT) -
         ValueError: if it is above the limit, or is no number.
     """
     if ours.shape != theirs.shape:
-        raise ValueError(f"the export failed its check: {name} has shape {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+        shapes = f"{tuple(theirs.shape)}, not {tuple(ours.shape)}"
+        raise ValueError(f"the export failed its check: {name} has shape {shapes}")
     difference = float((ours.float() - theirs.float()).abs().max() / ours.float().abs().max())
     if not difference <= limit:  # NaN is above every limit
-        raise ValueError(f"the export failed its check: {name} differ by {difference:.2e} of the largest, more than {limit:.0e}")
+        much = f"{difference:.2e} of the largest, more than {limit:.0e}"
+        raise ValueError(f"the export failed its check: {name} differ by {much}")
     return difference
 
 
@@ -199,7 +201,8 @@ def check_tensors(folder: Path, layout: Layout | None, config: Config, model: VL
     kinds = {"lost": lost, "changed": changed}
     problems = [f"{len(names)} {kind}: {first_of(names, 20)}" for kind, names in kinds.items() if names]
     if problems:
-        raise ValueError(f"the export failed its check: of {len(wanted)} tensors {'; '.join(problems)}")
+        told = "; ".join(problems)
+        raise ValueError(f"the export failed its check: of {len(wanted)} tensors {told}")
     return len(wanted)
 
 
@@ -238,4 +241,5 @@ def check_loading(report: Mapping[str, Sequence[Any]], tied: bool) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = [str(name) for name in report.get(kind) or () if not (tied and "lm_head" in str(name))]
         if names:
-            raise ValueError(f"the export failed its check: transformers finds {kind.replace('_', ' ')}: {first_of(names, 20)}")
+            fault = f"{kind.replace('_', ' ')}: {first_of(names, 20)}"
+            raise ValueError(f"the export failed its check: transformers finds {fault}")

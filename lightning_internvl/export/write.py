@@ -66,7 +66,8 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
     if layout is not None and layout.NATIVE and add_placeholder_row(model):
         layout, config = choose_layout(model, options.layout)
     if layout is None and options.dtype != "float32":
-        raise ValueError(f"dtype={options.dtype} is not known to layout={OWN}, which keeps the types of training; leave it out")
+        fault = f"not known to layout={OWN}, which keeps the types of training"
+        raise ValueError(f"dtype={options.dtype} is {fault}; leave it out")
     round_weights(model, getattr(torch, options.dtype))
     reference = [check.model_outputs(model, prompt, greedy) for prompt in prompts]
     # What quantisation changed is reported only; what merging and rounding changed must be small.
@@ -121,7 +122,8 @@ def choose_layout(model: VLM, key: str | None, *, final: bool = True) -> tuple[L
         if key is None:
             return None, {}
         able = [name for name in folders if _can_hold(model, name)]
-        raise ValueError(f"layout={key} cannot hold this model; valid choices: {', '.join((*able, OWN))}") from error
+        choices = ", ".join((*able, OWN))
+        raise ValueError(f"layout={key} cannot hold this model; valid choices: {choices}") from error
 
 
 def add_placeholder_row(model: VLM) -> bool:

@@ -24,7 +24,8 @@ def model_mover(settings: ModelSource) -> Callable[[VLM], VLM]:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device={name!r} is not known; valid choices: auto, cpu, cuda, cuda:1 and so on") from error
+        choices = "auto, cpu, cuda, cuda:1 and so on"
+        raise ValueError(f"device={name!r} is not known; valid choices: {choices}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={name}: no GPU is seen here; leave it out or give device=cpu")
     dtype = getattr(torch, settings.dtype)

@@ -92,9 +92,9 @@ def open_model(
             missing, with how to give it.
     """
     if pictures is not None and pictures not in PROCESSORS:
-        raise ValueError(f"pictures={pictures!r} is not known; {did_you_mean(pictures, PROCESSORS)}")
+        raise ValueError(f"{pictures=} is not known; {did_you_mean(pictures, PROCESSORS)}")
     if template is not None and template not in template_names():
-        raise ValueError(f"template={template!r} is not known; {did_you_mean(template, template_names())}")
+        raise ValueError(f"{template=} is not known; {did_you_mean(template, template_names())}")
     folder = local_folder(place)
     layout, config, native = layout_of(folder)
     known = system_of(layout)
@@ -179,7 +179,8 @@ def chat_format(
     if not chosen and (found := written_format(words.chat_template or "", known, context)):
         return *found, "\n"
     if not name:
-        raise Lacking("the folder does not say its chat format", "template", f"NAME, one of {', '.join(template_names())}")
+        choices = f"NAME, one of {', '.join(template_names())}"
+        raise Lacking("the folder does not say its chat format", "template", choices)
     template = load_template(name, None if chosen else known.system)
     frame = known.frame or (template.image_frame if chosen else None)
     return template, frame if frame and all(token in vocabulary for token in frame) else None, known.joint

@@ -109,5 +109,6 @@ def run_of(folder: Path) -> Path:
     """
     run = folder.resolve().parents[1]
     if not (run / RUN_CONFIG).is_file():
-        raise ValueError(f"{folder} is no hand-off folder inside a run: {run / RUN_CONFIG} is missing")
+        missing = run / RUN_CONFIG
+        raise ValueError(f"{folder} is no hand-off folder inside a run: {missing} is missing")
     return run
