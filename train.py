@@ -28,8 +28,7 @@ from lightning_internvl.launch import is_started_by_trainer, shared_config
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
-    """Run what the command line asks for. PyTorch is imported here, so that `--cfg` and `--help`
-    answer at once."""
+    """Run what the command line asks for; PyTorch is imported here, for `--help` to be fast."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if config.plan:
         with nothing_written(config, run_dir) as plain:

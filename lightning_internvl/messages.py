@@ -1,5 +1,4 @@
-"""What a user is told: faults of the configuration, the first of many names, the nearest valid
-word."""
+"""What a user is told: faults of settings, the first of many names, valid words."""
 
 from __future__ import annotations
 

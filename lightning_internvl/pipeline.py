@@ -99,8 +99,7 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
 
 
 def choose_attention(settings: Settings) -> str:
-    """Choose the attention of a stage, for its trainer's device and precision; returns what is told
-    of it."""
+    """Choose the attention of a stage for its device and precision; returns what is told."""
     backend, reason = choose_backend(settings.attention, *place_of(settings.trainer))
     return f"attention: {backend} ({reason})"
 
@@ -145,8 +144,7 @@ def rehearse(stages: Iterable[Settings], run_dir: Path, build: Build, *, fresh: 
 
 
 def _rehearsed_model(settings: StageSettings, run_dir: Path, build: Build) -> VLM:
-    """The model of a stage that is assembled on the meta device and could be trained and handed
-    over."""
+    """The model of a stage on the meta device that could be trained and handed over."""
     with torch.device("meta"):
         stage = assemble(settings, run_dir, build).stage
         stage.configure_optimizers()
@@ -187,8 +185,7 @@ def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str 
 
 
 def finish_loggers(loggers: Iterable[Any]) -> None:
-    """End what a logger keeps for the whole process, as W&B does; the next stage would write into
-    it."""
+    """End what a logger keeps for the whole process (W&B), lest the next stage write to it."""
     for logger in loggers:
         finish = getattr(getattr(logger, "experiment", None), "finish", None)
         if callable(finish):
@@ -213,8 +210,7 @@ def explain_stop(settings: Settings, run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def explain_lost_process(run_dir: Path) -> Iterator[None]:
-    """Say in plain words that another process has ended, which is all that the others can see of
-    it.
+    """Say in plain words that another process has ended, which is all that is known.
 
     Raises:
         ValueError: with the way to go on.
@@ -263,8 +259,7 @@ def checkpoint_step(path: Path) -> int | None:
 
 
 def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[str]) -> None:
-    """Load what a source holds for a stage's model, strictly, and print what was loaded, is new,
-    and was dropped.
+    """Load a source strictly into a stage's model; print what is loaded, new and dropped.
 
     Args:
         source: see `read_weights`. Adapters that the stage does not go on with are added to their

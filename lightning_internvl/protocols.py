@@ -47,8 +47,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Middleware(Protocol):
-    """Visual tokens to what the decoder reads. `layers` names the hidden states it wants from the
-    encoder."""
+    """Visual tokens to what the decoder reads; `layers` names the hidden states it wants."""
 
     @property
     def layers(self) -> tuple[int, ...]:

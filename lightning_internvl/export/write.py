@@ -1,5 +1,4 @@
-"""From a finished run to a folder that others load. It appears complete and checked, or not at
-all."""
+"""From a finished run to a folder that others load, complete and checked or not there."""
 
 from __future__ import annotations
 

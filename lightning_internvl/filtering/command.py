@@ -79,8 +79,7 @@ def run_filter(job: FilterJob, run_dir: Path) -> None:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """The number of this process, and how many there are; also before they have found each
-    other."""
+    """The number of this process, and how many there are; also before they have met."""
     if distributed.world_size() > 1 or not started_from_outside():
         return distributed.rank(), distributed.world_size()
     rank = next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID") if name in os.environ), 0)
@@ -135,8 +134,7 @@ def _decide(job: FilterJob, count: int) -> None:
 
 
 def _check_sources(job: FilterJob, columns: Columns) -> None:
-    """Raises ValueError for a source of which nothing is kept: what its weight says could not be
-    done."""
+    """Raises ValueError for a source of which nothing is kept, whatever its weight."""
     shards, kept = job.shards(), Counter[str]()
     for shard in range(len(shards)):
         kept[shards.source(shard)] += columns.reasons(shard).count(KEPT)

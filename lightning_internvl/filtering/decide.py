@@ -136,8 +136,7 @@ def decide(columns: Columns, rules: Rules) -> float | None:
 
 
 def _top_share(columns: Columns, share: float) -> float:
-    """Keep a share of those that are left, by the exact quantile: each value that occurs is
-    counted."""
+    """Keep a share of those that are left, by the exact quantile of counted values."""
     reason, similarity = columns.column("reason"), columns.column("similarity")
     counts = np.zeros(2 * STEPS + 3, dtype=np.int64)  # rounding may step over 1
     for piece in columns.pieces():

@@ -83,8 +83,7 @@ class FilterJob(NamedTuple):
         write_rows(scores_file(self.folder, number), rows)
 
     def take_scores(self, numbers: Sequence[int]) -> None:
-        """Take the scores of an earlier filter over the same shards, so that only the rules are
-        applied anew.
+        """Take the scores of an earlier filter over the same shards: rules alone are new.
 
         Raises:
             ValueError: if there are none, not those of all these shards, or they lack a score that
@@ -107,8 +106,7 @@ class FilterJob(NamedTuple):
             self.keep(number, rows)
 
     def score(self, numbers: Sequence[int], ledger: Ledger) -> Iterator[int]:
-        """Score those of some shards that are not yet, and enter in the ledger what cannot be used
-        of any.
+        """Score those of some shards that are not yet; enter unusable records in the ledger.
 
         Yields:
             for each shard the number of pairs that were scored
@@ -177,8 +175,7 @@ def load_filter_model(settings: FilterSettings, build: Build, source: str | Path
 
 
 def rehearse_filter(job: FilterJob) -> VLM | None:
-    """Find faults of a filter before anything trains: its model is built without memory, its list
-    of shards is read.
+    """Find faults of a filter before anything trains: in its model, its list of shards.
 
     Returns:
         the model, where one is needed, to compare its names with those of the source

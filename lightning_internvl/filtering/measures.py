@@ -64,8 +64,7 @@ def _script(character: str) -> str | None:
 
 
 def caption_hash(caption: str) -> int:
-    """A number of 64 bits that captions share which differ only in case, spaces and what stands
-    around the words."""
+    """A number of 64 bits, the same whatever a caption's case, spaces and punctuation."""
     words = unicodedata.normalize("NFKC", caption).casefold()
     return int.from_bytes(hashlib.blake2b(" ".join(re.findall(r"\w+", words)).encode(), digest_size=8).digest())
 

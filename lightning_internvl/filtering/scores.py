@@ -170,8 +170,7 @@ class _PreparedRecords(Dataset[Any]):
 
 
 def scores_file(folder: Path, shard: int) -> Path:
-    """Where the scores of a shard lie; a file that is there is whole, and marks the shard as
-    scored."""
+    """Where the scores of a shard lie; a file there is whole: the shard is scored."""
     return folder / "scores" / f"{shard:06d}.jsonl"
 
 

@@ -76,8 +76,7 @@ def _records(shards: JoinedShards, shard: int, count: int) -> Iterable[Record]:
 
 
 def scored_record(shards: JoinedShards, shard: int, place: int, record: Record, row: Row) -> Record:
-    """A record with its scores in its json. Files of a tar stay what they are; columns of a table
-    become files."""
+    """A record with its scores in its json; files of a tar stay, columns become files."""
     scores = {name: value for name, value in row.items() if name not in ("key", *HASHES)}
     if not isinstance(shards.sources[shards.source(shard)], TarShards):
         pair = shards.pair(record)

@@ -12,8 +12,7 @@ from lightning_internvl.model.vlm import VLM
 
 
 def model_mover(settings: ModelSource) -> Callable[[VLM], VLM]:
-    """What moves a model to `device` and `dtype` of the settings, for which the attention is
-    chosen.
+    """What moves a model to `device` and `dtype` of the settings; attention is chosen.
 
     Raises:
         ValueError: for a device that is not here.

@@ -144,8 +144,7 @@ def _caption(author: Author, paragraphs: Sequence[str], place: int) -> str:
 
 
 def _choose(author: Author, paragraphs: Sequence[str], place: int, found: Sequence[SearchHit]) -> Path:
-    """The picture whose letter the author answers; the nearest one where there is no such
-    letter."""
+    """The picture whose letter the author answers; the nearest for another answer."""
     if len(found) == 1:
         return found[0].path
     listed = ", ".join(f"{letter} {IMAGE}" for letter, _ in zip(LETTERS, found, strict=False))

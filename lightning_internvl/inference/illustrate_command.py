@@ -19,8 +19,7 @@ from lightning_internvl.inference.picture_search import Gallery, Retriever
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the article with its pictures as Markdown; a fault of the user's input ends the command
-    with a message."""
+    """Write the article with its pictures as Markdown; faults of the input end in a message."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

@@ -53,8 +53,7 @@ class Journal:
         return answer if shown == picture else None
 
     def add(self, rows: Iterable[tuple[str, str, str]], pictures: Mapping[str, str | None] | None = None) -> None:
-        """Keep (key, question, answer), with the digests of the picture files that were shown, by
-        key."""
+        """Keep (key, question, answer), with the digests of picture files by key."""
         rows, pictures = list(rows), pictures or {}
         self._known |= {(key, question): (answer, pictures.get(key)) for key, question, answer in rows}
         if self.path:
@@ -65,8 +64,7 @@ class Journal:
                     file.write(_line({"key": key, "question": question, "answer": answer, **shown}))
 
     def finish(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Replace the file by whole rows, each with "key", "question", "answer" and how it was
-        judged."""
+        """Replace the file by whole rows: "key", "question", "answer" and the judgement."""
         if self.path:
             write_text(self.path, "".join(map(_line, rows)))
 
@@ -90,8 +88,7 @@ class Journal:
 
 
 def with_picture(digest: str | None) -> dict[str, str]:
-    """What a row says of the picture that was shown: the digest of its file, nothing of one that
-    was drawn."""
+    """What a row says of its picture: the digest of its file, nothing of a drawn one."""
     return {} if digest is None else {"picture": digest}
 
 

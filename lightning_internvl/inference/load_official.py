@@ -1,5 +1,4 @@
-"""A folder in an official layout, opened for use: the model with its weights, and how it reads
-pictures and text.
+"""A folder in an official layout, opened for use: the model, and how it reads.
 
 What the files say is taken from there: the tokenizer, sizes and channel statistics of pictures, the
 chat format of a folder that `export.py` wrote. The rest is what each system was published with
@@ -60,8 +59,7 @@ Frame = tuple[str, str] | None
 
 
 class OfficialModel(NamedTuple):
-    """A model with its collators, the layout it came in, and what stands between pictures and a
-    question."""
+    """A model with its collators, its layout, and what joins pictures and a question."""
 
     view: View
     layout: str
@@ -77,8 +75,7 @@ def open_model(
     pictures: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> OfficialModel:
-    """A folder in an official layout, an exported hand-off, or a hub id, for use. No code from it
-    is run.
+    """A folder in an official layout, an exported hand-off, or a hub id; its code is not run.
 
     Args:
         template: a chat format in place of the folder's own or the published one.
@@ -169,8 +166,7 @@ def placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
 def chat_format(
     words: PreTrainedTokenizerBase, known: System, context: str, name: str, chosen: bool
 ) -> tuple[ChatTemplate, Frame, str]:
-    """The chat format, the tokens around a picture, and what stands between pictures and a
-    question.
+    """The chat format, the tokens around a picture, what joins pictures and a question.
 
     Args:
         name: the format that was asked for (`chosen`) or published, "" if there is none.
@@ -187,8 +183,7 @@ def chat_format(
 
 
 def written_format(text: str, known: System, context: str) -> tuple[ChatTemplate, Frame] | None:
-    """The chat format that `export.py` wrote as this `chat_template.jinja`; None for one from
-    elsewhere."""
+    """The chat format that `export.py` wrote as this `chat_template.jinja`, or None."""
     system = re.search(r'namespace\(system=("(?:[^"\\]|\\.)*")', text)
     if not system:
         return None

@@ -75,8 +75,7 @@ class Gallery:
         self.embeds_NQE = torch.cat([retriever.images([read_image(path) for path in part]) for part in parts])
 
     def search(self, texts: Sequence[str], count: int) -> list[list[SearchHit]]:
-        """For each text the `count` pictures nearest to it (all, where there are fewer), the best
-        first."""
+        """For each text the `count` pictures nearest to it, or all, the best first."""
         texts_TE = self.retriever.texts(texts)
         similarity_TN = torch.einsum("te,nqe->tnq", texts_TE, self.embeds_NQE).amax(dim=-1)
         values, places = similarity_TN.topk(min(count, len(self.paths)), dim=1)

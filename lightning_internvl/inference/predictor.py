@@ -186,8 +186,7 @@ class Predictor:
         return [text.strip() for text in texts]
 
     def placed(self, tensor: Tensor) -> Tensor:
-        """A tensor where the model is; numbers with a fraction in the type of the tower's first
-        weights."""
+        """A tensor where the model is; floats in the type of the tower's first weights."""
         weight = next(self.model.parameters())
         return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else None)
 
@@ -213,16 +212,14 @@ def context_length(model: VLM) -> int | None:
 
 
 def with_full_context(chats: ChatCollator, model: VLM) -> ChatCollator:
-    """A collator whose questions may be as long as the model reads, longer than the conversations
-    of training."""
+    """A collator whose questions may be as long as the model reads, whatever training had."""
     chats = copy.copy(chats)
     chats.max_length = max(chats.max_length, (context_length(model) or 0) - 1)
     return chats
 
 
 def stop_options(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]:
-    """Options of `generate` that let an answer end with its mark, be that one token or some
-    (MiniGPT-4's "###")."""
+    """Options of `generate` that end an answer with its mark, one token or some ("###")."""
     if tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
         return {"eos_token_id": tokenizer.eos_token_id, "stop_strings": [end], "tokenizer": tokenizer}
     return {"eos_token_id": token_id(tokenizer, end)}

@@ -151,8 +151,7 @@ def named(name: str | Callable[[Config, VLM], str], config: Config, model: VLM) 
 
 
 def make_processor(name: str, model: VLM, found: Config, config: Config, statistics: tuple[Any, Any]) -> Processor:
-    """How pictures are prepared: what the folder says (`picture_fields`, `config.json`) over the
-    published numbers."""
+    """How pictures are prepared: the folder's fields over the published numbers."""
     settings = processor_settings(name, model, found, config, statistics)
     return PROCESSORS[name](**{key: value for key, value in settings.items() if key != "_target_"})
 

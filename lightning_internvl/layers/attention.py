@@ -130,8 +130,7 @@ def attend(
     bias: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention. H is a multiple of G; each head of keys and values serves as
-    many heads of queries.
+    """Scaled dot-product attention; H is a multiple of G: heads of queries share keys.
 
     Args:
         mask: bool, broadcastable to (B, H, T, S), True where a query may look; or one described by
@@ -191,8 +190,7 @@ def _math(
     bias: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """The formula as written, softmax in float32: the reference that every other backend is tested
-    against."""
+    """The formula as written, softmax in float32: the reference of every other backend."""
     k, v = (_for_heads(x, q.shape[1]) for x in (k, v))
     scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
@@ -214,8 +212,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dr
 
 
 def _by_pieces(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
-    """One call for every piece, so that a packed row costs the sum of squared lengths, not the
-    square of their sum."""
+    """One call for every piece: a packed row costs the sum of squared lengths."""
     if len(set(mask.rows)) == 1:
         return _pieces_of_row(q, k, v, mask, 0, dropout, scale)
     rows = zip(q.split(1), k.split(1), v.split(1), strict=True)

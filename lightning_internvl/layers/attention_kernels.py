@@ -1,5 +1,4 @@
-"""Kernels for masks that are described by lengths: FlexAttention, and those of xformers and
-flash-attn.
+"""Kernels for masks described by lengths: FlexAttention, xformers and flash-attn.
 
 Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of
 a head.
@@ -34,8 +33,7 @@ def _flex_kernel(device: str) -> Callable[..., Tensor]:
 
 
 def block_mask(mask: Mask, device: torch.device) -> object:
-    """What FlexAttention wants of a mask: which blocks of 128 x 128 are empty, full, or to be
-    looked into."""
+    """What FlexAttention wants of a mask: which blocks of 128 x 128 are empty, full, mixed."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     rows, _, queries, keys = mask.shape
@@ -103,8 +101,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float, scale:
 
 
 def cumulative_lengths(lengths: list[int]) -> Tensor:
-    """Where each piece begins among all, and the end of the last: int32, one more than there
-    are."""
+    """Where each piece begins among all, and the end of the last: int32."""
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device="cpu")
 
 

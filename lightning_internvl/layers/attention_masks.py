@@ -93,8 +93,7 @@ class Mask:
         return self.made[key]
 
     def limits(self) -> Tensor:
-        """First key and end of each run that a query sees: (B, R, T, 2); runs that a query lacks
-        are empty."""
+        """First key and end of each run that a query sees: (B, R, T, 2), or empty."""
         runs = max((len(piece.keys) for row in self.rows for piece in row), default=1)
         limits = torch.zeros(len(self.rows), runs, self.queries, 2, dtype=torch.int32, device="cpu")
         for row, pieces in enumerate(self.rows):
@@ -158,8 +157,7 @@ def _unless_all(places: list[Tensor], count: int, device: torch.device) -> Tenso
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device; a GPU gets it from pinned memory, so that the host need not
-    wait."""
+    """A tensor of the host on a device; from pinned memory, so that the host need not wait."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -209,8 +207,7 @@ def runs(lengths: Sequence[int]) -> list[Run]:
 
 
 def check_segments(segments: Segments, length: int, rows: int | None = None) -> None:
-    """Raise ValueError for another number of rows, a row whose samples do not fit, or a sample
-    without tokens."""
+    """Raise ValueError for other rows, samples that do not fit, or one without tokens."""
     if rows not in (None, len(segments)):
         raise ValueError(f"the batch has {rows} rows, but segments of {len(segments)}")
     for row, lengths in enumerate(segments):

@@ -71,8 +71,7 @@ def runs(backend: str, device: torch.device, dtype: torch.dtype, width: int, kin
 def refusal(
     backend: str, device: torch.device, dtype: torch.dtype, width: int, kind: str, shared: bool, dropped: bool
 ) -> str | None:
-    """Why a kernel does not take such calls; None where it does. Forward and backward passes are
-    run on a few tokens."""
+    """Why a kernel does not take such calls, tried on a few tokens; None where it does."""
     try:
         _load(backend)
         with _apart(device):

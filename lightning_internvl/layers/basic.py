@@ -10,8 +10,7 @@ from lightning_internvl.layers.attention import attend
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32, cast back, then scaled (Zhang and Sennrich 2019;
-    LLaMA, InternViT)."""
+    """Root-mean-square norm in float32, cast back, then scaled (Zhang and Sennrich 2019)."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -24,8 +23,7 @@ class RMSNorm(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops the residual branch of a whole sample with probability `rate` while training
-    (stochastic depth)."""
+    """Stochastic depth: drops the residual branch of a sample with probability `rate`."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -40,8 +38,7 @@ class DropPath(nn.Module):
 
 
 def rotary_table(positions_T: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles, each (T, dim), float32, in the half-split order of
-    LLaMA."""
+    """Cosine and sine of the rotary angles, (T, dim) float32, half-split as in LLaMA."""
     frequency = theta ** -(torch.arange(0, dim, 2, device=positions_T.device).float() / dim)
     angles = positions_T.float()[:, None] * frequency
     angles = torch.cat([angles, angles], dim=-1)
@@ -80,8 +77,7 @@ def resize_positions(table_1PD: Tensor, grid: int | tuple[int, int], special: in
 
 
 def keep_random(x_NPD: Tensor, keep: float, special: int = 1) -> Tensor:
-    """A share of the patch tokens, drawn for each image; the `special` tokens in front stay
-    (FLIP)."""
+    """A share of patch tokens, drawn for each image; `special` ones in front stay (FLIP)."""
     n, tokens, dim = x_NPD.shape
     kept = max(1, round((tokens - special) * keep))
     order = torch.rand(n, tokens - special, device=x_NPD.device).argsort(dim=1)[:, :kept] + special
@@ -141,8 +137,7 @@ def merge_heads(x_BHTK: Tensor) -> Tensor:
 
 
 def init_normal(module: nn.Module, std: float) -> None:
-    """Normal weights with the given deviation, zero biases: the start of every part that has no
-    checkpoint."""
+    """Normal weights with the given deviation, zero biases: how fresh parts start."""
     for m in module.modules():
         if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding):
             nn.init.normal_(m.weight, std=std)
@@ -152,8 +147,7 @@ def init_normal(module: nn.Module, std: float) -> None:
 
 @torch.no_grad()
 def fill_with_mean(table: Tensor, known: int) -> None:
-    """Rows from `known` on become the mean of those before: how new words of a pretrained table
-    start."""
+    """Rows from `known` on become the mean of those before: the start of new words."""
     table[known:] = table[:known].mean(dim=0, dtype=torch.float32).to(table.dtype)
 
 

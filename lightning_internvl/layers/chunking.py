@@ -1,5 +1,4 @@
-"""Work on many rows a few at a time, so that what autograd keeps does not grow with their
-number."""
+"""Work on many rows a few at a time: what autograd keeps does not grow with them."""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ def number_of_chunks(rows: int, chunk: int | None) -> int:
 def checkpointed_chunks(
     function: Callable[..., Any], pieces: int, *rows: Tensor, draws: bool = False, keep_last: bool = False
 ) -> list[Any]:
-    """What `function` makes of each of `pieces` equal parts of the rows (some one row shorter), in
-    order.
+    """What `function` makes of `pieces` equal parts of the rows (some a row shorter).
 
     Of each part autograd keeps the rows and the result alone; the rest is computed again when its
     gradient is asked for, and let go before the next part's turn. What `function` reads beside the

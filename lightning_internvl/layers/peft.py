@@ -27,8 +27,7 @@ Settings = Mapping[str, Any]
 
 
 def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | None) -> None:
-    """Put adapters on the linear layers of the parts that `settings` names; a fresh adapter changes
-    nothing.
+    """Put adapters, which change nothing when fresh, on the parts that `settings` names.
 
     Args:
         settings: by part: `method` (lora or dora), `rank`, `alpha` (updates count alpha / rank),
@@ -136,8 +135,7 @@ def start_magnitudes(model: nn.Module, names: Iterable[str]) -> None:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Add every update to its weight and leave plain layers behind, which every layout of the parts
-    can hold."""
+    """Add every update to its weight and leave plain layers, which every layout can hold."""
     for name, layer in adapted_layers(model):
         base = layer.get_base_layer()
         weight = merged_weight(dequantized_weight(base), _updates(layer), layer.scaling[NAME])
@@ -154,8 +152,7 @@ def _sum(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
 
 
 def merged_weight(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
-    """The weight (O, I) that does what weight and update do together; works on the meta device
-    too."""
+    """The weight (O, I) of weight and update together; works on the meta device too."""
     updates = {kind: tensor.float() for kind, tensor in updates.items()}
     whole = _sum(weight.float(), updates, scale)
     if "lora_magnitude_vector" in updates:
@@ -164,8 +161,7 @@ def merged_weight(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -
 
 
 def merged_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Settings | None]) -> dict[str, Tensor]:
-    """Tensors by name in which the updates of the parts that `settings` names have been added to
-    their weights."""
+    """Tensors by name with the updates of the parts in `settings` added to their weights."""
     found = dict(tensors)
     for name in [n for n in tensors if ".lora_A." in n]:
         part, owner = name.split(".", 1)[0], name.partition(".lora_A.")[0]

@@ -285,8 +285,7 @@ def _dtype(layer: nn.Module) -> torch.dtype:
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that hold quantised weights, by the name that the layer has without
-    quantisation."""
+    """The layers that hold quantised weights, by their names without quantisation."""
     return {name.removesuffix(".table"): layer for name, layer in model.named_modules() if is_quantized(layer)}
 
 

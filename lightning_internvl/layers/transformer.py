@@ -98,8 +98,7 @@ def block_plan(blocks: str, heads: int, mlp_dim: int) -> TensorPlan:
 
 
 def init_blocks(blocks: Iterable[nn.Module], dim: int) -> None:
-    """Start as OpenAI's CLIP does: deviations that keep the size of activations at any width and
-    depth, zero biases."""
+    """Start as OpenAI's CLIP: deviations by width and depth, zero biases."""
     blocks = [block for block in blocks if isinstance(block, Block)]
     attention, narrow = dim**-0.5, dim**-0.5 * (2 * len(blocks)) ** -0.5
     for block in blocks:

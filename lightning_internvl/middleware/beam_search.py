@@ -1,5 +1,4 @@
-"""Choosing the tokens of a caption: greedy and beam search over any model that gives the logits of
-the next token.
+"""Choosing the tokens of a caption: greedy and beam search over next-token logits.
 
 Letters: B captions, K beams, L length so far, V vocabulary.
 """
@@ -19,8 +18,7 @@ class Reader(Protocol):
     """What the search needs of a model; it keeps its own cache, if it has one."""
 
     def __call__(self, ids_RL: Tensor) -> Tensor:
-        """Logits (R, V) of the token after `ids_RL`, the prompt and all that was written; one token
-        longer at every call."""
+        """Logits (R, V) of the token after `ids_RL`: the prompt and all written so far."""
 
     def reorder(self, rows_S: Tensor) -> None:
         """The next call has S rows, and its row s goes on from row `rows_S[s]` of the last one."""

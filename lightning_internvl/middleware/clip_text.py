@@ -92,16 +92,14 @@ class CLIPText(Part):
         return list(self.text_model.encoder.layers)
 
     def embed_image(self, feats: list[Tensor], mode: str = "c") -> Tensor:
-        """The first token of the tower, projected: (N, P, D) -> (N, E), not normalised; there is
-        one mode."""
+        """The first token of the tower, projected: (N, P, D) -> (N, E), not normalised."""
         if mode != "c":
             raise ValueError(f"CLIP embeds pictures in mode 'c' alone, not in {mode!r}")
         picture = feats[0][:, 0]
         return picture if self.visual_projection is None else self.visual_projection(picture)
 
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Texts in the contrastive space: (B, L) -> (B, E), not normalised; without a mask padding
-        is read like words."""
+        """Texts in the contrastive space: (B, L) -> (B, E), not normalised; no mask: all words."""
         hidden = self.text_model(ids_BL, self._mask(ids_BL, mask_BL), self.causal and mask_BL is None)
         return self.text_projection(hidden[torch.arange(len(ids_BL), device=ids_BL.device), self._speaker(ids_BL)])
 
@@ -119,8 +117,7 @@ class CLIPText(Part):
         return ids_BL.eq(self.eos_token_id).int().argmax(dim=1)
 
     def _mask(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor | None:
-        """Who may look at whom: bool (B, 1, L, L); a row that would see nothing (padding on the
-        left) sees itself."""
+        """Who may look at whom: bool (B, 1, L, L); padding on the left sees itself."""
         if mask_BL is None:
             return None
         square = torch.ones(ids_BL.shape[1], ids_BL.shape[1], dtype=torch.bool, device=ids_BL.device)

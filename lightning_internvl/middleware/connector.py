@@ -24,8 +24,7 @@ def projection(in_dim: int, out_dim: int, layers: int = 2, bias: bool = True) ->
 
 
 class _Connector(Part):
-    """Tokens of the encoder, each on its own; several layers stand side by side. Subclasses
-    project."""
+    """Tokens of the encoder, each on its own, several layers side by side."""
 
     def __init__(self, patch_layer: int | Sequence[int], special_tokens: int, keep_special: bool) -> None:
         super().__init__()

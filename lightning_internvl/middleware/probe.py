@@ -89,8 +89,7 @@ class AttentionProbe(_Probe):
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
-    """Batch norm over the equally large batches of all processes, on any device; PyTorch's own
-    refuses CPUs."""
+    """Batch norm over equally large batches of all processes; PyTorch's refuses CPUs."""
 
     def forward(self, x_NF: Tensor) -> Tensor:
         """(N, F) -> (N, F)"""

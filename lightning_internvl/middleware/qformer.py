@@ -1,5 +1,4 @@
-"""The Q-Former: learnable queries that read the picture and share a BERT with text (Li et al. 2023,
-BLIP-2 section 3.1).
+"""The Q-Former: queries that read the picture and share a BERT with text (BLIP-2, 3.1).
 
 With text it is the middleware of BLIP-2's first stage (contrast, matching, writing); without, that
 of its second stage, of MiniGPT-4 and of XComposer; with instructions, that of InstructBLIP (Dai et
@@ -170,8 +169,7 @@ class QFormer(Part):
         return F.normalize(self.project_queries(self.query(feats[0])), dim=-1)
 
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Text alone, read both ways; the first token, projected and normalised: (B, L) -> (B,
-        E)."""
+        """Text alone, read both ways; the first token, normalised: (B, L) -> (B, E)."""
         ids, mask = self.text_of(ids_BL), self.text_of(mask_BL)
         states, _ = self.qformer(self.qformer.embed_text(ids), queries=0, mask=mask.bool()[:, None, None])
         return F.normalize(self.project_text(states, mask), dim=-1)
@@ -185,8 +183,7 @@ class QFormer(Part):
         return self.vision_proj(queries_BQM)
 
     def project_text(self, states_BLM: Tensor, mask_BL: Tensor) -> Tensor:
-        """State of the first token of each text in the contrastive space: (B, E), not
-        normalised."""
+        """The first token of each text in the contrastive space: (B, E), not normalised."""
         return self.text_proj(states_BLM[:, 0])
 
     # --- reading pictures and text --------------------------------------------------------------

@@ -68,8 +68,7 @@ class QFormerLM(nn.Module):
         self.head: Any = _WordHead(dim, words, eps, act) if words is not None else None
 
     def embed_text(self, ids_BL: Tensor, start: int = 0) -> Tensor:
-        """Word and position embeddings before the common norm: (B, L) -> (B, L, M); the first token
-        stands at `start`."""
+        """Word and position embeddings from `start`, before the norm: (B, L) -> (B, L, M)."""
         longest, end = self.embeddings.positions.num_embeddings, start + ids_BL.shape[1]
         if end > longest:
             raise ValueError(f"a text of {end} tokens is longer than the {longest} positions of the Q-Former")

@@ -184,8 +184,7 @@ class QLLaMA(Part):
         return F.normalize(backbone, dim=-1) + F.normalize(queried, dim=-1)
 
     def query(self, visual_BPD: Tensor) -> Tensor:
-        """What the queries say of each image, no text in sight: (B, P, D) -> (B, Q, M), after the
-        final norm."""
+        """What the queries say of each image alone, after the norm: (B, P, D) -> (B, Q, M)."""
         queries = self.query_tokens.expand(len(visual_BPD), -1, -1)
         seen = torch.ones(1, 1, self.num_queries, self.num_queries, dtype=torch.bool, device=visual_BPD.device)
         rotary = self._rotary(0, self.num_queries, visual_BPD.device)
@@ -230,8 +229,7 @@ class QLLaMA(Part):
         return write(_Captions(self, visual_BPD, use_cache), prompt_BL, **options)
 
     def _rotary(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rotary table for rows `start ..`; the position of a token is its row, queries
-        included."""
+        """Rotary table for rows `start ..`; positions are rows, queries included."""
         return rotary_table(torch.arange(start, start + length, device=device), self.head_dim, self.rope_theta)
 
 

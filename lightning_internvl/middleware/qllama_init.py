@@ -117,7 +117,6 @@ def start_from_llama(lm: QLlamaLM, pretrained: str) -> None:
 
 
 def _for_each_head(weight: Tensor, config: Any) -> Tensor:
-    """Rows of keys or values (groups * K, M), repeated for the heads of each group: (heads * K,
-    M)."""
+    """Rows of keys or values (groups * K, M), repeated for each head: (heads * K, M)."""
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     return weight.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, dim=0).flatten(0, 1)

@@ -75,8 +75,7 @@ class QLlamaLM(nn.Module):
 
 
 class QLlamaLayer(nn.Module):
-    """Self-attention, cross-attention of the query rows (where the layer has one), MLP; each with
-    its own residual."""
+    """Self-attention, cross-attention of query rows (if any), MLP; each with its residual."""
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, visual_dim: int | None, eps: float) -> None:
         super().__init__()

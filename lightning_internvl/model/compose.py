@@ -1,5 +1,4 @@
-"""Parts from their configurations. Dimensions are written once: what a part needs of its neighbours
-is completed here.
+"""Parts from their configurations; what one needs of its neighbours is completed here.
 
 A configuration is a plain dict with the class under `_target_`; `build` makes the object (Hydra's
 `instantiate` in `train.py`).
@@ -131,8 +130,7 @@ def compose_model(config: Mapping[str, Any], build: Build) -> tuple[VLM, dict[st
 
 
 def _check_vocabulary(part: str, config: Config, words: int) -> None:
-    """Refuse a table of words that is smaller than the part's tokenizer, unless both came with a
-    checkpoint.
+    """Refuse a table of words smaller than the tokenizer, unless a checkpoint gave both.
 
     Raises:
         ValueError: with both sizes.

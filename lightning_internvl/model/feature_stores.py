@@ -87,8 +87,7 @@ class DiskStore:
         return [found[str(place)] for place in range(len(found))]
 
     def put(self, name: str, entry: Entry) -> None:
-        """Keep something; what alone exceeds the limit, or what the disk has no room for, is not
-        kept."""
+        """Keep something, unless it alone exceeds the limit or the room of the disk."""
         if self.full or _size(entry) > self.limit:
             return
         if self.used == 0 or self.written > self.limit // SHARE:

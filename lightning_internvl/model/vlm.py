@@ -90,8 +90,7 @@ class VLM(nn.Module):
     # --- contrastive ----------------------------------------------------------------------------
 
     def encode_image(self, pixel_values: Tensor, mode: str = "c") -> Tensor:
-        """(N, 3, S, S) -> (N, E), as the original returns it; mode "c" or "g" where the system has
-        both."""
+        """(N, 3, S, S) -> (N, E), as the original; mode "c" or "g" where there are both."""
         return self.middleware.embed_image(self.encoder(pixel_values, layers=self.middleware.layers[:1]), mode)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -99,8 +98,7 @@ class VLM(nn.Module):
         return self.middleware.embed_text(input_ids, attention_mask)
 
     def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits of the matching head for pairs of picture and text, column 1 for a match: (B,
-        2)."""
+        """Logits of the matching head for pairs, column 1 for a match: (B, 2)."""
         visual = self.encoder(pixel_values, layers=self.middleware.layers[:1])[0]
         ((queries, _),) = self.middleware.stream_states(visual, [TextStream("itm", input_ids, attention_mask)])
         return self.objectives["itm"].logits(queries)
@@ -197,8 +195,7 @@ class VLM(nn.Module):
         pixel_values: Tensor | None = None,
         side: str | None = None,
     ) -> Expanded:
-        """Rows in which every visual token has a placeholder of its own; the rows themselves where
-        that is so already.
+        """Rows in which every visual token has a placeholder of its own, as some have already.
 
         Args:
             side: where shorter rows are filled up; None: as `image_placeholders` says.
@@ -308,8 +305,7 @@ class VLM(nn.Module):
 
 
 def shifts_labels(decoder: nn.Module) -> bool:
-    """Whether the state before a token judges it; False for encoder-decoders, whose inputs are
-    shifted instead."""
+    """Whether the state before a token judges it; False for encoder-decoders."""
     return getattr(decoder, "shifts", True)
 
 

@@ -11,8 +11,7 @@ from lightning_internvl.distributed.collectives import global_mean
 
 
 class ITM(nn.Module):
-    """A linear head on every query that has seen picture and text together; the mean over queries
-    decides."""
+    """A linear head on every query that has seen picture and text; their mean decides."""
 
     def __init__(self, *, dim: int) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""Next-token prediction over labelled tokens only: captions (ITG) and answers (supervised
-stage)."""
+"""Next-token prediction over labelled tokens only: captions (ITG) and answers."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ from lightning_internvl.objectives.linear_cross_entropy import linear_cross_entr
 
 
 class NextToken(nn.Module):
-    """Cross-entropy of the next token: the sum over labelled tokens divided by their number on all
-    ranks.
+    """Cross-entropy of the next token, a mean over labelled tokens of all ranks.
 
     Logits are computed where a label stands and nowhere else, and of many labels for a chunk at a
     time, so a large vocabulary costs the memory of one chunk. Behind a plain linear layer gradients

@@ -118,8 +118,7 @@ class QueryITC(nn.Module):
 
 
 def similarities(image: Tensor, text_CE: Tensor) -> Tensor:
-    """Cosines of normalised embeddings (B, C): of an image (B, E), or of the best of its queries
-    (B, Q, E)."""
+    """Cosines of normalised embeddings (B, C): of an image (B, E), or its best query (B, Q, E)."""
     if image.ndim == 2:
         return image @ text_CE.T
     return (image @ text_CE.T).max(dim=1).values

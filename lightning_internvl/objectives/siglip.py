@@ -86,8 +86,7 @@ class SigLIP(nn.Module):
 
 
 def passed_on(x_BE: Tensor) -> Tensor:
-    """The rows of the rank before this one, with gradient; every rank gives its own to the next in
-    the ring."""
+    """The rows of the rank before this one in the ring, with gradient."""
     return _Ring.apply(x_BE)
 
 

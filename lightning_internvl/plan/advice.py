@@ -60,8 +60,7 @@ def _batches(plan: StagePlan, before: str, **change: bool | int) -> Iterator[Adv
 
 
 def _shards(plan: StagePlan, before: str = "") -> Iterator[Advice]:
-    """Sharding over the devices that there are; where even one sample is too much for that, over
-    more."""
+    """Sharding over the devices that there are, or more if one sample is too much."""
     first = plan.setup.devices * (2 if plan.setup.sharded or plan.setup.devices == 1 else 1)
     numbers = [first * 2**i for i in range(12) if first * 2**i <= MOST_DEVICES]
     devices = next((n for n in numbers if plan.largest(sharded=True, bucketed=False, devices=n)), first)

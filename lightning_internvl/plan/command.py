@@ -1,5 +1,4 @@
-"""Every stage of a pipeline built on the meta device, measured, and told: nothing is trained,
-written or downloaded."""
+"""Every stage of a pipeline on the meta device, measured, told; nothing is trained."""
 
 from __future__ import annotations
 

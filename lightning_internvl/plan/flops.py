@@ -49,8 +49,7 @@ PEAKS = {
 
 
 class Amount(NamedTuple):
-    """What a batch holds, without padding: numbers, or tensors on the device that nobody has waited
-    for."""
+    """What a batch holds, without padding: numbers, or tensors still on the device."""
 
     squares: Any = 0
     tokens: Any = 0
@@ -75,8 +74,7 @@ def amount_of(batch: Mapping[str, Any]) -> Amount:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of a training step by part: for each square, token, squared length and labelled
-    token."""
+    """FLOPs of a step by part: for each square, token, squared length and label."""
 
     rates: dict[str, Amount]
 

@@ -81,8 +81,7 @@ class Kernels(TorchFunctionMode):
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves out the filling of new weights, which on the meta device takes time and does
-    nothing."""
+    """Leaves out the filling of new weights, which does nothing on the meta device."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -111,8 +110,7 @@ def _attend(
 
 
 class _Attention(torch.autograd.Function):
-    """Shapes, FLOPs (two products forward, four backward, none repeated) and what is kept: no (T,
-    S) matrix."""
+    """Shapes, FLOPs (two products forward, four backward) and what is kept: no (T, S) matrix."""
 
     @staticmethod
     def forward(ctx: Any, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None) -> Tensor:

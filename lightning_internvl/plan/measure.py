@@ -1,5 +1,4 @@
-"""One stage measured on the meta device: FLOPs and kept bytes of a step as functions of the
-micro-batch."""
+"""One stage measured on the meta device: FLOPs and kept bytes by micro-batch."""
 
 from __future__ import annotations
 
@@ -48,8 +47,7 @@ def precision_of(name: Any) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """A number as a function of the micro-batch: a parabola, because a contrast compares all
-    pairs."""
+    """A number by micro-batch: a parabola, because a contrast compares all pairs."""
 
     values: tuple[float, float, float]  # at `SAMPLES`
 
@@ -177,8 +175,7 @@ class MetaStage:
         self.meter.tally.judged[name] += blocks * (inputs[0].shape[:2].numel() if tokens else len(inputs[0]))
 
     def prepare(self, precision: str, step: int, frozen: str | None = None) -> None:
-        """Bring the stage into its state at a step, and make it forget what was measured in another
-        one."""
+        """Bring the stage into its state at a step, and forget what was measured before."""
         stage, state = self.stage, (PRECISIONS[precision][0], step, frozen)
         if state == self.state:
             return
@@ -195,8 +192,7 @@ class MetaStage:
         self.state = state
 
     def run(self, batch: Mapping[str, Any], precision: str = "32-true") -> tuple[Tally, int]:
-        """One forward and backward pass in the prepared state: what was counted, and the bytes of
-        the batch."""
+        """One forward and backward pass as prepared: what was counted, the bytes of the batch."""
         (weights, autocast), meter, stage = PRECISIONS[precision], self.meter, self.stage
         kernels = self.units.kernels = Kernels(autocast)
         meter.is_copy = kernels.copied.__contains__

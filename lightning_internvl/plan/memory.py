@@ -73,8 +73,7 @@ class Fixed:
 
 
 def fixed_memory(stage: Stage, precision: str, frozen: str | None = None) -> Fixed:
-    """Weights, gradients and optimizer state of a stage in its present state (see
-    `MetaStage.prepare`)."""
+    """Weights, gradients and optimizer state of a stage as it is (see `MetaStage.prepare`)."""
     found, states = Fixed(), optimizer_bytes(stage)
     packed = quantized_bytes(stage.model, stage.parts.get("quantization"), keep=stage.trained_names())
     for name, part in parts_of(stage.model).items():

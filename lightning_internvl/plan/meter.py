@@ -1,5 +1,4 @@
-"""Counts the FLOPs of a forward and a backward pass and the bytes that autograd keeps in between,
-by part of the model."""
+"""Counts the FLOPs of a forward and a backward pass and the bytes kept between, by part."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A tokenizer of a given size that knows no words: a plan needs the sizes of its tables and nothing
-to read."""
+"""A tokenizer of a given size that knows no words: a plan needs the sizes of its tables."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Right and wrong answers about held-out pictures, as the evaluation at the end of a stage kept
-them."""
+"""Right and wrong answers about held-out pictures that a stage's evaluation kept."""
 
 from __future__ import annotations
 

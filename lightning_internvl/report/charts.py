@@ -24,8 +24,7 @@ SPARSE = 20  # fewer points than this are drawn as dots and not smoothed
 
 @dataclass(frozen=True)
 class Series:
-    """One measured quantity: a line of (step over the whole run, value) per stage, empty where not
-    measured."""
+    """One measured quantity: a line of (step over the whole run, value) per stage."""
 
     label: str
     colour: str
@@ -176,8 +175,7 @@ def script_json(value: Any) -> str:
 
 
 def band(spans: list[Span], axis: Axis, label: str, height: int = 18) -> str:
-    """One parameter group over the run: filled as high as the trained share, hatched where
-    frozen."""
+    """One parameter group over the run: filled by the trained share, hatched if frozen."""
     parts = []
     for first, last, share, why in spans:
         x, width = axis.percent(first), axis.percent(last - first)

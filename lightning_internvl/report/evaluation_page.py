@@ -20,8 +20,7 @@ NAMED = 20  # samples without a score that are named on the page
 
 
 def write_page(folder: Path) -> Path:
-    """Write FOLDER/index.html from what the tasks have left in their folders, and return its
-    path."""
+    """Write FOLDER/index.html from what the tasks have left; return its path."""
     pictures, parts, links = Pictures(), [], []
     for number, (task, metrics) in enumerate(read_json(folder / "metrics.json", {}).items()):
         record, cases = read_json(folder / task / "record.json", {}), read_json(folder / task / "cases.json", [])

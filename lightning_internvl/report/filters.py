@@ -1,5 +1,4 @@
-"""What filters have seen and kept: how many pairs each rule has dropped, and histograms of the
-scores."""
+"""What filters have seen, kept and dropped by rule, and histograms of the scores."""
 
 from __future__ import annotations
 

@@ -27,8 +27,7 @@ def with_chance(metrics: Mapping[str, float]) -> list[tuple[str, float, float | 
 
 
 def format_number(value: float) -> str:
-    """At most three significant digits below 1, few decimals above: 0.463, 3.14, 12.5, 1,024,
-    3e-5."""
+    """At most three digits below 1, few decimals above: 0.463, 3.14, 12.5, 1,024, 3e-5."""
     if not math.isfinite(value):
         return str(value)
     size = abs(value)

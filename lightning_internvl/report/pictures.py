@@ -22,8 +22,7 @@ class Pictures:
         self._size = 0
 
     def use(self, encoded: Any, label: str, placed: str = 'class="picture"') -> str:
-        """An svg element that shows a base64 picture; a blank of the same size where it cannot be
-        read."""
+        """An svg element that shows a base64 picture; a blank if it cannot be read."""
         if not isinstance(encoded, str):
             encoded = ""
         if encoded not in self._ids:

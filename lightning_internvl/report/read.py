@@ -1,5 +1,4 @@
-"""Reading a run folder that may be half-written: what is missing is empty, what is damaged is
-listed by name."""
+"""Reading a run folder that may be half-written: missing is empty, damaged is listed."""
 
 from __future__ import annotations
 
@@ -70,8 +69,7 @@ class _Reader:
         self.damaged.append(str(path.relative_to(self.run_dir)))
 
     def json(self, path: Path, kind: type) -> Any:
-        """The value in `path`, of type `kind`; an empty one where the file is missing or
-        damaged."""
+        """The value in `path`, of type `kind`; empty if the file is missing or damaged."""
         if not path.is_file():
             return kind()
         try:

@@ -46,8 +46,7 @@ def _minutes(seconds: float) -> str:
 
 
 def tops(run: RunFiles) -> dict[str, float]:
-    """Where the bar of each metric ends: at 1, or at its largest value or chance level of all
-    stages."""
+    """Where the bar of each metric ends: at 1, or its largest value or chance level."""
     largest: dict[str, float] = {}
     for stage in run.stages:
         for name, value, chance in with_chance(stage.metrics):

@@ -104,8 +104,7 @@ def _caption_list(sample: dict[str, Any]) -> str:
 
 
 def retrieval(run: RunFiles, pictures: Pictures) -> str:
-    """For each text the pictures that the model ranks first; the last stage open, earlier ones
-    folded."""
+    """For each text the pictures ranked first; the last stage open, earlier ones folded."""
     stages = [stage for stage in run.stages if _last_retrieval(stage)]
     parts = []
     for stage in stages:

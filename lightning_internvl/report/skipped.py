@@ -1,5 +1,4 @@
-"""Samples that training has skipped: how many of each source and kind, and one of each as an
-example."""
+"""Samples that training has skipped: how many of each source and kind, with an example."""
 
 from __future__ import annotations
 

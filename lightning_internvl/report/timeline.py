@@ -17,8 +17,7 @@ MAX_TIMES = 48  # over all stages
 
 
 def over_time(run: RunFiles, pictures: Pictures) -> str:
-    """One card per probe picture with a frame per sample time; without JavaScript the last time
-    shows."""
+    """One card per probe picture, a frame per sample time; without JavaScript the last."""
     times = list(_times(run))
     if not times:
         return ""
@@ -100,8 +99,7 @@ def _frame(sample: dict[str, Any], index: int, time: int, shown: bool, pictures:
 
 
 def _marked(said: str, truth: str) -> str:
-    """`said` with the words marked that `truth` does not hold; all plain where there is no truth to
-    compare with."""
+    """`said` with the words marked that `truth`, if any, does not hold."""
     right = set(_words(truth))
     words = []
     for word in said.split():

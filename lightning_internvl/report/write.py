@@ -33,8 +33,7 @@ LINKS = {
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write RUN/report.html from the files of the run folder, whatever part of them exists, and
-    return its path.
+    """Write RUN/report.html from what files the run folder has; return its path.
 
     The page stands alone: no request leaves it, and it can be written again at any time, also while
     the run goes on.

@@ -95,8 +95,7 @@ class Stage(L.LightningModule):
 
     @property
     def global_step(self) -> int:
-        """The trainer's count of optimizer steps, unless `assumed_step` names one (plan=true has no
-        trainer)."""
+        """The trainer's count of optimizer steps, or `assumed_step` (plan=true has no trainer)."""
         return super().global_step if self.assumed_step is None else self.assumed_step
 
     @property
@@ -170,8 +169,7 @@ class Stage(L.LightningModule):
         return isinstance(self, FSDPModule)
 
     def configure_model(self) -> None:
-        """Divide the weights, with a strategy that does so. They have been loaded, and the freezing
-        schedule stands."""
+        """Divide the loaded weights, with a strategy that does so, under the freezing schedule."""
         shard = getattr(self.trainer.strategy, "shard", None)
         if shard is not None:
             shard(self)

@@ -101,8 +101,7 @@ class FreezePlan:
         return next((rule for rule in fitting if rule.name != part), None)
 
     def _times(self, part: str) -> tuple[int, int | None]:
-        """From when until when adapters train: as the rule of their part says, always without
-        one."""
+        """From when until when adapters train: as their part's rule says, or always."""
         own = next((rule for rule in self.rules if rule.name == part), None)
         return (own.from_step, own.until_step) if own else (0, None)
 

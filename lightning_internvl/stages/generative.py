@@ -97,8 +97,7 @@ class GenerativeStage(Stage):
         return losses
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Pairs that ITM judges, all but those that lack a wrong partner, and labelled tokens of
-        the captions."""
+        """Pairs that ITM judges (those with a wrong partner), and labelled tokens of captions."""
         rows, ids = len(batch["itg_labels"]), batch.get("image_ids")
         judged = torch.ones(rows, dtype=torch.bool) if ids is None else other_pictures(ids).any(dim=1)
         matched = int(rows * self.matched_share)

@@ -11,8 +11,7 @@ from lightning_internvl.stages.base import Batch, Stage
 
 
 class SupervisedStage(Stage):
-    """Next-token prediction on answers; visual tokens stand at the placeholders of the
-    conversation."""
+    """Next-token prediction on answers; visual tokens stand at placeholders."""
 
     objectives = ("next_token",)
 

@@ -108,8 +108,7 @@ def stage_context(settings: StageSettings, view: View, tokenizers: Mapping[str, 
 
 
 def build_callbacks(nodes: Mapping[str, Config | None], context: StageContext) -> list[Any]:
-    """Callbacks in the order of their configuration; those with `setup_stage` are told about the
-    stage."""
+    """Callbacks in the order of their configuration, told of the stage by `setup_stage`."""
     callbacks = [context.build(node) for node in nodes.values() if node]
     for callback in callbacks:
         if hasattr(callback, "setup_stage"):

@@ -153,8 +153,7 @@ def _manifest_parts(folder: Path) -> Config:
 
 
 def _settings_of_folder(start: str, template: str | None, tokenizer: str | None) -> InheritedSettings:
-    """What the files of a checkpoint or an exported hand-off say, and how its system was
-    published."""
+    """What a checkpoint's or exported hand-off's files say, and its published system."""
     folder = local_folder(start)
     # of a hub id more is read than its weights
     place = str(folder.resolve()) if Path(start).exists() else start

@@ -35,8 +35,7 @@ def parameter_groups(
     part_lr: Mapping[str, float] | None = None,
     layer_decay: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Every parameter that the stage will ever train, grouped by learning rate and by whether it
-    decays.
+    """Every parameter that the stage ever trains, grouped by learning rate and decay.
 
     Vectors (biases, norms, scales) and the names in `NO_DECAY` do not decay.
 
@@ -139,8 +138,7 @@ def adamw_8bit(
     paged: bool = False,
     min_8bit_size: int = 4096,
 ) -> Optimizer:
-    """AdamW over `parameter_groups` whose moments take 8 bits (Dettmers et al. 2022), by
-    bitsandbytes.
+    """AdamW over `parameter_groups` with moments of 8 bits (Dettmers et al. 2022).
 
     Args:
         paged: let moments move to the memory of the host while a GPU is full; on a CPU it changes
@@ -180,8 +178,7 @@ def _clipped(optimizer: Optimizer) -> Optimizer:
 
 
 def cosine(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, min_ratio: float = 0.0) -> LambdaLR:
-    """Linear warm-up to each group's rate, then a half cosine down to `min_ratio` of it at
-    `total_steps`."""
+    """Linear warm-up to each group's rate, then half a cosine to `min_ratio` of it."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -97,8 +97,7 @@ class FileCheck:
         self._tokenised = 0
 
     def faults(self, sources: Sequence[CheckedSource]) -> Iterator[Fault]:
-        """Everything that is wrong, in the order of the records. Raises ValueError for a source
-        that is not there."""
+        """Everything that is wrong, in order; raises ValueError for a source that is not there."""
         for source in sources:
             for records in open_records(source.path):
                 root = str(records.root if source.image_root is None else source.image_root)
