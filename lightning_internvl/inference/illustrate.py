@@ -40,7 +40,8 @@ class Author:
     """
 
     def __init__(self, model: VLM, chats: ChatCollator, **options: Any) -> None:
-        self.model, self.chats, self.options = model.eval(), with_full_context(chats, model), options
+        self.model, self.options = model.eval(), options
+        self.chats = with_full_context(chats, model)
 
     @torch.no_grad()
     def ask(self, request: str, images: Sequence[np.ndarray] = (), max_new_tokens: int = 100) -> str:
@@ -52,7 +53,8 @@ class Author:
         tokenizer = self.chats.tokenizer
         end = self.chats.template.end(tokenizer.eos_token)
         turns = [{"role": "user", "content": request}]
-        batch = self.chats.prompts([{"images": list(images), "conversation": turns, "key": request[:40]}])
+        sample = {"images": list(images), "conversation": turns, "key": request[:40]}
+        batch = self.chats.prompts([sample])
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
         new = self.model.generate(**batch, **(options | stop_options(tokenizer, end) | self.options))
         return tokenizer.batch_decode(new, skip_special_tokens=True)[0].partition(end)[0].strip()
@@ -124,16 +126,18 @@ def picture_places(author: Author, gallery: Gallery, paragraphs: Sequence[str], 
     if count == 0:
         return []
     answer = author.ask(SPOT.format(article=_with_numbers(paragraphs), count=count), max_new_tokens=300)
-    named = [int(number) for number in re.findall(r"<?Seg\s*(\d+)", answer)] or [int(n) for n in re.findall(r"\d+", answer)]
-    places = [number - 1 for number in dict.fromkeys(named) if 1 <= number <= len(paragraphs)][:count]
+    named = re.findall(r"<?Seg\s*(\d+)", answer) or re.findall(r"\d+", answer)
+    numbers = dict.fromkeys(map(int, named))
+    places = [number - 1 for number in numbers if 1 <= number <= len(paragraphs)][:count]
     if len(places) < count:
         fits = [found[0].similarity for found in gallery.search(list(paragraphs), 1)]
-        places += sorted((p for p in range(len(paragraphs)) if p not in places), key=lambda p: -fits[p])[: count - len(places)]
+        left = [place for place in range(len(paragraphs)) if place not in places]
+        places += sorted(left, key=lambda place: -fits[place])[: count - len(places)]
     return sorted(places)
 
 
 def _with_numbers(paragraphs: Sequence[str]) -> str:
-    return "\n".join(f"<Seg{number}> {paragraph}" for number, paragraph in enumerate(paragraphs, start=1))
+    return "\n".join(f"<Seg{i}> {text}" for i, text in enumerate(paragraphs, start=1))
 
 
 def _caption(author: Author, paragraphs: Sequence[str], place: int) -> str:

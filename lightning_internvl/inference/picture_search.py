@@ -35,15 +35,18 @@ class Retriever:
     @torch.no_grad()
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
         """Pictures (H, W, 3) uint8 of any size -> (N, Q, E), normalised."""
-        batches = (self.pairs.pixels(part, [f"picture {i}" for i in range(len(part))]) for part in self._parts(images))
-        embeds = F.normalize(torch.cat([self.model.encode_image(pixels, self.mode) for pixels in batches]), dim=-1)
+        parts = self._parts(images)
+        batches = (self.pairs.pixels(x, [f"picture {i}" for i in range(len(x))]) for x in parts)
+        found = [self.model.encode_image(pixels, self.mode) for pixels in batches]
+        embeds = F.normalize(torch.cat(found), dim=-1)
         return embeds if embeds.ndim == 3 else embeds[:, None]
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (N, E), normalised."""
         batches = (pad_rows(*self.pairs.rows("itc", part)) for part in self._parts(texts))
-        return F.normalize(torch.cat([self.model.encode_text(ids, mask) for ids, mask in batches]), dim=-1)
+        embeds = [self.model.encode_text(ids, mask) for ids, mask in batches]
+        return F.normalize(torch.cat(embeds), dim=-1)
 
     def _parts(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         return (items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size))
@@ -68,11 +71,13 @@ class Gallery:
             raise ValueError(f"{folder} is no folder")
         self.paths = sorted(path for path in Path(folder).rglob("*") if is_image_file(path))
         if not self.paths:
-            raise ValueError(f"{folder} holds no picture; known endings: {', '.join(IMAGE_SUFFIXES)}")
+            known = ", ".join(IMAGE_SUFFIXES)
+            raise ValueError(f"{folder} holds no picture; known endings: {known}")
         self.retriever = retriever
         size = retriever.batch_size
         parts = (self.paths[i : i + size] for i in range(0, len(self.paths), size))
-        self.embeds_NQE = torch.cat([retriever.images([read_image(path) for path in part]) for part in parts])
+        pictures = ([read_image(path) for path in part] for part in parts)
+        self.embeds_NQE = torch.cat([retriever.images(images) for images in pictures])
 
     def search(self, texts: Sequence[str], count: int) -> list[list[SearchHit]]:
         """For each text the `count` pictures nearest to it, or all, the best first."""

@@ -121,7 +121,8 @@ class Predictor:
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Captions -> (N, E), normalised, float32."""
         rows = [self._text_batch("itc", part) for part in self._parts(texts)]
-        return torch.cat([F.normalize(self.model.encode_text(ids, mask).float(), dim=-1) for ids, mask in rows])
+        found = [self.model.encode_text(ids, mask).float() for ids, mask in rows]
+        return F.normalize(torch.cat(found), dim=-1)
 
     @in_precision
     def match(self, images: Pictures, texts: Sequence[str]) -> Tensor:
@@ -179,7 +180,8 @@ class Predictor:
         size = max(1, self.batch_size // chats.processor.max_tiles)
         for part in self._parts(samples, size):
             batch = chats.prompts(part)
-            new = self.model.generate(**{name: self.placed(tensor) for name, tensor in batch.items()}, **options)
+            inputs = {name: self.placed(tensor) for name, tensor in batch.items()}
+            new = self.model.generate(**inputs, **options)
             texts += tokenizer.batch_decode(new, skip_special_tokens=True)
         if "stop_strings" in options:
             texts = [text.partition(end)[0] for text in texts]
@@ -226,4 +228,5 @@ def stop_options(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]
 
 
 def _as_sample(image: np.ndarray, question: str, joint: str) -> dict[str, Any]:
-    return {"images": [image], "conversation": [{"role": "user", "content": f"{IMAGE}{joint}{question}"}], "key": question}
+    turns = [{"role": "user", "content": f"{IMAGE}{joint}{question}"}]
+    return {"images": [image], "conversation": turns, "key": question}

@@ -61,8 +61,10 @@ def _internvl_template(config: Config, model: VLM) -> str:
     released = {"vicuna_v1.1": "vicuna", "internlm2-chat": "internlm2", "Hermes-2": "internlm2", "internvl2_5": "chatml"}
     named, language = config.get("template"), str(config.get("llm_config", {}).get("model_type"))
     if named is not None and named not in released:
-        raise Lacking(f"config.json names the chat format {named!r}, which is not known here", "template", "NAME")
-    return released[named] if named else {"llama": "vicuna", "internlm2": "internlm2"}.get(language, "chatml")
+        fault = f"config.json names the chat format {named!r}, which is not known here"
+        raise Lacking(fault, "template", "NAME")
+    usual = {"llama": "vicuna", "internlm2": "internlm2"}
+    return released[named] if named else usual.get(language, "chatml")
 
 
 def _t5(name: str) -> Callable[[Config, VLM], str]:
@@ -168,7 +170,8 @@ def processor_settings(name: str, model: VLM, found: Config, config: Config, sta
         options |= {"min_tiles": least, "max_tiles": most, "thumbnail": config.get("use_thumbnail", True)}
     elif name == "any_resolution":
         options |= {"patch_size": model.encoder.patch_size, "merge_size": model.encoder.merge_size}
-        options |= {"frames": model.encoder.frames, "min_pixels": found.get("min_pixels") or size.get("shortest_edge", 56 * 56)}
+        least = found.get("min_pixels") or size.get("shortest_edge", 56 * 56)
+        options |= {"frames": model.encoder.frames, "min_pixels": least}
         options["max_pixels"] = found.get("max_pixels") or size.get("longest_edge")
     elif name in ("padded", "padded_pair"):
         options |= {"min_side": found.get("min_size", 14), "nearest": "image_processor_type" in found}
@@ -176,6 +179,7 @@ def processor_settings(name: str, model: VLM, found: Config, config: Config, sta
             options["high_image_size"] = model.encoder.high_image_size
             options["high_mean"] = found.get("high_res_image_mean", CLIP_MEAN)
             options["high_std"] = found.get("high_res_image_std", CLIP_STD)
-            options["low_filter"] = "bilinear" if found.get("resample", 3 if options["nearest"] else 2) == 2 else "bicubic"
+            resample = found.get("resample", 3 if options["nearest"] else 2)
+            options["low_filter"] = "bilinear" if resample == 2 else "bicubic"
     maker = PROCESSORS[name]
     return {"_target_": f"{maker.__module__}.{maker.__qualname__}", **options}

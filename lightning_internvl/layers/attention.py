@@ -84,12 +84,14 @@ def requested_backend() -> str:
 
 
 def _best(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    faults = {name: _fault(name, device, dtype) for name in PACKAGES if device.type in DEVICES[name] and _is_installed(name)}
+    able = [x for x in PACKAGES if device.type in DEVICES[x] and _is_installed(x)]
+    faults = {name: _fault(name, device, dtype) for name in able}
     found = next((name for name, fault in faults.items() if fault is None), None)
     if found:
         return found, f"{package_title(found)} runs on {device.type} in {dtype_name(dtype)}"
     if faults:
-        return "sdpa", "; ".join(f"{package_title(name)} cannot run here: {fault}" for name, fault in faults.items())
+        told = [f"{package_title(name)} cannot run here: {fault}" for name, fault in faults.items()]
+        return "sdpa", "; ".join(told)
     if all(device.type not in DEVICES[name] for name in PACKAGES):
         return "sdpa", f"xformers and flash-attn have no kernel for {device.type}"
     return "sdpa", "neither xformers nor flash-attn is installed"
@@ -101,7 +103,8 @@ def _check(name: str, device: torch.device, dtype: torch.dtype) -> None:
         return
     low = dtype == torch.float32 and _fault(name, device, torch.bfloat16) is None
     help_ = "; with trainer.precision=bf16-mixed it can" if low else ""
-    raise ValueError(f"attention={name} cannot run here: {fault}{help_}; use attention=auto, sdpa or math")
+    advice = "use attention=auto, sdpa or math"
+    raise ValueError(f"attention={name} cannot run here: {fault}{help_}; {advice}")
 
 
 def _is_installed(name: str) -> bool:
@@ -164,7 +167,8 @@ def _attend_by_lengths(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Mas
     rows, _, queries, keys = mask.shape
     if (len(q_BHTK), q_BHTK.shape[2], k_BGSK.shape[2]) != (rows, queries, keys):
         given = f"{len(q_BHTK)} rows of {q_BHTK.shape[2]} queries and {k_BGSK.shape[2]} keys"
-        raise ValueError(f"the mask is for {rows} rows of {queries} queries and {keys} keys, not for {given}")
+        wanted = f"{rows} rows of {queries} queries and {keys} keys"
+        raise ValueError(f"the mask is for {wanted}, not for {given}")
     if _backend == "math":
         dense = mask.dense(q_BHTK.device)
         return _math(q_BHTK, k_BGSK, v_BGSK, dense, False, dropout, None, scale) * dense.any(dim=-1, keepdim=True)
@@ -216,7 +220,8 @@ def _by_pieces(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, scal
     if len(set(mask.rows)) == 1:
         return _pieces_of_row(q, k, v, mask, 0, dropout, scale)
     rows = zip(q.split(1), k.split(1), v.split(1), strict=True)
-    return torch.cat([_pieces_of_row(*row, mask, index, dropout, scale) for index, row in enumerate(rows)])
+    found = [_pieces_of_row(*row, mask, i, dropout, scale) for i, row in enumerate(rows)]
+    return torch.cat(found)
 
 
 def _pieces_of_row(q: Tensor, k: Tensor, v: Tensor, mask: Mask, row: int, dropout: float, scale: float | None) -> Tensor:
@@ -231,7 +236,8 @@ def _pieces_of_row(q: Tensor, k: Tensor, v: Tensor, mask: Mask, row: int, dropou
         parts += [attended.new_zeros(*q.shape[:2], start - done, v.shape[-1]), attended]
         done = end
     last = parts[-1] if parts else v
-    parts = [part for part in (*parts, last.new_zeros(*q.shape[:2], q.shape[2] - done, v.shape[-1])) if part.shape[2]]
+    rest = last.new_zeros(*q.shape[:2], q.shape[2] - done, v.shape[-1])
+    parts = [part for part in (*parts, rest) if part.shape[2]]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 

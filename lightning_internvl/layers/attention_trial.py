@@ -63,7 +63,8 @@ def runs(backend: str, device: torch.device, dtype: torch.dtype, width: int, kin
     if why is not None and key not in _told and not is_helper():
         _told.add(key)
         heads = f"heads of width {width} in {dtype_name(dtype)}"
-        print(f"attention: PyTorch's for {heads}; {package_title(backend)} cannot run them here: {why}", file=sys.stderr)
+        fault = f"{package_title(backend)} cannot run them here: {why}"
+        print(f"attention: PyTorch's for {heads}; {fault}", file=sys.stderr)
     return why is None
 
 

@@ -51,7 +51,8 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
             # exact names: a list would match their ends elsewhere too
             target_modules="|".join(map(re.escape, targets)),
         )
-        if own["method"] == "dora" and any(part.get_submodule(target)._forward_hooks for target in targets):
+        hooked = any(part.get_submodule(target)._forward_hooks for target in targets)
+        if own["method"] == "dora" and hooked:
             other = "Partial LoRA, whose updates it would scale"
             raise ValueError(f"peft.{name}.method=dora cannot be combined with {other}; choose lora")
         trained = {parameter for parameter in part.parameters() if parameter.requires_grad}
@@ -85,7 +86,8 @@ def _targets(name: str, part: nn.Module, patterns: str | Iterable[str]) -> list[
             )
         found = [n for n in linear if any(fnmatchcase(n, p) for p in patterns)]
     if not found:
-        raise ValueError(f"peft.{name}: {type(part).__name__} has no linear layers; use peft.{name}=null and train it as it is")
+        fault = f"{type(part).__name__} has no linear layers"
+        raise ValueError(f"peft.{name}: {fault}; use peft.{name}=null and train it as it is")
     return found
 
 
@@ -143,7 +145,8 @@ def merge(model: nn.Module) -> None:
 
 
 def _updates(layer: nn.Module) -> dict[str, Tensor]:
-    return {kind: getattr(layer, kind)[NAME].weight for kind in UPDATES if NAME in getattr(layer, kind, {})}
+    kinds = [kind for kind in UPDATES if NAME in getattr(layer, kind, {})]
+    return {kind: getattr(layer, kind)[NAME].weight for kind in kinds}
 
 
 def _sum(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
@@ -156,7 +159,8 @@ def merged_weight(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -
     updates = {kind: tensor.float() for kind, tensor in updates.items()}
     whole = _sum(weight.float(), updates, scale)
     if "lora_magnitude_vector" in updates:
-        whole *= (updates["lora_magnitude_vector"] / torch.linalg.vector_norm(whole, dim=1))[:, None]
+        norms = torch.linalg.vector_norm(whole, dim=1)
+        whole *= (updates["lora_magnitude_vector"] / norms)[:, None]
     return whole.to(weight.dtype)
 
 

@@ -156,7 +156,8 @@ def quantized_bytes(
 
 def _tables(part: nn.Module) -> tuple[Any, ...]:
     """Token embeddings and output layer of a language model."""
-    return (part.lm.get_input_embeddings(), part.lm.get_output_embeddings()) if hasattr(part, "lm") else ()
+    lm = getattr(part, "lm", None)
+    return () if lm is None else (lm.get_input_embeddings(), lm.get_output_embeddings())
 
 
 def _fits(layer: nn.Linear, method: str) -> bool:
@@ -229,7 +230,8 @@ def plain_linear(layer: nn.Module, weight: Tensor, kind: type[nn.Linear] = nn.Li
             tensor does not train.
     """
     made = kind(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
-    made.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
+    is_one = isinstance(weight, nn.Parameter)
+    made.weight = weight if is_one else nn.Parameter(weight, requires_grad=False)
     made.bias = layer.bias
     made._forward_hooks.update(layer._forward_hooks)  # Partial LoRA acts by hooks
     return made.train(layer.training)
@@ -286,7 +288,8 @@ def _dtype(layer: nn.Module) -> torch.dtype:
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that hold quantised weights, by their names without quantisation."""
-    return {name.removesuffix(".table"): layer for name, layer in model.named_modules() if is_quantized(layer)}
+    found = {name: layer for name, layer in model.named_modules() if is_quantized(layer)}
+    return {name.removesuffix(".table"): layer for name, layer in found.items()}
 
 
 def true_numel(parameter: Tensor) -> int:

@@ -67,11 +67,14 @@ class CLIPText(Part):
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS or (pooling == "eos" and eos_token_id is None):
-            raise ValueError(f"{pooling=} with {eos_token_id=}: choose from {', '.join(POOLINGS)}; eos needs the end token's id")
+            choices = f"{', '.join(POOLINGS)}; eos needs the end token's id"
+            raise ValueError(f"{pooling=} with {eos_token_id=}: choose from {choices}")
         if special_tokens < 1:
-            raise ValueError("the encoder puts no token before its patches that could stand for the picture (SigLIP: head=first)")
+            lacking = "no token before its patches that could stand for the picture"
+            raise ValueError(f"the encoder puts {lacking} (SigLIP: head=first)")
         if not project_images and encoder_dim != embed_dim:
-            raise ValueError(f"without a projection of pictures {embed_dim=} must be the encoder's width {encoder_dim}")
+            wanted = f"the encoder's width {encoder_dim}"
+            raise ValueError(f"without a projection of pictures {embed_dim=} must be {wanted}")
         self.dim, self.embed_dim, self.pooling, self.eos_token_id, self.causal = dim, embed_dim, pooling, eos_token_id, causal
         self.layers, self.max_text = (-1,), positions
         self.text_model = TextTower(vocab_size, positions, dim, depth, heads, mlp_dim, act, norm_eps, embed_std)
@@ -101,11 +104,13 @@ class CLIPText(Part):
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """Texts in the contrastive space: (B, L) -> (B, E), not normalised; no mask: all words."""
         hidden = self.text_model(ids_BL, self._mask(ids_BL, mask_BL), self.causal and mask_BL is None)
-        return self.text_projection(hidden[torch.arange(len(ids_BL), device=ids_BL.device), self._speaker(ids_BL)])
+        rows = torch.arange(len(ids_BL), device=ids_BL.device)
+        return self.text_projection(hidden[rows, self._speaker(ids_BL)])
 
     def forward(self, feats: list[Tensor]) -> Tensor:
         """CLIP has no tokens for a decoder."""
-        raise ValueError("CLIP hands nothing to a decoder; choose another middleware for stages with one, such as mlp")
+        advice = "choose another middleware for stages with one, such as mlp"
+        raise ValueError(f"CLIP hands nothing to a decoder; {advice}")
 
     def _speaker(self, ids_BL: Tensor) -> Tensor:
         """The place of the token that speaks for each text: (B,)."""
@@ -165,7 +170,8 @@ class TextTower(nn.Module):
         positions = self.embeddings.position_embedding.weight
         length = ids_BL.shape[1]
         if length > len(positions):
-            raise ValueError(f"texts of {length} tokens: the text tower has positions for {len(positions)}; lower max_length")
+            most = f"the text tower has positions for {len(positions)}"
+            raise ValueError(f"texts of {length} tokens: {most}; lower max_length")
         x = self.embeddings.token_embedding(ids_BL) + positions[:length]
         for block in self.encoder.layers:
             x = block(x, mask, causal)

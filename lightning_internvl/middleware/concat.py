@@ -61,5 +61,6 @@ class ConcatConnector(Part):
         """
         patches = self.ln_vision(feats[0])[:, self.skipped :]
         if patches.shape[1] % self.concat:
-            raise ValueError(f"{patches.shape[1]} patches do not divide by {self.concat}, of which a token is made")
+            count = patches.shape[1]
+            raise ValueError(f"{count} patches do not divide by {self.concat}, of which a token is made")
         return self.proj(patches.unflatten(1, (-1, self.concat)).flatten(2))

@@ -36,7 +36,8 @@ class HybridMLP(Part):
             raise ValueError(f"the decoder's width {decoder_dim} must be even: each tower gets one half")
         low, high = encoder_dims
         self.layers = (patch_layer,)
-        self.low_up_proj, self.high_up_proj = nn.Linear(low, decoder_dim // 2), nn.Linear(high, decoder_dim // 2)
+        self.low_up_proj = nn.Linear(low, decoder_dim // 2)
+        self.high_up_proj = nn.Linear(high, decoder_dim // 2)
         self.proj = nn.Linear(decoder_dim, decoder_dim)
 
     def tokens_out(self, tokens_in: int) -> int:
@@ -51,5 +52,6 @@ class HybridMLP(Part):
         """[low (N, T, D), high (N, T, D')] -> (N, T, H)"""
         low, high = feats
         if low.shape[1] != high.shape[1]:
-            raise ValueError(f"the low tower gave {low.shape[1]} tokens and the high one {high.shape[1]}; they must be as many")
+            given = f"{low.shape[1]} tokens and the high one {high.shape[1]}"
+            raise ValueError(f"the low tower gave {given}; they must be as many")
         return self.proj(F.gelu(torch.cat([self.high_up_proj(high), self.low_up_proj(low)], dim=-1)))

@@ -51,6 +51,7 @@ class PatchMerger(Part):
         """[(P, D)] -> (P / F^2, H), or with a dimension of pictures in front, [(N, P, D)] -> (N, P
         / F^2, H)"""
         if feats[0].shape[-2] % self.factor**2:
-            raise ValueError(f"{feats[0].shape[-2]} patches do not divide into blocks of {self.factor} x {self.factor}")
+            count, side = feats[0].shape[-2], self.factor
+            raise ValueError(f"{count} patches do not divide into blocks of {side} x {side}")
         x = self.ln_q(feats[0])
         return self.mlp(x.unflatten(-2, (-1, self.factor**2)).flatten(-2))

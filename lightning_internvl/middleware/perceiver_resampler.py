@@ -50,7 +50,8 @@ class PerceiverResampler(Part):
     ) -> None:
         super().__init__()
         if min(latents, depth, heads, head_dim) < 1:
-            raise ValueError(f"a resampler needs 1 or more of each: {latents=}, {depth=}, {heads=}, {head_dim=}")
+            given = f"{latents=}, {depth=}, {heads=}, {head_dim=}"
+            raise ValueError(f"a resampler needs 1 or more of each: {given}")
         self.layers, self.special_tokens = (patch_layer,), 1 if special_tokens is None else special_tokens
         self.latents = nn.Parameter(torch.empty(latents, encoder_dim))
         self.frame_embs = nn.Parameter(torch.empty(max_frames, encoder_dim)) if max_frames else None
@@ -83,7 +84,8 @@ class PerceiverResampler(Part):
         if self.frame_embs is None:
             return x_NFPD
         if x_NFPD.shape[1] > len(self.frame_embs):
-            raise ValueError(f"a video of {x_NFPD.shape[1]} frames; the resampler has max_frames={len(self.frame_embs)}")
+            most = f"max_frames={len(self.frame_embs)}"
+            raise ValueError(f"a video of {x_NFPD.shape[1]} frames; the resampler has {most}")
         return x_NFPD + self.frame_embs[: x_NFPD.shape[1], None]
 
 

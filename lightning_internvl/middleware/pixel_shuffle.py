@@ -64,7 +64,8 @@ class PixelShuffleMLP(Part):
         patches = feats[0][:, self.skipped :]
         grid = round(patches.shape[1] ** 0.5)
         if grid**2 != patches.shape[1] or grid % self.factor:
-            raise ValueError(f"{patches.shape[1]} patches are no square grid that divides by {self.factor}")
+            count = patches.shape[1]
+            raise ValueError(f"{count} patches are no square grid that divides by {self.factor}")
         shuffled = pixel_shuffle(patches.unflatten(1, (grid, grid)), self.factor, self.version)
         return self.mlp1(shuffled.flatten(1, 2))
 

@@ -148,12 +148,13 @@ class QFormer(Part):
             return self.proj(self.query(feats[0]))
         ids = qformer_input_ids
         if ids is None:
-            raise ValueError("an instructed Q-Former needs qformer_input_ids, one row for every picture")
+            raise ValueError("an instructed Q-Former needs qformer_input_ids, one row a picture")
         mask = torch.ones_like(ids) if qformer_attention_mask is None else qformer_attention_mask
         if len(ids) == 0:  # a batch without pictures, of which a blank one stands for the graph
             ids, mask = ids.new_zeros(len(feats[0]), 1), mask.new_ones(len(feats[0]), 1)
         if len(ids) != len(feats[0]):
-            raise ValueError(f"{len(feats[0])} pictures need as many rows of qformer_input_ids, but there are {len(ids)}")
+            needed = f"{len(feats[0])} pictures need as many rows of qformer_input_ids"
+            raise ValueError(f"{needed}, but there are {len(ids)}")
         ((queries, _),) = self.stream_states(feats[0], [TextStream("itm", ids, mask)])
         return self.proj(queries)
 
@@ -171,7 +172,8 @@ class QFormer(Part):
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Text alone, read both ways; the first token, normalised: (B, L) -> (B, E)."""
         ids, mask = self.text_of(ids_BL), self.text_of(mask_BL)
-        states, _ = self.qformer(self.qformer.embed_text(ids), queries=0, mask=mask.bool()[:, None, None])
+        embeds = self.qformer.embed_text(ids)
+        states, _ = self.qformer(embeds, queries=0, mask=mask.bool()[:, None, None])
         return F.normalize(self.project_text(states, mask), dim=-1)
 
     def text_of(self, ids_BL: Tensor) -> Tensor:
@@ -254,7 +256,8 @@ class _Captions:
         length = new.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=ids_RL.device).tril()
         mask = F.pad(causal, (self.first + known, 0), value=True)
-        states, self.cache = self.lm(self.lm.embed_text(new, known), queries=0, mask=mask, cache=self.cache)
+        embeds = self.lm.embed_text(new, known)
+        states, self.cache = self.lm(embeds, queries=0, mask=mask, cache=self.cache)
         return self.lm.logits(states[:, -1])
 
     def reorder(self, rows_S: Tensor) -> None:
@@ -293,4 +296,5 @@ def _check(dim: int, heads: int, text: str, vocab_size: int | None, instructed: 
     if text != "none" and vocab_size is None:
         raise ValueError(f"a Q-Former with {text=} needs a tokenizer, or vocab_size")
     if text == "none" and (instructed or embed_dim):
-        raise ValueError(f"{instructed=} and {embed_dim=} need a Q-Former that reads text (text: read or write)")
+        needed = "a Q-Former that reads text (text: read or write)"
+        raise ValueError(f"{instructed=} and {embed_dim=} need {needed}")

@@ -71,7 +71,8 @@ class QFormerLM(nn.Module):
         """Word and position embeddings from `start`, before the norm: (B, L) -> (B, L, M)."""
         longest, end = self.embeddings.positions.num_embeddings, start + ids_BL.shape[1]
         if end > longest:
-            raise ValueError(f"a text of {end} tokens is longer than the {longest} positions of the Q-Former")
+            most = f"the {longest} positions of the Q-Former"
+            raise ValueError(f"a text of {end} tokens is longer than {most}")
         positions = torch.arange(start, end, device=ids_BL.device)
         return self.embeddings.words(ids_BL) + self.embeddings.positions(positions)
 

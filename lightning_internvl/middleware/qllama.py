@@ -101,7 +101,8 @@ class QLLaMA(Part):
         if dim % heads:
             raise ValueError(f"middleware {dim=} must divide by {heads=}")
         if not num_queries and decoder_dim is not None:
-            raise ValueError("a QLLaMA without queries is a text encoder; it cannot read pictures for a decoder (num_queries=0)")
+            fault = "it cannot read pictures for a decoder (num_queries=0)"
+            raise ValueError(f"a QLLaMA without queries is a text encoder; {fault}")
         self.dim, self.embed_dim, self.num_queries = dim, embed_dim, num_queries
         self.head_dim, self.rope_theta, self.cross_every = dim // heads, rope_theta, cross_every
         self.patches, self.skipped = patches and decoder_dim is not None, special_tokens

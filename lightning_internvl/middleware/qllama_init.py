@@ -47,7 +47,8 @@ def sizes_of(given: dict[str, Any], pretrained: str | None) -> Sizes:
     if pretrained is None:
         given = {"rope_theta": 10000.0, "norm_eps": 1e-6} | {k: v for k, v in given.items() if v is not None}
         if missing := [name for name in missing if name not in given]:
-            raise ValueError(f"middleware needs {', '.join(missing)}, or a LLaMA to take them from ({SETTING}=FOLDER_OR_ID)")
+            source = f"a LLaMA to take them from ({SETTING}=FOLDER_OR_ID)"
+            raise ValueError(f"middleware needs {', '.join(missing)}, or {source}")
         return Sizes(**given)
     if torch.get_default_device().type == "meta" and not missing:
         return Sizes(**given)
@@ -66,7 +67,8 @@ def sizes_of(given: dict[str, Any], pretrained: str | None) -> Sizes:
         there = getattr(found, name)
         # GGUF files hold float32 numbers
         if value is not None and abs(value - there) > 1e-6 * there:
-            raise ValueError(f"middleware.{name}={value}, but {SETTING}={pretrained} has {name}={there}; leave {name} out")
+            found = f"{SETTING}={pretrained} has {name}={there}"
+            raise ValueError(f"middleware.{name}={value}, but {found}; leave {name} out")
     return found
 
 
@@ -105,7 +107,8 @@ def start_from_llama(lm: QLlamaLM, pretrained: str) -> None:
     found = load_weights(AutoModelForCausalLM, pretrained, SETTING, dtype="auto")
     own, theirs = {n: t for n, t in lm.state_dict().items() if ".cross_attn." not in n}, found.state_dict()
     if left := [name for name in theirs if name not in own and name != "lm_head.weight"]:
-        raise ValueError(f"{SETTING}={pretrained} has tensors that QLLaMA has no place for: {first_of(left)}")
+        fault = f"tensors that QLLaMA has no place for: {first_of(left)}"
+        raise ValueError(f"{SETTING}={pretrained} has {fault}")
     for name, here in own.items():
         there = theirs[name]
         if name.endswith(("k_proj.weight", "v_proj.weight")):

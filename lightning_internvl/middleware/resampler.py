@@ -48,7 +48,8 @@ class Resampler(Part):
         if grid**2 != num_queries or num_queries < 1:
             raise ValueError(f"{num_queries=} must be a square number: the queries stand on a grid")
         if decoder_dim % head_dim or decoder_dim % 4:
-            raise ValueError(f"the decoder's width {decoder_dim} must divide by {head_dim=}, and by 4 for the positions")
+            width = f"the decoder's width {decoder_dim}"
+            raise ValueError(f"{width} must divide by {head_dim=}, and by 4 for the positions")
         self.layers, self.skipped = (patch_layer,), special_tokens
         self.num_queries, self.heads = num_queries, decoder_dim // head_dim
         self.query_tokens = nn.Parameter(torch.zeros(num_queries, decoder_dim))

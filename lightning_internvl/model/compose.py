@@ -53,7 +53,8 @@ def check_trusted(config: Any) -> None:
     check_parts(config)
     for target in targets_of(config):
         if not is_trusted(target) and not _is_part(target):
-            raise ValueError(f"_target_: {target!r} comes with the checkpoint and is no part of {TRUSTED[:-1]}; it is not run")
+            fault = f"comes with the checkpoint and is no part of {TRUSTED[:-1]}"
+            raise ValueError(f"_target_: {target!r} {fault}; it is not run")
 
 
 def _is_part(target: str) -> bool:

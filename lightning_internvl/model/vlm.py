@@ -91,7 +91,8 @@ class VLM(nn.Module):
 
     def encode_image(self, pixel_values: Tensor, mode: str = "c") -> Tensor:
         """(N, 3, S, S) -> (N, E), as the original; mode "c" or "g" where there are both."""
-        return self.middleware.embed_image(self.encoder(pixel_values, layers=self.middleware.layers[:1]), mode)
+        states = self.encoder(pixel_values, layers=self.middleware.layers[:1])
+        return self.middleware.embed_image(states, mode)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) -> (B, E), as the original returns it."""
@@ -100,7 +101,8 @@ class VLM(nn.Module):
     def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits of the matching head for pairs, column 1 for a match: (B, 2)."""
         visual = self.encoder(pixel_values, layers=self.middleware.layers[:1])[0]
-        ((queries, _),) = self.middleware.stream_states(visual, [TextStream("itm", input_ids, attention_mask)])
+        stream = TextStream("itm", input_ids, attention_mask)
+        ((queries, _),) = self.middleware.stream_states(visual, [stream])
         return self.objectives["itm"].logits(queries)
 
     # --- decoder --------------------------------------------------------------------------------
@@ -154,7 +156,8 @@ class VLM(nn.Module):
                     _check_places(input_ids == kind, 0, 0)
             # A batch without images still runs the visual parts, so that every rank has the same
             # parameters in its graph.
-            blank = self.encoder.blank(pixels) if hasattr(self.encoder, "blank") else {"pixel_values": _blank(pixels)}
+            own = hasattr(self.encoder, "blank")
+            blank = self.encoder.blank(pixels) if own else {"pixel_values": _blank(pixels)}
             return embeds + 0.0 * self.visual_tokens(**{**inputs, **blank}).sum().to(embeds.dtype), None
         visual = self.visual_tokens(pixels, **inputs)
         if self.attends:
@@ -231,11 +234,13 @@ class VLM(nn.Module):
         input_ids, attention_mask, labels, pixel_values = self.expand(input_ids, attention_mask, labels, pixel_values)
         if (segments := inputs.get("segments")) is not None:
             if "segments" not in _inputs(self.decoder):
-                raise ValueError(f"{type(self.decoder).__name__} reads no packed rows; set data.packing=null")
+                name = type(self.decoder).__name__
+                raise ValueError(f"{name} reads no packed rows; set data.packing=null")
             labels = labels if labels is None else without_firsts(labels, segments)
         embeds, visual = self._merge_visual_tokens(input_ids, pixel_values, inputs)
         known = self._decoder_inputs(input_ids, labels, visual, inputs)
-        return HiddenStates(self.decoder.hidden(embeds, attention_mask, **_accepted_inputs(self.decoder, known)), labels)
+        known = _accepted_inputs(self.decoder, known)
+        return HiddenStates(self.decoder.hidden(embeds, attention_mask, **known), labels)
 
     def forward(
         self,
@@ -300,7 +305,8 @@ class VLM(nn.Module):
                 imported.
         """
         if VLM.writer is None:
-            raise ValueError("nothing writes models yet: import lightning_internvl.checkpoints, which sets VLM.writer")
+            advice = "import lightning_internvl.checkpoints, which sets VLM.writer"
+            raise ValueError(f"nothing writes models yet: {advice}")
         VLM.writer(self, path, layout=layout)
 
 

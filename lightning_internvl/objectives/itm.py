@@ -50,7 +50,8 @@ def mined_negatives(similarity_BB: Tensor, others_BB: Tensor | None = None) -> T
 @torch.no_grad()
 def random_negatives(batch: int, device: torch.device, others_BB: Tensor | None = None) -> Tensor:
     """A wrong text for every image, drawn evenly: (B,). `others_BB` as in `mined_negatives`."""
-    drawn = (torch.arange(batch, device=device) + torch.randint(1, batch, (batch,), device=device)) % batch
+    steps = torch.randint(1, batch, (batch,), device=device)
+    drawn = (torch.arange(batch, device=device) + steps) % batch
     if others_BB is None:
         return drawn
     # What fell on the same picture is drawn once more, evenly among the others; the rest is even

@@ -89,7 +89,8 @@ def _chunk_loss(
     """The summed loss of a chunk; gradients are written to those of its states and added to those
     of weight and bias."""
     grad_states, grad_weight, grad_bias = grads
-    logits_CV = states_CH @ weight_VH.T if bias_V is None else torch.addmm(bias_V, states_CH, weight_VH.T)
+    weight_HV = weight_VH.T
+    logits_CV = states_CH @ weight_HV if bias_V is None else torch.addmm(bias_V, states_CH, weight_HV)
     losses_C, grad_CV = _losses_and_gradient(logits_CV.float(), targets_C, smoothing)
     low_CV = grad_CV.to(states_CH.dtype)
     if grad_states is not None:
