@@ -93,7 +93,8 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
         source = source if is_filter else folder  # a filter hands on what it was given
     metrics = read_json(run_dir / "metrics.json", {})
     console.print(metrics_table(metrics))
-    for what, place in {"run folder": run_dir, "metrics": run_dir / "metrics.json", "report": run_dir / "report.html"}.items():
+    files = {"metrics": run_dir / "metrics.json", "report": run_dir / "report.html"}
+    for what, place in {"run folder": run_dir, **files}.items():
         console.print(f"{what:12} {place}", soft_wrap=True)
     return metrics
 
@@ -177,7 +178,8 @@ def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str 
     compile_blocks(stage.model, settings.compile)
     try:
         with explain_lost_process(run_dir):
-            trainer.fit(stage, data, ckpt_path=None if start_step is None else checkpoint, weights_only=True)
+            saved = None if start_step is None else checkpoint
+            trainer.fit(stage, data, ckpt_path=saved, weights_only=True)
     finally:
         finish_loggers(trainer.loggers)
     if cache is not None:
@@ -205,7 +207,8 @@ def explain_stop(settings: Settings, run_dir: Path) -> Iterator[None]:
             checkpoint, last = run_dir / "checkpoints" / name / "last.ckpt", settings.max_steps
             step = checkpoint_step(checkpoint)
             state = f"step {step} of {last} is saved in {checkpoint}" if step else f"no step of {last} is saved"
-        raise RunStopped(f"{stop}; stage {name}: {state}; go on with python train.py resume={run_dir}", stop.code) from stop
+        advice = f"go on with python train.py resume={run_dir}"
+        raise RunStopped(f"{stop}; stage {name}: {state}; {advice}", stop.code) from stop
 
 
 @contextmanager
@@ -255,7 +258,8 @@ def checkpoint_step(path: Path) -> int | None:
         file = path / META if path.is_dir() else path
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     except Exception as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); delete it to start the stage again") from error
+        fault = f"{path} is damaged ({type(error).__name__}: {error})"
+        raise ValueError(f"{fault}; delete it to start the stage again") from error
 
 
 def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[str]) -> None:
@@ -276,7 +280,8 @@ def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[st
         place = handoff_of(Path(source)) if is_run_or_handoff(Path(source)) else source
         stage.base = BaseWeights(str(place), frozenset(same), fingerprint(place))
     if other := peft.differing(start.peft, stage.parts.get("peft")):
-        console.print(f"the adapters of {source} on {', '.join(other)} were added to their weights", soft_wrap=True)
+        adapters = f"the adapters of {source} on {', '.join(other)}"
+        console.print(f"{adapters} were added to their weights", soft_wrap=True)
     console.print(f"weights from {source}", soft_wrap=True)
     table = Table(header_style="bold")
     for column in ("group", "loaded", "new", "dropped"):
@@ -285,4 +290,5 @@ def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[st
         table.add_row(group, *(str(row[kind] or "") for kind in ("loaded", "new", "dropped")))
     console.print(table)
     for name in report.resized:
-        console.print(f"resized: {name} to {tuple(model.get_parameter(name).shape)}", soft_wrap=True)
+        shape = tuple(model.get_parameter(name).shape)
+        console.print(f"resized: {name} to {shape}", soft_wrap=True)

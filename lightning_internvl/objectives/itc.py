@@ -87,9 +87,12 @@ class ITC(nn.Module):
         if ids is not None and image_ids_B is not None:
             targets, ids_C = ids, gather(image_ids_B)
         each = ignored_B is not None
-        losses = [self._losses(rows, columns, targets, ids_C, each) for rows, columns in ((image, all_text), (text, all_image))]
+        sides = ((image, all_text), (text, all_image))
+        losses = [self._losses(rows, columns, targets, ids_C, each) for rows, columns in sides]
         loss = (losses[0] + losses[1]) / 2
-        return loss if ignored_B is None else global_mean(loss.masked_fill(ignored_B, 0.0).sum(), (~ignored_B).sum())
+        if ignored_B is None:
+            return loss
+        return global_mean(loss.masked_fill(ignored_B, 0.0).sum(), (~ignored_B).sum())
 
     def _losses(self, rows_BE: Tensor, columns_CE: Tensor, targets_B: Tensor, ids_C: Tensor | None, each: bool) -> Tensor:
         """Of each row, (B,), or their mean."""

@@ -24,7 +24,8 @@ class ITM(nn.Module):
     def forward(self, queries_BQM: Tensor, labels_B: Tensor) -> Tensor:
         """Mean cross-entropy over all ranks; labels are 1 for a match, 0 for none, and -100 for
         rows that are not judged."""
-        total = F.cross_entropy(self.logits(queries_BQM).float(), labels_B, ignore_index=IGNORE_INDEX, reduction="sum")
+        logits = self.logits(queries_BQM).float()
+        total = F.cross_entropy(logits, labels_B, ignore_index=IGNORE_INDEX, reduction="sum")
         return global_mean(total, (labels_B != IGNORE_INDEX).sum())
 
 

@@ -20,8 +20,11 @@ def plain_layer(head: Callable[[Tensor], Tensor]) -> nn.Linear | None:
     A part's `head` method is known by the part's `output_layer`. Adapters, quantised weights, hooks
     and weights that are sharded act when the layer is called, so such layers are no plain ones.
     """
-    layer = head if isinstance(head, nn.Module) else getattr(getattr(head, "__self__", None), "output_layer", None)
-    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or layer._forward_hooks or layer._forward_pre_hooks:
+    owner = getattr(head, "__self__", None)
+    layer = head if isinstance(head, nn.Module) else getattr(owner, "output_layer", None)
+    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
+        return None
+    if layer._forward_hooks or layer._forward_pre_hooks:
         return None
     return layer
 

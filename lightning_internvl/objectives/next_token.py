@@ -65,7 +65,8 @@ class NextToken(nn.Module):
         if pieces == 1 or states_TH.is_meta:
             return self._chunk_loss(states_TH, targets_T, head)
         if layer is not None:
-            return linear_cross_entropy(states_TH, layer, targets_T, pieces=pieces, label_smoothing=self.label_smoothing)
+            smoothing = self.label_smoothing
+            return linear_cross_entropy(states_TH, layer, targets_T, pieces=pieces, label_smoothing=smoothing)
 
         def chunk_loss(states: Tensor, targets: Tensor) -> Tensor:
             return self._chunk_loss(states, targets, head)

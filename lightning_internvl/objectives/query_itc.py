@@ -52,7 +52,8 @@ class QueryITC(nn.Module):
         if init_temp <= 0 or not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"{init_temp=} must lie above 0, and {label_smoothing=} from 0 on and below 1")
         temp = torch.tensor([float(init_temp)])
-        self.min_temp, self.label_smoothing, self.gather_gradient = min_temp, label_smoothing, gather_gradient
+        self.min_temp, self.label_smoothing = min_temp, label_smoothing
+        self.gather_gradient = gather_gradient
         self.chunk = chunk
         if learnable:
             self.temp = nn.Parameter(temp)
@@ -92,7 +93,9 @@ class QueryITC(nn.Module):
             self._losses(lambda rows, columns: self.logits(columns, rows).T, text, self._gathered(image), targets, ids_C, each),
         ]
         loss = (losses[0] + losses[1]) / 2
-        return loss if ignored_B is None else global_mean(loss.masked_fill(ignored_B, 0.0).sum(), (~ignored_B).sum())
+        if ignored_B is None:
+            return loss
+        return global_mean(loss.masked_fill(ignored_B, 0.0).sum(), (~ignored_B).sum())
 
     def _losses(
         self, scores: Scores, rows: Tensor, columns: Tensor, targets_B: Tensor, ids_C: Tensor | None, each: bool

@@ -32,7 +32,8 @@ def advice(plan: StagePlan) -> Iterator[Advice]:
 def _changes(plan: StagePlan) -> Iterator[Advice]:
     yield from _batches(plan, "")
     for kind, price in (("selective", "a little slower"), ("full", "a third slower")):
-        yield Advice(f"activation_checkpointing={kind} ({price}, the same numbers)", plan.changed(recompute=kind).memory())
+        memory = plan.changed(recompute=kind).memory()
+        yield Advice(f"activation_checkpointing={kind} ({price}, the same numbers)", memory)
     if plan.setup.bucketed:
         yield Advice("+strategy.gradient_as_bucket_view=true (gradients are held once)", plan.memory(bucketed=False))
     yield from _shards(plan)
@@ -44,10 +45,11 @@ def _changes(plan: StagePlan) -> Iterator[Advice]:
     plan.meta_stage.prepare(plan.precision, plan.step)
     learnt = {n: (p for p in part.parameters() if p.requires_grad) for n, part in parts_of(plan.stage.model).items()}
     trained = {name: sum(p.numel() for p in own) for name, own in learnt.items()}
-    trained = {name: count for name, count in trained.items() if count and not name.startswith("objectives")}
+    trained = {n: x for n, x in trained.items() if x and not n.startswith("objectives")}
     if len(trained) > 1:
         largest = max(trained, key=trained.__getitem__)
-        yield Advice(f"stages.{plan.name}.module.train without {largest}", plan.changed(frozen=largest).memory())
+        memory = plan.changed(frozen=largest).memory()
+        yield Advice(f"stages.{plan.name}.module.train without {largest}", memory)
 
 
 def _batches(plan: StagePlan, before: str, **change: bool | int) -> Iterator[Advice]:
@@ -56,7 +58,8 @@ def _batches(plan: StagePlan, before: str, **change: bool | int) -> Iterator[Adv
     if 0 < batch < plan.batch:
         times = -(-plan.batch * plan.accumulate // batch)
         compares = " (a contrast compares fewer pairs)" if "itc" in plan.stage.objectives else ""
-        yield Advice(f"{before}batch_size={batch}, accumulate_grad_batches={times}{compares}", plan.memory(batch, **change))
+        words = f"{before}batch_size={batch}, accumulate_grad_batches={times}{compares}"
+        yield Advice(words, plan.memory(batch, **change))
 
 
 def _shards(plan: StagePlan, before: str = "") -> Iterator[Advice]:

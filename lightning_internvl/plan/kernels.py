@@ -129,7 +129,8 @@ class _Attention(torch.autograd.Function):
         scores = grad_BHTK @ v.transpose(-1, -2)
         grads = scores @ k, scores.transpose(-1, -2) @ q, scores.transpose(-1, -2) @ grad_BHTK
         shapes = q, k_BGSK, v_BGSK
-        return *(torch.empty_like(x) if grad is not None else None for x, grad in zip(shapes, grads, strict=True)), None
+        pairs = zip(shapes, grads, strict=True)
+        return *(None if grad is None else torch.empty_like(x) for x, grad in pairs), None
 
 
 def _repeat_heads(x_BGSK: Tensor, heads: int) -> Tensor:

@@ -99,7 +99,8 @@ class Measured:
     def logits(self, name: str, batch: int) -> float:
         """Bytes that are held of what a loss keeps, or a part that it calls: the output layer
         behind a language model."""
-        whole, rows = self.kept[LOGITS][name](batch), self.rows[name](batch) if name in self.rows else 0.0
+        whole = self.kept[LOGITS][name](batch)
+        rows = self.rows[name](batch) if name in self.rows else 0.0
         losses = [name] if name.startswith("objectives.") else list(self.judged)
         shares = [min(1.0, self.chunks[loss] / self.judged[loss](batch)) for loss in losses if loss in self.chunks]
         return max(0.0, rows + (whole - rows) * max(shares, default=1.0))
@@ -181,7 +182,8 @@ class MetaStage:
             return
         if self.state is None or state[0] != self.state[0]:
             stage.to(state[0])
-            self.meter.weights = {x.untyped_storage()._cdata for x in [*stage.model.parameters(), *stage.model.buffers()]}
+            held = [*stage.model.parameters(), *stage.model.buffers()]
+            self.meter.weights = {x.untyped_storage()._cdata for x in held}
         if self.state is None or state[1:] != self.state[1:]:
             stage.assumed_step = step
             stage.train()
@@ -197,8 +199,9 @@ class MetaStage:
         kernels = self.units.kernels = Kernels(autocast)
         meter.is_copy = kernels.copied.__contains__
         batch = {key: _like(value, weights) for key, value in batch.items()}
-        size = sum(value.untyped_storage().nbytes() for value in batch.values() if isinstance(value, Tensor))
-        with torch.device("meta"), meter.scope() as tally, torch.autograd.graph.saved_tensors_hooks(meter.pack, meter.unpack):
+        size = sum(x.untyped_storage().nbytes() for x in batch.values() if isinstance(x, Tensor))
+        keeping = torch.autograd.graph.saved_tensors_hooks(meter.pack, meter.unpack)
+        with torch.device("meta"), meter.scope() as tally, keeping:
             with meter if self.units.backward else nullcontext(), kernels:
                 losses = stage.losses(batch)
                 loss = stage.weighted_sum(losses)
@@ -218,12 +221,13 @@ def _like(value: Any, dtype: torch.dtype) -> Any:
 
 def _chunks(objectives: nn.ModuleDict) -> dict[str, int]:
     """Rows that losses work on at a time, for those that do."""
-    found = {f"objectives.{name}": getattr(objective, "chunk", None) for name, objective in objectives.items()}
+    found = {f"objectives.{name}": getattr(x, "chunk", None) for name, x in objectives.items()}
     return {name: chunk for name, chunk in found.items() if chunk is not None}
 
 
 def _curves(counts: list[Counter[str]]) -> dict[str, Curve]:
-    return {name: Curve.through([count[name] for count in counts]) for name in dict.fromkeys(k for c in counts for k in c)}
+    names = dict.fromkeys(name for count in counts for name in count)
+    return {name: Curve.through([count[name] for count in counts]) for name in names}
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def setup_of(strategy: Mapping[str, Any], trainer: TrainerSettings, capacity_gib
     sharded = bool(strategy.get("shards")) or name.startswith(SHARDED)
     layers = strategy.get("tensor_parallel_size", 1)
     bucketed = devices > 1 and not sharded and not strategy.get("gradient_as_bucket_view")
-    return Setup(name, devices, sharded, bucketed, capacity_gib * GIB, layers if isinstance(layers, int) else 1)
+    layers = layers if isinstance(layers, int) else 1
+    return Setup(name, devices, sharded, bucketed, capacity_gib * GIB, layers)
 
 
 def _count(devices: Any) -> int:

@@ -191,6 +191,8 @@ def _kind(unit: nn.Module) -> Any:
     weights = tuple((name, tuple(p.shape), p.dtype, p.requires_grad) for name, p in unit.named_parameters())
     modules = []
     for module in unit.modules():
-        settings = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str) and k not in PLACE}
-        modules.append((type(module), *sorted((k, bool(v) if isinstance(v, float) else v) for k, v in settings.items())))
+        own = {k: v for k, v in vars(module).items() if k not in PLACE}
+        settings = {k: v for k, v in own.items() if isinstance(v, bool | int | float | str)}
+        values = ((k, bool(v) if isinstance(v, float) else v) for k, v in settings.items())
+        modules.append((type(module), *sorted(values)))
     return weights, tuple(modules)

@@ -81,7 +81,8 @@ class Stage(L.LightningModule):
         self.name, self.run_dir, self.parts = name, Path(run_dir), parts
         missing = [name for name in self.objectives if name not in model.objectives]
         if missing:
-            raise ValueError(f"stage {name} needs the objectives {missing}; present: {list(model.objectives)}")
+            present = list(model.objectives)
+            raise ValueError(f"stage {name} needs the objectives {missing}; present: {present}")
         self.model, self.plan = model, FreezePlan(train, parts.get("peft"), model_roles(model))
         self.plan.check(model)
         self.optimizer, self.scheduler, self.max_steps = optimizer, scheduler, max_steps
@@ -140,7 +141,8 @@ class Stage(L.LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # of a connector
         # what no logger would take is not collected
         if every and (self.global_step + 1) % every == 0:
-            found = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
+            found = {f"train/{name}": value.detach() for name, value in losses.items()}
+            found["train/loss"] = loss.detach()
             # the mean over ranks is the loss of the whole batch
             self.log_dict(found, sync_dist=True)
         length = self.trainer.accumulate_grad_batches
@@ -150,7 +152,8 @@ class Stage(L.LightningModule):
             needs = "batches that know their window; wrap them in AccumulationWindows"
             raise ValueError(f"accumulate_grad_batches={length} needs {needs}")
         shares, equal = window_shares(batch[WINDOW_COUNTS], batch_idx % length, length, self.device)
-        return self.weighted_sum({name: shares.get(name, equal) * value for name, value in losses.items()})
+        own = {name: shares.get(name, equal) * value for name, value in losses.items()}
+        return self.weighted_sum(own)
 
     def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The loss that a step lowers."""
@@ -187,7 +190,8 @@ class Stage(L.LightningModule):
 
     def trained_names(self) -> set[str]:
         """The tensors that the stage will ever train, by the names that files use."""
-        return {plain_name(name) for name, _ in self.model.named_parameters() if self.plan.ever_trains(name)}
+        names = (name for name, _ in self.model.named_parameters())
+        return {plain_name(name) for name in names if self.plan.ever_trains(name)}
 
     def checkpoint_tensors(self, state: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint holds of the stage's state."""
@@ -202,7 +206,8 @@ class Stage(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         wanted = {f"model.{name}" for name in self.trained_names()}
         if self.light and wanted != set(checkpoint["state_dict"]):
-            raise ValueError(f"{self.checkpoint} holds other tensors than those that stage {self.name} trains; start it again")
+            other = f"other tensors than those that stage {self.name} trains"
+            raise ValueError(f"{self.checkpoint} holds {other}; start it again")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.model, self.plan)

@@ -58,4 +58,5 @@ class ContrastiveStage(Stage):
     def _embed_pairs(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
         full = self.full_from_step is not None and self.global_step >= self.full_from_step
         feats = self.model.encoder(pixels, keep=1.0 if full else self.keep_tokens)
-        return self.model.middleware.embed_image(feats, "c"), self.model.middleware.embed_text(ids_BL, mask_BL)
+        middleware = self.model.middleware
+        return middleware.embed_image(feats, "c"), middleware.embed_text(ids_BL, mask_BL)

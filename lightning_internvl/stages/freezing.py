@@ -40,7 +40,8 @@ def check_matches(pattern: str, names: Iterable[str], setting: str) -> None:
     names = list(names)
     if not any(matches(name, pattern) for name in names):
         beginnings = sorted({".".join(name.split(".")[:2]) for name in names})
-        raise ValueError(f"{setting}: {pattern!r} matches no parameter; names here begin with {', '.join(beginnings)}")
+        known = f"names here begin with {', '.join(beginnings)}"
+        raise ValueError(f"{setting}: {pattern!r} matches no parameter; {known}")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class FreezePlan:
 
     def changes(self) -> list[int]:
         """Steps at which the state may differ from the step before, 0 among them."""
-        steps = {0} | {r.from_step for r in self.rules} | {r.until_step for r in self.rules if r.until_step is not None}
+        ends = {rule.until_step for rule in self.rules if rule.until_step is not None}
+        steps = {0} | {rule.from_step for rule in self.rules} | ends
         return sorted(steps)
 
     def check(self, model: nn.Module) -> None:
@@ -146,7 +148,8 @@ class FreezePlan:
         for name, parameter in model.named_parameters():
             row = rows.setdefault(".".join(name.split(".")[:2]), {"trained": 0, "frozen": 0, "rules": []})
             row["trained" if self.trains(name, step) else "frozen"] += true_numel(parameter)
-            held = f"held by {name.partition('.')[0]}'s adapters" if name.partition(".")[0] in self.adapters else ""
+            part = name.partition(".")[0]
+            held = f"held by {part}'s adapters" if part in self.adapters else ""
             reason = str(self._speaking(name) or held or "not listed under train")
             row["rules"] += [reason] if reason not in row["rules"] else []
         return [
@@ -164,7 +167,8 @@ def _parse(rule: str | Mapping[str, Any]) -> TrainRule:
         raise ValueError(f"train: {dict(rule)} is not understood; valid keys are {keys}")
     if rule.get("frozen"):
         if set(rule) != {"name", "frozen"}:
-            raise ValueError(f"train: {dict(rule)}: what is frozen has no steps; write {{name: {rule['name']}, frozen: true}}")
+            advice = f"write {{name: {rule['name']}, frozen: true}}"
+            raise ValueError(f"train: {dict(rule)}: what is frozen has no steps; {advice}")
         return TrainRule(rule["name"], frozen=True)
     parsed = TrainRule(rule["name"], int(rule.get("from_step") or 0), rule.get("until_step"))
     if parsed.from_step < 0 or (parsed.until_step is not None and parsed.until_step <= parsed.from_step):

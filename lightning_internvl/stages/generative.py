@@ -78,11 +78,13 @@ class GenerativeStage(Stage):
         """ITC, ITM and ITG of one batch, each a scalar."""
         middleware = self.model.middleware
         visual = self.features(batch, middleware.layers[:1])[0]
-        itc, itg = TextStream("itc", batch["itc_ids"], batch["itc_mask"]), TextStream("itg", batch["itg_ids"], batch["itg_mask"])
+        itc = TextStream("itc", batch["itc_ids"], batch["itc_mask"])
+        itg = TextStream("itg", batch["itg_ids"], batch["itg_mask"])
         others = other_pictures(batch["image_ids"]) if "image_ids" in batch else None
         random = self.negatives == "random" or self.global_step < self.mined_from_step
         if random and not self.both_ways:
-            itm, match = match_texts(batch, random_negatives(len(visual), visual.device, others), self.matched_share, others)
+            drawn = random_negatives(len(visual), visual.device, others)
+            itm, match = match_texts(batch, drawn, self.matched_share, others)
             reads = middleware.stream_states(visual, [itm, itc, itg])
         else:
             reads = middleware.stream_states(visual, [itc, itg])

@@ -93,7 +93,8 @@ def layer_scales(model: nn.Module, layer_decay: Mapping[str, float]) -> dict[str
         module = getattr(model, part, None)
         if not isinstance(module, HasShardingUnits):
             able = [name for name, child in model.named_children() if isinstance(child, HasShardingUnits)]
-            raise ValueError(f"optimizer.layer_decay: {part!r} is no part with layers here; valid choices: {', '.join(able)}")
+            fault = f"{part!r} is no part with layers here"
+            raise ValueError(f"optimizer.layer_decay: {fault}; valid choices: {', '.join(able)}")
         if not 0.0 < rate <= 1.0:
             raise ValueError(f"optimizer.layer_decay.{part}={rate!r} must lie above 0 and at most at 1")
         blocks = module.sharding_units()
