@@ -1,5 +1,4 @@
-"""Measure a finished model: the tasks of conf/task/, on the built-in scenes or on the files of
-public sets.
+"""Measure a finished model: the tasks of conf/task/, on built-in scenes or public sets.
 
 python evaluate.py run=outputs/internvl_toy/RUN                       # what training measures at
 the end of its stages, again python evaluate.py run=outputs/internvl_toy/RUN task=[vqa,pope]       #

@@ -1,5 +1,4 @@
-"""Write a finished run as a folder that others load: merge, write, read back with what will load
-it, compare.
+"""Write a finished run as a folder that others load: merge, write, read back, compare.
 
 python export.py run=outputs/llava_toy/RUN to=my_model
 python export.py --cfg job                        # all settings

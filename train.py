@@ -1,5 +1,4 @@
-"""Train a vision-language model through its alignment stages: compose the configuration, check it,
-run the stages.
+"""Train a vision-language model through its alignment stages: compose, check, run.
 
 python train.py                                   # the default recipe, toy size, on a CPU
 python train.py experiment=internvl_chat_toy      # another recipe

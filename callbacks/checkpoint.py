@@ -1,5 +1,4 @@
-"""Saves the stage so that a kill at any time costs at most `every_n_steps` steps of work, and a
-signal none."""
+"""Saves the stage so that a kill costs at most `every_n_steps` steps of work, a signal none."""
 
 from __future__ import annotations
 

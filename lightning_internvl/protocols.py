@@ -1,5 +1,4 @@
-"""What a part must offer. Three protocols, no registry: a part is one Python file and one YAML that
-names its class.
+"""What a part must offer: three protocols; a part is a Python file and a YAML file.
 
 A part that reads more than what is listed here names it in a class attribute `inputs`, a tuple of
 keyword names (`image_grid_thw`, `qformer_input_ids`); batches carry them under these names, and the

@@ -1,5 +1,4 @@
-"""Losses over the micro-batches of an optimizer step: sums divided by the count of the window, on
-all ranks.
+"""Losses over the micro-batches of an optimizer step: sums over the window's count.
 
 Lightning adds the gradients of k micro-batches, each divided by k. That is a mean of means: a
 micro-batch with few labels would weigh as much as one with many. So k micro-batches are read ahead

@@ -1,5 +1,4 @@
-"""Packed rows, or batches of one length, from map-style data: a window of prepared samples and its
-resume."""
+"""Packed rows, or batches of one length, from map-style data, by a window of samples."""
 
 from __future__ import annotations
 
@@ -29,8 +28,7 @@ PreparedChunk = list[tuple[Prepared, list[Skipped]]]
 
 
 class PackedStream:
-    """Batches of one process: chunks of samples come in the sampler's order, wait, and are chosen
-    from.
+    """Batches of one process, chosen from chunks of samples in the sampler's order.
 
     What a batch holds is a pure function of the seed, the process and the position, whatever
     prepares the samples. A stream that goes on prepares again what was waiting, and nothing before

@@ -126,8 +126,7 @@ def bert_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
 
 
 def saved_tokenizer(folder: str | None = None, extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint as it is, or the one that a hand-off folder holds, whose reader
-    says where.
+    """The tokenizer of a checkpoint, or the one of a hand-off, whose reader says where.
 
     Args:
         extra_tokens: a placeholder of pictures, where the checkpoint has no word for it.

@@ -199,6 +199,5 @@ class HFCausalLM(Part):
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
-        """New ids (B, <= max_new_tokens) after left-padded prompts given as embeddings; options as
-        in transformers."""
+        """New ids (B, <= max_new_tokens) after left-padded embeddings; options of transformers."""
         return self.lm.generate(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, **options)

@@ -77,8 +77,7 @@ class Qwen(HFCausalLM):
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
-        """New ids (B, <= max_new_tokens) after left-padded prompts given as embeddings; options as
-        in transformers."""
+        """New ids (B, <= max_new_tokens) after left-padded embeddings; options of transformers."""
         self.rotary.length = embeds_BLH.shape[1]
         return super().generate(embeds_BLH, attention_mask_BL, **options)
 

@@ -45,8 +45,7 @@ def stage_clock(limit: Any) -> list[Timer]:
 
 
 def trainer_plugins(given: Any, build: Callable[..., Any]) -> list[Any]:
-    """The plugins that a configuration gives, one or a list, and how processes find each other
-    under SLURM.
+    """The plugins of a configuration, one or a list, and rendezvous under SLURM.
 
     Left to itself Lightning takes SLURM for granted wherever a job has tasks, also without srun; it
     then saves into the folder in which the command was started when SLURM sends its signal, has the

@@ -1,5 +1,4 @@
-"""Weights that the first process alone has loaded, given to the others block by block while they
-are divided.
+"""Weights that the first process alone has loaded, sent block by block as they divide.
 
 The others build the model on the meta device, where it takes no memory: of all processes one holds
 it whole, each other one no more than its shares and the block that is on its way.

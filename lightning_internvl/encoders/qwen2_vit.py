@@ -27,8 +27,7 @@ Runs = list[tuple[int, int]]
 
 
 class Qwen2ViT(Tower):
-    """Patches of pictures to visual tokens, one a patch. Each step of a picture or video attends
-    within itself.
+    """Patches of pictures to visual tokens, one a patch; each step attends within itself.
 
     Args:
         image_size: side in pixels of the largest square picture that is expected; nothing in the

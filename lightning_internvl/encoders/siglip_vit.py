@@ -16,8 +16,7 @@ HEADS = ("first", "unused", "none")
 
 
 class SiglipViT(CLIPViT):
-    """A CLIP tower without a CLS token and without a norm in front; the norm at the end is put on
-    every patch.
+    """A CLIP tower without CLS token and first norm; its last norm is put on every patch.
 
     Args:
         head: what becomes of the attention-pooling head: its vector stands in front of the patches

@@ -1,5 +1,4 @@
-"""What the vision transformers share: number of tokens, sharding units, and hidden states of chosen
-layers.
+"""What the vision transformers share: tokens, sharding units, states of chosen layers.
 
 Letters: N images, P tokens, D width, H and W sides of the image in pixels.
 """

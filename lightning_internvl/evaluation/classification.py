@@ -22,8 +22,7 @@ from lightning_internvl.objectives import similarities
 
 
 class ZeroShotClassification:
-    """Naming a picture by the nearest class, each class the mean of its prompts (CLIP, section
-    3.1.4).
+    """Naming a picture by the nearest class, the mean of its prompts (CLIP, section 3.1.4).
 
     Args:
         path: a folder with one folder a class; None: the built-in pictures of single things.

@@ -1,5 +1,4 @@
-"""A model of ours as one of lmms-eval: what its tasks ask, answered by a run or a folder. `lmms`
-starts it."""
+"""A model of ours as one of lmms-eval, answering by a run or a folder; `lmms` starts it."""
 
 from __future__ import annotations
 

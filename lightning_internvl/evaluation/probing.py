@@ -1,5 +1,4 @@
-"""How well a small classifier names pictures from the features of a frozen tower (InternVL, section
-4.2).
+"""How well a classifier names pictures from features of a frozen tower (InternVL, 4.2).
 
 All features are kept in memory; for a set that is larger than that, the training stage `probe`
 reads them batch by batch.
@@ -144,8 +143,7 @@ class _Attention(AttentionProbe):
 
 
 def scene_pictures(predictor: Predictor, train: int, samples: int | None) -> tuple[NamedPictures, NamedPictures]:
-    """Built-in single things: some to fit on, and those that zero-shot naming is measured on, none
-    in both."""
+    """Built-in single things: some to fit on, and those of zero-shot naming, none in both."""
     scenes = scenes_of(predictor)
     others = SceneLabels(scenes.seed, len(THINGS), scenes.image_size, scenes.styles)
     names, held_out = [thing.name for thing in THINGS], scenes.labelled()

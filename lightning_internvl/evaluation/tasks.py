@@ -1,5 +1,4 @@
-"""The measures of held-out data that training takes at the end of its stages, each beside its
-chance level.
+"""The measures of held-out data at the end of stages, each beside its chance level.
 
 Scores and names are those of the tasks of `evaluate.py` (`classification`, `retrieval`,
 `captions`), which also read public sets.
@@ -27,8 +26,7 @@ from lightning_internvl.objectives import similarities
 
 
 class ZeroShot:
-    """Naming a picture by the nearest class, each class the mean of its prompts (CLIP section
-    3.1.4)."""
+    """Naming a picture by the nearest class, the mean of its prompts (CLIP section 3.1.4)."""
 
     needs = "pairs"
 

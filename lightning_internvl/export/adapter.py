@@ -175,8 +175,7 @@ def stock_updates(
     plain: nn.Module,
     names: Mapping[str, str],
 ) -> dict[str, Update]:
-    """Adapters by the layers of transformers' model: renamed, or cut up where our layer is several
-    of theirs.
+    """Adapters by the layers of transformers' model: renamed, or cut up for several layers.
 
     Raises:
         ValueError: for a layer whose rows are not simply rows there.

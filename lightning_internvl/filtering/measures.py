@@ -1,5 +1,4 @@
-"""What can be told of a pair without a model: sizes, lengths, scripts, and numbers that equal pairs
-have in common."""
+"""What can be told of a pair without a model: sizes, lengths, scripts, digests."""
 
 from __future__ import annotations
 

@@ -31,8 +31,7 @@ UNUSABLE = "unusable"  # the entry of a row without scores: the kind of its faul
 
 
 class ScoringBatch(NamedTuple):
-    """Neighbouring records of one shard; the last ones of a shard say so, and why it ended early if
-    it did."""
+    """Neighbouring records of one shard; the last ones say so, and why it ended early."""
 
     shard: int
     records: list[Record]

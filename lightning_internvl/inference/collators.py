@@ -36,8 +36,7 @@ class View(NamedTuple):
 
 
 def make_view(settings: StageSettings, model: VLM, tokenizers: Mapping[str, Any], build: Build) -> View:
-    """The collators that the stage's parts can use: pairs for a middleware that reads text, chats
-    for a decoder.
+    """The collators of the stage's parts: pairs if the middleware reads text, or chats.
 
     Pictures go through `data.processor` in training and, where it is given, `data.eval_processor`
     in evaluation; a stage with a `collate.processor` uses that for both. `eval_processor` and a

@@ -153,8 +153,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
-    """The word that stands for a visual token; one is added where the layout has an id that is no
-    word."""
+    """The word that stands for a visual token; one is added for an id that is no word."""
     model.image_placeholders = None  # in rows made here every visual token has a placeholder
     if model.image_token_id is not None and 0 <= model.image_token_id < len(words):
         return words.convert_ids_to_tokens([model.image_token_id])[0]

@@ -232,8 +232,7 @@ def starts(segments: Segments, length: int) -> Tensor:
 
 
 def without_firsts(labels_BL: Tensor, segments: Segments, ignored: int = IGNORE_INDEX) -> Tensor:
-    """Labels without that of each sample's first token, which the last token of the sample before
-    would judge."""
+    """Labels without each sample's first, which the sample before would judge."""
     check_segments(segments, labels_BL.shape[1], len(labels_BL))
     firsts = torch.zeros(labels_BL.shape, dtype=torch.bool, device="cpu")
     for row, start, _ in _each(segments):

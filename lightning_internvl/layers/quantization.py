@@ -136,8 +136,7 @@ def quantize(model: nn.Module, settings: Mapping[str, str | None] | None, keep: 
 def quantized_bytes(
     model: nn.Module, settings: Mapping[str, str | None] | None, keep: Iterable[str] = ()
 ) -> dict[nn.Parameter, int]:
-    """What `quantize` would leave of each weight, in bytes with its scales; of weights on the meta
-    device too."""
+    """What `quantize` would leave of each weight, in bytes with its scales; meta device too."""
     found = {}
     for name, method in (settings or {}).items():
         part = getattr(model, name, None)
@@ -222,8 +221,7 @@ def _short(layer: nn.Linear | nn.Embedding) -> nn.Module:
 
 
 def plain_linear(layer: nn.Module, weight: Tensor, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
-    """A linear layer with this weight (O, I) in the place of `layer`, with its bias, its hooks and
-    its mode.
+    """A linear layer with this weight (O, I), and the bias, hooks and mode of `layer`.
 
     Args:
         weight: a parameter is taken as it is, so that what shares it goes on to share it; any other

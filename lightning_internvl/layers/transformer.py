@@ -1,5 +1,4 @@
-"""The pre-norm transformer block of CLIP and SigLIP, for pictures and for text, under the names of
-transformers.
+"""The pre-norm block of CLIP and SigLIP, for both sides, under transformers' names.
 
 Letters: B rows, T tokens, D width.
 """

@@ -16,8 +16,7 @@ VERSIONS = ("v1", "v2")
 
 
 class PixelShuffleMLP(Part):
-    """Patches of one encoder layer, CLS dropped, F x F neighbours as one token, through LayerNorm
-    and MLP.
+    """Patches of one layer, CLS dropped, F x F as one token, through LayerNorm and MLP.
 
     Args:
         encoder_dim: width of the visual tokens (completed from the encoder).

@@ -1,5 +1,4 @@
-"""The BERT inside a Q-Former: text and query rows share self-attention, and query rows also read
-visual tokens.
+"""The BERT inside a Q-Former: rows share self-attention; query rows read visual tokens.
 
 Source: official LAVIS `Qformer.py` (Li et al. 2023, BLIP-2 section 3.1).
 

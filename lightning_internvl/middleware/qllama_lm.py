@@ -19,8 +19,7 @@ KeyValues = tuple[Tensor, Tensor]
 
 
 class QLlamaLM(nn.Module):
-    """A LLaMA with cross-attention in every `cross_every`-th layer, placed between self-attention
-    and MLP.
+    """A LLaMA with cross-attention before the MLP in every `cross_every`-th layer.
 
     Without `visual_dim` it is a plain text encoder: no cross-attention, and no language head.
     """

@@ -91,8 +91,7 @@ def check_decoder(encoder: nn.Module, middleware: nn.Module, decoder: nn.Module 
 
 
 def check_without_decoder(middleware: Mapping[str, Any]) -> None:
-    """Refuse a middleware, given by its configuration, that cannot be without a decoder, in a stage
-    that has none.
+    """Refuse a middleware's configuration that needs a decoder in a stage without one.
 
     Raises:
         ValueError: with what fits.

@@ -96,8 +96,7 @@ def _computed_in(pixels: Tensor) -> str:
 
 
 def features(model: Any, pixels_N3SS: Tensor, layers: Sequence[int], batch: Mapping[str, Any], **inputs: Any) -> list[Tensor]:
-    """Hidden states of a model's encoder; through its cache, where it has one and the batch has
-    `picture_keys`.
+    """Hidden states of a model's encoder; through its cache, for `picture_keys`.
 
     Args:
         inputs: what else the encoder reads.

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 
 def plain_layer(head: Callable[[Tensor], Tensor]) -> nn.Linear | None:
-    """The linear layer that a head is, or calls and does nothing else; None where it does more than
-    its weight says.
+    """The linear layer that a head is or just calls; None where it does more.
 
     A part's `head` method is known by the part's `output_layer`. Adapters, quantised weights, hooks
     and weights that are sharded act when the layer is called, so such layers are no plain ones.

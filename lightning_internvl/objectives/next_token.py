@@ -79,8 +79,7 @@ class NextToken(nn.Module):
 
 
 def labelled_tokens(labels_BL: Tensor, *, shifts: bool = True) -> int:
-    """How many tokens of this rank's batch are judged; of labels on the CPU, where reading it makes
-    nobody wait."""
+    """How many tokens of this rank's batch are judged; of labels on the CPU."""
     return int((labels_BL[:, int(shifts) :] != IGNORE_INDEX).sum())
 
 

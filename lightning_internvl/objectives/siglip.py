@@ -45,8 +45,7 @@ class SigLIP(nn.Module):
         return self.logit_scale.exp()
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
-        """Normalised rows to (B, C); the sigmoid of each is the probability that picture and text
-        belong together."""
+        """Normalised rows to (B, C), whose sigmoid is the probability of a pair."""
         return self.scale * image_BE @ text_CE.T + self.logit_bias
 
     def forward(

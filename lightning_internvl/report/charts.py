@@ -89,8 +89,7 @@ def value_range(series: list[Series]) -> tuple[float, float]:
 
 
 def _path(line: Line, axis: Axis, low: float, high: float) -> str:
-    """SVG path in a box of 1000 x 100; a single point is a line of no length, which round caps make
-    a dot."""
+    """SVG path in a box of 1000 x 100; a single point is a dot by its round caps."""
     points = []
     for step, value in line:
         clamped = min(max(value, low), high)

@@ -1,5 +1,4 @@
-"""One self-contained page of an evaluation: the numbers of each task, how they were got, and right
-and wrong cases."""
+"""One self-contained page of an evaluation: numbers, how they were got, and cases."""
 
 from __future__ import annotations
 

@@ -14,8 +14,7 @@ CHANCE_SUFFIX = "_chance"
 
 
 def with_chance(metrics: Mapping[str, float]) -> list[tuple[str, float, float | None]]:
-    """Pair each metric with its chance level: rows of (name, value, chance or None), in the order
-    given.
+    """Pair each metric with its chance level: rows of (name, value, chance or None).
 
     "<metric>_chance" is a row of its own only where there is no "<metric>".
     """

@@ -177,7 +177,6 @@ def _parse(rule: str | Mapping[str, Any]) -> TrainRule:
 
 
 def _by_name(rule: TrainRule, roles: Roles) -> list[TrainRule]:
-    """A rule as rules of name patterns, with what it was written as for a title if it named a
-    role."""
+    """A rule as rules of name patterns; a role that it names is their title."""
     names = names_of(rule.name, roles, "train")
     return [rule if name == rule.name else replace(rule, name=name, title=rule.name) for name in names]

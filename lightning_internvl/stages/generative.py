@@ -168,8 +168,7 @@ def match_both(
 
 
 def itc_features(model: VLM, read: tuple[Tensor, Tensor], itc: TextStream) -> tuple[Tensor, Tensor]:
-    """Image features, (B, E) or one a query (B, Q, E), and text features (B, E) of the ITC
-    stream."""
+    """Image features, (B, E) or (B, Q, E), and text features (B, E) of the ITC stream."""
     queries, text = read
     return model.middleware.project_queries(queries), model.middleware.project_text(text, itc.mask)
 

@@ -43,8 +43,7 @@ class RetrievalStage(Stage):
         self.mode, self.negatives, self.mined_from_step = mode, negatives, mined_from_step
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """ITC by queries, ITC by the tower and ITM of one batch, each a scalar; the second alone in
-        mode "c"."""
+        """ITC by queries, ITC by the tower and ITM of a batch, scalars; in mode "c" the second."""
         visual, ids = self.model.encoder(batch["pixel_values"])[0], batch["image_ids"]
         if self.mode == "c":
             image = self.model.middleware.clip_projector(visual)
@@ -63,8 +62,7 @@ class RetrievalStage(Stage):
         return retrieval_losses(self.model, visual, reads, itc, ids, others.any(dim=1))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Pairs that ITM judges: every picture with its caption and, where there is one, with a
-        wrong one."""
+        """Pairs that ITM judges: every picture with its caption and, if any, a wrong one."""
         judged = other_pictures(batch["image_ids"]).any(dim=1)
         return {"itm": len(judged) + int(judged.sum())} if self.mode == "g" else {}
 

@@ -53,8 +53,7 @@ def has_role(pattern: Any) -> bool:
 
 
 def names_of(pattern: str, roles: Roles, setting: str) -> tuple[str, ...]:
-    """The name patterns behind a rule, itself if it names no role; none for a part that has nothing
-    of the role.
+    """The name patterns behind a rule: itself, or those of its role, if the part has it.
 
     Args:
         setting: where the rule stands, for messages.

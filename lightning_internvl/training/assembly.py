@@ -1,5 +1,4 @@
-"""One stage put together from its configuration: model, data, callbacks and trainer, everything but
-the weights."""
+"""One stage from its configuration: model, data, callbacks, trainer, all but weights."""
 
 from __future__ import annotations
 
@@ -131,8 +130,7 @@ def _with_places(value: Any, places: Mapping[str, str]) -> Any:
 
 
 def build_data(settings: StageSettings, start_step: int, view: View, build: Build, folder: Path) -> StageData:
-    """The stage's training data, from the next sample on; `folder` is where samples that cannot be
-    used are listed."""
+    """The stage's training data from the next sample on; `folder` lists unusable samples."""
     data, accumulate = settings.data, settings.trainer.accumulate_grad_batches
     dataset = build(data.dataset(settings.reads))
     return StageData(

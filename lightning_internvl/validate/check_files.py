@@ -1,5 +1,4 @@
-"""Checks files of records without training: every line is read and understood, of pictures only the
-headers.
+"""Checks files of records without training: every line, of pictures only the headers.
 
 What it finds wrong is what training would skip; see `data.files.conversations` for the
 formats, `data.bad_samples` for what skipping means.

@@ -101,8 +101,7 @@ def _readers(node: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _make_check(stage: StageSettings | None, build: Build) -> FileCheck:
-    """The check with the template and, where it can be had without a download, the tokenizer of the
-    stage's decoder."""
+    """The check with the template and, if there without a download, the decoder's tokenizer."""
     if stage is None:
         return FileCheck()
     options = {**stage.data.chats_collate, **stage.collate}

@@ -1,5 +1,4 @@
-"""DeepSeek-VL as released (model_type 'multi_modality'): timm's SigLIP, SAM, the projector, the
-language model.
+"""DeepSeek-VL as released (model_type 'multi_modality'): SigLIP, SAM, projector, LLM.
 
 The original normalises its pictures itself and makes the small ones from the large ones; here the
 processor does both, so the model takes `pixel_values` and `high_res_pixel_values` as transformers'

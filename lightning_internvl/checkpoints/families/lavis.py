@@ -1,5 +1,4 @@
-"""The tower of LAVIS and its descendants (MiniGPT-4, XComposer 1), whose checkpoints may come
-without it."""
+"""The tower of LAVIS and its descendants (MiniGPT-4, XComposer 1), which files may lack."""
 
 from __future__ import annotations
 

@@ -28,8 +28,7 @@ class MaskedPictures:
 def read_mask_folder(
     path: str | Path, split: str, classes: int, reduce_zero_label: bool = True, samples: int | None = None
 ) -> MaskedPictures:
-    """`path/images/<split>/*.jpg` with `path/annotations/<split>/*.png` of the same names, as
-    ADE20K is kept.
+    """`path/images/<split>/*.jpg` with `path/annotations/<split>/*.png`, as ADE20K is kept.
 
     Args:
         classes: how many there are.

@@ -1,5 +1,4 @@
-"""Tables of text, one record a row: comma, tab or bar between fields, and what a quotation mark
-means in them.
+"""Tables of text, one record a row: commas, tabs or bars, and what quotation marks mean.
 
 A field in quotation marks is one that begins with a mark and ends with the next single one, right
 in front of a separator or the end of a line (RFC 4180): it may hold separators, line breaks and

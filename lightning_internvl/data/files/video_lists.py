@@ -25,8 +25,7 @@ class LabelledVideos:
 def read_video_list(
     path: str | Path, videos: str | Path | None = None, names: str | Path | None = None, samples: int | None = None
 ) -> LabelledVideos:
-    """A table with a column `path` and a column `label`, or without such a first line: the path,
-    then the label.
+    """A table with columns `path` and `label`, or, without that line, of path and label.
 
     Args:
         path: columns are set apart by commas, or by blanks as in the lists of VideoMAE.

@@ -86,8 +86,7 @@ class Processor(ABC):
         """
 
     def whole(self) -> Processor:
-        """The processor where a picture is one square, as in contrastive stages; by default this
-        one."""
+        """The processor where a picture is one square (contrastive stages); here this one."""
         return self
 
     def video(self, frames: np.ndarray, fps: float) -> np.ndarray:
@@ -117,8 +116,7 @@ class Processor(ABC):
         return {"pixel_values": torch.zeros(squares, 3, self.image_size, self.image_size, device=device)}
 
     def _resized(self, image: np.ndarray, columns: int = 1, rows: int = 1) -> np.ndarray:
-        """The picture at columns x rows squares, whatever its proportions; as it is if that is its
-        size."""
+        """The picture at columns x rows squares, whatever its proportions."""
         return resized(image, columns * self.image_size, rows * self.image_size, self.resize)
 
 
@@ -130,8 +128,7 @@ class Squash(Processor):
 
 
 class CenterCrop(Processor):
-    """The short side resized to S, and the square in the middle (CLIP; InternVL classification;
-    LLaVA v1)."""
+    """The short side resized to S, and the square in the middle (CLIP; LLaVA v1)."""
 
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
         # The ends of a strip fall away anyhow, and a strip of 1 x 5000 px would be enlarged to
@@ -146,8 +143,7 @@ class CenterCrop(Processor):
 
 
 class RandomCrop(Processor):
-    """A random part of the picture, resized to a square: the augmentation of contrastive stages and
-    of retrieval.
+    """A random part of the picture, resized to a square: augmentation for contrast.
 
     The part covers a share of the area drawn from `scale`, at proportions drawn from `ratio`
     (uniform in the logarithm); where ten draws do not fit, the middle is taken. With `flip`, half

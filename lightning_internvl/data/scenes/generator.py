@@ -38,8 +38,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """`background` indexes COLOURS; `rgb` is its jittered value in 0..255; `objects` are in cell
-    order."""
+    """`background` indexes COLOURS; `rgb` is its jittered value; `objects` are in cell order."""
 
     background: int
     rgb: tuple[int, int, int]
@@ -58,8 +57,7 @@ class Scene:
 
 @functools.cache
 def held_out_pairs() -> frozenset[tuple[int, int]]:
-    """Pairs (i, j), i < j, that share a scene only in the split "combinations". Depends on nothing
-    but the names."""
+    """Pairs (i, j), i < j, that share a scene only in "combinations"; the names decide."""
     pairs = itertools.combinations(range(len(THINGS)), 2)
     return frozenset(pair for pair in pairs if _pair_hash(*pair) < HELD_OUT_SHARE)
 
@@ -82,8 +80,7 @@ def seen_partners() -> tuple[tuple[int, ...], ...]:
 
 
 class _Draws:
-    """Uniform numbers of one scene, drawn at once: one generator call costs as much as a whole
-    block."""
+    """Uniform numbers of one scene, drawn in one block, for generator calls are slow."""
 
     def __init__(self, seed: int, split: str, index: int) -> None:
         sequence = np.random.SeedSequence([seed, SPLITS.index(split), index])
@@ -131,8 +128,7 @@ class Scenes:
         return Scene(background, rgb, tuple(sorted(placed, key=lambda one: one.cell)))
 
     def _things(self, draws: _Draws) -> list[int]:
-        """The thing of every object: one to three kinds, each repeated by its count; two objects at
-        least."""
+        """The thing of every object: one to three kinds by their counts; two objects at least."""
         counts: tuple[tuple[int, ...], ...] = TWO_KIND_COUNTS
         kinds: tuple[int, ...]
         if self.split == "combinations":
@@ -188,8 +184,7 @@ class Scenes:
         return found
 
     def unique_indices(self, n: int) -> list[int]:
-        """Indices of the first n scenes with pairwise different content, so that a caption names
-        one picture.
+        """Indices of the first n scenes of different content: a caption names one picture.
 
         Raises ValueError where the split holds too few different scenes.
         """

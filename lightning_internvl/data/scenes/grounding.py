@@ -1,5 +1,4 @@
-"""Two more kinds of conversation from scenes: things and where they are, and text without a
-picture."""
+"""Two more kinds of conversation from scenes: where things are, and text alone."""
 
 from __future__ import annotations
 

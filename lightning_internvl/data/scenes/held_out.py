@@ -1,5 +1,4 @@
-"""The held-out side of the built-in scenes: what training never shows, ready for the evaluation
-tasks."""
+"""The held-out side of the built-in scenes, ready for the evaluation tasks."""
 
 from __future__ import annotations
 
@@ -72,8 +71,7 @@ class HeldOutScenes:
         return CaptionedImages(images, [texts[0] for texts in references], references, language)
 
     def labelled(self, language: str = "en") -> LabelledImages:
-        """One thing alone, to be named among all things; training shows at least two objects in
-        every picture."""
+        """One thing alone, to be named among all; training shows two objects or more."""
         source = Scenes(self.seed, "single", self.image_size, self.styles)
         images = np.stack([source.render(source.scene(i)) for i in range(self.single)])
         prompts = [say.class_prompts(thing, language) for thing in THINGS]

@@ -1,5 +1,4 @@
-"""Built-in sequences of several pictures: one by one with questions about each, or as the frames of
-a video."""
+"""Built-in sequences of pictures: with questions about each, or as the frames of a video."""
 
 from __future__ import annotations
 

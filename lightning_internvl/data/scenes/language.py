@@ -1,5 +1,4 @@
-"""What is said about a scene: captions in English and Chinese, questions with answers, and prompts
-for one thing."""
+"""What is said about a scene: captions in two languages, questions, prompts for a thing."""
 
 from __future__ import annotations
 
@@ -67,8 +66,7 @@ def _phrase(pattern: str, things: str, colour: Colour, language: str) -> str:
 
 
 def references(scene: Scene, language: str = "en") -> list[str]:
-    """Every caption that `caption` may give in this language. Raises ValueError for an unknown
-    language."""
+    """Every caption that `caption` may give; raises ValueError for an unknown language."""
     if language not in LANGUAGES:
         raise ValueError(f"unknown language {language!r}; choose from {list(LANGUAGES)}")
     phrases = [noun_phrase(THINGS[thing], count, language) for thing, count in scene.counts.items()]
@@ -77,8 +75,7 @@ def references(scene: Scene, language: str = "en") -> list[str]:
 
 
 def caption(scene: Scene, rng: np.random.Generator, language: str = "en") -> str:
-    """One caption: all kinds of things, in the order of the table, with counts, and the background
-    colour."""
+    """One caption: all kinds of things with counts, and the background colour."""
     choices = references(scene, language)
     return choices[int(rng.integers(len(choices)))]
 
@@ -96,15 +93,13 @@ def _held(scene: Scene) -> dict[int, str]:
 
 
 def class_prompts(thing: Thing, language: str = "en") -> list[str]:
-    """Captions of pictures with just this thing, one of each phrasing and colour, after the bare
-    name."""
+    """Captions of just this thing in each phrasing and colour, after the bare name."""
     name = noun_phrase(thing, 1, language)
     return [name] + [_phrase(pattern, name, colour, language) for pattern in CAPTIONS[language] for colour in COLOURS]
 
 
 def box_text(box: Box) -> str:
-    """A box in 0..1 as "<box>(x0,y0),(x1,y1)</box>" with integers in 0..1000, multiples of
-    BOX_STEP."""
+    """A box in 0..1 as "<box>(x0,y0),(x1,y1)</box>": multiples of BOX_STEP in 0..1000."""
     return grounding.box_text(box, BOX_STEP)
 
 
@@ -178,8 +173,7 @@ def chinese_words() -> set[str]:
 
 
 def vocabulary_texts() -> Iterator[str]:
-    """Short texts that together hold every word of this module in every position where it can
-    stand."""
+    """Short texts that hold every word of this module in every position."""
     for thing in THINGS:
         yield from (thing.name, f"how many {thing.plural} are there?", f"where is the {thing.name}?")
         for language in LANGUAGES:

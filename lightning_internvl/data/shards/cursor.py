@@ -1,5 +1,4 @@
-"""The order of samples from shards whose records nobody has counted, and cursors from which it goes
-on exactly.
+"""The order of samples from shards of unknown length, and cursors to go on exactly.
 
 The samples of a step come from several readers, equally many from each, and steps take turns among
 groups of readers (the settings `data.lanes`, readers of a step, and `data.turns`, groups). A reader
@@ -163,8 +162,7 @@ class ShardCursor:
         self.cursor = cursor or Cursor()
 
     def __iter__(self) -> Iterator[ReadRecord]:
-        """What comes next, and of a broken shard its fault, once. `cursor` is then that of the next
-        sample.
+        """What comes next, or once a broken shard's fault; `cursor` moves to the next sample.
 
         Raises:
             ValueError: if there are no samples in many shards.

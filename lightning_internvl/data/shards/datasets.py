@@ -1,5 +1,4 @@
-"""Training data from shards: what there is to read, how sources are mixed, and what becomes of a
-record.
+"""Training data from shards: how sources are mixed, and what becomes of a record.
 
 In which order records come is a matter of `data.shards.cursor`.
 """
@@ -85,8 +84,7 @@ class ShardDataset(ABC):
 
     @abstractmethod
     def sample(self, record: Record, source: Mapping[str, Any]) -> dict[str, Any]:
-        """What a record of a source gives, without its key. Raises ValueError when it cannot be
-        used."""
+        """What a record of a source gives, without its key; raises ValueError."""
 
 
 class ShardPairs(ShardDataset):

@@ -21,8 +21,7 @@ Urls = str | Path | Sequence[str | Path]
 
 
 class ShardNames(Sequence[str]):
-    """All names of a setting in their order. A brace pattern takes the same memory whatever it
-    stands for.
+    """All names of a setting in order; brace patterns are not written out in memory.
 
     Args:
         urls: a path or URL, with {00000..00099} or {a,b} for many, or with `*`; a folder, which

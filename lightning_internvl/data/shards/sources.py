@@ -1,5 +1,4 @@
-"""Settings of training data from shards, and what is wrong with them, found before any model is
-built.
+"""Settings of training data from shards, and their faults before any model is built.
 
 Nothing here imports PyTorch.
 """
@@ -46,8 +45,7 @@ def sources_of(shards: Any, sources: Mapping[str, Any] | None) -> dict[str, dict
 
 
 def open_shards(given: Any) -> Shards:
-    """The shards of a source: an object that reads them, or paths, URLs and patterns of tar or
-    parquet files.
+    """The shards of a source: an object, or paths, URLs and patterns of tar or parquet files.
 
     Raises:
         ValueError: for a pattern that is broken or matches nothing, or where a package is missing.

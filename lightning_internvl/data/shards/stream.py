@@ -27,8 +27,7 @@ Origin = tuple[int, str, Cursor]
 
 
 class ShardReader:
-    """One reader of all sources. What it gives is a pure function of the seed, its number and its
-    position."""
+    """One reader of all sources: a pure function of seed, number and position."""
 
     def __init__(
         self,

@@ -19,8 +19,7 @@ ROWS = 64  # that are turned into Python values at a time
 
 
 class ParquetShards(Shards):
-    """Parquet files, which are read a row group at a time; a start in the middle opens its row
-    group at once.
+    """Parquet files, read a row group at a time; a start in the middle opens its group.
 
     Args:
         urls: see `ShardNames`. Paths, and URLs of every protocol that fsspec has a package for.

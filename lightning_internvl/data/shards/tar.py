@@ -142,8 +142,7 @@ def _open_tar(name: str) -> Iterator[IO[bytes]]:
 
 
 def _records(members: TarMembers, start: int, first: int = 0) -> Iterator[MarkedRecord]:
-    """Neighbours of one name together, from record `first` on. Of those before `start` the headers
-    alone are read."""
+    """Neighbours of one name together, from record `first` on; before `start` headers alone."""
     record = MarkedRecord()
     key, seen, count = None, set[str](), first - 1
     for name, _ in members:
@@ -165,8 +164,7 @@ def _records(members: TarMembers, start: int, first: int = 0) -> Iterator[Marked
 
 
 class TarWriter:
-    """Writes records to a tar file, which appears at its place when all are written, and not at all
-    after an error.
+    """Writes records to a tar file, which appears when all are written, or not at all.
 
         with TarWriter("00000.tar") as tar:
             tar.write({"key": "000000000", "jpg": picture, "txt": "a cat", "json": {"score": 0.3}})

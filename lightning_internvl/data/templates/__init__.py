@@ -1,5 +1,4 @@
-"""Chat formats, a file for each family: a file that defines `TEMPLATES` adds those formats by their
-names."""
+"""Chat formats, a file for each family, whose `TEMPLATES` are known by their names."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ def template_names() -> list[str]:
 
 
 def load_template(name: str, system: str | None = None) -> ChatTemplate:
-    """The chat format of that name, with another system message when `system` is given ("" leaves
-    it out).
+    """The chat format of that name, with `system` for its system message ("": none).
 
     Raises ValueError with the valid names for an unknown one.
     """

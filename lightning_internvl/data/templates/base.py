@@ -12,8 +12,7 @@ ROLES = ("system", "user", "assistant")
 
 
 class Message(TypedDict):
-    """One message; `role` is system, user or assistant, and "<image>" in `content` marks a
-    picture."""
+    """One message; `role`: system, user or assistant; "<image>" in `content`: a picture."""
 
     role: str
     content: str
