@@ -119,7 +119,7 @@ def _decide(job: FilterJob, count: int) -> None:
         reasons += np.bincount(columns.column("reason")[piece], minlength=256)
     dropped = {rule: int(reasons[1 + at]) for at, rule in enumerate(ORDER) if reasons[1 + at]}
     if not reasons[KEPT]:
-        reasons_given = [f"{rule} drops {number}{_limits(rules, rule)}" for rule, number in dropped.items()]
+        reasons_given = [f"{rule} drops {n}{_limits(rules, rule)}" for rule, n in dropped.items()]
         why = ", ".join(reasons_given) or "there is none"
         bad = f"; {reasons[BAD]} cannot be used (see {job.folder / 'skipped.jsonl'})" if reasons[BAD] else ""
         raise ValueError(
@@ -163,7 +163,8 @@ def _sum_up(job: FilterJob, run_dir: Path, count: int, scored: int, scoring: flo
     for left in job.folder.rglob(f".*{DRAFT}"):  # of a process that was killed
         left.unlink()
     metrics = {"pairs": total["pairs"], "kept": total["kept"], "kept_share": total["kept"] / total["pairs"]}
-    write_json(run_dir / "metrics.json", read_json(run_dir / "metrics.json", {}) | {job.name: metrics})
+    file = run_dir / "metrics.json"
+    write_json(file, read_json(file, {}) | {job.name: metrics})
     timing = read_json(run_dir / "timing.json", {})
     before = timing.get(job.name, {}).get("eval_seconds", 0.0)
     timing[job.name] = {"eval_seconds": round(before + seconds, 2)}

@@ -140,7 +140,8 @@ def _top_share(columns: Columns, share: float) -> float:
     reason, similarity = columns.column("reason"), columns.column("similarity")
     counts = np.zeros(2 * STEPS + 3, dtype=np.int64)  # rounding may step over 1
     for piece in columns.pieces():
-        counts += np.bincount(similarity[piece][reason[piece] == KEPT] + STEPS + 1, minlength=len(counts))
+        kept = similarity[piece][reason[piece] == KEPT]
+        counts += np.bincount(kept + STEPS + 1, minlength=len(counts))
     wanted = share * counts.sum()
     reached = np.flatnonzero(np.cumsum(counts[::-1]) >= wanted - 1e-9)
     threshold = len(counts) - 1 - int(reached[0]) - STEPS - 1

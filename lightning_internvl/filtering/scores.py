@@ -159,7 +159,8 @@ class _PreparedRecords(Dataset[Any]):
                     prepared.append(self.pairs.prepare({"key": record["key"], "image": image, "caption": caption[:READ]}))
                 rows.append(row)
             except ValueError as error:
-                rows.append({"key": str(record["key"]), UNUSABLE: kind_of(error), "reason": str(error)})
+                key, reason = str(record["key"]), str(error)
+                rows.append({"key": key, UNUSABLE: kind_of(error), "reason": reason})
         batch = None
         if prepared:
             assert self.pairs is not None  # which has prepared them

@@ -104,7 +104,7 @@ def _size(shapes: Shapes, tower: str) -> Config:
     return {
         "hidden_size": width,
         "intermediate_size": hidden,
-        "num_hidden_layers": len([n for n in shapes if n.startswith(blocks) and n.endswith("ln_1.weight")]),
+        "num_hidden_layers": sum(n.startswith(blocks) and n.endswith("ln_1.weight") for n in shapes),
         "num_attention_heads": max(1, width // HEAD_DIM),
     }
 

@@ -41,7 +41,8 @@ class CLIPSiglipVision(EncoderLayout):
         return vision_rules("")
 
     def encoder(self, config: Config) -> CLIPViT:
-        return clip_tower(config) if config["model_type"] == "clip_vision_model" else siglip_tower(config)
+        is_clip = config["model_type"] == "clip_vision_model"
+        return clip_tower(config) if is_clip else siglip_tower(config)
 
     def encoder_config(self, encoder: nn.Module) -> Config | None:
         if isinstance(encoder, SiglipViT):

@@ -65,7 +65,8 @@ class InternVLC(BareFileLayout):
 def release_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Shapes of a bare file under the tower's names in releases with a config."""
     rules = [rename(old, new) for old, new in FIRST_NAMES]
-    return {name: shapes[group.ours[0]] for group in match_rules(rules, shapes)[0] for name in group.official}
+    groups, _ = match_rules(rules, shapes)
+    return {name: shapes[group.ours[0]] for group in groups for name in group.official}
 
 
 LAYOUT = InternVLC()

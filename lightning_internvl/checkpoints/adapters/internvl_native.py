@@ -48,7 +48,8 @@ class InternVLNative(Layout):
         top = TOP | config
         check_only(config, ONLY, "config.json")
         encoder = native_tower(config.get("vision_config", {}))
-        decoder = language_model(config["text_config"], tied="language_model.lm_head.weight" not in shapes)
+        tied = "language_model.lm_head.weight" not in shapes
+        decoder = language_model(config["text_config"], tied=tied)
         connector = PixelShuffleMLP(
             encoder_dim=encoder.dim,
             decoder_dim=decoder.dim,

@@ -61,7 +61,8 @@ class Qwen2VL(Layout):
         check_only(text, ONLY_TEXT, "text_config")
         encoder = _tower(vision)
         tied = "lm_head.weight" not in shapes
-        decoder = MRopeCausalLM(config=text | {"tie_word_embeddings": tied}, merge_size=encoder.merge_size)
+        text = text | {"tie_word_embeddings": tied}
+        decoder = MRopeCausalLM(config=text, merge_size=encoder.merge_size)
         merger = PatchMerger(encoder_dim=encoder.dim, decoder_dim=decoder.dim, factor=encoder.merge_size)
         tokens = {name: top[name] for name in ("image_token_id", "video_token_id")}
         return chat_model(encoder, merger, decoder, **tokens)

@@ -109,7 +109,7 @@ def _lora_rules(lora: Config | None) -> list[NameRule]:
     for key in lora.get("learn_param", ("q", "v", "ffn")):
         for name in _UPDATED[key]:
             ours, theirs = f"decoder.lm.model.layers.*.{name}", f"internlm_model.model.layers.*.{name}"
-            official = tuple(f"{theirs}.{leaf}" for leaf in ("weight", "lora_A.weight", "lora_B.weight"))
+            official = tuple(f"{theirs}.{x}weight" for x in ("", "lora_A.", "lora_B."))
             rules.append(NameRule((f"{ours}.weight",), official, _without_zero_update, write))
     return rules
 

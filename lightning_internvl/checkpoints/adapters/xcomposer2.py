@@ -61,7 +61,8 @@ class XComposer2(Layout):
             return None
         if not isinstance(decoder, PartialLoRACausalLM) or decoder.lm.config.model_type != "llama":
             return None
-        if connector.layers[0] not in (-1, encoder.depth) or connector.depth != 2 or connector.keep_special:
+        last = connector.layers[0] in (-1, encoder.depth)
+        if not last or connector.depth != 2 or connector.keep_special:
             return None
         if (vision := clip_tower_config(encoder)) is None:
             return None

@@ -41,7 +41,11 @@ def add_first_dimension(ours: str, official: str, count: int = 1) -> NameRule:
 
 def transposed(ours: str, official: str) -> NameRule:
     """A matrix that is multiplied from the other side there."""
-    return NameRule((ours,), (official,), read=lambda x: (x.T.contiguous(),), write=lambda x: (x.T.contiguous(),))
+
+    def turned(x: Tensor) -> tuple[Tensor]:
+        return (x.T.contiguous(),)
+
+    return NameRule((ours,), (official,), read=turned, write=turned)
 
 
 def vision_rules(prefix: str) -> list[NameRule]:
@@ -74,7 +78,8 @@ def siglip_tower(config: Config, *, head: str = "first", post_norm: str = "all")
     """
     check_only(config, ONLY, "vision_config")
     vision = SIGLIP_VISION | config
-    return SiglipViT(**_sizes(vision), head=head if vision["vision_use_head"] else "none", post_norm=post_norm)
+    head = head if vision["vision_use_head"] else "none"
+    return SiglipViT(**_sizes(vision), head=head, post_norm=post_norm)
 
 
 def _sizes(vision: Config) -> Config:
@@ -92,7 +97,8 @@ def _sizes(vision: Config) -> Config:
 
 def clip_tower_config(encoder: CLIPViT) -> Config | None:
     """The `vision_config` of a tower of CLIP, None if it is none."""
-    parts = encoder.embeddings.class_embedding is not None and encoder.embeddings.patch_embedding.bias is None
+    embeddings = encoder.embeddings
+    parts = embeddings.class_embedding is not None and embeddings.patch_embedding.bias is None
     fits = parts and encoder.post_norm != "all" and len(list(encoder.pre_layrnorm.parameters())) == 2
     return {"model_type": "clip_vision_model", **_vision_config(encoder)} if fits else None
 

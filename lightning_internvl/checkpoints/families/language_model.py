@@ -91,7 +91,8 @@ def fused_rows(ours: str, official: str, leaf: str, heads: int, groups: int) -> 
 
     def read(fused: Tensor) -> tuple[Tensor, ...]:
         grouped = fused.unflatten(0, (groups, per_group + 2, -1))
-        return tuple(rows.flatten(0, 2).contiguous() for rows in grouped.split([per_group, 1, 1], dim=1))
+        kinds = grouped.split([per_group, 1, 1], dim=1)
+        return tuple(rows.flatten(0, 2).contiguous() for rows in kinds)
 
     def write(*rows: Tensor) -> tuple[Tensor, ...]:
         counts = (per_group, 1, 1)

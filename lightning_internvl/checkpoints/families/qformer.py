@@ -49,7 +49,8 @@ def layer_rules(prefix: str, inner: str) -> list[NameRule]:
     }
     names |= {f"{own}.o_proj": f"{name}.output.dense" for own, name in _ATTENTION.items()}
     names |= {f"{own}.norm": f"{name}.output.LayerNorm" for own, name in _ATTENTION.items()}
-    return [rename(f"{ours}.{own}.*", f"{theirs}.{their}.*") for own, their in (names | _FFN).items()]
+    names = names | _FFN
+    return [rename(f"{ours}.{own}.*", f"{theirs}.{names[own]}.*") for own in names]
 
 
 def lavis_qformer_rules(prefix: str = "Qformer.") -> list[NameRule]:

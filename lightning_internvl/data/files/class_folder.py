@@ -62,7 +62,8 @@ def read_names(path: str | Path, folders: Sequence[str]) -> list[str]:
         raise ValueError(f"{path}: there is no such file of class names")
     try:
         text = path.read_text(encoding="utf-8")
-        found = _names_of_json(json.loads(text)) if path.suffix == ".json" else _names_of_lines(text, folders)
+        is_json = path.suffix == ".json"
+        found = _names_of_json(json.loads(text)) if is_json else _names_of_lines(text, folders)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no {path.suffix.removeprefix('.') or 'text'} file: {error}") from error
     if isinstance(found, list):
@@ -89,5 +90,5 @@ def _names_of_json(found: Any) -> list[Any] | dict[str, Any]:
         return found
     pairs = found.values() if isinstance(found, dict) else []
     if pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        return {folder: name.replace("_", " ") if isinstance(name, str) else None for folder, name in pairs}
+        return {x: name.replace("_", " ") if isinstance(name, str) else None for x, name in pairs}
     return found if isinstance(found, dict) else []

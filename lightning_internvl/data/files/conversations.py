@@ -70,7 +70,8 @@ def read_entry(record: Mapping[str, Any], caption_request: str = CAPTION_REQUEST
 
 
 def _read_pair(record: Mapping[str, Any], request: str) -> Entry:
-    image, caption = (next((name for name in names if name in record), None) for names in (IMAGES, CAPTIONS))
+    kinds = (IMAGES, CAPTIONS)
+    image, caption = (next((name for name in names if name in record), None) for names in kinds)
     if image is None or caption is None:
         missing = [name for name, x in (("image", image), ("caption", caption)) if x is None]
         raise BadSample(
@@ -147,7 +148,8 @@ def _read_part(part: Any) -> tuple[str, list[MarkSource]]:
         name, mark = ("image", IMAGE) if kind.startswith("image") else ("video", VIDEO)
         given = next((part[key] for key in (kind, name, "path", "url") if part.get(key)), None)
         given = given["url"] if isinstance(given, Mapping) and "url" in given else given
-        return mark, [(mark, _source(given, "picture" if name == "image" else name) if given else None)]
+        what = "picture" if name == "image" else name
+        return mark, [(mark, _source(given, what) if given else None)]
     raise BadSample(f"not a part of the type text, image or video: {part!r:.200}", "unknown format")
 
 

@@ -153,7 +153,8 @@ class ChatsFile(FileDataset):
 
     def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
         """Pictures and conversation of a record."""
-        found = {"images": [load_image(name, root) for name in entry.images], "conversation": entry.messages}
+        images = [load_image(name, root) for name in entry.images]
+        found = {"images": images, "conversation": entry.messages}
         if entry.videos:
             return {**found, "videos": [load_video(name, root) for name in entry.videos]}
         return found

@@ -117,7 +117,8 @@ class RecordFile(Records):
 
     def _parse(self, content: bytes) -> dict[str, Any]:
         try:
-            record = json.loads(content) if self.separator is None else self._row(content, self.separator)
+            mark = self.separator
+            record = json.loads(content) if mark is None else self._row(content, mark)
         except BadSample:
             raise
         except ValueError as error:
@@ -230,7 +231,8 @@ class _Index(NamedTuple):
 
     def add(self, offset: int, content: bytes, line: int) -> None:
         """One more record."""
-        for column, value in zip(self, (offset, len(content), line, digest_of(content.strip())), strict=True):
+        values = (offset, len(content), line, digest_of(content.strip()))
+        for column, value in zip(self, values, strict=True):
             column.append(value)
 
 

@@ -221,7 +221,8 @@ def _are_separate_rows(lines: Sequence[bytes], separator: bytes, columns: int) -
     alone = [_split_row(line, separator) for line in lines if line.strip()]
     if len(alone) < 2 or any(len(row.fields) != columns for row in alone):
         return False
-    return any(_are_of_one_kind(alone, column) for column in range(columns) if column != alone[0].open_field)
+    others = [column for column in range(columns) if column != alone[0].open_field]
+    return any(_are_of_one_kind(alone, column) for column in others)
 
 
 def _are_of_one_kind(alone: Sequence[_Row], column: int) -> bool:

@@ -56,7 +56,8 @@ def read_video_list(
     if not (root / rows[places[0]][1]).exists():
         video, advice = rows[places[0]][1], "say where videos are with videos=FOLDER"
         raise ValueError(f"{path}: the video {video} is not in {root}; {advice}")
-    chosen = LazyPictures([root / rows[place][1] for place in places], lambda file: read_video(file)[0])
+    files = [root / rows[place][1] for place in places]
+    chosen = LazyPictures(files, lambda file: read_video(file)[0])
     spoken = [name.replace("_", " ") for name in classes]
     return LabelledVideos(chosen, [labels[place] for place in places], spoken, len(rows))
 

@@ -61,7 +61,8 @@ class ParquetShards(Shards):
                     batches = table.iter_batches(ROWS, row_groups=[group], columns=columns, use_threads=False)
                     rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
                     skipped = max(start - row, 0)
-                    for number, one in enumerate(itertools.islice(rows, skipped, None), row + skipped):
+                    left = itertools.islice(rows, skipped, None)
+                    for number, one in enumerate(left, row + skipped):
                         yield _record(one, number)
                 row = end
 
