@@ -134,7 +134,8 @@ def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
         ConfigError: for any fault of the configuration, and if the folder holds a run already.
     """
     if UNKNOWN in str(run_dir):
-        raise ConfigError(["several processes were started, each would choose a folder of its own; give one: paths.run=FOLDER"])
+        fault = "several processes were started, each would choose a folder of its own"
+        raise ConfigError([f"{fault}; give one: paths.run=FOLDER"])
     plain = _with_given_settings(as_dict(config, resolve=True, throw_on_missing=True))
     plain = _checked_and_inherited(plain, _variables(config))
     if (run_dir / RUN_CONFIG).exists() and not is_helper():
@@ -235,12 +236,9 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     """
     run_dir = Path(config.resume)
     if config.init_from:
-        raise ConfigError(
-            [
-                f"init_from={config.init_from} and resume={run_dir} exclude each other: init_from starts a new run from weights, "
-                "resume goes on with an old run as it was; leave one out"
-            ]
-        )
+        both = f"init_from={config.init_from} and resume={run_dir} exclude each other"
+        why = "init_from starts a new run from weights, resume goes on with an old run as it was"
+        raise ConfigError([f"{both}: {why}; leave one out"])
     given = HydraConfig.get().overrides.task
     words = {text.partition("=")[0] for text in given}
     moved = {key: config.trainer[key] for key in HARDWARE if f"trainer.{key}" in words}
@@ -248,17 +246,15 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     hardware = tuple(f"trainer.{key}=" for key in HARDWARE)
     allowed = ("resume=", "trust=", WORKERS, LIMIT, f"+{LIMIT}", *hardware)
     if others := [o for o in given if not o.startswith(allowed)]:
-        raise ConfigError(
-            [
-                f"resume goes on with a run exactly as it was; leave out {' '.join(others)}, or start anew with "
-                f"init_from={run_dir}. Only the hardware may be another: {', '.join(f'trainer.{key}' for key in HARDWARE)}, "
-                f"{WORKERS.rstrip('=')}, {LIMIT.rstrip('=')}; and trust=[PACKAGE]"
-            ]
-        )
+        names = ", ".join(name.rstrip("=") for name in (*hardware, WORKERS, LIMIT))
+        anew = f"leave out {' '.join(others)}, or start anew with init_from={run_dir}"
+        fault = f"resume goes on with a run exactly as it was; {anew}"
+        raise ConfigError([f"{fault}. Only the hardware may be another: {names}; and trust=[PACKAGE]"])
     path = run_dir / RUN_CONFIG
     if not path.is_file():
         runs = sorted(str(p.parent) for p in Path("outputs").glob(f"*/*/{RUN_CONFIG}"))
-        raise ConfigError([f"resume={run_dir}: there is no run ({path} is missing); runs here: {', '.join(runs[-5:]) or 'none'}"])
+        known = ", ".join(runs[-5:]) or "none"
+        raise ConfigError([f"resume={run_dir}: there is no run ({path} is missing); runs here: {known}"])
     trust: Any = config.trust
     trust = OmegaConf.to_container(trust) if OmegaConf.is_config(trust) else trust
     if faults := list(trust_faults(trust or [])):

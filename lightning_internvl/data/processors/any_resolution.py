@@ -71,13 +71,14 @@ class AnyResolution(Processor):
                 f"max_pixels: {image_size=}, {min_pixels=}, max_pixels={self.max_pixels}"
             )
         if fps <= 0 or not 1 <= min_frames <= max_frames or not 0 < self.frame_pixels[0] <= self.frame_pixels[1]:
-            frames = f"{min_frames=} <= {max_frames=}"
-            raise ValueError(f"videos need {fps=} above 0, {frames}, and frame_pixels from low to high")
+            order = f"{min_frames=} <= {max_frames=}"
+            raise ValueError(f"videos need {fps=} above 0, {order}, and frame_pixels from low to high")
 
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
         """(H, W, 3) uint8 -> (1, H', W', 3) uint8, the picture at the size that it is cut up in.
         Chance plays no part."""
-        size = smart_size(*image.shape[:2], self.factor, self.min_pixels, self.max_pixels)
+        height, width = image.shape[:2]
+        size = smart_size(height, width, self.factor, self.min_pixels, self.max_pixels)
         return self._at(image, *size)[None]
 
     def video(self, frames: np.ndarray, fps: float) -> np.ndarray:
