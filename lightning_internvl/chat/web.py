@@ -113,16 +113,10 @@ def make_page(loaded: Loaded, settings: ChatSettings, sampling: Sampling, folder
 
 
 def _gallery(loaded: Loaded, settings: ChatSettings, folder: Path) -> Gallery | None:
-    if settings.gallery is not None and loaded.retriever is None:
-        raise ConfigError([f"{loaded.name} does not compare pictures and texts; leave gallery={settings.gallery} out"])
-    if settings.gallery is None and loaded.session is None and not loaded.scenes:
-        raise ConfigError([f"{loaded.name} has no decoder to talk to; it looks for pictures: give gallery=FOLDER"])
-    if loaded.retriever is None:
-        return None
-    pictures = settings.gallery
-    if not pictures and loaded.scenes:
-        pictures = str(draw_scenes(loaded.scenes, folder / "scenes"))
-    return Gallery(pictures, loaded.retriever) if pictures else None
+    drawn = None
+    if loaded.scenes and loaded.retriever and settings.gallery is None:
+        drawn = str(draw_scenes(loaded.scenes, folder / "scenes"))
+    return gallery_of(loaded, settings.gallery or drawn)
 
 
 # --- chat ---------------------------------------------------------------------------------------

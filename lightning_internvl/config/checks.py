@@ -25,10 +25,9 @@ from lightning_internvl.launch import is_helper
 from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 KEYS = (
-    "name", "seed", "pipeline", "max_steps", "epochs", "init_from", "resume", "trust", "attention", "plan", "doctor",
-    "device_memory",
-    "encoder", "middleware", "decoder",
-    "stages", "data", "peft", "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
+    "name", "seed", "pipeline", "max_steps", "epochs", "init_from", "resume", "trust", "attention",
+    "plan", "doctor", "device_memory", "encoder", "middleware", "decoder", "stages", "data", "peft",
+    "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
     *BLOCKWISE,
 )  # fmt: skip
 ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
@@ -36,6 +35,8 @@ ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
 STREAMED = ("shards", "sources", "weights", "schedule")
 
 NO_EPOCHS = "max_steps=N or epochs=N is the length of all stages, stages.NAME.max_steps=N of one"
+MEASURED = "callbacks.validation.samples=N and callbacks.tracking.samples=N say how much is measured"
+OF_TASKS = "evaluate.py measures a finished run, on as many samples as its tasks say"
 NO_VALIDATION = "callbacks.tracking.every_n_steps=N measures while a stage trains, callbacks.validation at its end"
 SHORTER = "max_steps=N makes all stages shorter, debug=fast tries them with four steps each"
 # of Lightning's Trainer that the program sets itself, or that break its counting:

@@ -59,8 +59,7 @@ class Llava(Layout):
         text = internvl_chat_llava.llava_text_config(config)
         decoder = language_model(text, tied="lm_head.weight" not in shapes)
         kind, feature = top["mm_projector_type"], top["mm_vision_select_feature"]
-        if feature not in KINDS:
-            raise ValueError(f"mm_vision_select_feature={feature!r} is not known; valid choices: {', '.join(KINDS)}")
+        check_choice("mm_vision_select_feature", feature, KINDS)
         options: dict[str, Any] = {"encoder_dim": encoder.dim, "decoder_dim": decoder.dim}
         options |= {"patch_layer": top["mm_vision_select_layer"], "keep_special": KINDS[feature]}
         if kind == "linear":
