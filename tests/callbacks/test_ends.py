@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-from lightning_internvl.cli import _remove_all_but_lists
+from lightning_internvl.cli import LISTS
+from lightning_internvl.files import remove_all_but
 from lightning_internvl.pipeline import finish_loggers
 
 
@@ -13,11 +14,11 @@ def test_the_lists_of_samples_that_an_error_names_stay(tmp_path: Path) -> None:
     for name in ("stages/first/skipped.jsonl", "stages/second/skipped.1.jsonl", "stages/first/history.jsonl", "config.yaml"):
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).touch()
-    _remove_all_but_lists(tmp_path / "run")
+    remove_all_but(tmp_path / "run", LISTS)
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["run/stages/first/skipped.jsonl", "run/stages/second/skipped.1.jsonl"]
     (tmp_path / "other" / "stages").mkdir(parents=True)
-    _remove_all_but_lists(tmp_path / "other")
+    remove_all_but(tmp_path / "other", LISTS)
     assert not (tmp_path / "other").exists()
 
 
