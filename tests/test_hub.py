@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_internvl import hub as sources
 from lightning_internvl.data.tokenizer import hf_tokenizer
 from lightning_internvl.decoders.hf_causal import HFCausalLM
-from lightning_internvl.hub import INSTALL, local_source
+from lightning_internvl.hub import local_source
+from lightning_internvl.messages import SMOLLM2
 
 WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefghij", "Ġ", "ab"]
 CONFIG = {
@@ -31,7 +32,7 @@ NAMES = {
 
 def write_gguf(file: Path, model: LlamaForCausalLM) -> None:
     """A tiny LLaMA with a byte-level tokenizer, as llama.cpp writes them."""
-    gguf = pytest.importorskip("gguf", reason=f"reading GGUF files needs the package gguf ({INSTALL})")
+    gguf = pytest.importorskip("gguf", reason=f"reading GGUF files needs the package gguf ({SMOLLM2})")
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(64)
@@ -121,7 +122,7 @@ def test_hub_ids_and_folders_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["nothing_here", "not a name", "a.b"])
 def test_a_missing_package_is_answered_with_the_line_that_installs_it(word: str) -> None:
-    with pytest.raises(ValueError, match=rf"there is no package {word!r}.*{INSTALL}"):
+    with pytest.raises(ValueError, match=rf"there is no package {word!r}.*{SMOLLM2}"):
         local_source(f"package:{word}")
 
 
@@ -134,5 +135,5 @@ def test_a_missing_folder_is_named(word: str) -> None:
 def test_the_reader_of_gguf_files_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=f"package gguf .* is not installed: *{INSTALL}"):
+    with pytest.raises(ValueError, match=f"package gguf .* is not installed: *{SMOLLM2}"):
         local_source(str(tmp_path / "some.gguf"))

@@ -17,10 +17,12 @@ from lightning_internvl.choices import (
     block_faults,
     cache_faults,
     is_step,
+    trained_stages,
 )
+from lightning_internvl.config.fit import fit_faults
 from lightning_internvl.config.hardware import hardware_faults, processes
 from lightning_internvl.config.known_keys import key_faults, stage_key_faults
-from lightning_internvl.config.stage_settings import merged
+from lightning_internvl.config.stage_settings import merged, stage_settings
 from lightning_internvl.launch import is_helper
 from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
@@ -82,8 +84,19 @@ def check_config(config: Mapping[str, Any], variables: Collection[str] | None = 
         stage = config["stages"][name]
         found = _step_faults(config, name) if is_step(stage) else _stage_faults(config, stage)
         faults += [f"stages.{name}: {fault}" for fault in found]
+    faults += [] if faults else _unfit(config)
     if faults:
         raise ConfigError(faults)
+
+
+def _unfit(config: Mapping[str, Any]) -> list[str]:
+    """What does not fit together, each fault once with all stages that have it."""
+    stages: dict[str, list[str]] = {}
+    for name in trained_stages(config):
+        if config["stages"][name]["parts"] != INHERITED:
+            for fault in fit_faults(stage_settings(config, name), only_planned=config["plan"]):
+                stages.setdefault(fault, []).append(f"stages.{name}")
+    return [f"{', '.join(dict.fromkeys(names))}: {fault}" for fault, names in stages.items()]
 
 
 def _step_faults(config: Mapping[str, Any], name: str) -> Iterable[str]:
@@ -219,7 +232,8 @@ def _pipeline_faults(config: Mapping[str, Any]) -> Iterable[str]:
     if all(stages.get(name, {}).get("parts") != INHERITED for name in pipeline):
         for setting, value in _inheritable(config["data"]).items():
             if value == INHERITED:
-                yield f"{setting}={INHERITED} is for stages with parts={INHERITED}; pipeline=[{', '.join(pipeline)}] has none"
+                names = ", ".join(pipeline)
+                yield (f"{setting}={INHERITED} is for stages with parts={INHERITED}; pipeline=[{names}] has none; choose another")
     for name in {n for n in pipeline if pipeline.count(n) > 1}:
         yield f"pipeline: stage {name!r} is listed twice; give the second one a name of its own under stages"
 

@@ -4,6 +4,7 @@ is imported or built."""
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -221,10 +222,16 @@ def _weight_faults(module: Node, objectives: Node) -> Iterator[str]:
     """Weights of losses that a stage of this project does not have: of its objectives, and of what
     files of `conf/stage/` name."""
     if str(module.get("_target_")).startswith(OURS):
-        files = [yaml.safe_load(path.read_text("utf-8")) for path in CONF.glob("stage/*.yaml")]
-        modules = [file.get("module") or {} for file in files]
+        modules = _stage_modules()
         named = [one.get("weights") or {} for one in modules if one.get("_target_") == module["_target_"]]
         yield from unknown("module.weights", module.get("weights"), [*objectives, *(name for one in named for name in one)])
+
+
+@functools.cache
+def _stage_modules() -> list[Node]:
+    """The modules of all files of `conf/stage/`."""
+    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONF.glob("stage/*.yaml")]
+    return [file.get("module") or {} for file in files]
 
 
 def _unfinished_stages(config: Node) -> Iterator[str]:

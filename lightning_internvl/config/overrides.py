@@ -234,7 +234,7 @@ class _Change:
             return None
         if set(parts) & set(has):
             return None
-        return f"stage {self.name} has no {' and no '.join(parts)}"
+        return f"stage {self.name} has no {' and no '.join(parts)}; choose a part that it has, as in peft/part@peft.{has[0]}=lora"
 
     def take_values(self) -> None:
         """`optimizer.lr=1e-4`: in place of the stage's own."""

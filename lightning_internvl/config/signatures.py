@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_internvl.config.targets import OURS
 
@@ -29,10 +30,12 @@ class Definition(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """The names that a class or function takes, in order, and whether it takes others."""
+    """The names that a class or function takes, in order, whether it takes any other name too, and
+    which of them have no default."""
 
     names: tuple[str, ...]
     anything: bool
+    required: tuple[str, ...] = ()
 
 
 def package_folder(package: str) -> Path | None:
@@ -82,11 +85,36 @@ def signature_of(target: str) -> Signature | None:
     return _of_class(found)
 
 
+@functools.cache
+def attributes_of(target: str) -> Mapping[str, Any]:
+    """What a class says of itself: its class attributes with plain values, and its methods as
+    True, those of base classes among them; nothing where its source does not tell."""
+    module, _, name = target.rpartition(".")
+    found = definition(module, name, READABLE)
+    return _attributes(found) if found is not None and isinstance(found.node, ast.ClassDef) else {}
+
+
+def _attributes(found: Definition) -> dict[str, Any]:
+    inherited = [_attributes(base) for base in _bases(found) if not isinstance(base, str)]
+    told = {name: value for base in reversed(inherited) for name, value in base.items()}
+    for node in found.node.body:
+        if isinstance(node, ast.FunctionDef):
+            told[node.name] = True
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            with contextlib.suppress(ValueError):  # of what is computed only its module knows
+                value = ast.literal_eval(node.value)
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                told |= {one.id: value for one in targets if isinstance(one, ast.Name)}
+    return told
+
+
 def _of_function(node: ast.FunctionDef, bound: bool = False) -> Signature:
     arguments = node.args
-    named = [a.arg for a in (*arguments.posonlyargs, *arguments.args)][int(bound) :]
-    names = (*named, *(a.arg for a in arguments.kwonlyargs))
-    return Signature(names, arguments.kwarg is not None)
+    places = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+    named, bare = places[int(bound) :], places[int(bound) : len(places) - len(arguments.defaults)]
+    words = dict(zip((a.arg for a in arguments.kwonlyargs), arguments.kw_defaults, strict=True))
+    required = (*bare, *(name for name, default in words.items() if default is None))
+    return Signature((*named, *words), arguments.kwarg is not None, required)
 
 
 def _of_class(found: Definition) -> Signature | None:
@@ -104,7 +132,9 @@ def _of_class(found: Definition) -> Signature | None:
         further = _of_bases(found)
     if own is None or further is None:
         return own or further
-    return Signature(tuple(dict.fromkeys((*own.names, *further.names))), further.anything)
+    names = tuple(dict.fromkeys((*own.names, *further.names)))
+    inherited = (name for name in further.required if name not in own.names)
+    return Signature(names, further.anything, (*own.required, *inherited))
 
 
 def _constructor(node: ast.ClassDef) -> Signature | None:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from lightning_internvl.data.scenes.language import chinese_words, vocabulary_texts
 from lightning_internvl.hub import local_source, quiet
+from lightning_internvl.messages import NO_TOKENIZER
 
 SPECIAL_TOKENS = (
     "<pad>", "<s>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>",
@@ -95,10 +96,7 @@ def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> Pr
         ValueError: without an id or a folder.
     """
     if pretrained is None:
-        raise ValueError(
-            "no tokenizer is given; give decoder.pretrained=FOLDER_OR_ID (with its weights), "
-            "decoder.tokenizer.pretrained=... or middleware.tokenizer.pretrained=FOLDER_OR_ID"
-        )
+        raise ValueError(NO_TOKENIZER["hf_tokenizer"])
     tokenizer = AutoTokenizer.from_pretrained(local_source(pretrained), trust_remote_code=False)
     wanted = [*IMAGE_AND_BOX_TOKENS, *extra_tokens]
     unknown = (None, tokenizer.unk_token_id)
@@ -117,8 +115,7 @@ def bert_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
         ValueError: without an id or a folder.
     """
     if pretrained is None:
-        advice = "give middleware.pretrained=FOLDER_OR_ID of bert-base-uncased"
-        raise ValueError(f"no tokenizer is given for the Q-Former; {advice}")
+        raise ValueError(NO_TOKENIZER["bert_tokenizer"])
     tokenizer = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.eos_token = tokenizer.sep_token

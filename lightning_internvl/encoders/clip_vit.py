@@ -46,6 +46,7 @@ class CLIPViT(Tower):
 
     block_list: ClassVar = "encoder.layers"
     roles: ClassVar = {"patch_embedding": ("embeddings.patch_embedding",)}
+    no_summary_if: ClassVar = {"cls": (False,)}
 
     def __init__(
         self,

@@ -25,6 +25,8 @@ class OpenCLIPViT(CLIPViT):
             (bigG: 14, 1664, 48, 16, 8192).
     """
 
+    special_tokens = 0
+
     def __init__(
         self,
         *,

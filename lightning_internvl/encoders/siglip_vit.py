@@ -5,7 +5,11 @@ Module names are those of transformers' `SiglipVisionModel`. Letters: N images, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.encoders.clip_vit import CLIPViT
@@ -28,6 +32,8 @@ class SiglipViT(CLIPViT):
         tower: `image_size`, `patch_size`, `dim`, `depth`, `heads`, `mlp_dim` and `embed_std`, as in
             `CLIPViT`.
     """
+
+    no_summary_if: ClassVar = {"head": ("unused", "none")}
 
     def __init__(
         self,
@@ -53,6 +59,15 @@ class SiglipViT(CLIPViT):
         self.use_head = head == "first"
         self.special_tokens = int(self.use_head)
         self.head = PoolingHead(dim, heads, mlp_dim, act, norm_eps) if head != "none" else None
+
+    def hidden_states(self, x: Tensor, numbers: Sequence[int], *inputs: Any) -> list[Tensor]:
+        """Run the blocks that are needed (see `Tower`). Where the pooled vector stands in front of
+        the last layer, zeros do so in the others, so that all have their patches in the same
+        places."""
+        states = super().hidden_states(x, numbers, *inputs)
+        if not self.use_head:
+            return states
+        return [x if number == self.depth else F.pad(x, (0, 0, 1, 0)) for x, number in zip(states, numbers, strict=True)]
 
     def finish(self, x_NPD: Tensor) -> Tensor:
         """The last block's output after the norm, behind the pooled vector if any."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lightning_internvl.choices import Config
+from lightning_internvl.config.fit import unread
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.encode import ImageTokens
@@ -17,7 +18,7 @@ from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import token_id
-from lightning_internvl.model.compatibility import READERS, check_captions, check_packable, check_processor
+from lightning_internvl.model.compatibility import check_captions, check_packable, check_processor
 from lightning_internvl.model.compose import Build
 from lightning_internvl.model.vlm import VLM, shifts_labels
 
@@ -46,11 +47,7 @@ def make_view(settings: StageSettings, model: VLM, tokenizers: Mapping[str, Any]
     measured = build(measuring_processor(settings))
     training = make_collators(settings, model, tokenizers, processor, packed=settings.packing == PACKED)
     if settings.reads not in training:
-        raise ValueError(
-            f"data: {settings.reads!r} does not fit the stage's parts; valid choices: pairs (with "
-            "a middleware that reads text), chats (with a decoder), labels (with a "
-            f"probe){f'. {READERS}' if settings.reads == 'pairs' else ''}"
-        )
+        raise ValueError(unread(settings.reads))
     found = make_collators(settings, model, tokenizers, measured, more_tiles=measured.max_tiles - processor.max_tiles)
     return View(found.get("pairs"), found.get("chats"), training[settings.reads], model, found.get("labels"))
 

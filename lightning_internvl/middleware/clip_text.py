@@ -43,6 +43,8 @@ class CLIPText(Part):
     """
 
     roles: ClassVar = {"generative": (), "language_head": ()}  # it contrasts, and does nothing else
+    hands_tokens = False  # to a decoder
+    needs_summary = True  # a token of the encoder that stands for the picture
 
     def __init__(
         self,

@@ -22,6 +22,8 @@ class _Probe(Part):
     """Features of the tower, normalised over the batch, then one linear layer: its output is a
     score for each class."""
 
+    hands_tokens = False  # to a decoder
+
     def __init__(self, features: int, classes: int, layer: int) -> None:
         super().__init__()
         if classes < 2:

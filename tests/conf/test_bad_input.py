@@ -125,7 +125,7 @@ def test_settings_that_do_not_fit_are_found_before_the_first_stage_trains(overri
 
 def test_a_middleware_that_reads_no_text_cannot_contrast(tmp_path: Path) -> None:
     said = refused("debug=fast", f"paths.run={tmp_path}/run", "middleware=mlp")
-    assert "stages.contrastive: lightning_internvl.middleware.connector.MLPConnector needs decoder_dim" in said
+    assert "stages.contrastive, stages.generative: middleware MLPConnector hands tokens to a decoder" in said
     said = refused("debug=fast", f"paths.run={tmp_path}/run", "middleware=mlp", "middleware.dim=3")
     assert "in middleware: valid choices: patch_layer" in said
 

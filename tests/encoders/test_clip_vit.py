@@ -30,6 +30,13 @@ def test_shapes_and_tokens(tower: CLIPViT, tokens: int, special: int) -> None:
     assert len(tower.sharding_units()) == 3
 
 
+def test_patches_have_the_same_places_in_all_layers() -> None:
+    tower, plain = SiglipViT(**SIZES), SiglipViT(**SIZES, head="none")
+    plain.load_state_dict({n: t for n, t in tower.state_dict().items() if not n.startswith("head.")})
+    for state, expected in zip(tower(PIXELS, layers=(1, -1)), plain(PIXELS, layers=(1, -1)), strict=True):
+        assert state[:, 1:].equal(expected)
+
+
 def test_a_pooling_head_is_there_or_not() -> None:
     names = {head: {n for n, _ in SiglipViT(**SIZES, head=head).named_parameters()} for head in ("first", "unused", "none")}
     assert names["first"] == names["unused"]

@@ -69,7 +69,7 @@ def test_the_default_recipe_takes_every_toy_encoder(encoder: str) -> None:
     ("middleware", "message"),
     [
         ("clip_text_toy", r"stages\.generative: CLIPText does not read pictures and texts together.*qllama_toy, qformer_toy"),
-        ("mlp", r"needs decoder_dim.*this stage has none\. Choose one that reads text"),
+        ("mlp", r"hands tokens to a decoder, and this stage has none\. Choose one that reads text"),
         ("perceiver_toy", r"valid choices: pairs .*Choose one that reads text \(qllama_toy"),
         ("linear_probe", r"valid choices: pairs .*Choose one that reads text \(qllama_toy"),
     ],

@@ -40,6 +40,7 @@ class AnyResolution(Processor):
     """
 
     limit = "image_size"
+    gives = ("image_grid_thw",)  # beside flat patches
 
     def __init__(
         self,

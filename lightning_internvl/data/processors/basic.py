@@ -58,11 +58,13 @@ class Processor(ABC):
         max_tiles: the most squares that one picture gives.
         limit: the setting that makes pictures cost fewer tokens.
         random: whether a draw changes what is seen of a picture.
+        gives: inputs of an encoder beside `pixel_values`.
     """
 
     max_tiles = 1
     limit = "max_tiles"
     random = False
+    gives: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -61,6 +61,8 @@ class PaddedPair(PaddedSquare):
         low_filter: how the small one is made: bilinear (original) or bicubic (transformers).
     """
 
+    gives = ("high_res_pixel_values",)  # beside the small size
+
     def __init__(
         self,
         image_size: int,

