@@ -101,7 +101,7 @@ BEFORE_ANY_TRAINING = {
     "trainer.precision=bf17": r"'bf17' is invalid\. Allowed precision values: .*bf16-mixed",
     "trainer.accelerator=abacus": r"lightning\.Trainer cannot be built from its settings|`accelerator='abacus'`",
     "data.chats_collate.template=foo": r"'foo'.*chatml",
-    "data=conversations": r"stages\.contrastive: no file of image-caption pairs is given; .*data\.pairs_path=FILE",
+    "data=conversations": r"stages\.contrastive, .*: no file of image-caption pairs is given; .*data\.pairs_path=FILE",
     "stages.generative.data=foo": r"stages\.generative: data: 'foo' does not fit .*valid choices: pairs .*chats",
     "stages.supervised.new=[]": r"stages\.supervised: stage generative lacks names .*`new`:\n(.*\n)*  decoder\.lm \(\d+ names\)",
     "stages.supervised.dropped=[]": r"stages\.supervised: stage generative has names .*`dropped`:\n  objectives\.itc",
