@@ -275,5 +275,11 @@ def test_a_bad_sample_late_in_a_stage_costs_nothing_once_it_is_mended(tmp_path: 
 
 
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:
-    said = refused(*TINY[1:-3], "data=conversations", f"data.pairs_path={tmp_path}/none.jsonl", f"paths.run={tmp_path}/run")
+    said = refused(
+        *TINY[1:-3],
+        "data=conversations",
+        "pipeline=[contrastive]",
+        f"data.pairs_path={tmp_path}/none.jsonl",
+        f"paths.run={tmp_path}/run",
+    )
     assert f"list {tmp_path}/none.jsonl does not exist" in said
