@@ -165,8 +165,8 @@ class Session:
         options |= stop_options(tokenizer, end)
         self._stop_flag, before = _StopFlag(), None
         for ids, finished in _generated(self.model, batch, options, self._stop_flag, sampling.seed + len(self.messages)):
-            (said,) = tokenizer.batch_decode([ids], skip_special_tokens=True)
-            text = visible_text(said, end, finished)
+            said = tokenizer.batch_decode([ids], skip_special_tokens=True)
+            text = visible_text(said[0], end, finished)
             if text != before and (text or finished):
                 yield (before := text)
 

@@ -56,7 +56,8 @@ class Predictor:
         pairs: how texts and pictures are prepared for a middleware that reads texts; None without
             one.
         chats: how conversations are prepared for the decoder; None without one.
-        labels: how pictures are prepared for a probe; None without one.
+        labels: how pictures are prepared for a probe; None without one. Of these three a task is
+            given what it needs.
         batch_size: squares that the encoder sees at a time.
         joint: what stands between a picture and a question.
         journal: where tasks keep answers and pictures; by default nothing is written.
@@ -67,18 +68,15 @@ class Predictor:
         model: VLM,
         held_out: HeldOutScenes,
         *,
-        pairs: PairCollator | None = None,
-        chats: ChatCollator | None = None,
-        labels: LabelCollator | None = None,
+        pairs: PairCollator | Any = None,
+        chats: ChatCollator | Any = None,
+        labels: LabelCollator | Any = None,
         batch_size: int = 125,
         joint: str = "\n",
         journal: Journal | None = None,
     ) -> None:
         self.model, self.held_out, self.batch_size, self.joint = model, held_out, batch_size, joint
-        # None where the model reads none, and then no task that needs them is given
-        self.pairs: PairCollator | Any = pairs
-        self.chats: ChatCollator | Any = chats
-        self.labels: LabelCollator | Any = labels
+        self.pairs, self.chats, self.labels = pairs, chats, labels
         self.journal = journal or Journal()
         self.precision: Precision = nullcontext
 
