@@ -8,6 +8,9 @@ browser python chat.py run=... question="what is this?" image=cat.png   # one an
 
 from __future__ import annotations
 
+import lightning_internvl  # noqa: F401 (first: it says which Python it needs)
+
+# isort: split
 from signal import SIGTERM
 
 import hydra
@@ -31,5 +34,10 @@ def main(config: DictConfig) -> None:
         run_chat(settings, build)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The command `internvl-chat` of an installed package."""
     command(main, signals=[SIGTERM])  # Ctrl-C stops an answer
+
+
+if __name__ == "__main__":
+    start()

@@ -9,6 +9,9 @@ task=[vqa,pope]                          # all settings, measure nothing
 
 from __future__ import annotations
 
+import lightning_internvl  # noqa: F401 (first: it says which Python it needs)
+
+# isort: split
 import hydra
 from omegaconf import DictConfig
 
@@ -31,5 +34,10 @@ def main(config: DictConfig) -> None:
         run_evaluation(settings, build)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The command `internvl-evaluate` of an installed package."""
     command(main)
+
+
+if __name__ == "__main__":
+    start()

@@ -6,6 +6,9 @@ python export.py --cfg job                        # all settings
 
 from __future__ import annotations
 
+import lightning_internvl  # noqa: F401 (first: it says which Python it needs)
+
+# isort: split
 import hydra
 from omegaconf import DictConfig
 
@@ -26,5 +29,10 @@ def main(config: DictConfig) -> None:
         run_export(settings, build)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The command `internvl-export` of an installed package."""
     command(main)
+
+
+if __name__ == "__main__":
+    start()

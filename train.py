@@ -12,6 +12,9 @@ resume=outputs/internvl_toy/RUN   # go on after a crash
 
 from __future__ import annotations
 
+import lightning_internvl  # noqa: F401 (first: it says which Python it needs)
+
+# isort: split
 import sys
 from pathlib import Path
 
@@ -60,5 +63,10 @@ def join() -> None:
         run_pipeline(plain, run_dir, build)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The command `internvl-train` of an installed package."""
     command(join if is_started_by_trainer() else main)
+
+
+if __name__ == "__main__":
+    start()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 __all__ = ["load_pretrained"]
+
+PYTHON = (3, 11), (3, 13)  # the oldest and the newest that its requirements have wheels for
+
+if not PYTHON[0] <= sys.version_info[:2] <= PYTHON[1]:  # the commands import this first
+    sys.exit(f"lightning_internvl needs Python 3.11 to 3.13; this is {sys.version.split()[0]}, {sys.executable}")
 
 
 def __getattr__(name: str) -> Any:

@@ -370,7 +370,8 @@ def _unknown_setting(key: str) -> str:
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     choice = re.compile(rf"\+?({'|'.join(groups)})(@[\w.]+)?=(\w+|\[[\w,]+\])")
     chosen = [word for word in sys.argv[1:] if choice.fullmatch(word)]
-    own = Path(sys.argv[0]).stem  # chat.py has settings of its own
+    # chat.py has settings of its own
+    own = Path(sys.argv[0]).stem.removeprefix("internvl-")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         tasks = [word for word in chosen if word.startswith("task=")]
         node: Any = compose(own, tasks) if (CONF / f"{own}.yaml").is_file() else compose("config", overrides=chosen)
