@@ -21,7 +21,7 @@ from lightning_internvl.choices import (
 )
 from lightning_internvl.config.fit import fit_faults
 from lightning_internvl.config.hardware import hardware_faults, processes
-from lightning_internvl.config.known_keys import key_faults, stage_key_faults
+from lightning_internvl.config.known_keys import KINDS, key_faults, stage_key_faults
 from lightning_internvl.config.stage_settings import merged, stage_settings
 from lightning_internvl.launch import is_helper
 from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
@@ -275,12 +275,22 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
     yield from _packing_faults(stage.get("datasets") or {})
     yield from _trainer_faults(stage.get("trainer"))
     own = stage.get("datasets") or {}
+    yield from _reading_faults(merged(config["data"], own), stage.get("data"))
     yield from _stream_faults(config, stage, look=not config["plan"] and not own.keys().isdisjoint(STREAMED))
     yield from block_faults(stage)
     yield from cache_faults(stage.get("feature_cache"))
     kinds = ("optimizer", "scheduler")
     optimizer, scheduler = ({**config[kind], **(stage.get(kind) or {})} for kind in kinds)
     yield from _schedule_faults(optimizer, scheduler)
+
+
+def _reading_faults(data: Mapping[str, Any], reads: Any) -> Iterable[str]:
+    """Faults of the kind of data that a stage reads."""
+    offers = [kind for kind in KINDS if "_target_" in (data.get(kind) or {})]
+    if reads in KINDS and reads not in offers:
+        own = f"or give +data.{reads}._target_=CLASS (docs/extend.md)"
+        offered = f"the data offers {', '.join(offers) or 'nothing'}"
+        yield f"it reads {reads}, and {offered}; choose another data=GROUP, {own}"
 
 
 def _schedule_faults(optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterable[str]:
