@@ -30,6 +30,9 @@ NEEDED = {
     "experiment/finetune": ["init_from=owner/name"],
     "processor/inherited": ["experiment=finetune", "init_from=owner/name"],
     "data/image_folder": ["data.path=train", "data.eval_path=val", "data.classes=10"],
+    "data/own": [
+        f"+data.{kind}._target_=lightning_internvl.data.files.datasets.{kind.title()}File" for kind in ("pairs", "chats")
+    ],
     "data/webdataset": ["data.shards=FOLDER", "plan=true"],  # for which no shard is looked for
 }
 DEFAULT_STAGES = ("contrastive", "generative", "supervised", "filter")
