@@ -257,7 +257,7 @@ def check_keys(cases: Sequence[Case]) -> None:
         if first != place:
             two = (f"sample {at + 1} ({_description(cases[at])})" for at in (first, place))
             fault = f"two samples have the key {case.key!r}: {' and '.join(two)}"
-        raise ValueError(f"{fault}; give each a key of its own")
+            raise ValueError(f"{fault}; give each a key of its own")
 
 
 def _description(case: Case) -> str:
