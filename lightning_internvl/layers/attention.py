@@ -195,7 +195,7 @@ def _math(
     scale: float | None = None,
 ) -> Tensor:
     """The formula as written, softmax in float32: the reference of every other backend."""
-    k, v = (_for_heads(x, q.shape[1]) for x in (k, v))
+    k, v = (for_heads(x, q.shape[1]) for x in (k, v))
     scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias
@@ -210,7 +210,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dr
     shared = q.shape[1] != k.shape[1]
     # with a mask, the kernels that share heads would make a square of scores
     if shared and mask is not None:
-        k, v, shared = _for_heads(k, q.shape[1]), _for_heads(v, q.shape[1]), False
+        k, v, shared = for_heads(k, q.shape[1]), for_heads(v, q.shape[1]), False
     options: dict[str, Any] = {"is_causal": causal, "scale": scale, "enable_gqa": shared}
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, **options)
 
@@ -246,7 +246,7 @@ def _taken(x: Tensor, runs: tuple[Run, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def _for_heads(x_BGSK: Tensor, heads: int) -> Tensor:
+def for_heads(x_BGSK: Tensor, heads: int) -> Tensor:
     """Keys or values once for each head of queries."""
     return x_BGSK if x_BGSK.shape[1] == heads else x_BGSK.repeat_interleave(heads // x_BGSK.shape[1], dim=1)
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_internvl.layers.attention import for_heads
+
 # The operations that `torch.autocast` on CUDA computes in the lower precision, and those that it
 # computes in float32.
 LOWER = {
@@ -114,7 +116,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None) -> Tensor:
-        k, v = (_repeat_heads(x, q_BHTK.shape[1]) for x in (k_BGSK, v_BGSK))
+        k, v = (for_heads(x, q_BHTK.shape[1]) for x in (k_BGSK, v_BGSK))
         out = (q_BHTK @ k.transpose(-1, -2)) @ v
         # as kernels write it: merging heads copies nothing
         out = out.transpose(1, 2).contiguous().transpose(1, 2)
@@ -125,13 +127,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_BHTK: Tensor) -> tuple[Tensor | None, ...]:
         q, k_BGSK, v_BGSK, _, _, _ = ctx.saved_tensors
-        k, v = (_repeat_heads(x, q.shape[1]) for x in (k_BGSK, v_BGSK))
+        k, v = (for_heads(x, q.shape[1]) for x in (k_BGSK, v_BGSK))
         scores = grad_BHTK @ v.transpose(-1, -2)
         grads = scores @ k, scores.transpose(-1, -2) @ q, scores.transpose(-1, -2) @ grad_BHTK
         shapes = q, k_BGSK, v_BGSK
         pairs = zip(shapes, grads, strict=True)
         return *(None if grad is None else torch.empty_like(x) for x, grad in pairs), None
-
-
-def _repeat_heads(x_BGSK: Tensor, heads: int) -> Tensor:
-    return x_BGSK if x_BGSK.shape[1] == heads else x_BGSK.repeat_interleave(heads // x_BGSK.shape[1], dim=1)

@@ -29,7 +29,6 @@ BOTTOM = ("*embed*", "*query_tokens", "*class_token", "*cls_token", "*pre_layrno
 def parameter_groups(
     model: nn.Module,
     plan: FreezePlan,
-    *,
     lr: float,
     weight_decay: float,
     part_lr: Mapping[str, float] | None = None,
@@ -122,7 +121,7 @@ def adamw(
     fused: bool = True,
 ) -> Optimizer:
     """AdamW over `parameter_groups`."""
-    groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
+    groups = parameter_groups(model, plan, lr, weight_decay, part_lr, layer_decay)
     return _clipped(torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused))
 
 
@@ -148,7 +147,7 @@ def adamw_8bit(
     """
     import bitsandbytes as bnb
 
-    groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
+    groups = parameter_groups(model, plan, lr, weight_decay, part_lr, layer_decay)
     paged = paged and torch.cuda.is_available()
     settings = {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps, "min_8bit_size": min_8bit_size, "is_paged": paged}
     with torch.device("cpu"):  # where its tables are computed, whatever the model lies on
@@ -168,7 +167,7 @@ def sgd(
     fused: bool = True,
 ) -> Optimizer:
     """SGD with momentum over `parameter_groups`, as the published probes train."""
-    groups = parameter_groups(model, plan, lr=lr, weight_decay=weight_decay, part_lr=part_lr, layer_decay=layer_decay)
+    groups = parameter_groups(model, plan, lr, weight_decay, part_lr, layer_decay)
     return _clipped(torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused))
 
 

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
+from lightning_internvl.checkpoints.families import qformer
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model
 from lightning_internvl.checkpoints.families.lavis import DEFAULTS, NORM_EPS, TOWER, lavis_encoder, lavis_encoder_config
-from lightning_internvl.checkpoints.families.qformer import QFORMER, lavis_qformer_rules, lavis_tower_rules, qformer_config
+from lightning_internvl.checkpoints.families.qformer import bert_blocks, lavis_qformer_rules, lavis_tower_rules
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.middleware.perceive_sampler import PerceiveSampler
@@ -59,21 +60,14 @@ class XComposer1(Layout):
             fields = {key: top[key] for key in LANGUAGE} | {"model_type": "llama"}
             fields["attention_bias"] = top.get("kqvo_bias", True)
             decoder = language_model(fields, tied="internlm_model.lm_head.weight" not in shapes)
-        bert = QFORMER | config.get("bert_config", {})
+        bert = qformer.QFORMER | config.get("bert_config", {})
         sampler = PerceiveSampler(
             encoder_dim=encoder.dim,
             decoder_dim=top["hidden_size"],
             num_queries=top["num_query_token"],
-            dim=bert["hidden_size"],
-            depth=bert["num_hidden_layers"],
-            heads=bert["num_attention_heads"],
-            mlp_dim=bert["intermediate_size"],
             cross_every=top["cross_attention_freq"],
             vision_norm_eps=NORM_EPS,
-            norm_eps=bert["layer_norm_eps"],
-            act=bert["hidden_act"],
-            dropout=bert["hidden_dropout_prob"],
-            attention_dropout=bert["attention_probs_dropout_prob"],
+            **bert_blocks(bert),
         )
         return chat_model(encoder, sampler, decoder, image_token_id=IMAGE)
 
@@ -82,7 +76,7 @@ class XComposer1(Layout):
         tower = lavis_encoder_config(model.encoder)
         if tower is None or not isinstance(sampler, PerceiveSampler) or sampler.ln_vision.eps != NORM_EPS:
             return None
-        bert = qformer_config(sampler)
+        bert = qformer.qformer_config(sampler)
         frequency = bert.pop("cross_attention_frequency")
         fields = {
             **tower,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_internvl.checkpoints.families.config_fields import check_only, square_side
+from lightning_internvl.checkpoints.families.config_fields import block_sizes, check_only, tower_sizes
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.siglip_vit import SiglipViT
@@ -83,16 +83,7 @@ def siglip_tower(config: Config, *, head: str = "first", post_norm: str = "all")
 
 
 def _sizes(vision: Config) -> Config:
-    return {
-        "image_size": square_side(vision, "image_size"),
-        "patch_size": square_side(vision, "patch_size"),
-        "dim": vision["hidden_size"],
-        "depth": vision["num_hidden_layers"],
-        "heads": vision["num_attention_heads"],
-        "mlp_dim": vision["intermediate_size"],
-        "act": vision["hidden_act"],
-        "norm_eps": vision["layer_norm_eps"],
-    }
+    return {**tower_sizes(vision), "act": vision["hidden_act"]}
 
 
 def clip_tower_config(encoder: CLIPViT) -> Config | None:
@@ -134,12 +125,8 @@ def text_settings(text: Config) -> Config:
     return {
         "vocab_size": text["vocab_size"],
         "positions": text["max_position_embeddings"],
-        "dim": text["hidden_size"],
-        "depth": text["num_hidden_layers"],
-        "heads": text["num_attention_heads"],
-        "mlp_dim": text["intermediate_size"],
+        **block_sizes(text),
         "act": text["hidden_act"],
-        "norm_eps": text["layer_norm_eps"],
     }
 
 

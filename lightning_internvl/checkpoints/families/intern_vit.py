@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lightning_internvl.checkpoints.families.config_fields import check_only, square_side
+from lightning_internvl.checkpoints.families.config_fields import block_sizes, check_only, tower_sizes
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, joined_rows, rename
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.layers.basic import RMSNorm
@@ -58,14 +58,10 @@ def tower(config: Config, image_size: int | None = None) -> InternViT:
     return InternViT(
         image_size=image_size or vision["image_size"],
         patch_size=vision["patch_size"],
-        dim=vision["hidden_size"],
-        depth=vision["num_hidden_layers"],
-        heads=vision["num_attention_heads"],
-        mlp_dim=vision["intermediate_size"],
+        **block_sizes(vision),
         qk_norm=vision["qk_normalization"],
         qkv_bias=vision["qkv_bias"],
         norm=vision["norm_type"],
-        norm_eps=vision["layer_norm_eps"],
         layer_scale=vision["initializer_factor"],
         drop_path=vision["drop_path_rate"],
     )
@@ -140,16 +136,10 @@ def native_tower(config: Config) -> InternViT:
     check_only(config, NATIVE_ONLY, "vision_config")
     vision = NATIVE_DEFAULTS | config
     return InternViT(
-        image_size=square_side(vision, "image_size"),
-        patch_size=square_side(vision, "patch_size"),
-        dim=vision["hidden_size"],
-        depth=vision["num_hidden_layers"],
-        heads=vision["num_attention_heads"],
-        mlp_dim=vision["intermediate_size"],
+        **tower_sizes(vision),
         qk_norm=vision["use_qk_norm"],
         qkv_bias=vision["attention_bias"],
         norm=vision["norm_type"],
-        norm_eps=vision["layer_norm_eps"],
         qk_norm_eps=NATIVE_QK_EPS,
         final_norm=not vision["use_mean_pooling"],
         layer_scale=vision["layer_scale_init_value"],

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_internvl.checkpoints.families.config_fields import check_only, square_side
+from lightning_internvl.checkpoints.families.config_fields import block_sizes, check_only, tower_sizes
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename, stacked_rows
 from lightning_internvl.encoders.eva_vit import EvaViT
 from lightning_internvl.middleware.qformer import QFormer
@@ -136,15 +136,9 @@ def hf_tower(config: Config, *, k_bias: bool = True) -> EvaViT:
     check_only(config, VISION_ONLY, "vision_config")
     vision = VISION | config
     return EvaViT(
-        image_size=square_side(vision, "image_size"),
-        patch_size=square_side(vision, "patch_size"),
-        dim=vision["hidden_size"],
-        depth=vision["num_hidden_layers"],
-        heads=vision["num_attention_heads"],
-        mlp_dim=vision["intermediate_size"],
+        **tower_sizes(vision),
         qkv_bias=vision["qkv_bias"],
         k_bias=k_bias and vision["qkv_bias"],
-        norm_eps=vision["layer_norm_eps"],
         act=vision["hidden_act"],
     )
 
@@ -171,21 +165,24 @@ def qformer_of(config: Config, encoder_dim: int, *, num_queries: int, vision_nor
     q = QFORMER | config
     return QFormer(
         encoder_dim=encoder_dim,
-        dim=q["hidden_size"],
-        depth=q["num_hidden_layers"],
-        heads=q["num_attention_heads"],
-        mlp_dim=q["intermediate_size"],
         num_queries=num_queries,
         cross_every=q["cross_attention_frequency"],
         vocab_size=q["vocab_size"],
         max_positions=q["max_position_embeddings"],
         vision_norm_eps=vision_norm_eps,
-        norm_eps=q["layer_norm_eps"],
-        act=q["hidden_act"],
-        dropout=q["hidden_dropout_prob"],
-        attention_dropout=q["attention_probs_dropout_prob"],
+        **bert_blocks(q),
         **others,
     )
+
+
+def bert_blocks(bert: Config) -> Config:
+    """What a BERT-like config says of its blocks, as arguments of `QFormer`."""
+    return {
+        **block_sizes(bert),
+        "act": bert["hidden_act"],
+        "dropout": bert["hidden_dropout_prob"],
+        "attention_dropout": bert["attention_probs_dropout_prob"],
+    }
 
 
 def qformer_config(middleware: QFormer) -> Config:

@@ -60,6 +60,22 @@ def pixels_of(processor: Processor, tiles: Sequence[np.ndarray]) -> Tensor:
     return processor.inputs(tiles)["pixel_values"]
 
 
+class SquareReader:
+    """What reads pictures as one square each: collators of pairs and of labels."""
+
+    processor: Processor
+
+    def pixels(
+        self,
+        images: Sequence[np.ndarray],
+        keys: Sequence[str],
+        draws: Sequence[Sequence[int] | None] | None = None,
+    ) -> Tensor:
+        """Pictures to (B, 3, S, S) float32; `draws` fixes the chance of each (see `Processor`)."""
+        found = zip(images, keys, draws or [None] * len(images), strict=True)
+        return pixels_of(self.processor, [tiles_of(self.processor, *one) for one in found])
+
+
 def picture_keys(prepared: Sequence[Prepared], wanted: bool) -> dict[str, list[str]]:
     """`picture_keys`: a name for the bytes of each square of prepared samples, if wanted."""
     if not wanted:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_internvl.data.collate.base import Prepared, Sample, picture_keys, pixels_of, tiles_of
+from lightning_internvl.data.collate.base import Prepared, Sample, SquareReader, picture_keys, pixels_of, tiles_of
 from lightning_internvl.data.processors.basic import Processor
 
 
-class LabelCollator:
+class LabelCollator(SquareReader):
     """Samples to `pixel_values` (B, 3, S, S) float32, `labels` (B,) int64 and `keys`."""
 
     picture_keys = False  # whether batches name their pictures (see `feature_cache`)
@@ -45,10 +44,3 @@ class LabelCollator:
             "pixel_values": torch.zeros(batch_size, 3, side, side, device=device),
             "labels": torch.zeros(batch_size, dtype=torch.int64, device=device),
         }
-
-    def pixels(
-        self, images: Sequence[np.ndarray], keys: Sequence[str], draws: Sequence[Sequence[int] | None] | None = None
-    ) -> Tensor:
-        """Pictures to (B, 3, S, S) float32; `draws` fixes the chance of each (see `Processor`)."""
-        found = zip(images, keys, draws or [None] * len(images), strict=True)
-        return pixels_of(self.processor, [tiles_of(self.processor, image, key, draw) for image, key, draw in found])

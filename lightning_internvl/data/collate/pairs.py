@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.choices import IGNORE_INDEX
-from lightning_internvl.data.collate.base import Prepared, Sample, pad_id, pad_rows, picture_keys, pixels_of, stable_id, tiles_of
+from lightning_internvl.data.collate import base
+from lightning_internvl.data.collate.base import Prepared, Sample, pad_id, pad_rows, stable_id
 from lightning_internvl.data.collate.chats import PAIR_TASKS
 from lightning_internvl.data.collate.encode import continuation_ids
 from lightning_internvl.data.processors.basic import Processor
 
 
-class PairCollator:
+class PairCollator(base.SquareReader):
     """Pairs to a batch for contrastive (itc), matching (itm) and generative (itg) objectives.
 
     Takes samples {"image": (H, W, 3) uint8 of any size, "caption", "language", "key"[,
@@ -61,7 +61,7 @@ class PairCollator:
         found: Prepared = {
             "key": key,
             "image_id": stable_id(sample.get("image_id", key)),
-            "tiles": tiles_of(self.processor, sample["image"], key, sample.get("draw")),
+            "tiles": base.tiles_of(self.processor, sample["image"], key, sample.get("draw")),
         }
         for task in self.tasks:
             prompt = self._prompt(sample, task)
@@ -75,8 +75,8 @@ class PairCollator:
         """A batch of prepared pairs."""
         batch: dict[str, Any] = {
             "keys": [one["key"] for one in prepared],
-            "pixel_values": pixels_of(self.processor, [one["tiles"] for one in prepared]),
-            **picture_keys(prepared, self.picture_keys),
+            "pixel_values": base.pixels_of(self.processor, [one["tiles"] for one in prepared]),
+            **base.picture_keys(prepared, self.picture_keys),
             "image_ids": torch.tensor([one["image_id"] for one in prepared]),
         }
         for task in self.tasks:
@@ -100,13 +100,6 @@ class PairCollator:
             if task == "itg":
                 batch["itg_labels"] = torch.zeros(batch_size, self.max_length, **rows)
         return batch
-
-    def pixels(
-        self, images: Sequence[np.ndarray], keys: Sequence[str], draws: Sequence[Sequence[int] | None] | None = None
-    ) -> Tensor:
-        """Pictures to (B, 3, S, S) float32; `draws` fixes the chance of each (see `Processor`)."""
-        found = zip(images, keys, draws or [None] * len(images), strict=True)
-        return pixels_of(self.processor, [tiles_of(self.processor, image, key, draw) for image, key, draw in found])
 
     def rows(self, task: str, captions: Sequence[str]) -> tuple[list[list[int]], int]:
         """Token rows of bare captions for itc or itm, and their padding id, as for `pad_rows`."""
