@@ -134,7 +134,7 @@ def _light(predictor: Predictor, samples: int) -> Predictor:
     light, data = copy.copy(predictor), predictor.held_out
     kinds = {"scenes": data.scenes, "questions": data.asked, "single": data.single}
     counts: dict[str, Any] = {kind: min(samples, count) for kind, count in kinds.items()}
-    own = {"seed": data.seed, "image_size": data.image_size, "styles": data.styles}
+    own: dict[str, Any] = {"seed": data.seed, "image_size": data.image_size, "styles": data.styles}
     light.held_out = HeldOutScenes(**own, **counts)
     return light
 

@@ -216,8 +216,8 @@ def _adapter_faults(settings: Mapping[str, Any]) -> Iterable[str]:
         if part not in PARTS:
             yield f"quantization: there is no part {part!r}; {did_you_mean(part, PARTS)}"
         elif method and method not in METHODS["quantization"]:
-            choices = did_you_mean(method, METHODS["quantization"])
-            yield f"quantization.{part}={method!r} is not known; {choices}, null"
+            advice = did_you_mean(method, METHODS["quantization"])
+            yield f"quantization.{part}={method!r} is not known; {advice}, null"
 
 
 def _pipeline_faults(config: Mapping[str, Any]) -> Iterable[str]:

@@ -33,7 +33,7 @@ class SiglipViT(CLIPViT):
             `CLIPViT`.
     """
 
-    no_summary_if: ClassVar = {"head": ("unused", "none")}
+    no_summary_if: ClassVar[dict[str, tuple[Any, ...]]] = {"head": ("unused", "none")}
 
     def __init__(
         self,

@@ -37,8 +37,8 @@ def run_evaluation(given: Mapping[str, Any], build: Build) -> None:
     settings = EvaluationSettings.of(given)
     tasks = {name: build(node) for name, node in settings.task.items()}
     folder, models = folder_of(given), models_under_test(settings, build)
-    found = [_jobs(name, task, models, settings.task[name]) for name, task in tasks.items()]
-    jobs = [job for jobs in found for job in jobs]
+    of_tasks = [_jobs(name, task, models, settings.task[name]) for name, task in tasks.items()]
+    jobs = [job for jobs in of_tasks for job in jobs]
     found: dict[str, Any] = {}
     for model in models:  # each that a task needs is loaded once, and one at a time
         own = [job for job in jobs if job.model is model]

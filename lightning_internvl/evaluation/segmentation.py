@@ -136,8 +136,8 @@ class Segmentation:
             places = [next(rows) for _ in range(self.batch_size)]
             # -1 mirrors a picture.
             turns = [1 if draw < 0.5 else -1 for draw in torch.rand(self.batch_size).tolist()]
-            turned = zip(places, turns, strict=True)
-            images = [np.ascontiguousarray(learnt.images[i][:, ::turn]) for i, turn in turned]
+            drawn = zip(places, turns, strict=True)
+            images = [np.ascontiguousarray(learnt.images[i][:, ::turn]) for i, turn in drawn]
             states = maps(predictor, images, layers, processor)
             # where heads are judged; finer costs much and says little
             side = max(4 * states[0].shape[-1], processor.image_size // 4)

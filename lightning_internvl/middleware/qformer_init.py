@@ -25,8 +25,8 @@ def start_from_bert(qformer: QFormerLM, pretrained: str) -> None:
     own = (len(qformer.layers), qformer.embeddings.norm.weight.shape[0], qformer.layers[0].query_ffn.up.out_features)
     theirs = (sizes.num_hidden_layers, sizes.hidden_size, sizes.intermediate_size)
     if own != theirs:
-        bert = f"a BERT of depth, width and feed-forward {theirs}"
-        raise ValueError(f"{pretrained}: {bert} cannot start a Q-Former of {own}")
+        other = f"a BERT of depth, width and feed-forward {theirs}"
+        raise ValueError(f"{pretrained}: {other} cannot start a Q-Former of {own}")
     _copy(bert.embeddings.LayerNorm, qformer.embeddings.norm)
     for layer, block in zip(qformer.layers, bert.encoder.layer, strict=True):
         attention = block.attention.self

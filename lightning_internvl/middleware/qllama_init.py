@@ -67,8 +67,8 @@ def sizes_of(given: dict[str, Any], pretrained: str | None) -> Sizes:
         there = getattr(found, name)
         # GGUF files hold float32 numbers
         if value is not None and abs(value - there) > 1e-6 * there:
-            found = f"{SETTING}={pretrained} has {name}={there}"
-            raise ValueError(f"middleware.{name}={value}, but {found}; leave {name} out")
+            other = f"{SETTING}={pretrained} has {name}={there}"
+            raise ValueError(f"middleware.{name}={value}, but {other}; leave {name} out")
     return found
 
 

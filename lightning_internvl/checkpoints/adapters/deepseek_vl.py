@@ -94,8 +94,8 @@ class DeepseekVL(Layout):
         image = config.get("image_token_id", IMAGE_TOKEN)
         if not hybrid:
             siglip = _siglip(shapes, "vision_model.vision_tower.")
-            dims = {"encoder_dim": siglip.dim, "decoder_dim": decoder.dim}
-            connector = MLPConnector(**dims, special_tokens=0)
+            width = decoder.dim
+            connector = MLPConnector(encoder_dim=siglip.dim, decoder_dim=width, special_tokens=0)
             return chat_model(siglip, connector, decoder, image_token_id=image)
         check_only(params, {"concat_type": "tuple"}, "vision_config.params")
         siglip = _siglip(shapes, "vision_model.vision_tower_low.vision_tower.")

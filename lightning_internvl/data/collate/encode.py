@@ -181,8 +181,8 @@ def _encode_segments(
             part_ids = continuation_ids(tokenizer, part)
             if found := contexts.keys() & set(part_ids):
                 name = contexts[found.pop()]
-                marks = " or ".join(map(repr, runs))
-                raise ValueError(f"sample {sample}: its text contains {name!r}; write {marks}")
+                usual = " or ".join(map(repr, runs))
+                raise ValueError(f"sample {sample}: its text contains {name!r}; write {usual}")
             ids += part_ids
             labels += part_ids if is_answer else [IGNORE_INDEX] * len(part_ids)
     return ids, labels

@@ -129,6 +129,6 @@ class PairCollator(base.SquareReader):
         ids = continuation_ids(self.tokenizer, f" {caption}" if follows_text else caption)
         room = self.max_length - len(prompt) - 1
         if room < 1:
-            room = f"no room for a caption after {len(prompt)} tokens"
-            raise ValueError(f"max_length={self.max_length} leaves {room}")
+            fault = f"no room for a caption after {len(prompt)} tokens"
+            raise ValueError(f"max_length={self.max_length} leaves {fault}")
         return [*prompt, *ids[:room], self.tokenizer.eos_token_id]
