@@ -23,9 +23,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_internvl.choices import INHERITED
 from lightning_internvl.config.checks import check_config
+from lightning_internvl.config.given import DELETED, GROUP, VALUE, Given, check_given_once
 from lightning_internvl.config.hardware import HARDWARE, strategy_refusal, with_hardware
-from lightning_internvl.config.known_keys import variables_of
-from lightning_internvl.config.overrides import DELETED, GROUP, VALUE, Given, check_given_once, with_given
+from lightning_internvl.config.known_keys import full_names, variables_of
+from lightning_internvl.config.overrides import with_given
+from lightning_internvl.config.shapes import check_shapes
 from lightning_internvl.config.stage_settings import merged
 from lightning_internvl.config.targets import build, with_current_targets
 from lightning_internvl.config.trust import check_run, foreign_targets, trust_faults, trusting
@@ -147,8 +149,11 @@ def start_run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
 def _with_given_settings(plain: dict[str, Any]) -> dict[str, Any]:
     """A configuration in which the command line and the recipe win over the files of stages; what
     is replaced is printed."""
+    check_shapes(plain)
     given = given_settings(HydraConfig.get().overrides.task)
     plain, messages = with_given(with_current_targets(plain), given, _recipe())
+    if HydraConfig.get().runtime.choices.get("strategy") == "fsdp":
+        messages = ["strategy=fsdp is FSDP2 here, the same as strategy=fsdp2", *messages]
     for line in messages:
         console.print(line, soft_wrap=True, markup=False)
     return plain
@@ -386,6 +391,8 @@ def _unknown_setting(key: str) -> str:
         return f"{key} has no such setting below it; add one with +{key}.NAME=VALUE"
     own_groups = groups if "pipeline" in node and not parents else []
     choices = sorted({*map(str, node), *own_groups} - {"hydra", "_target_", "_partial_"})
+    if full := full_names(word, node):
+        return f"there is no setting {key!r}; did you mean {' or '.join('.'.join([*parents, one]) for one in full)}?"
     part = f"; a part of one stage is swapped with {word}@{key}=OPTION" if parents and word in groups else ""
     place = f"in {'.'.join(parents)}: " if parents else ""
     return f"there is no setting {key!r}; {place}{did_you_mean(word, choices)}{part}"

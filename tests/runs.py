@@ -8,6 +8,7 @@ import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -40,8 +41,19 @@ class Outcome(NamedTuple):
     err: str
 
 
+def fitting(words: Sequence[str]) -> list[str]:
+    """Words of a command line, without those of `TINY` that its pipeline has no use for, which a command refuses."""
+    pipeline = next((word[len("pipeline=[") : -1] for word in words if word.startswith("pipeline=[")), None)
+    if pipeline is None:
+        return list(words)
+    vain = [f"stages.{stage}." for stage in STAGES if stage not in pipeline.split(",")]
+    vain += [] if "supervised" in pipeline else ["decoder."]
+    return [word for word in words if word not in TINY or not word.startswith(tuple(vain))]
+
+
 def once(*words: str) -> tuple[str, ...]:
     """Words of a command line; of those for the same setting, which a command refuses, the last."""
+    words = fitting(words)
     return tuple({word.partition("=")[0].lstrip("+") if "=" in word else word: word for word in words}.values())
 
 
@@ -56,6 +68,7 @@ def train(*arguments: str) -> Outcome:
 
 def call(script: str, *arguments: str, typed: str = "") -> Outcome:
     """`python SCRIPT ARGUMENTS`, with lines that somebody types."""
+    arguments = tuple(fitting(arguments))
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         patch.object(sys, "argv", [script, *arguments]),
@@ -74,7 +87,7 @@ def call(script: str, *arguments: str, typed: str = "") -> Outcome:
 
 def train_apart(*arguments: str) -> Outcome:
     """`python train.py ARGUMENTS` in a process of its own, which Lightning ends with all others where several may have a part."""
-    done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "train.py", *fitting(arguments)], cwd=ROOT, capture_output=True, text=True)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 

@@ -21,15 +21,16 @@ from lightning_internvl.choices import (
 )
 from lightning_internvl.config.fit import fit_faults
 from lightning_internvl.config.hardware import hardware_faults, processes
-from lightning_internvl.config.known_keys import KINDS, key_faults, stage_key_faults
+from lightning_internvl.config.known_keys import KINDS, full_names, key_faults, stage_key_faults
 from lightning_internvl.config.stage_settings import merged, stage_settings
 from lightning_internvl.launch import is_helper
 from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 KEYS = (
-    "name", "seed", "pipeline", "max_steps", "epochs", "init_from", "resume", "trust", "attention",
-    "plan", "doctor", "device_memory", "encoder", "middleware", "decoder", "stages", "data", "peft",
-    "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
+    "name", "seed", "pipeline", "max_steps", "epochs", "batch_size", "init_from", "resume", "trust",
+    "attention", "plan", "doctor", "device_memory", "encoder", "middleware", "decoder", "stages",
+    "data", "peft", "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks",
+    "logger", "paths",
     *BLOCKWISE,
 )  # fmt: skip
 ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
@@ -108,7 +109,8 @@ def _step_faults(config: Mapping[str, Any], name: str) -> Iterable[str]:
 def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     for key in config:
         if key not in KEYS:
-            yield f"there is no setting {key!r}; {did_you_mean(key, KEYS)}"
+            full = " or ".join(full_names(key, {name: node for name, node in config.items() if name != key}))
+            yield f"there is no setting {key!r}; {f'did you mean {full}?' if full else did_you_mean(key, KEYS)}"
     name, start = config["name"], config["init_from"]
     if not isinstance(name, str) or not name or "/" in name:
         yield f"name={name!r} must be a word; it names the run's folder"
@@ -125,6 +127,8 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
         yield from number_faults("max_steps", config["max_steps"], above=0, whole=True)
     if config.get("epochs") is not None:
         yield from number_faults("epochs", config["epochs"], above=0)
+    if config.get("batch_size") is not None:
+        yield from number_faults("batch_size", config["batch_size"], above=0, whole=True)
     yield from number_faults("device_memory", config["device_memory"], above=0)
     workers = config["data"].get("num_workers", 0)
     yield from number_faults("data.num_workers", workers, least=0, whole=True)

@@ -24,6 +24,12 @@ from lightning_internvl.messages import did_you_mean
 Node = Mapping[str, Any]
 DATA_KEYS = tuple(field.name for field in fields(DataSettings))
 KINDS = ("pairs", "chats", "labels")  # datasets of the data group
+SYNONYMS = {
+    "learning_rate": "lr", "warmup": "warmup_steps", "warmup_ratio": "warmup_steps", "wd": "weight_decay", "steps": "max_steps",
+    "bs": "batch_size", "gpus": "devices", "num_gpus": "devices", "device": "accelerator", "workers": "num_workers",
+    "gradient_accumulation_steps": "accumulate_grad_batches", "gradient_checkpointing": "activation_checkpointing",
+    "bf16": "precision", "fp16": "precision", "output_dir": "paths.run", "resume_from_checkpoint": "resume",
+}  # fmt: skip
 PATHS = ("root", "run", "sweep")
 HELD_OUT = "lightning_internvl.data.scenes.held_out.HeldOutScenes"
 RULE = "lightning_internvl.stages.freezing.TrainRule"
@@ -107,6 +113,22 @@ def unknown(path: str, node: Any, choices: Iterable[str]) -> Iterator[str]:
         if key not in known and not str(key).startswith("_"):
             words = did_you_mean(key, known) if known else "nothing can be set here"
             yield f"{path}: there is no setting {key!r}; {words}"
+
+
+def full_names(word: str, config: Any) -> list[str]:
+    """The settings that somebody may mean by the last word of their names, or by a word for it that
+    other trainers have: `lr`, `gpus`. Those for all stages come before those of one."""
+    word = SYNONYMS.get(word, word)
+    paths = [path for path in _paths(config) if f".{path}".endswith(f".{word}")]
+    common = [path for path in paths if not path.startswith("stages.")]
+    return (common or paths)[:3]
+
+
+def _paths(node: Any, path: str = "") -> Iterator[str]:
+    for key in node if isinstance(node, Mapping) else ():
+        inner = f"{path}.{key}" if path else str(key)
+        yield inner
+        yield from _paths(node[key], inner)
 
 
 def node_faults(

@@ -13,58 +13,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning_internvl.choices import BLOCKWISE, INHERITED, PARTS, by_part, is_step
+from lightning_internvl.config.effects import without_effect
+from lightning_internvl.config.given import DELETED, GROUP, VALUE, Given, Path
 from lightning_internvl.messages import ConfigError
 
-Path = tuple[str, ...]
 Config = dict[str, Any]
-VALUE, GROUP, DELETED = "value", "group", "deleted"  # how a setting is given: X.Y=1, X=FILE, ~X.Y
-TRAINING = ("optimizer", "scheduler")  # groups without a meaning where nothing trains
 RECIPE = ("optimizer", "scheduler", "trainer")  # groups of a recipe that win over stage files
 # of a stage's own where another file of the group is chosen; else what the file names
 KEPT: dict[str, Sequence[str]] = {"scheduler": ("warmup_steps",)}
 LENGTHS = ("max_steps", "epochs")  # of a stage
 ABSENT = object()
-
-
-class Given(NamedTuple):
-    """One setting as a user gives it.
-
-    Attributes:
-        path: its place in the configuration.
-        value: what is given: a value, or the name of a file for a group.
-        text: the words of the command line, for messages.
-    """
-
-    path: Path
-    value: Any
-    kind: str
-    text: str
-
-
-def check_given_once(given: Iterable[Given]) -> None:
-    """Refuse a setting that is given several times, as when a shell expands braces.
-
-    Raises:
-        ConfigError: naming each such setting with all its values.
-    """
-    words: dict[Path, list[str]] = {}
-    for one in given:
-        if one.kind != DELETED:  # `debug=fast ~debug` takes back what stands before it
-            words.setdefault(one.path, []).append(one.text)
-    faults = []
-    for path, texts in words.items():
-        if len(texts) > 1:
-            shown = " ".join(texts[:4]) + (" ..." if len(texts) > 4 else "")
-            setting = ".".join(path)
-            faults.append(
-                f"{setting} is given {len(texts)} times ({shown}), and only one can hold; give it once. A shell makes several "
-                f"words of braces without quotes; write '{setting}=\"...{{000..003}}...\"'"
-            )
-    if faults:
-        raise ConfigError(faults)
 
 
 def with_given(
@@ -100,6 +61,7 @@ def with_given(
         change.take_blockwise()
         if lengths:
             change.take_length()
+        change.take_batch_size(recipe or {})
         lines += [f"{name}: {'; '.join(change.messages)}"] if change.messages else []
         for one in given:
             whys[one.text].append(change.unreached.get(one.text))
@@ -107,9 +69,11 @@ def with_given(
         found["max_steps"] = None  # each stage has its length now
     if names and found.get("epochs") is not None:
         found["epochs"] = None
+    if names and found.get("batch_size") is not None:
+        found["batch_size"] = None  # and its batch size
     nowhere = {text: [why for why in of_stages if why] for text, of_stages in whys.items() if all(of_stages)}
-    faults = [f"{text} has no effect: {'; '.join(why)}" for text, why in nowhere.items() if why]
-    faults += [] if names else _without_training(config, given)
+    faults = [*without_effect(config, given, names)]
+    faults += [f"{text} has no effect: {'; '.join(why)}" for text, why in nowhere.items() if why]
     if faults:
         raise ConfigError(faults)
     return found, lines
@@ -144,16 +108,6 @@ def _trained(config: Mapping[str, Any]) -> list[str]:
     stages, pipeline = config.get("stages") or {}, config.get("pipeline")
     names = pipeline if isinstance(pipeline, list) else []
     return [name for name in dict.fromkeys(names) if isinstance(stages.get(name), Mapping) and not is_step(stages[name])]
-
-
-def _without_training(config: Mapping[str, Any], given: Iterable[Given]) -> list[str]:
-    """Settings of training, where no entry of a (valid) pipeline trains."""
-    pipeline, stages = config.get("pipeline"), config.get("stages") or {}
-    if not isinstance(pipeline, list) or not pipeline or any(name not in stages for name in pipeline):
-        return []
-    names = ", ".join(pipeline)
-    useless = [one.text for one in given if one.path[0] in (*TRAINING, *LENGTHS)]
-    return [f"{text} has no effect: pipeline=[{names}] trains nothing; name a stage that does" for text in useless]
 
 
 class _Change:
@@ -336,6 +290,16 @@ class _Change:
             old = [str(x) if one == word else f"{one} {x}" for one, x in before.items()]
             self.messages.append(f"{word} {new} in place of {', '.join(old) or 'none'}")
         self.stage |= dict.fromkeys(before) | {word: new}
+
+    def take_batch_size(self, recipe: Mapping[str, Any]) -> None:
+        """`batch_size=8` is that of each stage; in a recipe, of each for which it names no other."""
+        given = any(one.path == ("batch_size",) for one in self.common)
+        spoken = _at(recipe, ("stages", self.name, "batch_size")) is not ABSENT and not given
+        size, old = self.config.get("batch_size"), self.stage.get("batch_size")
+        if size in (None, old) or spoken or self._is_own(("batch_size",)):
+            return
+        self.stage["batch_size"] = size
+        self.messages.append(f"batch_size {size} in place of {old}")
 
     def _is_own(self, path: Path) -> bool:
         """Whether the command line says something for this stage at a path, above or below it."""

@@ -16,7 +16,8 @@ from runs import TINY, call, losses, train
 
 from lightning_internvl.cli import CONF, given_settings
 from lightning_internvl.config.checks import check_config
-from lightning_internvl.config.overrides import Given, check_given_once, with_given
+from lightning_internvl.config.given import Given, check_given_once
+from lightning_internvl.config.overrides import with_given
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.messages import ConfigError
 
