@@ -25,12 +25,12 @@ import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.optim import Optimizer
 
 from lightning_internvl.console import console
+from lightning_internvl.distributed.checkpoint_files import TensorReader
 from lightning_internvl.distributed.collectives import set_data_parallel_group
 from lightning_internvl.distributed.tensor_parallel import clip_by_norm, styles_of
 from lightning_internvl.distributed.weight_broadcast import Spread
@@ -160,7 +160,8 @@ class FSDP2(ModelParallelStrategy):
             ValueError: if the checkpoint holds other tensors than the stage.
         """
         path, stage, optimizer = Path(checkpoint_path), self.lightning_module, self.optimizers[0]
-        known = FileSystemReader(path).read_metadata().state_dict_metadata
+        reader = TensorReader(path)
+        known = reader.read_metadata().state_dict_metadata
         tensors = stage.checkpoint_tensors(stage.state_dict())
         model = {f"model/{name}": tensor for name, tensor in tensors.items()}
         named = dict(stage.named_parameters())
@@ -172,7 +173,7 @@ class FSDP2(ModelParallelStrategy):
             raise ValueError(f"{path} holds {other}; start the stage again")
         groups = {p: group for group in optimizer.param_groups for p in group["params"]}
         state = {key: blank_state(known[key], named[name], groups[named[name]]) for key, name in owners.items()}
-        dcp.load({**model, **state}, checkpoint_id=path)
+        dcp.load({**model, **state}, storage_reader=reader)
         for key, name in owners.items():
             optimizer.state[named[name]][key.rpartition("/")[2]] = state[key]
         meta = torch.load(path / META, weights_only=True)

@@ -1,0 +1,55 @@
+"""Checkpoints of divided weights, read without running anything that stands in them.
+
+PyTorch describes the tensors of such a folder in a pickle, `.metadata`, and its own reader calls
+whatever that names. Here it may name what describes tensors, and nothing else; entries that are
+pickles themselves are refused with it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+_OF_TENSORS = ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata")
+_PATHS = ("pathlib", "pathlib._local")  # by the version of Python that wrote it
+KNOWN = {
+    *((metadata.__name__, name) for name in (*_OF_TENSORS, "MetadataIndex", "StorageMeta")),
+    (metadata.__name__, "_MEM_FORMAT_ENCODING"),
+    (filesystem.__name__, "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    *((module, name) for module in _PATHS for name in ("PosixPath", "WindowsPath")),
+}
+
+
+class TensorReader(FileSystemReader):
+    """PyTorch's reader of tensors.
+
+    Raises:
+        ValueError: for a description that names anything but tensors.
+    """
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+        file = Path(self.path) / ".metadata"
+        try:
+            with file.open("rb") as stream:
+                found = _Unpickler(stream).load()
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{file} is refused: {error}") from error
+        if getattr(found, "storage_meta", None) is None:
+            found.storage_meta = metadata.StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_type or (module, name) in KNOWN:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which describes no tensor")
