@@ -84,7 +84,7 @@ def run_folder(config: DictConfig, run_dir: Path) -> Iterator[tuple[dict[str, An
                 remove_if_empty(run_dir)
             run_dir, launch = again
             console.print(f"{launch} was started again: goes on with {run_dir}", soft_wrap=True)
-            plain = _run_config(run_dir)
+            plain = _run_config(run_dir, named_by_user(as_dict(config, resolve=True)))
         else:
             plain = load_run(config) if config.resume else start_run(config, run_dir)
     except FAULTS:
@@ -285,13 +285,12 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     return plain
 
 
-def _run_config(run_dir: Path) -> dict[str, Any]:
-    """The configuration of a run that goes on as it was.
-
-    Raises:
-        ConfigError: for any fault of the configuration.
-    """
-    plain = with_current_targets(as_dict(OmegaConf.load(run_dir / RUN_CONFIG), resolve=True))
+def _run_config(run_dir: Path, trust: Iterable[str]) -> dict[str, Any]:
+    """The configuration of a run that goes on as it was, which may name what the command line that
+    began it trusts; raises ConfigError as `load_run`."""
+    plain = with_current_targets(as_dict(OmegaConf.load(run_dir / RUN_CONFIG)))
+    with trusting(trust):
+        check_run(plain, run_dir)
     check_config({**plain, "init_from": None, "resume": str(run_dir)})
     return plain
 

@@ -3,25 +3,40 @@ file, a PyPI package with one."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from huggingface_hub.constants import HF_HOME
 from safetensors.torch import save_model
-from transformers.utils import logging as hf_logging
+from transformers import PreTrainedConfig
+from transformers.utils import find_adapter_config_file, logging as hf_logging
 
 from lightning_internvl.console import console
 from lightning_internvl.files import atomic_folder
 from lightning_internvl.messages import SMOLLM2, first_of
 
 PACKAGE = "package:"
+
+_offline: set[str] = set()  # hub ids that a folder names and nobody else
+
+
+def keep_offline(hub_id: str, offline: bool = True) -> None:
+    """Read a hub id from the cache of Hugging Face alone from now on, without asking the hub, or no
+    longer."""
+    (_offline.add if offline else _offline.discard)(hub_id)
+
+
+def _cached_folder(hub_id: str) -> str:
+    return huggingface_hub.snapshot_download(hub_id, local_files_only=True)
 
 
 @contextmanager
@@ -66,7 +81,40 @@ def local_source(pretrained: str) -> str:
             f"{pretrained}: there is no such folder or GGUF file; give a folder in the Hugging "
             f"Face layout, a hub id (OWNER/NAME), a file NAME.gguf, or {PACKAGE}NAME"
         )
-    return pretrained
+    return _cached_folder(pretrained) if pretrained in _offline else pretrained
+
+
+def model_source(pretrained: str, setting: str) -> str:
+    """The same for a model of transformers.
+
+    Raises:
+        ValueError: as `local_source`; for adapters, whose base transformers would fetch, and for a
+            configuration that names a kernel of the hub.
+    """
+    source = local_source(pretrained)
+    with contextlib.suppress(OSError):  # where nothing is, as the library says when it reads it
+        fields, _ = PreTrainedConfig.get_config_dict(source, trust_remote_code=False)
+        check_no_kernels(fields, f"{setting}={pretrained}")
+    if find_adapter_config_file(source) is not None:
+        advice = "put them into the weights of their base first"
+        raise ValueError(f"{setting}={pretrained} holds adapters, no whole model; {advice}")
+    return source
+
+
+def check_no_kernels(config: Any, what: str) -> None:
+    """Refuse a configuration that would have code fetched from the hub (`attn_implementation:
+    OWNER/NAME`).
+
+    Raises:
+        ValueError: with the setting.
+    """
+    if isinstance(config, list | tuple):
+        for value in config:
+            check_no_kernels(value, what)
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        if str(key).endswith("_implementation") and "/" in str(value):
+            raise ValueError(f"{what}: {key}={value!r} is code of the hub, which is not run; leave it out")
+        check_no_kernels(value, what)
 
 
 def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> Any:
@@ -81,7 +129,7 @@ def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> 
     Raises:
         ValueError: if it cannot be loaded, or lacks tensors.
     """
-    source = local_source(pretrained)
+    source = model_source(pretrained, setting)
     try:
         model, info = models.from_pretrained(source, output_loading_info=True, **{**options, "trust_remote_code": False})
     except (OSError, RuntimeError, ValueError) as error:
@@ -142,11 +190,12 @@ def local_folder(path: str | Path) -> Path:
     Raises:
         ValueError: if it is neither.
     """
-    return Path(path) if Path(path).exists() else _downloaded(str(path))
+    if Path(path).exists():
+        return Path(path)
+    return Path(_cached_folder(str(path))) if str(path) in _offline else _downloaded(str(path))
 
 
 def _downloaded(hub_id: str) -> Path:
-    import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:

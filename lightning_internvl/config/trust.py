@@ -15,55 +15,35 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lightning_internvl.config.consent import (
+    Untrusted,
+    is_trusted,
+    place_faults,
+    trust_faults,
+    trusted_names,
+    trusting,
+    url_faults,
+)
 from lightning_internvl.config.signatures import definition
 from lightning_internvl.config.targets import OURS, locate, with_current_targets
 from lightning_internvl.files import CONF, RUN_CONFIG
-from lightning_internvl.messages import ConfigError
 
 PACKAGE = "lightning_internvl"
 MANIFEST = "manifest.json"
 FETCHING = {"pretrained", "init_from_llm", "trust_remote_code", "auto_map", "_name_or_path"}
-# what of a run names a place of weights or a tokenizer
-WEIGHTS = ("pretrained", "init_from_llm", "tokenizer.folder")
+# what of a run names a place of weights, a tokenizer or a data set of the hub
+WEIGHTS = ("pretrained", "init_from_llm")
+READERS = {"saved_tokenizer": "folder", "HfShards": "path"}
 # of a configuration: words with a meaning for Hydra
 BUILDS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 SHOWN = 8  # faults of one folder that are told
 
 _NAMED = re.compile(r"_target_: *([\w.]+\.\w+)")
-_named: ContextVar[tuple[str, ...]] = ContextVar("trust", default=())
-
-
-class Untrusted(ConfigError):
-    """Something that came with a folder and that the user has not named."""
-
-
-@contextmanager
-def trusting(names: Iterable[str]) -> Iterator[None]:
-    """Trust packages and hub ids inside, in addition to what is trusted already.
-
-    Args:
-        names: packages (`mine`, or `mine.parts` for a part of one) whose code may be imported and
-            run with the settings of a folder, and hub ids (`OWNER/NAME`) that may be fetched
-            because a folder names them.
-    """
-    token = _named.set((*_named.get(), *map(str, names)))
-    try:
-        yield
-    finally:
-        _named.reset(token)
-
-
-def trust_faults(names: Any) -> Iterable[str]:
-    """Faults of the setting `trust`."""
-    if not isinstance(names, list) or not all(isinstance(name, str) and re.fullmatch(r"[\w./-]+", name) for name in names):
-        yield f"trust={names!r} must be a list of packages or hub ids, as in trust=[my_package]"
 
 
 def folder_faults(place: Any, names: Any = ()) -> Iterable[str]:
@@ -116,23 +96,33 @@ def check_run(config: Mapping[str, Any], place: Path, fetches: bool = False) -> 
 
     Args:
         place: the run.
-        fetches: whether weights and tokenizers will be read from where it says.
+        fetches: whether data, weights and tokenizers will be read from where it says.
 
     Raises:
         Untrusted: for a class or function that is neither this project's nor trusted, for an
-            interpolation, which could make one of text, and for a hub id that is neither trusted
-            nor on this machine.
+            interpolation, which could make one of text, for a hub id that is neither trusted nor
+            on this machine, and for a URL whose host is not trusted.
     """
     faults: list[str] = []
     for path, key, value in _settings({name: config[name] for name in config if name != "trust"}):
         faults += _target_faults(path, value, _is_built_of_runs, "the run") if key == "_target_" else ()
         faults += _interpolation_faults(path, value)
-        faults += _place_faults(path, value) if fetches and path.endswith(WEIGHTS) else ()
+        faults += _fetch_faults(path, key, value) if fetches else ()
     start = config.get("init_from")
     # a folder that has gone by now is no hub id
     if fetches and start and not Path(str(start)).parent.is_dir():
-        faults += _place_faults("init_from", start)
+        faults += place_faults("init_from", start)
     _raise(faults, place)
+
+
+def _fetch_faults(path: str, key: str, value: Any) -> Iterator[str]:
+    """Faults of what a setting of a run that goes on would read from elsewhere."""
+    yield from url_faults(path, value)
+    if str(key) in WEIGHTS:
+        yield from place_faults(path, value)
+    if isinstance(value, Mapping):
+        reads = READERS.get(str(value.get("_target_")).rpartition(".")[2])
+        yield from place_faults(f"{path}.{reads}", value.get(reads)) if reads else ()
 
 
 def check_parts(config: Mapping[str, Any], place: Path | str | None = None) -> None:
@@ -154,12 +144,7 @@ def check_base(manifest: Mapping[str, Any], place: Path | str) -> None:
     """
     base = manifest.get("base")
     if isinstance(base, Mapping):
-        _raise(list(_place_faults("base.place", base.get("place"))), place)
-
-
-def is_trusted(target: str) -> bool:
-    """Whether the user has named the package of a class or function."""
-    return any(target == name or target.startswith(f"{name}.") for name in _named.get())
+        _raise(list(place_faults("base.place", base.get("place"))), place)
 
 
 def foreign_targets(config: Any) -> list[str]:
@@ -167,11 +152,6 @@ def foreign_targets(config: Any) -> list[str]:
     those that `conf/` names. Naming one is consent to that one, not to all of its package."""
     foreign = {target for target in targets_of(config) if "." in target and not target.startswith(OURS)}
     return sorted(foreign - named_in_conf())
-
-
-def trusted_names() -> tuple[str, ...]:
-    """What the user trusts here: packages, classes, functions and hub ids."""
-    return _named.get()
 
 
 def targets_of(config: Any) -> set[str]:
@@ -234,7 +214,7 @@ def _part_faults(path: str, node: Any, *, foreign: bool, note: bool) -> Iterator
             inner = note or (key == "config" and "_target_" in node)
             yield from _part_faults(own, value, foreign=foreign, note=inner)
         if key == "folder" and not foreign:
-            yield from _place_faults(own, value)
+            yield from place_faults(own, value)
 
 
 def _target_faults(path: str, target: Any, allowed: Any, source: str) -> Iterator[str]:
@@ -257,26 +237,8 @@ def _strangers(path: str, target: str) -> Iterator[str]:
     """A trusted package is imported here; what it has imported from others is not trusted with
     it, unless the user has named just that."""
     home = str(getattr(locate(target), "__module__", None))
-    if target not in _named.get() and not (is_trusted(f"{home}.") or f"{home}.".startswith(OURS)):
+    if target not in trusted_names() and not (is_trusted(f"{home}.") or f"{home}.".startswith(OURS)):
         yield f"{path}: {target!r} is defined in {home}, not in a package that you trust; it is not run"
-
-
-def _place_faults(path: str, place: Any) -> Iterator[str]:
-    """A hub id that a folder names is fetched only if the user names it too, or has it already."""
-    if not isinstance(place, str) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", place) or Path(place).exists():
-        return
-    if place not in _named.get() and not _is_here(place):
-        yield (
-            f"{path}: {place!r} comes with the folder and is no folder on this machine; it is not "
-            f"fetched from the hub (if you want it, give trust=[{place}])"
-        )
-
-
-def _is_here(hub_id: str) -> bool:
-    """Whether files of a hub id have been fetched before, and lie in the cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in ("config.json", "tokenizer_config.json"))
 
 
 def _interpolation_faults(path: str, value: Any) -> Iterator[str]:

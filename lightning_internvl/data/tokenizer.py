@@ -116,7 +116,7 @@ def bert_tokenizer(pretrained: str | None) -> PreTrainedTokenizerBase:
     """
     if pretrained is None:
         raise ValueError(NO_TOKENIZER["bert_tokenizer"])
-    tokenizer = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(local_source(pretrained), trust_remote_code=False)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.eos_token = tokenizer.sep_token
     return tokenizer
@@ -140,7 +140,7 @@ def saved_tokenizer(folder: str | None = None, extra_tokens: Sequence[str] = ())
         # The library would make one without words
         raise ValueError(f"{folder} has no file of one ({', '.join(SAVED_FILES)})")
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(local_source(folder), trust_remote_code=False)
     tokenizer.add_tokens(list(extra_tokens), special_tokens=True)
     return tokenizer
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_internvl.decoders.hf_attention import packed_inputs, use_ours
-from lightning_internvl.hub import load_weights, local_source
+from lightning_internvl.hub import check_no_kernels, load_weights, model_source
 from lightning_internvl.layers.attention import requested_backend
 from lightning_internvl.layers.attention_masks import Segments
 from lightning_internvl.layers.basic import fill_with_mean
@@ -77,6 +77,7 @@ class HFCausalLM(Part):
         if pretrained is None and not config:
             either = "`pretrained` (a hub id or a folder) or `config` (with model_type)"
             raise ValueError(f"the decoder needs either {either}")
+        check_no_kernels(config or {}, "decoder.config")
         if pretrained is None:
             rows = {} if vocab_size is None else {"vocab_size": vocab_size}
             self.lm = self._fresh({**config, **rows})
@@ -100,7 +101,7 @@ class HFCausalLM(Part):
             return self._fresh(config)
         if shapes_only:
             fields = {**config, "trust_remote_code": False}
-            found = self.configs.from_pretrained(local_source(pretrained), **fields)
+            found = self.configs.from_pretrained(model_source(pretrained, "decoder.pretrained"), **fields)
             return self.models.from_config(found, trust_remote_code=False)
         return load_weights(self.models, pretrained, "decoder.pretrained", **config)
 

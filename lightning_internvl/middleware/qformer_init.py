@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import BertForMaskedLM
 
+from lightning_internvl.hub import model_source
 from lightning_internvl.middleware.qformer_lm import QFormerLM
 
 
@@ -20,7 +21,8 @@ def start_from_bert(qformer: QFormerLM, pretrained: str) -> None:
     Raises:
         ValueError: for a BERT of another size.
     """
-    found = BertForMaskedLM.from_pretrained(pretrained, trust_remote_code=False)
+    source = model_source(pretrained, "middleware.pretrained")
+    found = BertForMaskedLM.from_pretrained(source, trust_remote_code=False)
     bert, sizes = found.bert, found.config
     own = (len(qformer.layers), qformer.embeddings.norm.weight.shape[0], qformer.layers[0].query_ffn.up.out_features)
     theirs = (sizes.num_hidden_layers, sizes.hidden_size, sizes.intermediate_size)

@@ -225,7 +225,7 @@ def test_trust_is_a_list_of_names(word: str, run: Path, tmp_path: Path) -> None:
     for command in doors(run, tmp_path).values():
         outcome = call(*command, word)
         assert outcome.code == 2, command
-        assert "must be a list of packages or hub ids, as in trust=[my_package]" in outcome.err, command
+        assert "must be a list of packages, hub ids and hosts, as in trust=[my_package]" in outcome.err, command
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from lightning_internvl.checkpoints.adapters.layout import Layout
 from lightning_internvl.checkpoints.name_rules import Config, Shapes, match_rules
-from lightning_internvl.config.trust import trusted_names
+from lightning_internvl.config.consent import trusted_names
 from lightning_internvl.layers.peft import adapted_layers
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.vlm import VLM

@@ -113,25 +113,29 @@ class HfShards(Shards):
         part = self.table.shard(num_shards=len(self), index=shard)
         with _as_shard_errors(self.name(shard)):
             for number, row in enumerate(part.skip(start) if start else part, start):
-                yield _record({name: _read_bytes(value) for name, value in row.items()}, number)
+                yield _record({name: self._read_bytes(value) for name, value in row.items()}, number)
+
+    def _read_bytes(self, value: Any) -> Any:
+        """A picture that is named by its path alone, with the bytes of its file, which must be on
+        this machine or in the data set itself."""
+        if not isinstance(value, Mapping) or set(value) != {"bytes", "path"}:
+            return value
+        if value["bytes"] is not None or not value["path"]:
+            return value
+        import fsspec
+
+        place = str(value["path"])
+        root, own = place.rpartition("::")[2], f"hf://datasets/{self.path}"  # of an archive
+        if protocol_of(root) is not None and not root.startswith((f"{own}/", f"{own}@")):
+            raise ValueError(f"a record names a picture at {root}, which is not fetched")
+        with fsspec.open(place, "rb") as file:
+            return {**value, "bytes": file.read()}
 
 
 def _record(row: Mapping[str, Any], number: int) -> Record:
     """A row as a record; without a key of its own it is called by its number in the shard."""
     key = next((row[name] for name in KEYS if row.get(name) not in (None, "")), f"{number:09d}")
     return {**{name: value for name, value in row.items() if value is not None}, "key": str(key)}
-
-
-def _read_bytes(value: Any) -> Any:
-    """A picture that is named by its path alone, with the bytes of its file."""
-    if not isinstance(value, Mapping) or set(value) != {"bytes", "path"}:
-        return value
-    if value["bytes"] is not None or not value["path"]:
-        return value
-    import fsspec
-
-    with fsspec.open(value["path"], "rb") as file:
-        return {**value, "bytes": file.read()}
 
 
 @contextmanager
