@@ -33,7 +33,7 @@ from lightning_internvl.config.targets import build, with_current_targets
 from lightning_internvl.config.trust import check_run, foreign_targets, trust_faults, trusting
 from lightning_internvl.console import console
 from lightning_internvl.distributed.signals import NAMES, WATCH, RunStopped
-from lightning_internvl.files import CONF, RUN_CONFIG, remove_all_but, remove_if_empty, write_text
+from lightning_internvl.files import CONF, RUN_CONFIG, remove_all_but, remove_if_empty, runs_here, write_text
 from lightning_internvl.launch import (
     UNKNOWN,
     earlier_attempt,
@@ -257,9 +257,7 @@ def load_run(config: DictConfig) -> dict[str, Any]:
         raise ConfigError([f"{fault}. Only the hardware may be another: {names}; and trust=[PACKAGE]"])
     path = run_dir / RUN_CONFIG
     if not path.is_file():
-        runs = sorted(str(p.parent) for p in Path("outputs").glob(f"*/*/{RUN_CONFIG}"))
-        known = ", ".join(runs[-5:]) or "none"
-        raise ConfigError([f"resume={run_dir}: there is no run ({path} is missing); runs here: {known}"])
+        raise ConfigError([f"resume={run_dir}: there is no run ({path} is missing); {runs_here()}"])
     trust: Any = config.trust
     trust = OmegaConf.to_container(trust) if OmegaConf.is_config(trust) else trust
     if faults := list(trust_faults(trust or [])):

@@ -15,6 +15,13 @@ RUN_CONFIG = "config.yaml"  # the resolved configuration of a run; a folder that
 DRAFT = ".draft"  # ends the name of what is not whole yet
 
 
+def runs_here(newest: int = 5) -> str:
+    """The runs below outputs/, the newest last, as a message tells them."""
+    configs = [path for depth in ("*", "*/*") for path in Path("outputs").glob(f"{depth}/{RUN_CONFIG}")]
+    runs = [str(path.parent) for path in sorted(configs, key=lambda path: path.stat().st_mtime)]
+    return f"runs here: {', '.join(runs[-newest:]) or 'none'}"
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A place beside `path` to write a file to; moved when the block ends, removed if it fails."""

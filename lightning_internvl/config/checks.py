@@ -129,7 +129,8 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
         yield from number_faults("epochs", config["epochs"], above=0)
     if config.get("batch_size") is not None:
         yield from number_faults("batch_size", config["batch_size"], above=0, whole=True)
-    yield from number_faults("device_memory", config["device_memory"], above=0)
+    if config["device_memory"] is not None:
+        yield from number_faults("device_memory", config["device_memory"], above=0)
     workers = config["data"].get("num_workers", 0)
     yield from number_faults("data.num_workers", workers, least=0, whole=True)
     if not isinstance(config["data"].get("validate", False), bool):

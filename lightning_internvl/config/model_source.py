@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lightning_internvl.config.trust import folder_faults
+from lightning_internvl.files import runs_here
 from lightning_internvl.messages import did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -47,12 +48,11 @@ def source_faults(settings: Mapping[str, Any], nothing: str) -> Iterable[str]:
     """Faults of `run` and `model`, of which one must be given; else `nothing` is told."""
     run, model = settings["run"], settings["model"]
     if run is None and model is None:
-        runs = sorted(str(path.parent) for path in Path("outputs").glob("*/*/handoff"))
-        yield f"{nothing}; give run=FOLDER (runs here: {', '.join(runs[-5:]) or 'none'}) or model=FOLDER_OR_ID"
+        yield f"{nothing}; give run=FOLDER ({runs_here()}) or model=FOLDER_OR_ID"
     if run is not None and model is not None:
         yield f"run={run} and model={model} exclude each other; leave one out"
     if run is not None and not Path(str(run)).is_dir():
-        yield f"run={run}: there is no such folder"
+        yield f"run={run}: there is no such folder ({runs_here()})"
     yield from folder_faults(model if run is None else run, settings.get("trust"))
     if model is None and (given := [name for name in READING if settings[name] is not None]):
         yield f"{', '.join(given)}: a run knows how it reads; only with model="

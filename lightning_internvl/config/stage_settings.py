@@ -151,7 +151,7 @@ class StageSettings:
         evaluation: nodes of its tasks by name; None leaves one out.
         activation_checkpointing, compile: by part.
         callbacks, loggers: nodes by name; None leaves one out.
-        device_memory: GiB of one device, for the plan.
+        device_memory: GiB of one device, for the plan; None: of this machine's, if it has as many.
     """
 
     name: str
@@ -178,7 +178,7 @@ class StageSettings:
     loggers: dict[str, Config | None]
     epochs: float | None = None
     attention: str = "auto"
-    device_memory: float = 80
+    device_memory: float | None = None
 
     @property
     def packing(self) -> str | None:
@@ -228,7 +228,7 @@ def settings_of_stage(config: Mapping[str, Any], name: str, stage: Mapping[str, 
         callbacks=config.get("callbacks") or {},
         loggers=config.get("logger") or {},
         attention=config.get("attention") or "auto",
-        device_memory=config.get("device_memory") or 80,
+        device_memory=config.get("device_memory"),
         **block_settings(config, stage),
     )
 

@@ -126,11 +126,19 @@ def _decide(job: FilterJob, count: int) -> None:
             f"stages.{job.name}: none of {len(columns)} pairs is kept: {why}{bad}. The scores of "
             f"all pairs are in {job.folder / 'scores'}; widen stages.{job.name}.rules"
         )
-    for rule, number in dropped.items():
-        if number > 0.9 * len(columns) and rule != TOP_SHARE:
-            console.print(f"rules.{rule} alone drops {number} of {len(columns)} pairs{_limits(rules, rule)}", style="yellow")
+    _warn_of_much(job, {rule: n for rule, n in dropped.items() if rule != TOP_SHARE}, len(columns))
     _check_sources(job, columns)
     write_json(job.folder / DECISION, {"similarity_from": threshold, "kept": int(reasons[KEPT])})
+
+
+def _warn_of_much(job: FilterJob, dropped: dict[str, int], pairs: int) -> None:
+    """Say which rules drop more than half of all pairs together; the top share is asked for."""
+    if sum(dropped.values()) <= pairs / 2:
+        return
+    largest_first = sorted(dropped.items(), key=lambda one: -one[1])
+    each = "; ".join(f"{rule} {n:,}{_limits(job.settings.rules, rule)}" for rule, n in largest_first)
+    lost = f"{sum(dropped.values()):,} of {pairs:,} pairs are dropped"
+    console.print(f"warning: {lost}: {each}. stages.{job.name}.rules.NAME=null leaves a rule out", style="yellow", soft_wrap=True)
 
 
 def _check_sources(job: FilterJob, columns: Columns) -> None:

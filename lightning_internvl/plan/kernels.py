@@ -34,6 +34,9 @@ FILLS = {
     "xavier_uniform_", "kaiming_uniform_",
 }  # fmt: skip
 
+# What gives as many elements as the values of a tensor say.
+CHOICES = {"__getitem__", "unique"}
+
 
 class Kernels(TorchFunctionMode):
     """Computes with meta tensors what a GPU would.
@@ -63,6 +66,8 @@ class Kernels(TorchFunctionMode):
         # every kind gives the same shape and keeps nothing; bicubic takes long on the meta device
         if func is F.interpolate:
             kwargs = kwargs | {"mode": "nearest", "align_corners": None, "antialias": False}
+        if name in CHOICES and (chosen := _all_chosen(name, args, kwargs)) is not None:
+            return chosen
         result = _attend(*args, **kwargs) if attends else func(*args, **kwargs)
         self.attended += result.nbytes if attends else 0
         return result
@@ -92,6 +97,19 @@ class Unfilled(TorchFunctionMode):
         if getattr(func, "__name__", "") in FILLS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+def _all_chosen(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The most that a choice by values can give: all elements, as if a mask were true throughout
+    and no two elements were equal. None for an index that is no mask."""
+    x = args[0]
+    if name == "unique":
+        places = torch.empty_like(x, dtype=torch.int64)
+        return (x.flatten(), places) if kwargs.get("return_inverse") else x.flatten()
+    mask = args[1]
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        return None
+    return x.flatten(0, mask.ndim - 1) if mask.ndim else None
 
 
 def _attend(

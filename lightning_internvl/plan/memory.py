@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Setup:
         bucketed: gradients are held a second time, in the buckets in which they are sent.
         capacity: bytes of one device.
         tensor_parallel_size: devices that read the same samples and divide layers.
+        place: what the capacity is called.
     """
 
     name: str
@@ -41,17 +43,34 @@ class Setup:
     bucketed: bool
     capacity: float
     tensor_parallel_size: int = 1
+    place: str = "a device"
 
 
-def setup_of(strategy: Mapping[str, Any], trainer: TrainerSettings, capacity_gib: float) -> Setup:
-    """The setup that a configuration asks for."""
+def setup_of(strategy: Mapping[str, Any], trainer: TrainerSettings, capacity_gib: float | None) -> Setup:
+    """The setup that a configuration asks for.
+
+    Args:
+        capacity_gib: memory of one device; None: as much as a device of this machine has.
+    """
     devices = _count(trainer.devices) * trainer.num_nodes
     name = str(strategy.get("name") or strategy.get("_target_", "").rpartition(".")[2])
     sharded = bool(strategy.get("shards")) or name.startswith(SHARDED)
     layers = strategy.get("tensor_parallel_size", 1)
     bucketed = devices > 1 and not sharded and not strategy.get("gradient_as_bucket_view")
     layers = layers if isinstance(layers, int) else 1
-    return Setup(name, devices, sharded, bucketed, capacity_gib * GIB, layers)
+    capacity, place = (capacity_gib * GIB, "a device") if capacity_gib else _capacity(trainer, devices)
+    return Setup(name, devices, sharded, bucketed, capacity, layers, place)
+
+
+def _capacity(trainer: TrainerSettings, devices: int) -> tuple[float, str]:
+    """Bytes of a device that the run would have here, and what they are called; of one with 80 GiB
+    where it asks for devices that this machine has not."""
+    on_cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    if not on_cpu and devices <= torch.cuda.device_count():
+        return torch.cuda.get_device_properties(0).total_memory, f"of an {torch.cuda.get_device_name(0)}"
+    if on_cpu and devices == 1 and trainer.accelerator in ("auto", "cpu"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "of this machine's RAM"
+    return 80 * GIB, "a device"
 
 
 def _count(devices: Any) -> int:

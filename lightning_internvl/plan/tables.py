@@ -97,7 +97,7 @@ def _trained(plan: StagePlan) -> dict[str, int]:
 
 
 def _verdict(plan: StagePlan, memory: Memory) -> Iterator[Table | str]:
-    needed = f"{_bytes(memory.total)} of {_bytes(plan.setup.capacity)} a device"
+    needed = f"{_bytes(memory.total)} of {_bytes(plan.setup.capacity)} {plan.setup.place}"
     largest = plan.largest()
     most = f"largest micro-batch that fits: {largest:,}" if largest else f"one sample alone needs {_bytes(plan.memory(1).total)}"
     if plan.fits(memory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,6 +12,7 @@ from runs import ROOT, Outcome, call, tiny_run
 
 from lightning_internvl.chat.session import Sampling, Session
 from lightning_internvl.config.targets import build
+from lightning_internvl.files import runs_here
 from lightning_internvl.inference.load_run import open_run
 
 
@@ -55,7 +57,7 @@ def test_stages_of_both_kinds_serve_a_run(run: Path, image: Path) -> None:
     [
         ([], "nothing to talk to; give run=FOLDER"),
         (["run={tmp}", "model={tmp}"], "exclude each other; leave one out"),
-        (["run={tmp}/nowhere"], "there is no such folder"),
+        (["run={tmp}/nowhere"], "there is no such folder (runs here: "),
         (["run={tmp}"], "is neither a run (config.yaml) nor a hand-off folder (manifest.json)"),
         (["run={unfinished}"], "no stage of this run has finished; use resume={unfinished}"),
         (["model={unfinished}"], "is a run of this project; give run={unfinished}"),
@@ -93,6 +95,16 @@ def test_faults(arguments: list[str], message: str, run: Path, tmp_path: Path, m
     outcome = chat(*(argument.format(**places) for argument in arguments))
     assert outcome.code == 2
     assert message.format(**places) in outcome.err
+
+
+def test_runs_of_any_depth_are_listed_the_newest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for time, name in enumerate(("z", "toy/2026", "a")):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / "config.yaml").touch()
+        os.utime(tmp_path / "outputs" / name / "config.yaml", (time, time))
+    monkeypatch.chdir(tmp_path)
+    assert runs_here() == "runs here: outputs/z, outputs/toy/2026, outputs/a"
+    assert runs_here(1) == "runs here: outputs/a"
 
 
 def test_a_missing_package_comes_with_the_line_that_installs_it(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -223,6 +224,15 @@ def test_what_cannot_be_used_is_named_and_left_out(shards: Path, tmp_path: Path)
     outcome = train(*TINY, *ALONE, f"data.shards={folder}", *rules, "data.max_bad_fraction=0", f"paths.run={tmp_path / 'strict'}")
     assert outcome.code == 2
     assert "2 of 9 samples cannot be used" in outcome.err
+
+
+def test_a_filter_that_drops_more_than_half_is_pointed_out(shards: Path, tmp_path: Path) -> None:
+    given = (*ALONE, f"data.shards={shards}", "stages.filter.rules.similarity=null")
+    few = train(*TINY, *given, f"paths.run={tmp_path / 'few'}")
+    many = train(*TINY, *given, "stages.filter.rules.characters.min=60", f"paths.run={tmp_path / 'many'}")
+    assert (few.code, many.code) == (0, 0), many.err
+    assert "pairs are dropped:" not in few.out
+    assert re.search(r"warning: \d+ of 48 pairs are dropped: characters \d+ \(min: 60, max: 1000\); ", many.out)
 
 
 def test_a_rule_that_drops_everything_is_named_and_the_scores_stay(shards: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_pair_is_measured() -> None:
     assert {name: row[name] for name in ("width", "height", "side", "aspect")} == {
         "width": 50, "height": 20, "side": 20, "aspect": 2.5,
     }  # fmt: skip
-    assert row["characters"] == len("Two cats, 两只猫!")
+    assert row["characters"] == len("Two cats, !") + 3 * len("两只猫")
     assert row["words"] == 5
     assert row["scripts"] == {"latin": 0.7, "han": 0.3}
 

@@ -205,7 +205,8 @@ def test_the_command_writes_nothing_and_needs_no_paths(tmp_path: Path) -> None:
 
 def test_what_fits_is_said_to_fit(tmp_path: Path) -> None:
     outcome = train(*SMALL, "plan=true", f"paths.run={tmp_path}/run")
-    assert outcome.out.count("of 80.0 GiB a device; largest micro-batch that fits:") == len(STAGES)
+    place = "of an NVIDIA" if torch.cuda.is_available() else "of this machine's RAM"
+    assert outcome.out.count(place) == outcome.out.count("; largest micro-batch that fits:") == len(STAGES)
     assert not any(tmp_path.iterdir())
     outcome = train(*SMALL, "plan=true", "stages.supervised.batch_size=64", "device_memory=0.01", "pipeline=[supervised]")
     assert "does not fit" in outcome.out
@@ -227,6 +228,31 @@ def test_faults_are_told(override: str, message: str, tmp_path: Path) -> None:
     assert outcome.code == 2
     assert re.search(message, outcome.err)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_memory_of_a_device_is_that_of_this_machine_if_it_has_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    here = setup_of({}, TrainerSettings.of({}), None)
+    assert here.place == "of this machine's RAM"
+    assert GIB / 4 < here.capacity != 80 * GIB
+    assert setup_of({}, TrainerSettings.of({"devices": 8}), None).capacity == 80 * GIB
+    assert setup_of({}, TrainerSettings.of({"accelerator": "gpu"}), None).capacity == 80 * GIB
+    assert setup_of({}, TrainerSettings.of({}), 24).capacity == 24 * GIB
+
+
+def test_the_stage_of_words_is_measured() -> None:
+    """It chooses by values, of which the meta device has none: every label counts as learnt, every word as another."""
+    config = composed("+stage@stages.words=words", "pipeline=[words]", "paths.run=x", *SMALL)
+    plan = stage_plan(stage_settings(config, "words"), build)
+    real, batch = real_stage(config, "words")
+    # two captions that share no word
+    places = torch.arange(batch["input_ids"].shape[1]) % (real.model.decoder.vocab_size // 2)
+    batch["input_ids"] = torch.stack([2 * places, 2 * places + 1])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        loss = real.weighted_sum(real.losses(batch))
+        loss.sum().backward()
+    told = sum(curve(SAMPLES[0]) for curve in plan.measured.training.values())
+    assert told == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
 def test_precisions_have_other_names() -> None:

@@ -16,6 +16,9 @@ from lightning_internvl.data.collate.chats import PAIR_TASKS
 from lightning_internvl.data.collate.encode import continuation_ids
 from lightning_internvl.data.processors.basic import Processor
 
+SETTING = "data.pairs_collate.caption_prompts"
+OTHER = "other"  # the prompt of languages that have none of their own
+
 
 class PairCollator(base.SquareReader):
     """Pairs to a batch for contrastive (itc), matching (itm) and generative (itg) objectives.
@@ -50,7 +53,7 @@ class PairCollator(base.SquareReader):
         self.tokenizer, self.processor = tokenizer, processor
         self.max_length, self.tasks = max_length, tuple(tasks)
         self.itc_prompt = itc_prompt
-        self.caption_prompts = dict(caption_prompts or {"en": "English caption:", "zh": "Chinese caption:"})
+        self.caption_prompts = dict(caption_prompts or {"en": "English caption:", "zh": "Chinese caption:", OTHER: "Caption:"})
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         return self.stack([self.prepare(sample) for sample in samples])
@@ -115,11 +118,13 @@ class PairCollator(base.SquareReader):
         if task != "itg":
             return self.prompt_ids(self.itc_prompt if task == "itc" else "", self.tokenizer.cls_token_id)
         language = sample.get("language", "en")
-        if language not in self.caption_prompts:
-            known = sorted(self.caption_prompts)
-            fault = f"no caption prompt for language {language!r}; choose from {known}"
-            raise ValueError(f"sample {sample['key']}: {fault}")
-        return self.prompt_ids(self.caption_prompts[language])
+        prompt = self.caption_prompts.get(language, self.caption_prompts.get(OTHER))
+        if prompt is None:
+            known = ", ".join(self.caption_prompts)
+            fault = f"no caption prompt for language {language!r}, but for {known}"
+            advice = f"+{SETTING}.{language}='A PROMPT' gives one, +{SETTING}.{OTHER}='Caption:' one for all others"
+            raise ValueError(f"sample {sample['key']}: {fault}; {advice}")
+        return self.prompt_ids(prompt)
 
     def _row(self, prompt: list[int], sample: Sample) -> list[int]:
         caption = sample["caption"].strip()

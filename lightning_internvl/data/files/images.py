@@ -8,15 +8,17 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.files.svg import is_svg, svg_to_png
 
 # Files with these endings are pictures, in folders and in shards; of several pictures in a record
 # the first kind counts.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".svg")
 
 MAX_PIXELS = 89_478_485  # the size from which Pillow warns of a decompression bomb
 TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -27,6 +29,7 @@ DAMAGED = (
 )  # fmt: skip
 WEB_PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
 SHOWN = 40  # bytes of a file that is no picture, in messages
+HEAD = 2000  # bytes of a file that tell whether it is a drawing
 
 
 def is_image_file(path: str | Path) -> bool:
@@ -36,7 +39,7 @@ def is_image_file(path: str | Path) -> bool:
 
 def read_image(source: str | Path | bytes, least: int | None = None) -> np.ndarray:
     """A picture as (H, W, 3) uint8 RGB: turned upright by its EXIF tag, transparency over white,
-    any mode, the first of several.
+    any mode, the first of several; of a drawing (SVG) 1024 pixels on its longer side.
 
     Args:
         source: a path, or the bytes of a file.
@@ -66,7 +69,7 @@ def _open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
     name = f"of {len(source)} bytes" if isinstance(source, bytes) else source
     try:
         # The file is opened here, because Pillow leaves it open where it fails.
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file, Image.open(file) as image:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file, Image.open(_pixels(file)) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height} px"
                 raise BadSample(f"image {name} has {size}, more than {MAX_PIXELS} in all", "large image")
@@ -79,6 +82,13 @@ def _open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
         raise
     except (*DAMAGED, ValueError) as error:
         raise BadSample(f"image {name} cannot be read: {_reason(source, error)}", "unreadable image") from error
+
+
+def _pixels(file: BinaryIO) -> BinaryIO:
+    """A file that Pillow reads: of a drawing one with its pixels."""
+    head = file.read(HEAD)
+    file.seek(0)
+    return io.BytesIO(svg_to_png(file.read())) if is_svg(head) else file
 
 
 def _reason(source: str | Path | bytes, error: Exception) -> str:

@@ -141,6 +141,16 @@ def test_bert_rows_begin_with_cls_or_dec(bert: Path) -> None:
     assert Instructions(tokenizer).row([{"role": "user", "content": "<image>\na dog"}]) == [2, 5, 7, 3]
 
 
+def test_a_language_without_a_prompt_of_its_own(toy: PreTrainedTokenizerFast) -> None:
+    pair = {"image": np.zeros((8, 8, 3), np.uint8), "caption": "un chat", "language": "fr", "key": "k"}
+    collate = PairCollator(toy, Squash(8))
+    prompt = collate.prompt_ids("Caption:")
+    assert collate([pair])["itg_ids"][0].tolist()[: len(prompt)] == prompt
+    collate = PairCollator(toy, Squash(8), caption_prompts={"en": ""})
+    with pytest.raises(ValueError, match=r"language 'fr', but for en; \+data\.pairs_collate\.caption_prompts\.fr='A PROMPT'"):
+        collate([pair])
+
+
 def test_a_tokenizer_is_needed() -> None:
     with pytest.raises(ValueError, match="bert-base-uncased"):
         bert_tokenizer(None)

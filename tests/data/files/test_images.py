@@ -14,7 +14,7 @@ from PIL import Image
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files import images as image_files
-from lightning_internvl.data.files.images import IMAGE_SUFFIXES, read_image
+from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
 from lightning_internvl.data.files.labelled_folder import FolderLabels
 from lightning_internvl.data.files.mask_folder import read_mask_folder
 from lightning_internvl.data.files.record_sources import open_records
@@ -58,6 +58,36 @@ def test_exif_orientation(tmp_path: Path) -> None:
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
     assert read_image(tmp_path / "a.jpg").shape == (30, 20, 3)
+
+
+DRAWING = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20">{}</svg>'
+RED = DRAWING.format('<rect width="20" height="20" fill="red"/>')
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", '<?xml version="1.0"?>\n<!-- a comment -->\n', "<!DOCTYPE svg>"])
+def test_drawings_are_drawn(tmp_path: Path, before: str) -> None:
+    (tmp_path / "a.svg").write_text(before + RED, encoding="utf-8")
+    for source in (tmp_path / "a.svg", (tmp_path / "a.svg").read_bytes()):
+        found = read_image(source)
+        assert found.shape == (512, 1024, 3)
+        assert found[256, 100].tolist() == [255, 0, 0]
+        assert found[256, 900].tolist() == [255, 255, 255]
+    assert is_image_file("A.SVG")
+
+
+@pytest.mark.parametrize("element", ["image", "x:image", "feImage"])
+def test_a_drawing_takes_in_no_other_file(picture: Path, element: str) -> None:
+    for place in (str(picture), f"&#47;{str(picture)[1:]}", f" {picture}"):
+        drawing = DRAWING.format(f"<{element} xlink:href = '{place}' width='40' height='20'/>")
+        with pytest.raises(BadSample, match="an SVG that takes in another file is not read"):
+            read_image(drawing.encode())
+
+
+def test_a_damaged_drawing_is_a_bad_sample() -> None:
+    for content in (RED[:-9].encode(), RED.encode("utf-8") + b"\xff", b"<?xml version='1.0'?><note>svg</note>"):
+        with pytest.raises(BadSample, match="cannot be read") as caught:
+            read_image(content)
+        assert caught.value.kind == "unreadable image"
 
 
 def test_unreadable_images(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
