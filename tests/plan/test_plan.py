@@ -245,13 +245,14 @@ def test_the_stage_of_words_is_measured() -> None:
     config = composed("+stage@stages.words=words", "pipeline=[words]", "paths.run=x", *SMALL)
     plan = stage_plan(stage_settings(config, "words"), build)
     real, batch = real_stage(config, "words")
-    # two captions that share no word
-    places = torch.arange(batch["input_ids"].shape[1]) % (real.model.decoder.vocab_size // 2)
-    batch["input_ids"] = torch.stack([2 * places, 2 * places + 1])
+    batch = {name: torch.cat([x, x]) for name, x in batch.items()}
+    # four captions that share no word
+    places = torch.arange(batch["input_ids"].shape[1]) % (real.model.decoder.vocab_size // 4)
+    batch["input_ids"] = 4 * places + torch.arange(4)[:, None]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         loss = real.weighted_sum(real.losses(batch))
         loss.sum().backward()
-    told = sum(curve(SAMPLES[0]) for curve in plan.measured.training.values())
+    told = sum(curve(SAMPLES[1]) for curve in plan.measured.training.values())
     assert told == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
