@@ -103,6 +103,13 @@ def check_finished(trainer: L.Trainer, stage: Stage) -> None:
     raise RunStopped("not finished: trainer.max_time is over" if over else "not finished: training was ended early", NOT_FINISHED)
 
 
+def end_stage(trainer: L.Trainer, stage: Stage, step: int) -> None:
+    """Let this step be the last one of the stage, which has then finished. All processes must do so
+    after the same step."""
+    stage.max_steps = step
+    trainer.fit_loop.epoch_loop.max_steps = step
+
+
 def _agreed(received: int, stage: Stage) -> int:
     """The signal that any process has received, so that all end after the same step. Of several
     processes the trainer waits for the device in each step anyway, where it tells the others of its

@@ -24,7 +24,7 @@ class HandOff(L.Callback):
             if pl_module.is_sharded:
                 handoff.gather_for_save(pl_module.model, pl_module.base)
         else:
-            step = trainer.global_step
+            step = trainer.global_step if pl_module.weights_step is None else pl_module.weights_step
             handoff.save(
                 pl_module.model,
                 pl_module.handoff,

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from lightning_internvl.evaluation.own_data import OwnData, sample_of
 from lightning_internvl.evaluation.probe_samples import sample
 from lightning_internvl.files import write_json
 from lightning_internvl.stages import Stage
@@ -28,7 +29,7 @@ class Samples(L.Callback):
 
     def setup_stage(self, context: StageContext) -> None:
         """Without held-out data nothing is kept."""
-        self.predictor, self.shown = context.predictor, context.settings.samples
+        self.predictor, self.shown, self.context = context.predictor, context.settings.samples, context
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Stage) -> None:
         self.steps = {round(share * pl_module.max_steps) for share in self.at}
@@ -40,8 +41,16 @@ class Samples(L.Callback):
         if last_of_step and trainer.global_step in self.steps:
             self._keep(trainer, pl_module)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
+        """Of a stage that has ended early its end."""
+        if 1 in self.at and trainer.global_step not in self.steps:
+            self._keep(trainer, pl_module)
+
     def _keep(self, trainer: L.Trainer, stage: Stage) -> None:
-        if self.predictor is None or not (trainer.is_global_zero or stage.is_sharded):
+        if not (trainer.is_global_zero or stage.is_sharded):
+            return
+        if self.predictor is None:
+            self._keep_own(trainer, stage)
             return
         # as a probe, it neither compares pictures and texts nor writes
         if self.shown.writer is None and self.predictor.pairs is None:
@@ -52,4 +61,14 @@ class Samples(L.Callback):
         with self.predictor.evaluating(trainer.precision_plugin.forward_context) as predictor:
             found = stage.use(partial(sample, predictor, step=step, last=last, **options))
         if trainer.is_global_zero:
+            write_json(stage.folder / "samples" / f"step-{step:06d}.json", found)
+
+    def _keep_own(self, trainer: L.Trainer, stage: Stage) -> None:
+        """Answers about the user's own held-out pictures."""
+        if (own := OwnData.of(trainer, self.context)) is None:
+            return
+        asked = stage.use(own.ask, trainer.precision_plugin.forward_context, self.images)
+        if asked and trainer.is_global_zero:
+            step = trainer.global_step
+            found = {"stage": stage.name, "step": step, **sample_of(asked)}
             write_json(stage.folder / "samples" / f"step-{step:06d}.json", found)

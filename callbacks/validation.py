@@ -1,142 +1,104 @@
-"""Measures the stage on the user's data that is held out of training (`data.validation`)."""
+"""Measures a finished stage on the user's held-out data (`data.validation`), and shows answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import lightning as L
-import numpy as np
-import torch
+from rich.table import Table
+from rich.text import Text
 
-from lightning_internvl.choices import IGNORE_INDEX
+from callbacks.tracking import Tracking
 from lightning_internvl.console import console
-from lightning_internvl.data.module import StageData
-from lightning_internvl.data.templates import IMAGE
-from lightning_internvl.distributed.collectives import data_parallel_rank_and_size, gather
+from lightning_internvl.evaluation.own_data import Asked, OwnData, answer_scores, failure, keep_cases
 from lightning_internvl.files import read_json, write_json
-from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.inference.journal import Journal
+from lightning_internvl.messages import check_number
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.context import StageContext
 
+ADVICE = (
+    "After {steps} steps: train longer (epochs=N or max_steps=N) or on more records, or start from a "
+    "model that answers already, as init_from=OpenGVLab/InternVL3-1B-hf does; a toy shows that "
+    "everything runs, and learns little else"
+)
+WIDTH = 300  # letters of an answer that is shown
+
 
 class Validation(L.Callback):
-    """Adds to the stage's `metrics.json`: `validation_loss`, by learnt token where there are
-    conversations and else by batch, and `validation_exact_match` of short answers to first
-    questions, and how many samples each was measured on.
+    """Adds to the stage's `metrics.json`: `validation_loss`, and of conversations
+    `validation_exact_match` of short answers and `validation_token_f1` of all (see
+    `lightning_internvl.evaluation.own_data`), with how many samples each was measured on; writes
+    `cases.json`, and prints some answers.
 
     Args:
-        samples: at most so many, spread over all that are held out.
-        short: words of an answer that is compared; None compares none.
+        samples: at most so many give the loss, spread over all that are held out.
+        answers: at most so many questions are answered.
+        shown: so many of them are printed.
+        cases: how many right and how many wrong ones the report shows.
     """
 
-    def __init__(self, *, samples: int = 256, short: int | None = 3) -> None:
-        if samples < 1 or (short is not None and short < 1):
-            raise ValueError(f"validation needs a sample or more, and answers of a word or more: {samples=}, {short=}")
-        self.samples, self.short = samples, short
+    def __init__(self, *, samples: int = 256, answers: int = 64, shown: int = 3, cases: int = 6) -> None:
+        check_number("callbacks.validation.samples", samples, above=0, whole=True)
+        for name, value in {"answers": answers, "shown": shown, "cases": cases}.items():
+            check_number(f"callbacks.validation.{name}", value, least=0, whole=True)
+        self.samples, self.answers, self.shown, self.cases = samples, answers, shown, cases
         self.found: dict[str, float] = {}
 
     def setup_stage(self, context: StageContext) -> None:
-        """The collators of the stage, which ask its first questions."""
-        self.view = context.view
+        """The collators of the stage, which ask its questions."""
+        self.context = context
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
         """The loss, by all processes together, while they still are together."""
-        data: StageData = trainer.datamodule  # type: ignore[attr-defined]  # of a connector
-        if data.held_out is None:
-            return
-        self.data, self.held_out = data, data.held_out
-        modes = {module: module.training for module in pl_module.modules()}
-        pl_module.eval()
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(pl_module.seed)
-            self.found = pl_module.use(self._loss, trainer, pl_module)
-        for module, training in modes.items():
-            module.training = training
+        self._find_loss(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
-        """Exact match by the first process, and the file."""
-        if not self.found or not (trainer.is_global_zero or pl_module.is_sharded):
+        """Answers by the first process, and the files."""
+        own = OwnData.of(trainer, self.context)
+        if own is None:
             return
         if not pl_module.is_sharded:
             # the trainer's teardown has moved it to the CPU
             pl_module.model.to(trainer.strategy.root_device)
-        found = self.found | pl_module.use(self._exact, trainer, pl_module)
-        if not trainer.is_global_zero:
+        if not self.found:  # of a stage that was resumed after its last step
+            self._find_loss(trainer, pl_module)
+        if not (trainer.is_global_zero or pl_module.is_sharded):
             return
-        path = pl_module.run_dir / "metrics.json"
-        metrics = read_json(path, {})
-        write_json(path, metrics | {pl_module.name: {**metrics.get(pl_module.name, {}), **found}})
-
-    def _loss(self, trainer: L.Trainer, stage: Stage) -> dict[str, float]:
-        total = weight = used = 0.0
-        for batch in self._batches(trainer):
-            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), stage.device)
-            with trainer.precision_plugin.forward_context():
-                losses = stage.losses(batch)
-            loss = stage.weighted_sum(losses)
-            rows = len(batch["keys"])
-            learnt = int((batch["labels"] != IGNORE_INDEX).sum()) if "input_ids" in batch else rows
-            here = gather(torch.tensor([[learnt, rows]], device=loss.device)).sum(dim=0).tolist()
-            # Each process has its share of the mean over all, times their number.
-            total += float(gather(loss.detach().reshape(1)).mean()) * here[0]
-            weight, used = weight + here[0], used + here[1]
-        return {"validation_loss": total / weight, "validation_samples": used} if weight else {}
-
-    def _batches(self, trainer: L.Trainer) -> Iterator[dict[str, Any]]:
-        """Batches of this process. All processes have equally many samples, because their losses
-        wait for each other."""
-        usable, told = [], console.print if trainer.is_global_zero else _silent
-        for place in self._places():
-            try:
-                usable.append(self.data.collate.prepare(self.held_out[place]))
-            except ValueError as error:
-                told(f"held out, but of no use: {error}", soft_wrap=True, markup=False)
-        share, shares = data_parallel_rank_and_size(trainer)
-        own = usable[: len(usable) // shares * shares][share::shares]
-        size = self.data.batch_size
-        for start in range(0, len(own), size):
-            yield self.data.collate.stack(own[start : start + size])
-
-    def _places(self) -> list[int]:
-        length = len(self.held_out)
-        return sorted(set(np.linspace(0, length - 1, min(self.samples, length)).round().astype(int).tolist()))
-
-    def _exact(self, trainer: L.Trainer, stage: Stage) -> dict[str, float]:
-        """Share of first questions with a short answer that the decoder answers word for word."""
-        asked, answers = [], []
-        collate, chats = self.data.collate, self.view.chats
-        if self.short is None or collate is not self.view.training or chats is None:
-            return {}
-        for place in self._places():
-            try:
-                sample = self.held_out[place]
-                question, answer = _first_turn(sample)
-                if len(answer.split()) <= self.short and "videos" not in sample:
-                    chats.prompts([question])
-                    asked.append(question)
-                    answers.append(answer)
-            except ValueError:  # told with the loss
-                continue
-        if not asked:
-            return {}
         precision = trainer.precision_plugin.forward_context
-        scenes: Any = None  # what it is asked are the user's own data
-        with Predictor(stage.model, scenes, chats=chats).evaluating(precision) as predictor:
-            written = predictor.complete(asked)
-        right = sum(text == answer for text, answer in zip(written, answers, strict=True))
-        count = len(asked)
-        return {"validation_exact_match": right / count, "validation_answers": float(count)}
+        asked = pl_module.use(own.ask, precision, self.answers)
+        if trainer.is_global_zero:
+            self._write(pl_module, asked)
+            self._show(trainer, pl_module, asked)
 
+    def _find_loss(self, trainer: L.Trainer, stage: Stage) -> None:
+        if own := OwnData.of(trainer, self.context):
+            self.found = own.loss(trainer, stage, self.samples)
+            for reason in own.unusable.values() if trainer.is_global_zero else ():
+                console.print(f"held out, but of no use: {reason}", soft_wrap=True, markup=False)
 
-def _first_turn(sample: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """A conversation up to its first answer, with the pictures shown by then; the answer."""
-    turns = sample["conversation"]
-    place = next(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
-    shown = sample["images"][: sum(turn["content"].count(IMAGE) for turn in turns[:place])]
-    question = {**sample, "images": shown, "conversation": turns[:place]}
-    return question, turns[place]["content"].strip()
+    def _write(self, stage: Stage, asked: list[Asked]) -> None:
+        path, journal = stage.run_dir / "metrics.json", Journal(cases=self.cases)
+        metrics = read_json(path, {})
+        found = {**metrics.get(stage.name, {}), **self.found, **answer_scores(asked)}
+        write_json(path, metrics | {stage.name: found})
+        keep_cases(asked, journal)
+        if journal.shown:
+            write_json(stage.folder / "cases.json", journal.shown)
 
-
-def _silent(*said: Any, **options: Any) -> None:
-    """Other processes leave the words to the first one."""
+    def _show(self, trainer: L.Trainer, stage: Stage, asked: list[Asked]) -> None:
+        """Some answers, and whether they are good for nothing."""
+        if not asked or not self.shown:
+            return
+        shown = asked[: self.shown]
+        title = f"{stage.name}: answers about held-out data, {len(shown)} of {len(asked)}"
+        table = Table(title=title, title_justify="left", header_style="bold")
+        for column in ("question", "answer", "truth"):
+            table.add_column(column, overflow="fold")
+        for one in shown:
+            texts = (one.question, one.answer, one.truth)
+            table.add_row(*(Text(text[:WIDTH] or "(nothing)") for text in texts))
+        console.print(table)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # of a connector
+        first = next((one.first_loss for one in callbacks if isinstance(one, Tracking)), None)
+        if told := failure(asked, self.found["validation_loss"], first):
+            words = f"{stage.name}: {told}. {ADVICE.format(steps=trainer.global_step)}"
+            console.print(words, style="red", soft_wrap=True, markup=False)

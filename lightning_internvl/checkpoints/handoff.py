@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_internvl.config.trust import FETCHING, foreign_targets, trusting, without_notes
 from lightning_internvl.distributed.collectives import full_tensor
@@ -94,6 +95,19 @@ def saved_tensors(model: VLM, base: BaseWeights | None) -> dict[str, dict[str, T
     for name, tensor in own_tensors(model, without=base.names if base else ()).items():
         parts[name.partition(".")[0]][name] = tensor
     return parts
+
+
+def restore(model: VLM, folder: Path) -> None:
+    """Put the weights that a stage has saved itself back into its model. Where they are divided
+    among processes, all of them take part."""
+    own = own_tensors(model)
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            here = own[name]
+            tensor = tensor.to(here.device, here.dtype)
+            if isinstance(here, DTensor):
+                tensor = distribute_tensor(tensor, here.device_mesh, here.placements)
+            here.copy_(tensor)
 
 
 def manifest_config(

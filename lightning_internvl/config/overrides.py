@@ -18,6 +18,7 @@ from typing import Any
 from lightning_internvl.choices import BLOCKWISE, INHERITED, PARTS, by_part, is_step
 from lightning_internvl.config.effects import without_effect
 from lightning_internvl.config.given import DELETED, GROUP, VALUE, Given, Path
+from lightning_internvl.config.tracking_checks import check_tracking
 from lightning_internvl.messages import ConfigError
 
 Config = dict[str, Any]
@@ -52,6 +53,8 @@ def with_given(
     lines: list[str] = []
     whys: dict[str, list[str | None]] = {one.text: [] for one in given}
     _check_lengths(found, given)
+    tracked = {one.path[2]: one.text for one in given if _is_tracking(one)}
+    check_tracking(found, [found["stages"][name] for name in names], tracked)
     lengths = any(one.path[-1] in LENGTHS for one in given) or found.get("epochs") is not None
     for name in names:
         change = _Change(found, name, given)
@@ -77,6 +80,12 @@ def with_given(
     if faults:
         raise ConfigError(faults)
     return found, lines
+
+
+def _is_tracking(one: Given) -> bool:
+    """Whether it gives a setting of `callbacks.tracking` a value."""
+    below = one.path[:2] == ("callbacks", "tracking") and len(one.path) > 2
+    return below and one.kind == VALUE and one.value is not None
 
 
 def _check_lengths(config: Mapping[str, Any], given: Iterable[Given]) -> None:

@@ -76,11 +76,12 @@ class Journal:
         """Whether another case of this kind is to be shown."""
         return sum(case["right"] == right for case in self.shown) < self.cases
 
-    def show(self, picture: np.ndarray, *, question: str, answer: str, truth: str, right: bool) -> None:
-        """Keep a case, (H, W, 3) uint8, if there is room for its kind."""
+    def show(self, picture: np.ndarray | None, *, question: str, answer: str, truth: str, right: bool) -> None:
+        """Keep a case, (H, W, 3) uint8 or None, if there is room for its kind."""
         if self.has_room(right):
             said = {"question": question, "answer": answer, "truth": truth}
-            self.shown.append({"png": thumbnail(picture), **said, "right": bool(right)})
+            png = "" if picture is None else thumbnail(picture)
+            self.shown.append({"png": png, **said, "right": bool(right)})
 
     def record(self) -> dict[str, Any]:
         """The notes, and the samples that could not be used, for the record of the task."""

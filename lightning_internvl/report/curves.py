@@ -69,8 +69,8 @@ def _charts(stages: list[StageFiles]) -> dict[str, list[Series]]:
     names: dict[str, list[str]] = {}
     for key in keys:
         split, name = _split_key(key)
-        # Where there is one objective, its sum would only cover it.
-        lines = [[] if name == TOTAL and _objectives(stage) == 1 else _line(stage, key) for stage in stages]
+        measured = split == "val"
+        lines = [_line(stage, key) for stage in stages if measured or not _covers_another(name, stage)]
         if not any(lines):
             continue
         title = _title(key, name, lines)
@@ -80,8 +80,10 @@ def _charts(stages: list[StageFiles]) -> dict[str, list[Series]]:
         colour = f"c-{name}" if name in OBJECTIVES else f"c-{known.index(name) % COLOURS}"
         if name == TOTAL or title == name or (title == RATES and len(known) == 1):
             colour = "c-total"
-        label = name if split == "train" else f"{name}, {split}"
-        charts.setdefault(title, []).append(Series(label, colour, lines, dotted=split == "val"))
+        label = f"{name}, {split}" if measured else name
+        if measured and name == TOTAL:
+            label = "validation loss"
+        charts.setdefault(title, []).append(Series(label, colour, lines, dotted=measured))
     order = [*OBJECTIVES, None, TOTAL]
     for series in charts.values():
         series.sort(key=lambda one: order.index(next((name for name in order if name and one.label.startswith(name)), None)))
@@ -111,6 +113,11 @@ def _title(key: str, name: str, lines: list[Line]) -> str:
 def _objectives(stage: StageFiles) -> int:
     keys = {key for row in stage.history for key in row}
     return len({name for split, name in map(_split_key, keys) if split == "train" and name in OBJECTIVES})
+
+
+def _covers_another(name: str, stage: StageFiles) -> bool:
+    """Whether it is the sum of the objectives of a stage that has one."""
+    return name == TOTAL and _objectives(stage) == 1
 
 
 def _line(stage: StageFiles, key: str) -> Line:

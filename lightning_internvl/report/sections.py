@@ -13,7 +13,10 @@ from lightning_internvl.report.read import RunFiles, StageFiles, numbers
 
 # Kinds of metric that tell most in one number; of each kind a stage shows one before it shows a
 # second.
-KEY_METRICS = [re.compile(kind) for kind in (r"(r|recall)[@_]?1$", r"top[@_]?1$", r"acc", r"cider", r"exact")]
+KEYS = (r"(r|recall)[@_]?1$", r"top[@_]?1$", r"acc", r"cider", r"exact", r"validation_loss$")
+KEY_METRICS = [re.compile(kind) for kind in KEYS]
+# What is no share of anything and has no largest value, so that no bar can show it.
+WITHOUT_BAR = re.compile(r"loss|_(samples|answers)$")
 TILES_PER_STAGE = 4
 
 
@@ -53,6 +56,11 @@ def tops(run: RunFiles) -> dict[str, float]:
             finite = [number for number in (value, chance) if number is not None and math.isfinite(number)]
             largest[name] = max([largest.get(name, 1.0), *finite])
     return largest
+
+
+def metric_bar(name: str, value: float, chance: float | None, ends: dict[str, float]) -> str:
+    """The bar of a metric; nothing for a loss or a count."""
+    return "" if WITHOUT_BAR.search(name) else bar(value, chance, ends[name])
 
 
 def header(run: RunFiles) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from lightning_internvl.report.charts import bar
 from lightning_internvl.report.metrics_table import format_number, times_chance, with_chance
 from lightning_internvl.report.read import RunFiles
-from lightning_internvl.report.sections import html_table, section, tops
+from lightning_internvl.report.sections import html_table, metric_bar, section, tops
 
 TIMING = {
     "train_seconds": ("training, minutes", 1 / 60, ".2f"),
@@ -44,7 +43,7 @@ def _metrics(run: RunFiles) -> str:
         rows = "".join(
             f'<tr><th scope="row">{_breakable(name)}</th><td>{format_number(value)}</td>'
             f"<td>{'' if chance is None else format_number(chance)}</td><td>{times_chance(value, chance)}</td>"
-            f'<td class="wide">{bar(value, chance, ends[name])}</td></tr>'
+            f'<td class="wide">{metric_bar(name, value, chance, ends)}</td></tr>'
             for name, value, chance in with_chance(stage.metrics)
         )
         if rows:

@@ -93,6 +93,8 @@ class Stage(L.LightningModule):
         self.light = any(any((parts.get(kind) or {}).values()) for kind in ("peft", "quantization"))
         self.strict_loading = not self.light
         self.assumed_step: int | None = None
+        # of an earlier step whose weights the stage has taken back at its end
+        self.weights_step: int | None = None
 
     @property
     def global_step(self) -> int:

@@ -288,3 +288,30 @@ def test_a_recipe_of_ones_own_sets_a_rate_for_all_stages(tmp_path: Path) -> None
     outcome = train(*words, f"paths.run={tmp_path / 'run'}")
     assert outcome.code == 0, outcome.err
     assert "contrastive: optimizer.lr 0.125 of the recipe in place of 0.001" in outcome.out
+
+
+OWN = ("data=conversations", "data.path=a.jsonl", "pipeline=[supervised]")
+EVERY = "callbacks.tracking.every_n_steps=9"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([*OWN, EVERY], r"every_n_steps=9 has no effect: nothing is held out of this data; give data\.validation=0\.1"),
+        ([EVERY, "data.held_out=null"], "has no effect: this data has nothing to measure on"),
+        ([EVERY, "data=webdataset", "data.shards=a.tar"], "has no effect: this data has nothing to measure on"),
+        (["callbacks.tracking.samples=20"], r"samples=20 has no effect: .*; give callbacks\.tracking\.every_n_steps=N"),
+        ([EVERY, "callbacks.tracking.patience=2"], r"patience=2 has no effect: .*; give callbacks\.tracking\.best=METRIC"),
+        ([*OWN, EVERY, "data.validation=0.1"], ""),
+        ([EVERY, "callbacks.tracking.samples=20"], ""),
+        (["callbacks.tracking.every_n_steps=null", "callbacks.samples.images=2"], ""),
+        (["experiment=finetune", "init_from=owner/name", "callbacks.tracking.patience=2"], ""),
+    ],
+    ids=str,
+)
+def test_tracking_has_something_to_measure_on_or_is_refused(words: list[str], said: str) -> None:
+    if not said:
+        taken(*words)
+        return
+    with pytest.raises(ConfigError, match=said):
+        taken(*words)
