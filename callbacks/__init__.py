@@ -7,6 +7,7 @@ from callbacks.freezing import Freezing
 from callbacks.guard import Guard
 from callbacks.handoff import HandOff
 from callbacks.history import HistoryLogger
+from callbacks.loggers import CsvLogger, MlflowRun, WandbRun
 from callbacks.progress import Progress
 from callbacks.report import Report
 from callbacks.samples import Samples
@@ -15,6 +16,7 @@ from callbacks.tracking import Tracking
 from callbacks.validation import Validation
 
 __all__ = [
-    "Checkpoint", "Evaluation", "Freezing", "Guard", "HandOff", "HistoryLogger", "Progress",
-    "Report", "Samples", "Throughput", "Tracking", "Validation",
+    "Checkpoint", "CsvLogger", "Evaluation", "Freezing", "Guard", "HandOff", "HistoryLogger",
+    "MlflowRun", "Progress", "Report", "Samples", "Throughput", "Tracking", "Validation",
+    "WandbRun",
 ]  # fmt: skip

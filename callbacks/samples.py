@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from callbacks.pictures import log_pictures, sample_pictures
 from lightning_internvl.evaluation.own_data import OwnData, sample_of
 from lightning_internvl.evaluation.probe_samples import sample
 from lightning_internvl.files import write_json
@@ -17,7 +18,7 @@ from lightning_internvl.training.context import StageContext
 
 
 class Samples(L.Callback):
-    """Writes `stages/<stage>/samples/step-*.json`.
+    """Writes `stages/<stage>/samples/step-*.json`, and logs the pictures where loggers take any.
 
     Args:
         at: moments, as shares of the stage; the start (0) and the end (1) among them if wanted.
@@ -61,7 +62,7 @@ class Samples(L.Callback):
         with self.predictor.evaluating(trainer.precision_plugin.forward_context) as predictor:
             found = stage.use(partial(sample, predictor, step=step, last=last, **options))
         if trainer.is_global_zero:
-            write_json(stage.folder / "samples" / f"step-{step:06d}.json", found)
+            self._write(trainer, stage, found)
 
     def _keep_own(self, trainer: L.Trainer, stage: Stage) -> None:
         """Answers about the user's own held-out pictures."""
@@ -69,6 +70,11 @@ class Samples(L.Callback):
             return
         asked = stage.use(own.ask, trainer.precision_plugin.forward_context, self.images)
         if asked and trainer.is_global_zero:
-            step = trainer.global_step
-            found = {"stage": stage.name, "step": step, **sample_of(asked)}
-            write_json(stage.folder / "samples" / f"step-{step:06d}.json", found)
+            found = {"stage": stage.name, "step": trainer.global_step, **sample_of(asked)}
+            self._write(trainer, stage, found)
+
+    def _write(self, trainer: L.Trainer, stage: Stage, found: dict[str, Any]) -> None:
+        step = trainer.global_step
+        write_json(stage.folder / "samples" / f"step-{step:06d}.json", found)
+        # the step as Lightning counts what is logged after it
+        log_pictures(trainer.loggers, "samples", sample_pictures(found), max(0, step - 1))

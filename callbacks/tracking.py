@@ -3,19 +3,16 @@ they get no better."""
 
 from __future__ import annotations
 
-import base64
 import copy
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from PIL import Image
 
 from callbacks.best_weights import BestWeights
 from callbacks.checkpoint import end_stage
+from callbacks.pictures import case_pictures, log_pictures
 from lightning_internvl.console import console
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.distributed.collectives import gather_objects
@@ -195,10 +192,9 @@ class Tracking(L.Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
-            for right in (True, False):
-                cases = [case for case in journal.shown if case["right"] == right and case["png"]]
-                if cases:
-                    _log_pictures(logger, "right" if right else "wrong", cases, step)
+        for kind, right in {"val/right": True, "val/wrong": False}.items():
+            if cases := [case for case in journal.shown if case["right"] == right]:
+                log_pictures(trainer.loggers, kind, case_pictures(cases), step)
 
     def _end(self, trainer: L.Trainer, stage: Stage) -> None:
         if not self.ended:
@@ -214,16 +210,3 @@ def _light(predictor: Predictor, samples: int) -> Predictor:
     own: dict[str, Any] = {"seed": data.seed, "image_size": data.image_size, "styles": data.styles}
     light.held_out = HeldOutScenes(**own, **counts)
     return light
-
-
-def _log_pictures(logger: Any, kind: str, cases: list[dict[str, Any]], step: int) -> None:
-    """Cases to a logger that takes pictures: TensorBoard's, and those with `log_image` (W&B)."""
-    files = [io.BytesIO(base64.b64decode(case["png"])) for case in cases]
-    pictures = [np.array(Image.open(file).convert("RGB")) for file in files]
-    said = [f"{case['question']} {case['answer']} (true: {case['truth']})" for case in cases]
-    if hasattr(logger, "log_image"):
-        logger.log_image(key=f"val/{kind}", images=pictures, caption=said, step=step)
-    elif hasattr(logger.experiment, "add_image"):
-        for number, (picture, text) in enumerate(zip(pictures, said, strict=True)):
-            logger.experiment.add_image(f"{kind}/{number}", picture, step, dataformats="HWC")
-            logger.experiment.add_text(f"{kind}/{number}", text, step)

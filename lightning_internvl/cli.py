@@ -340,10 +340,14 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         advice = "paths.run=FOLDER chooses another folder for the run"
         return f"cannot read or write {error.filename}: {error.strerror}; {advice}"
-    if isinstance(error, MissingConfigException) and error.options is not None:
+    if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         refused = strategy_refusal(option) if group == "strategy" else None
-        return refused or f"there is no {option!r} in the group {group}; {did_you_mean(option, error.options)}"
+        # of one word in a list, as in logger=[tensorboard,mine], Hydra does not say the choices
+        options = error.options or sorted(file.stem for file in CONF.glob(f"{group}/*.yaml"))
+        if refused or (group and options):
+            words = did_you_mean(option, options)
+            return refused or f"there is no {option!r} in the group {group}; {words}"
     if isinstance(error, OverrideParseException):
         reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
         advice = "write SETTING=VALUE, with quotes around special characters"

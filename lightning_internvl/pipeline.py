@@ -187,9 +187,10 @@ def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str 
 
 
 def finish_loggers(loggers: Iterable[Any]) -> None:
-    """End what a logger keeps for the whole process (W&B), lest the next stage write to it."""
+    """End what a logger keeps for the whole process (W&B's own), lest the next stage write to it.
+    What has not begun is not begun by that."""
     for logger in loggers:
-        finish = getattr(getattr(logger, "experiment", None), "finish", None)
+        finish = getattr(getattr(logger, "_experiment", None), "finish", None)
         if callable(finish):
             finish()
 

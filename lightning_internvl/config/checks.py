@@ -22,6 +22,7 @@ from lightning_internvl.choices import (
 from lightning_internvl.config.fit import fit_faults
 from lightning_internvl.config.hardware import hardware_faults, processes
 from lightning_internvl.config.known_keys import KINDS, full_names, key_faults, stage_key_faults
+from lightning_internvl.config.logger_checks import logger_faults
 from lightning_internvl.config.stage_settings import merged, stage_settings
 from lightning_internvl.launch import is_helper
 from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
@@ -144,6 +145,7 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     yield from _adapter_faults(config)
     yield from block_faults(config)
     yield from _trainer_faults(config["trainer"])
+    yield from logger_faults(config.get("logger"))
     if not (config["callbacks"] or {}).get("handoff"):
         without = "without it no stage hands its weights over (see conf/callbacks/default.yaml)"
         yield f"callbacks.handoff is missing; {without}"

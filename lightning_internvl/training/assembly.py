@@ -116,14 +116,20 @@ def build_callbacks(nodes: Mapping[str, Config | None], context: StageContext) -
 
 
 def logger_nodes(settings: StageSettings, run_dir: Path, start_step: int) -> list[Config]:
-    """Logger configurations with the stage's places filled in."""
-    places = {"{run_dir}": str(run_dir), "{stage}": settings.name}
+    """Logger configurations with the stage's places filled in: `{run_dir}`, `{stage}` and `{run}`,
+    the last two folders of `run_dir`, which are the name and the time of a run."""
+    run = "/".join(run_dir.absolute().parts[-2:])
+    places = {"{run_dir}": str(run_dir), "{stage}": settings.name, "{run}": run}
     nodes = [node for node in settings.loggers.values() if node is not None]
-    found = [{key: _with_places(value, places) for key, value in node.items()} for node in nodes]
+    found = [_with_places(node, places) for node in nodes]
     return [node | ({"start_step": start_step} if "start_step" in node else {}) for node in found]
 
 
 def _with_places(value: Any, places: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_places(inner, places) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_places(inner, places) for inner in value]
     for place, text in places.items():
         value = value.replace(place, text) if isinstance(value, str) else value
     return value

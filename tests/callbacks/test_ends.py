@@ -24,6 +24,6 @@ def test_the_lists_of_samples_that_an_error_names_stay(tmp_path: Path) -> None:
 
 def test_loggers_that_live_in_the_process_are_finished() -> None:
     done: list[str] = []
-    wandb = SimpleNamespace(experiment=SimpleNamespace(finish=lambda: done.append("wandb")))
-    finish_loggers([wandb, SimpleNamespace(experiment=Path("history.jsonl")), SimpleNamespace()])
+    wandb = SimpleNamespace(_experiment=SimpleNamespace(finish=lambda: done.append("wandb")))
+    finish_loggers([wandb, SimpleNamespace(_experiment=None), SimpleNamespace()])
     assert done == ["wandb"]

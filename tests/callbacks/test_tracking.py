@@ -99,7 +99,7 @@ def test_metrics_and_pictures_are_logged(tmp_path: Path) -> None:
     task, logger, other = Task(0.1, 0.2, 0.3), Notebook(), ImageNotebook()
     track(tmp_path, task, range(5), logger)
     assert logger.rows == [(0, {"val/score": 0.1}), (1, {"val/score": 0.2}), (3, {"val/score": 0.3})]
-    assert logger.pictures[-1] == ("wrong/0", (8, 8, 3), 3)
+    assert logger.pictures[-1] == ("val/wrong/0", (8, 8, 3), 3)
     assert logger.texts[-1] == "what? pig (true: cow)"
     assert task.scenes == [10, 10, 10]  # fewer than at the end
     track(tmp_path, Task(0.1), range(1), other)
