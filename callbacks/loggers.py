@@ -256,7 +256,7 @@ def measured(run_dir: Path, stage: str) -> tuple[dict[str, float], dict[str, lis
     found = read_json(run_dir / "metrics.json", {}).get(stage, {})
     cases = read_json(run_dir / "stages" / stage / "cases.json", [])
     kinds = {f"{FINAL}right": True, f"{FINAL}wrong": False}
-    shown = {key: [case for case in cases if case["right"] == one] for key, one in kinds.items()}
+    shown = {key: [case for case in cases if case["right"] == one and case["png"]] for key, one in kinds.items()}
     values = {f"{FINAL}{name}": value for name, value in found.items()}
     return values, {key: some for key, some in shown.items() if some}
 
