@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from lightning_internvl.choices import INHERITED
 from lightning_internvl.config.checks import check_config
@@ -46,7 +47,7 @@ from lightning_internvl.launch import (
 from lightning_internvl.messages import ConfigError, did_you_mean
 
 # of the user's input, told without a traceback
-FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
 # what a run can go on from, of a stage or a filter
 WORK = ("checkpoints/*/last.ckpt", "handoff/*", "*/scores/*")
 LISTS = "skipped*.jsonl"  # of samples that could not be used

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -132,6 +133,9 @@ def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> 
     source = model_source(pretrained, setting)
     try:
         model, info = models.from_pretrained(source, output_loading_info=True, **{**options, "trust_remote_code": False})
+    except pickle.UnpicklingError as error:
+        fault = f"{setting}={pretrained} holds pickles with more than tensors, which are not opened"
+        raise ValueError(f"{fault}; save its weights as safetensors") from error
     except (OSError, RuntimeError, ValueError) as error:
         fields = ", ".join(name for name in options if name != "dtype")
         given = f" with {fields}" if fields else ""
