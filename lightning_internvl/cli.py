@@ -19,13 +19,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from lightning_internvl.choices import INHERITED
 from lightning_internvl.config.checks import check_config
-from lightning_internvl.config.given import DELETED, GROUP, VALUE, Given, check_given_once
+from lightning_internvl.config.given import DELETED, GROUP, VALUE, Given, check_given_once, with_place
 from lightning_internvl.config.hardware import HARDWARE, strategy_refusal, with_hardware
+from lightning_internvl.config.hf_pictures import picture_fact, picture_size
 from lightning_internvl.config.known_keys import full_names, variables_of
 from lightning_internvl.config.overrides import with_given
 from lightning_internvl.config.shapes import check_shapes
@@ -54,9 +55,12 @@ LISTS = "skipped*.jsonl"  # of samples that could not be used
 # may be another on a resume; the order of samples does not depend on it
 WORKERS = "data.num_workers="
 LIMIT = "trainer.max_time="  # of one process
+RESOLVING = "raised while resolving interpolation: "
 SCREEN = 20  # lines of an error that are shown
 
 OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
+for resolver in (picture_size, picture_fact):  # of encoder=hf
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
 
 
@@ -306,6 +310,7 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on to us
     try:
         with WATCH.installed(*signals):
+            sys.argv[1:] = map(with_place, sys.argv[1:])
             _check_words()
             main()
     except RunStopped as stop:
@@ -353,6 +358,8 @@ def explain(error: Exception) -> str:
         reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
         advice = "write SETTING=VALUE, with quotes around special characters"
         return f"{error.override!r} is not understood ({reason}); {advice}"
+    if isinstance(error, InterpolationResolutionError) and RESOLVING in text:
+        return text.partition(RESOLVING)[2].partition("\n    full_key:")[0]
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key} has no value; give {error.full_key}=VALUE"
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^'@]+)'", text)

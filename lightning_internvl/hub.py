@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import json
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,28 @@ from lightning_internvl.files import atomic_folder
 from lightning_internvl.messages import SMOLLM2, first_of
 
 PACKAGE = "package:"
+# Written by a library about itself or about how weights are stored, not about the model.
+NOTES = (
+    "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "auto_map",
+    "use_cache", "quantization_config",
+)  # fmt: skip
+
+
+def _without_private(value: Any) -> Any:
+    """A configuration without private keys, at any depth: a library's notes, such as where a GGUF
+    file says that it is from."""
+    if isinstance(value, list):
+        return [_without_private(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_private(one) for key, one in value.items() if not key.startswith("_")}
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A configuration of transformers in plain values, `model_type` among them."""
+    found = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in _without_private(found).items() if key not in NOTES}
+
 
 _offline: set[str] = set()  # hub ids that a folder names and nobody else
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.load_report import LoadReport
 from lightning_internvl.checkpoints.weight_source import SourceWeights, fingerprint, handoff_of, is_run_or_handoff, read_weights
-from lightning_internvl.choices import Config
+from lightning_internvl.choices import PARTS, Config
 from lightning_internvl.config.filter_settings import FilterSettings
 from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.config.stage_settings import StageSettings
@@ -137,11 +137,17 @@ def rehearse(stages: Iterable[Settings], run_dir: Path, build: Build, *, fresh: 
             if before and model is not None:
                 title, tensors, earlier = before
                 found = SourceWeights(tensors, earlier).for_model(adapters)
-                LoadReport.of(model, found, source=title, new=own.new, dropped=own.dropped)
+                new = [*own.new, *_with_weights(own)] if title == NO_WEIGHTS else own.new
+                LoadReport.of(model, found, source=title, new=new, dropped=own.dropped)
         except (ValueError, TypeError) as error:
             raise ValueError(f"stages.{settings.name}: {error}") from error
         if isinstance(settings, StageSettings) and model is not None:
             before = f"stage {settings.name}", own_tensors(model), adapters
+
+
+def _with_weights(settings: StageSettings) -> list[str]:
+    """The parts that bring weights of their own, so that a start without any does not lack them."""
+    return [part for part in PARTS if (getattr(settings.parts, part) or {}).get("pretrained")]
 
 
 def _rehearsed_model(settings: StageSettings, run_dir: Path, build: Build) -> VLM:

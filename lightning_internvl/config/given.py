@@ -9,6 +9,8 @@ from lightning_internvl.messages import ConfigError
 
 Path = tuple[str, ...]
 VALUE, GROUP, DELETED = "value", "group", "deleted"  # how a setting is given: X.Y=1, X=FILE, ~X.Y
+# groups with one place in the configuration, which a command line may leave out
+PLACES = {"processor": "processor@data.processor"}
 
 
 class Given(NamedTuple):
@@ -24,6 +26,13 @@ class Given(NamedTuple):
     value: Any
     kind: str
     text: str
+
+
+def with_place(word: str) -> str:
+    """A word of the command line with the place of its group: `processor=tiles` is
+    `processor@data.processor=tiles`."""
+    name, sign, value = word.partition("=")
+    return f"{PLACES[name]}={value}" if sign and name in PLACES else word
 
 
 def check_given_once(given: Iterable[Given]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -10,27 +9,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_internvl.decoders.hf_attention import packed_inputs, use_ours
-from lightning_internvl.hub import check_no_kernels, load_weights, model_source
+from lightning_internvl.hub import check_no_kernels, load_weights, model_source, plain_config
 from lightning_internvl.layers.attention import requested_backend
 from lightning_internvl.layers.attention_masks import Segments
 from lightning_internvl.layers.basic import fill_with_mean
 from lightning_internvl.protocols import Part, TensorPlan
-
-# Written by a library about itself or about how weights are stored, not about the model.
-NOTES = (
-    "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "auto_map",
-    "use_cache", "quantization_config",
-)  # fmt: skip
-
-
-def _without_private(value: Any) -> Any:
-    """A configuration without private keys, at any depth: a library's notes, such as where a GGUF
-    file says that it is from."""
-    if isinstance(value, list):
-        return [_without_private(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    return {key: _without_private(one) for key, one in value.items() if not key.startswith("_")}
 
 
 class HFCausalLM(Part):
@@ -141,8 +124,7 @@ class HFCausalLM(Part):
     def plain_config(self) -> dict[str, Any]:
         """The `config` of the same architecture, in plain values, `model_type` among them;
         transformers writes it like this."""
-        config = json.loads(self.lm.config.to_json_string(use_diff=False))
-        return {key: value for key, value in _without_private(config).items() if key not in NOTES}
+        return plain_config(self.lm.config)
 
     @property
     def without_source(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_internvl.choices import INHERITED
 from lightning_internvl.cli import CONF
 from lightning_internvl.config.checks import KEYS, check_config
+from lightning_internvl.config.given import with_place
 from lightning_internvl.config.known_keys import variables_of
 from lightning_internvl.config.targets import check_arguments, locate, parameters_of
 from lightning_internvl.evaluation.settings import check_settings
@@ -25,7 +26,10 @@ GROUPS = (
     "paths", "peft", "peft/part", "processor", "quantization", "scheduler", "stage", "strategy", "trainer",
 )  # fmt: skip
 COMPLETED_LATER = {"tokenizer"}  # read by the composition of the model, not by the part
+FOLDER = CONF.parent / "tests/fixtures/hf/clip"  # of a tower, where a command names one
 NEEDED = {
+    "encoder/hf": [f"encoder.pretrained={FOLDER}"],
+    "processor/hf": ["encoder=hf", f"encoder.pretrained={FOLDER}"],
     "decoder/hf": ["decoder.pretrained=folder"],
     "experiment/finetune": ["init_from=owner/name"],
     "processor/inherited": ["experiment=finetune", "init_from=owner/name"],
@@ -39,8 +43,10 @@ DEFAULT_STAGES = ("contrastive", "generative", "supervised", "filter")
 
 
 def composed(*overrides: str) -> DictConfig:
+    tower = "encoder.pretrained=FOLDER_OR_ID"
+    words = [f"encoder.pretrained={FOLDER}" if word == tower else with_place(word) for word in overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+        return compose("config", overrides=words)
 
 
 def overrides_of(file: str) -> list[str]:

@@ -18,6 +18,7 @@ from runs import ROOT, train
 
 from lightning_internvl.cli import CONF, explain, given_settings
 from lightning_internvl.config.checks import check_config
+from lightning_internvl.config.given import with_place
 from lightning_internvl.config.overrides import with_given
 from lightning_internvl.messages import ConfigError
 
@@ -27,7 +28,6 @@ GROUPS = (
     "peft", "quantization",
 )  # fmt: skip
 FITS = ("give ", "choose", "valid choices", "leave", "comes with")  # what a refusal says of what does
-PLACES = {"processor": "processor@data.processor"}  # where it stands in the configuration
 
 
 def files_of(group: str) -> list[str]:
@@ -52,7 +52,8 @@ def read_once() -> Iterator[None]:
 
 def refusal(recipe: str, group: str, file: str) -> str | None:
     """What is said of a swap; None where it passes."""
-    words = [f"experiment={recipe}", f"{PLACES.get(group, group)}={file}", "debug=fast", "paths.run=unused"]
+    word = with_place(f"{group}={file}")
+    words = [f"experiment={recipe}", word, "debug=fast", "paths.run=unused"]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose("config", overrides=words)
@@ -111,7 +112,7 @@ TINY = (
         "experiment=clip_toy objective=siglip optimizer=sgd scheduler=constant",
         "experiment=llava_toy encoder=siglip_vit_toy",
         "experiment=llava_toy decoder=qwen_toy peft=dora",
-        "experiment=blip2_toy decoder=llama_toy processor@data.processor=tiles",
+        "experiment=blip2_toy decoder=llama_toy processor=tiles",
         "pipeline=[contrastive,generative] encoder=sam_toy quantization=int8",
     ],
 )

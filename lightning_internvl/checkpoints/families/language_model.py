@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename
-from lightning_internvl.decoders.hf_causal import NOTES, HFCausalLM
+from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.hub import NOTES
 
 FUSED = "InternLM2ForCausalLM"  # grouped query, key and value in one matrix; a LLaMA otherwise
 

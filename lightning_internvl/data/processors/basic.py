@@ -136,12 +136,12 @@ class CenterCrop(Processor):
         # The ends of a strip fall away anyhow, and a strip of 1 x 5000 px would be enlarged to
         # gigabytes.
         longest = LONGEST_STRIP * min(image.shape[:2])
-        image = _centre(image, min(image.shape[0], longest), min(image.shape[1], longest))
+        image = centre(image, min(image.shape[0], longest), min(image.shape[1], longest))
         height, width = image.shape[:2]
         short = min(height, width)
         size = (int(self.image_size * width / short), int(self.image_size * height / short))
         image = resized(image, *size, self.resize)
-        return _centre(image, self.image_size, self.image_size)[None]
+        return centre(image, self.image_size, self.image_size)[None]
 
 
 class RandomCrop(Processor):
@@ -187,7 +187,7 @@ class RandomCrop(Processor):
             if 0 < w <= width and 0 < h <= height:
                 top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
                 return image[top : top + h, left : left + w]
-        return _centre(image, min(height, round(width / low)), min(width, round(height * high)))
+        return centre(image, min(height, round(width / low)), min(width, round(height * high)))
 
 
 class Tiles(Processor):
@@ -263,6 +263,7 @@ def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(found, key=lambda grid: grid[0] * grid[1]))
 
 
-def _centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) -> (height, width, 3), the part in the middle."""
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
