@@ -76,6 +76,6 @@ def test_settings_that_do_not_fit() -> None:
     half = [0.5] * 3
     with pytest.raises(ValueError, match=r"filter='box' is not known; valid choices: nearest"):
         HFSquare(28, half, half, filter="box")
-    with pytest.raises(ValueError, match="zoom=0.5 must be 1 or more"):
+    with pytest.raises(ValueError, match=r"zoom=0\.5 must be 1 or more"):
         HFSquare(28, half, half, zoom=0.5)
     assert HFSquare(28, half, half, zoom=1.0)(np.zeros((4, 4000, 3), np.uint8)).shape == (1, 28, 28, 3)
