@@ -55,13 +55,12 @@ LISTS = "skipped*.jsonl"  # of samples that could not be used
 # may be another on a resume; the order of samples does not depend on it
 WORKERS = "data.num_workers="
 LIMIT = "trainer.max_time="  # of one process
-RESOLVING = "raised while resolving interpolation: "
 SCREEN = 20  # lines of an error that are shown
 
 OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
-for resolver in (picture_size, picture_fact):  # of encoder=hf
-    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
+OmegaConf.register_new_resolver("picture_size", picture_size, replace=True)
+OmegaConf.register_new_resolver("picture_fact", picture_fact, replace=True)
 
 
 def as_dict(config: Any, **options: Any) -> dict[str, Any]:
@@ -332,9 +331,8 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
 def _check_words() -> None:
     """Refuse a setting that stands several times on the command line; before Hydra, which may only
     print the configuration."""
-    words = get_args_parser().parse_args().overrides
     try:
-        given = given_settings(words)
+        given = given_settings(get_args_parser().parse_args().overrides)
     except OverrideParseException:
         return  # Hydra says it of the same words
     check_given_once(given)
@@ -358,8 +356,8 @@ def explain(error: Exception) -> str:
         reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
         advice = "write SETTING=VALUE, with quotes around special characters"
         return f"{error.override!r} is not understood ({reason}); {advice}"
-    if isinstance(error, InterpolationResolutionError) and RESOLVING in text:
-        return text.partition(RESOLVING)[2].partition("\n    full_key:")[0]
+    if isinstance(error, InterpolationResolutionError) and "resolving interpolation: " in text:
+        return text.partition("resolving interpolation: ")[2].partition("\n    full_key:")[0]
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key} has no value; give {error.full_key}=VALUE"
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^'@]+)'", text)
