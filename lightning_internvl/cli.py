@@ -45,7 +45,7 @@ from lightning_internvl.launch import (
     note_launch,
     shared_run,
 )
-from lightning_internvl.messages import ConfigError, did_you_mean
+from lightning_internvl.messages import ConfigError, did_you_mean, on_a_screen
 
 # of the user's input, told without a traceback
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
@@ -55,7 +55,6 @@ LISTS = "skipped*.jsonl"  # of samples that could not be used
 # may be another on a resume; the order of samples does not depend on it
 WORKERS = "data.num_workers="
 LIMIT = "trainer.max_time="  # of one process
-SCREEN = 20  # lines of an error that are shown
 
 OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
@@ -322,7 +321,7 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
         if verbose:
             raise
         where = "(HYDRA_FULL_ERROR=1 shows where it was raised)"
-        print(f"\nerror: {_on_a_screen(explain(error))}\n{where}", file=sys.stderr)
+        print(f"\nerror: {on_a_screen(explain(error))}\n{where}", file=sys.stderr)
         sys.exit(2)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "1" if verbose else "0"
@@ -367,12 +366,6 @@ def explain(error: Exception) -> str:
     if text.startswith("Caught ") and "Original Traceback" in text:
         return re.split(r"\n\w*Error: ", text)[-1].strip()
     return text or type(error).__name__
-
-
-def _on_a_screen(text: str) -> str:
-    lines = [line if len(line) <= 1000 else f"{line[:1000]} ..." for line in text.splitlines()]
-    rest = [f"... and {len(lines) - SCREEN} more lines"] if len(lines) > SCREEN else []
-    return "\n".join([*lines[:SCREEN], *rest])
 
 
 def _unknown_setting(key: str) -> str:

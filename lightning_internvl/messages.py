@@ -78,3 +78,10 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raise ValueError with the valid choices when `value` is none of them."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} is not known; valid choices: {', '.join(choices)}")
+
+
+def on_a_screen(text: str, most: int = 20) -> str:
+    """The first lines of a text, each at most 1,000 characters long, and how many more there are."""
+    lines = [line if len(line) <= 1000 else f"{line[:1000]} ..." for line in text.splitlines()]
+    rest = [f"... and {len(lines) - most} more lines"] if len(lines) > most else []
+    return "\n".join([*lines[:most], *rest])
