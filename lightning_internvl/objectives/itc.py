@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank, world_size
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
 from lightning_internvl.messages import check_choice
+from lightning_internvl.objectives.similarity import products
 
 GATHERS = ("exact", "global", "detached")
 
@@ -59,7 +60,7 @@ class ITC(nn.Module):
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
         """Normalised rows to scaled similarities (B, C)."""
-        return self.scale * image_BE @ text_CE.T
+        return products(self.scale.float() * image_BE, text_CE)
 
     def forward(
         self, image_BE: Tensor, text_BE: Tensor, ignored_B: Tensor | None = None, image_ids_B: Tensor | None = None
@@ -113,7 +114,7 @@ class ITC(nn.Module):
         if ids_C is not None:
             same = (targets_B[:, None] == ids_C).float()
             targets_B = same / same.sum(dim=1, keepdim=True)
-        logits = self.logits(rows_BE, columns_CE).float()
+        logits = self.logits(rows_BE, columns_CE)
         return F.cross_entropy(logits, targets_B, label_smoothing=self.label_smoothing, reduction=reduction)
 
     def _gathered(self, x_BE: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
+from lightning_internvl.objectives.similarity import products
 
 Scores = Callable[[Tensor, Tensor], Tensor]  # rows and columns to scaled similarities (B, C)
 
@@ -107,7 +108,7 @@ class QueryITC(nn.Module):
             if ids_C is not None:
                 same = (targets[:, None] == ids_C).float()
                 targets = same / same.sum(dim=1, keepdim=True)
-            logits = scores(rows, columns).float()
+            logits = scores(rows, columns)
             return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction=reduction)
 
         pieces = number_of_chunks(len(rows), self.chunk)
@@ -123,5 +124,5 @@ class QueryITC(nn.Module):
 def similarities(image: Tensor, text_CE: Tensor) -> Tensor:
     """Cosines of normalised embeddings (B, C): of an image (B, E), or its best query (B, Q, E)."""
     if image.ndim == 2:
-        return image @ text_CE.T
-    return (image @ text_CE.T).max(dim=1).values
+        return products(image, text_CE)
+    return products(image, text_CE).max(dim=1).values

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.distributed.collectives import data_parallel_group, global_mean, rank, world_size
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
+from lightning_internvl.objectives.similarity import products
 
 
 class SigLIP(nn.Module):
@@ -46,7 +47,7 @@ class SigLIP(nn.Module):
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
         """Normalised rows to (B, C), whose sigmoid is the probability of a pair."""
-        return self.scale * image_BE @ text_CE.T + self.logit_bias
+        return products(self.scale.float() * image_BE, text_CE) + self.logit_bias
 
     def forward(
         self, image_BE: Tensor, text_BE: Tensor, ignored_B: Tensor | None = None, image_ids_B: Tensor | None = None
@@ -77,7 +78,7 @@ class SigLIP(nn.Module):
 
         def judge(image: Tensor, ids: Tensor, judged: Tensor) -> Tensor:
             signs = torch.where(ids[:, None] == ids_C, 1.0, -1.0)
-            losses = -F.logsigmoid(signs * self.logits(image, text_CE).float())
+            losses = -F.logsigmoid(signs * self.logits(image, text_CE))
             return (losses * judged[:, None]).sum()
 
         pieces, rows = number_of_chunks(len(image_BE), self.chunk), (image_BE, ids_B, judged_B)

@@ -44,7 +44,7 @@ PIXELS = ("pixel_values", "pixel_values_videos")
 # that fits counts.
 PEAKS = {
     "B200": 2250, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989,
-    "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "RTX 4090": 165, "RTX 3090": 71,
+    "A100": 312, "L40S": 362, "L40": 181, "L4": 121, "A10G": 70, "A10": 125, "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 
 

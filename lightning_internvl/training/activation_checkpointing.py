@@ -78,7 +78,9 @@ class _Giving(_CachedTorchDispatchMode):
 
 def _contexts() -> Any:
     keeping, giving = create_selective_checkpoint_contexts(list(KEPT))
-    return keeping, giving if torch.compiler.is_compiling() else _Giving(None, giving.storage)
+    if not torch.compiler.is_compiling():
+        giving.__class__ = _Giving  # what its constructor takes differs between versions of PyTorch
+    return keeping, giving
 
 
 def has_backward(block: nn.Module, *inputs: Any) -> bool:

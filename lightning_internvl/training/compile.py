@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
+from inspect import signature
 
 import torch
 from torch import nn
@@ -31,11 +32,15 @@ def compile_blocks(model: nn.Module, settings: Mapping[str, str | bool | None]) 
     Args:
         settings: by part: true (inductor), the name of a backend, or None.
     """
+    limit = {"recompile_limit": LIMIT}
+    if "recompile_limit" not in signature(torch.compile).parameters:  # before PyTorch 2.12
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, LIMIT)
+        limit = {}
     for name, backend in settings.items():
         part = getattr(model, name, None)
         if backend and isinstance(part, HasShardingUnits):
             for block in part.sharding_units():
-                block.compile(backend=INDUCTOR if backend is True else backend, dynamic=None, recompile_limit=LIMIT)
+                block.compile(backend=INDUCTOR if backend is True else backend, dynamic=None, **limit)
 
 
 def check_compiler(settings: Mapping[str, str | bool | None], accelerator: str) -> None:
