@@ -35,6 +35,7 @@ NO_CODE = "trust_remote_code=False"
 USER = "a URL or a data set of the user's own configuration; of a run that goes on check_run asks for the host or id"
 GATED = "after check_run, check_parts or check_trusted"
 DOORS: dict[str, dict[str, str]] = {
+    "callbacks/loggers.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/checkpoints/adapters/__init__.py": {"import_module": "modules of the folder, and what the user trusts"},
     "lightning_internvl/checkpoints/load_handoff.py": {"trusted_build": GATED},
     "lightning_internvl/checkpoints/weight_files.py": {"torch.load": WEIGHTS_ONLY},
