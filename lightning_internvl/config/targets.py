@@ -12,6 +12,8 @@ import hydra
 from lightning_internvl.messages import ConfigError
 
 OURS = ("lightning_internvl.", "callbacks.")
+# How a class of the user's own comes to settings that are not its own
+MERGED = "; settings of the file that it stands in for come along: ~PATH.NAME leaves one out, data=own has none"
 
 # Where classes and functions that configurations of older runs name are today: modules, or single
 # names in them.
@@ -105,7 +107,9 @@ def check_arguments(config: Mapping[str, Any]) -> None:
     unknown = sorted(k for k in config if k not in parameters and not k.startswith("_"))
     if unknown and not anything:
         fault = f"{config['_target_']} does not know {', '.join(unknown)}"
-        raise ValueError(f"{fault}; valid choices: {', '.join(parameters)}")
+        choices = f"valid choices: {', '.join(parameters)}"
+        own = not str(config["_target_"]).startswith(OURS)
+        raise ValueError(f"{fault}; {choices}{MERGED if own else ''}")
 
 
 def build(node: Mapping[str, Any], **extra: Any) -> Any:

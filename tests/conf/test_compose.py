@@ -148,7 +148,8 @@ def documented_commands() -> list[tuple[str, ...]]:
     """Overrides of every `python train.py ...` in the README, the comments of `conf/` and the script; of a sweep, of one job."""
     files = [CONF.parent / "README.md", CONF.parent / "train.py", *CONF.rglob("*.yaml")]
     found = {match for file in files for match in re.findall(r"python train\.py([^#|`\n]*)", file.read_text())}
-    found = [match for match in found if "--config-dir" not in match]  # which names a folder of the reader's own
+    # of the reader's own folder, and of the shell
+    found = [match for match in found if "--config-dir" not in match and "-sc" not in match]
     words = [[word for word in re.findall(r"'[^']*'|\S+", match) if "=" in word] for match in found]
     return sorted(
         {tuple(word.strip("'") if word[0] == "'" or "[" in word else word.partition(",")[0] for word in one) for one in words}

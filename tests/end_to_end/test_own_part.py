@@ -57,7 +57,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_part_from_outside_trains_in_a_recipe_from_outside(tmp_path: Path, mine: Path) -> None:
     own = [word for word in TINY if not word.startswith("encoder.")]
-    outcome = train("--config-dir", str(mine), "experiment=mine", *own, f"paths.run={tmp_path / 'run'}")
+    outcome = train("--config-dir", str(mine), "experiment=mine", "pipeline=[contrastive]", *own, f"paths.run={tmp_path / 'run'}")
     assert outcome.code == 0, outcome.err
     assert read_json(tmp_path / "run" / "handoff" / "contrastive" / "manifest.json")["config"]["encoder"] == {
         "_target_": "my_encoder.MeanColours", "image_size": 48, "grid": 3,
@@ -76,7 +76,7 @@ def test_a_part_from_outside_trains_in_a_recipe_from_outside(tmp_path: Path, min
     ):
         opened = call(*command, "trust=[my_encoder]")
         assert opened.code == 0, opened.err
-    start = ("--config-dir", str(mine), "experiment=mine", *own, f"init_from={run}")
+    start = ("--config-dir", str(mine), "experiment=mine", "pipeline=[contrastive]", *own, f"init_from={run}")
     again = train(*start, f"paths.run={tmp_path / 'again'}")  # which names the part itself
     assert again.code == 0, again.err
 
@@ -84,6 +84,40 @@ def test_a_part_from_outside_trains_in_a_recipe_from_outside(tmp_path: Path, min
 def test_a_part_from_outside_that_cannot_be_imported_is_named(tmp_path: Path, mine: Path) -> None:
     (mine / "encoder" / "mean_colours.yaml").write_text("_target_: my_encoder.MeanColour\nimage_size: 48\n")
     own = [word for word in TINY if not word.startswith("encoder.")]
-    outcome = train("--config-dir", str(mine), "experiment=mine", *own, f"paths.run={tmp_path / 'run'}")
+    outcome = train("--config-dir", str(mine), "experiment=mine", "pipeline=[contrastive]", *own, f"paths.run={tmp_path / 'run'}")
     assert outcome.code == 2
     assert "'my_encoder.MeanColour' cannot be found" in outcome.err
+
+
+DATASET = """
+import numpy as np
+from torch.utils.data import Dataset
+
+
+class Greys(Dataset):
+    def __init__(self, side):
+        self.side = side
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, position):
+        image = np.full((self.side, self.side, 3), 9 * position, np.uint8)
+        return {"key": f"grey/{position}", "image": image, "caption": f"grey {position}", "language": "en"}
+"""
+
+
+def test_a_dataset_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "greys.py").write_text(DATASET)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = [word for word in TINY if not word.startswith("data.")]
+    given = (*own, "pipeline=[contrastive]", f"paths.run={tmp_path / 'run'}")
+    assert (
+        "data.pairs is empty; add one with +data.pairs._target_=VALUE"
+        in train(*given, "data=own", "data.pairs._target_=greys.Greys").err
+    )
+    merged = train(*given, "data.pairs._target_=greys.Greys")
+    assert "greys.Greys does not know" in merged.err
+    assert "~PATH.NAME leaves one out, data=own has none" in merged.err
+    outcome = train(*given, "data=own", "+data.pairs._target_=greys.Greys", "+data.pairs.side=20")
+    assert outcome.code == 0, outcome.err
