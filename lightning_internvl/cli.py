@@ -32,7 +32,7 @@ from lightning_internvl.config.overrides import with_given
 from lightning_internvl.config.shapes import check_shapes
 from lightning_internvl.config.stage_settings import merged
 from lightning_internvl.config.targets import build, with_current_targets
-from lightning_internvl.config.trust import check_run, foreign_targets, trust_faults, trusting
+from lightning_internvl.config.trust import check_run, foreign_targets, trust_faults, trusting, with_trust
 from lightning_internvl.console import console
 from lightning_internvl.distributed.signals import NAMES, WATCH, RunStopped
 from lightning_internvl.files import CONF, RUN_CONFIG, remove_all_but, remove_if_empty, runs_here, write_text
@@ -101,9 +101,8 @@ def run_folder(config: DictConfig, run_dir: Path) -> Iterator[tuple[dict[str, An
         with shared_run(plain, run_dir), trusting(named_by_user(plain)):
             yield plain, run_dir
     except RunStopped as stop:
-        if "resume=" in str(stop):
-            raise
-        raise RunStopped(f"{stop}; go on with python train.py resume={run_dir}", stop.code) from stop
+        on = "" if "resume=" in str(stop) else f"; go on with python train.py resume={run_dir}"
+        raise RunStopped(with_trust(f"{stop}{on}", plain, run_dir), stop.code) from stop
     except FAULTS:
         if ours and not any(any(run_dir.glob(work)) for work in WORK):
             for path in set(run_dir.iterdir()) - before:

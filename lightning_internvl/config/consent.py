@@ -92,6 +92,7 @@ def url_faults(path: str, value: Any) -> Iterator[str]:
     by the user alone."""
     for url in _HOST.findall(value) if isinstance(value, str) else ():
         host = re.sub(r"//[^/]*@", "//", url)  # without a password
-        if not host.startswith("file:") and host not in _named.get():
+        is_local = host.startswith("file:") or host.endswith("//")  # as sqlite:///FILE is
+        if not is_local and host not in _named.get():
             reason = f"{path}: a place at {host} comes with the folder; it is not asked"
             yield f"{reason} (if you want it, give trust=[{host}])"

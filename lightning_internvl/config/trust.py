@@ -43,6 +43,7 @@ READERS = {"saved_tokenizer": "folder", "HfShards": "path"}
 BUILDS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 SHOWN = 8  # faults of one folder that are told
 
+_ADVICE = re.compile(r"trust=\[(.+?)\]")
 _NAMED = re.compile(r"_target_: *([\w.]+\.\w+)")
 
 
@@ -113,6 +114,17 @@ def check_run(config: Mapping[str, Any], place: Path, fetches: bool = False) -> 
     if fetches and start and not Path(str(start)).parent.is_dir():
         faults += place_faults("init_from", start)
     _raise(faults, place)
+
+
+def with_trust(advice: str, config: Mapping[str, Any], run: Path) -> str:
+    """A sentence that says `resume=RUN`, with the `trust=` that the run asks for."""
+    try:
+        check_run(with_current_targets(config), run, fetches=True)
+    except Untrusted as error:
+        names = ",".join(sorted(set(_ADVICE.findall(str(error)))))
+        word = f"resume={run}"
+        return advice.replace(word, f"{word} trust=[{names}]") if names else advice
+    return advice
 
 
 def _fetch_faults(path: str, key: str, value: Any) -> Iterator[str]:

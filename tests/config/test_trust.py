@@ -204,7 +204,7 @@ def test_conf_is_covered() -> None:
         assert trust._is_ours(target), target
     texts = [file.read_text() for file in (ROOT / "conf").rglob("*.yaml")]
     every = {target for text in texts for target in re.findall(r"_target_: *['\"]?([^\s,}'\"]+)", text)}
-    assert every - named == {"inherited"}
+    assert every - named == {"inherited", "package.Class"}  # an example in a comment
 
 
 def test_a_trusted_package_is_run_but_not_what_it_has_imported(run: Path, ran: Path) -> None:
@@ -225,7 +225,7 @@ def test_trust_is_a_list_of_names(word: str, run: Path, tmp_path: Path) -> None:
     for command in doors(run, tmp_path).values():
         outcome = call(*command, word)
         assert outcome.code == 2, command
-        assert "must be a list of packages, hub ids and hosts, as in trust=[my_package]" in outcome.err, command
+        assert "must be a list" in outcome.err, command
 
 
 @pytest.mark.parametrize(
@@ -262,3 +262,11 @@ def test_a_run_that_goes_on_fetches_no_weights_that_the_user_has_not_named(run: 
     assert "decoder.pretrained: 'owner/name' comes with the folder" in outcome.err
     resumed = train(f"resume={run}", "trust=[owner/name]")
     assert resumed.code == 0, resumed.err
+
+
+def test_the_advice_to_go_on_says_what_the_run_asks_for(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    advice = f"stopped; go on with python train.py resume={run}"
+    assert trust.with_trust(advice, config, run) == advice
+    config["logger"]["mine"] = {"_target_": "planted.build", "tracking_uri": "http://host:5000/a", "file": "sqlite:///a.db"}
+    assert trust.with_trust(advice, config, run) == f"{advice} trust=[http://host:5000,planted]"
