@@ -127,8 +127,10 @@ class OwnData:
         share, shares = data_parallel_rank_and_size(trainer)
         even = len(usable) // shares * shares
         own, left = usable[:even][share::shares], usable[even:]
+        if own and left and "row" not in left[0]:
+            left = []  # pairs are compared with those of other processes, and would meet themselves
         size = self.data.batch_size
-        for part, copies in ((own, 1), (left if not own or "row" in left[:1] else [], shares)):
+        for part, copies in ((own, 1), (left, shares)):
             for start in range(0, len(part), size):
                 yield self.data.collate.stack(part[start : start + size]), copies
 

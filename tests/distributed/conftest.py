@@ -10,6 +10,7 @@ from pair import (
     BOTH_WAYS,
     LAYERS,
     LORA,
+    OWN,
     QLORA,
     QUIET,
     RECOMPUTED,
@@ -21,6 +22,7 @@ from pair import (
     run_alone,
     run_pair,
     stopped_at,
+    write_chats,
 )
 
 
@@ -41,10 +43,15 @@ def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alone("one_qlora", *QLORA)
     alone("one_schedule", *QUIET, *SCHEDULE, "strategy=fsdp2")
     alone("one_tower", *QUIET, *TOWER_LORA)
+    own = (*OWN, f"init_from={folder / 'one'}", f"data.path={write_chats(folder)}")
+    run_alone(*own, f"paths.run={folder / 'one_own'}")
     stopped_at(2, folder / "one_schedule", folder / "one_to_two")
     jobs = [pair("fsdp2_qlora", "strategy=fsdp2", *QLORA)]
     # The last stage, from the weights that the run of one process gave it; pictures and answers are made together.
     jobs.append(pair("layers", *LAYERS, "pipeline=[supervised]", f"init_from={folder / 'one' / 'handoff' / 'generative'}"))
+    for strategy in ("ddp", "fsdp2"):
+        divided = ("trainer.devices=2", f"strategy={strategy}", "stages.finetune.batch_size=2")
+        jobs.append({"train": [*own, f"paths.run={folder / f'{strategy}_own'}", *divided]})
     jobs += [pair(name, *QUIET, *TOWER_LORA, *way) for name, way in RECOMPUTED.items()]
     for strategy, stops in STOPS.items():
         way = STRATEGIES[strategy]

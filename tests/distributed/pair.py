@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 from runs import ROOT, STAGES, TINY, train
 from torch import Tensor
 
@@ -53,6 +54,12 @@ LAYERS = ("strategy=fsdp2", "strategy.tensor_parallel_size=2", *WHOLE_BATCH)
 STRATEGIES = {"ddp": ("strategy=ddp",), "fsdp2": ("strategy=fsdp2",), "layers": LAYERS}
 # Steps after which runs of each strategy are stopped: before, at and after the encoder joins at 2; at 3 the pooling freezes.
 STOPS = {"ddp": (2,), "fsdp2": (1, 2, 3), "layers": (2,)}
+# A file of conversations, of which no process has an even share, and a rate at which nothing gets better.
+OWN = (
+    "experiment=finetune", "data.validation=0.3", "data.num_workers=0", "max_steps=9", "stages.finetune.batch_size=4",
+    "trainer.log_every_n_steps=1", "trainer.accelerator=cpu", "optimizer.lr=0.5", "callbacks.report=null",
+    "callbacks.tracking.every_n_steps=2", "callbacks.tracking.patience=1", "callbacks.checkpoint.every_n_steps=1",
+)  # fmt: skip
 QUIET = ("callbacks.samples=null", "callbacks.evaluation=null")  # nothing is measured or shown
 LAST = Path("checkpoints") / "contrastive" / "last.ckpt"
 
@@ -67,6 +74,19 @@ def save_and_keep(trainer: Any, path: Path, save: Any = callbacks.Checkpoint.sav
     save(trainer, path)
     if trainer.is_global_zero:
         copy(path, path.with_name(f"step-{trainer.global_step}.ckpt"))
+
+
+def write_chats(folder: Path) -> Path:
+    """Eleven pictures of one colour, each with a question about it."""
+    said = [{"from": "human", "value": "<image>\nWhich grey?"}, {"from": "gpt", "value": ""}]
+    lines = []
+    for number in range(11):
+        Image.new("L", (30, 40), 20 * number).save(folder / f"{number}.png")
+        turns = [said[0], {**said[1], "value": f"number {number}"}]
+        lines.append(json.dumps({"image": f"{number}.png", "conversations": turns}))
+    path = folder / "chats.jsonl"
+    path.write_text("\n".join(lines))
+    return path
 
 
 def copy(source: Path, target: Path) -> None:

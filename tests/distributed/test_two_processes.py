@@ -55,6 +55,18 @@ def test_adapters_beside_weights_in_four_bits(runs_of: Path) -> None:
     assert told in (runs_of / "out-0-0.txt").read_text()
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_own_data_is_measured_alike_and_a_stage_ends_early_on_all(strategy: str, runs_of: Path) -> None:
+    one, two = runs_of / "one_own", runs_of / f"{strategy}_own"
+    assert read_json(one / "metrics.json")["finetune"] == pytest.approx(read_json(two / "metrics.json")["finetune"], rel=1e-4)
+    best = [read_json(run / "stages/finetune/best.json") for run in (one, two)]
+    assert best[0] == pytest.approx(best[1], rel=1e-4)
+    assert len(losses(one, "finetune")) == len(losses(two, "finetune")) == best[0]["step"] + 2 < 9
+    ours, theirs = weights(one, "finetune"), weights(two, "finetune")
+    assert ours.keys() == theirs.keys()
+    assert all((tensor - theirs[name]).abs().max() < 1e-3 for name, tensor in ours.items())
+
+
 @pytest.mark.parametrize("strategy", STOPS)
 def test_a_freezing_schedule(strategy: str, runs_of: Path) -> None:
     assert_close(runs_of / "one_schedule", runs_of / f"{strategy}_schedule", "contrastive")
