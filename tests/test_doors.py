@@ -32,7 +32,7 @@ CONSTANT = "a name that stands in the source"
 OURS = "a folder that this command has just written"
 WEIGHTS_ONLY = "weights_only=True"
 NO_CODE = "trust_remote_code=False"
-USER = "a URL or a data set of the user's own configuration; of a run that goes on check_run asks for the host or id"
+USER = "of the user's own configuration; of a run that goes on check_run asks for host or id"
 GATED = "after check_run, check_parts or check_trusted"
 DOORS: dict[str, dict[str, str]] = {
     "callbacks/loggers.py": {"yaml.safe_load": PLAIN},
@@ -41,6 +41,9 @@ DOORS: dict[str, dict[str, str]] = {
     "lightning_internvl/checkpoints/weight_files.py": {"torch.load": WEIGHTS_ONLY},
     "lightning_internvl/checkpoints/weight_source.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/cli.py": {"OmegaConf.load": "plain values; check_run refuses interpolations before they are resolved"},
+    "lightning_internvl/config/hf_pictures.py": {
+        "hf_hub_download": "of an id that the user names; a run's interpolations are refused",
+    },
     "lightning_internvl/config/known_keys.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/config/targets.py": {
         "hydra.utils.instantiate": "of the user's configuration, or after check_run",
@@ -70,6 +73,10 @@ DOORS: dict[str, dict[str, str]] = {
     "lightning_internvl/distributed/checkpoint_files.py": {"pickle.Unpickler": "names what describes tensors alone"},
     "lightning_internvl/distributed/fsdp2.py": {"dcp.load": "through TensorReader", "torch.load": WEIGHTS_ONLY},
     "lightning_internvl/doctor/equivalences.py": {"_built": "of the user's configuration", "torch.load": WEIGHTS_ONLY},
+    "lightning_internvl/encoders/hf_vision.py": {
+        "AutoConfig.from_pretrained": f"{NO_CODE}; after model_source: no adapters' base, no kernels",
+        "AutoModel.from_config": f"{NO_CODE}; check_no_kernels",
+    },
     "lightning_internvl/evaluation/lmms_adapter.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/evaluation/metrics/ptb_tokenizer.py": {"subprocess.run": "java with the file of an installed package"},
     "lightning_internvl/export/adapter.py": {"_library().PeftModel.from_pretrained": OURS},
@@ -123,8 +130,8 @@ def found_in(path: Path) -> set[str]:
 def test_every_door_is_known() -> None:
     found = {str(path.relative_to(ROOT)): names for path in SOURCE if (names := found_in(path))}
     assert found == {file: set(doors) for file, doors in DOORS.items()}, (
-        "a call that builds, opens or fetches was added or has gone: gate it, plant a canary in tests/config/test_canaries.py, "
-        "and say here how it is gated"
+        "a call that builds, opens or fetches was added or has gone: gate it, plant a canary in "
+        "tests/config/test_canaries.py, and say here how it is gated"
     )
 
 

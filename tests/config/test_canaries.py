@@ -22,6 +22,7 @@ from runs import ROOT, TINY, call, once, read_json, tiny_run, train
 from lightning_internvl.data.shards.tables import HfShards
 from lightning_internvl.data.tokenizer import hf_tokenizer
 from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.encoders.hf_vision import HFVision
 from lightning_internvl.filtering.decide import Columns
 from lightning_internvl.middleware.qformer_init import start_from_bert
 from lightning_internvl.model.feature_stores import DiskStore
@@ -322,3 +323,17 @@ def test_a_picture_that_a_record_names(ran: Path, tmp_path: Path, monkeypatch: p
     shards = HfShards("json", data_files=str(tmp_path / "a.jsonl"))
     with pytest.raises(ValueError, match=r"names a picture at https://example\.org/a\.png, which is not fetched"):
         list(shards.read(0))
+
+
+def test_a_kernel_for_a_tower_of_transformers(ran: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    fields = {"model_type": "dinov2", "image_size": 28, "patch_size": 14, **sizes}
+    with pytest.raises(ValueError, match=rf"'{KERNEL}' is code of the hub"):
+        HFVision(config=fields | {"attn_implementation": KERNEL})
+    add(tmp_path / "tower" / "config.json", **fields, auto_map={"AutoConfig": "planted.build", "AutoModel": "planted.build"})
+    plant_code(tmp_path / "tower", ran)
+    with pytest.raises(ValueError, match=r"encoder\.pretrained"):
+        HFVision(pretrained=str(tmp_path / "tower"))  # without weights
+    add(tmp_path / "tower" / "config.json", attn_implementation=KERNEL)
+    with pytest.raises(ValueError, match=rf"'{KERNEL}' is code of the hub"):
+        HFVision(pretrained=str(tmp_path / "tower"))
