@@ -18,6 +18,7 @@ from typing import Any
 from lightning_internvl.choices import BLOCKWISE, INHERITED, PARTS, by_part, is_step
 from lightning_internvl.config.effects import without_effect
 from lightning_internvl.config.given import DELETED, GROUP, VALUE, Given, Path
+from lightning_internvl.config.strangers import leave_out_strangers
 from lightning_internvl.config.tracking_checks import check_tracking
 from lightning_internvl.messages import ConfigError
 
@@ -50,7 +51,7 @@ def with_given(
     found, given = copy.deepcopy(dict(config)), list(given)
     _empty(found, given)
     names = _trained(found)
-    lines: list[str] = []
+    lines = [*leave_out_strangers(found, given, recipe or {}, names)]
     whys: dict[str, list[str | None]] = {one.text: [] for one in given}
     _check_lengths(found, given)
     tracked = {one.path[2]: one.text for one in given if _is_tracking(one)}

@@ -119,3 +119,20 @@ TINY = (
 def test_swapped_toys_train_all_their_stages(words: str, tmp_path: Path) -> None:
     outcome = train(*words.split(), *TINY, f"paths.run={tmp_path}/run")
     assert outcome.code == 0, outcome.err
+
+
+def test_what_a_recipe_says_for_other_data_is_left_out(tmp_path: Path) -> None:
+    words = ["experiment=blip2_toy", "data=conversations", "data.path=captions.jsonl", "plan=true"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", overrides=words)
+    plain = OmegaConf.to_container(composed, resolve=True)
+    recipe = OmegaConf.to_container(OmegaConf.load(CONF / "experiment/blip2_toy.yaml"), resolve=False)
+    assert isinstance(recipe, dict)
+    found, lines = with_given(plain, given_settings(words[1:]), recipe)
+    assert lines[0].startswith("data.chats: without turns, caption_share, layout_share of the recipe")
+    check_config(found)
+    own = [*words, "data.chats.turns=2"]  # what the command line says itself is refused
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain = OmegaConf.to_container(compose("config", overrides=own), resolve=True)
+    with pytest.raises(ConfigError, match=r"data\.chats: there is no setting 'turns'"):
+        check_config(with_given(plain, given_settings(own[1:]), recipe)[0])
