@@ -11,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import lightning_internvl.cli  # noqa: F401  # for its resolvers
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.choices import trained_stages
 from lightning_internvl.config.stage_settings import stage_settings

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from runs import TINY, read_json, same_weights, tiny_run, train
+from runs import ROOT, TINY, read_json, same_weights, tiny_run, train
 
 from lightning_internvl.config.filter_settings import filter_settings, settings_before
 from lightning_internvl.config.targets import build
@@ -203,6 +206,22 @@ def test_other_rules_over_the_same_scores(run: Path, shards: Path, tmp_path: Pat
     outcome = train(*TINY, *ALONE, f"data.shards={shards}/00000.tar", settings[1], f"paths.run={tmp_path / 'other'}")
     assert outcome.code == 2
     assert "holds the scores of 3 shards, and there are 1" in outcome.err
+
+
+def test_ray_does_the_same_work(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="engine=ray needs Ray: pip install -r requirements-ray.txt")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))  # of the actors
+    given = (*ALONE, f"data.shards={shards}", "stages.filter.rules.similarity=null")
+    here = tiny_run(tmp_path / "here", *given)
+    # a short path, because its sockets lie there; the warnings are Ray's own
+    with tempfile.TemporaryDirectory(prefix="ray") as folder, warnings.catch_warnings(action="ignore"):
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        try:
+            there = tiny_run(tmp_path / "there", *given, "stages.filter.engine=ray")
+        finally:
+            ray.shutdown()
+    for folder in ("shards", "scores", "dropped"):
+        assert contents(here / "filter" / folder) == contents(there / "filter" / folder)
 
 
 def test_what_cannot_be_used_is_named_and_left_out(shards: Path, tmp_path: Path) -> None:
