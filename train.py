@@ -26,18 +26,23 @@ from lightning_internvl.cli import command, named_by_user, nothing_written, run_
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
 from lightning_internvl.launch import is_started_by_trainer, shared_config
+from lightning_internvl.sweep import check_search, objective_of
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> None:
-    """Run what the command line asks for; PyTorch is imported here, for `--help` to be fast."""
+def main(config: DictConfig) -> float | tuple[float, ...] | None:
+    """Run what the command line asks for; PyTorch is imported here, for `--help` to be fast.
+
+    Returns:
+        the value of `objective_metric`, for a search over runs
+    """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if config.plan:
         with nothing_written(config, run_dir) as plain:
             from lightning_internvl.plan import run_plan
 
             run_plan(plain, build)
-        return
+        return None
     if config.doctor:
         with nothing_written(config, run_dir) as plain:
             from lightning_internvl.doctor import run_doctor
@@ -48,10 +53,12 @@ def main(config: DictConfig) -> None:
             from lightning_internvl.validate.command import run_validation
 
             sys.exit(0 if run_validation(plain, run_dir, build) else 1)
+    check_search(HydraConfig.get(), config.objective_metric)
     with run_folder(config, run_dir) as (plain, run_dir):
         from lightning_internvl.pipeline import run_pipeline
 
         run_pipeline(plain, run_dir, build)
+        return objective_of(run_dir, plain.get("objective_metric"))
 
 
 def join() -> None:

@@ -46,6 +46,7 @@ from lightning_internvl.launch import (
     shared_run,
 )
 from lightning_internvl.messages import ConfigError, did_you_mean, on_a_screen
+from lightning_internvl.sweep import sweep_table
 
 # of the user's input, told without a traceback
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
@@ -55,6 +56,7 @@ LISTS = "skipped*.jsonl"  # of samples that could not be used
 # may be another on a resume; the order of samples does not depend on it
 WORKERS = "data.num_workers="
 LIMIT = "trainer.max_time="  # of one process
+PLUGINS = ("optuna", "submitit_local", "submitit_slurm")  # of Hydra, which are packages of their own
 
 OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
@@ -306,7 +308,7 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on to us
     try:
-        with WATCH.installed(*signals):
+        with WATCH.installed(*signals), sweep_table():
             sys.argv[1:] = map(with_place, sys.argv[1:])
             _check_words()
             main()
@@ -345,6 +347,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         refused = strategy_refusal(option) if group == "strategy" else None
+        if option in PLUGINS:
+            return f"{group}={option} is not here; it comes with pip install -r requirements-sweeps.txt"
         # of one word in a list, as in logger=[tensorboard,mine], Hydra does not say the choices
         options = error.options or sorted(file.stem for file in CONF.glob(f"{group}/*.yaml"))
         if refused or (group and options):

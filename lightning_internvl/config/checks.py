@@ -29,9 +29,9 @@ from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 KEYS = (
     "name", "seed", "pipeline", "max_steps", "epochs", "batch_size", "init_from", "resume", "trust",
-    "attention", "plan", "doctor", "device_memory", "encoder", "middleware", "decoder", "stages",
-    "data", "peft", "quantization", "optimizer", "scheduler", "strategy", "trainer", "callbacks",
-    "logger", "paths",
+    "attention", "plan", "doctor", "device_memory", "objective_metric",
+    "encoder", "middleware", "decoder", "stages", "data", "peft", "quantization",
+    "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
     *BLOCKWISE,
 )  # fmt: skip
 ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
@@ -146,6 +146,7 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     yield from block_faults(config)
     yield from _trainer_faults(config["trainer"])
     yield from logger_faults(config.get("logger"))
+    yield from _objective_faults(config.get("objective_metric"), config["pipeline"] or ())
     if not (config["callbacks"] or {}).get("handoff"):
         without = "without it no stage hands its weights over (see conf/callbacks/default.yaml)"
         yield f"callbacks.handoff is missing; {without}"
@@ -225,6 +226,14 @@ def _adapter_faults(settings: Mapping[str, Any]) -> Iterable[str]:
         elif method and method not in METHODS["quantization"]:
             advice = did_you_mean(method, METHODS["quantization"])
             yield f"quantization.{part}={method!r} is not known; {advice}, null"
+
+
+def _objective_faults(objective: Any, pipeline: Any) -> Iterable[str]:
+    for name in objective if isinstance(objective, list) else [objective]:
+        stage, _, metric = str(name).partition("/")
+        if name is not None and not (metric and stage in pipeline):
+            form = "must be STAGE/METRIC with a metric of a stage of the pipeline"
+            yield f"objective_metric={name!r} {form}; {did_you_mean(stage, pipeline)}"
 
 
 def _pipeline_faults(config: Mapping[str, Any]) -> Iterable[str]:
