@@ -23,10 +23,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lightning_internvl.cli import command, named_by_user, nothing_written, run_folder
+from lightning_internvl.config.sweep import check_search, objective_of
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
 from lightning_internvl.launch import is_started_by_trainer, shared_config
-from lightning_internvl.sweep import check_search, objective_of
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

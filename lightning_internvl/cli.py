@@ -31,6 +31,7 @@ from lightning_internvl.config.known_keys import full_names, variables_of
 from lightning_internvl.config.overrides import with_given
 from lightning_internvl.config.shapes import check_shapes
 from lightning_internvl.config.stage_settings import merged
+from lightning_internvl.config.sweep import sweep_table
 from lightning_internvl.config.targets import build, with_current_targets
 from lightning_internvl.config.trust import check_run, foreign_targets, trust_faults, trusting, with_trust
 from lightning_internvl.console import console
@@ -46,7 +47,6 @@ from lightning_internvl.launch import (
     shared_run,
 )
 from lightning_internvl.messages import ConfigError, did_you_mean, on_a_screen
-from lightning_internvl.sweep import sweep_table
 
 # of the user's input, told without a traceback
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
@@ -56,7 +56,6 @@ LISTS = "skipped*.jsonl"  # of samples that could not be used
 # may be another on a resume; the order of samples does not depend on it
 WORKERS = "data.num_workers="
 LIMIT = "trainer.max_time="  # of one process
-PLUGINS = ("optuna", "submitit_local", "submitit_slurm")  # of Hydra, which are packages of their own
 
 OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
@@ -347,13 +346,12 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         refused = strategy_refusal(option) if group == "strategy" else None
-        if option in PLUGINS:
+        if option in ("optuna", "submitit_local", "submitit_slurm"):
             return f"{group}={option} is not here; it comes with pip install -r requirements-sweeps.txt"
         # of one word in a list, as in logger=[tensorboard,mine], Hydra does not say the choices
-        options = error.options or sorted(file.stem for file in CONF.glob(f"{group}/*.yaml"))
+        options = error.options or sorted(file.stem for file in CONF.glob(f"./{group}/*.yaml"))
         if refused or (group and options):
-            words = did_you_mean(option, options)
-            return refused or f"there is no {option!r} in the group {group}; {words}"
+            return refused or f"there is no {option!r} in the group {group}; {did_you_mean(option, options)}"
     if isinstance(error, OverrideParseException):
         reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
         advice = "write SETTING=VALUE, with quotes around special characters"

@@ -24,9 +24,7 @@ from lightning_internvl.config.shapes import MAPPINGS, check_shapes
 from lightning_internvl.messages import ConfigError
 from lightning_internvl.training.inherit import inherit
 
-OF_THE_COMMAND = {  # no stage reads them
-    "name", "resume", "trust", "plan", "doctor", "paths.root", "paths.run", "paths.sweep", "objective_metric",
-}  # fmt: skip
+OF_THE_COMMAND = {"name", "resume", "trust", "plan", "doctor", "paths.root", "paths.run", "paths.sweep"}  # no stage reads them
 OTHERS: dict[type, tuple[Any, ...]] = {  # of which at least one is another value than any file has
     bool: (False, True), int: (3, 77), float: (0.011, 0.75), str: ("other", "math", "full", "dora"),
     type(None): (7, "other", True, 0.5, "full", {"where": "memory", "gib": 2}), list: (["other"], []), dict: ({"x": 1},),

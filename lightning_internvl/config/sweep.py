@@ -26,7 +26,7 @@ from lightning_internvl.messages import ConfigError, did_you_mean
 JOBS = ".jobs"  # in a sweep's folder: a file a job
 TABLE = "sweep"  # the name of the files with the table, sweep.csv and sweep.md
 BEST = "best"  # the name of the best value of callbacks.tracking.best
-CHANCE = "_chance"
+CHANCE = "_chance"  # ends the name of the level of a metric that chance would reach
 SHOWN = 4  # metrics on the screen; the files have all
 ERROR = 120  # characters of an error in the table
 OWN, STATE = "objective", "state"
