@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hydra.errors import MissingConfigException
-from runs import TINY, read_json, train, train_apart
+from runs import TINY, once, read_json, train, train_apart
 
 from lightning_internvl.cli import explain
 from lightning_internvl.config.sweep import metrics_of, objective_of, rows_of, sweep_table
@@ -93,7 +93,7 @@ def test_optuna_searches(tmp_path: Path) -> None:
 
 def test_submitit_starts_jobs_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="needs submitit: pip install -r requirements-sweeps.txt")
-    done = train_apart("--multirun", *SHORT, "hydra/launcher=submitit_local", "seed=3", f"paths.sweep={tmp_path}")
+    done = train_apart("--multirun", *once(*SHORT), "hydra/launcher=submitit_local", "seed=3", f"paths.sweep={tmp_path}")
     assert done.code == 0, done.err
     (row,) = table(tmp_path)
     assert row["state"] == "finished"
