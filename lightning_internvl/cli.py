@@ -25,7 +25,8 @@ from yaml import YAMLError
 from lightning_internvl.choices import INHERITED
 from lightning_internvl.config.checks import check_config
 from lightning_internvl.config.given import DELETED, GROUP, VALUE, Given, check_given_once, with_place
-from lightning_internvl.config.hardware import HARDWARE, strategy_refusal, with_hardware
+from lightning_internvl.config.groups import missing_file
+from lightning_internvl.config.hardware import HARDWARE, with_hardware
 from lightning_internvl.config.hf_pictures import picture_fact, picture_size
 from lightning_internvl.config.known_keys import full_names, variables_of
 from lightning_internvl.config.overrides import with_given
@@ -344,14 +345,7 @@ def explain(error: Exception) -> str:
         advice = "paths.run=FOLDER chooses another folder for the run"
         return f"cannot read or write {error.filename}: {error.strerror}; {advice}"
     if isinstance(error, MissingConfigException):
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        refused = strategy_refusal(option) if group == "strategy" else None
-        if option in ("optuna", "submitit_local", "submitit_slurm"):
-            return f"{group}={option} is not here; it comes with pip install -r requirements-sweeps.txt"
-        # of one word in a list, as in logger=[tensorboard,mine], Hydra does not say the choices
-        options = error.options or sorted(file.stem for file in CONF.glob(f"./{group}/*.yaml"))
-        if refused or (group and options):
-            return refused or f"there is no {option!r} in the group {group}; {did_you_mean(option, options)}"
+        return missing_file(str(error.missing_cfg_file), error.options) or text
     if isinstance(error, OverrideParseException):
         reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
         advice = "write SETTING=VALUE, with quotes around special characters"
