@@ -21,7 +21,7 @@ def log_pictures(loggers: Iterable[Any], key: str, shown: Mapping[str, Any], ste
     for logger in loggers if shown["images"] else ():
         if hasattr(logger, "log_image"):
             logger.log_image(key=key, step=step, **shown)
-        elif hasattr(logger.experiment, "add_image"):
+        elif hasattr(getattr(logger, "experiment", None), "add_image"):
             pairs = zip(shown["images"], shown["caption"], strict=True)
             for number, (picture, text) in enumerate(pairs):
                 tag = f"{key}/{number}"
