@@ -1,87 +1,120 @@
-"""What to change when a stage does not fit, each with the figure that it leads to."""
+"""What to change when a stage does not fit: words of the command line, and what they lead to."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from torch import nn
 
 from lightning_internvl.plan.memory import Memory
 from lightning_internvl.plan.meter import parts_of
+from lightning_internvl.plan.search import KINDS, ROOM, Choice, Found, Search, words_of
 from lightning_internvl.plan.stage_plan import StagePlan
 
-MOST_DEVICES = 4096
-WORTH = 0.97  # what saves less than three hundredths is not told
+SAME, OTHER = "the same numbers", "other numbers"
 SMALLER = 0.75  # of the pictures' side
 
 
 class Advice(NamedTuple):
-    """A change, and the memory of one device after it."""
+    """Words to add to the command, the memory of one device with them, and what they cost."""
 
-    change: str
+    words: str
     memory: Memory
+    price: str
 
 
 def advice(plan: StagePlan) -> Iterator[Advice]:
-    """Changes that help, those that change least of the training first."""
-    now = plan.memory().total
-    changes = list(_changes(plan))
+    """The cheapest settings that fit: with the same numbers; if there are none on the devices that
+    there are, on more of them, and with other numbers. If nothing fits, what needs least."""
+    search = Search(plan)
+    if here := search.cheapest():
+        yield _of(plan, here, SAME)
+    else:
+        if more := search.cheapest_on_more():
+            yield _of(plan, more, f"{SAME}, {plan.setup.devices * more.choice.more:,} devices")
+        yield from _other_numbers(plan, search, found=more is not None)
     plan.meta_stage.prepare(plan.precision, plan.step)
-    yield from (one for one in changes if one.memory.total < WORTH * now)
 
 
-def _changes(plan: StagePlan) -> Iterator[Advice]:
-    yield from _batches(plan, "")
-    for kind, price in (("selective", "a little slower"), ("full", "a third slower")):
-        memory = plan.changed(recompute=kind).memory()
-        yield Advice(f"activation_checkpointing={kind} ({price}, the same numbers)", memory)
-    if plan.setup.bucketed:
-        yield Advice("+strategy.gradient_as_bucket_view=true (gradients are held once)", plan.memory(bucketed=False))
-    yield from _shards(plan)
-    if plan.precision != "bf16-true":
-        lower = plan.changed(precision="bf16-true")
-        yield Advice("trainer.precision=bf16-true (less exact: no float32 copy of the weights)", lower.memory())
-        yield from _shards(lower, "trainer.precision=bf16-true, ")
-    yield from _resolution(plan)
+def _of(plan: StagePlan, found: Found, price: str) -> Advice:
+    work = f", {found.work:.2f} times the work" if found.work > 1.005 else ""
+    return Advice(" ".join(words_of(plan, found.choice)), found.memory, price + work)
+
+
+def _other_numbers(plan: StagePlan, search: Search, *, found: bool) -> Iterator[Advice]:
+    """The first change of the training that fits, beside all that changes no number; else all."""
+    least, room = search.found(_least(search)), ROOM * plan.setup.capacity
+    changes = []
+    for one in _changes(plan, search, least.choice):
+        if one.memory.total <= room:
+            yield one
+            return
+        changes.append(one)
+    if not found:
+        yield _of(plan, least, SAME)
+        yield from (one for one in changes if one.memory.total < least.memory.total)
+
+
+def _least(search: Search) -> Choice:
+    """What needs least on the devices that there are."""
+    now = search.unchanged()
+    samples = now.batch * now.accumulate
+    batch, accumulate = (1, samples) if search.alone else (now.batch, now.accumulate)
+    cached = 1 if hasattr(search.plan.stage, "cached_chunk") and batch > 1 else now.cached
+    sharded = now.sharded or search.plan.setup.devices > 1
+    return Choice(sharded, dict.fromkeys(search.now, KINDS[-1]), batch, accumulate, cached)
+
+
+def _changes(plan: StagePlan, search: Search, least: Choice) -> Iterator[Advice]:
+    """Changes of the training, the smallest first, each with the memory after it."""
+    if not search.alone and least.cached is None:
+        yield from _fewer_pairs(plan, search, least)
+    words = " ".join(words_of(plan, least))
+    if plan.precision.startswith("32"):
+        yield _with(plan, least, f"{words} trainer.precision=bf16-mixed", precision="bf16-mixed")
+    yield from _smaller_pictures(plan, least, words)
     plan.meta_stage.prepare(plan.precision, plan.step)
-    learnt = {n: (p for p in part.parameters() if p.requires_grad) for n, part in parts_of(plan.stage.model).items()}
-    trained = {name: sum(p.numel() for p in own) for name, own in learnt.items()}
-    trained = {n: x for n, x in trained.items() if x and not n.startswith("objectives")}
-    if len(trained) > 1:
-        largest = max(trained, key=trained.__getitem__)
-        memory = plan.changed(frozen=largest).memory()
-        yield Advice(f"stages.{plan.name}.module.train without {largest}", memory)
+    trained = {name: _learnt(part) for name, part in parts_of(plan.stage.model).items()}
+    parts = [name for name, size in trained.items() if size and not name.startswith("objectives")]
+    if len(parts) > 1:
+        largest = max(parts, key=trained.__getitem__)
+        without = f"stages.{plan.name}.module.train without {largest}"
+        yield _with(plan, least, f"{words} and {without}", frozen=largest)
 
 
-def _batches(plan: StagePlan, before: str, **change: bool | int) -> Iterator[Advice]:
-    """The largest micro-batch that fits, with as many of them as make up for it."""
-    batch = plan.largest(**change)
-    if 0 < batch < plan.batch:
-        times = -(-plan.batch * plan.accumulate // batch)
-        compares = " (a contrast compares fewer pairs)" if "itc" in plan.stage.objectives else ""
-        words = f"{before}batch_size={batch}, accumulate_grad_batches={times}{compares}"
-        yield Advice(words, plan.memory(batch, **change))
+def _learnt(part: nn.Module) -> int:
+    return sum(p.numel() for p in part.parameters() if p.requires_grad)
 
 
-def _shards(plan: StagePlan, before: str = "") -> Iterator[Advice]:
-    """Sharding over the devices that there are, or more if one sample is too much."""
-    first = plan.setup.devices * (2 if plan.setup.sharded or plan.setup.devices == 1 else 1)
-    numbers = [first * 2**i for i in range(12) if first * 2**i <= MOST_DEVICES]
-    devices = next((n for n in numbers if plan.largest(sharded=True, bucketed=False, devices=n)), first)
-    change = {"sharded": True, "bucketed": False, "devices": devices}
-    what = f"{before}weights, gradients and optimizer sharded over {devices:,} devices"
-    yield Advice(what, plan.memory(**change))
-    yield from _batches(plan, f"{what}, ", **change)
+def _smaller_pictures(plan: StagePlan, least: Choice, words: str) -> Iterator[Advice]:
+    """None for parts that take one size only, as a pair of towers does."""
+    patch = getattr(plan.stage.model.encoder, "patch_size", 0)
+    side = plan.settings.parts.encoder.get("image_size", 0)
+    grid = int(side * SMALLER / patch) // 2 * 2 if patch else 0  # even, for pixel shuffle
+    if grid:
+        with suppress(ValueError):
+            size = grid * patch
+            yield _with(plan, least, f"{words} encoder.image_size={size}", image_size=size)
 
 
-def _resolution(plan: StagePlan) -> Iterator[Advice]:
-    encoder = plan.stage.model.encoder
-    patch = getattr(encoder, "patch_size", 1)
-    # even, for pixel shuffle
-    grid = int(plan.settings.parts.encoder.get("image_size", 0) / patch * SMALLER) // 2 * 2
-    if not grid:
-        return
-    try:
-        smaller = plan.changed(image_size=grid * patch)
-    except ValueError:  # parts that take one size only, as a pair of towers does
-        return
-    yield Advice(f"encoder.image_size={grid * patch}", smaller.memory())
+def _fewer_pairs(plan: StagePlan, search: Search, least: Choice) -> Iterator[Advice]:
+    """Smaller micro-batches of a contrast that cannot embed some pairs at a time."""
+    room = ROOM * plan.setup.capacity
+    for batch in (size for size in range(plan.batch - 1, 1, -1) if plan.batch % size == 0):
+        smaller = replace(least, batch=batch, accumulate=plan.accumulate * plan.batch // batch)
+        found = search.found(smaller)
+        if found.memory.total <= room or batch == 2:
+            yield _of(plan, found, f"{OTHER}: a contrast compares fewer pairs")
+            return
+
+
+def _with(plan: StagePlan, choice: Choice, words: str, **change: Any) -> Advice:
+    """A change beside a choice (see `StagePlan.changed`)."""
+    changed = plan.changed(recompute=KINDS[-1], **change)
+    changed = replace(changed, measured=replace(changed.measured, cached=choice.cached))
+    bucketed = plan.setup.bucketed and not choice.sharded
+    memory = changed.memory(choice.batch, sharded=choice.sharded, bucketed=bucketed)
+    return Advice(words.strip(), memory, OTHER)

@@ -13,6 +13,8 @@ from lightning_internvl.plan.memory import GIB, KINDS, Memory
 from lightning_internvl.plan.meter import OTHER, parts_of
 from lightning_internvl.plan.stage_plan import StagePlan
 
+WIDTH = 108  # of a line of words
+
 
 def stage_report(plan: StagePlan) -> Iterator[Table | str]:
     """One stage: where it runs, its parts, what trains, and whether it fits."""
@@ -103,14 +105,22 @@ def _verdict(plan: StagePlan, memory: Memory) -> Iterator[Table | str]:
     if plan.fits(memory):
         yield f"[green]fits[/green]: {needed}; {most}"
         return
-    yield f"[red]does not fit[/red]: {needed}; {most}. What helps:"
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column()
-    for change, after in advice(plan):
-        fits = "[green]fits[/green]" if plan.fits(after) else ""
-        table.add_row(_bytes(after.total), f"{change} {fits}".strip())
-    yield table
+    advised = list(advice(plan))
+    fitting = any(plan.fits(one.memory) for one in advised)
+    what = "On the command line, what fits" if fitting else "Nothing that was tried fits; what needs less"
+    yield f"[red]does not fit[/red]: {needed}; {most}. {what}:"
+    for one in advised:
+        yield f"  {in_lines(one.words)}\n    {_bytes(one.memory.total)}; {one.price}"
+
+
+def in_lines(words: str) -> str:
+    """Words on lines of a terminal that can be pasted as they are."""
+    lines = [""]
+    for word in words.split():
+        if lines[-1] and len(lines[-1]) + len(word) > WIDTH:
+            lines.append("")
+        lines[-1] += f"{word} "
+    return "\\\n    ".join(lines).rstrip()
 
 
 NOTES = (

@@ -200,7 +200,7 @@ def test_the_command_writes_nothing_and_needs_no_paths(tmp_path: Path) -> None:
     assert "generative: 160 devices (DDPStrategy), bf16-mixed, 128 samples a device, 20,480 a step" in text
     assert "middleware.qllama.model.layers.*.cross_attn 956.4 M" in text
     assert re.search(r"does not fit: [\d.]+ GiB of 80\.0 GiB a device", text)
-    assert "sharded over 160 devices" in text
+    assert "strategy=fsdp2 ++stages.generative.activation_checkpointing=full" in text
     assert max(map(len, outcome.out.splitlines())) <= 120
 
 
@@ -209,9 +209,6 @@ def test_what_fits_is_said_to_fit(tmp_path: Path) -> None:
     place = "of an NVIDIA" if torch.cuda.is_available() else "of this machine's RAM"
     assert outcome.out.count(place) == outcome.out.count("; largest micro-batch that fits:") == len(STAGES)
     assert not any(tmp_path.iterdir())
-    outcome = train(*SMALL, "plan=true", "stages.supervised.batch_size=64", "device_memory=0.01", "pipeline=[supervised]")
-    assert "does not fit" in outcome.out
-    assert "batch_size=" in outcome.out
 
 
 @pytest.mark.parametrize(

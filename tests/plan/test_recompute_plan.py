@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 import torch
 from test_plan import SMALL, composed, kept_bytes, real_stage
 
 from lightning_internvl.choices import by_part
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
-from lightning_internvl.plan.advice import advice
 from lightning_internvl.plan.measure import SAMPLES
 from lightning_internvl.plan.meter import ACTIVATIONS
 from lightning_internvl.plan.stage_plan import StagePlan, stage_plan
@@ -28,14 +24,10 @@ def activations(plan: StagePlan) -> float:
     return sum(curve(SAMPLES[0]) for curve in plan.measured.kept[ACTIVATIONS].values())
 
 
-def test_blocks_that_are_computed_again_keep_less(tmp_path: Path) -> None:
+def test_blocks_that_are_computed_again_keep_less() -> None:
     plain, selective, full = map(planned, (None, "selective", "full"))
     assert activations(full) < activations(selective) < activations(plain)
     assert plain.measured.training == full.measured.training  # the work of the model; what is done twice is not counted
-    told = {one.change.partition(" ")[0]: one.memory.total for one in advice(plain)}
-    assert told["activation_checkpointing=full"] == pytest.approx(full.memory().total)
-    assert told["activation_checkpointing=selective"] == pytest.approx(selective.memory().total)
-    assert not any(one.change.startswith("activation_checkpointing") for one in advice(full))
 
 
 def test_what_is_kept_is_what_a_real_step_keeps_and_one_block() -> None:
