@@ -6,6 +6,8 @@ import csv
 import io
 import logging
 import os
+import shutil
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ BEST = "best"  # the name of the best value of callbacks.tracking.best
 CHANCE = "_chance"  # ends the name of the level of a metric that chance would reach
 SHOWN = 4  # metrics on the screen; the files have all
 ERROR = 120  # characters of an error in the table
+SLURM = "hydra/launcher=submitit_slurm"
 OWN, STATE = "objective", "state"
 
 _begun: list[Path] = []  # folders of sweeps whose table is not written yet
@@ -72,7 +75,14 @@ def _note(config: DictConfig, state: str) -> None:
 
 @contextmanager
 def sweep_table() -> Iterator[None]:
-    """Write and print the table of the sweep that has run inside, however it ended."""
+    """Write and print the table of the sweep that has run inside, however it ended.
+
+    Raises:
+        ConfigError: for jobs of SLURM where there is no SLURM.
+    """
+    if {"-m", "--multirun"} & set(sys.argv) and SLURM in sys.argv and not shutil.which("srun"):
+        advice = "start it where jobs are submitted; hydra/launcher=submitit_local starts them here"
+        raise ConfigError([f"{SLURM}: there is no srun on this machine; {advice}"])
     try:
         yield
     finally:

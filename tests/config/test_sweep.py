@@ -116,6 +116,13 @@ def test_a_job_that_slurm_starts_again_goes_on_with_its_run(tmp_path: Path, monk
     assert "contrastive: finished earlier" in again.out
 
 
+def test_jobs_of_slurm_need_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    done = train("--multirun", "hydra/launcher=submitit_slurm", "seed=0,1")
+    assert done.code == 2
+    assert "there is no srun on this machine" in done.err
+
+
 def test_a_plugin_that_is_missing_is_named() -> None:
     said = explain(MissingConfigException("x", missing_cfg_file="hydra/sweeper/optuna", options=["basic"]))
     assert said == "hydra/sweeper=optuna is not here; it comes with pip install -r requirements-sweeps.txt"
