@@ -78,17 +78,28 @@ def sweep_table() -> Iterator[None]:
     """Write and print the table of the sweep that has run inside, however it ended.
 
     Raises:
-        ConfigError: for jobs of SLURM where there is no SLURM.
+        ConfigError: for what a plugin cannot do here.
     """
-    if {"-m", "--multirun"} & set(sys.argv) and SLURM in sys.argv and not shutil.which("srun"):
-        advice = "start it where jobs are submitted; hydra/launcher=submitit_local starts them here"
-        raise ConfigError([f"{SLURM}: there is no srun on this machine; {advice}"])
+    if faults := list(_launch_faults(sys.argv)):
+        raise ConfigError(faults)
     try:
         yield
     finally:
         while _begun:
             if rows := rows_of(folder := _begun.pop()):
                 _write(folder, rows)
+
+
+def _launch_faults(words: Sequence[str]) -> Iterator[str]:
+    if not {"-m", "--multirun"} & set(words):
+        return
+    if SLURM in words and not shutil.which("srun"):
+        advice = "start it where jobs are submitted; hydra/launcher=submitit_local starts them here"
+        yield f"{SLURM}: there is no srun on this machine; {advice}"
+    for word in words:
+        if word.startswith("hydra.sweeper.storage="):
+            reason = "the plugin's Optuna (2.10) keeps no study in a database of SQLAlchemy 2"
+            yield f"{word}: {reason}; leave it out, sweep.csv in the sweep's folder has all trials"
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -123,6 +123,11 @@ def test_jobs_of_slurm_need_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "there is no srun on this machine" in done.err
 
 
+def test_a_study_in_a_database_is_refused() -> None:
+    done = train("--multirun", "hydra/sweeper=optuna", "hydra.sweeper.storage=sqlite:///study.db")
+    assert "hydra.sweeper.storage=sqlite:///study.db: the plugin's Optuna (2.10) keeps no study in a database" in done.err
+
+
 def test_a_plugin_that_is_missing_is_named() -> None:
     said = explain(MissingConfigException("x", missing_cfg_file="hydra/sweeper/optuna", options=["basic"]))
     assert said == "hydra/sweeper=optuna is not here; it comes with pip install -r requirements-sweeps.txt"
