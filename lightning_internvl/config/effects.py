@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_internvl.choices import INHERITED, PARTS
 from lightning_internvl.config.given import DELETED, Given
+from lightning_internvl.config.tracking_checks import nothing_held_out
 
 Config = Mapping[str, Any]
 TRAINING = ("optimizer", "scheduler", "max_steps", "epochs", "batch_size")  # of stages that train
@@ -49,6 +50,9 @@ def without_effect(config: Config, given: Iterable[Given], trained: list[str]) -
             why = AS_STARTED
         elif one.path[0] in TRAINING and not trained:
             why = f"{shown} trains nothing; name a stage that does"
+        elif one.path[:2] == ("callbacks", "validation") and trained:
+            reasons = [nothing_held_out(config, run[name]) for name in trained]
+            why = reasons[0] if all(reasons) else None
         elif one.path[0] == "device_memory" and not config.get("plan"):
             why = "it is for plan=true"
         if why:

@@ -12,7 +12,7 @@ OURS = "lightning_internvl."
 PLACE = "callbacks.tracking"
 BY_METRIC = ("lowest", "take_best", "patience")
 HOLD_OUT = "nothing is held out of this data; give data.validation=0.1 (a share of it) or a file"
-NOTHING = "this data has nothing to measure on; data of files has, with data.validation=0.1"
+NOTHING = "this data has no held-out records; data of files has, with data.validation=0.1"
 WHEN = f"nothing is measured while a stage trains; give {PLACE}.every_n_steps=N or times=N too"
 WHICH = f"no weights are compared; give {PLACE}.best=METRIC too"
 
@@ -47,12 +47,17 @@ def _faults(config: Config, stages: Sequence[Config], texts: Mapping[str, str]) 
 
 def _nothing_to_measure_on(config: Config, stage: Config) -> str:
     """Why a stage cannot be measured while it trains; nothing if it can."""
-    data = config.get("data") or {}
-    kind, own = str(stage.get("data")), stage.get("datasets") or {}
+    data, own = config.get("data") or {}, stage.get("datasets") or {}
     held_out = {**(data.get("held_out") or {}), **(own.get("held_out") or {})}
+    return "" if "_target_" in held_out else nothing_held_out(config, stage)
+
+
+def nothing_held_out(config: Config, stage: Config) -> str:
+    """Why a stage has no held-out records of the user's own data; nothing if it has."""
+    data, own, kind = config.get("data") or {}, stage.get("datasets") or {}, str(stage.get("data"))
     dataset = {**(data.get(kind) or {}), **(own.get(kind) or {})}
     # of a dataset of the user's own nothing is known here
-    if "_target_" in held_out or not str(dataset.get("_target_")).startswith(OURS):
+    if not str(dataset.get("_target_")).startswith(OURS):
         return ""
     if "validation" not in dataset:
         return NOTHING

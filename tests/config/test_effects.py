@@ -142,6 +142,8 @@ def test_no_value_takes_the_place_of_a_group(value: Any) -> None:
         ("trainer.gpus=2", "did you mean trainer.devices?"),
         ("output_dir=x", "did you mean paths.run?"),
         ("stages.filter.batch_size=3", "does not run filter; name it there, or leave this out"),
+        ("callbacks.validation.samples=9", "this data has no held-out records; data of files has, with data.validation=0.1"),
+        ("data=conversations data.path=x callbacks.validation.shown=1 data.validation=null", "nothing is held out of this data"),
         ("device_memory=40", "it is for plan=true"),
         ("pipeline=[contrastive] decoder.embed_std=1", "no stage of pipeline=[contrastive] has a decoder; supervised has one"),
         ("pipeline=[contrastive] data.packing=true", "no stage of pipeline=[contrastive] reads chats; supervised does"),

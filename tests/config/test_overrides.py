@@ -298,8 +298,8 @@ EVERY = "callbacks.tracking.every_n_steps=9"
     ("words", "said"),
     [
         ([*OWN, EVERY], r"every_n_steps=9 has no effect: nothing is held out of this data; give data\.validation=0\.1"),
-        ([EVERY, "data.held_out=null"], "has no effect: this data has nothing to measure on"),
-        ([EVERY, "data=webdataset", "data.shards=a.tar"], "has no effect: this data has nothing to measure on"),
+        ([EVERY, "data.held_out=null"], "has no effect: this data has no held-out records"),
+        ([EVERY, "data=webdataset", "data.shards=a.tar"], "has no effect: this data has no held-out records"),
         (["callbacks.tracking.samples=20"], r"samples=20 has no effect: .*; give callbacks\.tracking\.every_n_steps=N"),
         ([EVERY, "callbacks.tracking.patience=2"], r"patience=2 has no effect: .*; give callbacks\.tracking\.best=METRIC"),
         ([*OWN, EVERY, "data.validation=0.1"], ""),
