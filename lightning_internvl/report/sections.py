@@ -31,6 +31,9 @@ def html_table(head: Sequence[str], bodies: Sequence[str]) -> str:
     return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>{"".join(bodies)}</table></div>'
 
 
+RETRIEVAL = re.compile(r"([cg])_(\w+)_r(\d+)")  # a share of questions whose answer is among the first
+
+
 def count(number: float) -> str:
     """812345 as "812 k"."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -40,7 +43,11 @@ def count(number: float) -> str:
 
 
 def words(name: str) -> str:
-    """A logged name as text that can break into lines: "train/grad_norm" as "grad norm"."""
+    """A logged name as text that can break into lines: "train/grad_norm" as "grad norm",
+    "c_image_to_text_r1" as "image to text, R@1 (mode C)"."""
+    if found := RETRIEVAL.fullmatch(name):
+        mode, way, rank = found.groups()
+        return f"{way.replace('_', ' ')}, R@{rank} (mode {mode.upper()})"
     return name.removeprefix("train/").replace("_", " ").replace("/", ", ")
 
 

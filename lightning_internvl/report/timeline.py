@@ -66,7 +66,7 @@ def _scrub(times: list[tuple[StageFiles, dict[str, Any]]]) -> str:
     texts = "".join(f"<li>{escape(_time_text(stage, sample))}</li>" for stage, sample in times)
     names = list(dict.fromkeys(stage.name for stage, _ in times))
     spans = [(name, sum(stage.name == name for stage, _ in times)) for name in names]
-    strip = "".join(f'<span style="flex-grow:{count}">{escape(name)}</span>' for name, count in spans)
+    strip = "".join(f'<span style="flex-grow:{count}" title="{escape(name)}">{escape(name)}</span>' for name, count in spans)
     return (
         '<div class="controls"><button type="button" data-move="-1" aria-label="Earlier">‹</button>'
         '<button type="button" data-play aria-label="Play">▶</button>'

@@ -147,6 +147,9 @@ class Stage(L.LightningModule):
             found["train/loss"] = loss.detach()
             # the mean over ranks is the loss of the whole batch
             self.log_dict(found, sync_dist=True)
+            # of what learns fastest: a part may have a rate of its own
+            groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+            self.log("lr", max(float(group["lr"]) for group in groups))
         length = self.trainer.accumulate_grad_batches
         if length == 1:
             return loss

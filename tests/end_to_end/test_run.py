@@ -141,7 +141,7 @@ def test_resume_of_a_finished_run_changes_nothing(run: Path, tmp_path: Path) -> 
 
 
 def test_chat_without_qllama(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "chat", "experiment=internvl_chat_toy")
+    run = tiny_run(tmp_path / "chat", "experiment=internvl_chat_toy", "pipeline=[contrastive,supervised]")
     assert set(read_json(run / "metrics.json")) == {"contrastive", "supervised"}
     manifest = read_json(run / "handoff" / "supervised" / "manifest.json")
     assert manifest["config"]["middleware"]["_target_"].endswith("MLPConnector")

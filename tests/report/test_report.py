@@ -252,7 +252,7 @@ def test_tiles_show_each_kind_of_metric_before_a_second_of_one(tmp_path: Path) -
     names = ["c_image_to_text_r1", "c_text_to_image_r1", "c_image_to_text_r10", "itm_accuracy", "caption_cider", "loss"]
     dump(tmp_path / "metrics.json", {"generative": {**dict.fromkeys(names, 0.5), "c_image_to_text_r1_chance": 0.1}})
     page, _ = read(tmp_path)
-    tiles = ["c image to text r1", "itm accuracy", "caption cider", "c text to image r1"]
+    tiles = ["image to text, R@1 (mode C)", "itm accuracy", "caption cider", "text to image, R@1 (mode C)"]
     assert [text for text in page.text if text in tiles] == tiles
     assert len(page.all("div", class_="tile")) == 4
 
