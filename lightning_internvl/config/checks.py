@@ -19,6 +19,7 @@ from lightning_internvl.choices import (
     is_step,
     trained_stages,
 )
+from lightning_internvl.config.effects import PLANNED
 from lightning_internvl.config.fit import fit_faults
 from lightning_internvl.config.hardware import hardware_faults, processes
 from lightning_internvl.config.known_keys import KINDS, full_names, key_faults, stage_key_faults
@@ -29,7 +30,7 @@ from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 KEYS = (
     "name", "seed", "pipeline", "max_steps", "epochs", "batch_size", "init_from", "resume", "trust",
-    "attention", "plan", "doctor", "device_memory", "objective_metric",
+    "attention", "plan", "doctor", *PLANNED, "objective_metric",
     "encoder", "middleware", "decoder", "stages", "data", "peft", "quantization",
     "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
     *BLOCKWISE,
@@ -130,8 +131,10 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
         yield from number_faults("epochs", config["epochs"], above=0)
     if config.get("batch_size") is not None:
         yield from number_faults("batch_size", config["batch_size"], above=0, whole=True)
-    if config["device_memory"] is not None:
-        yield from number_faults("device_memory", config["device_memory"], above=0)
+    for name in PLANNED:  # runs from before they were there have not all
+        if config.get(name) is not None:
+            most = 1 if name == "device_utilisation" else None
+            yield from number_faults(name, config[name], above=0, most=most)
     workers = config["data"].get("num_workers", 0)
     yield from number_faults("data.num_workers", workers, least=0, whole=True)
     if not isinstance(config["data"].get("validate", False), bool):

@@ -11,6 +11,7 @@ from lightning_internvl.config.tracking_checks import nothing_held_out
 
 Config = Mapping[str, Any]
 TRAINING = ("optimizer", "scheduler", "max_steps", "epochs", "batch_size")  # of stages that train
+PLANNED = ("device_memory", "device_tflops", "device_utilisation", "price_per_hour")
 TOKENS = (("data", "image_token"), ("data", "video_token"))  # of the model's vocabulary
 AS_STARTED = "the model is taken as init_from has it; a recipe that builds its parts changes them"
 READ_AS = {  # settings of the data group that one kind of data has
@@ -53,7 +54,7 @@ def without_effect(config: Config, given: Iterable[Given], trained: list[str]) -
         elif one.path[:2] == ("callbacks", "validation") and trained:
             reasons = [nothing_held_out(config, run[name]) for name in trained]
             why = reasons[0] if all(reasons) else None
-        elif one.path[0] == "device_memory" and not config.get("plan"):
+        elif one.path[0] in PLANNED and not config.get("plan"):
             why = "it is for plan=true"
         if why:
             yield f"{one.text} has no effect: {why}"

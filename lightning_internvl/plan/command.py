@@ -16,8 +16,10 @@ def run_plan(config: Config, build: Build) -> list[StagePlan]:
     Raises:
         ValueError: naming the stage whose settings do not fit together.
     """
+    from lightning_internvl.plan.cost import Rate, cost_of
     from lightning_internvl.plan.tables import NOTES, stage_report
 
+    rate = Rate.of(config)
     run = RunSettings.of(config)
     # what all others keep is the same
     choose_backend("math" if run.attention == "math" else "sdpa")
@@ -25,6 +27,7 @@ def run_plan(config: Config, build: Build) -> list[StagePlan]:
     for plan in stage_plans(run.trained, build):
         for part in stage_report(plan):
             console.print(part)
+        console.print(cost_of(plan, rate))
         plans.append(plan)
     console.print(NOTES)
     return plans

@@ -184,6 +184,12 @@ def measure_flops(settings: StageSettings, blank: Callable[[int], Mapping[str, A
             raise
 
 
+def stated_peak(name: str) -> float | None:
+    """TFLOP/s that the makers state for a device whose name holds a known one; None if none is."""
+    peaks = (peak for part, peak in PEAKS.items() if part.lower() in name.lower())
+    return next(peaks, None)
+
+
 def peak_flops(device: torch.device, stated: float | None = None) -> tuple[float | None, str]:
     """FLOPs a second that a device can do at most, and where the number comes from.
 
@@ -195,7 +201,6 @@ def peak_flops(device: torch.device, stated: float | None = None) -> tuple[float
     if device.type != "cuda":
         return None, "of a CPU no peak is known; callbacks.throughput.peak_tflops=N gives one"
     name = torch.cuda.get_device_name(device)
-    for part, peak in PEAKS.items():
-        if part.lower() in name.lower():
-            return peak * 1e12, f"dense bf16, as stated for {name}"
+    if peak := stated_peak(name):
+        return peak * 1e12, f"dense bf16, as stated for {name}"
     return None, f"the peak of {name} is not known; callbacks.throughput.peak_tflops=N gives one"

@@ -145,6 +145,7 @@ def test_no_value_takes_the_place_of_a_group(value: Any) -> None:
         ("callbacks.validation.samples=9", "this data has no held-out records; data of files has, with data.validation=0.1"),
         ("data=conversations data.path=x callbacks.validation.shown=1 data.validation=null", "nothing is held out of this data"),
         ("device_memory=40", "it is for plan=true"),
+        ("price_per_hour=2", "price_per_hour=2 has no effect: it is for plan=true"),
         ("pipeline=[contrastive] decoder.embed_std=1", "no stage of pipeline=[contrastive] has a decoder; supervised has one"),
         ("pipeline=[contrastive] data.packing=true", "no stage of pipeline=[contrastive] reads chats; supervised does"),
         ("pipeline=[filter] batch_size=3", "trains nothing; name a stage that does"),

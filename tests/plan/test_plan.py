@@ -216,6 +216,8 @@ def test_what_fits_is_said_to_fit(tmp_path: Path) -> None:
     [
         ("plan=maybe", r"plan='maybe' must be true .* or false"),
         ("device_memory=-1", r"device_memory=-1 must be a number above 0"),
+        ("device_utilisation=1.5", r"device_utilisation=1\.5 must be"),
+        ("price_per_hour=free", r"price_per_hour='free' must be a number above 0"),
         ("trainer.precision=bf17", r"trainer\.precision=bf17: plan=true knows .*bf16-mixed"),
         ("attention=foo", r"attention='foo' is not known"),
         ("stages.supervised.module.train=[decodr]", r"stages\.supervised: train: 'decodr' matches no parameter"),
