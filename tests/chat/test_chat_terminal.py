@@ -130,4 +130,4 @@ def test_captions(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     loaded = Loaded("a toy", lambda: CaptionSession(model, pairs), None)
     out = talk(f"/image {folder}/one.png\n\nwhat?\n", capsys, monkeypatch, Terminal(loaded, SHORT))
     assert "this stage writes captions" in out[0]
-    assert "error: this model writes captions and reads no questions; say en or zh, or nothing" in out
+    assert "error: this model writes captions and reads no questions; say en or zh or other, or nothing" in out
