@@ -63,7 +63,7 @@ class Units:
         self.recompute: dict[int, str | None] = {}
         for name, part in parts_of(model).items():
             for unit in part.sharding_units() if isinstance(part, HasShardingUnits) else []:
-                self.recompute[id(unit)] = recompute.get(name)
+                self.recompute[id(unit)] = recompute.get(name) or None
                 unit.forward = self._replayed(unit, unit.forward)
 
     def _replayed(self, unit: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:

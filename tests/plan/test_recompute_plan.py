@@ -25,7 +25,8 @@ def activations(plan: StagePlan) -> float:
 
 
 def test_blocks_that_are_computed_again_keep_less() -> None:
-    plain, selective, full = map(planned, (None, "selective", "full"))
+    plain, off, selective, full = map(planned, (None, "false", "selective", "full"))
+    assert activations(off) == activations(plain)
     assert activations(full) < activations(selective) < activations(plain)
     assert plain.measured.training == full.measured.training  # the work of the model; what is done twice is not counted
 
