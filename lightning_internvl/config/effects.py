@@ -67,7 +67,7 @@ def _unread_part(part: str, shown: str, run: Config, stages: Config) -> str | No
     if INHERITED in lists.values():
         return AS_STARTED
     having = [name for name, stage in stages.items() if part in ((stage or {}).get("parts") or ())]
-    others = f"; {', '.join(having)} has one" if having else "; a recipe of a system that has one: experiment=NAME"
+    others = f"; {', '.join(having)} has one" if having else "; choose a recipe of a system that has one"
     return f"no stage of {shown} has a {part}{others}"
 
 

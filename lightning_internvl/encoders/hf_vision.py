@@ -112,8 +112,9 @@ class HFVision(Tower):
 
     def sharding_units(self) -> list[nn.Module]:
         """Modules that FSDP shards one by one: the blocks of the longest module list."""
-        lists = [module for module in self.tower.modules() if isinstance(module, nn.ModuleList)]
-        return list(max(lists, key=len)) if lists else [self.tower]
+        modules = self.tower.modules()
+        lists = [list(module) for module in modules if isinstance(module, nn.ModuleList)]
+        return max(lists, key=len) if lists else [self.tower]
 
     def forward(self, pixels_N3SS: Tensor, *, layers: Sequence[int] = (-1,), keep: float = 1.0) -> list[Tensor]:
         """Encode images.
@@ -197,5 +198,5 @@ def _checked(config: Any) -> Any:
 def _options(config: Any) -> dict[str, Any]:
     """Without a pooling layer on top that checkpoints of such models may lack (ViT)."""
     kind = AutoModel._model_mapping[type(config)]
-    takes = inspect.signature(kind.__init__).parameters
+    takes = inspect.signature(kind).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
