@@ -197,6 +197,6 @@ def _checked(config: Any) -> Any:
 
 def _options(config: Any) -> dict[str, Any]:
     """Without a pooling layer on top that checkpoints of such models may lack (ViT)."""
-    kind = AutoModel._model_mapping[type(config)]
+    kind: Any = AutoModel._model_mapping[type(config)]
     takes = inspect.signature(kind).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
