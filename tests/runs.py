@@ -42,13 +42,13 @@ class Outcome(NamedTuple):
 
 
 def fitting(words: Sequence[str]) -> list[str]:
-    """Words of a command line, without those of `TINY` that its pipeline has no use for, which a command refuses."""
+    """Words of a command line, without those for the default recipe's other stages, which a command refuses."""
     pipeline = next((word[len("pipeline=[") : -1] for word in words if word.startswith("pipeline=[")), None)
     if pipeline is None:
         return list(words)
-    vain = [f"stages.{stage}." for stage in STAGES if stage not in pipeline.split(",")]
-    vain += [] if "supervised" in pipeline else ["decoder."]
-    return [word for word in words if word not in TINY or not word.startswith(tuple(vain))]
+    vain = tuple(f"stages.{stage}." for stage in STAGES if stage not in pipeline.split(","))
+    no_decoder = () if "supervised" in pipeline else tuple(word for word in TINY if word.startswith("decoder."))
+    return [word for word in words if not word.startswith(vain) and word not in no_decoder]
 
 
 def once(*words: str) -> tuple[str, ...]:

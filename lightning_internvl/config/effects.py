@@ -51,7 +51,7 @@ def without_effect(config: Config, given: Iterable[Given], trained: list[str]) -
             why = AS_STARTED
         elif one.path[0] in TRAINING and not trained:
             why = f"{shown} trains nothing; name a stage that does"
-        elif one.path[:2] == ("callbacks", "validation") and trained:
+        elif one.path[:2] == ("callbacks", "validation") and one.path[2:] and trained:
             reasons = [nothing_held_out(config, run[name]) for name in trained]
             why = reasons[0] if all(reasons) else None
         elif one.path[0] in PLANNED and not config.get("plan"):
