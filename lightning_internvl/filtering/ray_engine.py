@@ -47,8 +47,9 @@ def _run_over_shards(worker: type, job: FilterJob, shards: Sequence[int]) -> int
     source = Path(job.source).resolve() if job.source and Path(job.source).exists() else job.source
     # Actors may work in other folders
     job = job._replace(folder=job.folder.resolve(), source=source)
-    devices = {"num_gpus": 1} if worker is _ScoreActor and torch.cuda.is_available() else {"num_cpus": 1}
-    units = ray.cluster_resources().get("GPU" if "num_gpus" in devices else "CPU", 1)
+    on_gpu = worker is _ScoreActor and torch.cuda.is_available()
+    devices: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
+    units = ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1)
     actors = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(int(units), len(shards))))
     numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     done = numbers.map_batches(worker, fn_constructor_args=(job,), batch_size=1, compute=actors, **devices)

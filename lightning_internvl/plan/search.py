@@ -100,9 +100,9 @@ class Search:
         shards = (True,) if plan.setup.sharded else (False, True) if devices > 1 else (False,)
         kinds = [KINDS[KINDS.index(now) :] for now in self.now.values()]
         for batch, accumulate in self._batches(more):
-            dimensions = self._cached(batch), self._chunks(batch), shards, *kinds
-            for cached, chunk, sharded, *own in itertools.product(*dimensions):
-                by_part = dict(zip(self.now, own, strict=True))
+            settings = itertools.product(self._cached(batch), self._chunks(batch), shards)
+            by_parts = [dict(zip(self.now, own, strict=True)) for own in itertools.product(*kinds)]
+            for (cached, chunk, sharded), by_part in itertools.product(settings, by_parts):
                 yield Choice(sharded, by_part, batch, accumulate, cached, chunk, more)
 
     def _batches(self, more: int) -> Iterator[tuple[int, int]]:
@@ -150,8 +150,7 @@ class Search:
         if choice.more > 1 and not self.alone:
             logits = kept[LOGITS].items()
             kept[LOGITS] = {name: _times(curve, choice.more) for name, curve in logits}
-        losses = unchunked(self.plan) if choice.chunk else []
-        chunks = {f"objectives.{name}": choice.chunk for name in losses}
+        chunks = {f"objectives.{name}": choice.chunk for name in unchunked(self.plan) if choice.chunk}
         return replace(now, kept=kept, cached=choice.cached, chunks=now.chunks | chunks)
 
     def _work(self, choice: Choice) -> float:

@@ -96,8 +96,7 @@ def test_a_folder_that_was_being_replaced_is_found_again(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (("strategy=fsdp3",), "did you mean 'fsdp2'?"),
-        (("strategy=fsdp",), "use strategy=fsdp2, which does as FULL_SHARD"),
+        (("strategy=fsdp3",), "did you mean 'fsdp'? valid choices: auto, ddp, fsdp, fsdp2"),
         (("strategy=deepspeed",), "use strategy=fsdp2, which does as ZeRO 3"),
     ],
 )

@@ -164,7 +164,7 @@ def test_pair_collator_tasks_and_errors() -> None:
     with pytest.raises(ValueError, match=r"train/0.*empty"):
         PairCollator(TOKENIZER, SQUASH)([{**sample, "caption": " "}])
     with pytest.raises(ValueError, match=r"train/0.*'fr'.*en"):
-        PairCollator(TOKENIZER, SQUASH)([{**sample, "language": "fr"}])
+        PairCollator(TOKENIZER, SQUASH, caption_prompts={"en": "Caption:"})([{**sample, "language": "fr"}])
     with pytest.raises(ValueError, match=r"\['vqa'\].*itc"):
         PairCollator(TOKENIZER, SQUASH, tasks=("vqa",))
     with pytest.raises(ValueError, match=r"other: its picture is \(64, 64\) uint8"):
