@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+import yaml
 from hydra._internal.hydra import Hydra
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,6 +33,8 @@ TINY = (
     "data.held_out.scenes=12", "data.held_out.questions=8", "callbacks.samples.images=2",
 )  # fmt: skip
 
+WITHOUT_DECODER = {"contrastive", "generative", "probe", "retrieval", "filter"}  # stages
+
 
 class Outcome(NamedTuple):
     """How a command ended and what it printed."""
@@ -43,11 +46,14 @@ class Outcome(NamedTuple):
 
 def fitting(words: Sequence[str]) -> list[str]:
     """Words of a command line, without those for the default recipe's other stages, which a command refuses."""
-    pipeline = next((word[len("pipeline=[") : -1] for word in words if word.startswith("pipeline=[")), None)
-    if pipeline is None:
+    given = dict(word.partition("=")[::2] for word in words)
+    recipe = ROOT / f"conf/experiment/{given.get('experiment')}.yaml"
+    names = yaml.safe_load(recipe.read_text()).get("pipeline", []) if recipe.is_file() else []
+    names = given["pipeline"].strip("[]").split(",") if "pipeline" in given else names
+    if not names:
         return list(words)
-    vain = tuple(f"stages.{stage}." for stage in STAGES if stage not in pipeline.split(","))
-    no_decoder = () if "supervised" in pipeline else tuple(word for word in TINY if word.startswith("decoder."))
+    vain = tuple(f"stages.{stage}." for stage in STAGES if stage not in names)
+    no_decoder = tuple(word for word in TINY if word.startswith("decoder.") and WITHOUT_DECODER.issuperset(names))
     return [word for word in words if not word.startswith(vain) and word not in no_decoder]
 
 

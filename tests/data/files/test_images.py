@@ -219,18 +219,22 @@ def test_a_picture_of_every_kind_is_read_wherever_folders_are(tmp_path: Path, su
     for place in (folder, tmp_path / "images" / "val", tmp_path / "annotations" / "val"):
         place.mkdir(parents=True)
     for place in (folder, tmp_path / "images" / "val"):
-        Image.new("RGB", (8, 6), "red").save(place / f"cat_7{suffix}", Image.registered_extensions()[suffix.lower()])
+        if suffix == ".svg":
+            (place / "cat_7.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="8" height="6"/>')
+        else:
+            Image.new("RGB", (8, 6), "red").save(place / f"cat_7{suffix}", Image.registered_extensions()[suffix.lower()])
+    height, width = (768, 1024) if suffix == ".svg" else (6, 8)  # drawings have no size of their own
     Image.new("L", (8, 6), 1).save(tmp_path / "annotations" / "val" / "cat_7.png")
     (folder / "cat_7.txt").write_text("a cat")
     (captioned,) = open_records(folder)
     assert captioned.read(0)[0] == {"image": f"cat_7{suffix}", "caption": "a cat"}
     assert FolderLabels(tmp_path).files()[0][0] == f"a/cat_7{suffix}"
     assert read_mask_folder(tmp_path, "val", 2).total == 1
-    assert read_video(folder)[0].shape == (1, 6, 8, 3)
+    assert read_video(folder)[0].shape == (1, height, width, 3)
     assert pictures_by_number(folder) == {7: folder / f"cat_7{suffix}"}
     assert Gallery(folder, Colours()).paths == [folder / f"cat_7{suffix}"]
     record = {"key": "7", suffix.lower().removeprefix("."): (folder / f"cat_7{suffix}").read_bytes(), "txt": "a cat"}
-    assert read_image(pair_of(record)["image"]).shape == (6, 8, 3)
+    assert read_image(pair_of(record)["image"]).shape == (height, width, 3)
 
 
 class Colours:
