@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ROOT, TINY, losses, same_weights, tiny_run, train
+from runs import ROOT, TINY, fitting, losses, same_weights, tiny_run, train
 
 from lightning_internvl.distributed.signals import NOT_FINISHED
 from lightning_internvl.pipeline import checkpoint_step
@@ -38,7 +38,7 @@ def rows(run: Path) -> int:
 
 def stopped_by(number: int, run: Path, *settings: str, folder: Path = ROOT, **variables: str) -> tuple[int, str]:
     """Exit status and stderr of a process that gets a signal after a few steps."""
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, *LONG, *settings]
+    command = [sys.executable, str(ROOT / "train.py"), *fitting([*TINY, *LONG, *settings])]
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | variables
     ) as process:
