@@ -388,7 +388,7 @@ def _unknown_setting(key: str) -> str:
     choices = sorted({*map(str, node), *own_groups} - {"hydra", "_target_", "_partial_"})
     if not choices:
         return f"there is no setting {key!r}, {'.'.join(parents)} is empty; add one with +{key}=VALUE"
-    if full := full_names(word, node):
+    if full := full_names(word, OmegaConf.to_container(node)):
         return f"there is no setting {key!r}; did you mean {' or '.join('.'.join([*parents, one]) for one in full)}?"
     part = f"; a part of one stage is swapped with {word}@{key}=OPTION" if parents and word in groups else ""
     place = f"in {'.'.join(parents)}: " if parents else ""

@@ -54,7 +54,7 @@ def fitting(words: Sequence[str]) -> list[str]:
         return list(words)
     vain = tuple(f"stages.{stage}." for stage in STAGES if stage not in names)
     no_decoder = tuple(word for word in TINY if word.startswith("decoder.") and WITHOUT_DECODER.issuperset(names))
-    return [word for word in words if not word.startswith(vain) and word not in no_decoder]
+    return [word for word in words if not word.lstrip("+~").startswith(vain) and word not in no_decoder]
 
 
 def once(*words: str) -> tuple[str, ...]:
