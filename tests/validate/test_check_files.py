@@ -159,7 +159,7 @@ def test_good_data_and_a_preview_of_every_stage(folder: Path) -> None:
 def test_a_file_must_be_given(folder: Path) -> None:
     outcome = validated(folder)
     assert outcome.code == 2
-    assert "no file is given for the stages of the pipeline; give data.path=FILE" in outcome.err
+    assert "is given; give data.path=FILE or" in outcome.err
     assert not (folder / "run").exists()
     outcome = train("data.validate=true")
     assert "there is no setting 'data.validate'" in outcome.err
