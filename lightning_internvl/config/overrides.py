@@ -19,7 +19,6 @@ from lightning_internvl.choices import BLOCKWISE, INHERITED, PARTS, by_part, is_
 from lightning_internvl.config.effects import without_effect
 from lightning_internvl.config.given import DELETED, GROUP, VALUE, Given, Path
 from lightning_internvl.config.strangers import leave_out_strangers
-from lightning_internvl.config.tracking_checks import check_tracking
 from lightning_internvl.messages import ConfigError
 
 Config = dict[str, Any]
@@ -54,8 +53,6 @@ def with_given(
     lines = [*leave_out_strangers(found, given, recipe or {}, names)]
     whys: dict[str, list[str | None]] = {one.text: [] for one in given}
     _check_lengths(found, given)
-    tracked = {one.path[2]: one.text for one in given if _is_tracking(one)}
-    check_tracking(found, [found["stages"][name] for name in names], tracked)
     lengths = any(one.path[-1] in LENGTHS for one in given) or found.get("epochs") is not None
     for name in names:
         change = _Change(found, name, given)
@@ -69,24 +66,15 @@ def with_given(
         lines += [f"{name}: {'; '.join(change.messages)}"] if change.messages else []
         for one in given:
             whys[one.text].append(change.unreached.get(one.text))
-    if lengths and names and _whole(found.get("max_steps")) and found["max_steps"] > 0:
-        found["max_steps"] = None  # each stage has its length now
-    if names and found.get("epochs") is not None:
-        found["epochs"] = None
-    if names and found.get("batch_size") is not None:
-        found["batch_size"] = None  # and its batch size
+    steps = lengths and _whole(found.get("max_steps")) and found["max_steps"] > 0
+    for word in ("epochs", "batch_size", *(["max_steps"] if steps else [])) if names else ():
+        found[word] = None  # each stage has its own now
     nowhere = {text: [why for why in of_stages if why] for text, of_stages in whys.items() if all(of_stages)}
-    faults = [*without_effect(config, given, names)]
+    faults = [*without_effect(found, given, names)]
     faults += [f"{text} has no effect: {'; '.join(why)}" for text, why in nowhere.items() if why]
     if faults:
         raise ConfigError(faults)
     return found, lines
-
-
-def _is_tracking(one: Given) -> bool:
-    """Whether it gives a setting of `callbacks.tracking` a value."""
-    below = one.path[:2] == ("callbacks", "tracking") and len(one.path) > 2
-    return below and one.kind == VALUE and one.value is not None
 
 
 def _check_lengths(config: Mapping[str, Any], given: Iterable[Given]) -> None:

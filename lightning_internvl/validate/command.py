@@ -87,7 +87,7 @@ def checked_sources(stages: Sequence[StageSettings]) -> list[CheckedSource]:
                     chats=node["_target_"] == CHATS or (before is not None and before.chats),
                 )
     if not found:
-        raise ValueError("data.validate=true: no file is given for the stages of the pipeline; give data.path=FILE")
+        raise ValueError("data.validate=true: no stage of the pipeline reads a file; give data=conversations data.path=FILE")
     return list(found.values())
 
 

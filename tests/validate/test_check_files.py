@@ -163,5 +163,7 @@ def test_a_file_must_be_given(folder: Path) -> None:
     assert not (folder / "run").exists()
     outcome = train("data.validate=true")
     assert "there is no setting 'data.validate'" in outcome.err
+    outcome = train("+data.validate=true", f"paths.run={folder}/run")
+    assert "no stage of the pipeline reads a file; give data=conversations" in outcome.err
     outcome = validated(folder, "data.max_bad_fraction=2")
     assert "data.max_bad_fraction=2 must be a number from 0 to 1" in outcome.err
