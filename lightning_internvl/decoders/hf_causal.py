@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightning_internvl.decoders.hf_attention import packed_inputs, use_ours
 from lightning_internvl.hub import check_no_kernels, load_weights, model_source, plain_config
 from lightning_internvl.layers.attention import requested_backend
 from lightning_internvl.layers.attention_masks import Segments
 from lightning_internvl.layers.basic import fill_with_mean
+from lightning_internvl.layers.hf_attention import packed_inputs, use_ours
 from lightning_internvl.protocols import Part, TensorPlan
 
 

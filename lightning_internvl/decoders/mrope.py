@@ -17,9 +17,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLPreTrainedModel, Qwen2VLTextModel
 
-from lightning_internvl.decoders.hf_attention import packed_inputs
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers.attention_masks import Segments, on_device, starts
+from lightning_internvl.layers.hf_attention import packed_inputs
 
 Grid = tuple[int, int, int]
 KINDS = ("qwen2", "qwen2_vl_text")

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_internvl.decoders import hf_attention
 from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.layers import hf_attention
 from lightning_internvl.layers.attention_masks import Mask, Segments
 from lightning_internvl.layers.basic import rotary_table
 

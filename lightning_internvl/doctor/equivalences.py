@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from lightning_internvl.choices import BACKENDS
 from lightning_internvl.data.collate.packed import PackedChats
-from lightning_internvl.decoders.hf_attention import use_ours
 from lightning_internvl.decoders.plora import mark
 from lightning_internvl.doctor.harness import GRADIENT, LOSS, Gradients, Harness, Result, same_bits, widen
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.attention import choose_backend, keep_backend
+from lightning_internvl.layers.hf_attention import use_ours
 from lightning_internvl.messages import first_of
 from lightning_internvl.model.compatibility import check_packable
 from lightning_internvl.objectives import Classification, NextToken

@@ -17,6 +17,8 @@ from transformers import AutoConfig, AutoModel
 
 from lightning_internvl.encoders.tower import Tower
 from lightning_internvl.hub import check_no_kernels, load_weights, model_source, plain_config, quiet
+from lightning_internvl.layers.attention import requested_backend
+from lightning_internvl.layers.hf_attention import use_ours
 
 TESTED = "clip_vision_model, siglip_vision_model, siglip2_vision_model, dinov2, dinov2_with_registers, dinov3_vit, ijepa, vit"
 INTERPOLATE = "interpolate_pos_encoding"  # of a forward pass with pictures of another size
@@ -75,6 +77,8 @@ class HFVision(Tower):
         takes = inspect.signature(type(self.tower).forward).parameters
         self.interpolates = INTERPOLATE in takes
         self._look(known, pool)
+        if requested_backend() != "auto":
+            use_ours(self.tower)
 
     def _made(self, pretrained: str | None, fields: dict[str, Any]) -> Any:
         shapes_only = torch.get_default_device().type == "meta"

@@ -10,8 +10,8 @@ from torch import nn
 
 from lightning_internvl.config import fit
 from lightning_internvl.config.targets import parameters_of
-from lightning_internvl.decoders import hf_attention
 from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.layers import hf_attention
 
 
 def check_order(encoder: nn.Module, middleware: type[nn.Module]) -> None:

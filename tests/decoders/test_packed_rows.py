@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_internvl.decoders.flamingo import FlamingoCausalLM
-from lightning_internvl.decoders.hf_attention import OURS
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.decoders.hf_seq2seq import HFSeq2SeqLM
 from lightning_internvl.decoders.mrope import MRopeCausalLM
@@ -21,6 +20,7 @@ from lightning_internvl.decoders.qwen import Qwen
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.layers import attention
 from lightning_internvl.layers.attention import choose_backend
+from lightning_internvl.layers.hf_attention import OURS
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.model.vlm import VLM
 

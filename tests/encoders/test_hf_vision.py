@@ -18,6 +18,8 @@ from transformers import (
 )  # fmt: skip
 
 from lightning_internvl.encoders.hf_vision import HFVision, flat_inputs
+from lightning_internvl.layers import hf_attention
+from lightning_internvl.layers.attention import attend, choose_backend, keep_backend
 from lightning_internvl.layers.peft import add_adapters
 from lightning_internvl.model.compose import trusted_build
 from lightning_internvl.protocols import Encoder
@@ -154,3 +156,18 @@ def test_what_is_no_tower(settings: dict[str, Any], message: str) -> None:
 def test_masking_is_refused() -> None:
     with pytest.raises(ValueError, match=r"keep_tokens=0\.5: a tower of transformers sees all"):
         tower("dinov2")(torch.randn(1, 3, 28, 28), keep=0.5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_chosen_attention_is_that_of_the_tower(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(hf_attention, "attend", lambda *tensors, **options: calls.append(options) or attend(*tensors, **options))
+    encoder = tower(kind)
+    pixels = torch.randn(1, 3, encoder.image_size, encoder.image_size)
+    (before,) = encoder(pixels)
+    with keep_backend():
+        choose_backend("math")
+        (found,) = tower(kind)(pixels)
+    assert len(calls) == encoder.depth
+    assert not any(options["causal"] or options["mask"] is not None for options in calls)
+    torch.testing.assert_close(found, before, rtol=1e-5, atol=1e-6)

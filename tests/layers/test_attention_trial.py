@@ -12,11 +12,11 @@ from runs import TINY, train
 from torch import Tensor
 
 from lightning_internvl.config.stage_settings import TrainerSettings
-from lightning_internvl.decoders.hf_attention import attention as in_transformers
 from lightning_internvl.distributed.placement import computes_in, device_of, place_of
 from lightning_internvl.layers import attention, attention_kernels, attention_trial
 from lightning_internvl.layers.attention import attend, choose_backend
 from lightning_internvl.layers.attention_masks import packed, prefix
+from lightning_internvl.layers.hf_attention import attention as in_transformers
 
 NOT_BUILT = """No operator found for `memory_efficient_attention_forward` with inputs:
      query       : shape=(2, 8, 2, 64) (torch.float32)

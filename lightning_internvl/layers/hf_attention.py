@@ -1,4 +1,4 @@
-"""Our attention in the language models of transformers, for packed rows and chosen backends.
+"""Our attention in the models of transformers, for packed rows of language and chosen backends.
 
 A model keeps the attention of its configuration until one of the two is needed; then it goes
 through `attend`. For rows that are not packed that is PyTorch's attention as transformers calls it,
