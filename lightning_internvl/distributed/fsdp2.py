@@ -2,9 +2,9 @@
 
 What is divided, and how:
 
-- The blocks of a part (its `sharding_units`) are gathered one by one when they run. Where trained
-  and frozen weights meet in a block, as with adapters, those that are fewer are units of their own,
-  so that no unit holds both.
+- The blocks of a part (its `sharding_units`) are gathered one by one when they run, each the next
+  one's too while it works. A block is one unit, whatever of it trains: adapters of their own would
+  be hundreds of small messages.
 - What trains outside of the blocks (embeddings, queries, heads, the objectives' parameters) is one
   unit, gathered for the whole step, so that any method of a part may use it.
 - Frozen weights outside of blocks, and quantised parts, stay whole on every device: they have
@@ -13,8 +13,8 @@ What is divided, and how:
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
@@ -38,7 +38,6 @@ from lightning_internvl.layers.quantization import is_quantized
 from lightning_internvl.messages import check_number
 
 META = "meta.pt"  # in the folder of a checkpoint: all that is no tensor
-Kind = tuple[int, int | None] | None  # from when until when a weight trains; None: never
 
 
 class FSDP2(ModelParallelStrategy):
@@ -97,26 +96,27 @@ class FSDP2(ModelParallelStrategy):
         """Divide the weights of a stage that is complete: loaded, adapted, quantised."""
         if isinstance(stage, FSDPModule):
             return
-        check_shapes(stage)
+        check_weights(stage)
         parts = dict(stage.model.named_children())
         if whole := [name for name in parts if any(map(is_quantized, parts[name].modules()))]:
             note = f"quantised, so whole on every device: {', '.join(whole)}"
             console.print(f"{stage.name}: {note}; adapters are divided")
         mesh, spread = self.device_mesh["data_parallel"], Spread(stage.model, self.root_device)
-        kinds = {p: kind_of(stage, name) for name, p in stage.model.named_parameters()}
         styles = styles_of(stage.model) if self.tensor_parallel_size > 1 else {}
-        for unit in [unit for part in stage.model.children() for unit in units_of(part, kinds)]:
-            spread.fill(unit)
-            # in the same order in all processes
-            for layer in [layer for layer in unit.modules() if layer in styles]:
-                parallelize_module(layer, self.device_mesh["tensor_parallel"], styles.pop(layer))
-            again = self.reshard_after_forward
-            fully_shard(unit, mesh=mesh, mp_policy=self._policy(low=True), reshard_after_forward=again)
-            if self.root_device.type == "cpu" and self.precision_plugin.precision == "bf16-mixed":
-                norms_in_float32(unit)
+        for units in map(units_of, stage.model.children()):
+            for unit in units:
+                spread.fill(unit)
+                # in the same order in all processes
+                for layer in [layer for layer in unit.modules() if layer in styles]:
+                    parallelize_module(layer, self.device_mesh["tensor_parallel"], styles.pop(layer))
+                again = self.reshard_after_forward
+                fully_shard(unit, mesh=mesh, mp_policy=self._policy(low=True), reshard_after_forward=again)
+                if self.root_device.type == "cpu" and self.precision_plugin.precision == "bf16-mixed":
+                    norms_in_float32(unit)
+            prefetch(units)
         spread.fill(stage.model)
         named = stage.model.named_parameters()
-        frozen = {p for name, p in named if kind_of(stage, name) is None}
+        frozen = {p for name, p in named if not stage.plan.ever_trains(name)}
         fully_shard(stage, mesh=mesh, mp_policy=self._policy(low=False), ignored_params=frozen)
         register_fsdp_forward_method(stage, "losses")
         register_fsdp_forward_method(stage, "use")
@@ -197,58 +197,37 @@ def _norm_in_float32(norm: nn.LayerNorm, states: Tensor) -> Tensor:
     return F.layer_norm(states.float(), norm.normalized_shape, weight, bias, norm.eps)
 
 
-def kind_of(stage: L.LightningModule, name: str) -> Kind:
-    """From when until when a parameter trains."""
-    rule = stage.plan.rule(name)
-    return None if rule is None else (rule.from_step, rule.until_step)
-
-
-def check_shapes(stage: L.LightningModule) -> None:
-    """Refuse parameters without a dimension, which cannot be divided.
+def check_weights(stage: L.LightningModule) -> None:
+    """Refuse what FSDP2 cannot divide, before anything is divided.
 
     Raises:
-        ValueError: with their names.
+        ValueError: naming trained weights without a dimension, and a block whose trained weights
+            are of several types, which cannot be summed together.
     """
-    scalars = [name for name, p in stage.model.named_parameters() if p.ndim == 0]
-    if scalars := [name for name in scalars if kind_of(stage, name) is not None]:
+    trained = {p: name for name, p in stage.model.named_parameters() if stage.plan.ever_trains(name)}
+    if scalars := [name for p, name in trained.items() if p.ndim == 0]:
         fault = "strategy=fsdp2 cannot divide parameters without a dimension"
-        raise ValueError(f"{fault}; give them the shape (1,): {scalars}")
+        raise ValueError(f"{fault}; give them the shape (1,), or use strategy=ddp: {scalars}")
+    for unit in [unit for part in stage.model.children() for unit in units_of(part)]:
+        kinds = {p.dtype: trained[p] for p in unit.parameters() if p in trained}
+        if len(kinds) > 1:
+            told = ", ".join(f"{name} ({kind})" for kind, name in kinds.items())
+            fault = f"strategy=fsdp2 cannot sum gradients of several types in one block: {told}"
+            raise ValueError(f"{fault}; give them one type, or use strategy=ddp")
 
 
-def units_of(part: nn.Module, kinds: dict[nn.Parameter, Kind]) -> Iterator[nn.Module]:
-    """The units of a part, inner ones first."""
+def units_of(part: nn.Module) -> list[nn.Module]:
+    """The units of a part: its blocks that hold weights, in the order in which they run."""
     if not hasattr(part, "sharding_units") or any(map(is_quantized, part.modules())):
-        return
-    for block in part.sharding_units():
-        if any(True for _ in block.parameters()):
-            yield from _inside(block, kinds)
-            yield block
+        return []
+    return [block for block in part.sharding_units() if any(True for _ in block.parameters())]
 
 
-def _inside(block: nn.Module, kinds: dict[nn.Parameter, Kind]) -> list[nn.Module]:
-    """The units inside a block: what is of other kinds than the block's own. That is the kind of
-    most of its weights, unless some of another kind belong to no module of their own."""
-    sizes = Counter[Kind]()
-    for parameter in block.parameters():
-        sizes[kinds[parameter]] += parameter.numel()
-    choices = [list(_apart(block, kinds, kind)) for kind, _ in sizes.most_common()]
-    return next((units for units in choices if _is_rest_alike(block, units, kinds)), choices[0])
-
-
-def _is_rest_alike(block: nn.Module, units: list[nn.Module], kinds: dict[nn.Parameter, Kind]) -> bool:
-    apart = {parameter for unit in units for parameter in unit.parameters()}
-    return len({kinds[p] for p in block.parameters() if p not in apart}) == 1
-
-
-def _apart(module: nn.Module, kinds: dict[nn.Parameter, Kind], main: Kind) -> Iterator[nn.Module]:
-    """The largest modules inside that are of one other kind."""
-    for child in module.children():
-        here = {kinds[parameter] for parameter in child.parameters()}
-        runs = not isinstance(child, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict)
-        if len(here) == 1 and main not in here and runs:
-            yield child
-        elif here - {main}:
-            yield from _apart(child, kinds, main)
+def prefetch(units: Sequence[FSDPModule]) -> None:
+    """Let each unit of a part ask for the next one's weights before it computes, so that they are
+    on their way while it does. Backward, PyTorch asks for the unit that ran before by itself."""
+    for unit, following in itertools.pairwise(units):
+        unit.set_modules_to_forward_prefetch([following])
 
 
 def resharding(stage: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:

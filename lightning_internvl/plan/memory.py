@@ -131,14 +131,16 @@ def optimizer_bytes(stage: Stage) -> dict[nn.Parameter, int]:
 
 
 def gathered_bytes(model: VLM, element: int) -> int:
-    """What stands unsharded at the worst moment: everything outside the sharding units, and the
-    largest of these; weights in the type that is computed with, and gradients of what trains."""
+    """What stands unsharded at the worst moment: everything outside the sharding units, the largest
+    of these, and the weights of the next one; in the type that is computed with, and with gradients
+    of what trains."""
     largest, inside = 0, set()
     for part in parts_of(model).values():
         for unit in part.sharding_units() if isinstance(part, HasShardingUnits) else []:
             own = list(unit.parameters())
             inside |= set(map(id, own))
-            largest = max(largest, _gathered(own, element))
+            following = sum(p.numel() for p in own) * element
+            largest = max(largest, _gathered(own, element) + following)
     return largest + _gathered([p for p in model.parameters() if id(p) not in inside], element)
 
 

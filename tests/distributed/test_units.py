@@ -1,4 +1,4 @@
-"""What is divided among processes as one unit: never trained and frozen weights together, and nothing that must stay whole."""
+"""What is divided among processes as one unit: each block of a part, and nothing that must stay whole."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from runs import ROOT, TINY
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import lightning_internvl.cli  # noqa: F401  # for its resolvers
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
-from lightning_internvl.distributed.fsdp2 import check_shapes, kind_of, units_of
+from lightning_internvl.distributed.fsdp2 import check_weights, prefetch, units_of
 from lightning_internvl.model.compose import compose_model
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.assembly import build_stage
 
-PUBLISHED = (
-    "stages.generative.module.train=[middleware.query_tokens,middleware.qllama.model.layers.*.cross_attn,"
-    "{name: middleware.clip_projector2, from_step: 2},objectives]"
-)
 ADAPTERS = tuple(f"peft/part@peft.{part}=lora" for part in ("encoder", "middleware"))
 
 
@@ -37,33 +36,50 @@ def stage_of(name: str, *settings: str) -> Stage:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "mixed"),
-    [
-        ("contrastive", (), True),  # cross-attention waits for the next stage
-        ("generative", (PUBLISHED,), True),
-        ("supervised", (), False),
-        ("supervised", ("peft=lora", *ADAPTERS), True),
-    ],
-    ids=["contrastive", "published", "supervised", "adapters"],
+    ("name", "settings"),
+    [("contrastive", ()), ("supervised", ("peft=lora", *ADAPTERS))],  # cross-attention waits for the next stage; adapters
+    ids=["contrastive", "adapters"],
 )
-def test_no_unit_holds_weights_that_train_at_different_times(name: str, settings: tuple[str, ...], mixed: bool) -> None:
+def test_units_are_the_blocks_whatever_trains_in_them(name: str, settings: tuple[str, ...]) -> None:
     stage = stage_of(name, *settings)
-    kinds = {parameter: kind_of(stage, n) for n, parameter in stage.model.named_parameters()}
-    owned: set[nn.Parameter] = set()
-    units = [unit for part in stage.model.children() for unit in units_of(part, kinds)]
-    blocks = [block for part in (stage.model.encoder, stage.model.middleware, stage.model.decoder) if part is not None
-              for block in part.sharding_units()]  # fmt: skip
-    assert {id(block) for block in blocks} <= {id(unit) for unit in units}
-    assert (len(units) > len(blocks)) == mixed
-    for unit in units:
-        own = [parameter for parameter in unit.parameters() if parameter not in owned]
-        assert len({kinds[parameter] for parameter in own}) == 1
-        owned.update(own)
-    assert {p for block in blocks for p in block.parameters()} == owned
+    parts = [part for part in (stage.model.encoder, stage.model.middleware, stage.model.decoder) if part is not None]
+    blocks = [block for part in parts for block in part.sharding_units()]
+    assert [unit for part in stage.model.children() for unit in units_of(part)] == blocks
+    trains = [
+        {stage.plan.ever_trains(n) for n, p in stage.model.named_parameters() if p in set(block.parameters())} for block in blocks
+    ]
+    assert {True, False} in trains
+
+
+def test_a_llama_of_32_layers_with_adapters_is_32_units() -> None:
+    adapters = ("peft=lora", "peft.decoder.targets=blocks")
+    stage = stage_of("supervised", *adapters, "decoder.config.num_hidden_layers=32")
+    updates = [name for name, _ in stage.model.decoder.named_parameters() if ".lora_" in name]
+    assert (len(updates), len(units_of(stage.model.decoder))) == (2 * 7 * 32, 32)
+
+
+def test_each_unit_asks_for_the_next_ones_weights() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        units = [fully_shard(nn.Linear(2, 2), mesh=mesh) for _ in range(3)]
+        prefetch(units)
+        states = [unit._get_fsdp_state() for unit in units]
+        assert [state._states_to_forward_prefetch for state in states] == [[states[1]], [states[2]], []]
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_parameter_without_a_dimension_is_named() -> None:
     stage = stage_of("contrastive")
     stage.model.objectives["itc"].logit_scale = nn.Parameter(torch.zeros(()))
-    with pytest.raises(ValueError, match=r"shape \(1,\).*objectives.itc.logit_scale"):
-        check_shapes(stage)
+    with pytest.raises(ValueError, match=r"shape \(1,\).*strategy=ddp: \['objectives.itc.logit_scale'\]"):
+        check_weights(stage)
+
+
+def test_a_block_whose_trained_weights_have_several_types_is_named() -> None:
+    stage = stage_of("contrastive")
+    norm = next(module for module in stage.model.encoder.sharding_units()[0].modules() if isinstance(module, nn.Linear))
+    norm.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"several types in one block: encoder.*float32.*bfloat16.*strategy=ddp"):
+        check_weights(stage)
