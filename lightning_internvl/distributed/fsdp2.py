@@ -104,16 +104,17 @@ class FSDP2(ModelParallelStrategy):
         mesh, spread = self.device_mesh["data_parallel"], Spread(stage.model, self.root_device)
         styles = styles_of(stage.model) if self.tensor_parallel_size > 1 else {}
         for units in map(units_of, stage.model.children()):
+            divided: list[FSDPModule] = []
             for unit in units:
                 spread.fill(unit)
                 # in the same order in all processes
                 for layer in [layer for layer in unit.modules() if layer in styles]:
                     parallelize_module(layer, self.device_mesh["tensor_parallel"], styles.pop(layer))
                 again = self.reshard_after_forward
-                fully_shard(unit, mesh=mesh, mp_policy=self._policy(low=True), reshard_after_forward=again)
+                divided.append(fully_shard(unit, mesh=mesh, mp_policy=self._policy(low=True), reshard_after_forward=again))
                 if self.root_device.type == "cpu" and self.precision_plugin.precision == "bf16-mixed":
                     norms_in_float32(unit)
-            prefetch(units)
+            prefetch(divided)
         spread.fill(stage.model)
         named = stage.model.named_parameters()
         frozen = {p for name, p in named if not stage.plan.ever_trains(name)}
