@@ -8,8 +8,6 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from lightning_internvl.console import console
@@ -74,7 +72,7 @@ class Guard(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Stage, optimizer: Optimizer) -> None:
         # it leaves out such gradients itself
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        gradient = self.losses[-1] if scaled else ~torch.isfinite(gradient_norm(pl_module))
+        gradient = self.losses[-1] if scaled else ~torch.isfinite(pl_module.gradient_norm(optimizer))
         flags = torch.stack([*self.losses, gradient]).float()
         self.waiting.append(Watched(trainer.global_step, self.keys, flags))
         self.keys, self.losses = [], []
@@ -162,13 +160,6 @@ def _now(stage: Stage, group: str, setting: str) -> str:
     """What a setting of the optimizer or the schedule is in this stage, where it is known."""
     value = getattr(getattr(stage, group, None), "keywords", {}).get(setting)
     return "" if value is None else f" (now {value})"
-
-
-def gradient_norm(stage: Stage) -> Tensor:
-    """The norm of all gradients that this process holds; not finite if any of them is not."""
-    grads = [parameter.grad for parameter in stage.parameters() if parameter.grad is not None]
-    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
-    return get_total_norm(local).to(stage.device)
 
 
 def described(batch: dict[str, Any]) -> str:

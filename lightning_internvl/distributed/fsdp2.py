@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 from lightning_internvl.console import console
 from lightning_internvl.distributed.checkpoint_files import TensorReader
 from lightning_internvl.distributed.collectives import set_data_parallel_group
-from lightning_internvl.distributed.tensor_parallel import clip_by_norm, styles_of
+from lightning_internvl.distributed.tensor_parallel import styles_of
 from lightning_internvl.distributed.weight_broadcast import Spread
 from lightning_internvl.layers.quantization import is_quantized
 from lightning_internvl.messages import check_number
@@ -78,13 +78,6 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
         if self.tensor_parallel_size > 1:
             set_data_parallel_group(self.device_mesh["data_parallel"].get_group())
-
-    def setup(self, trainer: L.Trainer) -> None:
-        super().setup(trainer)
-        # PyTorch's own cannot add up gradients that are divided in different ways
-        if self.tensor_parallel_size > 1:
-            plugin = self.precision_plugin
-            setattr(plugin, "clip_grad_by_norm", clip_by_norm)  # noqa: B010 (a method)
 
     def teardown(self) -> None:
         set_data_parallel_group(None)

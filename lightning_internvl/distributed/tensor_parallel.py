@@ -8,16 +8,12 @@ of its own; so must attention, on a share of the heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
-from torch.nn.utils import get_total_norm
-from torch.optim import Optimizer
 
 from lightning_internvl.protocols import HasTensorPlan, TensorPlan
 
@@ -78,24 +74,3 @@ def check_layers(model: nn.Module, size: int, changed: Mapping[str, Mapping[str,
         if compiled.get(name):
             fault = f"compile.{name} has not been shown to work with divided layers"
             raise ValueError(f"{setting}: {fault}; set one of them back")
-
-
-def clip_by_norm(optimizer: Optimizer, limit: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_` for gradients that are divided differently."""
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    grads = [p.grad for p in trained if p.grad is not None]
-    total = torch.linalg.vector_norm(torch.stack([_norm(some) for some in _by_mesh(grads)]))
-    scale = (limit / (total + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in grads], scale)
-
-
-def _by_mesh(grads: Iterable[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
-    found: dict[Any, list[torch.Tensor]] = {}
-    for grad in grads:
-        found.setdefault(getattr(grad, "device_mesh", None), []).append(grad)
-    return found.values()
-
-
-def _norm(grads: list[torch.Tensor]) -> torch.Tensor:
-    norm = get_total_norm(grads)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm

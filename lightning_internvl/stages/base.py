@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_internvl.data.gradient_accumulation import WINDOW_COUNTS, window_shares
 from lightning_internvl.distributed.collectives import data_parallel_rank_and_size
+from lightning_internvl.distributed.gradients import clip, gradients_of, total_norm
 from lightning_internvl.layers.peft import plain_name
 from lightning_internvl.model.feature_cache import features
 from lightning_internvl.model.vlm import VLM
@@ -93,6 +94,7 @@ class Stage(L.LightningModule):
         self.light = any(any((parts.get(kind) or {}).values()) for kind in ("peft", "quantization"))
         self.strict_loading = not self.light
         self.assumed_step: int | None = None
+        self.norm: Tensor | None = None  # of the gradients of the step at work, once it was asked for
         # of an earlier step whose weights the stage has taken back at its end
         self.weights_step: int | None = None
 
@@ -192,6 +194,23 @@ class Stage(L.LightningModule):
             for objective in self.model.objectives.values():
                 if hasattr(objective, "max_log_scale"):
                     objective.logit_scale.data.to_local().clamp_(max=objective.max_log_scale)
+
+    def gradient_norm(self, optimizer: Optimizer) -> Tensor:
+        """The norm of all gradients of the step at work, a scalar on the stage's device; it is found
+        once, for all who ask. Where weights are divided all processes must ask."""
+        if self.norm is None:
+            self.norm = total_norm(gradients_of(optimizer)).to(self.device)
+        return self.norm
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """As the trainer would, but by the norm that the guard has found already."""
+        if gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip(gradients_of(optimizer), gradient_clip_val, self.gradient_norm(optimizer))
+        self.norm = None
 
     def trained_names(self) -> set[str]:
         """The tensors that the stage will ever train, by the names that files use."""

@@ -16,8 +16,9 @@ from torch import Tensor
 
 import callbacks
 from callbacks.guard import Watched
+from lightning_internvl.distributed.gradients import total_norm
 from lightning_internvl.pipeline import checkpoint_step
-from lightning_internvl.stages import SupervisedStage
+from lightning_internvl.stages import SupervisedStage, base
 
 ONE = ("pipeline=[supervised]", "stages.supervised.new=[encoder,middleware,decoder]", "callbacks.checkpoint.every_n_steps=1")
 QUIET = ("callbacks.samples=null", "callbacks.evaluation=null", "callbacks.report=null", "callbacks.validation=null")
@@ -151,8 +152,13 @@ def test_fused_optimizers_leave_a_step_out_without_being_asked() -> None:
     assert optimizer.state[weight]["exp_avg"].isfinite().all()
 
 
-def test_a_finite_run_is_the_one_without_a_guard(tmp_path: Path) -> None:
+def test_a_finite_run_is_the_one_without_a_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And guard and clipping share one norm a step."""
+    norms = list[Tensor]()
+    monkeypatch.setattr(base, "total_norm", lambda grads: norms.append(total_norm(grads)) or norms[-1])
     with_guard = tiny_run(tmp_path / "with", *ONE, *QUIET)
+    assert len(norms) == checkpoint_step(with_guard / "checkpoints" / "supervised" / "last.ckpt")
+    assert any(norm > 1.0 for norm in norms)  # and so clips
     without = tiny_run(tmp_path / "without", *ONE, *QUIET, "~callbacks.guard")
     assert same_weights(with_guard, without, "supervised")
     assert weights(with_guard, "supervised")

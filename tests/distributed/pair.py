@@ -19,7 +19,7 @@ from torch import Tensor
 
 import callbacks
 from lightning_internvl.files import RUN_CONFIG
-from lightning_internvl.stages import generative
+from lightning_internvl.stages import base, generative
 
 STEPS = 5
 BARE = (
@@ -100,17 +100,30 @@ def stopped_at(step: int, whole: Path, run: Path) -> None:
     copy(whole / LAST.with_name(f"step-{step}.ckpt"), run / LAST)
 
 
+def clip_and_compare(grads: list[Tensor], limit: float, total: Tensor, clip: Any = base.clip) -> None:
+    """Clip, and see that PyTorch's own does the same to the last bit, where it can."""
+    copies = [torch.nn.Parameter(grad.clone()) for grad in grads]
+    for copied in copies:
+        copied.grad = copied.data.clone()
+    clip(grads, limit, total)
+    if len({getattr(grad, "device_mesh", None) for grad in grads}) == 1:
+        torch.nn.utils.clip_grad_norm_(copies, limit)
+        local = [getattr(grad, "_local_tensor", grad) for grad in [*grads, *(copied.grad for copied in copies)]]
+        assert all(ours.equal(theirs) for ours, theirs in zip(local[: len(grads)], local[len(grads) :], strict=True))
+
+
 def patched() -> Any:
     """What runs that are compared have in common."""
+    clipped = patch.object(base, "clip", clip_and_compare)
     keep = patch.object(callbacks.Checkpoint, "save", staticmethod(save_and_keep))
     negatives = patch.object(generative, "random_negatives", neighbours)
-    return keep, negatives
+    return keep, negatives, clipped
 
 
 def run_alone(*arguments: str) -> None:
     """`train.py` in this process."""
-    keep, negatives = patched()
-    with keep, negatives:
+    keep, negatives, clipped = patched()
+    with keep, negatives, clipped:
         outcome = train(*arguments)
     assert outcome.code == 0, outcome.err
 
@@ -128,8 +141,8 @@ def _work(rank: int, folder: str, port: int) -> None:
     os.chdir(ROOT)
     torch.set_num_threads(1)
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    keep, negatives = patched()
-    with keep, negatives:
+    keep, negatives, clipped = patched()
+    with keep, negatives, clipped:
         for number, job in enumerate(json.loads(Path(folder, "jobs.json").read_text())):
             os.environ |= places  # Lightning takes some of them away
             if "train" in job:

@@ -15,7 +15,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.distributed.collectives import data_parallel_rank_and_size, set_data_parallel_group, world_size
-from lightning_internvl.distributed.tensor_parallel import check_layers, clip_by_norm, styles_of
+from lightning_internvl.distributed.gradients import clip, gradients_of, total_norm
+from lightning_internvl.distributed.tensor_parallel import check_layers, styles_of
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.intern_vit import InternViT
 
@@ -99,6 +100,7 @@ def test_the_norm_over_all_gradients(one_process: None) -> None:
     for net in (divided, plain):
         net(torch.ones(2, 3)).square().sum().backward()
     torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
-    clip_by_norm(torch.optim.SGD(divided.parameters(), lr=1.0), 0.1)
+    grads = gradients_of(torch.optim.SGD(divided.parameters(), lr=1.0))
+    clip(grads, 0.1, total_norm(grads))
     for ours, theirs in zip(divided.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad.full_tensor() if hasattr(ours.grad, "full_tensor") else ours.grad, theirs.grad)
