@@ -12,6 +12,7 @@ Most combinations work. Those that cannot, and why:
 - a Q-Former needs QueryITC where pictures and captions are contrasted, others ITC or SigLIP
 - a stage that matches or writes needs a middleware that reads pictures and texts together
 - a decoder that attends to pictures (FlamingoCausalLM) needs equally many patches of every picture
+- a middleware that keeps the encoder's width (PerceiverResampler) needs such a decoder, or one as wide
 - `data.packing=packed` needs a decoder that keeps the samples of a row apart, and masking
   (`keep_tokens`) an encoder that can leave out patches; these two are said when models are built
 
@@ -96,6 +97,10 @@ def _part_faults(settings: StageSettings) -> Iterator[str]:
         attends = "visual" in _told(parts.decoder).get("inputs", ())
         if attends and encoder.get("gives") == "blocks":
             yield uneven_pictures(name_of(parts.decoder), names[0])
+        if middleware.get("keeps_width") and not attends:
+            widths = _picture_width(parts.encoder), _language_width(parts.decoder)
+            if None not in widths:
+                yield from width_faults((names[1], name_of(parts.decoder)), *widths)
     if middleware.get("needs_summary") and not _has_summary(parts.encoder):
         yield no_summary(names[1], names[0])
     for name, objective in parts.objectives.items():
@@ -154,6 +159,29 @@ def uneven_pictures(decoder: str, encoder: str) -> str:
         f"decoder {decoder} attends to equally many tokens of every picture, and encoder {encoder} gives pictures of any "
         "size; choose another encoder or decoder"
     )
+
+
+def _picture_width(encoder: Config) -> Any:
+    """Width of the visual tokens, where it is written down; SAM's neck halves the grid twice."""
+    return 4 * encoder["neck_dim"] if "neck_dim" in encoder else encoder.get("dim")
+
+
+def _language_width(decoder: Config) -> Any:
+    known = decoder.get("config") or {}
+    return known.get("hidden_size", known.get("d_model"))
+
+
+def width_faults(names: tuple[str, str], given: int, read: int) -> Iterator[str]:
+    """Whether visual tokens of the encoder's width are as wide as the decoder's own.
+
+    Args:
+        names: of middleware and decoder.
+    """
+    if given != read:
+        yield (
+            f"middleware {names[0]} hands on tokens of the encoder's width {given}, and decoder {names[1]} reads tokens of "
+            f"width {read}; choose another middleware (resampler, mlp), or a decoder that attends to pictures (flamingo_mpt_7b)"
+        )
 
 
 def no_summary(middleware: str, encoder: str) -> str:

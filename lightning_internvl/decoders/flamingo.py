@@ -31,7 +31,8 @@ class FlamingoCausalLM(HFCausalLM):
     decoder.cross]`.
 
     Args:
-        encoder_dim: D (completed from the encoder; the resampler keeps its width).
+        encoder_dim: D, width of the visual tokens (completed from the encoder behind a middleware
+            that keeps its width, as the resampler does); None: that of the language model.
         every: k, counted so that the last of k blocks has one (published: 1 for 3B, 4 for 9B, 7 for
             80B).
         heads, head_dim, mlp_ratio: of the cross-attention layers (OpenFlamingo: 8, 64, 4).
@@ -50,7 +51,7 @@ class FlamingoCausalLM(HFCausalLM):
     def __init__(
         self,
         *,
-        encoder_dim: int,
+        encoder_dim: int | None = None,
         every: int = 1,
         heads: int = 8,
         head_dim: int = 64,
@@ -64,9 +65,9 @@ class FlamingoCausalLM(HFCausalLM):
         blocks = super().sharding_units()
         if not 1 <= every <= len(blocks):
             raise ValueError(f"decoder.{every=} must be from 1 to {len(blocks)}, the blocks of the language model")
-        self.every, self.all_before, self.encoder_dim = every, all_before, encoder_dim
+        self.every, self.all_before, self.encoder_dim = every, all_before, encoder_dim or self.dim
         places = [i for i in range(len(blocks)) if (i + 1) % every == 0]
-        sizes = (encoder_dim, heads, head_dim, mlp_ratio, init_std)
+        sizes = (self.encoder_dim, heads, head_dim, mlp_ratio, init_std)
         self.cross = nn.ModuleDict({str(i): GatedCrossAttention(self.dim, *sizes) for i in places})
         for layer in self.cross.values():
             nn.init.constant_(layer.attn_gate, gate)

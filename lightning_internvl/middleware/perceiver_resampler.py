@@ -33,6 +33,8 @@ class PerceiverResampler(Part):
             them from the first step.
     """
 
+    keeps_width = True  # that of the encoder, where others hand tokens of the decoder's
+
     def __init__(
         self,
         *,

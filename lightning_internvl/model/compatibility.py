@@ -35,6 +35,9 @@ def check_decoder(encoder: nn.Module, middleware: nn.Module, decoder: nn.Module 
     """
     if decoder is not None and middleware.tokens_out(encoder.num_tokens()) == 0:
         raise ValueError(fit.hands_nothing(type(middleware).__name__))
+    if decoder is not None and getattr(middleware, "keeps_width", False) and "visual" not in getattr(decoder, "inputs", ()):
+        names = type(middleware).__name__, type(decoder).__name__
+        _raise(fit.width_faults(names, encoder.dim, decoder.dim))
     if "visual" in getattr(decoder, "inputs", ()) and getattr(encoder, "gives", "rows") == "blocks":
         raise ValueError(fit.uneven_pictures(type(decoder).__name__, type(encoder).__name__))
 

@@ -101,7 +101,9 @@ def compose_model(config: Mapping[str, Any], build: Build) -> tuple[VLM, dict[st
     encoder = build(config["encoder"])
     decoder = None
     if config.get("decoder"):
-        decoder = completed(build, config["decoder"], vocab_size=sizes.get("decoder"), encoder_dim=encoder.dim)
+        keeps_width = getattr(locate(config["middleware"]["_target_"]), "keeps_width", False)
+        reads = encoder.dim if keeps_width else None
+        decoder = completed(build, config["decoder"], vocab_size=sizes.get("decoder"), encoder_dim=reads)
     decoder_dim = decoder.dim if decoder is not None else None
     check_order(encoder, locate(config["middleware"]["_target_"]))
     if decoder is None:

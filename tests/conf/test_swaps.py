@@ -97,6 +97,7 @@ def test_a_word_swaps_or_is_refused_with_what_fits(recipe: str) -> None:
         assert reason is None or any(fitting in reason for fitting in FITS), (word, reason)
 
 
+RESAMPLED = "pipeline=[supervised]", "middleware@stages.supervised.middleware=perceiver_resampler"
 NEW_PROCESS = """
 import sys
 sys.modules["torch"] = None  # an import of it would fail
@@ -111,6 +112,7 @@ runpy.run_path("train.py", run_name="__main__")
     [
         (["experiment=clip_toy", "encoder=sam_toy"], "SamViT puts no token before its patches"),
         (["middleware=mlp"], "stages.contrastive, stages.generative: middleware MLPConnector"),
+        ([*RESAMPLED, "decoder=vicuna_7b"], "tokens of the encoder's width 128, and decoder HFCausalLM reads tokens of width 4096"),
     ],
 )
 def test_a_refusal_needs_no_pytorch(words: list[str], reason: str, tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ TINY = (
     [
         "experiment=clip_toy encoder=eva_vit_toy",
         "experiment=clip_toy objective=siglip optimizer=sgd scheduler=constant",
-        "experiment=llava_toy encoder=siglip_vit_toy",
+        "experiment=llava_toy encoder=siglip_vit_toy decoder=flamingo_toy decoder.config.hidden_size=64",
         "experiment=llava_toy decoder=qwen_toy peft=dora",
         "experiment=blip2_toy decoder=llama_toy processor=tiles",
         "pipeline=[contrastive,generative] encoder=sam_toy quantization=int8",
