@@ -112,7 +112,7 @@ runpy.run_path("train.py", run_name="__main__")
     [
         (["experiment=clip_toy", "encoder=sam_toy"], "SamViT puts no token before its patches"),
         (["middleware=mlp"], "stages.contrastive, stages.generative: middleware MLPConnector"),
-        ([*RESAMPLED, "decoder=vicuna_7b"], "tokens of the encoder's width 128, and decoder HFCausalLM reads tokens of width 4096"),
+        ([*RESAMPLED, "decoder=vicuna_7b"], "width 128, and decoder HFCausalLM reads tokens of width 4096"),
     ],
 )
 def test_a_refusal_needs_no_pytorch(words: list[str], reason: str, tmp_path: Path) -> None:
