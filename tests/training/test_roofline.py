@@ -1,0 +1,63 @@
+"""benchmarks/roofline.py: what it counts of a tiny step, and what it says of changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.roofline import OPTIONS, Op, fused, measure
+
+TINY = {**OPTIONS, "size": "tiny", "tokens": 128, "tiles": 2, "learnt": 16}
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[str, Any]]:
+    kinds = ("selective", "full")
+    ways = {"plain": {}, "compiled": {"compile": "true"}} | {kind: {"activation_checkpointing": kind} for kind in kinds}
+    return {name: measure(TINY | way) for name, way in ways.items()}
+
+
+def _flops(rows: list[list[Any]], *phases: str) -> float:
+    return 1e12 * sum(flops for phase, name, ms, calls, flops, size in rows if phase in phases)
+
+
+def test_flops_are_those_of_the_products(found: dict[str, dict[str, Any]]) -> None:
+    tokens, width, mlp, layers, patches, samples, length = 128, 64, 128, 2, 17, 4, 32
+    tower = 2 * (2 * 16 * 588 * width + layers * (2 * patches * width * (4 * width + 2 * mlp) + 4 * patches**2 * width))
+    connector = 2 * 4 * 2 * (4 * width * width + width * width)
+    text = layers * (2 * tokens * width * (2 * width + 2 * 32 + 3 * mlp) + 0.5 * 4 * samples * length**2 * width)
+    head = 2 * 16 * width * 100
+    forward = _flops(found["plain"]["operators"], "forward")
+    assert forward == pytest.approx(tower + connector + text + head)
+    every_product_twice = _flops(found["plain"]["operators"], "backward")
+    attended = layers * (4 * 2 * patches**2 * width + 0.5 * 4 * samples * length**2 * width)
+    no_gradient = 2 * 2 * 16 * 588 * width  # of pixels
+    assert every_product_twice == pytest.approx(2 * forward + 0.5 * attended - no_gradient)
+
+
+def test_what_is_computed_again_is_kept_less_and_is_no_work_of_the_model(found: dict[str, dict[str, Any]]) -> None:
+    plain, full = found["plain"], found["full"]
+    assert _flops(full["operators"], "recompute") > 0.5 * _flops(plain["operators"], "forward")
+    for phases in (["forward"], ["backward"]):
+        assert _flops(full["operators"], *phases) == _flops(plain["operators"], *phases)
+    assert plain["kept_GiB"] > found["selective"]["kept_GiB"] > full["kept_GiB"] > 0
+
+
+def test_fusion_saves_bytes_and_no_products(found: dict[str, dict[str, Any]]) -> None:
+    plain, compiled = found["plain"], found["compiled"]
+    assert _flops(compiled["operators"], "forward", "backward") == _flops(plain["operators"], "forward", "backward")
+    assert compiled["elementwise_ms"] < 0.6 * plain["elementwise_ms"]
+    assert compiled["kernels"] < plain["kernels"]
+
+
+def test_a_fused_run_reads_what_it_did_not_make_and_writes_what_is_used_later() -> None:
+    def op(name: str, reads: list[int], write: int, fusible: bool = True) -> Op:
+        return Op(name, "forward", 0.0, dict.fromkeys(reads, 8), {write: 8}, fusible)
+
+    run = [op("mul", [0, 1], 2), op("add", [2, 1], 3), op("gelu", [3], 4)]
+    one, product, alone = fused([*run, op("mm", [4, 3], 5, fusible=False), op("add", [5], 6)])
+    assert one.reads == {0: 8, 1: 8}
+    assert one.writes == {3: 8, 4: 8}
+    assert product.name == "mm"
+    assert alone.name == "add"
