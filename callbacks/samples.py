@@ -11,6 +11,7 @@ import lightning as L
 
 from callbacks.pictures import log_pictures, sample_pictures
 from lightning_internvl.evaluation.own_data import OwnData, sample_of
+from lightning_internvl.evaluation.own_pairs import RANKED, pairs_predictor
 from lightning_internvl.evaluation.probe_samples import sample
 from lightning_internvl.files import write_json
 from lightning_internvl.stages import Stage
@@ -50,27 +51,19 @@ class Samples(L.Callback):
     def _keep(self, trainer: L.Trainer, stage: Stage) -> None:
         if not (trainer.is_global_zero or stage.is_sharded):
             return
-        if self.predictor is None:
-            self._keep_own(trainer, stage)
-            return
-        # as a probe, it neither compares pictures and texts nor writes
-        if self.shown.writer is None and self.predictor.pairs is None:
-            return
-        step = trainer.global_step
+        step, precision = trainer.global_step, trainer.precision_plugin.forward_context
         last = step == stage.max_steps
-        options = {**dataclasses.asdict(self.shown), "stage": stage.name, "images": self.images}
-        with self.predictor.evaluating(trainer.precision_plugin.forward_context) as predictor:
-            found = stage.use(partial(sample, predictor, step=step, last=last, **options))
-        if trainer.is_global_zero:
-            self._write(trainer, stage, found)
-
-    def _keep_own(self, trainer: L.Trainer, stage: Stage) -> None:
-        """Answers about the user's own held-out pictures."""
-        if (own := OwnData.of(trainer, self.context)) is None:
-            return
-        asked = stage.use(own.ask, trainer.precision_plugin.forward_context, self.images)
-        if asked and trainer.is_global_zero:
-            found = {"stage": stage.name, "step": trainer.global_step, **sample_of(asked)}
+        own = OwnData.of(trainer, self.context) if self.predictor is None else None
+        chosen = self.predictor if own is None else pairs_predictor(own, RANKED if last else self.images)
+        found: dict[str, Any] = {}
+        # a probe neither compares pictures and texts nor writes
+        if chosen is not None and (self.shown.writer is not None or chosen.pairs is not None):
+            options = {**dataclasses.asdict(self.shown), "images": self.images}
+            with chosen.evaluating(precision) as predictor:
+                found = stage.use(partial(sample, predictor, stage=stage.name, step=step, last=last, **options))
+        elif own is not None and (asked := stage.use(own.ask, precision, self.images)):
+            found = {"stage": stage.name, "step": step, **sample_of(asked)}
+        if found and trainer.is_global_zero:
             self._write(trainer, stage, found)
 
     def _write(self, trainer: L.Trainer, stage: Stage, found: dict[str, Any]) -> None:

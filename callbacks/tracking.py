@@ -17,6 +17,7 @@ from lightning_internvl.console import console
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.distributed.collectives import gather_objects
 from lightning_internvl.evaluation.own_data import OwnData, answer_scores, keep_cases
+from lightning_internvl.evaluation.own_pairs import matching
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.messages import ConfigError, did_you_mean
@@ -182,7 +183,7 @@ class Tracking(L.Callback):
         if self.own is not None:
             asked = self.own.ask(precision, self.answers)
             keep_cases(asked, journal)
-            found |= answer_scores(asked)
+            found |= answer_scores(asked) | matching(self.own, precision, journal, self.samples)
         return found
 
     def _log(self, trainer: L.Trainer, found: Mapping[str, float], journal: Journal) -> None:

@@ -9,8 +9,10 @@ from rich.text import Text
 from callbacks.tracking import Tracking
 from lightning_internvl.console import console
 from lightning_internvl.evaluation.own_data import Asked, OwnData, answer_scores, failure, keep_cases
+from lightning_internvl.evaluation.own_pairs import matching
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.inference.journal import Journal
+from lightning_internvl.inference.predictor import Metrics
 from lightning_internvl.messages import check_number
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.context import StageContext
@@ -26,7 +28,8 @@ WIDTH = 300  # letters of an answer that is shown
 class Validation(L.Callback):
     """Adds to the stage's `metrics.json`: `validation_loss`, and of conversations
     `validation_exact_match` of short answers and `validation_token_f1` of all (see
-    `lightning_internvl.evaluation.own_data`), with how many samples each was measured on; writes
+    `lightning_internvl.evaluation.own_data`), with how many samples each was measured on, of pairs
+    that are matched `validation_itm_hard_accuracy`; writes
     `cases.json`, and prints some answers.
 
     Args:
@@ -65,8 +68,11 @@ class Validation(L.Callback):
             return
         precision = trainer.precision_plugin.forward_context
         asked = pl_module.use(own.ask, precision, self.answers)
+        journal = Journal(cases=self.cases)
+        scores = answer_scores(asked) | pl_module.use(matching, own, precision, journal, self.samples)
+        keep_cases(asked, journal)
         if trainer.is_global_zero:
-            self._write(pl_module, asked)
+            self._write(pl_module, scores, journal)
             self._show(trainer, pl_module, asked)
 
     def _find_loss(self, trainer: L.Trainer, stage: Stage) -> None:
@@ -75,12 +81,10 @@ class Validation(L.Callback):
             for reason in own.unusable.values() if trainer.is_global_zero else ():
                 console.print(f"held out, but of no use: {reason}", soft_wrap=True, markup=False)
 
-    def _write(self, stage: Stage, asked: list[Asked]) -> None:
-        path, journal = stage.run_dir / "metrics.json", Journal(cases=self.cases)
+    def _write(self, stage: Stage, scores: Metrics, journal: Journal) -> None:
+        path = stage.run_dir / "metrics.json"
         metrics = read_json(path, {})
-        found = {**metrics.get(stage.name, {}), **self.found, **answer_scores(asked)}
-        write_json(path, metrics | {stage.name: found})
-        keep_cases(asked, journal)
+        write_json(path, metrics | {stage.name: {**metrics.get(stage.name, {}), **self.found, **scores}})
         if journal.shown:
             write_json(stage.folder / "cases.json", journal.shown)
 

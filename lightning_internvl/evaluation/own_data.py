@@ -70,15 +70,16 @@ class OwnData:
     Args:
         held_out: its samples.
         view: how the stage sees data.
-        asks: whether the stage learns to answer questions.
+        reads: what the stage learns from: chats, whose questions are asked, or pairs.
 
     Attributes:
         unusable: why samples cannot be used, by their place.
     """
 
-    def __init__(self, data: StageData, held_out: FileDataset, view: View, asks: bool) -> None:
+    def __init__(self, data: StageData, held_out: FileDataset, view: View, reads: str) -> None:
         self.data, self.held_out, self.view = data, held_out, view
-        self.chats = view.chats if asks else None
+        self.chats = view.chats if reads == "chats" else None
+        self.reads_pairs = reads == "pairs"
         self.unusable: dict[int, str] = {}
 
     @classmethod
@@ -87,7 +88,7 @@ class OwnData:
         data: StageData | None = trainer.datamodule  # type: ignore[attr-defined]  # of a connector
         if data is None or data.held_out is None:
             return None
-        return cls(data, data.held_out, context.view, context.settings.reads == "chats")
+        return cls(data, data.held_out, context.view, context.settings.reads)
 
     def loss(self, trainer: L.Trainer, stage: Stage, samples: int) -> Metrics:
         """`validation_loss`, by learnt token where there are conversations and else by batch, of at
@@ -135,7 +136,7 @@ class OwnData:
                 yield self.data.collate.stack(part[start : start + size]), copies
 
     def _prepared(self, samples: int) -> Iterator[dict[str, Any]]:
-        places = self._places(samples)
+        places = self.places(samples)
         for place in places:
             try:
                 yield self.data.collate.prepare(self.held_out[place])
@@ -144,7 +145,7 @@ class OwnData:
         if all(place in self.unusable for place in places):
             raise ValueError(f"no held-out sample can be used: {next(iter(self.unusable.values()))}")
 
-    def _places(self, samples: int) -> list[int]:
+    def places(self, samples: int) -> list[int]:
         """At most so many, spread over all that are held out."""
         length = len(self.held_out)
         places = np.linspace(0, length - 1, min(samples, length))
@@ -167,7 +168,7 @@ class OwnData:
 
     def _questions(self, chats: ChatCollator, count: int) -> list[Asked]:
         by_sample = []
-        for place in self._places(count):
+        for place in self.places(count):
             try:
                 sample = self.held_out[place]
                 turns = [] if "videos" in sample else list(turns_of(sample))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from lightning_internvl.data.scenes.held_out import AskedImages, CaptionedImages
 from lightning_internvl.evaluation.tasks import is_right, write_captions
+from lightning_internvl.inference.journal import thumbnail
 from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.objectives import similarities
 
@@ -26,7 +22,7 @@ def sample(
     """
     data = predictor.held_out.captioned()
     probes, captions = data.images[:images], data.captions[:images]
-    found: dict[str, Any] = {"stage": stage, "step": step, "images": [png(p) for p in probes], "captions_true": captions}
+    found: dict[str, Any] = {"stage": stage, "step": step, "images": [thumbnail(p) for p in probes], "captions_true": captions}
     if writer != "decoder":
         similarity = similarities(predictor.embed_images(probes, mode), predictor.embed_texts(captions))
         found["similarity"] = [[round(v, 4) for v in row] for row in similarity.tolist()]
@@ -52,17 +48,10 @@ def _retrieval(predictor: Predictor, data: CaptionedImages, mode: str, queries: 
     scores = similarities(predictor.embed_images(data.images, mode), predictor.embed_texts(data.captions[:queries])).T
     rows = []
     for truth, (text, row) in enumerate(zip(data.captions, scores, strict=False)):
-        best, places = row.topk(shown)
+        best, places = row.topk(min(shown, len(row)))
         ranked = [
-            {"png": png(data.images[place]), "score": round(score, 4), "correct": place == truth}
+            {"png": thumbnail(data.images[place]), "score": round(score, 4), "correct": place == truth}
             for score, place in zip(best.tolist(), places.tolist(), strict=True)
         ]
         rows.append({"text": text, "truth": truth, "ranked": ranked})
     return rows
-
-
-def png(image: np.ndarray) -> str:
-    """(S, S, 3) uint8 -> base64 PNG."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG", optimize=True)
-    return base64.b64encode(stream.getvalue()).decode()

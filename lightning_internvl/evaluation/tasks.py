@@ -88,7 +88,14 @@ class Matching:
         scores = similarities(image, predictor.embed_texts(data.captions))
         hardest = scores.fill_diagonal_(-torch.inf).argmax(dim=1).tolist()
         matched = predictor.match(data.images, data.captions)
-        wrong = predictor.match(data.images, [data.captions[i] for i in hardest])
+        others = [data.captions[i] for i in hardest]
+        wrong = predictor.match(data.images, others)
+        rows = zip(data.images, data.captions, matched.tolist(), others, wrong.tolist(), strict=True)
+        for image, own, chance, other, chance_of_other in rows:
+            for caption, found, truth in ((own, chance, "yes"), (other, chance_of_other, "no")):
+                answer, question = "yes" if found > 0.5 else "no", f"Does this belong to the picture: {caption}"
+                told = {"question": question, "answer": f"{answer} ({found:.0%})", "truth": truth}
+                predictor.journal.show(image, **told, right=answer == truth)
         labels = torch.cat([torch.ones_like(matched), torch.zeros_like(wrong)]).long()
         accuracy = binary_accuracy(torch.cat([matched, wrong]), labels)
         return {"itm_hard_accuracy": accuracy.item(), "itm_hard_accuracy_chance": 0.5}

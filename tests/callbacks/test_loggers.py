@@ -18,7 +18,7 @@ from callbacks import CsvLogger, MlflowRun
 from callbacks.loggers import known_id, wandb_mode
 from callbacks.pictures import case_pictures, sample_pictures
 from lightning_internvl.config import logger_checks
-from lightning_internvl.evaluation.probe_samples import png
+from lightning_internvl.inference.journal import thumbnail
 from lightning_internvl.training.assembly import logger_nodes
 
 PICTURE = np.full((4, 4, 3), 7, np.uint8)
@@ -65,15 +65,15 @@ def test_without_a_key_wandb_is_offline(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_pictures_come_with_what_was_said() -> None:
-    case = {"question": "what?", "answer": "pig", "truth": "cow", "png": png(PICTURE)}
+    case = {"question": "what?", "answer": "pig", "truth": "cow", "png": thumbnail(PICTURE)}
     found = case_pictures([case])
     assert found["caption"] == ["what? pig (true: cow)"]
     assert np.array_equal(found["images"][0], PICTURE)
-    seen = {"images": [png(PICTURE)] * 2, "captions_true": ["a cow", "a pig"]}
+    seen = {"images": [thumbnail(PICTURE)] * 2, "captions_true": ["a cow", "a pig"]}
     nearest = sample_pictures(seen | {"similarity": [[0.1, 0.2], [0.1, 0.3]]})["caption"]
     assert nearest == ["nearest: a pig (true: a cow)", "nearest: a pig (true: a pig)"]
     assert sample_pictures(seen | {"captions": ["x", "y"]})["caption"][1] == "y (true: a pig)"
-    own = sample_pictures({"images": ["", png(PICTURE)], "answers": [[case], [case]]})
+    own = sample_pictures({"images": ["", thumbnail(PICTURE)], "answers": [[case], [case]]})
     assert (len(own["images"]), own["caption"]) == (1, ["what? pig (true: cow)"])
 
 
@@ -120,7 +120,7 @@ def test_each_stage_is_a_run_of_mlflow_below_that_of_the_pipeline(tmp_path: Path
         pytest.importorskip(package, reason="needs MLflow: pip install -r requirements-loggers.txt")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"seed": 3, "part_lr": {"encoder.*": 0.5}}))
     (tmp_path / "metrics.json").write_text(json.dumps({"one": {"accuracy": 0.25}}))
-    case = {"question": "what?", "answer": "pig", "truth": "cow", "png": png(PICTURE), "right": False}
+    case = {"question": "what?", "answer": "pig", "truth": "cow", "png": thumbnail(PICTURE), "right": False}
     (tmp_path / "stages" / "one").mkdir(parents=True)
     (tmp_path / "stages" / "one" / "cases.json").write_text(json.dumps([case]))
     for step, stage in enumerate(("one", "two", "one")):

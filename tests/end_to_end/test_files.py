@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from runs import TINY, losses, tiny_run, train
+from runs import TINY, losses, read_json, tiny_run, train
 
 CROPS = "{_target_: lightning_internvl.data.processors.basic.RandomCrop, image_size: 48, flip: true}"  # of one stage alone
 
@@ -34,11 +34,31 @@ def own_data(folder: Path) -> list[str]:
 
 
 def test_a_run_on_own_files(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run", *own_data(tmp_path))
+    measured = f"data.validation={tmp_path}/pairs.jsonl", "callbacks.samples.at=[1]", "callbacks.tracking.every_n_steps=4"
+    run = tiny_run(tmp_path / "run", *own_data(tmp_path), *measured)
     for stage in ("contrastive", "generative", "supervised"):
         rows = losses(run, stage)
         assert len(rows) == 4
         assert all(np.isfinite(row["train/loss"]) for row in rows)
+    shows_its_pairs(run)
+
+
+def shows_its_pairs(run: Path) -> None:
+    """Stages of pairs keep what they make of held-out ones, as of built-in scenes."""
+    of = {stage: read_json(run / f"stages/{stage}/samples/step-000004.json") for stage in ("contrastive", "generative")}
+    for found in of.values():
+        assert len(found["images"]) == len(found["similarity"]) == 2
+        assert found["captions_true"] == ["picture 0", "picture 1"]
+        assert [len(query["ranked"]) for query in found["retrieval"]] == [4] * 4
+    assert len(of["generative"]["captions"]) == 2
+    cases = read_json(run / "stages/generative/cases.json")
+    assert {(case["right"], case["answer"].split()[0] == case["truth"]) for case in cases} <= {(True, True), (False, False)}
+    assert {case["question"] for case in cases} <= {f"Does this belong to the picture: picture {n}" for n in range(4)}
+    metrics = read_json(run / "metrics.json")["generative"]
+    assert metrics["validation_itm_hard_accuracy"] * 8 == len([case for case in cases if case["right"]])  # all have room
+    page = (run / "report.html").read_text()
+    assert all(f'<section id="{name}">' in page for name in ("similarity", "retrieval", "over-time", "cases"))
+    assert any(b"nearest: picture" in file.read_bytes() for file in (run / "tensorboard").rglob("events*"))
 
 
 def test_a_conversation_that_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_internvl.data.files.labelled_folder import LabelledImages
+from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes import language as say
 from lightning_internvl.data.scenes.datasets import SceneChats
 from lightning_internvl.data.scenes.generator import Scenes
@@ -17,10 +18,10 @@ from lightning_internvl.data.scenes.things import THINGS
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """`images` (N, S, S, 3) uint8, one caption each that fits no other image, and all accepted
+    """`images` (H, W, 3) uint8, one caption each that fits no other image, and all accepted
     wordings."""
 
-    images: np.ndarray
+    images: Pictures
     captions: list[str]
     references: list[list[str]]
     language: str = "en"
