@@ -7,8 +7,8 @@ What is divided, and how:
   be hundreds of small messages.
 - What trains outside of the blocks (embeddings, queries, heads, the objectives' parameters) is one
   unit, gathered for the whole step, so that any method of a part may use it.
-- Frozen weights outside of blocks, and quantised parts, stay whole on every device: they have
-  neither gradient nor state, and would be gathered for the whole step anyway.
+- Frozen weights outside of blocks stay whole on every device: they have neither gradient nor state,
+  and would be gathered for the whole step anyway. So do parts in int8.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lightning_internvl.distributed.checkpoint_files import TensorReader
 from lightning_internvl.distributed.collectives import set_data_parallel_group
 from lightning_internvl.distributed.tensor_parallel import styles_of
 from lightning_internvl.distributed.weight_broadcast import Spread
-from lightning_internvl.layers.quantization import is_quantized
+from lightning_internvl.layers.quantization import Nf4Linear, stays_whole
 from lightning_internvl.messages import check_number
 
 META = "meta.pt"  # in the folder of a checkpoint: all that is no tensor
@@ -91,8 +91,8 @@ class FSDP2(ModelParallelStrategy):
             return
         check_weights(stage)
         parts = dict(stage.model.named_children())
-        if whole := [name for name in parts if any(map(is_quantized, parts[name].modules()))]:
-            note = f"quantised, so whole on every device: {', '.join(whole)}"
+        if whole := [name for name in parts if any(map(stays_whole, parts[name].modules()))]:
+            note = f"int8 stays whole on every device ({', '.join(whole)}), quantization=nf4 is divided"
             console.print(f"{stage.name}: {note}; adapters are divided")
         mesh, spread = self.device_mesh["data_parallel"], Spread(stage.model, self.root_device)
         styles = styles_of(stage.model) if self.tensor_parallel_size > 1 else {}
@@ -100,6 +100,7 @@ class FSDP2(ModelParallelStrategy):
             divided: list[FSDPModule] = []
             for unit in units:
                 spread.fill(unit)
+                hold_packed(unit, self._policy(low=True).param_dtype)
                 # in the same order in all processes
                 for layer in [layer for layer in unit.modules() if layer in styles]:
                     parallelize_module(layer, self.device_mesh["tensor_parallel"], styles.pop(layer))
@@ -212,9 +213,17 @@ def check_weights(stage: L.LightningModule) -> None:
 
 def units_of(part: nn.Module) -> list[nn.Module]:
     """The units of a part: its blocks that hold weights, in the order in which they run."""
-    if not hasattr(part, "sharding_units") or any(map(is_quantized, part.modules())):
+    if not hasattr(part, "sharding_units") or any(map(stays_whole, part.modules())):
         return []
     return [block for block in part.sharding_units() if any(True for _ in block.parameters())]
+
+
+def hold_packed(unit: nn.Module, dtype: torch.dtype | None) -> None:
+    """Keep quantised weights from the cast to the type in which a unit is gathered; None: there is
+    none."""
+    for layer in unit.modules():
+        if dtype is not None and isinstance(layer, Nf4Linear):
+            layer.hold_as(dtype)
 
 
 def prefetch(units: Sequence[FSDPModule]) -> None:

@@ -1,5 +1,5 @@
 """Frozen weights in 4 or 8 bits (QLoRA, Dettmers et al. 2023; LLM.int8, Dettmers et al. 2022), with
-the layers of bitsandbytes, or in the 16 bits of bfloat16, which need no library.
+the kernels of bitsandbytes, or in the 16 bits of bfloat16, which need no library.
 
 Quantised once all weights are loaded. Files never hold quantised weights: they hold what the
 quantised ones stand for.
@@ -8,13 +8,13 @@ quantised ones stand for.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 # weights that share a scale; bitsandbytes' CPU kernels are wrong for rows that are no whole number
 # of blocks
@@ -71,6 +71,56 @@ class Int8Head(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """(..., H) -> (..., V)"""
         return F.linear(states, self.weight.to(states.dtype), self.bias)
+
+
+class Nf4Linear(nn.Module):
+    """A linear layer in 4 bits (NF4). It computes in the type of what it reads, or of automatic
+    mixed precision.
+
+    Codes, two a byte, and behind them a float32 scale for each `BLOCK` weights are the bytes of one
+    parameter, which is divided among devices like any other.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        import bitsandbytes.functional as kernels
+
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.dtype, self.bias = layer.weight.dtype, layer.bias
+        codes, state = kernels.quantize_4bit(layer.weight.data.contiguous(), blocksize=BLOCK, quant_type="nf4")
+        packed = torch.cat([codes.flatten(), state.absmax.float().view(torch.uint8)])
+        self.packed = nn.Parameter(packed, requires_grad=False)
+
+    def hold_as(self, dtype: torch.dtype) -> None:
+        """Let the bytes pass for numbers of a type, for what would cast those of others."""
+        self.packed = nn.Parameter(self.packed.data.view(dtype), requires_grad=False)
+
+    def _unpacked(self, dtype: torch.dtype) -> tuple[Tensor, Any]:
+        """The codes, and what the kernels need to read them as numbers of this type."""
+        from bitsandbytes.functional import QuantState
+
+        packed = self.packed.full_tensor() if isinstance(self.packed, DTensor) else self.packed
+        codes, scales = packed.view(torch.uint8).tensor_split([self.in_features * self.out_features // 2])
+        shape = torch.Size((self.out_features, self.in_features))
+        state = QuantState(scales.view(torch.float32), shape, blocksize=BLOCK, quant_type="nf4", dtype=dtype)
+        return codes.view(-1, 1), state
+
+    @property
+    def weight(self) -> Tensor:
+        """What the codes stand for: (O, I). Where they are divided, all processes must ask."""
+        import bitsandbytes.functional as kernels
+
+        return kernels.dequantize_4bit(*self._unpacked(self.dtype))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., I) -> (..., O)"""
+        from bitsandbytes import matmul_4bit
+
+        device = states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+        codes, state = self._unpacked(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return matmul_4bit(states.to(dtype), codes, quant_state=state, bias=bias)
 
 
 class Bf16Linear(nn.Linear):
@@ -178,35 +228,25 @@ def _frozen(name: str, part: nn.Module, method: str, kept: set[str]) -> list[tup
 
 
 def _bytes(part: nn.Module) -> int:
-    tensors = {id(tensor): tensor.nbytes for tensor in (*part.parameters(), *part.buffers())}
-    states = (getattr(p, "quant_state", None) for p in part.parameters())
-    scales = [state.absmax.nbytes for state in states if state is not None]
-    return sum(tensors.values()) + sum(scales)
+    return sum({id(tensor): tensor.nbytes for tensor in (*part.parameters(), *part.buffers())}.values())
 
 
 def _linear(layer: nn.Linear, method: str) -> nn.Module:
     if method == "bf16":
         return _short(layer)
-    import bitsandbytes as bnb
-
-    device, weight = layer.weight.device, layer.weight.data
-    has_bias = layer.bias is not None
     made: Any
     if method == "nf4":
-        made = bnb.nn.Linear4bit(
-            layer.in_features, layer.out_features, bias=has_bias, quant_type="nf4",
-            compress_statistics=False, compute_dtype=weight.dtype, device="meta",
-        )  # fmt: skip
-        made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=False)
-        # Some CPUs would have it repacked in evaluation, for good, with its scales rounded to bf16:
-        # other weights from then on.
-        made.support_avx512bf16_for_cpu = False
+        made = Nf4Linear(layer)
     else:
-        made = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, bias=has_bias, has_fp16_weights=False, device="meta")
-        made.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
-    made.bias = layer.bias
+        import bitsandbytes as bnb
+
+        sizes = layer.in_features, layer.out_features
+        made = bnb.nn.Linear8bitLt(*sizes, bias=layer.bias is not None, has_fp16_weights=False, device="meta")
+        made.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+        made.bias = layer.bias
+        made.to(layer.weight.device)  # it is the move that quantises
     made._forward_hooks.update(layer._forward_hooks)  # Partial LoRA acts by hooks
-    return made.to(device)  # it is the move that quantises
+    return made
 
 
 def _short(layer: nn.Linear | nn.Embedding) -> nn.Module:
@@ -262,20 +302,22 @@ def plain_name(name: str) -> str:
 
 def is_quantized(layer: nn.Module) -> bool:
     """Whether a layer holds quantised weights."""
-    return isinstance(layer, Int8Table | Bf16Linear | Bf16Table) or type(layer).__name__ in ("Linear4bit", "Linear8bitLt")
+    return isinstance(layer, Int8Table | Nf4Linear | Bf16Linear | Bf16Table) or stays_whole(layer)
+
+
+def stays_whole(layer: nn.Module) -> bool:
+    """Whether the weights of a layer cannot be divided among devices: scales of LLM.int8 stand
+    beside its parameter."""
+    return type(layer).__name__ == "Linear8bitLt"
 
 
 def dequantized_weight(layer: nn.Module) -> Tensor:
     """The weight of a layer, or what its quantised weight stands for."""
     if isinstance(layer, Bf16Linear | Bf16Table):
         return layer.weight.detach().float()
-    if isinstance(layer, Int8Table) or not is_quantized(layer):
+    if not stays_whole(layer):
         return layer.weight.detach()
-    import bitsandbytes as bnb
-
     weight: Any = layer.weight
-    if isinstance(layer, bnb.nn.Linear4bit):
-        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
     scale = (layer.state.SCB if weight.SCB is None else weight.SCB).float()
     return (weight.data.float() * scale[:, None] / 127).to(_dtype(layer))
 
@@ -290,7 +332,9 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name.removesuffix(".table"): layer for name, layer in found.items()}
 
 
-def true_numel(parameter: Tensor) -> int:
-    """Numbers that a parameter stands for: two a byte in 4 bits."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else math.prod(state.shape)
+def true_numel(name: str, parameter: Tensor) -> int:
+    """Numbers that a parameter of this name stands for; packed ones take a half byte, and four bytes
+    for each block."""
+    if name.rpartition(".")[2] != "packed":
+        return parameter.numel()
+    return parameter.numel() * parameter.element_size() * BLOCK // (BLOCK // 2 + 4)

@@ -83,19 +83,22 @@ def _count(devices: Any) -> int:
 
 @dataclass
 class Fixed:
-    """What does not depend on the batch, by part, before any sharding; and the largest pieces that
-    are gathered whole."""
+    """What does not depend on the batch, by part, before any sharding; the largest pieces that are
+    gathered whole; and the parts whose weights are not divided."""
 
     weights: Counter[str] = field(default_factory=Counter)
     gradients: Counter[str] = field(default_factory=Counter)
     optimizer: Counter[str] = field(default_factory=Counter)
     gathered: int = 0
+    whole: set[str] = field(default_factory=set)
 
 
 def fixed_memory(stage: Stage, precision: str, frozen: str | None = None) -> Fixed:
     """Weights, gradients and optimizer state of a stage as it is (see `MetaStage.prepare`)."""
     found, states = Fixed(), optimizer_bytes(stage)
-    packed = quantized_bytes(stage.model, stage.parts.get("quantization"), keep=stage.trained_names())
+    methods = stage.parts.get("quantization") or {}
+    packed = quantized_bytes(stage.model, methods, keep=stage.trained_names())
+    found.whole = {name for name, method in methods.items() if method == "int8"}
     for name, part in parts_of(stage.model).items():
         for parameter in part.parameters():
             size = parameter.numel() * parameter.element_size()
@@ -104,7 +107,8 @@ def fixed_memory(stage: Stage, precision: str, frozen: str | None = None) -> Fix
             found.optimizer[name] += 0 if name == frozen else states.get(parameter, 0)
         found.weights[name] += sum(b.numel() * b.element_size() for b in part.buffers())
     dtype, autocast = PRECISIONS[precision]
-    found.gathered = gathered_bytes(stage.model, (autocast or dtype).itemsize)
+    there = {p: 0 for name in found.whole for p in stage.model.get_submodule(name).parameters() if p in packed}
+    found.gathered = gathered_bytes(stage.model, (autocast or dtype).itemsize, packed | there)
     return found
 
 
@@ -130,22 +134,22 @@ def optimizer_bytes(stage: Stage) -> dict[nn.Parameter, int]:
     return {p: sizes[tuple(p.shape), p.dtype] for p in parameters}
 
 
-def gathered_bytes(model: VLM, element: int) -> int:
+def gathered_bytes(model: VLM, element: int, packed: Mapping[nn.Parameter, int]) -> int:
     """What stands unsharded at the worst moment: everything outside the sharding units, the largest
-    of these, and the weights of the next one; in the type that is computed with, and with gradients
-    of what trains."""
-    largest, inside = 0, set()
+    of these, and the weights of the next one; in the type that is computed with, or packed, and with
+    gradients of what trains."""
+
+    def size(parameters: Iterable[nn.Parameter], *, gradients: bool = True) -> int:
+        sizes = ((p, packed.get(p, p.numel() * element)) for p in parameters)
+        return sum(own * (2 if gradients and p.requires_grad else 1) for p, own in sizes)
+
+    largest, inside = 0, set[nn.Parameter]()
     for part in parts_of(model).values():
         for unit in part.sharding_units() if isinstance(part, HasShardingUnits) else []:
             own = list(unit.parameters())
-            inside |= set(map(id, own))
-            following = sum(p.numel() for p in own) * element
-            largest = max(largest, _gathered(own, element) + following)
-    return largest + _gathered([p for p in model.parameters() if id(p) not in inside], element)
-
-
-def _gathered(parameters: Iterable[nn.Parameter], element: int) -> int:
-    return sum(p.numel() * element * (2 if p.requires_grad else 1) for p in parameters)
+            inside.update(own)
+            largest = max(largest, size(own) + size(own, gradients=False))
+    return largest + size(p for p in model.parameters() if p not in inside)
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,8 @@ def device_memory(fixed: Fixed, measured: Measured, setup: Setup, batch: int) ->
     parts = {kind: defaultdict[str, float](float) for kind in KINDS}
     for kind, counts in (("weights", fixed.weights), ("gradients", fixed.gradients), ("optimizer", fixed.optimizer)):
         twice = 2 if kind == "gradients" and setup.bucketed else 1
-        parts[kind] |= {name: count * twice / share for name, count in counts.items()}
+        undivided = fixed.whole if kind == "weights" else set()
+        parts[kind] |= {name: count * twice / (1 if name in undivided else share) for name, count in counts.items()}
     if share > 1:
         parts["weights"][OTHER] += fixed.gathered
     for name in measured.kept[ACTIVATIONS]:

@@ -147,7 +147,7 @@ class FreezePlan:
         rows: dict[str, dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
             row = rows.setdefault(".".join(name.split(".")[:2]), {"trained": 0, "frozen": 0, "rules": []})
-            row["trained" if self.trains(name, step) else "frozen"] += true_numel(parameter)
+            row["trained" if self.trains(name, step) else "frozen"] += true_numel(name, parameter)
             part = name.partition(".")[0]
             held = f"held by {part}'s adapters" if part in self.adapters else ""
             reason = str(self._speaking(name) or held or "not listed under train")

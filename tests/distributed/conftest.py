@@ -47,6 +47,8 @@ def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_alone(*own, f"paths.run={folder / 'one_own'}")
     stopped_at(2, folder / "one_schedule", folder / "one_to_two")
     jobs = [pair("fsdp2_qlora", "strategy=fsdp2", *QLORA)]
+    jobs.append({"stopped_at": [3, str(folder / "fsdp2_qlora"), str(folder / "fsdp2_qlora_from_3")]})
+    jobs.append({"train": [f"resume={folder / 'fsdp2_qlora_from_3'}"]})
     # The last stage, from the weights that the run of one process gave it; pictures and answers are made together.
     jobs.append(pair("layers", *LAYERS, "pipeline=[supervised]", f"init_from={folder / 'one' / 'handoff' / 'generative'}"))
     for strategy in ("ddp", "fsdp2"):

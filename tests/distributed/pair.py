@@ -33,7 +33,7 @@ WHOLE_BATCH = tuple(f"stages.{stage}.batch_size=8" for stage in STAGES)  # of TI
 LORA = ("pipeline=[supervised]", "peft=lora", "peft.decoder.rank=2")
 QLORA = (
     "pipeline=[supervised]", "peft=qlora", "peft.decoder.rank=2", "stages.supervised.new=[encoder,middleware,decoder]",
-    "decoder.config.hidden_size=64", "decoder.config.intermediate_size=64",
+    "decoder.config.hidden_size=64", "decoder.config.intermediate_size=64", "callbacks.checkpoint.every_n_steps=1",
 )  # fmt: skip
 SCHEDULE = (
     "pipeline=[contrastive]", "callbacks.checkpoint.every_n_steps=1",
@@ -70,10 +70,15 @@ def neighbours(batch: int, device: torch.device, others: Tensor | None = None) -
 
 
 def save_and_keep(trainer: Any, path: Path, save: Any = callbacks.Checkpoint.save) -> None:
-    """Save a checkpoint, and keep a copy of it for every step."""
+    """Save a checkpoint, and keep a copy of it for every step; note what this process holds of the decoder's blocks."""
     save(trainer, path)
     if trainer.is_global_zero:
         copy(path, path.with_name(f"step-{trainer.global_step}.ckpt"))
+    decoder = trainer.lightning_module.model.decoder
+    kinds: dict[str, dict[str, Tensor]] = {"blocks": dict(decoder.lm.model.layers.named_parameters())} if decoder else {}
+    kinds["packed"] = {name: x for name, x in kinds.get("blocks", {}).items() if name.endswith(".packed")}
+    held = {kind: sum(getattr(x, "_local_tensor", x).nbytes for x in tensors.values()) for kind, tensors in kinds.items()}
+    path.with_name(f"held-{trainer.global_rank}.json").write_text(json.dumps(held))
 
 
 def write_chats(folder: Path) -> Path:
@@ -94,10 +99,12 @@ def copy(source: Path, target: Path) -> None:
 
 
 def stopped_at(step: int, whole: Path, run: Path) -> None:
-    """A run folder as a process leaves it that was killed after a step of the contrastive stage."""
-    (run / LAST).parent.mkdir(parents=True)
+    """A run folder as a process leaves it that was killed after a step of its stage."""
+    (kept,) = whole.glob(f"checkpoints/*/step-{step}.ckpt")
+    last = run / kept.relative_to(whole).with_name(LAST.name)
+    last.parent.mkdir(parents=True)
     shutil.copy(whole / RUN_CONFIG, run)
-    copy(whole / LAST.with_name(f"step-{step}.ckpt"), run / LAST)
+    copy(kept, last)
 
 
 def clip_and_compare(grads: list[Tensor], limit: float, total: Tensor, clip: Any = base.clip) -> None:

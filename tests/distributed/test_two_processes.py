@@ -44,15 +44,24 @@ def test_adapters(strategy: str, runs_of: Path) -> None:
 
 
 def test_adapters_beside_weights_in_four_bits(runs_of: Path) -> None:
-    """Quantised weights stay whole on every device; pictures, answers and captions are made by both processes together."""
+    """Packed weights are divided with their scales; pictures, answers and captions are made by both processes together."""
     one, two = runs_of / "one_qlora", runs_of / "fsdp2_qlora"
     assert_close(one, two, "supervised")
     assert read_json(two / "metrics.json").keys() == {"supervised"}
     assert read_json(two / "metrics.json")["supervised"].keys() == read_json(one / "metrics.json")["supervised"].keys()
     samples = [sorted(path.name for path in (run / "stages/supervised/samples").iterdir()) for run in (one, two)]
     assert samples[0] == samples[1] == ["step-000000.json", "step-000005.json"]
-    told = "supervised: quantised, so whole on every device: decoder; adapters are divided"
-    assert told in (runs_of / "out-0-0.txt").read_text()
+    assert "on every device" not in (runs_of / "out-0-0.txt").read_text()
+    whole, *shares = (read_json(run / f"checkpoints/supervised/held-{rank}.json") for run, rank in ((one, 0), (two, 0), (two, 1)))
+    for share in shares:
+        assert share["packed"] == whole["packed"] / 2
+        assert share["blocks"] < 0.52 * whole["blocks"]
+
+
+def test_adapters_beside_weights_in_four_bits_go_on_exactly(runs_of: Path) -> None:
+    whole, run = runs_of / "fsdp2_qlora", runs_of / "fsdp2_qlora_from_3"
+    assert same_weights(whole, run, "supervised")
+    assert losses(run, "supervised") == losses(whole, "supervised")[3:]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

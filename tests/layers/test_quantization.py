@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from test_peft import LORA, adapted_model, disturb, outputs
@@ -16,6 +17,7 @@ from lightning_internvl.layers.quantization import (
     Bf16Table,
     Int8Head,
     Int8Table,
+    Nf4Linear,
     quantize,
     quantized_bytes,
     quantized_layers,
@@ -195,8 +197,26 @@ def test_quantised_twice_is_quantised_once() -> None:
     again.decoder[0].weight.data = once.clone()
     quantize(again, {"decoder": "nf4"})
     assert own_tensors(again)["decoder.0.weight"].equal(once)
-    packed = model.decoder[0].weight
-    assert (packed.numel(), true_numel(packed)) == (128 * 64 // 2, 128 * 64)
+    packed = model.decoder[0].packed
+    assert (packed.numel(), true_numel("0.packed", packed)) == (128 * 64 // 2 + 4 * 128, 128 * 64)
+
+
+def test_four_bits_are_those_of_bitsandbytes_and_held_as_any_type() -> None:
+    """Bytes that pass for bfloat16 are gathered by FSDP2 as they are."""
+    layer, states = torch.nn.Linear(128, 6), torch.randn(2, 3, 128, requires_grad=True)
+    theirs = bnb.nn.Linear4bit(128, 6, quant_type="nf4", compress_statistics=False)
+    theirs.load_state_dict(layer.state_dict())
+    theirs.to("cpu")
+    ours = Nf4Linear(layer)
+    for dtype in (torch.uint8, torch.bfloat16):
+        ours.hold_as(dtype)
+        found, expected = (made(states) for made in (ours, theirs))
+        assert found.equal(expected)
+        assert torch.autograd.grad(found.sum(), states)[0].equal(torch.autograd.grad(expected.sum(), states)[0])
+        assert ours.weight.equal(bnb.functional.dequantize_4bit(theirs.weight.data, theirs.weight.quant_state))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ours(states).dtype == torch.bfloat16
+        torch.testing.assert_close(ours(states).float(), found, rtol=0.02, atol=0.05)
 
 
 def test_layers_whose_rows_are_no_whole_blocks_stay() -> None:
@@ -244,7 +264,7 @@ def test_what_trains_is_not_quantised() -> None:
     quantize(model, {"decoder": "nf4", "middleware": "nf4"}, keep=trained)
     kinds = {name: type(layer).__name__ for name, layer in model.named_modules()}
     assert kinds["decoder.lm.model.embed_tokens"] == "Embedding"
-    assert kinds["decoder.lm.model.layers.0.mlp.up_proj"] == "Linear4bit"
-    assert "Linear4bit" not in {kind for name, kind in kinds.items() if name.startswith("encoder.")}
+    assert kinds["decoder.lm.model.layers.0.mlp.up_proj"] == "Nf4Linear"
+    assert "Nf4Linear" not in {kind for name, kind in kinds.items() if name.startswith("encoder.")}
     assert kinds["middleware.mlp1.0"] == "Linear"
-    assert kinds["middleware.mlp1.2"] == "Linear4bit"
+    assert kinds["middleware.mlp1.2"] == "Nf4Linear"
