@@ -1,0 +1,118 @@
+"""On a GPU as on a CPU: the commands run, and a training step never makes the host wait for the device.
+
+The GPU is claimed (see `device.py`), in processes of their own; what needs a real one is marked so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+import device
+import pytest
+import torch
+from runs import ROOT, TINY, once, read_json
+from steps import STEP, stages
+
+needs_claim = pytest.mark.skipif(device.why_not() is not None, reason=device.why_not() or "")
+TOYS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*_toy.yaml"))
+PACKED = "data.packing=true"
+# In all of them the host waits for nothing.
+CASES = {
+    **{toy: "" if toy == "internvl_toy" else f"experiment={toy}" for toy in TOYS},
+    "mined": "pipeline=[generative] stages.generative.module.mined_from_step=0",
+    "packed": f"pipeline=[supervised] {PACKED}",
+    "accumulated": "pipeline=[supervised] trainer.accumulate_grad_batches=2",
+    "flamingo packed": f"experiment=flamingo_toy pipeline=[start] {PACKED}",
+    "xformers": "",
+    "xformers qwen2_vl packed": f"experiment=qwen2_vl_toy pipeline=[sft] attention=xformers {PACKED}",
+}
+
+
+def on_the_claim(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(device.command(*words), cwd=ROOT, capture_output=True, text=True)
+
+
+@needs_claim
+def test_no_step_of_any_recipe_makes_the_host_wait() -> None:
+    """All stages of all toy recipes, in bf16-mixed."""
+    done = on_the_claim("tests/claimed_gpu/steps.py", *(f"{name}={words}" for name, words in CASES.items()))
+    rows: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
+    assert {row["case"] for row in rows} == set(CASES), done.stderr
+    faults = {f"{row['case']} {row.get('stage')}": row.get("error") or row["waits"] for row in rows}
+    assert not {name: fault for name, fault in faults.items() if fault}
+    assert all(len(row["losses"]) >= STEP + 2 and all(map(math.isfinite, row["losses"])) for row in rows)
+    chosen = {name: {row["attention"].split()[1] for row in rows if row["case"].startswith(name)} for name in ("xformers", "i")}
+    assert chosen == {"xformers": {"xformers"}, "i": {"sdpa"}}
+
+
+@needs_claim
+@pytest.mark.parametrize("loads", [False, True], ids=["not loadable", "loadable"])
+def test_train_py_runs_whole_with_xformers(loads: bool, tmp_path: Path) -> None:
+    """With all callbacks and evaluation."""
+    words = once(*TINY, f"paths.run={tmp_path / 'run'}", "trainer.precision=bf16-mixed")
+    done = on_the_claim(*(["--xformers"] if loads else []), "train.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"attention: {'xformers' if loads else 'sdpa'} (xformers" in done.stdout
+    assert set(read_json(tmp_path / "run" / "metrics.json")) == {"contrastive", "generative", "supervised"}
+
+
+RULES = """
+import pytest, torch
+from device import claimed_gpu, LOOKS, READS, COPIES
+with claimed_gpu() as gpu:
+    x, chosen = torch.ones(3, device="cuda"), torch.tensor([True, False, True]).pin_memory().to("cuda", non_blocking=True)
+    places = torch.arange(2, device="cuda")
+    assert not gpu.waits
+    x[places], x.index_add(0, places, x[:2]), torch.nonzero_static(chosen, size=2), x.masked_fill(chosen, 0.0)
+    x + torch.tensor(1.0)
+    assert not gpu.waits
+    x[chosen], float(x.sum()), x.masked_select(chosen), chosen.nonzero(), x.unique(), bool(chosen.any()), x.cpu(), x.tolist()
+    torch.tensor([1.0], device="cuda"), torch.ones(1).to("cuda", non_blocking=True)
+    found = {kind: sum(n for (one, _), n in gpu.waits.items() if one == kind) for kind in (LOOKS, READS, COPIES)}
+    assert found == {LOOKS: 4, READS: 2, COPIES: 4}, found
+    with pytest.raises(RuntimeError, match="same device, but found cuda:0 and cpu"):
+        x + torch.ones(3)
+    with torch.autocast("cuda", torch.bfloat16):
+        y = x.requires_grad_() @ torch.ones(3, 2, device="cuda")
+        assert (y.dtype, y.softmax(0).dtype) == (torch.bfloat16, torch.float32)
+    y.sum().backward()
+    assert x.grad.device == torch.device("cuda", 0) and x.grad.tolist() == [2.0, 2.0, 2.0]
+"""
+
+
+@needs_claim
+def test_the_claimed_gpu_has_a_gpus_rules(tmp_path: Path) -> None:
+    script = tmp_path / "rules.py"
+    script.write_text(RULES)
+    done = on_the_claim(str(script))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_real_gpu_neither(case: str, tmp_path: Path) -> None:
+    """As PyTorch counts them: it knows of the waits of its own kernels."""
+    for name, _, assembly in stages(CASES[case].split(), tmp_path, "max_steps=6"):
+        seen, original = list[int](), assembly.stage.on_train_batch_start
+
+        def start(batch: Any, number: int, seen: list[int] = seen, original: Any = original) -> None:
+            seen.append(sum("synchroniz" in str(one.message) for one in caught))
+            original(batch, number)
+
+        assembly.stage.on_train_batch_start = start
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                assembly.trainer.fit(assembly.stage, assembly.data)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        steps = [after - before for before, after in itertools.pairwise(seen[3:])]
+        assert max(steps) == 0, (name, [str(one.message) for one in caught][:20])
