@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lightning_internvl.distributed.collectives import data_parallel_group, world_size
 
+COUNTS = "counts"  # what each batch carries: its own counts
 WINDOW_COUNTS = "window"  # what each batch carries: the counts of all micro-batches of its step
 Counts = Mapping[str, int]
 

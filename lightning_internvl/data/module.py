@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_internvl.console import console
 from lightning_internvl.data.bad_samples import SKIPPED, TRIES, Ledger, Skipped, usable_sample
-from lightning_internvl.data.collate.base import Collator, Prepared
+from lightning_internvl.data.collate.base import ON_HOST, Collator, Prepared
 from lightning_internvl.data.collate.packing import Grouping
 from lightning_internvl.data.files.datasets import FileDataset
-from lightning_internvl.data.gradient_accumulation import AccumulationWindows
+from lightning_internvl.data.gradient_accumulation import COUNTS, AccumulationWindows
 from lightning_internvl.data.order.sampler import POSITION, PlaceSampler, StepBatchSampler
 from lightning_internvl.data.packed_stream import CHUNK, PackedStream, Position, dealt_positions
 from lightning_internvl.data.shards.cursor import ReaderLayout
@@ -233,6 +233,13 @@ class StageData(L.LightningDataModule):
         if self.ledger is not None:
             self.ledger.add(batch.pop(SKIPPED, ()), samples_read)
         return batch
+
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> dict[str, Any]:
+        """All but what the host reads, and the counts of what it has the labels of until now: a
+        step need not ask the device for them."""
+        moved = {name: value for name, value in batch.items() if name not in ON_HOST}
+        moved = super().transfer_batch_to_device(moved, device, dataloader_idx)
+        return {**batch, **moved, COUNTS: self.trainer.lightning_module.counts(batch)}
 
     def teardown(self, stage: str) -> None:
         """Say at the end how many samples were skipped."""

@@ -7,8 +7,9 @@ tokens of a picture, D their width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class FlamingoCausalLM(HFCausalLM):
         ValueError: if the language model has fewer than `every` blocks.
     """
 
-    inputs = ("visual", "visual_places", "segments")
+    inputs = ("visual", "visual_places", "image_counts", "segments", "right_padded")
 
     def __init__(
         self,
@@ -86,17 +87,22 @@ class FlamingoCausalLM(HFCausalLM):
         attention_mask_BL: Tensor,
         visual: Tensor | None = None,
         visual_places: Tensor | None = None,
+        image_counts: Tensor | None = None,
         segments: Segments | None = None,
+        right_padded: bool = False,
     ) -> Tensor:
         """States after the final norm: (B, L, H) -> (B, L, H).
 
         Args:
             visual: (N, T, D), the pictures of all rows in order; None: no row shows one.
             visual_places: bool (B, L), where a picture stands.
-            segments: as in `HFCausalLM`; a text sees pictures of its own sample only.
+            image_counts: pictures of each sample, on the host; None: they are counted on the device,
+                for which the host waits.
+            segments, right_padded: as in `HFCausalLM`; a text sees pictures of its own sample only.
         """
-        with self._showing(embeds_BLH, visual, visual_places, segments):
-            return super().hidden(embeds_BLH, attention_mask_BL, segments=segments)
+        most = None if image_counts is None else most_pictures(image_counts.tolist(), segments)
+        with self._showing(embeds_BLH, visual, visual_places, segments, most):
+            return super().hidden(embeds_BLH, attention_mask_BL, segments=segments, right_padded=right_padded)
 
     @torch.no_grad()
     def generate(
@@ -113,12 +119,17 @@ class FlamingoCausalLM(HFCausalLM):
 
     @contextmanager
     def _showing(
-        self, embeds_BLH: Tensor, visual: Tensor | None, places_BL: Tensor | None, segments: Segments | None = None
+        self,
+        embeds_BLH: Tensor,
+        visual: Tensor | None,
+        places_BL: Tensor | None,
+        segments: Segments | None = None,
+        most: int | None = None,
     ) -> Iterator[None]:
         if places_BL is None or visual is None:
             places_BL = torch.zeros(embeds_BLH.shape[:2], dtype=torch.bool, device=embeds_BLH.device)
             visual = embeds_BLH.new_zeros(0, 1, self.encoder_dim)
-        self._shown = _Shown(visual, places_BL, self.all_before, segments)
+        self._shown = _Shown(visual, places_BL, self.all_before, segments, most)
         try:
             yield
         finally:
@@ -128,15 +139,28 @@ class FlamingoCausalLM(HFCausalLM):
 class _Shown:
     """The pictures of a batch by row, and which of them each token sees.
 
+    Args:
+        most: pictures of the row that has most; None: they are counted.
+
     Attributes:
         media: (B, M * T, D); rows with fewer pictures are filled up with zeros, M is 1 or more.
         seen: bool (B, L, M * T).
     """
 
-    def __init__(self, visual_NTD: Tensor, places_BL: Tensor, all_before: bool, segments: Segments | None = None) -> None:
+    def __init__(
+        self,
+        visual_NTD: Tensor,
+        places_BL: Tensor,
+        all_before: bool,
+        segments: Segments | None = None,
+        most: int | None = None,
+    ) -> None:
         before = places_BL.cumsum(dim=1)  # pictures up to each token
         # On the meta device there are no values to count: as many in each row as there are for it.
-        most = len(visual_NTD) // len(places_BL) if places_BL.is_meta else int(before[:, -1].max())
+        if places_BL.is_meta:
+            most = len(visual_NTD) // len(places_BL)
+        elif most is None:
+            most = int(before[:, -1].max())
         numbers = torch.arange(1, max(1, most) + 1, device=places_BL.device)
         held = numbers <= before[:, -1:]  # B, M
         media = visual_NTD.new_zeros(*held.shape, *visual_NTD.shape[1:])
@@ -160,6 +184,13 @@ class _Shown:
         media = self.media if beams == 1 else self.media.repeat_interleave(beams, dim=0)
         seen = self.seen if length == self.seen.shape[1] else self.seen[:, -1:].expand(-1, length, -1)
         return media, seen if beams == 1 else seen.repeat_interleave(beams, dim=0)
+
+
+def most_pictures(counts: Sequence[int], segments: Segments | None = None) -> int:
+    """Pictures of the row that has most, for those of each sample, one a row or as packed."""
+    left = iter(counts)
+    rows = counts if segments is None else [sum(islice(left, len(row))) for row in segments]
+    return max(rows, default=0)
 
 
 class _Before:

@@ -12,7 +12,7 @@ from lightning_internvl.hub import check_no_kernels, load_weights, model_source,
 from lightning_internvl.layers.attention import requested_backend
 from lightning_internvl.layers.attention_masks import Segments
 from lightning_internvl.layers.basic import fill_with_mean
-from lightning_internvl.layers.hf_attention import packed_inputs, use_ours
+from lightning_internvl.layers.hf_attention import packed_inputs, right_padded_inputs, use_ours
 from lightning_internvl.protocols import Part, TensorPlan
 
 
@@ -42,7 +42,7 @@ class HFCausalLM(Part):
             with this `config`.
     """
 
-    inputs: tuple[str, ...] = ("segments",)
+    inputs: tuple[str, ...] = ("segments", "right_padded")
     configs: Any = AutoConfig  # makes and reads configurations; a subclass may choose another
     models: Any = AutoModelForCausalLM  # makes models of them
 
@@ -145,12 +145,20 @@ class HFCausalLM(Part):
         """(B, L) -> (B, L, H)"""
         return self.lm.get_input_embeddings()(ids_BL)
 
-    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, *, segments: Segments | None = None) -> Tensor:
+    def hidden(
+        self,
+        embeds_BLH: Tensor,
+        attention_mask_BL: Tensor,
+        *,
+        segments: Segments | None = None,
+        right_padded: bool = False,
+    ) -> Tensor:
         """States after the final norm: (B, L, H) -> (B, L, H).
 
         Args:
             segments: for each row the lengths of its samples in order, where rows are packed; what
                 is left of a row is padding.
+            right_padded: whether padding stands behind the tokens of a row and nowhere else.
 
         Raises:
             ValueError: for segments that do not fit the rows, or a language model that cannot keep
@@ -164,6 +172,9 @@ class HFCausalLM(Part):
             length = attention_mask_BL.shape[1]
             seen = attention_mask_BL.bool()[:, None, None]
             attention_mask_BL = seen.expand(-1, 1, length, length)
+        elif right_padded:
+            inputs = right_padded_inputs(self.lm, attention_mask_BL)
+            return self.lm.base_model(inputs_embeds=embeds_BLH, use_cache=False, **inputs)[0]
         options: dict[str, Any] = {"attention_mask": attention_mask_BL, "use_cache": False}
         # it counts positions in a mask of two dimensions
         if embeds_BLH.is_meta and self.lm.config.model_type == "opt":

@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLPreTrainedMode
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers.attention_masks import Segments, on_device, starts
-from lightning_internvl.layers.hf_attention import packed_inputs
+from lightning_internvl.layers.hf_attention import packed_inputs, right_padded_inputs
 
 Grid = tuple[int, int, int]
 KINDS = ("qwen2", "qwen2_vl_text")
@@ -95,7 +95,7 @@ class MRopeCausalLM(HFCausalLM):
     many of the frequencies of a head turn with time, row and column.
     """
 
-    inputs = ("visual_places", "video_places", "image_grid_thw", "video_grid_thw", "segments")
+    inputs = ("visual_places", "video_places", "image_grid_thw", "video_grid_thw", "segments", "right_padded")
     configs, models = _Configs, MRopeLM
 
     def __init__(self, *, merge_size: int = 2, time_counts: bool = False, **options: Any) -> None:
@@ -164,10 +164,11 @@ class MRopeCausalLM(HFCausalLM):
             moves += [0] * (merged[0] * merged[1] * merged[2] - 1) + [max(merged if self.time_counts else merged[1:])]
         return torch.cat(offsets), on_device(torch.tensor(moves, dtype=torch.long, device="cpu"), device)
 
-    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **where: Any) -> Tensor:
+    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, *, right_padded: bool = False, **where: Any) -> Tensor:
         """States after the final norm: (B, L, H) -> (B, L, H).
 
         Args:
+            right_padded: as in `HFCausalLM`.
             where: the arguments of `positions`.
         """
         segments = where.get("segments")
@@ -181,6 +182,8 @@ class MRopeCausalLM(HFCausalLM):
             length = attention_mask_BL.shape[1]
             seen = attention_mask_BL.bool()[:, None, None]
             attention_mask_BL = seen.expand(-1, 1, length, length)
+        elif right_padded:
+            attention_mask_BL = right_padded_inputs(self.lm, attention_mask_BL)["attention_mask"]
         inputs = {"attention_mask": attention_mask_BL, "position_ids": position_ids}
         return self.lm.model(inputs_embeds=embeds_BLH, use_cache=False, **inputs)[0]
 
@@ -191,6 +194,7 @@ class MRopeCausalLM(HFCausalLM):
         prompt."""
         options.pop("mm_token_type_ids", None)  # of transformers; the placeholders say the same
         where = {name: options.pop(name) for name in self.inputs if name in options}
+        where.pop("right_padded", None)  # prompts are padded on the left
         position_ids = self.positions(attention_mask_BL, **where)
         inputs = {"attention_mask": attention_mask_BL, "position_ids": position_ids}
         return self.lm.generate(inputs_embeds=embeds_BLH, **inputs, **options)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers.attention_masks import Segments
+from lightning_internvl.layers.places import true_places
 
 # Projections that share one A, by the module that holds them: InternLM2 has queries, keys and
 # values in one matrix.
@@ -91,7 +92,7 @@ class PartialLoRACausalLM(HFCausalLM):
         ValueError: if the language model has no LLaMA layers, or rank is below 1.
     """
 
-    inputs = ("visual_places", "segments")
+    inputs = ("visual_places", "visual_count", "segments", "right_padded")
     layouts = ("xcomposer2",)  # checkpoints that have a place for the updates
 
     def __init__(self, *, rank: int = 256, alpha: float = 256.0, dropout: float = 0.05, **settings: Any) -> None:
@@ -103,6 +104,7 @@ class PartialLoRACausalLM(HFCausalLM):
             _add_updates(layer, rank, alpha, dropout)
             layer.register_forward_pre_hook(_mark_layer, with_kwargs=True)
         self._places: Tensor | None = None
+        self._count: int | None = None
         self.lm.base_model.register_forward_pre_hook(self._show, with_kwargs=True)
 
     def hidden(
@@ -110,34 +112,42 @@ class PartialLoRACausalLM(HFCausalLM):
         embeds_BLH: Tensor,
         attention_mask_BL: Tensor,
         visual_places: Tensor | None = None,
+        visual_count: int | None = None,
         segments: Segments | None = None,
+        right_padded: bool = False,
     ) -> Tensor:
         """States after the final norm: (B, L, H) -> (B, L, H).
 
         Args:
             visual_places: bool (B, L), where visual tokens stand; None: the language model without
                 its updates.
-            segments: as in `HFCausalLM`.
+            visual_count: how many of them there are, where the host knows it.
+            segments, right_padded: as in `HFCausalLM`.
         """
-        with self._showing(visual_places):
-            return super().hidden(embeds_BLH, attention_mask_BL, segments=segments)
+        with self._showing(visual_places, visual_count):
+            return super().hidden(embeds_BLH, attention_mask_BL, segments=segments, right_padded=right_padded)
 
     @torch.no_grad()
     def generate(
-        self, embeds_BLH: Tensor, attention_mask_BL: Tensor, visual_places: Tensor | None = None, **options: Any
+        self,
+        embeds_BLH: Tensor,
+        attention_mask_BL: Tensor,
+        visual_places: Tensor | None = None,
+        visual_count: int | None = None,
+        **options: Any,
     ) -> Tensor:
         """New ids (B, <= max_new_tokens) after left-padded prompts; the updates act on the prompt's
         visual tokens."""
-        with self._showing(visual_places):
+        with self._showing(visual_places, visual_count):
             return super().generate(embeds_BLH, attention_mask_BL, **options)
 
     @contextmanager
-    def _showing(self, places_BL: Tensor | None) -> Iterator[None]:
-        self._places = places_BL
+    def _showing(self, places_BL: Tensor | None, count: int | None) -> Iterator[None]:
+        self._places, self._count = places_BL, count
         try:
             yield
         finally:
-            self._places = None
+            self._places = self._count = None
 
     def _show(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the layers the places of visual tokens, as an argument, so that gradient
@@ -146,7 +156,8 @@ class PartialLoRACausalLM(HFCausalLM):
         if self._places is None or embeds is None:  # a later step of generation, which reads ids
             return args, kwargs
         beams = len(embeds) // len(self._places)
-        return args, kwargs | {"visual_rows": rows_of(self._places.repeat_interleave(beams, dim=0))}
+        count = None if self._count is None else self._count * beams
+        return args, kwargs | {"visual_rows": rows_of(self._places.repeat_interleave(beams, dim=0), count)}
 
 
 def _add_updates(layer: nn.Module, rank: int, alpha: float, dropout: float) -> None:
@@ -164,10 +175,11 @@ def _projections(module: nn.Module, names: Sequence[str]) -> dict[str, nn.Module
     return {name: getattr(module, name) for name in names}
 
 
-def rows_of(places_BL: Tensor) -> Tensor:
-    """(B, L) bool -> (V,) places among B * L rows; on the meta device all of them."""
+def rows_of(places_BL: Tensor, count: int | None = None) -> Tensor:
+    """(B, L) bool -> (V,) places among B * L rows, V of them where `count` says so; on the meta
+    device all rows."""
     flat = places_BL.flatten()
-    return torch.arange(len(flat), device="meta") if flat.is_meta else flat.nonzero().squeeze(1)
+    return torch.arange(len(flat), device="meta") if flat.is_meta else true_places(flat, count)[0]
 
 
 def mark(module: nn.Module, rows_V: Tensor | None) -> None:

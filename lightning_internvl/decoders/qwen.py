@@ -60,10 +60,17 @@ class Qwen(HFCausalLM):
             for layer in self.lm.model.layers:
                 layer.self_attn.log_n_from = seq_length
 
-    def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, *, segments: Segments | None = None) -> Tensor:
-        """States after the final norm: (B, L, H) -> (B, L, H); `segments` as in `HFCausalLM`."""
+    def hidden(
+        self,
+        embeds_BLH: Tensor,
+        attention_mask_BL: Tensor,
+        *,
+        segments: Segments | None = None,
+        right_padded: bool = False,
+    ) -> Tensor:
+        """States after the final norm: (B, L, H) -> (B, L, H); arguments as in `HFCausalLM`."""
         self.rotary.length = embeds_BLH.shape[1] if segments is None else self._longest(segments)
-        return super().hidden(embeds_BLH, attention_mask_BL, segments=segments)
+        return super().hidden(embeds_BLH, attention_mask_BL, segments=segments, right_padded=right_padded)
 
     def _longest(self, segments: Segments) -> int:
         """Tokens of the longest sample; in evaluation a longer one has its own rotary base."""

@@ -59,11 +59,23 @@ def attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _mask(*, attention_mask: Tensor | Mask | None = None, **options: Any) -> Tensor | Mask | None:
+class RightPadded:
+    """Stands where a model reads a mask, for rows with all padding behind their tokens: no token
+    sees what comes after it, so that nothing is left to hide, and no device is asked whether."""
+
+    ndim = 4  # as of a mask that is ready: transformers asks
+
+    def __init__(self, rows: int, length: int) -> None:
+        self.shape = (rows, 1, length, length)
+
+
+def _mask(*, attention_mask: Tensor | Mask | RightPadded | None = None, **options: Any) -> Tensor | Mask | None:
     """A mask described by lengths stays what it is; of others PyTorch's attention gets what it
     always gets."""
     if isinstance(attention_mask, Mask):
         return attention_mask
+    if isinstance(attention_mask, RightPadded):
+        attention_mask = None
     return sdpa_mask(attention_mask=attention_mask, **options)
 
 
@@ -104,6 +116,18 @@ def packed_inputs(model: PreTrainedModel, segments: Segments, attention_mask_BL:
     return {"attention_mask": packed(segments, length), "position_ids": places}
 
 
+def right_padded_inputs(model: PreTrainedModel, attention_mask_BL: Tensor) -> dict[str, Any]:
+    """What a model reads of rows that end with their padding: `attention_mask`, and `position_ids`
+    (1, L); the mask alone where the model has an attention that must look at it."""
+    kinds = {part.config._attn_implementation for part in model.modules() if isinstance(part, PreTrainedModel)}
+    if _unpackable(model) or not kinds <= {"sdpa", *_reads_masks}:
+        return {"attention_mask": attention_mask_BL}
+    use_ours(model)
+    rows, length = attention_mask_BL.shape
+    places = torch.arange(length, device=attention_mask_BL.device)[None]
+    return {"attention_mask": RightPadded(rows, length), "position_ids": places}
+
+
 def _check_rows(segments: Segments, attention_mask_BL: Tensor) -> None:
     check_segments(segments, attention_mask_BL.shape[1], len(attention_mask_BL))
     if attention_mask_BL.device.type == "cpu":  # on a GPU this look would stop the host
@@ -114,21 +138,23 @@ def _check_rows(segments: Segments, attention_mask_BL: Tensor) -> None:
 
 def check_packable(model: PreTrainedModel) -> None:
     """Raises ValueError for a model that would let the samples of a packed row see each other."""
+    if fault := _unpackable(model):
+        raise ValueError(
+            f"the decoder's model_type={model.config.model_type!r} {fault}, so that packed samples would see each other; "
+            "set data.packing=null, or take another decoder (llama, qwen2, mistral, opt)"
+        )
+
+
+def _unpackable(model: PreTrainedModel) -> str | None:
+    """Why a model cannot read a mask that is described."""
     config, base = model.config, model.base_model
     known = {"full_attention", "sliding_attention"}
     kinds = set(getattr(config, "layer_types", None) or ()) - known
-    fault = None
     if not _follows_interface(model):
-        fault = "has an attention of its own"
-    elif kinds:
-        fault = f"has layers of {', '.join(sorted(kinds))}"
-    elif "position_ids" not in inspect.signature(base.forward).parameters:
-        fault = "cannot be told positions"
-    if fault:
-        raise ValueError(
-            f"the decoder's model_type={config.model_type!r} {fault}, so that packed samples would see each other; "
-            "set data.packing=null, or take another decoder (llama, qwen2, mistral, opt)"
-        )
+        return "has an attention of its own"
+    if kinds:
+        return f"has layers of {', '.join(sorted(kinds))}"
+    return None if "position_ids" in inspect.signature(base.forward).parameters else "cannot be told positions"
 
 
 def _follows_interface(model: PreTrainedModel) -> bool:

@@ -143,13 +143,13 @@ class VLM(nn.Module):
 
     def _merge_visual_tokens(
         self, input_ids: Tensor, pixel_values: Tensor | None, inputs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the decoder reads: embeddings (B, L, H) and, for one that attends to them, visual
-        tokens (N, T, D)."""
+    ) -> tuple[Tensor, Tensor | None, int | None]:
+        """What the decoder reads: embeddings (B, L, H), for one that attends to them visual tokens
+        (N, T, D), and how many placeholders there are, None where nobody knows."""
         embeds, places = self._embed_words(input_ids), _places(input_ids, self.image_token_id)
         pixels, shares, inputs = join_pictures_and_videos(pixel_values, inputs)
         if pixels is None:
-            return embeds, None
+            return embeds, None, None
         if len(pixels) == 0:
             for kind in (self.image_token_id, self.video_token_id):
                 if kind is not None:
@@ -158,11 +158,11 @@ class VLM(nn.Module):
             # parameters in its graph.
             own = hasattr(self.encoder, "blank")
             blank = self.encoder.blank(pixels) if own else {"pixel_values": _blank(pixels)}
-            return embeds + 0.0 * self.visual_tokens(**{**inputs, **blank}).sum().to(embeds.dtype), None
+            return embeds + 0.0 * self.visual_tokens(**{**inputs, **blank}).sum().to(embeds.dtype), None, 0
         visual = self.visual_tokens(pixels, **inputs)
         if self.attends:
             _check_places(places, len(visual), len(pixels))
-            return embeds, visual
+            return embeds, visual, len(visual)
         visual = visual.flatten(0, -2).to(embeds.dtype)
         images, videos = visual.split([len(visual) * share // len(pixels) for share in shares])
         flat = "patches of " if pixels.ndim == 2 else ""
@@ -172,15 +172,15 @@ class VLM(nn.Module):
             places = _places(input_ids, self.video_token_id)
             _check_places(places, len(videos), shares[1], f"{flat}video(s)")
             embeds = embeds.masked_scatter(places[..., None], videos)
-        return embeds, None
+        return embeds, None, len(visual)
 
     def _decoder_inputs(
-        self, input_ids: Tensor, labels: Tensor | None, visual: Tensor | None, inputs: dict[str, Any]
+        self, input_ids: Tensor, labels: Tensor | None, visual: Tensor | None, count: int | None, inputs: dict[str, Any]
     ) -> dict[str, Any]:
         """What a decoder may list under `inputs`."""
         videos = _places(input_ids, self.video_token_id)
         pictures = _places(input_ids, self.image_token_id)
-        places = {"visual_places": pictures | videos, "video_places": videos, "visual": visual}
+        places = {"visual_places": pictures | videos, "video_places": videos, "visual": visual, "visual_count": count}
         return {"input_ids": input_ids, "labels": labels, **places, **inputs}
 
     def _embed_words(self, input_ids: Tensor) -> Tensor:
@@ -224,9 +224,10 @@ class VLM(nn.Module):
         Args:
             inputs: what else the parts read, by the names that they list under `inputs`, and videos
                 (see `embed`). A decoder may also list `input_ids`, `labels`, `visual_places` (bool
-                (B, L), where visual tokens stand), `video_places` (which of them are of videos) and
-                `visual` (see `attends`). With `segments` rows are packed (see `HFCausalLM`): the
-                first token of a sample has no label, because nothing before it could judge it.
+                (B, L), where visual tokens stand), `visual_count` (their number), `video_places`
+                (which of them are of videos) and `visual` (see `attends`). With `segments` rows are
+                packed (see `HFCausalLM`): the first token of a sample has no label, because nothing
+                before it could judge it.
 
         Raises:
             ValueError: for packed rows and a decoder that reads none.
@@ -237,8 +238,8 @@ class VLM(nn.Module):
                 name = type(self.decoder).__name__
                 raise ValueError(f"{name} reads no packed rows; set data.packing=null")
             labels = labels if labels is None else without_firsts(labels, segments)
-        embeds, visual = self._merge_visual_tokens(input_ids, pixel_values, inputs)
-        known = self._decoder_inputs(input_ids, labels, visual, inputs)
+        embeds, visual, count = self._merge_visual_tokens(input_ids, pixel_values, inputs)
+        known = self._decoder_inputs(input_ids, labels, visual, count, inputs)
         known = _accepted_inputs(self.decoder, known)
         return HiddenStates(self.decoder.hidden(embeds, attention_mask, **known), labels)
 
@@ -292,8 +293,8 @@ class VLM(nn.Module):
         input_ids, mask, _, pixel_values = self.expand(input_ids, mask, None, pixel_values, side="left")
         listed = {name for part in (self.encoder, self.middleware, self.decoder) for name in _inputs(part)}
         inputs = {n: options.pop(n) for n in list(options) if n in listed or n == VIDEOS or n.startswith("video_")}
-        embeds, visual = self._merge_visual_tokens(input_ids, pixel_values, inputs)
-        known = self._decoder_inputs(input_ids, None, visual, inputs)
+        embeds, visual, count = self._merge_visual_tokens(input_ids, pixel_values, inputs)
+        known = self._decoder_inputs(input_ids, None, visual, count, inputs)
         return self.decoder.generate(embeds, mask, **_accepted_inputs(self.decoder, known), **options)
 
     def save_pretrained(self, path: str | Path, layout: str | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def plain_layer(head: Callable[[Tensor], Tensor]) -> nn.Linear | None:
@@ -21,7 +22,7 @@ def plain_layer(head: Callable[[Tensor], Tensor]) -> nn.Linear | None:
     """
     owner = getattr(head, "__self__", None)
     layer = head if isinstance(head, nn.Module) else getattr(owner, "output_layer", None)
-    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
+    if type(layer) is not nn.Linear or isinstance(layer.weight, DTensor):
         return None
     if layer._forward_hooks or layer._forward_pre_hooks:
         return None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.distributed.collectives import all_reduce_max, global_mean, world_size
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
+from lightning_internvl.layers.places import true_places
 from lightning_internvl.objectives.linear_cross_entropy import linear_cross_entropy, plain_layer
 
 
@@ -34,7 +35,15 @@ class NextToken(nn.Module):
         check_chunk("chunk", chunk)
         self.label_smoothing, self.chunk = label_smoothing, chunk
 
-    def forward(self, hidden_BLH: Tensor, labels_BL: Tensor, head: Callable[[Tensor], Tensor], *, shifts: bool = True) -> Tensor:
+    def forward(
+        self,
+        hidden_BLH: Tensor,
+        labels_BL: Tensor,
+        head: Callable[[Tensor], Tensor],
+        *,
+        shifts: bool = True,
+        count: int | None = None,
+    ) -> Tensor:
         """The token at position t is judged by the state at t - 1.
 
         Args:
@@ -42,6 +51,8 @@ class NextToken(nn.Module):
             head: states (T, H) to logits (T, V).
             shifts: False where the state at t judges the token at t, as behind the decoder of an
                 encoder-decoder.
+            count: how many labels are judged, where the host knows it (see `labelled_tokens`); a
+                GPU is then not asked for it.
         """
         if shifts:
             hidden_BLH, labels_BL = hidden_BLH[:, :-1], labels_BL[:, 1:]
@@ -50,7 +61,7 @@ class NextToken(nn.Module):
         if labels_BL.is_meta:
             states, targets = hidden_BLH.flatten(0, -2), labels_BL.flatten()
         else:
-            places = labelled.nonzero(as_tuple=True)  # once: the host waits for their number
+            places = true_places(labelled, count)
             states, targets = hidden_BLH[places], labels_BL[places]
         return global_mean(self.total_loss(states, targets, head), labelled.sum())
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.config.fit import without_streams
+from lightning_internvl.data.gradient_accumulation import COUNTS
 from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.vlm import VLM
@@ -91,7 +92,8 @@ class GenerativeStage(Stage):
             shown, itm, match = self._matched(batch, visual, scores, others)
             reads = middleware.stream_states(shown, [itm]) + reads
         ids = batch["image_ids"] if self.same_picture else None
-        losses = three_losses(self.model, reads, itc, match, batch["itg_labels"], image_ids_B=ids)
+        count = batch.get(COUNTS, {}).get("itg")
+        losses = three_losses(self.model, reads, itc, match, batch["itg_labels"], image_ids_B=ids, itg_count=count)
         if self.backbone_itc:
             text = middleware.project_text(reads[1][1], itc.mask)
             losses["itc"] = losses["itc"] + self.model.objectives["itc"](middleware.clip_projector(visual), text)
@@ -186,6 +188,7 @@ def three_losses(
     itg_labels_BL: Tensor,
     itc_ignored_B: Tensor | None = None,
     image_ids_B: Tensor | None = None,
+    itg_count: int | None = None,
 ) -> dict[str, Tensor]:
     """The losses of the three streams, in the order ITM, ITC, ITG of the official forward.
 
@@ -196,5 +199,5 @@ def three_losses(
     return {
         "itm": model.objectives["itm"](read_itm[0], match_B),
         "itc": model.objectives["itc"](*itc_features(model, read_itc, itc), itc_ignored_B, image_ids_B),
-        "itg": model.objectives["itg"](read_itg[1], itg_labels_BL, model.middleware.head),
+        "itg": model.objectives["itg"](read_itg[1], itg_labels_BL, model.middleware.head, count=itg_count),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lightning_internvl.data.gradient_accumulation import COUNTS
 from lightning_internvl.model.vlm import shifts_labels
 from lightning_internvl.objectives.next_token import labelled_tokens
 from lightning_internvl.stages.base import Batch, Stage
@@ -19,7 +20,8 @@ class SupervisedStage(Stage):
         """Next-token loss over the answers of one batch, a scalar."""
         hidden, labels = self.model.hidden_states(**batch)
         decoder, objective = self.model.decoder, self.model.objectives["next_token"]
-        return {"next_token": objective(hidden, labels, decoder.head, shifts=shifts_labels(decoder))}
+        count = batch.get(COUNTS, {}).get("next_token")
+        return {"next_token": objective(hidden, labels, decoder.head, shifts=shifts_labels(decoder), count=count)}
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Labelled tokens of the answers."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from lightning_internvl.decoders.flamingo import FlamingoCausalLM, GatedCrossAttention
+from lightning_internvl.decoders.flamingo import FlamingoCausalLM, GatedCrossAttention, most_pictures
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.perceiver_resampler import PerceiverResampler
 from lightning_internvl.model.vlm import VLM
@@ -256,3 +256,9 @@ def test_a_copy_refers_to_itself() -> None:
     assert not torch.allclose(copied(**batch).logits, before)
     assert vlm(**batch).logits.equal(before)
     assert F.mse_loss(copied(**batch).logits, model(gates=0.0)(**batch).logits) < 1e-12
+
+
+def test_the_row_with_most_pictures_is_known_from_the_samples() -> None:
+    assert most_pictures([1, 0, 3]) == 3
+    assert most_pictures([1, 0, 3, 2, 2], [[5, 4], [6], [3, 3]]) == 4
+    assert most_pictures([]) == 0

@@ -127,3 +127,17 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_something_to_build_from_is_needed() -> None:
     with pytest.raises(ValueError, match="either `pretrained`"):
         HFCausalLM()
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt", "mistral", "gemma2"])
+def test_padding_behind_the_tokens_needs_no_look_at_a_mask(kind: str) -> None:
+    """With a sliding window neither; a model that must look, here for its soft caps, does."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 40}
+    own = {"opt": {"ffn_dim": 16, "word_embed_proj_dim": 16}, "mistral": {"sliding_window": 3}, "gemma2": {"head_dim": 8}}
+    eager = {"attn_implementation": "eager"} if kind == "gemma2" else {}
+    fields = {"model_type": kind, "intermediate_size": 16, "max_position_embeddings": 32, **sizes, **own.get(kind, {}), **eager}
+    decoder = HFCausalLM(config=fields).eval()
+    states, mask = torch.randn(2, 7, 16), (torch.arange(7) < torch.tensor([[7], [4]])).long()
+    expected = decoder.hidden(states, mask)[mask.bool()]
+    unread = mask if eager else torch.zeros_like(mask)
+    assert torch.equal(decoder.hidden(states, unread, right_padded=True)[mask.bool()], expected)

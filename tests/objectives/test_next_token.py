@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.objectives import NextToken
+from lightning_internvl.objectives.next_token import labelled_tokens
 
 
 def example() -> tuple[Tensor, Tensor, nn.Linear]:
@@ -42,3 +43,10 @@ def test_a_batch_without_labels_gives_zero_and_a_zero_gradient() -> None:
 def test_half_precision_states_are_judged_in_float32() -> None:
     hidden, labels, head = example()
     assert NextToken()(hidden.bfloat16(), labels, head.bfloat16()).dtype == torch.float32
+
+
+def test_a_count_that_the_host_knows_changes_nothing() -> None:
+    labels = torch.tensor([[7, 1, -100, 2], [-100, -100, 3, -100]])
+    hidden, head = torch.randn(2, 4, 5), nn.Linear(5, 9)
+    assert NextToken()(hidden, labels, head, count=labelled_tokens(labels)).equal(NextToken()(hidden, labels, head))
+    assert labelled_tokens(labels) == 3

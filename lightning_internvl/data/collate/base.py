@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.data.processors.basic import Processor
 
+# What the host reads of a batch's pictures, sizes and numbers; a device would have to be asked.
+ON_HOST = ("image_grid_thw", "video_grid_thw", "image_counts")
 Sample = Mapping[str, Any]
 Prepared = dict[str, Any]
 Whole = TypeVar("Whole")

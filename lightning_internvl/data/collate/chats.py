@@ -39,9 +39,10 @@ class ChatCollator:
     Takes samples {"images": [(H, W, 3) uint8 of any size, ...], "conversation", "key"[, "draw"]}.
     Gives `input_ids`, `attention_mask` and `labels` (B, longest row) int64, `pixel_values` (N, 3,
     S, S) float32 with the N tiles of all pictures of all samples in order, `image_counts` (B,)
-    int64, the pictures of each sample, and `keys`. A picture of n tiles has n * `tokens_per_tile`
-    placeholders. A batch without pictures has `pixel_values` of shape (0, 3, S, S). A processor of
-    any resolution gives other inputs (`Processor.inputs`) and counts its placeholders itself.
+    int64, the pictures of each sample, `right_padded` (no padding stands before a token), and
+    `keys`. A picture of n tiles has n * `tokens_per_tile` placeholders. A batch without pictures
+    has `pixel_values` of shape (0, 3, S, S). A processor of any resolution gives other inputs
+    (`Processor.inputs`) and counts its placeholders itself.
     Raises ValueError naming the sample for what `encode_conversation` refuses.
 
     Where `image_tokens` names a token of videos, samples may hold "videos": [((F, H, W, 3) uint8,
@@ -101,6 +102,7 @@ class ChatCollator:
             "input_ids": input_ids,
             "attention_mask": mask,
             "labels": labels,
+            "right_padded": True,
             **self._inputs(prepared),
             **picture_keys(prepared, self.picture_keys),
             "image_counts": torch.tensor([len(one["pictures"]) for one in prepared]),
