@@ -2,13 +2,14 @@
 and none of the pairs.
 
 What it decides depends on the scores and the order of the shards alone, not on who scored them
-when. It keeps columns of numbers on disk (21 bytes a pair, twice) and reads them in pieces, so that
+when. It keeps columns of numbers on disk (25 bytes a pair, twice) and reads them in pieces, so that
 memory does not grow with the number of pairs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,21 @@ import numpy as np
 
 from lightning_internvl.config.filter_checks import LANGUAGES, ORDER, RANGES, SIMILARITY, TOP_SHARE
 from lightning_internvl.files import atomic_file
-from lightning_internvl.filtering.measures import Row
+from lightning_internvl.filtering.measures import TOLD_LANGUAGE, Row
 from lightning_internvl.filtering.scores import DIGITS, UNUSABLE
 
 KEPT, BAD = 0, 255  # reasons beside 1 + the place of a rule in ORDER
 PIECE = 2**24  # pairs that are looked at together
 STEPS = 10**DIGITS  # values of a similarity from 0 to 1
 Rules = Mapping[str, Mapping[str, Any] | None]
-KINDS = {"reason": np.uint8, "similarity": np.int32, "picture": np.uint64, "caption": np.uint64}
+KINDS = {"reason": np.uint8, "similarity": np.int32, "picture": np.uint64, "caption": np.uint64, "language": np.uint32}
+MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that numbers of 32 bits times it stay apart
 
 
 class Columns:
     """The columns that decisions need, a file each: `reason` (KEPT, BAD, or the rule that drops a
-    pair), `similarity` in steps of a millionth, `picture` and `caption` hashes. `starts` tells
-    where each shard begins."""
+    pair), `similarity` in steps of a millionth, `picture` and `caption` hashes, and `language` of the
+    caption, by a hash too. `starts` tells where each shard begins."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,9 +93,16 @@ def write_columns(folder: Path, shard: int, rows: Sequence[Row], rules: Rules) -
             BAD if bad else _reason(row, rules),
             round(row.get(SIMILARITY, 0.0) * STEPS),
             *(int(row.get(name, "0"), 16) for name in ("picture", "caption")),
+            zlib.crc32(_language(row).encode()),
         )
     with atomic_file(columns_file(folder, shard)) as draft, draft.open("wb") as stream:
         np.save(stream, found)
+
+
+def _language(row: Row) -> str:
+    """What a caption is written in: as its record or source says, as it was guessed, or else the
+    script of most of its letters."""
+    return row.get(TOLD_LANGUAGE) or row.get("language") or next(iter(row.get("scripts", ())), "")
 
 
 def _reason(row: Row, rules: Rules) -> int:
@@ -119,8 +128,8 @@ def value_of(row: Row, rule: str, limits: Mapping[str, Any]) -> float:
 
 
 def decide(columns: Columns, rules: Rules) -> float | None:
-    """Drop what only a look at all pairs can tell: pictures and captions that came before, and what
-    is not in the top share.
+    """Drop what only a look at all pairs can tell: pictures that came before with a caption of the
+    same language, captions that came before, and what is not in the top share.
 
     Returns:
         the similarity from which on pairs are kept; None without `keep_share`
@@ -155,9 +164,12 @@ def _top_share(columns: Columns, share: float) -> float:
 
 
 def repeated_pairs(columns: Columns, name: str, copies: int) -> np.ndarray:
-    """Positions of kept pairs whose hash occurs in at least `copies` kept pairs before them."""
+    """Positions of kept pairs whose hash occurs in at least `copies` kept pairs before them; of
+    pictures, with captions of the same language."""
     found = []
     for values, places in _parts(columns, name, 64, 0):
+        if name == "picture":
+            values = values ^ (columns.column("language")[places] * MIX)
         order = np.argsort(values, kind="stable")  # places rise within equal values
         values, places = values[order], places[order]
         found.append(places[copies:][values[copies:] == values[: len(values) - copies]])
@@ -166,7 +178,7 @@ def repeated_pairs(columns: Columns, name: str, copies: int) -> np.ndarray:
 
 def near_duplicates(columns: Columns, distance: int, band: int) -> np.ndarray:
     """Positions of kept pairs whose picture differs in at most `distance` bits from one before
-    them, and agrees in one band.
+    them with a caption of the same language, and agrees in one band.
 
     Two numbers that differ in d bits agree in one of d + 1 bands, so that all bands together find
     all.
@@ -177,13 +189,15 @@ def near_duplicates(columns: Columns, distance: int, band: int) -> np.ndarray:
         bands = _bits(values, edges[band + 1] - edges[band], edges[band])
         order = np.argsort(bands, kind="stable")
         values, places, bands = values[order], places[order], bands[order]
+        languages = columns.column("language")[places]
         near, here = np.zeros(len(values), dtype=bool), np.arange(len(values))
         place = here - np.searchsorted(bands, bands)  # among those of the same band
         for back in range(1, len(values)):
             here = here[place[here] >= back]
             if not len(here):
                 break
-            near[here] |= np.bitwise_count(values[here] ^ values[here - back]) <= distance
+            alike = np.bitwise_count(values[here] ^ values[here - back]) <= distance
+            near[here] |= alike & (languages[here] == languages[here - back])
         found.append(places[near])
     return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 

@@ -15,6 +15,7 @@ from PIL import Image
 Row = dict[str, Any]  # the scores of one pair, as they are written
 # A picture is compared at 32 x 32, by the 8 lowest frequencies in each direction
 SIDE, KEPT = 32, 8
+TOLD_LANGUAGE = "told_language"  # of a row: that of the caption, as its record or source says
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 ALIASES = {"cjk": "han", "hiragana": "kana", "katakana": "kana", "fullwidth": "latin"}
 # Letters that say about as much as three of an alphabet: Chinese, Japanese, Korean

@@ -22,7 +22,7 @@ from lightning_internvl.data.files.images import image_size, read_image
 from lightning_internvl.data.shards.tar import Record, ShardError
 from lightning_internvl.distributed.signals import shield_worker
 from lightning_internvl.files import write_text
-from lightning_internvl.filtering.measures import READ, Row, measure_pair
+from lightning_internvl.filtering.measures import READ, TOLD_LANGUAGE, Row, measure_pair
 from lightning_internvl.filtering.sources import JoinedShards
 from lightning_internvl.model.vlm import VLM
 
@@ -154,6 +154,8 @@ class _PreparedRecords(Dataset[Any]):
                 size, caption = image_size(pair["image"]), pair["caption"]
                 image = read_image(pair["image"], self.shards.decode_at)
                 row = {"key": record["key"], **measure_pair(image, caption, size, self.language)}
+                if told := pair.get("language") or self.shards.language(work.shard):
+                    row[TOLD_LANGUAGE] = told
                 # Of a caption of a million letters the first thousands fill any row
                 if self.pairs is not None:
                     prepared.append(self.pairs.prepare({"key": record["key"], "image": image, "caption": caption[:READ]}))

@@ -19,6 +19,7 @@ class JoinedShards(Shards):
         image, caption: the extension or column of picture and caption, where they have other names
             than usual.
         decode_at: see `read_image`; the stages read pictures so, and so does the filter.
+        languages: of the captions, by source, where it says one.
     """
 
     def __init__(
@@ -27,9 +28,11 @@ class JoinedShards(Shards):
         image: str | None = None,
         caption: str | None = None,
         decode_at: int | None = None,
+        languages: Mapping[str, str | None] | None = None,
     ) -> None:
         self.sources, self.image = dict(sources), image
         self.caption, self.decode_at = caption, decode_at
+        self.languages = languages or {}
         self._ends = list(itertools.accumulate(map(len, self.sources.values())))
 
     def __len__(self) -> int:
@@ -38,6 +41,10 @@ class JoinedShards(Shards):
     def source(self, shard: int) -> str:
         """The name of the source that a shard belongs to."""
         return list(self.sources)[bisect.bisect_right(self._ends, shard)]
+
+    def language(self, shard: int) -> str | None:
+        """Of the captions of a shard, where its source says one."""
+        return self.languages.get(self.source(shard))
 
     def name(self, shard: int) -> str:
         source, place = self._place(shard)
@@ -58,8 +65,9 @@ class JoinedShards(Shards):
 
 def join_sources(pairs: Mapping[str, Any], build: Build) -> JoinedShards:
     """The shards of a dataset of pairs. Raises ValueError for a source that has none."""
-    found = {}
+    found, languages = {}, {}
     for name, source in sources_of(pairs.get("shards"), pairs.get("sources")).items():
-        given = source["shards"]
+        given, languages[name] = source["shards"], source.get("language")
         found[name] = open_shards(build(given) if isinstance(given, Mapping) else given)
-    return JoinedShards(found, *(pairs.get(name) for name in ("image", "caption", "decode_at")))
+    options = {name: pairs.get(name) for name in ("image", "caption", "decode_at")}
+    return JoinedShards(found, **options, languages=languages)

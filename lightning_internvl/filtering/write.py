@@ -15,11 +15,11 @@ from lightning_internvl.config.filter_checks import ORDER, RANGES, SIMILARITY
 from lightning_internvl.data.shards.tar import Record, TarShards, TarWriter
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.filtering.decide import BAD, KEPT
-from lightning_internvl.filtering.measures import Row
+from lightning_internvl.filtering.measures import TOLD_LANGUAGE, Row
 from lightning_internvl.filtering.scores import UNUSABLE, read_rows, scores_file, write_rows
 from lightning_internvl.filtering.sources import JoinedShards
 
-HASHES = ("picture", "caption")
+UNWRITTEN = ("picture", "caption", TOLD_LANGUAGE)  # scores that say nothing to who reads the pairs
 # Columns of a histogram: of similarities, and of the other scores (of which 1 is the least)
 PER_UNIT, PER_DOUBLING = 40, 2
 
@@ -77,7 +77,7 @@ def _records(shards: JoinedShards, shard: int, count: int) -> Iterable[Record]:
 
 def scored_record(shards: JoinedShards, shard: int, place: int, record: Record, row: Row) -> Record:
     """A record with its scores in its json; files of a tar stay, columns become files."""
-    scores = {name: value for name, value in row.items() if name not in ("key", *HASHES)}
+    scores = {name: value for name, value in row.items() if name not in ("key", *UNWRITTEN)}
     if not isinstance(shards.sources[shards.source(shard)], TarShards):
         pair = shards.pair(record)
         said = {name: value for name, value in pair.items() if name not in ("image", "caption")}

@@ -105,6 +105,17 @@ def test_a_pair_that_a_rule_drops_is_nobodys_first(tmp_path: Path) -> None:
     assert reasons(found) == [reason_code("side"), KEPT, reason_code("same_picture")]
 
 
+@pytest.mark.parametrize("distance", [0, 2])
+def test_captions_of_other_languages_are_no_copies(tmp_path: Path, distance: int) -> None:
+    said = [
+        {"told_language": "de"}, {"told_language": "en"}, {"told_language": "de"}, {"language": "de"}, {"scripts": {"han": 1.0}},
+        {"scripts": {"latin": 0.6, "han": 0.4}}, {"scripts": {"han": 1.0}}, {"told_language": "zh", "scripts": {"han": 1.0}},
+    ]  # fmt: skip
+    found = columns(tmp_path, [[row(picture="a", **one) for one in said]])
+    decide(found, {"same_picture": {"distance": distance}})
+    assert [place for place, reason in enumerate(reasons(found)) if reason != KEPT] == [2, 3, 6]
+
+
 @pytest.mark.parametrize("distance", [1, 3, 6])
 def test_alike_pictures_are_all_found_and_no_others(tmp_path: Path, distance: int, piece: int) -> None:
     values = hashes(distance, 80, distance)

@@ -27,7 +27,7 @@ from lightning_internvl.data.shards.tables import ParquetShards
 from lightning_internvl.data.shards.tar import TarShards, TarWriter, pair_of
 from lightning_internvl.filtering import command as step, job as work
 from lightning_internvl.filtering.scores import read_rows
-from lightning_internvl.filtering.sources import JoinedShards
+from lightning_internvl.filtering.sources import JoinedShards, join_sources
 from lightning_internvl.filtering.write import scored_record
 
 WEBDATASET = ("data=webdataset", "data.num_workers=0", "data.lanes=2", "data.turns=1", "data.held_out=null")
@@ -189,12 +189,18 @@ def test_a_filter_reads_pairs_as_the_stage_before_it() -> None:
 
 
 def test_rules_without_a_model_and_several_sources(shards: Path, tmp_path: Path) -> None:
-    given = f"data.sources={{a: {{shards: '{shards}/00000.tar', weight: 2}}, b: {{shards: '{shards}/0000[12].tar'}}}}"
+    given = f"data.sources={{a: {{shards: '{shards}/00000.tar', language: de}}, b: {{shards: '{shards}/0000[12].tar'}}}}"
     run = tiny_run(tmp_path / "run", *ALONE, given, "stages.filter.rules.similarity=null")
     summary = read_json(run / "filter" / "summary.json")
     assert set(summary["kept_by_source"]) == {"a", "b"}
     assert sum(summary["kept_by_source"].values()) == summary["kept"] > 24
     assert "similarity" not in summary["histograms"]
+    said = [{row.get("told_language") for row in read_rows(path)} for path in sorted((run / "filter" / "scores").iterdir())]
+    assert said == [{"en", "zh"}] * 3  # as records say, before their source
+    joined = join_sources(
+        {"sources": {"a": {"shards": f"{shards}/00000.tar", "language": "de"}, "b": {"shards": str(shards)}}}, build
+    )
+    assert [joined.language(shard) for shard in range(len(joined))] == ["de", None, None, None]
     assert (run / "filter" / "shards.b.txt").read_text() == "shards/000001.tar\nshards/000002.tar\n"
     assert len(list(records(str(run / "filter" / "shards.a.txt")))) == summary["kept_by_source"]["a"]
 
