@@ -178,6 +178,10 @@ def _attend_by_lengths(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Mas
             return kernels.side_by_side(_backend, *lowered, mask, dropout, scale)
     if _backend == "flex" and dropout == 0.0:  # FlexAttention has no dropout
         return kernels.flex(*_lowered(q_BHTK, k_BGSK, v_BGSK), mask, scale)
+    if _backend == "sdpa" and q_BHTK.is_cuda and dropout == 0.0:
+        lowered = _lowered(q_BHTK, k_BGSK, v_BGSK)
+        if trial.refusal("varlen", *_call(*lowered[:2], LENGTHS, dropout)) is None:
+            return kernels.side_by_side("varlen", *lowered, mask, dropout, scale)
     return _by_pieces(q_BHTK, k_BGSK, v_BGSK, mask, dropout, scale)
 
 
@@ -260,7 +264,12 @@ def _lowered(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _runs(q_BHTK: Tensor, k_BGSK: Tensor, kind: str, dropout: float) -> bool:
     """Whether the backend has a kernel for a call."""
+    return trial.runs(_backend, *_call(q_BHTK, k_BGSK, kind, dropout))
+
+
+def _call(q_BHTK: Tensor, k_BGSK: Tensor, kind: str, dropout: float) -> tuple[torch.device, torch.dtype, int, str, bool, bool]:
+    """What decides whether a kernel takes a call."""
     shared = q_BHTK.shape[1] != k_BGSK.shape[1]
     # a constant also where `torch.compile` takes sizes for variables
     width = operator.index(q_BHTK.shape[-1])
-    return trial.runs(_backend, q_BHTK.device, q_BHTK.dtype, width, kind, shared, dropout > 0)
+    return q_BHTK.device, q_BHTK.dtype, width, kind, shared, dropout > 0

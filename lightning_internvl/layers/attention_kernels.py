@@ -1,4 +1,5 @@
-"""Kernels for masks described by lengths: FlexAttention, xformers and flash-attn.
+"""Kernels for masks described by lengths: FlexAttention, xformers, flash-attn, and PyTorch's own
+for uneven lengths.
 
 Letters: B rows, H heads, G heads of keys and values, T query positions, S key positions, K width of
 a head.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,11 +45,11 @@ def block_mask(mask: Mask, device: torch.device) -> object:
     )
 
 
-# --- xformers and flash-attn: (B, T, H, K), or uneven lengths side by side as (1, all, H, K) ----
+# --- (B, T, H, K), or uneven lengths side by side as (all, H, K) --------------------------------
 
 
 def side_by_side(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
-    """All pieces of all rows in one call of xformers or flash-attn, or in two where some are
+    """All pieces of all rows in one call of a kernel for uneven lengths, or in two where some are
     causal: (B, H, T, K)."""
     rows, heads, queries, width = q.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B * T, H, K)
@@ -108,15 +109,29 @@ def cumulative_lengths(lengths: list[int]) -> Tensor:
 def _flash_uneven(q: Tensor, k: Tensor, v: Tensor, group: Varlen, mask: Mask, dropout: float, scale: float | None) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
+    lengths = _lengths(group, mask, q.device)
+    return flash_attn_varlen_func(q, k, v, *lengths, dropout_p=dropout, softmax_scale=scale, causal=group.causal)
+
+
+def _torch_uneven(q: Tensor, k: Tensor, v: Tensor, group: Varlen, mask: Mask, dropout: float, scale: float | None) -> Tensor:
+    """FlashAttention of PyTorch itself, from 2.11 on: one call for a whole batch of packed rows, and
+    heads that share keys without copies of them, where `scaled_dot_product_attention` would be
+    called once for each sample. It has no dropout."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    shared, window = q.shape[1] != k.shape[1], (-1, 0 if group.causal else -1)
+    found = varlen_attn(q, k, v, *_lengths(group, mask, q.device), scale=scale, window_size=window, enable_gqa=shared)
+    return cast(Tensor, found)  # not asked for more
+
+
+def _lengths(group: Varlen, mask: Mask, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
+    """Where each piece begins among queries and among keys, and the longest of both."""
     starts_q, starts_k = mask.once(
-        ("flash", group.causal, q.device),
-        lambda: [on_device(cumulative_lengths(lengths), q.device) for lengths in (group.queries, group.keys)],
+        ("starts", group.causal, device),
+        lambda: [on_device(cumulative_lengths(lengths), device) for lengths in (group.queries, group.keys)],
     )
-    longest = max(group.queries), max(group.keys)
-    return flash_attn_varlen_func(
-        q, k, v, starts_q, starts_k, *longest, dropout_p=dropout, softmax_scale=scale, causal=group.causal
-    )
+    return starts_q, starts_k, max(group.queries), max(group.keys)
 
 
 EVEN = {"xformers": _xformers, "flash": _flash}
-_UNEVEN = {"xformers": _xformers_uneven, "flash": _flash_uneven}
+_UNEVEN = {"xformers": _xformers_uneven, "flash": _flash_uneven, "varlen": _torch_uneven}

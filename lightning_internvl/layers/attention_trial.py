@@ -31,10 +31,11 @@ PACKAGES = {"xformers": "xformers", "flash": "flash_attn"}
 INSTALL = {"xformers": "pip install xformers==0.0.35", "flash": "pip install flash-attn --no-build-isolation"}
 # Rows of equal length, the same with the causal flag, pieces of uneven length.
 EVEN, CAUSAL, LENGTHS = KINDS = ("even", "causal", "lengths")
+TOLERANCE = 0.03  # of values from 0 to 1; the steps of bfloat16 there are 0.004
 USUAL = 64  # width of a head that nearly all models have a kernel for
 # What kernels and their dispatchers raise where they cannot run; what is not implemented is a
-# RuntimeError too.
-REFUSALS = (RuntimeError, ImportError, ValueError)
+# RuntimeError too, and a version with other arguments raises TypeError.
+REFUSALS = (RuntimeError, ImportError, ValueError, TypeError)
 _RECOMPUTING = (_CachingTorchDispatchMode, _CachedTorchDispatchMode)
 _told: set[tuple[str, str, torch.dtype, int]] = set()
 
@@ -77,7 +78,7 @@ def refusal(
         _load(backend)
         with _apart(device):
             sizes = (2, 1 if shared else 2, 1 if shared else 2)
-            tensors = [torch.ones(2, heads, 8, width, device=device, dtype=dtype) for heads in sizes]
+            tensors = [_few(2, heads, 8, width, device=device, dtype=dtype) for heads in sizes]
             for mask in [packed([[3, 4], [5]], 8), prefix([2, 3], [6, 8], 8)] if kind == LENGTHS else [None]:
                 _run(backend, tensors, mask, kind == CAUSAL, 0.5 if dropped else 0.0)
     except torch.OutOfMemoryError:
@@ -87,12 +88,18 @@ def refusal(
     return None
 
 
+def _few(*sizes: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Numbers from 0 on that differ by position, so that a mask that is read otherwise shows."""
+    positions = torch.linspace(0, 1, sizes[2], device=device)[:, None]
+    return positions.expand(sizes).to(dtype).contiguous()
+
+
 def _run(backend: str, tensors: Sequence[Tensor], mask: Mask | None, causal: bool, dropout: float) -> None:
-    """One call with its gradients; raises ValueError for results that are not finite."""
+    """One call with its gradients; raises ValueError for results that are not those of the formula."""
     q, k, v = (x.requires_grad_() for x in tensors)
     if mask is None:
         turned = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        found = kernels.EVEN[backend](*turned, causal, dropout, None)
+        found = kernels.EVEN[backend](*turned, causal, dropout, None).transpose(1, 2)
     elif backend == "flex":
         found = kernels.flex(q, k, v, mask, None)
     else:
@@ -101,6 +108,18 @@ def _run(backend: str, tensors: Sequence[Tensor], mask: Mask | None, causal: boo
     # To look at values waits for the kernels: some faults show only then.
     if not all(x.isfinite().all() for x in (found, *gradients)):
         raise ValueError("what it computes is not finite")
+    if not dropout and (apart := float((found.detach() - _formula(q, k, v, mask, causal)).abs().max())) > TOLERANCE:
+        raise ValueError(f"what it computes is {apart:.2g} from the formula")
+
+
+@torch.no_grad()
+def _formula(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, causal: bool) -> Tensor:
+    """What every kernel must give, of the few tokens of a trial."""
+    square = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+    seen = (square.tril() if causal else square)[None, None] if mask is None else mask.dense(q.device)
+    k, v = (x.float().repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = (q.float() @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen, float("-inf"))
+    return scores.softmax(dim=-1).nan_to_num() @ v
 
 
 @contextmanager

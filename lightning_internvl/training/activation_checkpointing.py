@@ -11,6 +11,7 @@ bit by bit: the random numbers of a block are drawn again as they were.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -31,6 +32,10 @@ _KEPT_NAMES = (
     "_flash_attention_forward", "_efficient_attention_forward",
 )  # fmt: skip
 KEPT = frozenset(getattr(torch.ops.aten, name).default for name in _KEPT_NAMES if hasattr(torch.ops.aten, name))
+with suppress(ImportError, AttributeError):
+    import torch.nn.attention.varlen  # makes the operation for uneven lengths known, where PyTorch has it
+
+    KEPT |= {torch.ops.torch_attn._varlen_attn.default}
 
 
 def recompute_blocks(model: nn.Module, settings: Mapping[str, str | None]) -> None:

@@ -337,9 +337,9 @@ def main() -> None:
     with claimed_gpu(given.capability) as gpu, contextlib.ExitStack() as stack:
         try:
             if given.xformers:
-                from xformers_formula import xformers_by_formula
+                from formulas import kernels_load
 
-                stack.enter_context(xformers_by_formula())
+                stack.enter_context(kernels_load("xformers"))
             runpy.run_path(sys.argv[0], run_name="__main__")
         finally:
             for (kind, line), times in gpu.waits.most_common():

@@ -2,8 +2,8 @@
 
     python tests/claimed_gpu/device.py tests/claimed_gpu/steps.py "NAME=WORD WORD" ...
 
-Each argument is a case: a name, and what stands behind `python train.py`; of one that begins with "xformers" the kernels load.
-Prints a line of JSON for every stage of every case.
+Each argument is a case: a name, and what stands behind `python train.py`. The kernels of xformers and of PyTorch's attention for
+uneven lengths load where the name has the word "xformers" or "varlen". Prints a line of JSON for every stage of every case.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from formulas import calls, kernels_load
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from runs import ROOT, once
-from xformers_formula import xformers_by_formula
 
 import lightning_internvl.cli  # noqa: F401 (registers what configurations compute)
 from lightning_internvl.config.stage_settings import stage_settings
@@ -74,11 +73,12 @@ def run(words: Sequence[str], waits: Counter[Any], folder: Path) -> Iterator[dic
     """What each stage of a command line gives."""
     for name, told, (_, stage, data, trainer) in stages(words, folder):
         steps = Steps(waits)
+        calls.clear()
         trainer.callbacks.append(steps)
         trainer.fit(stage, data)
         found = {f"{kind}: {line}": times for (kind, line), times in steps.found.items()}
         losses = [round(float(loss), 4) for loss in steps.losses]
-        yield {"stage": name, "attention": told, "losses": losses, "waits": found}
+        yield {"stage": name, "attention": told, "losses": losses, "waits": found, "calls": calls}
 
 
 def main(cases: list[str], waits: Counter[Any]) -> None:
@@ -86,7 +86,7 @@ def main(cases: list[str], waits: Counter[Any]) -> None:
         name, _, words = case.partition("=")
         with tempfile.TemporaryDirectory() as folder:
             try:
-                with xformers_by_formula() if name.startswith("xformers") else nullcontext():
+                with kernels_load(*{"xformers", "varlen"}.intersection(name.split())):
                     for line in run(words.split(), waits, Path(folder)):
                         print(json.dumps({"case": name, **line}), flush=True)
             except Exception as error:

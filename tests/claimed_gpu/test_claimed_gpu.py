@@ -29,6 +29,7 @@ CASES = {
     "packed": f"pipeline=[supervised] {PACKED}",
     "accumulated": "pipeline=[supervised] trainer.accumulate_grad_batches=2",
     "flamingo packed": f"experiment=flamingo_toy pipeline=[start] {PACKED}",
+    "varlen packed": f"pipeline=[supervised] {PACKED}",
     "xformers": "",
     "xformers qwen2_vl packed": f"experiment=qwen2_vl_toy pipeline=[sft] attention=xformers {PACKED}",
 }
@@ -47,6 +48,8 @@ def test_no_step_of_any_recipe_makes_the_host_wait() -> None:
     faults = {f"{row['case']} {row.get('stage')}": row.get("error") or row["waits"] for row in rows}
     assert not {name: fault for name, fault in faults.items() if fault}
     assert all(len(row["losses"]) >= STEP + 2 and all(map(math.isfinite, row["losses"])) for row in rows)
+    for kernel in ("xformers", "varlen"):
+        assert all(row["calls"].get(kernel, 0) > 0 for row in rows if kernel in row["case"].split())
     chosen = {name: {row["attention"].split()[1] for row in rows if row["case"].startswith(name)} for name in ("xformers", "i")}
     assert chosen == {"xformers": {"xformers"}, "i": {"sdpa"}}
 

@@ -128,6 +128,14 @@ def test_a_backward_pass_that_is_not_there_is_found(installed: Callable[..., Ker
     assert choose_backend("auto") == ("sdpa", "xformers 1.0 cannot run here: there is no backward")
 
 
+def test_a_kernel_that_reads_masks_otherwise_is_not_taken(installed: Callable[..., Kernels]) -> None:
+    """Its queries see the sample from the other end of the row."""
+    kernels = installed()
+    right = kernels.side_by_side
+    attention_kernels.side_by_side = lambda name, q, k, v, mask, *rest: right(name, q, k.flip(2), v.flip(2), mask, *rest)
+    assert choose_backend("auto") == ("sdpa", "xformers 1.0 cannot run here: what it computes is 1 from the formula")
+
+
 def test_memory_that_is_short_is_no_refusal(installed: Callable[..., Kernels]) -> None:
     installed(raising(torch.OutOfMemoryError("out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
