@@ -171,8 +171,12 @@ def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str 
     _, stage, data, trainer = assemble(settings, run_dir, build, start_step or 0)
     if start_step is not None:
         console.print(f"{name}: goes on from step {start_step} ({checkpoint})", soft_wrap=True)
-    if source and (start_step is None or stage.light):
+    needs = None if start_step is None else read_checkpoint(checkpoint).get("source")
+    if source and (start_step is None or stage.light or needs):
         take_over(stage, source, settings.new, settings.dropped)
+    if needs and (stage.source is None or stage.source.fingerprint != needs):
+        fault = f"{checkpoint} leaves out frozen weights of its start, and {source} holds others now"
+        raise ValueError(f"{fault}; put them back, or delete the checkpoint to start the stage again")
     for part, done in quantize(stage.model, settings.parts.quantization, keep=stage.trained_names()).items():
         left = f"; {done.left} linear layers are left, their rows are no multiples of {BLOCK}" if done.left else ""
         size = f"{done.before / 2**20:,.1f} -> {done.after / 2**20:,.1f} MiB"
@@ -253,17 +257,23 @@ def quiet_lightning() -> None:
 
 
 def checkpoint_step(path: Path) -> int | None:
-    """The step of a stage's checkpoint, a file or a folder; None without one. No tensor is read.
+    """The step of a stage's checkpoint, a file or a folder; None without one."""
+    from_aside(path)
+    return read_checkpoint(path)["global_step"] if path.exists() else None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint but for what a folder holds of tensors; those of a file are read when they are
+    used.
 
     Raises:
         ValueError: if it is damaged.
     """
-    from_aside(path)
-    if not path.exists():
-        return None
     try:
         file = path / META if path.is_dir() else path
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        found["global_step"]  # is in all
+        return found
     except Exception as error:
         fault = f"{path} is damaged ({type(error).__name__}: {error})"
         raise ValueError(f"{fault}; delete it to start the stage again") from error
@@ -282,10 +292,9 @@ def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[st
     tensors = start.for_model(stage.parts.get("peft"))
     report = LoadReport.of(model, tensors, source=str(source), new=new, dropped=dropped)
     report.load(model, tensors)
-    if stage.light:
-        same = set(report.loaded) - set(report.resized) - stage.trained_names()
-        place = handoff_of(Path(source)) if is_run_or_handoff(Path(source)) else source
-        stage.base = BaseWeights(str(place), frozenset(same), fingerprint(place))
+    same = set(report.loaded) - set(report.resized) - stage.trained_names()
+    place = handoff_of(Path(source)) if is_run_or_handoff(Path(source)) else source
+    stage.take_from(BaseWeights(str(place), frozenset(same), fingerprint(place)))
     if other := peft.differing(start.peft, stage.parts.get("peft")):
         adapters = f"the adapters of {source} on {', '.join(other)}"
         console.print(f"{adapters} were added to their weights", soft_wrap=True)

@@ -6,9 +6,10 @@ import contextlib
 import io
 import json
 import runpy
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -18,6 +19,10 @@ import yaml
 from hydra._internal.hydra import Hydra
 from safetensors.torch import load_file
 from torch import Tensor
+
+from lightning_internvl.distributed import checkpoint_writing
+from lightning_internvl.files import into_place
+from lightning_internvl.pipeline import checkpoint_step
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("contrastive", "generative", "supervised")
@@ -61,6 +66,19 @@ def once(*words: str) -> tuple[str, ...]:
     """Words of a command line; of those for the same setting, which a command refuses, the last."""
     words = fitting(words)
     return tuple({word.partition("=")[0].lstrip("+") if "=" in word else word: word for word in words}.values())
+
+
+@contextlib.contextmanager
+def every_checkpoint() -> Iterator[None]:
+    """Keep a copy of each checkpoint that is written inside: `step-N.ckpt` beside it."""
+
+    def place_and_keep(draft: Path, path: Path) -> None:
+        into_place(draft, path)
+        kept = path.with_name(f"step-{checkpoint_step(path)}.ckpt")
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, kept)
+
+    with patch.object(checkpoint_writing, "into_place", place_and_keep):
+        yield
 
 
 def train(*arguments: str) -> Outcome:

@@ -21,16 +21,19 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.optim import Optimizer
 
 from lightning_internvl.console import console
 from lightning_internvl.distributed.checkpoint_files import TensorReader
+from lightning_internvl.distributed.checkpoint_writing import Write
 from lightning_internvl.distributed.collectives import set_data_parallel_group
 from lightning_internvl.distributed.tensor_parallel import styles_of
 from lightning_internvl.distributed.weight_broadcast import Spread
@@ -70,6 +73,7 @@ class FSDP2(ModelParallelStrategy):
         super().__init__(data_parallel_size=data_parallel_size, tensor_parallel_size=tensor_parallel_size)
         self.reshard_after_forward = reshard_after_forward
         self.tensor_parallel_size = tensor_parallel_size
+        self.writers: dist.ProcessGroup | None = None
 
     def setup_environment(self) -> None:
         if self._data_parallel_size == "auto":
@@ -139,14 +143,22 @@ class FSDP2(ModelParallelStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Every process writes its share into one folder."""
-        path = Path(self.broadcast(str(filepath)))
+        self.begin_write(checkpoint, Path(self.broadcast(str(filepath))))()
+
+    def begin_write(self, checkpoint: dict[str, Any], path: Path) -> Write:
+        """Take a copy of this process's share; it is being written into one folder until what is
+        returned returns. All processes call it at the same place, with the same path."""
         tensors = {f"model/{name}": tensor for name, tensor in checkpoint.pop("state_dict").items()}
         states = checkpoint.pop("optimizer_states")
         for name, state in states[0]["state"].items():
             tensors |= {f"optimizer/{name}/{key}": value for key, value in state.items()}
-        dcp.save(tensors, checkpoint_id=path)
         if self.is_global_zero:
+            path.mkdir(parents=True, exist_ok=True)
             torch.save(checkpoint | {"param_groups": states[0]["param_groups"]}, path / META)
+        if self.writers is None:  # messages of their own, beside those of training
+            self.writers = dist.new_group(backend="gloo")
+        saving = dcp.async_save(tensors, checkpoint_id=path, process_group=self.writers)
+        return (saving.upload_completion if isinstance(saving, AsyncSaveResponse) else saving).result
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Every process reads its share, whatever the number of those that wrote it.

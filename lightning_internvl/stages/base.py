@@ -29,7 +29,7 @@ Batch = dict[str, Any]
 
 
 class BaseWeights(NamedTuple):
-    """Where the weights lie that a stage with adapters took over and left as they were.
+    """Where the weights lie that a stage took over and leaves as they are.
 
     Attributes:
         place: a run's hand-off, an official checkpoint, or a hub id.
@@ -88,6 +88,8 @@ class Stage(L.LightningModule):
         self.plan.check(model)
         self.optimizer, self.scheduler, self.max_steps = optimizer, scheduler, max_steps
         self.weights, self.seed, self.start_step = dict(weights or {}), seed, start_step
+        # what checkpoints leave out, and with adapters hand-offs too
+        self.source: BaseWeights | None = None
         self.base: BaseWeights | None = None
         # With adapters or quantised weights files hold what trains; the rest is read again where it
         # came from.
@@ -217,20 +219,36 @@ class Stage(L.LightningModule):
         names = (name for name, _ in self.model.named_parameters())
         return {plain_name(name) for name in names if self.plan.ever_trains(name)}
 
+    def take_from(self, source: BaseWeights) -> None:
+        """Note where weights lie that this stage leaves as they are, so that they need not be written
+        again."""
+        self.source, self.strict_loading = source, False
+        self.base = source if self.light else None
+
+    def left_out(self) -> set[str]:
+        """The names of frozen weights that a checkpoint leaves where they came from."""
+        names = self.source.names if self.source else frozenset[str]()
+        frozen = {id(p) for name, p in self.model.named_parameters() if name in names}
+        places = self.model.named_parameters(remove_duplicate=False)  # of tied ones all
+        return {f"model.{name}" for name, p in places if id(p) in frozen}
+
     def checkpoint_tensors(self, state: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint holds of the stage's state."""
         if not self.light:
-            return state
+            left = self.left_out()
+            return {name: tensor for name, tensor in state.items() if name not in left}
         kept = {f"model.{name}" for name in self.trained_names()}
         return {name: tensor for name, tensor in state.items() if name in kept}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.checkpoint_tensors(checkpoint["state_dict"])
+        if self.source and (self.light or self.left_out()):
+            checkpoint["source"] = self.source.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        wanted = {f"model.{name}" for name in self.trained_names()}
-        if self.light and wanted != set(checkpoint["state_dict"]):
-            other = f"other tensors than those that stage {self.name} trains"
+        wanted = self.checkpoint_tensors(self.state_dict()).keys()
+        if not self.strict_loading and wanted != checkpoint["state_dict"].keys():
+            other = f"other tensors than stage {self.name} writes"
             raise ValueError(f"{self.checkpoint} holds {other}; start it again")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -75,11 +75,12 @@ def test_a_gradient_that_is_not_finite_is_found_behind_a_loss_that_is(tmp_path: 
 def test_a_step_that_is_skipped_moves_nothing_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, states = callbacks.Checkpoint.save, dict[int, Any]()
 
-    def save_and_look(trainer: Any, path: Path) -> None:
-        save(trainer, path)
+    def save_and_look(self: Any, trainer: Any, path: Path) -> None:
+        save(self, trainer, path)
+        self.wait(trainer, path)
         states[trainer.global_step] = torch.load(path, weights_only=True)
 
-    monkeypatch.setattr(callbacks.Checkpoint, "save", staticmethod(save_and_look))
+    monkeypatch.setattr(callbacks.Checkpoint, "save", save_and_look)
     met = planted(monkeypatch, {2: float("nan"), 4: float("inf")})
     outcome = run(tmp_path, *SKIP)
     assert outcome.code == 0, outcome.err

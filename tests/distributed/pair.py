@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
-from runs import ROOT, STAGES, TINY, train
+from runs import ROOT, STAGES, TINY, every_checkpoint, train
 from torch import Tensor
 
 import callbacks
@@ -69,11 +69,9 @@ def neighbours(batch: int, device: torch.device, others: Tensor | None = None) -
     return torch.arange(batch, device=device) ^ 1
 
 
-def save_and_keep(trainer: Any, path: Path, save: Any = callbacks.Checkpoint.save) -> None:
-    """Save a checkpoint, and keep a copy of it for every step; note what this process holds of the decoder's blocks."""
-    save(trainer, path)
-    if trainer.is_global_zero:
-        copy(path, path.with_name(f"step-{trainer.global_step}.ckpt"))
+def save_and_note(self: Any, trainer: Any, path: Path, save: Any = callbacks.Checkpoint.save) -> None:
+    """Save a checkpoint, and note what this process holds of the decoder's blocks."""
+    save(self, trainer, path)
     decoder = trainer.lightning_module.model.decoder
     kinds: dict[str, dict[str, Tensor]] = {"blocks": dict(decoder.lm.model.layers.named_parameters())} if decoder else {}
     kinds["packed"] = {name: x for name, x in kinds.get("blocks", {}).items() if name.endswith(".packed")}
@@ -122,15 +120,15 @@ def clip_and_compare(grads: list[Tensor], limit: float, total: Tensor, clip: Any
 def patched() -> Any:
     """What runs that are compared have in common."""
     clipped = patch.object(base, "clip", clip_and_compare)
-    keep = patch.object(callbacks.Checkpoint, "save", staticmethod(save_and_keep))
+    note = patch.object(callbacks.Checkpoint, "save", save_and_note)
     negatives = patch.object(generative, "random_negatives", neighbours)
-    return keep, negatives, clipped
+    return every_checkpoint(), note, negatives, clipped
 
 
 def run_alone(*arguments: str) -> None:
     """`train.py` in this process."""
-    keep, negatives, clipped = patched()
-    with keep, negatives, clipped:
+    keep, note, negatives, clipped = patched()
+    with keep, note, negatives, clipped:
         outcome = train(*arguments)
     assert outcome.code == 0, outcome.err
 
@@ -148,8 +146,8 @@ def _work(rank: int, folder: str, port: int) -> None:
     os.chdir(ROOT)
     torch.set_num_threads(1)
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    keep, negatives, clipped = patched()
-    with keep, negatives, clipped:
+    keep, note, negatives, clipped = patched()
+    with keep, note, negatives, clipped:
         for number, job in enumerate(json.loads(Path(folder, "jobs.json").read_text())):
             os.environ |= places  # Lightning takes some of them away
             if "train" in job:

@@ -62,15 +62,16 @@ def test_the_first_process_dies_and_the_run_goes_on_alone(tmp_path: Path) -> Non
 def test_a_full_disk_leaves_the_checkpoint_before_it(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, limits = callbacks.Checkpoint.save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def full_at_step_3(trainer: Any, path: Path) -> None:
+    def full_at_step_3(self: Any, trainer: Any, path: Path) -> None:
         if trainer.global_step == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
         try:
-            save(trainer, path)
+            save(self, trainer, path)
+            self.wait(trainer, path)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(callbacks.Checkpoint, "save", staticmethod(full_at_step_3))
+    monkeypatch.setattr(callbacks.Checkpoint, "save", full_at_step_3)
     outcome = train(*BARE, *STAGE, f"strategy={strategy}", f"paths.run={tmp_path / 'run'}")
     assert outcome.code == 2
     assert "the checkpoint of step 3 cannot be written" in outcome.err

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import pytest
 from PIL import Image
-from runs import Outcome, read_json, same_weights, tiny_run, train, weights
+from runs import Outcome, every_checkpoint, read_json, same_weights, tiny_run, train, weights
 from safetensors.torch import load_file
 
-import callbacks
 from lightning_internvl.files import RUN_CONFIG
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
@@ -46,19 +43,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save_and_keep(trainer: Any, path: Path, save: Any = callbacks.Checkpoint.save) -> None:
-    """Save a checkpoint, and keep a copy of it for every step."""
-    save(trainer, path)
-    shutil.copy(path, path.with_name(f"step-{trainer.global_step}.ckpt"))
-
-
 def finetune(folder: Path, name: str, *more: str, records: int = RECORDS) -> Outcome:
     words = (
         "experiment=finetune", f"init_from={folder / 'base'}", f"data.path={folder / f'{records}.jsonl'}",
         f"paths.run={folder / name}", "data.num_workers=0", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu",
         "callbacks.samples.images=2",
     )  # fmt: skip
-    with patch.object(callbacks.Checkpoint, "save", staticmethod(save_and_keep)):
+    with every_checkpoint():
         return train(*words, *more)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import ROOT, STAGES, TINY, losses, once, read_json, same_weights, tiny_run, train
+from runs import ROOT, STAGES, TINY, every_checkpoint, losses, once, read_json, same_weights, tiny_run, train, weights
 from torch import Tensor
 
 import callbacks
@@ -31,15 +30,20 @@ class Crash(RuntimeError):
 
 
 def killed(run: Path, stage: str, delay: float, *arguments: str) -> None:
-    """Start a process, kill it `delay` seconds after the stage has written its first checkpoint."""
+    """Start a process, kill it `delay` seconds after the stage has written its first checkpoint, or while it writes another one.
+    What it leaves of that one is there either way."""
     command = [sys.executable, "train.py", *once(*arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ) as process:
-        while not (run / "checkpoints" / stage / "last.ckpt").exists():
+        last = run / "checkpoints" / stage / "last.ckpt"
+        while not last.exists():
             assert process.poll() is None, process.stderr.read().decode()
             time.sleep(0.002)
-        time.sleep(delay)
+        begun, draft = time.monotonic(), last.with_name(".last.ckpt.draft")
+        while time.monotonic() - begun < delay and not draft.exists():
+            time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, f"{stage} was over before the kill"
+    draft.write_bytes(last.read_bytes()[:1000])
 
 
 def test_killed_in_every_stage_and_resumed_equals_never_killed(tmp_path: Path) -> None:
@@ -48,6 +52,7 @@ def test_killed_in_every_stage_and_resumed_equals_never_killed(tmp_path: Path) -
     for stage in STAGES:
         start = [f"resume={run}"] if run.exists() else [*TINY, *LONGER, f"paths.run={run}"]
         killed(run, stage, delays[stage], *start)
+    assert_other_weights_are_refused(run, "supervised", run / "handoff" / "generative" / "manifest.json")
     outcome = train(f"resume={run}")
     assert outcome.code == 0, (delays, outcome.err)
     assert outcome.out.count("finished earlier") >= 2
@@ -59,6 +64,20 @@ def test_killed_in_every_stage_and_resumed_equals_never_killed(tmp_path: Path) -
     assert (whole / "metrics.json").read_bytes() == (run / "metrics.json").read_bytes(), delays
     assert (run / "report.html").exists()
     assert not list(run.rglob("*.draft"))
+
+
+def assert_other_weights_are_refused(run: Path, stage: str, manifest: Path) -> None:
+    """A checkpoint leaves out what is frozen and was handed over, and goes on from no other weights."""
+    held = torch.load(run / "checkpoints" / stage / "last.ckpt", weights_only=True)["state_dict"]
+    before = {f"model.{name}" for name in weights(run, manifest.parent.name)}
+    assert any(name.startswith("model.encoder.") for name in before)
+    assert not any(name.startswith("model.encoder.") for name in held), "the encoder is frozen"
+    text = manifest.read_text()
+    manifest.write_text(text + " ")
+    outcome = train(f"resume={run}")
+    assert outcome.code == 2
+    assert "last.ckpt leaves out frozen weights of its start" in outcome.err
+    manifest.write_text(text)
 
 
 @pytest.mark.parametrize("callback", ["Evaluation", "Report", "HandOff"])
@@ -90,14 +109,7 @@ def checkpoint(run: Path, step: int | None = None) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run in which the encoder joins at step 2; all its checkpoints are kept."""
-    save = callbacks.Checkpoint.save
-
-    def save_and_keep(trainer: Any, path: Path) -> None:
-        save(trainer, path)
-        shutil.copy(path, path.with_name(f"step-{trainer.global_step}.ckpt"))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callbacks.Checkpoint, "save", staticmethod(save_and_keep))
+    with every_checkpoint():
         return tiny_run(tmp_path_factory.mktemp("change") / "whole", *CHANGES)
 
 
