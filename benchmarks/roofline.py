@@ -9,8 +9,9 @@ kernel. Peaks are what good kernels reach, not what is printed on the box; MFU i
 model computes, not what is computed again.
 
 `weights=bfloat16`: blocks hold weights of that type beside float32 masters, as FSDP2 does, instead of a cast per use.
-`compile=true` assumes how a compiler fuses: of each run of operators that are neither products nor attention, in a block or its
-backward pass, only what is read from outside of the run and what is used after it counts, each once.
+`attention=flash`: all samples of a row in one kernel, instead of one a sample.
+`compile=true` assumes how compilers fuse: what is neither product nor attention in a block, or in its backward pass, runs as one
+until another kernel needs its results; only what it reads from outside and what is used after it counts, once.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import types
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -38,7 +42,7 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks.alternating import arguments
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
-from lightning_internvl.layers import attention_masks
+from lightning_internvl.layers import attention as attention_layer, attention_masks
 from lightning_internvl.middleware.pixel_shuffle import PixelShuffleMLP
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken, next_token
@@ -63,7 +67,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 OPTIONS: dict[str, Any] = {
     "size": "0.8B", "tokens": 16384, "tiles": 48, "learnt": 0, "drop_path": 0.1, "weights": "float32",
-    "activation_checkpointing": "none", "compile": "false", "peak_tflops": 800.0, "attention_tflops": 350.0,
+    "activation_checkpointing": "none", "compile": "false", "attention": "sdpa", "peak_tflops": 800.0, "attention_tflops": 350.0,
     "rated_tflops": 989.0, "bandwidth": 3.0, "bus": 25.0, "memory": 80.0, "kernel_us": 2.5,
 }  # fmt: skip
 # Operators with kernels of their own, which no compiler fuses; and what counts as no work
@@ -132,8 +136,6 @@ class Autocast(kernels.Kernels):
             given = dict(zip(("q", "k", "v", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | (kwargs or {})
             q, k, v = (self._cast(x, self.autocast) for x in list(given.values())[:3])
             return attention(q, k, v, bool(given.get("is_causal")))[0]
-        if func is F.rms_norm and self.autocast is not None and torch.is_autocast_enabled("cuda"):
-            args, kwargs = self._cast(args, torch.float32), self._cast(kwargs or {}, torch.float32)
         if not torch.is_autocast_enabled("cuda"):
             return func(*args, **(kwargs or {}))
         return super().__torch_function__(func, types, args, kwargs)
@@ -146,14 +148,15 @@ def attends(name: str) -> bool:
 
 @dataclass
 class Op:
-    """An operator that ran: its kind, where, FLOPs, and the bytes that it reads and writes by storage."""
+    """An operator that ran: its kind, where, FLOPs, and the bytes that it reads and writes by storage. A compiler may fuse it
+    with others of its region: a block, or its backward pass; with none where that is None."""
 
     name: str
     phase: str
     flops: float
     reads: dict[int, int]
     writes: dict[int, int]
-    fusible: bool
+    region: tuple[int, str] | None = None
 
 
 @dataclass
@@ -167,6 +170,7 @@ class Trace(TorchDispatchMode):
     numbers: dict[int, int] = field(default_factory=dict)
     phase: str = "forward"
     block: bool = False
+    region: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -193,9 +197,11 @@ class Trace(TorchDispatchMode):
         # autograd's engine needs no gradients of gradients; what is computed again does
         again = torch.is_grad_enabled() or (attends(name) and "backward" not in name)
         phase = "recompute" if self.phase == "backward" and again else self.phase
-        fusible = self.compiles and (self.block or phase != "forward") and name not in PRODUCTS and not attends(name)
+        fuses = self.compiles and (self.block or phase != "forward") and name not in PRODUCTS and not attends(name)
         flops = self._flops(func, name, args, kwargs, result)
-        self.ops.append(Op(name, phase, flops, self._sizes(inputs), self._sizes(outputs), fusible))
+        self.ops.append(
+            Op(name, phase, flops, self._sizes(inputs), self._sizes(outputs), (self.region, phase) if fuses else None)
+        )
         return result
 
     def _sizes(self, tensors: list[Tensor]) -> dict[int, int]:
@@ -227,32 +233,50 @@ class Trace(TorchDispatchMode):
 
     def enter_block(self, *_: Any) -> None:
         """A block begins."""
+        self.next_region()
         self.block = True
 
-    def leave_block(self, *_: Any) -> None:
-        """A block ends."""
+    def leave_block(self, block: nn.Module, given: Any, found: Any) -> None:
+        """A block ends; when the gradient of its result is there, its backward pass begins."""
         self.block = False
+        for x in tree_leaves(found):
+            if isinstance(x, Tensor) and x.requires_grad:
+                x.register_hook(self.next_region)
+
+    def next_region(self, *_: Any) -> None:
+        """What comes is compiled apart from what was."""
+        self.region += 1
 
 
 def fused(ops: list[Op]) -> Iterator[Op]:
-    """The operators, each run of those that a compiler fuses as one."""
+    """The operators, those that a compiler fuses as one: what fuses waits until another kernel needs it, or its region ends."""
     last = {key: place for place, op in enumerate(ops) for key in (*op.reads, *op.writes)}
-    start = 0
-    while start < len(ops):
-        end = start + 1
-        while ops[start].fusible and end < len(ops) and ops[end].fusible and ops[end].phase == ops[start].phase:
-            end += 1
-        run, start = ops[start:end], end
-        if len(run) == 1:
-            yield run[0]
+    run: list[int] = []
+    for place, op in enumerate(ops):
+        made = {key for waiting in run for key in ops[waiting].writes}
+        if op.region is None and made.isdisjoint((*op.reads, *op.writes)):
+            yield op
             continue
-        made: dict[int, int] = {}
-        reads: dict[int, int] = {}
-        for op in run:
-            reads |= {key: max(size, reads.get(key, 0)) for key, size in op.reads.items() if key not in made}
-            made |= op.writes
-        outside = {key: size for key, size in made.items() if key < 0 or last[key] >= end}
-        yield Op("fused elementwise", run[0].phase, 0.0, reads, outside, True)
+        if run and ops[run[0]].region != op.region:
+            yield _together([ops[waiting] for waiting in run], {key for key in made if key < 0 or last[key] > run[-1]})
+            run = []
+        if op.region is None:
+            yield op
+        else:
+            run.append(place)
+    if run:
+        yield _together([ops[waiting] for waiting in run], {key for place in run for key in ops[place].writes})
+
+
+def _together(run: list[Op], needed: set[int]) -> Op:
+    """One kernel instead of several."""
+    made: dict[int, int] = {}
+    reads: dict[int, int] = {}
+    for op in run:
+        reads |= {key: max(size, reads.get(key, 0)) for key, size in op.reads.items() if key not in made}
+        made |= op.writes
+    name = "fused elementwise" if len(run) > 1 else run[0].name
+    return Op(name, run[0].phase, 0.0, reads, {key: made[key] for key in needed}, run[0].region)
 
 
 def build(size: dict[str, Any], options: dict[str, Any]) -> SupervisedStage:
@@ -298,7 +322,7 @@ def trace(options: dict[str, Any]) -> tuple[Trace, int, int, int, int]:
     size, low = SIZES[options["size"]], options["weights"] == "bfloat16"
     recompute = options["activation_checkpointing"]
     tracing = Trace(options["learnt"] or options["tokens"] // 8, options["compile"] == "true")
-    with claimed(), Gpu(allow_non_fake_inputs=True), torch.device("cuda"), kernels.Unfilled():
+    with claimed(options["attention"]), Gpu(allow_non_fake_inputs=True), torch.device("cuda"), kernels.Unfilled():
         stage = build(size, options)
         blocks = blocks_of(stage.model)
         if low:
@@ -324,13 +348,29 @@ def trace(options: dict[str, Any]) -> tuple[Trace, int, int, int, int]:
     return tracing, weights, sum(p.numel() for block in blocks for p in block.parameters()) if low else 0, kept, bytes_in
 
 
+def flash_attn() -> types.ModuleType:
+    """The package of that name, as far as it is called."""
+
+    def even(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, **_: Any) -> Tensor:
+        return attention(*(x.transpose(1, 2) for x in (q, k, v)), causal)[0].transpose(1, 2)
+
+    def uneven(q: Tensor, k: Tensor, v: Tensor, *lengths: Any, causal: bool, **_: Any) -> Tensor:
+        return varlen_attn(q, k, v, *lengths, window_size=(-1, 0 if causal else -1), enable_gqa=True)
+
+    module = types.ModuleType("flash_attn")
+    vars(module).update(flash_attn_func=even, flash_attn_varlen_func=uneven)
+    return module
+
+
 @contextlib.contextmanager
-def claimed() -> Iterator[None]:
+def claimed(backend: str) -> Iterator[None]:
     """PyTorch does not look for a GPU before it turns automatic mixed precision on; a row without padding has no values to
     compare; the type of weights without values is no parameter's."""
     changed = {
         (torch.cuda.amp.common, "amp_definitely_not_available"): lambda: False,
         (torch.cuda, "is_bf16_supported"): lambda *_: True,
+        (attention_layer, "_backend"): backend,
+        (attention_layer.trial, "runs"): lambda *_: True,
         (attention_masks, "_unless_all"): lambda *_: None,
         (activation_checkpointing, "KEPT"): activation_checkpointing.KEPT | {torch.ops.roofline.attention.default},
         (next_token, "plain_layer"): lambda head: head.__self__.output_layer,
@@ -339,7 +379,8 @@ def claimed() -> Iterator[None]:
     for (owner, name), value in changed.items():
         setattr(owner, name, value)
     try:
-        yield
+        with mock.patch.dict(sys.modules, flash_attn=flash_attn()):
+            yield
     finally:
         for (owner, name), value in before.items():
             setattr(owner, name, value)
@@ -348,9 +389,9 @@ def claimed() -> Iterator[None]:
 def beside(weights: int, low: int) -> list[Op]:
     """What a step does beside forward and backward pass, by bytes: clipping reads gradients twice and writes them
     once; AdamW reads four and writes three tensors; weights of bfloat16 are gathered twice, their gradients become float32."""
-    found = [Op("clip and AdamW", "optimizer", 0.0, {0: weights * (8 + 16)}, {0: weights * (4 + 12)}, False)]
+    found = [Op("clip and AdamW", "optimizer", 0.0, {0: weights * (8 + 16)}, {0: weights * (4 + 12)})]
     if low:
-        found.append(Op("gather and reduce", "optimizer", 0.0, {0: low * (2 * 4 + 2)}, {0: low * (2 * 2 + 4)}, False))
+        found.append(Op("gather and reduce", "optimizer", 0.0, {0: low * (2 * 4 + 2)}, {0: low * (2 * 2 + 4)}))
     return found
 
 

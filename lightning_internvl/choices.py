@@ -24,7 +24,7 @@ BY_SIZE = {"size": 1.0, "sqrt": 0.5}  # weights of datasets by their lengths, an
 PARTS = ("encoder", "middleware", "decoder")
 BLOCKWISE: dict[str, tuple[str | bool, ...]] = {  # and their words, beside null
     "activation_checkpointing": ("full", "selective"),
-    "compile": (True, "inductor", "aot_eager", "eager"),
+    "compile": (True, "auto", "inductor", "aot_eager", "eager"),
 }
 CACHES = {"memory": "{where: memory, gib: 4}", "disk": "{where: disk, gib: 100, path: FOLDER}"}
 

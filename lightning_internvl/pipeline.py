@@ -41,7 +41,7 @@ from lightning_internvl.stages import Stage
 from lightning_internvl.stages.base import BaseWeights
 from lightning_internvl.training.activation_checkpointing import recompute_blocks
 from lightning_internvl.training.assembly import assemble
-from lightning_internvl.training.compile import check_compiler, compile_blocks
+from lightning_internvl.training.compile import check_compiler, chosen_blocks, compile_blocks
 from lightning_internvl.training.length import describe_length
 from lightning_internvl.training.out_of_memory import explain_out_of_memory
 
@@ -185,7 +185,7 @@ def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str 
     if described := describe_length(settings, data):
         console.print(described, soft_wrap=True, markup=False)
     recompute_blocks(stage.model, settings.activation_checkpointing)
-    compile_blocks(stage.model, settings.compile)
+    compile_blocks(stage.model, chosen_blocks(settings, stage.model))
     try:
         with explain_lost_process(run_dir):
             saved = None if start_step is None else checkpoint

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lightning_internvl.decoders.hf_norms import fuse_norms
 from lightning_internvl.hub import check_no_kernels, load_weights, model_source, plain_config
 from lightning_internvl.layers.attention import requested_backend
 from lightning_internvl.layers.attention_masks import Segments
-from lightning_internvl.layers.basic import fill_with_mean
+from lightning_internvl.layers.basic import fill_with_mean, lowered
 from lightning_internvl.layers.hf_attention import packed_inputs, right_padded_inputs, use_ours
 from lightning_internvl.protocols import Part, TensorPlan
 
@@ -71,6 +72,7 @@ class HFCausalLM(Part):
             if vocab_size and vocab_size > self.vocab_size:
                 self.grow(vocab_size, vocab_multiple)
         self.dim: int = self.lm.get_input_embeddings().embedding_dim
+        fuse_norms(self.lm)
         if requested_backend() != "auto":
             use_ours(self.lm)
 
@@ -153,7 +155,8 @@ class HFCausalLM(Part):
         segments: Segments | None = None,
         right_padded: bool = False,
     ) -> Tensor:
-        """States after the final norm: (B, L, H) -> (B, L, H).
+        """States after the final norm: (B, L, H) -> (B, L, H). In mixed precision they are in the
+        lower type from the first block on.
 
         Args:
             segments: for each row the lengths of its samples in order, where rows are packed; what
@@ -164,6 +167,7 @@ class HFCausalLM(Part):
             ValueError: for segments that do not fit the rows, or a language model that cannot keep
                 samples apart.
         """
+        embeds_BLH = lowered(embeds_BLH)
         if segments is not None:
             packed = packed_inputs(self.lm, segments, attention_mask_BL)
             return self.lm.base_model(inputs_embeds=embeds_BLH, use_cache=False, **packed)[0]

@@ -18,6 +18,7 @@ from lightning_internvl.encoders.tower import Tower, embed_patches
 from lightning_internvl.layers.attention import attend
 from lightning_internvl.layers.basic import (
     DropPath,
+    LayerNorm,
     RMSNorm,
     init_normal,
     keep_random,
@@ -88,7 +89,7 @@ class InternViT(Tower):
             attention = _Attention(dim, heads, qk_norm, qkv_bias, qk_norm_eps or norm_eps)
             blocks.append(_Block(attention, mlp_dim, norm, norm_eps, layer_scale, rate))
         self.encoder = BlockList(blocks)
-        self.layernorm = nn.LayerNorm(dim, eps=norm_eps) if final_norm else nn.Identity()
+        self.layernorm = LayerNorm(dim, eps=norm_eps) if final_norm else nn.Identity()
         init_normal(self, init_std)
         # Patches enter at about unit size whatever their number of pixels, so that positions and
         # blocks are heard beside them.
@@ -132,7 +133,7 @@ class InternViT(Tower):
         return self.layernorm(x_NPD)
 
 
-_NORMS = {"rms_norm": RMSNorm, "layer_norm": nn.LayerNorm}
+_NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
 
 
 class _Embeddings(nn.Module):
@@ -165,8 +166,8 @@ class _Block(nn.Module):
         self.drop_path = DropPath(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)) * self.ls1)
-        return x + self.drop_path(self.mlp(self.norm2(x)) * self.ls2)
+        x = x + self.drop_path(self.attn(self.norm1(x)), self.ls1)
+        return x + self.drop_path(self.mlp(self.norm2(x)), self.ls2)
 
 
 class _Attention(nn.Module):

@@ -2,15 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.layers.attention import attend
 
+_on_meta: torch.dtype | None = None  # of `torch.autocast`, which does not know the meta device
+
+
+@contextmanager
+def autocast_on_meta(dtype: torch.dtype | None) -> Iterator[None]:
+    """What `autocast_type` says of tensors without values: for plans."""
+    global _on_meta
+    before, _on_meta = _on_meta, dtype
+    try:
+        yield
+    finally:
+        _on_meta = before
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The lower type of automatic mixed precision, where it is on."""
+    if device.type == "meta":
+        return _on_meta
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def lowered(x: Tensor) -> Tensor:
+    """A state in the lower type of automatic mixed precision, where it is on: layers that add to it
+    then neither read nor write it in float32."""
+    dtype = autocast_type(x.device)
+    return x if dtype is None else x.to(dtype)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Where operations keep the type of what they read. Norms compute in float32 inside of one
+    kernel whatever they read; automatic mixed precision would copy their states to float32 and
+    hand out float32."""
+    if autocast_type(device) is None:
+        return nullcontext()
+    if device.type == "meta":
+        return autocast_on_meta(None)
+    return torch.autocast(device.type, enabled=False)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension (Zhang and Sennrich 2019), computed in float32,
+    in the type of `x`."""
+    with without_autocast(x.device):
+        return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32, cast back, then scaled (Zhang and Sennrich 2019)."""
+    """See `rms_norm`."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -18,8 +67,16 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps)
-        return self.weight * normed.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, in the type of what it reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
+        with without_autocast(x.device):
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class DropPath(nn.Module):
@@ -29,12 +86,15 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) < keep
-        return x * kept.to(x.dtype) / keep
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """The branch, times `scale`, of features: both factors go into one small tensor, which
+        saves passes over all tokens."""
+        if self.training and self.rate > 0.0:
+            keep = 1.0 - self.rate
+            kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) < keep
+            factor = kept.to(x.dtype if scale is None else scale.dtype) / keep
+            scale = factor if scale is None else factor * scale
+        return x if scale is None else x * scale.to(x.dtype)
 
 
 def rotary_table(positions_T: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:

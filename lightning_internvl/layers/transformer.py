@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.layers.attention import attend
-from lightning_internvl.layers.basic import merge_heads, split_heads
+from lightning_internvl.layers.basic import LayerNorm, merge_heads, split_heads
 from lightning_internvl.protocols import TensorPlan
 
 
@@ -43,7 +43,7 @@ class Block(nn.Module):
         super().__init__()
         if dim % heads:
             raise ValueError(f"{dim=} must divide by {heads=}")
-        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
+        self.layer_norm1, self.layer_norm2 = LayerNorm(dim, eps=eps), LayerNorm(dim, eps=eps)
         self.self_attn = SelfAttention(dim, heads)
         self.mlp = MLP(dim, mlp_dim, act)
 

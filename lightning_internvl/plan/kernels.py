@@ -8,6 +8,7 @@ a head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_internvl.layers.attention import for_heads
+from lightning_internvl.layers.basic import autocast_on_meta, autocast_type
 
+META = torch.device("meta")
 # The operations that `torch.autocast` on CUDA computes in the lower precision, and those that it
 # computes in float32.
 LOWER = {
@@ -24,7 +27,7 @@ LOWER = {
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 }  # fmt: skip
 FULL = {
-    "layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss", "normalize",
+    "layer_norm", "rms_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss", "normalize",
     "norm", "exp", "log", "pow", "__pow__", "rsqrt", "sum", "cumsum", "prod", "logsumexp",
     "cosine_similarity", "mse_loss", "l1_loss", "softplus", "binary_cross_entropy_with_logits",
 }  # fmt: skip
@@ -52,6 +55,15 @@ class Kernels(TorchFunctionMode):
         self.copies: dict[int, Tensor] = {}
         self.copied: set[int] = set()  # their storages
         self.attended = 0  # bytes of what attention has given
+        self.entered = ExitStack()
+
+    def __enter__(self) -> Any:
+        self.entered.enter_context(autocast_on_meta(self.autocast))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.entered.close()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -59,9 +71,10 @@ class Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         attends = func is F.scaled_dot_product_attention
-        if self.autocast is not None and (attends or name in LOWER):
-            args, kwargs = self._cast(args, self.autocast), self._cast(kwargs, self.autocast)
-        elif self.autocast is not None and name in FULL:
+        low = autocast_type(META)
+        if low is not None and (attends or name in LOWER):
+            args, kwargs = self._cast(args, low), self._cast(kwargs, low)
+        elif low is not None and name in FULL:
             args, kwargs = self._cast(args, torch.float32), self._cast(kwargs, torch.float32)
         # every kind gives the same shape and keeps nothing; bicubic takes long on the meta device
         if func is F.interpolate:

@@ -26,6 +26,7 @@ from lightning_internvl.model.feature_cache import WHOLE
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.stages import Stage
 from lightning_internvl.stages.freezing import FreezePlan
+from lightning_internvl.training.compile import AUTO
 from lightning_internvl.training.context import StageContext
 
 
@@ -64,7 +65,8 @@ def assemble(settings: StageSettings, run_dir: Path, build: Build, start_step: i
         logger=[build(node) for node in logger_nodes(settings, run_dir, start_step)],
     )
     if (shares := getattr(trainer.strategy, "tensor_parallel_size", 1)) > 1:
-        check_layers(model, shares, {kind: getattr(parts, kind) for kind in LIGHT}, settings.compile)
+        compiled = {name: word for name, word in settings.compile.items() if word != AUTO}
+        check_layers(model, shares, {kind: getattr(parts, kind) for kind in LIGHT}, compiled)
     data = build_data(settings, start_step, view, build, stage.folder)
     if settings.feature_cache is not None:
         check_cache(model.encoder, stage.plan, view.training.processor, trainer.strategy, endless=data.endless)

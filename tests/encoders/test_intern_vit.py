@@ -127,3 +127,14 @@ def test_it_can_be_built_without_memory() -> None:
     with torch.device("meta"):
         encoder = InternViT(**SIZES, drop_path=0.1)
     assert all(p.is_meta for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_states_are_of_one_type_in_mixed_precision_whatever_type_weights_are_gathered_in(weights: torch.dtype, norm: str) -> None:
+    tower = InternViT(norm=norm, drop_path=0.5, **SIZES).train()
+    for block in tower.encoder.layers:
+        block.to(weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        states = tower(torch.randn(2, 3, 16, 16), layers=(0, 1, 2, 3))
+    assert {state.dtype for state in states} == {torch.bfloat16}

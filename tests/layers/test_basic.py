@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_internvl.layers.basic import (
     AttentionPooling,
     DropPath,
+    LayerNorm,
     RMSNorm,
     init_normal,
     merge_heads,
@@ -29,6 +30,20 @@ def test_rms_norm_is_the_formula_in_float32() -> None:
     torch.testing.assert_close(norm.half()(big), norm.weight[None])
 
 
+@pytest.mark.parametrize("kind", [RMSNorm, LayerNorm])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_norms_give_the_type_that_they_read_and_compute_in_float32(kind: type[nn.Module], weights: torch.dtype) -> None:
+    norm, x = kind(64), torch.randn(3, 64)
+    nn.init.normal_(norm.weight)
+    expected = norm(x)
+    norm.to(weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        low, high = norm(x.bfloat16()), norm(x)
+    assert (low.dtype, high.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(low.float(), expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(high, expected, rtol=1e-2, atol=1e-2)
+
+
 def test_drop_path_does_nothing_in_evaluation_and_at_rate_zero() -> None:
     x = torch.randn(50, 4)
     assert DropPath(0.9).eval()(x) is x
@@ -41,6 +56,16 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
     dropped = (out == 0).all(dim=(1, 2))
     assert out[~dropped].allclose(torch.tensor(1 / 0.75))
     assert 0.22 < dropped.float().mean() < 0.28
+
+
+def test_drop_path_scales_features_in_the_type_of_the_branch() -> None:
+    branch, scale = torch.randn(400, 2, 3), torch.randn(3)
+    assert DropPath(0.9).eval()(branch, scale).equal(branch * scale)
+    torch.manual_seed(0)
+    expected = DropPath(0.25).train()(branch * scale)
+    torch.manual_seed(0)
+    torch.testing.assert_close(DropPath(0.25).train()(branch, scale), expected)
+    assert DropPath(0.25).train()(branch.bfloat16(), scale).dtype == torch.bfloat16
 
 
 def test_rotary_products_depend_on_the_distance_alone() -> None:

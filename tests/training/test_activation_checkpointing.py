@@ -132,7 +132,7 @@ def test_settings_are_words_for_all_parts_or_by_part() -> None:
         ({"activation_checkpointing": "ful"}, "'ful' is not known; valid choices: null, full, selective"),
         ({"activation_checkpointing": {"decodr": "full"}}, "no part 'decodr'; valid choices: encoder"),
         ({"activation_checkpointing": {"decoder": True}}, "activation_checkpointing.decoder=True is not known"),
-        ({"compile": "jit"}, "compile='jit' is not known; valid choices: null, true, inductor, aot_eager, eager"),
+        ({"compile": "jit"}, "compile='jit' is not known; valid choices: null, true, auto, inductor, aot_eager, eager"),
         ({"compile": 1}, "compile=1 is not known"),
         ({"compile": [True]}, r"compile=[True] is not known"),
     ],

@@ -5,20 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from runs import TINY, losses, same_weights, tiny_run, train
 from test_activation_checkpointing import LLAMA, loss_of, tiny
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from lightning_internvl.choices import by_part
+from lightning_internvl.choices import block_faults, by_part
+from lightning_internvl.cli import CONF
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.stages import ContrastiveStage
 from lightning_internvl.training import compile as compiling
-from lightning_internvl.training.compile import check_compiler, compile_blocks
+from lightning_internvl.training.compile import check_compiler, chosen_blocks, compile_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by PyTorch, of PyTorch
 
@@ -53,6 +56,61 @@ def test_equal_blocks_share_what_is_compiled_and_rows_of_any_length_too() -> Non
         decoder.hidden(torch.randn(2, length, 32), torch.ones(2, length, dtype=torch.int64)).sum().backward()
     # One length, then any, for a first block, whose input has no gradient, and for all others; not one for each of 36.
     assert 2 <= counter.frame_count <= 4
+
+
+def test_packed_rows_and_numbers_of_tiles_that_vary_are_compiled_a_few_times() -> None:
+    decoder, tower, counter = HFCausalLM(config=LLAMA, vocab_size=50), tiny().encoder, CompileCounter()
+    model = torch.nn.Module()
+    model.encoder, model.decoder = tower.train(), decoder.train()
+    compile_blocks(model, by_part(counter))
+    found = []
+    for tiles, segments in enumerate(([8], [5, 4], [2, 3, 6], [12, 1], [30], [7, 7, 7]), start=1):
+        length = sum(segments)
+        tower(torch.randn(tiles, 3, tower.image_size, tower.image_size))[0].sum().backward()
+        mask = torch.ones(1, length, dtype=torch.int64)
+        decoder.hidden(torch.randn(1, length, 32), mask, segments=[segments]).sum().backward()
+        found.append(counter.frame_count)
+    assert found[2:] == [found[2]] * 4  # the first size, then any
+    assert found[-1] <= 24  # for a first block and the others, before and after attention; not one for each of 30
+
+
+def settings_of(compile: object = "auto", accelerator: str = "gpu", quantization: str | None = None, shares: int = 1) -> Any:  # noqa: A002
+    parts = SimpleNamespace(quantization=by_part(quantization))
+    trainer, strategy = SimpleNamespace(accelerator=accelerator), {"tensor_parallel_size": shares}
+    return SimpleNamespace(compile=by_part(compile), trainer=trainer, strategy=strategy, parts=parts)
+
+
+def test_auto_compiles_large_parts_on_a_gpu_that_code_can_be_made_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny()
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+    monkeypatch.setattr(compiling, "find_spec", lambda name: name)
+    monkeypatch.setattr(compiling, "WORTH", 1_000)
+    weights = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert chosen_blocks(settings_of(), model) == by_part(True)
+    assert torch._dynamo.config.suppress_errors
+    assert "compile: the blocks of encoder, middleware, decoder; compile=false" in capsys.readouterr().out
+    monkeypatch.setattr(compiling, "WORTH", max(weights.values()))
+    largest = max(weights, key=lambda name: weights[name])
+    assert chosen_blocks(settings_of(), model) == dict.fromkeys(by_part(True)) | {largest: True}
+    for off in (settings_of(accelerator="cpu"), settings_of(quantization="nf4"), settings_of(shares=2), settings_of(False)):
+        assert not any(chosen_blocks(off, model).values())
+    assert chosen_blocks(settings_of({"encoder": "eager", "decoder": "auto"}, "cpu"), model) == {
+        "encoder": "eager",
+        "decoder": None,
+    }
+    monkeypatch.setattr(compiling, "find_spec", lambda name: None)
+    capsys.readouterr()
+    assert not any(chosen_blocks(settings_of(), model).values())
+    assert "compile: nothing; Triton (pip install triton) is not there" in capsys.readouterr().out
+
+
+def test_auto_is_the_default_and_does_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert OmegaConf.load(CONF / "config.yaml").compile == "auto"
+    assert not list(block_faults({"compile": "auto"}))
+    monkeypatch.setattr(compiling, "find_spec", lambda name: None)
+    check_compiler(by_part("auto"), "gpu")
 
 
 def test_a_copy_is_not_compiled() -> None:

@@ -52,12 +52,12 @@ def test_fusion_saves_bytes_and_no_products(found: dict[str, dict[str, Any]]) ->
 
 
 def test_a_fused_run_reads_what_it_did_not_make_and_writes_what_is_used_later() -> None:
-    def op(name: str, reads: list[int], write: int, fusible: bool = True) -> Op:
-        return Op(name, "forward", 0.0, dict.fromkeys(reads, 8), {write: 8}, fusible)
+    def op(name: str, reads: list[int], write: int, region: int | None = 0) -> Op:
+        return Op(name, "forward", 0.0, dict.fromkeys(reads, 8), {write: 8}, None if region is None else (region, "forward"))
 
-    run = [op("mul", [0, 1], 2), op("add", [2, 1], 3), op("gelu", [3], 4)]
-    one, product, alone = fused([*run, op("mm", [4, 3], 5, fusible=False), op("add", [5], 6)])
-    assert one.reads == {0: 8, 1: 8}
-    assert one.writes == {3: 8, 4: 8}
-    assert product.name == "mm"
-    assert alone.name == "add"
+    product, other = op("mm", [4, 3], 6, None), op("mm", [0], 7, None)
+    run = [op("mul", [0, 1], 2), other, op("add", [2, 1], 3), op("gelu", [3], 4)]
+    found = list(fused([*run, product, op("add", [6], 8), op("neg", [8], 9, 1)]))
+    assert [one.name for one in found] == ["mm", "fused elementwise", "mm", "add", "neg"]
+    assert found[1].reads == {0: 8, 1: 8}
+    assert found[1].writes == {3: 8, 4: 8}
