@@ -80,11 +80,11 @@ def settings_of(compile: object = "auto", accelerator: str = "gpu", quantization
     return SimpleNamespace(compile=by_part(compile), trainer=trainer, strategy=strategy, parts=parts)
 
 
+@torch._dynamo.config.patch(suppress_errors=False)
 def test_auto_compiles_large_parts_on_a_gpu_that_code_can_be_made_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny()
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
     monkeypatch.setattr(compiling, "find_spec", lambda name: name)
     monkeypatch.setattr(compiling, "WORTH", 1_000)
     weights = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
