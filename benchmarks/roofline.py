@@ -9,7 +9,7 @@ kernel. Peaks are what good kernels reach, not what is printed on the box; MFU i
 model computes, not what is computed again.
 
 `weights=bfloat16`: blocks hold weights of that type beside float32 masters, as FSDP2 does, instead of a cast per use.
-`attention=flash`: all samples of a row in one kernel, instead of one a sample.
+`attention=pieces`: a kernel for each sample of a row, instead of one for all.
 `compile=true` assumes how compilers fuse: what is neither product nor attention in a block, or in its backward pass, runs as one
 until another kernel needs its results; only what it reads from outside and what is used after it counts, once.
 """
@@ -19,13 +19,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import types
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,7 +32,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -42,7 +39,7 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks.alternating import arguments
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
-from lightning_internvl.layers import attention as attention_layer, attention_masks
+from lightning_internvl.layers import attention_masks, attention_trial
 from lightning_internvl.middleware.pixel_shuffle import PixelShuffleMLP
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken, next_token
@@ -67,8 +64,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 OPTIONS: dict[str, Any] = {
     "size": "0.8B", "tokens": 16384, "tiles": 48, "learnt": 0, "drop_path": 0.1, "weights": "float32",
-    "activation_checkpointing": "none", "compile": "false", "attention": "sdpa", "peak_tflops": 800.0, "attention_tflops": 350.0,
-    "rated_tflops": 989.0, "bandwidth": 3.0, "bus": 25.0, "memory": 80.0, "kernel_us": 2.5,
+    "activation_checkpointing": "none", "compile": "false", "attention": "varlen", "peak_tflops": 800.0,
+    "attention_tflops": 350.0, "rated_tflops": 989.0, "bandwidth": 3.0, "bus": 25.0, "memory": 80.0, "kernel_us": 2.5,
 }  # fmt: skip
 # Operators with kernels of their own, which no compiler fuses; and what counts as no work
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"}
@@ -348,29 +345,14 @@ def trace(options: dict[str, Any]) -> tuple[Trace, int, int, int, int]:
     return tracing, weights, sum(p.numel() for block in blocks for p in block.parameters()) if low else 0, kept, bytes_in
 
 
-def flash_attn() -> types.ModuleType:
-    """The package of that name, as far as it is called."""
-
-    def even(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, **_: Any) -> Tensor:
-        return attention(*(x.transpose(1, 2) for x in (q, k, v)), causal)[0].transpose(1, 2)
-
-    def uneven(q: Tensor, k: Tensor, v: Tensor, *lengths: Any, causal: bool, **_: Any) -> Tensor:
-        return varlen_attn(q, k, v, *lengths, window_size=(-1, 0 if causal else -1), enable_gqa=True)
-
-    module = types.ModuleType("flash_attn")
-    vars(module).update(flash_attn_func=even, flash_attn_varlen_func=uneven)
-    return module
-
-
 @contextlib.contextmanager
-def claimed(backend: str) -> Iterator[None]:
+def claimed(attention: str) -> Iterator[None]:
     """PyTorch does not look for a GPU before it turns automatic mixed precision on; a row without padding has no values to
     compare; the type of weights without values is no parameter's."""
     changed = {
         (torch.cuda.amp.common, "amp_definitely_not_available"): lambda: False,
         (torch.cuda, "is_bf16_supported"): lambda *_: True,
-        (attention_layer, "_backend"): backend,
-        (attention_layer.trial, "runs"): lambda *_: True,
+        (attention_trial, "refusal"): lambda *_: None if attention == "varlen" else "left out",
         (attention_masks, "_unless_all"): lambda *_: None,
         (activation_checkpointing, "KEPT"): activation_checkpointing.KEPT | {torch.ops.roofline.attention.default},
         (next_token, "plain_layer"): lambda head: head.__self__.output_layer,
@@ -379,8 +361,7 @@ def claimed(backend: str) -> Iterator[None]:
     for (owner, name), value in changed.items():
         setattr(owner, name, value)
     try:
-        with mock.patch.dict(sys.modules, flash_attn=flash_attn()):
-            yield
+        yield
     finally:
         for (owner, name), value in before.items():
             setattr(owner, name, value)
