@@ -45,37 +45,41 @@ class LoadReport:
         Args:
             source: what the tensors are called in messages.
             new, dropped: patterns or roles of names that may be missing in the source, and of those
-                that may be left over.
+                that may be left over. A name that stands whole in `new` may have another shape
+                there, as that of another middleware has.
 
         Raises:
             ValueError: for a tensor of another shape, or a name that is missing or left over and
                 not declared so.
         """
         wanted, roles = own_tensors(model), model_roles(model)
-        new, dropped = all_names(new, roles, "new"), all_names(dropped, roles, "dropped")
+        listed = list(new)
+        new, dropped = all_names(listed, roles, "new"), all_names(dropped, roles, "dropped")
         report = cls(source)
-        misfits: list[str] = []
+        misfits: dict[str, str] = {}
         for name, tensor in wanted.items():
-            if name not in tensors:
+            there = tensors.get(name)
+            fits = there is not None and (there.shape == tensor.shape or _is_position_table(name, there, tensor))
+            if there is None or (not fits and name in new):
                 report.new.append(name)
                 continue
             report.loaded.append(name)
-            there = tensors[name]
-            if there.shape == tensor.shape:
-                continue
-            if _is_position_table(name, there, tensor):
+            if fits and there.shape != tensor.shape:
                 report.resized.append(name)
-            else:
-                misfits.append(f"{name}: {tuple(there.shape)}, {tuple(tensor.shape)}")
+            elif not fits:
+                misfits[name] = f"{name}: {tuple(there.shape)}, {tuple(tensor.shape)}"
         report.dropped = [name for name in tensors if name not in wanted]
         if misfits:
             more = f"\n  ... and {len(misfits) - 8} more" if len(misfits) > 8 else ""
-            lines = lines_of_names(misfits[:8])
-            raise ValueError(f"{source} has tensors of another shape (there, in this model):{lines}{more}")
+            lines = lines_of_names([*misfits.values()][:8])
+            raise ValueError(
+                f"{source} has tensors of another shape (there, in this model):{lines}{more}\n{_afresh(listed, misfits)}"
+            )
         undeclared = _unmatched(report.new, new)
         if missing := [name for name in undeclared if not is_update(name)]:
             unlisted = "names that the stage does not list under `new`"
-            raise ValueError(f"{source} lacks {unlisted}:{lines_of_names(missing)}")
+            parts = [name.partition(".")[0] for name in missing]
+            raise ValueError(f"{source} lacks {unlisted}:{lines_of_names(missing)}\n{_afresh(listed, parts)}")
         if left := _unmatched(report.dropped, dropped):
             unlisted = "names that the model lacks and the stage does not list under `dropped`"
             raise ValueError(f"{source} has {unlisted}:{lines_of_names(left)}")
@@ -97,6 +101,11 @@ class LoadReport:
         kinds = {kind: Counter(map(_group, getattr(self, kind))) for kind in ("loaded", "new", "dropped")}
         groups = dict.fromkeys(_group(name) for name in [*self.loaded, *self.new, *self.dropped])
         return {group: {kind: count[group] for kind, count in kinds.items()} for group in groups}
+
+
+def _afresh(listed: Iterable[str], more: Iterable[str]) -> str:
+    """How a stage says that more names start afresh."""
+    return f"to start them afresh: stages.NAME.new=[{','.join(dict.fromkeys([*listed, *more]))}]"
 
 
 def _unmatched(names: Iterable[str], patterns: Iterable[str]) -> list[str]:

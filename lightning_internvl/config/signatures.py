@@ -132,9 +132,16 @@ def _of_class(found: Definition) -> Signature | None:
         further = _of_bases(found)
     if own is None or further is None:
         return own or further
-    names = tuple(dict.fromkeys((*own.names, *further.names)))
-    inherited = (name for name in further.required if name not in own.names)
-    return Signature(names, further.anything, (*own.required, *inherited))
+    inherited = [name for name in further.names if name not in {*own.names, *_handed_on(found.node)}]
+    required = (name for name in further.required if name in inherited)
+    return Signature((*own.names, *inherited), further.anything, (*own.required, *required))
+
+
+def _handed_on(node: ast.ClassDef) -> Iterator[str]:
+    """What a class gives its base class itself, as in `super().__init__(text=False, **options)`."""
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
+            yield from (word.arg for word in call.keywords if word.arg is not None)
 
 
 def _constructor(node: ast.ClassDef) -> Signature | None:

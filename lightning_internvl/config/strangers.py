@@ -37,6 +37,10 @@ def leave_out_strangers(
             own = config["stages"][name].get(part) or {}
             if "_target_" not in own:
                 yield from _cut(own, own, known, ("stages", name, part), kept)
+    own_parts = {one.path[1:] for one in given if one.kind == GROUP and one.path[0] == "stages"}
+    for name, part in [(name, part) for name in stages for part in PARTS if (name, part) in own_parts]:
+        node, told = config["stages"][name][part], (recipe.get("stages") or {}).get(name) or {}
+        yield from _cut(node, told.get(part), _names(node, "tokenizer"), ("stages", name, part), kept)
     for kind in KINDS if "data" in chosen else ():
         node = config["data"].get(kind) or {}
         known = _names(node)

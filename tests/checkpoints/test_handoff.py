@@ -200,7 +200,10 @@ def compared(model: VLM, tensors: dict[str, torch.Tensor], new: Sequence[str] = 
 def test_a_missing_name_must_be_declared_new() -> None:
     model = composed()
     tensors = {n: t for n, t in own_tensors(model).items() if not n.startswith(("middleware.", "objectives."))}
-    with pytest.raises(ValueError, match=r"it lacks names .*`new`:\n  objectives\.itc\.logit_scale$"):
+    with pytest.raises(
+        ValueError,
+        match=r"it lacks names .*`new`:\n  objectives\.itc\.logit_scale\n.*stages\.NAME\.new=\[middleware,objectives\]$",
+    ):
         compared(model, tensors, new=["middleware"])
     report = compared(model, tensors, new=["middleware", "*.logit_scale"])
     assert report.counts()["objectives.itc"] == {"loaded": 0, "new": 1, "dropped": 0}
@@ -220,11 +223,16 @@ def test_many_names_are_counted_by_group() -> None:
         compared(composed(), {})
 
 
-def test_another_shape_is_never_declared_away() -> None:
+def test_another_shape_is_declared_by_the_whole_name_alone() -> None:
     model = composed()
     tensors = own_tensors(model) | {"objectives.itc.logit_scale": torch.zeros(2)}
-    with pytest.raises(ValueError, match=r"another shape .*:\n  objectives\.itc\.logit_scale: \(2,\), \(1,\)$"):
+    with pytest.raises(
+        ValueError, match=r"another shape .*:\n  objectives\.itc\.logit_scale: \(2,\), \(1,\)\n.*new=\[objectives,obj"
+    ):
         compared(model, tensors, new=["objectives"], dropped=["objectives"])
+    report = compared(model, tensors, new=["objectives", "objectives.itc.logit_scale"])
+    assert "objectives.itc.logit_scale" in report.new
+    assert "objectives.itc.logit_scale" not in report.loaded
 
 
 # --- strangers' manifests -------------------------------------------------------------------------------------------

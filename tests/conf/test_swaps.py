@@ -145,18 +145,25 @@ def test_swapped_toys_train_all_their_stages(words: str, tmp_path: Path) -> None
     assert outcome.code == 0, outcome.err
 
 
-def test_what_a_recipe_says_for_other_data_is_left_out(tmp_path: Path) -> None:
-    words = ["experiment=blip2_toy", "data=conversations", "data.path=captions.jsonl", "plan=true"]
+def given_to_a_recipe(recipe: str, *words: str) -> tuple[Any, list[str]]:
+    """`with_given` for words beside `experiment=RECIPE`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", overrides=words)
-    plain = OmegaConf.to_container(composed, resolve=True)
-    recipe = OmegaConf.to_container(OmegaConf.load(CONF / "experiment/blip2_toy.yaml"), resolve=False)
-    assert isinstance(recipe, dict)
-    found, lines = with_given(plain, given_settings(words[1:]), recipe)
+        plain = OmegaConf.to_container(compose("config", overrides=[f"experiment={recipe}", *words]), resolve=True)
+    own: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"experiment/{recipe}.yaml"), resolve=False)
+    return with_given(plain, given_settings(words), own)
+
+
+@pytest.mark.parametrize("middleware", ["linear", "perceive_sampler_toy"])
+def test_what_a_recipe_says_for_another_middleware_of_a_stage_is_left_out(middleware: str) -> None:
+    found, lines = given_to_a_recipe("blip2_toy", f"middleware@stages.supervised.middleware={middleware}", "plan=true")
+    assert lines[0].startswith("stages.supervised.middleware: without text")
+    check_config(found)
+
+
+def test_what_a_recipe_says_for_other_data_is_left_out() -> None:
+    words = ["data=conversations", "data.path=captions.jsonl", "plan=true"]
+    found, lines = given_to_a_recipe("blip2_toy", *words)
     assert lines[0].startswith("data.chats: without turns, caption_share, layout_share of the recipe")
     check_config(found)
-    own = [*words, "data.chats.turns=2"]  # what the command line says itself is refused
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain = OmegaConf.to_container(compose("config", overrides=own), resolve=True)
-    with pytest.raises(ConfigError, match=r"data\.chats: there is no setting 'turns'"):
-        check_config(with_given(plain, given_settings(own[1:]), recipe)[0])
+    with pytest.raises(ConfigError, match=r"data\.chats: there is no setting 'turns'"):  # of the command line's own
+        check_config(given_to_a_recipe("blip2_toy", *words, "data.chats.turns=2")[0])
