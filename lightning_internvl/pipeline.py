@@ -24,7 +24,7 @@ from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.console import console
 from lightning_internvl.distributed.collectives import world_size
 from lightning_internvl.distributed.fsdp2 import META
-from lightning_internvl.distributed.placement import place_of
+from lightning_internvl.distributed.placement import check_type, place_of
 from lightning_internvl.distributed.signals import RunStopped
 from lightning_internvl.files import from_aside, read_json
 from lightning_internvl.filtering.command import is_finished, run_filter, settings_after
@@ -100,8 +100,11 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
 
 
 def choose_attention(settings: Settings) -> str:
-    """Choose the attention of a stage for its device and precision; returns what is told."""
-    backend, reason = choose_backend(settings.attention, *place_of(settings.trainer))
+    """Choose the attention of a stage for its device and precision, which must fit together;
+    returns what is told."""
+    place = place_of(settings.trainer)
+    check_type(*place, settings.trainer.precision)
+    backend, reason = choose_backend(settings.attention, *place)
     return f"attention: {backend} ({reason})"
 
 

@@ -44,6 +44,21 @@ def device_of(accelerator: str, devices: Any) -> torch.device:
     return torch.device("cuda", devices[place] if isinstance(devices, list) and place < len(devices) else place)
 
 
+def check_type(device: torch.device, dtype: torch.dtype, precision: str | int | None) -> None:
+    """Refuse bfloat16 on a GPU without it, where PyTorch would compute it many times slower than
+    float32.
+
+    Raises:
+        ValueError: with what the GPU has.
+    """
+    if dtype != torch.bfloat16 or device.type != "cuda" or torch.version.hip is not None:
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        given = f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and bfloat16 begins with 8.0"
+        raise ValueError(f"trainer.precision={precision}: {given}; use trainer.precision=16-mixed or 32-true")
+
+
 def _local_rank() -> int:
     """The number of this process among those of its machine."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)

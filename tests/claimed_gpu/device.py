@@ -74,7 +74,7 @@ class Gpu:
 
     Attributes:
         capability: of the device, (9, 0) for an H100; below (8, 0) it has no bfloat16.
-        memory: bytes.
+        memory: bytes; no tensor may have more.
         waits: how often the host waited, by kind and by the innermost line of the project.
     """
 
@@ -115,6 +115,8 @@ class Claimed(Tensor):
     def __new__(cls, inner: Tensor) -> Claimed:
         sizes = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
         made = Tensor._make_wrapper_subclass(cls, inner.size(), **sizes, dtype=inner.dtype, device=PLACE)
+        if inner.nbytes > _gpu.memory:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {inner.nbytes} bytes")
         made.inner = inner
         return made
 

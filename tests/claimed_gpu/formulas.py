@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
+import types
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from typing import Any
 from unittest.mock import patch
 
@@ -25,14 +28,18 @@ calls: Counter[str] = Counter()  # of each kernel
 
 @contextmanager
 def kernels_load(*names: str) -> Iterator[None]:
-    """Inside, the kernels of these run: xformers, varlen."""
+    """Inside, the kernels of these run: xformers, varlen, and flash, which is installed by that."""
     attention_trial.refusal.cache_clear()
     if "xformers" in names:
         logging.getLogger("xformers").setLevel(logging.ERROR)  # it says at its import that nothing is built
     from xformers import ops
     from xformers.ops.fmha import common
 
+    flash = types.ModuleType("flash_attn")
+    flash.__spec__ = ModuleSpec("flash_attn", None)
+    flash.flash_attn_func, flash.flash_attn_varlen_func = _flash, _flash_uneven
     with (
+        patch.dict(sys.modules, {"flash_attn": flash} if "flash" in names else {}),
         patch.object(common, "_built_with_cuda", "xformers" in names),
         patch.object(ops, "memory_efficient_attention", _xformers),
         patch("torch.nn.attention.varlen.varlen_attn", _varlen if "varlen" in names else _no_varlen),
@@ -76,6 +83,18 @@ def _varlen(
         mask = square.tril(last - first - end + start) if window_size == (-1, 0) else square
         pieces.append(F.scaled_dot_product_attention(*shown, mask, scale=scale, enable_gqa=enable_gqa)[0].transpose(0, 1))
     return torch.cat(pieces)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, softmax_scale: float | None, causal: bool) -> Tensor:
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    options = {"is_causal": causal, "scale": softmax_scale, "enable_gqa": True}
+    return F.scaled_dot_product_attention(q, k, v, None, dropout_p, **options).transpose(1, 2)
+
+
+def _flash_uneven(q: Tensor, k: Tensor, v: Tensor, *lengths: Any, softmax_scale: float | None, causal: bool, **_: Any) -> Tensor:
+    return _varlen(q, k, v, *lengths, scale=softmax_scale, window_size=(-1, 0 if causal else -1), enable_gqa=True)
 
 
 def _no_varlen(*args: Any, **kwargs: Any) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import subprocess
 import warnings
 from pathlib import Path
@@ -63,6 +64,51 @@ def test_train_py_runs_whole_with_xformers(loads: bool, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"attention: {'xformers' if loads else 'sdpa'} (xformers" in done.stdout
     assert set(read_json(tmp_path / "run" / "metrics.json")) == {"contrastive", "generative", "supervised"}
+
+
+REFUSED = """
+import json, sys
+from device import claimed_gpu
+from formulas import kernels_load
+from runs import TINY, train
+folder, flash = sys.argv[1], json.loads(sys.argv[2])
+for name, words, capability, memory in json.loads(sys.argv[3]):
+    with claimed_gpu(tuple(capability), memory), kernels_load(*flash):
+        told = train(*TINY, "pipeline=[contrastive]", f"paths.run={folder}/{name}", *words)
+    print(json.dumps({name: [told.code, told.err]}))
+"""
+GIB = 2**30
+FAULTS = {
+    "another build of xformers": (
+        ["attention=xformers"], (9, 0), GIB,
+        r"attention=xformers cannot run here: its kernels do not load: lib.*; use attention=auto, sdpa or math",
+    ),
+    "flash in float32": (
+        ["attention=flash"], (9, 0), GIB,
+        r"attention=flash cannot run here: FlashAttention only support fp16 and bf16 data type; "
+        r"with trainer.precision=bf16-mixed it can; use attention=auto, sdpa or math",
+    ),
+    "no bfloat16": (
+        ["trainer.precision=bf16-mixed"], (7, 5), GIB,
+        r"trainer.precision=bf16-mixed: Claimed GPU 7.5 has compute capability 7.5, and bfloat16 begins with 8.0; "
+        r"use trainer.precision=16-mixed or 32-true",
+    ),
+    "too little memory": ([], (9, 0), 65536, r"out of memory: stage contrastive.*\nCUDA out of memory.*\nwhat takes less:\n  .*"),
+}  # fmt: skip
+
+
+@needs_claim
+def test_what_a_gpu_cannot_do_is_told_in_one_message(tmp_path: Path) -> None:
+    script, cases = tmp_path / "refused.py", [[name, *case[:3]] for name, case in FAULTS.items()]
+    script.write_text(REFUSED)
+    done = on_the_claim(str(script), str(tmp_path), json.dumps(["flash"]), json.dumps(cases))
+    told = {n: v for line in done.stdout.splitlines() if line.startswith("{") for n, v in json.loads(line).items()}
+    assert told.keys() == FAULTS.keys(), done.stderr
+    for name, (code, err) in told.items():
+        assert code, err
+        assert re.search(rf"^error: {FAULTS[name][-1]}", err, re.MULTILINE), err
+        assert err.count("error:") == 1
+        assert "Traceback" not in err
 
 
 RULES = """
