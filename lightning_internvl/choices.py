@@ -15,6 +15,7 @@ from lightning_internvl.messages import did_you_mean, number_faults
 Config = dict[str, Any]
 IGNORE_INDEX = -100  # label of what no loss judges, as PyTorch's cross-entropy has it
 INHERITED = "inherited"  # parts, and how they read, from where a stage starts
+PRODUCTS = ("highest", "high", "medium")  # how exactly a GPU multiplies matrices of float32
 BACKENDS = ("auto", "xformers", "flash", "flex", "sdpa", "math")  # of attention
 # what data.packing may say
 PACKINGS = {None: None, False: None, True: "packed", "packed": "packed", "bucketed": "bucketed"}

@@ -24,7 +24,7 @@ from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.console import console
 from lightning_internvl.distributed.collectives import world_size
 from lightning_internvl.distributed.fsdp2 import META
-from lightning_internvl.distributed.placement import check_type, place_of
+from lightning_internvl.distributed.placement import check_type, place_of, set_products
 from lightning_internvl.distributed.signals import RunStopped
 from lightning_internvl.files import from_aside, read_json
 from lightning_internvl.filtering.command import is_finished, run_filter, settings_after
@@ -77,6 +77,7 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
     rehearse(ahead, run_dir, build, fresh=not (source or finished & {one.name for one in run.trained}))
     for name in [*run.stages]:
         one = run.stages[name]
+        set_products(run.matmul_precision, place_of(one.trainer)[0])
         is_filter = isinstance(one, FilterSettings)
         folder = run_dir / name if is_filter else run_dir / "handoff" / name
         if name in finished:

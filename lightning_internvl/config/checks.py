@@ -14,6 +14,7 @@ from lightning_internvl.choices import (
     METHODS,
     PACKINGS,
     PARTS,
+    PRODUCTS,
     block_faults,
     cache_faults,
     is_step,
@@ -21,7 +22,7 @@ from lightning_internvl.choices import (
 )
 from lightning_internvl.config.effects import PLANNED
 from lightning_internvl.config.fit import fit_faults
-from lightning_internvl.config.hardware import hardware_faults, processes
+from lightning_internvl.config.hardware import hardware_faults, precision_faults, processes
 from lightning_internvl.config.known_keys import KINDS, full_names, key_faults, stage_key_faults
 from lightning_internvl.config.logger_checks import logger_faults
 from lightning_internvl.config.stage_settings import merged, stage_settings
@@ -30,7 +31,7 @@ from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 KEYS = (
     "name", "seed", "pipeline", "max_steps", "epochs", "batch_size", "init_from", "resume", "trust",
-    "attention", "plan", "doctor", *PLANNED, "objective_metric",
+    "attention", "matmul_precision", "plan", "doctor", *PLANNED, "objective_metric",
     "encoder", "middleware", "decoder", "stages", "data", "peft", "quantization",
     "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
     *BLOCKWISE,
@@ -82,7 +83,7 @@ def check_config(config: Mapping[str, Any], variables: Collection[str] | None = 
         ConfigError: with all faults, each naming the setting, its value and what is valid.
     """
     faults = [*_common_faults(config), *_pipeline_faults(config), *key_faults(config, variables)]
-    faults += [] if faults else hardware_faults(config)
+    faults += [] if faults else [*hardware_faults(config), *precision_faults(config)]
     for name in [] if faults else config["pipeline"]:
         stage = config["stages"][name]
         found = _step_faults(config, name) if is_step(stage) else _stage_faults(config, stage)
@@ -120,6 +121,9 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     if config["attention"] not in BACKENDS:
         attention = config["attention"]
         yield f"{attention=} is not known; {did_you_mean(attention, BACKENDS)}"
+    products = config.get("matmul_precision", PRODUCTS[0])  # runs from before it have none
+    if products not in PRODUCTS:
+        yield f"matmul_precision={products!r} is not known; {did_you_mean(products, PRODUCTS)}"
     if not isinstance(config["plan"], bool):
         yield f"plan={config['plan']!r} must be true (print what the run needs) or false (run)"
     if not isinstance(config.get("doctor", False), bool):  # runs from before it have none

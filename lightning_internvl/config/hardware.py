@@ -25,6 +25,7 @@ REFUSED = {
         + INSTEAD.format("ZeRO 3", "ZeRO 2")
     ),
 }
+HALVES = ("bf16-true", "16-true")  # precisions of a trainer
 Config = Mapping[str, Any]
 
 
@@ -51,6 +52,20 @@ def strategy_refusal(strategy: str) -> str | None:
     name = strategy.rpartition(".")[2].lower()
     found = re.fullmatch(rf"({'|'.join(REFUSED)})(_\w+|strategy)?", name)
     return found and f"strategy={strategy}: {REFUSED[found[1]]}"
+
+
+def precision_faults(config: Config) -> Iterable[str]:
+    """Precisions in which weights would not learn."""
+    for stage in trained_stages(config):
+        precision = trainer_of(config, stage).get("precision")
+        if precision in HALVES:
+            own = (config["stages"][stage].get("trainer") or {}).get("precision")
+            where = f"stages.{stage}.trainer" if own else "trainer"
+            mixed = str(precision).replace("true", "mixed")
+            fault = "holds weights and moments in 16 bits, where a step smaller than a weight's last digit is lost"
+            yield f"{where}.precision={precision} {fault}; use {mixed}, which computes in 16 bits over weights in float32"
+            if not own:
+                return
 
 
 def hardware_faults(config: Config) -> Iterable[str]:

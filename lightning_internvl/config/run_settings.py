@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_internvl.choices import Config, is_step
+from lightning_internvl.choices import PRODUCTS, Config, is_step
 from lightning_internvl.config.filter_settings import FilterSettings, filter_settings, with_kept_shards
 from lightning_internvl.config.stage_settings import StageSettings, stage_settings
 
@@ -17,12 +17,14 @@ class RunSettings:
 
     Attributes:
         init_from: where its first weights come from.
+        matmul_precision: how exactly a GPU multiplies matrices of float32.
         stages: and filters, in the order of the pipeline.
         config: the configuration itself.
     """
 
     init_from: str | None
     attention: str
+    matmul_precision: str
     stages: dict[str, StageSettings | FilterSettings]
     config: Config
 
@@ -32,7 +34,8 @@ class RunSettings:
         nodes, names = config["stages"], config["pipeline"]
         makers = {name: filter_settings if is_step(nodes[name]) else stage_settings for name in names}
         stages = {name: make(config, name) for name, make in makers.items()}
-        return cls(config["init_from"], config["attention"], stages, config)
+        products = config.get("matmul_precision", PRODUCTS[0])  # runs from before it have none
+        return cls(config["init_from"], config["attention"], products, stages, config)
 
     @property
     def trained(self) -> list[StageSettings]:

@@ -24,7 +24,7 @@ NEEDED = (
     "stages.*.module",
 )  # fmt: skip
 LISTS = ("trust", "stages.*.module.train", "stages.*.new", "stages.*.dropped")
-TEXTS = ("init_from", "resume", "attention")
+TEXTS = ("init_from", "resume", "attention", "matmul_precision")
 
 
 def check_shapes(config: Mapping[str, Any]) -> None:

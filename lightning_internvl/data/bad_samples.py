@@ -55,7 +55,7 @@ def kind_of(error: ValueError) -> str:
 class Skipped(NamedTuple):
     """One sample that was not used: its name, what was wrong, the place in the stage's data that it
     was drawn for, and from which of several sources. It travels with a batch, where Lightning's
-    conversion to bf16-true takes no frozen dataclass."""
+    conversion to 64-true takes no frozen dataclass."""
 
     place: int
     key: str

@@ -59,6 +59,11 @@ def check_type(device: torch.device, dtype: torch.dtype, precision: str | int | 
         raise ValueError(f"trainer.precision={precision}: {given}; use trainer.precision=16-mixed or 32-true")
 
 
+def set_products(matmul_precision: str, device: torch.device) -> None:
+    """How exactly matrices of float32 are multiplied from now on; only a GPU has a choice."""
+    torch.set_float32_matmul_precision(matmul_precision if device.type == "cuda" else "highest")
+
+
 def _local_rank() -> int:
     """The number of this process among those of its machine."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)

@@ -91,8 +91,7 @@ class Harness:
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context that a step of the run computes in. What compares two ways to the same
-        numbers needs float32 (see `loud`); weights of 16 bits (16-true, bf16-true) are checked in
-        float32 altogether."""
+        numbers needs float32 (see `loud`)."""
         plugin = self.trainer.precision_plugin
         mixed = isinstance(plugin, MixedPrecision) and not self.exact
         return plugin.forward_context() if mixed else nullcontext()

@@ -141,8 +141,7 @@ class Bf16Table(nn.Embedding):
     """A table of token embeddings held in bfloat16."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(...) -> (..., H), in the type of the run: float32, unless its precision is a true
-        half"""
+        """(...) -> (..., H), in the type of the run"""
         return super().forward(ids).to(torch.get_default_dtype())
 
 

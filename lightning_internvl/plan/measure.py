@@ -23,8 +23,6 @@ SAMPLES = (2, 4, 6)  # micro-batches that are measured; a contrast needs two pai
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "64-true": (torch.float64, None),
     "32-true": (torch.float32, None),
-    "16-true": (torch.float16, None),
-    "bf16-true": (torch.bfloat16, None),
     "16-mixed": (torch.float32, torch.float16),
     "bf16-mixed": (torch.float32, torch.bfloat16),
 }

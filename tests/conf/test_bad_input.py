@@ -87,6 +87,8 @@ BEFORE_ANY_MODEL = {
     "+trainer.strategy=ddp": r"trainer\.strategy='ddp' is not .*strategy=auto, ddp or fsdp2",
     "+trainer.logger=false": r"trainer\.logger=False is not .*logger=\[tensorboard,history\]",
     "+stages.generative.trainer={min_steps: 9}": r"stages\.generative: trainer\.min_steps=9 is not .*max_steps=N or epochs=N",
+    "matmul_precision=tf32": r"matmul_precision='tf32' is not known; valid choices: highest, high, medium",
+    "trainer.precision=bf16-true": r"trainer\.precision=bf16-true holds weights and moments in 16 bits.*; use bf16-mixed",
     "data.num_workers=-1": r"data\.num_workers=-1 must be a whole number from 0 on",
 }  # fmt: skip
 BEFORE_ANY_TRAINING = {
@@ -100,6 +102,7 @@ BEFORE_ANY_TRAINING = {
     "encoder.dim=wide": r"InternViT cannot be built from its settings",
     "trainer.precision=bf17": r"'bf17' is invalid\. Allowed precision values: .*bf16-mixed",
     "trainer.accelerator=abacus": r"lightning\.Trainer cannot be built from its settings|`accelerator='abacus'`",
+    "callbacks.checkpoint.every_n_minutes=0": r"callbacks\.checkpoint\.every_n_minutes=0 must be a number above 0",
     "data.chats_collate.template=foo": r"'foo'.*chatml",
     "data=conversations": r"stages\.contrastive, .*: no file of image-caption pairs is given; .*data\.pairs_path=FILE",
     "stages.generative.data=foo": r"stages\.generative: data: 'foo' does not fit .*valid choices: pairs .*chats",

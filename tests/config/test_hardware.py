@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from lightning_internvl.config.hardware import hardware_faults, readers, strategy_refusal, with_hardware
+from lightning_internvl.config.hardware import hardware_faults, precision_faults, readers, strategy_refusal, with_hardware
 
 FSDP2 = {"_target_": "lightning_internvl.distributed.fsdp2.FSDP2", "data_parallel_size": "auto", "tensor_parallel_size": 1}
 ADAMW, BITS = ({"_target_": f"lightning_internvl.training.optim.{name}"} for name in ("adamw", "adamw_8bit"))
@@ -35,6 +36,24 @@ def config(strategy: dict[str, Any], devices: int = 2, optimizer: dict[str, Any]
 def test_what_is_refused(given: dict[str, Any], told: str) -> None:
     (fault,) = hardware_faults(given)
     assert told in fault
+
+
+@pytest.mark.parametrize(
+    ("common", "own", "told"),
+    [
+        ("bf16-true", None, [r"^trainer.precision=bf16-true holds weights and moments in 16 bits.*; use bf16-mixed"]),
+        ("bf16-mixed", "16-true", [r"^stages.second.trainer.precision=16-true .*; use 16-mixed"]),
+        ("32-true", "bf16-mixed", []),
+    ],
+)
+def test_weights_in_16_bits_are_refused(common: str, own: str | None, told: list[str]) -> None:
+    given = config({"name": "auto"}, second={"trainer": {"precision": own}} if own else None)
+    given["trainer"]["precision"] = common
+    for stage in given["stages"].values():
+        stage["module"] = {"_target_": "Stage"}
+    faults = list(precision_faults(given))
+    assert len(faults) == len(told)
+    assert all(re.search(pattern, fault) for pattern, fault in zip(told, faults, strict=True))
 
 
 def test_what_fits() -> None:

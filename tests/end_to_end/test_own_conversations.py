@@ -41,9 +41,7 @@ def command(path: Path, run: Path, *more: str) -> list[str]:
     return [*WORDS, *STAGE, "data=conversations", f"data.path={path}", f"paths.run={run}", *more]
 
 
-@pytest.mark.parametrize(
-    "precision", [(), ("trainer.precision=bf16-mixed", "strategy=fsdp2"), ("trainer.precision=bf16-true",)], ids=" ".join
-)
+@pytest.mark.parametrize("precision", [(), ("trainer.precision=bf16-mixed", "strategy=fsdp2")], ids=" ".join)
 def test_three_steps(drawn: Path, tmp_path: Path, precision: tuple[str, ...]) -> None:
     steps = ("stages.supervised.max_steps=3", "data.max_bad_fraction=0.5", "data.validation=0.3", "trainer.accelerator=cpu")
     run = train_apart if "strategy=fsdp2" in precision else train

@@ -9,6 +9,7 @@ import pytest
 import torch
 from runs import TINY, losses, read_json, tiny_run, train_apart
 
+from lightning_internvl.distributed.placement import set_products
 from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.model.vlm import VLM
 
@@ -28,31 +29,26 @@ def test_sharded_weights_in_mixed_precision_train_and_are_measured(tmp_path: Pat
         assert all(math.isfinite(row["train/loss"]) for row in losses(run, stage))
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_the_model_always_runs_in_the_precision_of_its_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
-) -> None:
+def test_the_model_always_runs_in_the_precision_of_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is made of its results does not: similarities are compared in float32."""
-    seen, embedded = set[tuple[torch.dtype | None, torch.dtype]](), set[torch.dtype]()
+    seen, embedded = set[torch.dtype | None](), set[torch.dtype]()
     read, embed = VLM.encode_image, Predictor.embed_images
 
     def encode_image(model: VLM, *args: object) -> torch.Tensor:
-        mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        seen.add((mixed, torch.get_default_dtype()))
+        seen.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
         return read(model, *args)
 
     def embed_images(bench: Predictor, *args: object) -> torch.Tensor:
         found = embed(bench, *args)
         embedded.add(found.dtype)
-        assert torch.get_default_dtype() == torch.float32
         assert not torch.is_autocast_enabled("cpu")
         return found
 
     monkeypatch.setattr(VLM, "encode_image", encode_image)
     monkeypatch.setattr(Predictor, "embed_images", embed_images)
     options = ("pipeline=[contrastive]", "callbacks.tracking.every_n_steps=2")
-    tiny_run(tmp_path / "run", CPU, f"trainer.precision={precision}", *options)
-    assert seen == {(torch.bfloat16, torch.float32) if precision == "bf16-mixed" else (None, torch.bfloat16)}
+    tiny_run(tmp_path / "run", CPU, "trainer.precision=bf16-mixed", *options)
+    assert seen == {torch.bfloat16}
     assert embedded == {torch.float32}
 
 
@@ -62,3 +58,15 @@ def test_norms_of_sharded_blocks_take_float32_states_on_a_cpu(tmp_path: Path) ->
     outcome = train_apart(*options, f"paths.run={tmp_path / 'run'}", CPU)
     assert outcome.code == 0, outcome.err
     assert all(math.isfinite(row["train/loss"]) for row in losses(tmp_path / "run", "contrastive"))
+
+
+def test_products_of_float32_are_as_asked_on_a_gpu_and_exact_on_a_cpu() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        found = {}
+        for kind in ("cuda", "cpu"):
+            set_products("high", torch.device(kind))
+            found[kind] = torch.get_float32_matmul_precision()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found == {"cuda": "high", "cpu": "highest"}
