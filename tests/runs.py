@@ -7,7 +7,6 @@ import io
 import json
 import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from unittest.mock import patch
 import torch
 import yaml
 from hydra._internal.hydra import Hydra
+from processes import Started
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -111,8 +111,8 @@ def call(script: str, *arguments: str, typed: str = "") -> Outcome:
 
 def train_apart(*arguments: str) -> Outcome:
     """`python train.py ARGUMENTS` in a process of its own, which Lightning ends with all others where several may have a part."""
-    done = subprocess.run([sys.executable, "train.py", *fitting(arguments)], cwd=ROOT, capture_output=True, text=True)
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    done = Started("train.py", *once(*arguments))
+    return Outcome(done.wait(), done.out, done.err)
 
 
 def tiny_run(folder: Path, *overrides: str) -> Path:

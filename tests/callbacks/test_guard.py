@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from runs import TINY, Outcome, losses, read_json, same_weights, tiny_run, train, weights
 from torch import Tensor
 
@@ -248,7 +248,7 @@ def two(rank: int, folder: str) -> None:
 
 
 def test_all_processes_decide_alike_and_name_the_samples_of_the_one_that_met_it(tmp_path: Path) -> None:
-    mp.spawn(two, args=(str(tmp_path),), nprocs=2)
+    together(two, str(tmp_path), count=2)
     first, second = (read_json(tmp_path / f"told-{rank}.json") for rank in (0, 1))
     assert first == second
     assert "stage contrastive, step 1: the loss is not finite" in first["stop"]

@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
+from processes import together
 from runs import ROOT, STAGES, TINY, every_checkpoint, train
 from torch import Tensor
 
@@ -139,7 +139,7 @@ def run_pair(folder: Path, jobs: list[dict[str, Any]]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_work, args=(str(folder), port), nprocs=2)
+    together(_work, str(folder), port, count=2)
 
 
 def _work(rank: int, folder: str, port: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 
 import pytest
 from pair import BARE, LAST, QUIET, WHOLE_BATCH, copy, run_alone
-from runs import ROOT, once, train, weights
+from processes import Started
+from runs import once, train, weights
 
 import callbacks
 from lightning_internvl.files import from_aside, into_place
@@ -38,17 +38,16 @@ def runs(pid: int) -> bool:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_first_process_dies_and_the_run_goes_on_alone(tmp_path: Path) -> None:
     long = (*BARE, *STAGE, "max_steps=12", "strategy=fsdp2")
-    command = [sys.executable, "train.py", *once(*long, "trainer.devices=2", f"paths.run={tmp_path / 'run'}")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while not (tmp_path / "run" / LAST).exists():
-            assert process.poll() is None, process.stderr.read().decode()
-            time.sleep(0.02)
-        (other,) = children(process.pid)
-        process.send_signal(signal.SIGKILL)
-        begun = time.monotonic()
-        while runs(other):
-            assert time.monotonic() - begun < WITHIN
-            time.sleep(0.1)
+    process = Started("train.py", *once(*long, "trainer.devices=2", f"paths.run={tmp_path / 'run'}"))
+    while not (tmp_path / "run" / LAST).exists():
+        assert not process.ended(), process.err
+        time.sleep(0.02)
+    (other,) = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    begun = time.monotonic()
+    while runs(other):
+        assert time.monotonic() - begun < WITHIN
+        time.sleep(0.1)
     assert 0 < checkpoint_step(tmp_path / "run" / LAST) < 12
     outcome = train(f"resume={tmp_path / 'run'}", "trainer.devices=1")
     assert outcome.code == 0, outcome.err

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-from runs import ROOT, TINY, losses, once, read_json, tiny_run, weights
+from runs import TINY, losses, read_json, tiny_run, train_apart, weights
 
 
 def short(stage: str) -> tuple[str, ...]:
@@ -40,8 +38,8 @@ def test_two_processes_fine_tune_every_parameter_that_trains(tmp_path: Path) -> 
     """A parameter without a gradient would stop data-parallel training."""
     split = ("strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "pipeline=[contrastive,retrieval]")
     command = ["experiment=internvl_retrieval_toy", *TINY, *split, *short("retrieval"), f"paths.run={tmp_path}/two"]
-    done = subprocess.run([sys.executable, "train.py", *once(*command)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = train_apart(*command)
+    assert done.code == 0, done.err
     assert {"train/itc", "train/itc_tower", "train/itm"} < set(losses(tmp_path / "two", "retrieval")[-1])
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import ROOT, STAGES, TINY, every_checkpoint, losses, once, read_json, same_weights, tiny_run, train, weights
+from processes import Started
+from runs import STAGES, TINY, every_checkpoint, losses, once, read_json, same_weights, tiny_run, train, weights
 from torch import Tensor
 
 import callbacks
@@ -32,17 +30,15 @@ class Crash(RuntimeError):
 def killed(run: Path, stage: str, delay: float, *arguments: str) -> None:
     """Start a process, kill it `delay` seconds after the stage has written its first checkpoint, or while it writes another one.
     What it leaves of that one is there either way."""
-    command = [sys.executable, "train.py", *once(*arguments)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ) as process:
-        last = run / "checkpoints" / stage / "last.ckpt"
-        while not last.exists():
-            assert process.poll() is None, process.stderr.read().decode()
-            time.sleep(0.002)
-        begun, draft = time.monotonic(), last.with_name(".last.ckpt.draft")
-        while time.monotonic() - begun < delay and not draft.exists():
-            time.sleep(0.0005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, f"{stage} was over before the kill"
+    process, last = Started("train.py", *once(*arguments)), run / "checkpoints" / stage / "last.ckpt"
+    while not last.exists():
+        assert not process.ended(), process.err
+        time.sleep(0.002)
+    begun, draft = time.monotonic(), last.with_name(".last.ckpt.draft")
+    while time.monotonic() - begun < delay and not draft.exists():
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, f"{stage} was over before the kill"
     draft.write_bytes(last.read_bytes()[:1000])
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import Started
 from runs import ROOT, TINY, fitting, losses, same_weights, tiny_run, train
 
 from lightning_internvl.distributed.signals import NOT_FINISHED
@@ -38,15 +36,12 @@ def rows(run: Path) -> int:
 
 def stopped_by(number: int, run: Path, *settings: str, folder: Path = ROOT, **variables: str) -> tuple[int, str]:
     """Exit status and stderr of a process that gets a signal after a few steps."""
-    command = [sys.executable, str(ROOT / "train.py"), *fitting([*TINY, *LONG, *settings])]
-    with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | variables
-    ) as process:
-        while rows(found(run)) < 5:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.002)
-        process.send_signal(number)
-        return process.wait(60), process.stderr.read()
+    process = Started("train.py", *fitting([*TINY, *LONG, *settings]), cwd=folder, variables=variables)
+    while rows(found(run)) < 5:
+        assert not process.ended(), process.err
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.wait(60), process.err
 
 
 def found(run: Path) -> Path:

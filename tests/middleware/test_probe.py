@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from torch import Tensor, nn
 
 from lightning_internvl.middleware.probe import AttentionProbe, GlobalBatchNorm, LinearProbe
@@ -81,7 +81,7 @@ def work(rank: int, folder: str, world: int) -> None:
 
 @pytest.mark.parametrize("world", [2])
 def test_batch_norm_sees_the_batches_of_all_processes(tmp_path: Path, world: int) -> None:
-    mp.spawn(work, args=(str(tmp_path), world), nprocs=world)
+    together(work, str(tmp_path), world, count=world)
     found, alone = [torch.load(tmp_path / f"{world}-{rank}.pt") for rank in range(world)], result(slice(None))
     torch.testing.assert_close(torch.cat([f["out"] for f in found]), alone["out"], atol=1e-5, rtol=1e-4)
     for name in ("gradient", "running_mean", "running_var", "num_batches_tracked"):

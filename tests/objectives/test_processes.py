@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -113,7 +113,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_loss_and_gradient_do_not_depend_on_processes_chunks_and_micro_batches(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=max(WORLDS))
+    together(work, str(tmp_path), count=max(WORLDS))
     results = {world: torch.load(tmp_path / f"result-{world}.pt") for world in WORLDS}
     for name in PLAIN:
         loss, reference = found(name, 1, 0).split([1, len(results[1][name]) - 1])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import ROOT, TINY, losses, once, read_json, same_weights, tiny_run, train
+from processes import Started
+from runs import TINY, losses, once, read_json, same_weights, tiny_run, train, train_apart
 from torch import Tensor
 
 from lightning_internvl.stages import SupervisedStage
@@ -18,19 +17,18 @@ from lightning_internvl.stages import SupervisedStage
 NEW = "stages.supervised.new=[encoder,middleware,decoder,objectives]"
 SHORT = ("pipeline=[supervised]", NEW, "max_steps=6", "callbacks.checkpoint.every_n_steps=1")
 PACKED = (*SHORT, "stages.supervised.batch_size=2", "data.packing_tokens=300", "data.packing_window=4")
-# Ends the first of two processes at its fourth step; the second one, which it starts, is ended by the trainer.
-CRASHING = """
-import runpy, sys
-from lightning_internvl.stages import SupervisedStage
-step = SupervisedStage.training_step
-def crashing(self, batch, batch_idx):
-    if self.global_step == 3:
-        raise RuntimeError("stopped here")
-    return step(self, batch, batch_idx)
-SupervisedStage.training_step = crashing
-sys.argv[0] = "train.py"
-runpy.run_path("train.py", run_name="__main__")
-"""
+
+
+def stop_at_its_fourth_step() -> None:
+    """Ends the first of two processes; the second one, which it starts, is ended by the trainer."""
+    step = SupervisedStage.training_step
+
+    def crashing(self: SupervisedStage, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_step == 3:
+            raise RuntimeError("stopped here")
+        return step(self, batch, batch_idx)
+
+    SupervisedStage.training_step = crashing
 
 
 class Crash(RuntimeError):
@@ -69,18 +67,17 @@ def test_two_processes_stopped_and_resumed(tmp_path: Path) -> None:
     two = once(*TINY[:-1], *PACKED, *fewer, *devices, "data.packing=true")
     whole, run = tmp_path / "whole", tmp_path / "run"
 
-    def start(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-
-    done = start("train.py", *two, f"paths.run={whole}")
-    assert done.returncode == 0, done.stderr
-    assert "stopped here" in start("-c", CRASHING, *two, f"paths.run={run}").stderr
+    done = train_apart(*two, f"paths.run={whole}")
+    assert done.code == 0, done.err
+    crashing = Started("train.py", *two, f"paths.run={run}", before=stop_at_its_fourth_step)
+    assert crashing.wait() != 0
+    assert "stopped here" in crashing.err
     positions = torch.load(run / "checkpoints/supervised/last.ckpt", weights_only=True)["StageData"]["positions"]
     assert [bool(position["waiting"]) for position in positions] == [True, True]
     assert not set(positions[0]["waiting"]) & set(positions[1]["waiting"])
-    done = start("train.py", f"resume={run}")
-    assert done.returncode == 0, done.stderr
-    assert "supervised: goes on from step 3" in done.stdout
+    done = train_apart(f"resume={run}")
+    assert done.code == 0, done.err
+    assert "supervised: goes on from step 3" in done.out
     assert same_weights(whole, run, "supervised")
     assert losses(whole, "supervised") == losses(run, "supervised")
 

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 from contrast_process import work
 from golden import Fixture
+from processes import together
 from torch import Tensor
 
 SYSTEM = "losses of open_clip (ITC and SigLIP over several processes)"
@@ -23,7 +23,7 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     names = sorted({name.split(".")[1] for name in fixture.outputs})
     worlds = fixture.config["worlds"]
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, args=(str(fixture.folder), folder, worlds, names), nprocs=max(worlds))
+        together(work, str(fixture.folder), folder, worlds, names, count=max(worlds))
         return {name: t for world in worlds for name, t in _joined(Path(folder), world).items()}
 
 
