@@ -60,6 +60,5 @@ def test_a_bert_is_needed_once(tmp_path: Path) -> None:
 )
 def test_a_gguf_file_leaves_nothing_that_is_refused() -> None:
     config = plain("experiment=scenes_smollm2")
-    for stage in trained_stages(config):
-        decoder = written(config, stage)["decoder"]
-        assert decoder is None or not [key for key in decoder["config"] if key.startswith("_")]
+    decoder = written(config, trained_stages(config)[-1])["decoder"]
+    assert not [key for key in decoder["config"] if key.startswith("_")]
