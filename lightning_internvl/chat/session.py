@@ -6,7 +6,7 @@ import copy
 import queue
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lightning_internvl.data.collate.encode import TooLong
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.templates import IMAGE, Message
-from lightning_internvl.inference.predictor import context_length, stop_options
+from lightning_internvl.inference.predictor import Precision, context_length, stop_options
 from lightning_internvl.model.vlm import VLM
 
 
@@ -79,13 +79,14 @@ class Session:
     Args:
         chats: how the model reads conversations.
         joint: what stands between the pictures of a question and its text.
+        precision: makes the context that the model runs in.
     """
 
     hint = "ask about a picture: /image PATH, then your question"
     _stop_flag: _StopFlag | None = None  # of the answer that is being written
 
-    def __init__(self, model: VLM, chats: ChatCollator, joint: str = "\n") -> None:
-        self.model, self.chats, self.joint = model, copy.copy(chats), joint
+    def __init__(self, model: VLM, chats: ChatCollator, joint: str = "\n", precision: Precision = nullcontext) -> None:
+        self.model, self.chats, self.joint, self.precision = model, copy.copy(chats), joint, precision
         self.context = context_length(model) or chats.max_length
         self.chats.max_length = self.context - 1
         self.reset()
@@ -164,7 +165,8 @@ class Session:
         options = {**sampling.options(), "max_new_tokens": min(sampling.max_new_tokens, room), "pad_token_id": pad}
         options |= stop_options(tokenizer, end)
         self._stop_flag, before = _StopFlag(), None
-        for ids, finished in _generated(self.model, batch, options, self._stop_flag, sampling.seed + len(self.messages)):
+        seed = sampling.seed + len(self.messages)
+        for ids, finished in _generated(self.model, batch, options, self._stop_flag, seed, self.precision):
             said = tokenizer.batch_decode([ids], skip_special_tokens=True)
             text = visible_text(said[0], end, finished)
             if text != before and (text or finished):
@@ -174,8 +176,8 @@ class Session:
 class CaptionSession(Session):
     """A middleware that writes captions: it is shown a picture, and may be told a language."""
 
-    def __init__(self, model: VLM, pairs: PairCollator) -> None:
-        self.model, self.pairs = model, pairs
+    def __init__(self, model: VLM, pairs: PairCollator, precision: Precision = nullcontext) -> None:
+        self.model, self.pairs, self.precision = model, pairs, precision
         languages = ", ".join(pairs.caption_prompts)
         how = f"/image PATH, then a language ({languages}) or an empty line"
         self.hint = f"this stage writes captions: {how}"
@@ -190,13 +192,14 @@ class CaptionSession(Session):
         if not self.pictures:
             raise ValueError("there is no picture yet; show one first")
         sampling, device = sampling or Sampling(), _device(self.model)
-        ids = self.model.generate(
-            on_device(self.model, self.pairs.pixels(self.pictures[-1:], ["picture"])),
-            torch.tensor([self.pairs.prompt_ids(prompts[language])], device=device),
-            max_new_tokens=sampling.max_new_tokens,
-            eos_id=self.pairs.tokenizer.eos_token_id,
-            num_beams=sampling.beams,
-        )
+        with self.precision():
+            ids = self.model.generate(
+                on_device(self.model, self.pairs.pixels(self.pictures[-1:], ["picture"])),
+                torch.tensor([self.pairs.prompt_ids(prompts[language])], device=device),
+                max_new_tokens=sampling.max_new_tokens,
+                eos_id=self.pairs.tokenizer.eos_token_id,
+                num_beams=sampling.beams,
+            )
         (caption,) = self.pairs.tokenizer.batch_decode(ids, skip_special_tokens=True)
         self.messages += [
             {"role": "user", "content": IMAGE * self.waiting + language},
@@ -251,7 +254,7 @@ class _Tokens(BaseStreamer):
 
 
 def _generated(
-    model: VLM, batch: dict[str, Tensor], options: dict[str, Any], flag: _StopFlag, seed: int
+    model: VLM, batch: dict[str, Tensor], options: dict[str, Any], flag: _StopFlag, seed: int, precision: Precision
 ) -> Iterator[tuple[list[int], bool]]:
     """New ids, all so far at a time, and whether they are all. `generate` runs in a thread, which
     ends with this iterator."""
@@ -261,7 +264,7 @@ def _generated(
 
     def work() -> None:
         try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with precision(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(seed)
                 inputs = {name: on_device(model, tensor) for name, tensor in batch.items()}
                 new = model.generate(**inputs, **options, streamer=streamer, stopping_criteria=[flag])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.config.model_source import ModelSource, dtype_faults, source_faults
+from lightning_internvl.config.model_source import ModelSource, running_faults, source_faults
 from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 UIS = ("terminal", "web")
@@ -53,7 +53,7 @@ def images_of(image: str | list[str] | None) -> list[str]:
 def _use_faults(settings: Mapping[str, Any]) -> Iterable[str]:
     if settings["ui"] not in UIS:
         yield f"ui={settings['ui']!r} is not known; {did_you_mean(settings['ui'], UIS)}"
-    yield from dtype_faults(settings["dtype"])
+    yield from running_faults(settings)
     if settings["image"] is not None and settings["question"] is None:
         yield 'image= needs question="..." with it; in a conversation, show a picture with /image PATH'
     for path in images_of(settings["image"]):

@@ -6,11 +6,12 @@ Nothing here imports PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from lightning_internvl.choices import PRODUCTS
 from lightning_internvl.config.trust import folder_faults
 from lightning_internvl.files import runs_here
 from lightning_internvl.messages import did_you_mean
@@ -32,6 +33,7 @@ class ModelSource:
     pictures: str | None
     device: str
     dtype: str
+    matmul_precision: str
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -58,7 +60,14 @@ def source_faults(settings: Mapping[str, Any], nothing: str) -> Iterable[str]:
         yield f"{', '.join(given)}: a run knows how it reads; only with model="
 
 
-def dtype_faults(dtype: Any) -> Iterable[str]:
+def dtype_faults(dtype: Any, choices: Sequence[str] = DTYPES) -> Iterable[str]:
     """Faults of `dtype`."""
-    if dtype not in DTYPES:
-        yield f"dtype={dtype!r} is not known; {did_you_mean(dtype, DTYPES)}"
+    if dtype not in choices:
+        yield f"dtype={dtype!r} is not known; {did_you_mean(dtype, choices)}"
+
+
+def running_faults(settings: Mapping[str, Any]) -> Iterable[str]:
+    """Faults of the settings that say in which types a model runs."""
+    yield from dtype_faults(settings["dtype"], ("auto", *DTYPES))
+    if (products := settings["matmul_precision"]) not in PRODUCTS:
+        yield f"matmul_precision={products!r} is not known; {did_you_mean(products, PRODUCTS)}"

@@ -85,7 +85,7 @@ def _measure(job: EvalJob, predictor: Predictor, folder: Path, settings: Evaluat
 
 def _record(job: EvalJob, settings: EvaluationSettings) -> Config:
     """What the answers of a task depend on, beside the questions and pictures of its files."""
-    model = {"place": job.model.place, "weights": job.model.weights, "dtype": settings.dtype}
+    model = {"place": job.model.place, "weights": job.model.weights, "dtype": job.model.dtype}
     reading = {name: value for name, value in settings.reading.items() if value is not None}
     return {"task": job.name, "settings": job.settings, "model": model | reading}
 

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from lightning_internvl.checkpoints.weight_source import fingerprint, handoffs_of
 from lightning_internvl.choices import Config
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.evaluation.settings import EvaluationSettings
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.inference.collators import View
-from lightning_internvl.inference.device import model_mover
+from lightning_internvl.inference.device import Place, place_for
 from lightning_internvl.inference.load_official import open_model
 from lightning_internvl.inference.load_run import open_run, settings_of
 from lightning_internvl.inference.predictor import Predictor, with_full_context
@@ -40,6 +38,7 @@ class ModelUnderTest(NamedTuple):
         open: loads it.
         tasks: settings of the tasks that training measured it by; None where nobody says.
         weights: what tells its weights from others.
+        dtype: in which types it runs.
     """
 
     name: str
@@ -48,6 +47,7 @@ class ModelUnderTest(NamedTuple):
     open: Callable[[], Predictor]
     tasks: Config | None
     weights: str
+    dtype: str
 
 
 def models_under_test(settings: EvaluationSettings, build: Build) -> list[ModelUnderTest]:
@@ -56,21 +56,21 @@ def models_under_test(settings: EvaluationSettings, build: Build) -> list[ModelU
     Raises:
         ValueError: for what cannot be opened.
     """
-    model_mover(settings)  # a device that is not here is told before anything is read
+    put = place_for(settings)  # a device that is not here is told before anything is read
     if settings.run is not None:
         return [_model_of_stage(folder, settings, build) for folder in handoffs_of(Path(settings.run))]
     place = settings.model
     assert place is not None  # a run or a model is given, as the checks have seen
     if (Path(place) / RUN_CONFIG).is_file():
         raise ValueError(f"model={place} is a run of this project; give run={place}")
-    found = open_model(place, **settings.reading, dtype=getattr(torch, settings.dtype))
+    found = open_model(place, **settings.reading, dtype=put.dtype)
     offers = {"encoder"}
     if found.view.chats:
         offers |= {"chats", "captions"}
     if found.view.pairs:
         offers |= {"pairs"}
-    predictor = _predictor(found.view, None, settings, build, found.joint)
-    return [ModelUnderTest("", str(place), frozenset(offers), lambda: predictor, None, fingerprint(place))]
+    predictor = _predictor(found.view, None, put, settings.batch_size, build, found.joint)
+    return [ModelUnderTest("", str(place), frozenset(offers), lambda: predictor, None, fingerprint(place), put.name)]
 
 
 def model_for(task: str, needs: str | None, models: list[ModelUnderTest]) -> ModelUnderTest:
@@ -90,6 +90,7 @@ def model_for(task: str, needs: str | None, models: list[ModelUnderTest]) -> Mod
 
 def _model_of_stage(folder: Path, settings: EvaluationSettings, build: Build) -> ModelUnderTest:
     stage = settings_of(folder)
+    place = place_for(settings, stage.trainer.precision)
     offers = {"encoder"}
     if stage.parts.decoder:
         offers |= {"chats", "captions"}
@@ -100,17 +101,20 @@ def _model_of_stage(folder: Path, settings: EvaluationSettings, build: Build) ->
 
     def load_stage() -> Predictor:
         found = open_run(folder, build)
-        return _predictor(found.view, found.settings.data.measured_on, settings, build)
+        return _predictor(found.view, found.settings.data.measured_on, place, settings.batch_size, build)
 
-    return ModelUnderTest(folder.name, str(folder), frozenset(offers), load_stage, stage.evaluation, fingerprint(folder))
+    known = stage.evaluation, fingerprint(folder), place.name
+    return ModelUnderTest(folder.name, str(folder), frozenset(offers), load_stage, *known)
 
 
-def _predictor(view: View, held_out: Config | None, settings: EvaluationSettings, build: Build, joint: str = "\n") -> Predictor:
+def _predictor(view: View, held_out: Config | None, place: Place, batch_size: int, build: Build, joint: str = "\n") -> Predictor:
     """A model where it is to run, with its own held-out scenes or, of one that has none, scenes as
     large as it sees pictures."""
-    model = model_mover(settings)(view.model).eval()
+    model = place.put(view.model).eval()
     chats = with_full_context(view.chats, model) if view.chats else None
     reader = next(one for one in (view.chats, view.pairs, view.labels) if one is not None)
     scenes = build(held_out) if held_out else HeldOutScenes(seed=0, image_size=reader.processor.image_size)
     readers: dict[str, Any] = {"pairs": view.pairs, "chats": chats, "labels": view.labels}
-    return Predictor(model, scenes, batch_size=settings.batch_size, joint=joint, **readers)
+    predictor = Predictor(model, scenes, batch_size=batch_size, joint=joint, **readers)
+    predictor.precision = place.precision
+    return predictor

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.choices import Config
-from lightning_internvl.config.model_source import ModelSource, dtype_faults, source_faults
+from lightning_internvl.config.model_source import ModelSource, running_faults, source_faults
 from lightning_internvl.messages import ConfigError, number_faults
 
 
@@ -59,7 +59,7 @@ def _task_faults(settings: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _number_faults(settings: Mapping[str, Any]) -> Iterable[str]:
-    yield from dtype_faults(settings["dtype"])
+    yield from running_faults(settings)
     if settings["samples"] is not None:
         yield from number_faults("samples", settings["samples"], least=1, whole=True)
     yield from number_faults("batch_size", settings["batch_size"], least=1, whole=True)

@@ -6,6 +6,7 @@ Letters: N pictures, Q embeddings of a picture (1; BLIP-2 has some), E contrasti
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
+from lightning_internvl.inference.predictor import Precision
 from lightning_internvl.model.vlm import VLM
 
 
@@ -27,17 +29,22 @@ class Retriever:
         pairs: how the model sees pictures and texts.
         mode: of `encode_image`, where the model has several.
         batch_size: pictures or texts at a time.
+        precision: makes the context that the model runs in; embeddings are compared in float32.
     """
 
-    def __init__(self, model: VLM, pairs: PairCollator, mode: str = "c", batch_size: int = 64) -> None:
+    def __init__(
+        self, model: VLM, pairs: PairCollator, mode: str = "c", batch_size: int = 64, precision: Precision = nullcontext
+    ) -> None:
         self.model, self.pairs, self.mode, self.batch_size = model.eval(), pairs, mode, batch_size
+        self.precision = precision
 
     @torch.no_grad()
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
         """Pictures (H, W, 3) uint8 of any size -> (N, Q, E), normalised."""
         parts = self._parts(images)
         batches = (self.pairs.pixels(x, [f"picture {i}" for i in range(len(x))]) for x in parts)
-        found = [self.model.encode_image(pixels, self.mode) for pixels in batches]
+        with self.precision():
+            found = [self.model.encode_image(pixels, self.mode).float() for pixels in batches]
         embeds = F.normalize(torch.cat(found), dim=-1)
         return embeds if embeds.ndim == 3 else embeds[:, None]
 
@@ -45,7 +52,8 @@ class Retriever:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (N, E), normalised."""
         batches = (pad_rows(*self.pairs.rows("itc", part)) for part in self._parts(texts))
-        embeds = [self.model.encode_text(ids, mask) for ids, mask in batches]
+        with self.precision():
+            embeds = [self.model.encode_text(ids, mask).float() for ids, mask in batches]
         return F.normalize(torch.cat(embeds), dim=-1)
 
     def _parts(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:

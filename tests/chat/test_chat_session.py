@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from chat_toys import comparer, picture, session, talker
 
 from lightning_internvl.chat.session import CaptionSession, Sampling, Session, visible_text
 from lightning_internvl.inference.illustrate import Author
+from lightning_internvl.inference.picture_search import Retriever
 from lightning_internvl.inference.predictor import stop_options
+from lightning_internvl.model.vlm import VLM
 
 SHORT = Sampling(max_new_tokens=12)
 DRAWN = Sampling(temperature=2.0, max_new_tokens=12)
@@ -27,6 +32,24 @@ def test_the_answer_arrives_in_pieces_and_is_that_of_the_model() -> None:
         {"role": "user", "content": "<image>\nwhat is it?"},
         {"role": "assistant", "content": pieces[-1]},
     ]
+
+
+def test_the_model_runs_in_the_precision_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the thread that answers, too."""
+    seen = list[bool]()
+    read = VLM.generate
+
+    def generate(model: VLM, *args: Any, **kwargs: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return read(model, *args, **kwargs)
+
+    monkeypatch.setattr(VLM, "generate", generate)
+    lower = partial(torch.autocast, "cpu", torch.bfloat16)
+    for talk in (Session(*talker(), precision=lower), CaptionSession(*comparer(), precision=lower)):
+        talk.show(picture())
+        assert list(talk.ask("what is it?" if type(talk) is Session else "", SHORT))
+    assert seen == [True, True]
+    assert Retriever(*comparer(), precision=lower).images([picture()]).dtype == torch.float32
 
 
 def test_later_questions_see_what_was_said_and_shown() -> None:

@@ -84,10 +84,10 @@ def test_tasks_their_answers_and_their_records(run: Path, tmp_path: Path) -> Non
 
 
 def test_answers_of_a_model_that_was_read_in_another_way_are_forgotten(tmp_path: Path) -> None:
-    model = SimpleNamespace(place="model", weights="1f")
+    model = SimpleNamespace(place="model", weights="1f", dtype="float32")
     reading = dict.fromkeys(READING)
     first, again, other = (
-        _record(EvalJob("vqa", None, model, {"version": 1}), SimpleNamespace(dtype="float32", reading=read))
+        _record(EvalJob("vqa", None, model, {"version": 1}), SimpleNamespace(reading=read))
         for read in (reading, reading, {**reading, "template": "vicuna"})
     )
     (tmp_path / "predictions.jsonl").write_text("{}")
