@@ -30,6 +30,7 @@ COMPLETED_LATER = {"tokenizer"}  # read by the composition of the model, not by 
 FOLDER = CONF.parent / "tests/fixtures/hf/clip"  # of a tower, where a command names one
 NEEDED = {
     "encoder/hf": [f"encoder.pretrained={FOLDER}"],
+    "encoder/hf_naflex": [f"encoder.pretrained={FOLDER}"],
     "processor/hf": ["encoder=hf", f"encoder.pretrained={FOLDER}"],
     "decoder/hf": ["decoder.pretrained=folder"],
     "experiment/finetune": ["init_from=owner/name"],

@@ -19,6 +19,7 @@ from pair import (
     STRATEGIES,
     TOWER_LORA,
     WHOLE_BATCH,
+    hf_words,
     run_alone,
     run_pair,
     stopped_at,
@@ -45,6 +46,8 @@ def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alone("one_tower", *QUIET, *TOWER_LORA)
     own = (*OWN, f"init_from={folder / 'one'}", f"data.path={write_chats(folder)}")
     run_alone(*own, f"paths.run={folder / 'one_own'}")
+    wrapped = hf_words(folder)
+    run_alone(*wrapped, *WHOLE_BATCH, f"paths.run={folder / 'one_hf'}")
     stopped_at(2, folder / "one_schedule", folder / "one_to_two")
     jobs = [pair("fsdp2_qlora", "strategy=fsdp2", *QLORA)]
     jobs.append({"stopped_at": [3, str(folder / "fsdp2_qlora"), str(folder / "fsdp2_qlora_from_3")]})
@@ -54,6 +57,7 @@ def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for strategy in ("ddp", "fsdp2"):
         divided = ("trainer.devices=2", f"strategy={strategy}", "stages.finetune.batch_size=2")
         jobs.append({"train": [*own, f"paths.run={folder / f'{strategy}_own'}", *divided]})
+    jobs.append({"train": [*wrapped, f"paths.run={folder / 'fsdp2_hf'}", "trainer.devices=2", "strategy=fsdp2"]})
     jobs += [pair(name, *QUIET, *TOWER_LORA, *way) for name, way in RECOMPUTED.items()]
     for strategy, stops in STOPS.items():
         way = STRATEGIES[strategy]

@@ -16,6 +16,7 @@ from PIL import Image
 from processes import together
 from runs import ROOT, STAGES, TINY, every_checkpoint, train
 from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import callbacks
 from lightning_internvl.files import RUN_CONFIG
@@ -90,6 +91,15 @@ def write_chats(folder: Path) -> Path:
     path = folder / "chats.jsonl"
     path.write_text("\n".join(lines))
     return path
+
+
+def hf_words(folder: Path) -> tuple[str, ...]:
+    """A stage with a small vision tower of transformers."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=48, patch_size=24)).save_pretrained(folder / "tower")
+    bare = (word for word in BARE if not word.startswith(("encoder.", "decoder.")))
+    return *bare, *QUIET, "pipeline=[contrastive]", "encoder=hf", f"encoder.pretrained={folder / 'tower'}"
 
 
 def copy(source: Path, target: Path) -> None:

@@ -38,6 +38,10 @@ def test_blocks_that_are_computed_again_or_compiled(way: str, runs_of: Path) -> 
     assert_close(runs_of / "one_tower", runs_of / way, "contrastive")
 
 
+def test_a_tower_of_transformers(runs_of: Path) -> None:
+    assert_close(runs_of / "one_hf", runs_of / "fsdp2_hf", "contrastive")
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_adapters(strategy: str, runs_of: Path) -> None:
     assert_close(runs_of / "one_lora", runs_of / f"{strategy}_lora", "supervised")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -17,7 +18,11 @@ from transformers import (
     SiglipModel,
 )  # fmt: skip
 
+from lightning_internvl.data.processors.any_resolution import AnyResolution
+from lightning_internvl.data.processors.basic import to_pixels
+from lightning_internvl.encoders.hf_naflex import HFNaFlex
 from lightning_internvl.encoders.hf_vision import HFVision, flat_inputs
+from lightning_internvl.encoders.qwen2_vit import patch_places
 from lightning_internvl.layers import hf_attention
 from lightning_internvl.layers.attention import attend, choose_backend, keep_backend
 from lightning_internvl.layers.peft import add_adapters
@@ -171,3 +176,26 @@ def test_a_chosen_attention_is_that_of_the_tower(kind: str, monkeypatch: pytest.
     assert len(calls) == encoder.depth
     assert not any(options["causal"] or options["mask"] is not None for options in calls)
     torch.testing.assert_close(found, before, rtol=1e-5, atol=1e-6)
+
+
+def test_pictures_of_several_sizes_in_a_batch_are_as_each_alone() -> None:
+    config = {"model_type": "siglip2_vision_model", **WIDE, "num_patches": 16}
+    encoder = HFNaFlex(config=config).eval()
+    alone = HFVision(config=config, pool=False).eval()
+    alone.load_state_dict(encoder.state_dict())
+    processor = AnyResolution(56, patch_size=14, frames=1, min_pixels=784, mean=[0.5] * 3, std=[0.5] * 3)
+    noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
+    pictures = [processor(noise[:, :30]), processor(noise[:56, :56])]
+    inputs = processor.inputs(pictures)
+    found = encoder(inputs["pixel_values"], image_grid_thw=inputs["image_grid_thw"], layers=(0, -1))
+    assert [state.shape for state in found] == [(12 + 16, 16)] * 2
+    for picture, states in zip(pictures, zip(*(state.split([12, 16]) for state in found), strict=True), strict=True):
+        _, rows, columns = processor.grid(picture)
+        places = patch_places((1, rows, columns), 2) @ torch.tensor([columns, 1])
+        expected = alone(to_pixels(picture, [0.5] * 3, [0.5] * 3), layers=(0, -1))
+        for state, whole in zip(states, expected, strict=True):
+            torch.testing.assert_close(state, whole[0, places], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="patches have 48 values, those of 14 px have 588; give processor=naflex"):
+        encoder(torch.zeros(4, 48), image_grid_thw=[(1, 2, 2)])
+    with pytest.raises(ValueError, match="a clip_vision_model reads squares; choose encoder=hf"):
+        HFNaFlex(config={"model_type": "clip_vision_model", **FAMILIES["clip_vision_model"][0]})
