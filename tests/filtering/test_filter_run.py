@@ -221,7 +221,7 @@ def test_ray_does_the_same_work(shards: Path, tmp_path: Path, monkeypatch: pytes
     here = tiny_run(tmp_path / "here", *given)
     # a short path, because its sockets lie there; the warnings are Ray's own
     with tempfile.TemporaryDirectory(prefix="ray") as folder, warnings.catch_warnings(action="ignore"):
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
         try:
             there = tiny_run(tmp_path / "there", *given, "stages.filter.engine=ray")
         finally:
