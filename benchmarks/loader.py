@@ -33,7 +33,8 @@ import torch
 from alternating import arguments, report
 from PIL import Image
 
-from lightning_internvl.data.processors.basic import IMAGENET_MEAN, IMAGENET_STD, Squash
+from lightning_internvl.data.processors.basic import Squash
+from lightning_internvl.data.processors.pixels import IMAGENET_MEAN, IMAGENET_STD
 from lightning_internvl.data.shards.cursor import ReaderLayout
 from lightning_internvl.data.shards.datasets import ShardPairs
 from lightning_internvl.data.shards.stream import ShardStream

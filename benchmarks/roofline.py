@@ -331,7 +331,8 @@ def trace(options: dict[str, Any]) -> tuple[Trace, int, int, int, int]:
             block.register_forward_pre_hook(tracing.enter_block)
             block.register_forward_hook(tracing.leave_block, always_call=True)
         batch = batch_of(size, options["tokens"], options["tiles"])
-        bytes_in = sum(x.nbytes for x in batch.values() if isinstance(x, Tensor))
+        # pictures cross as bytes
+        bytes_in = sum(x.numel() if x.is_floating_point() else x.nbytes for x in batch.values() if isinstance(x, Tensor))
         with tracing, Autocast(torch.bfloat16):
             with torch.autocast("cuda", torch.bfloat16):
                 loss = stage.weighted_sum(stage.losses(batch))

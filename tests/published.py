@@ -14,7 +14,7 @@ from lightning_internvl.checkpoints.families.language_model import language_conf
 from lightning_internvl.cli import CONF
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
-from lightning_internvl.data.processors.basic import IMAGENET_MEAN, IMAGENET_STD
+from lightning_internvl.data.processors.pixels import IMAGENET_MEAN, IMAGENET_STD
 from lightning_internvl.inference.collators import View, make_view
 from lightning_internvl.model.compose import compose_model
 from lightning_internvl.model.vlm import VLM

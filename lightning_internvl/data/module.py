@@ -20,6 +20,7 @@ from lightning_internvl.data.files.datasets import FileDataset
 from lightning_internvl.data.gradient_accumulation import COUNTS, AccumulationWindows
 from lightning_internvl.data.order.sampler import POSITION, PlaceSampler, StepBatchSampler
 from lightning_internvl.data.packed_stream import CHUNK, PackedStream, Position, dealt_positions
+from lightning_internvl.data.processors.pixels import as_bytes
 from lightning_internvl.data.shards.cursor import ReaderLayout
 from lightning_internvl.data.shards.datasets import ShardDataset
 from lightning_internvl.data.shards.stream import ShardStream
@@ -236,9 +237,11 @@ class StageData(L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> dict[str, Any]:
         """All but what the host reads, and the counts of what it has the labels of until now: a
-        step need not ask the device for them."""
+        step need not ask the device for them. Pictures cross as bytes and become float32 there."""
         moved = {name: value for name, value in batch.items() if name not in ON_HOST}
         moved = super().transfer_batch_to_device(moved, device, dataloader_idx)
+        if (processor := getattr(self.collate, "processor", None)) is not None:
+            moved = processor.normalised(moved)
         return {**batch, **moved, COUNTS: self.trainer.lightning_module.counts(batch)}
 
     def teardown(self, stage: str) -> None:
@@ -268,4 +271,6 @@ class _Stack:
 
     def __call__(self, found: Sequence[tuple[Prepared, list[Skipped]]]) -> dict[str, Any]:
         skipped = [one for _, others in found for one in others]
-        return {**self.collate.stack([prepared for prepared, _ in found]), SKIPPED: skipped}
+        with as_bytes():
+            batch = self.collate.stack([prepared for prepared, _ in found])
+        return {**batch, SKIPPED: skipped}

@@ -15,6 +15,7 @@ from lightning_internvl.data.bad_samples import SKIPPED, Skipped
 from lightning_internvl.data.collate.base import Prepared, unchanged
 from lightning_internvl.data.collate.packing import Grouping, PackingWindow
 from lightning_internvl.data.order.sampler import POSITION, PlaceSampler, StepBatchSampler
+from lightning_internvl.data.processors.pixels import as_bytes
 from lightning_internvl.distributed.signals import shield_worker
 
 AHEAD = 2  # batches that are put together before they are asked for
@@ -90,7 +91,9 @@ class PackedStream:
         for first in range(0, len(places), CHUNK):  # what was skipped for these is counted already
             window.add(self._with_places(places[first : first + CHUNK], next(chunks)))
         for _ in range(self.start, self.batches):
-            batch = self.grouping.batch(window.choose(self.grouping.choices))
+            groups = window.choose(self.grouping.choices)
+            with as_bytes():
+                batch = self.grouping.batch(groups)
             position = {"chunk": chunk, "waiting": window.origins}
             yield {**_pinned(batch), SKIPPED: list(skipped), POSITION: position}
             skipped.clear()

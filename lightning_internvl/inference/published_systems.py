@@ -9,17 +9,9 @@ from typing import Any, NamedTuple
 from lightning_internvl.checkpoints.adapters import own_layouts
 from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.data.processors.any_resolution import AnyResolution
-from lightning_internvl.data.processors.basic import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    CenterCrop,
-    Processor,
-    Squash,
-    Tiles,
-)
+from lightning_internvl.data.processors.basic import CLIP_MEAN, CLIP_STD, CenterCrop, Processor, Squash, Tiles
 from lightning_internvl.data.processors.padded import HALF, PaddedPair, PaddedSquare, PadSquare
+from lightning_internvl.data.processors.pixels import IMAGENET_MEAN, IMAGENET_STD
 from lightning_internvl.decoders.hf_seq2seq import HFSeq2SeqLM
 from lightning_internvl.files import read_json
 from lightning_internvl.model.vlm import VLM

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.pairs import PairCollator
-from lightning_internvl.data.processors.basic import Tiles, to_pixels
+from lightning_internvl.data.processors.basic import Tiles
+from lightning_internvl.data.processors.pixels import to_pixels
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.inference.journal import Journal

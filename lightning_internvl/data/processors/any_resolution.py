@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_internvl.data.processors.basic import CLIP_MEAN, CLIP_STD, Processor, to_pixels
+from lightning_internvl.data.processors.basic import CLIP_MEAN, CLIP_STD, Processor
+from lightning_internvl.data.processors.pixels import gives_bytes, normalise_channels, to_tensor
 from lightning_internvl.data.processors.resize import resized
 
 MOST_STRETCHED = 200  # the longer side over the shorter one
@@ -115,12 +116,17 @@ class AnyResolution(Processor):
         return -(-frames // self.frames), height // self.patch_size, width // self.patch_size
 
     def inputs(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`pixel_values` (P, C) float32, all patches one after the other, and `image_grid_thw`
-        (pictures, 3) int64."""
-        values = 3 * self.frames * self.patch_size**2
-        patches = [self._patches(picture) for picture in pictures]
+        """`pixel_values` (P, C) float32, within `as_bytes` uint8, all patches one after the other,
+        and `image_grid_thw` (pictures, 3) int64."""
+        blank = torch.zeros(0, 3 * self.frames * self.patch_size**2, dtype=torch.uint8)
+        patches = torch.cat([blank, *(self._patches(picture) for picture in pictures)])
         grids = torch.tensor([self.grid(one) for one in pictures], dtype=torch.int64).reshape(-1, 3)
-        return {"pixel_values": torch.cat(patches) if patches else torch.zeros(0, values), "image_grid_thw": grids}
+        found = {"pixel_values": patches, "image_grid_thw": grids}
+        return found if gives_bytes() else self.normalised(found)
+
+    def _values(self, name: str, pixels: Tensor) -> Tensor:
+        channels = pixels.float().unflatten(1, (3, 1, -1))
+        return normalise_channels(channels, self.mean, self.std).flatten(1)
 
     def blank(self, squares: int, device: str | torch.device = "cpu") -> dict[str, Any]:
         """The inputs of as many empty pictures of the largest size. Their grid is a list, which is
@@ -137,7 +143,7 @@ class AnyResolution(Processor):
     def _patches(self, picture: np.ndarray) -> Tensor:
         """(F, H, W, 3) uint8 -> (P, C): blocks in reading order, the patches of each likewise, and
         inside a patch channel, frame, row, column."""
-        pixels = to_pixels(picture, self.mean, self.std)  # F, 3, H, W
+        pixels = to_tensor(picture).permute(0, 3, 1, 2)  # F, 3, H, W
         if len(pixels) < self.frames:  # a still picture
             pixels = pixels.expand(self.frames, -1, -1, -1)
         merge, patch = self.merge_size, self.patch_size

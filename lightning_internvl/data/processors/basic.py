@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,31 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lightning_internvl.data.processors.pixels import IMAGENET_MEAN, IMAGENET_STD, gives_bytes, to_pixels, to_tensor
 from lightning_internvl.data.processors.resize import check_kernel, resized
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = Image.Resampling.BICUBIC
+PIXELS = ("pixel_values", "pixel_values_videos", "high_res_pixel_values")  # of a batch
 LONGEST_STRIP = 32  # sides of a picture that a centre crop enlarges whole
-
-
-def to_pixels(
-    images: np.ndarray | Tensor,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Normalise (B, H, W, 3) uint8 to (B, 3, H, W) float32: (value / 255 - mean) / std per channel;
-    into `out` if it is given."""
-    # Tensors know neither memory that is read only nor steps backwards
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.require(images, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
-    means, stds = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (mean, std))
-    images = images.permute(0, 3, 1, 2).contiguous()
-    values = images.float() if out is None else out.copy_(images)
-    return values.mul_(1 / (255 * stds)).sub_(means / stds)
 
 
 class Processor(ABC):
@@ -103,8 +86,11 @@ class Processor(ABC):
 
     def inputs(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """What the encoder reads of pictures as `__call__` returned them: `pixel_values` (all
-        squares, 3, S, S) float32; a processor may add more (`image_grid_thw`). There may be no
-        pictures at all."""
+        squares, 3, S, S) float32, within `as_bytes` (all squares, S, S, 3) uint8; a processor may
+        add more (`image_grid_thw`). There may be no pictures at all."""
+        if gives_bytes():
+            blank = np.zeros((0, self.image_size, self.image_size, 3), dtype=np.uint8)
+            return {"pixel_values": to_tensor(np.concatenate([blank, *pictures]))}
         values = torch.empty(sum(map(len, pictures)), 3, self.image_size, self.image_size)
         start = 0
         # Each into its place, which needs no memory for all of them as bytes
@@ -112,6 +98,15 @@ class Processor(ABC):
             to_pixels(picture, self.mean, self.std, values[start : start + len(picture)])
             start += len(picture)
         return {"pixel_values": values}
+
+    def normalised(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch with float32 in place of what `inputs` gave as bytes, on whatever device it is."""
+        bytes_of = {name: x for name, x in batch.items() if name in PIXELS and x.dtype == torch.uint8}
+        return {**batch, **{name: self._values(name, x) for name, x in bytes_of.items()}}
+
+    def _values(self, name: str, pixels: Tensor) -> Tensor:
+        """One of `PIXELS` from bytes."""
+        return to_pixels(pixels, self.mean, self.std)
 
     def blank(self, squares: int, device: str | torch.device = "cpu") -> dict[str, Any]:
         """The inputs of as many empty squares, of the largest pictures that there may be."""

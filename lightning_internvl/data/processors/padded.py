@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_internvl.data.processors.basic import BICUBIC, CLIP_MEAN, CLIP_STD, Processor, to_pixels
+from lightning_internvl.data.processors.basic import BICUBIC, CLIP_MEAN, CLIP_STD, Processor
+from lightning_internvl.data.processors.pixels import to_pixels
 from lightning_internvl.data.processors.resize import resized
 from lightning_internvl.messages import check_choice
 
@@ -93,9 +94,12 @@ class PaddedPair(PaddedSquare):
         size = (self.image_size, self.image_size)
         kind = FILTERS[self.low_filter]
         small = [np.asarray(Image.fromarray(p[0]).resize(size, kind)) for p in pictures]
-        empty = np.zeros((0, *size, 3), dtype=np.uint8)
-        low = to_pixels(np.stack(small) if small else empty, self.mean, self.std)
-        return {"pixel_values": low, "high_res_pixel_values": self.high.inputs(pictures)["pixel_values"]}
+        low = super().inputs([picture[None] for picture in small])
+        return {**low, "high_res_pixel_values": self.high.inputs(pictures)["pixel_values"]}
+
+    def _values(self, name: str, pixels: Tensor) -> Tensor:
+        own = self.high if name == "high_res_pixel_values" else self
+        return to_pixels(pixels, own.mean, own.std)
 
     def blank(self, squares: int, device: str | torch.device = "cpu") -> dict[str, Any]:
         """Both sizes of as many empty pictures."""

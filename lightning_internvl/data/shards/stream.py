@@ -15,6 +15,7 @@ from lightning_internvl.data.collate.base import Collator, Prepared, unchanged
 from lightning_internvl.data.collate.packing import Grouping, PackingWindow
 from lightning_internvl.data.order.mixture import Mixture
 from lightning_internvl.data.order.sampler import POSITION
+from lightning_internvl.data.processors.pixels import as_bytes
 from lightning_internvl.data.shards.cursor import Cursor, OpenShards, ReaderLayout, ShardCursor
 from lightning_internvl.data.shards.datasets import ShardDataset
 from lightning_internvl.data.shards.tar import Record, ShardError
@@ -221,11 +222,13 @@ class ShardStream(IterableDataset[dict[str, Any]]):
         readers = [self._reader(one) for one in self.own[number % self.layout.groups]]
         if self.grouping is None:
             samples = [one for reader in readers for one in reader.samples(self.layout.samples)]
-            found = self.collate.stack(samples)
+            with as_bytes():
+                found = self.collate.stack(samples)
         else:
             count = self.grouping.choices // len(readers)
             groups = [one for reader in readers for one in reader.choose(self.grouping, count)]
-            found = self.grouping.batch(groups)
+            with as_bytes():
+                found = self.grouping.batch(groups)
         skipped = [one for reader in readers for one in reader.skipped]
         for reader in readers:
             reader.skipped = []

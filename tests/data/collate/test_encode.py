@@ -13,7 +13,8 @@ from lightning_internvl.data.collate.base import pad_rows, stable_id
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.encode import ImageTokens, encode_conversation, encode_prompt
 from lightning_internvl.data.collate.pairs import PairCollator
-from lightning_internvl.data.processors.basic import Squash, Tiles, to_pixels
+from lightning_internvl.data.processors.basic import Squash, Tiles
+from lightning_internvl.data.processors.pixels import to_pixels
 from lightning_internvl.data.scenes.datasets import SceneChats, ScenePairs
 from lightning_internvl.data.templates import Message, load_template, template_names
 from lightning_internvl.data.tokenizer import toy_tokenizer

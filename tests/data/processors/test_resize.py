@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lightning_internvl.data.processors.any_resolution import AnyResolution
-from lightning_internvl.data.processors.basic import CenterCrop, Processor, RandomCrop, Squash, Tiles, to_pixels
+from lightning_internvl.data.processors.basic import CenterCrop, Processor, RandomCrop, Squash, Tiles
 from lightning_internvl.data.processors.padded import PadSquare
+from lightning_internvl.data.processors.pixels import to_pixels
 from lightning_internvl.data.processors.resize import resized
 
 MAKERS = [Squash, CenterCrop, RandomCrop, Tiles, PadSquare, AnyResolution]

@@ -6,8 +6,9 @@ import torch
 from golden import Fixture
 from torch import Tensor
 
-from lightning_internvl.data.processors.basic import CenterCrop, to_pixels
+from lightning_internvl.data.processors.basic import CenterCrop
 from lightning_internvl.data.processors.padded import PadSquare
+from lightning_internvl.data.processors.pixels import to_pixels
 
 SYSTEM = "LLaVA preprocessing (pad to square, resize and crop)"
 ECHOES: frozenset[str] = frozenset()
