@@ -136,8 +136,9 @@ class Checkpoint(L.Callback):
         if written and trainer.is_global_zero and not self.told:
             self.told = True
             share = self.stood / (now - self.begun)
-            what = f"{self.writer.size / 2**20:,.1f} MiB, written in {self.writer.seconds:.1f} s beside training"
-            console.print(f"a checkpoint: {what}, which has waited {self.stood:.1f} s for it ({share:.1%} of its time so far)")
+            takes = f"{self.writer.size / 2**20:,.1f} MiB and {self.writer.seconds:.1f} s beside training"
+            waits = f"which waits for a copy alone: {self.stood:.1f} s, {share:.1%} of its time so far"
+            console.print(f"{path.parent.name}: a checkpoint takes {takes}, {waits}", soft_wrap=True)
 
     def _failed(self, trainer: L.Trainer, path: Path, error: BaseException) -> ValueError:
         if trainer.is_global_zero:

@@ -14,6 +14,7 @@ What is divided, and how:
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MethodType
@@ -208,19 +209,32 @@ def check_weights(stage: L.LightningModule) -> None:
     """Refuse what FSDP2 cannot divide, before anything is divided.
 
     Raises:
-        ValueError: naming trained weights without a dimension, and a block whose trained weights
-            are of several types, which cannot be summed together.
+        ValueError: naming trained weights without a dimension; a block whose trained weights are of
+            several types, which cannot be summed together; and weights of a block that stand
+            elsewhere too.
     """
+    units = [unit for part in stage.model.children() for unit in units_of(part)]
     trained = {p: name for name, p in stage.model.named_parameters() if stage.plan.ever_trains(name)}
     if scalars := [name for p, name in trained.items() if p.ndim == 0]:
         fault = "strategy=fsdp2 cannot divide parameters without a dimension"
         raise ValueError(f"{fault}; give them the shape (1,), or use strategy=ddp: {scalars}")
-    for unit in [unit for part in stage.model.children() for unit in units_of(part)]:
+    if shared := _shared(stage.model, units):
+        fault = "strategy=fsdp2 cannot divide weights that a block shares with another one, or with what is outside of blocks"
+        raise ValueError(f"{fault}; use strategy=ddp, or give each its own: {shared[:8]}")
+    for unit in units:
         kinds = {p.dtype: trained[p] for p in unit.parameters() if p in trained}
         if len(kinds) > 1:
             told = ", ".join(f"{name} ({kind})" for kind, name in kinds.items())
             fault = f"strategy=fsdp2 cannot sum gradients of several types in one block: {told}"
             raise ValueError(f"{fault}; give them one type, or use strategy=ddp")
+
+
+def _shared(model: nn.Module, units: Sequence[nn.Module]) -> list[str]:
+    """The names of weights that several units hold, or one unit and what is outside of units."""
+    inside = {module for unit in units for module in unit.modules()}
+    outside = {p for module in model.modules() if module not in inside for p in module.parameters(recurse=False)}
+    holders = Counter(p for unit in units for p in set(unit.parameters()))
+    return [name for name, p in model.named_parameters() if holders[p] + (p in outside) > 1]
 
 
 def units_of(part: nn.Module) -> list[nn.Module]:

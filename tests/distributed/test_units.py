@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.distributed.fsdp2 import check_weights, prefetch, units_of
 from lightning_internvl.model.compose import compose_model
+from lightning_internvl.plan.memory import Setup, device_memory, fixed_memory
+from lightning_internvl.plan.meter import ACTIVATIONS, COPIES, LOGITS
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.assembly import build_stage
 
@@ -83,3 +86,29 @@ def test_a_block_whose_trained_weights_have_several_types_is_named() -> None:
     norm.to(torch.bfloat16)
     with pytest.raises(ValueError, match=r"several types in one block: encoder.*float32.*bfloat16.*strategy=ddp"):
         check_weights(stage)
+
+
+def test_weights_that_stand_in_several_blocks_or_outside_of_them_are_named() -> None:
+    for other in ("outside", "block"):
+        stage = stage_of("contrastive")
+        first, second = stage.model.middleware.sharding_units()[:2]
+        layers = [next(module for module in block.modules() if isinstance(module, nn.Linear)) for block in (first, second)]
+        if other == "outside":
+            stage.model.middleware.register_parameter("tied", layers[0].weight)
+        else:
+            layers[1].weight = layers[0].weight
+        with pytest.raises(ValueError, match=r"that a block shares with another one, or with .*: \['middleware\.[^,]*'\]"):
+            check_weights(stage)
+
+
+def test_a_plan_divides_weights_in_four_bits_and_leaves_those_in_eight_whole() -> None:
+    setup = Setup("fsdp2", 4, sharded=True, bucketed=False, capacity=0)
+    nothing: Any = SimpleNamespace(kept={ACTIVATIONS: {}, LOGITS: {}, COPIES: {}}, inputs=lambda batch: 0)
+    sizes = ("decoder.config.hidden_size=64", "decoder.config.intermediate_size=64")
+    found = {}
+    for method in ("none", "nf4", "int8"):
+        fixed = fixed_memory(stage_of("supervised", "peft=lora", f"quantization={method}", *sizes), "32-true")
+        held = device_memory(fixed, nothing, setup, 1).parts["weights"]["decoder"]
+        found[method] = held / fixed.weights["decoder"], fixed.gathered
+    assert [share for share, _ in found.values()] == [0.25, 0.25, 1.0]
+    assert found["nf4"][1] < found["none"][1]
