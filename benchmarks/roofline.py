@@ -248,21 +248,33 @@ class Trace(TorchDispatchMode):
 def fused(ops: list[Op]) -> Iterator[Op]:
     """The operators, those that a compiler fuses as one: what fuses waits until another kernel needs it, or its region ends."""
     last = {key: place for place, op in enumerate(ops) for key in (*op.reads, *op.writes)}
-    run: list[int] = []
+    waiting: list[int] = []
     for place, op in enumerate(ops):
-        made = {key for waiting in run for key in ops[waiting].writes}
-        if op.region is None and made.isdisjoint((*op.reads, *op.writes)):
-            yield op
-            continue
-        if run and ops[run[0]].region != op.region:
-            yield _together([ops[waiting] for waiting in run], {key for key in made if key < 0 or last[key] > run[-1]})
-            run = []
+        if op.region is None:
+            now = _needed(ops, waiting, {*op.reads, *op.writes})
+        else:
+            now = waiting if waiting and ops[waiting[0]].region != op.region else []
+        if now:
+            made = {key for one in now for key in ops[one].writes}
+            waiting = [one for one in waiting if one not in now]
+            later = {key for one in waiting for key in ops[one].reads}
+            yield _together([ops[one] for one in now], {key for key in made if key < 0 or last[key] >= place or key in later})
         if op.region is None:
             yield op
         else:
-            run.append(place)
-    if run:
-        yield _together([ops[waiting] for waiting in run], {key for place in run for key in ops[place].writes})
+            waiting.append(place)
+    if waiting:
+        yield _together([ops[one] for one in waiting], {key for one in waiting for key in ops[one].writes})
+
+
+def _needed(ops: list[Op], waiting: list[int], keys: set[int]) -> list[int]:
+    """Those of the operators that wait which make storages, or make something for one that does."""
+    found: list[int] = []
+    for place in reversed(waiting):
+        if not keys.isdisjoint(ops[place].writes):
+            keys = keys | ops[place].reads.keys()
+            found.insert(0, place)
+    return found
 
 
 def _together(run: list[Op], needed: set[int]) -> Op:
@@ -350,12 +362,13 @@ def trace(options: dict[str, Any]) -> tuple[Trace, int, int, int, int]:
 def claimed(attention: str) -> Iterator[None]:
     """PyTorch does not look for a GPU before it turns automatic mixed precision on; a row without padding has no values to
     compare; the type of weights without values is no parameter's."""
+    kept = activation_checkpointing.kept_operations() | {torch.ops.roofline.attention.default}
     changed = {
         (torch.cuda.amp.common, "amp_definitely_not_available"): lambda: False,
         (torch.cuda, "is_bf16_supported"): lambda *_: True,
         (attention_trial, "refusal"): lambda *_: None if attention == "varlen" else "left out",
         (attention_masks, "_unless_all"): lambda *_: None,
-        (activation_checkpointing, "KEPT"): activation_checkpointing.KEPT | {torch.ops.roofline.attention.default},
+        (activation_checkpointing, "kept_operations"): lambda: kept,
         (next_token, "plain_layer"): lambda head: head.__self__.output_layer,
     }
     before = {(owner, name): getattr(owner, name) for owner, name in changed}

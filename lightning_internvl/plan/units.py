@@ -21,7 +21,7 @@ from lightning_internvl.model.vlm import VLM
 from lightning_internvl.plan.kernels import Kernels
 from lightning_internvl.plan.meter import COPIES, Meter, parts_of
 from lightning_internvl.protocols import HasShardingUnits
-from lightning_internvl.training.activation_checkpointing import KEPT, has_backward
+from lightning_internvl.training.activation_checkpointing import has_backward, kept_operations
 
 PLACE = ("layer_idx", "layer_id", "layer_index")  # numbers that only say which block it is
 
@@ -140,7 +140,7 @@ class _Results(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **kwargs or {})
-        self.bytes += result.nbytes if func in KEPT and isinstance(result, Tensor) else 0
+        self.bytes += result.nbytes if func in kept_operations() and isinstance(result, Tensor) else 0
         return result
 
 

@@ -10,6 +10,8 @@ bit by bit: the random numbers of a block are drawn again as they were.
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -23,19 +25,36 @@ from torch.utils.checkpoint import _CachedTorchDispatchMode, checkpoint, create_
 
 from lightning_internvl.protocols import HasShardingUnits
 
-# What `selective` keeps. Not `bmm`: where attention has no kernel of its own, that would be the
-# scores of all pairs of tokens.
-_KEPT_NAMES = (
-    "mm", "addmm", "convolution", "_grouped_mm", "_scaled_mm",
-    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-    "_flash_attention_forward", "_efficient_attention_forward",
-)  # fmt: skip
-KEPT = frozenset(getattr(torch.ops.aten, name).default for name in _KEPT_NAMES if hasattr(torch.ops.aten, name))
-with suppress(ImportError, AttributeError):
-    import torch.nn.attention.varlen  # makes the operation for uneven lengths known, where PyTorch has it
+# What `selective` keeps, by the library that registers it. Not `bmm`: where attention has no kernel
+# of its own, that would be the scores of all pairs of tokens.
+_KEPT = {
+    "aten": (
+        "mm", "addmm", "convolution", "_grouped_mm", "_scaled_mm",
+        "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+        "_flash_attention_forward", "_efficient_attention_forward",
+    ),
+    "torch_attn": ("_varlen_attn",),
+    "xformers_flash": ("flash_fwd",),
+    "xformers_flash3": ("flash_fwd",),
+    "flash_attn": ("_flash_attn_forward", "_flash_attn_varlen_forward"),
+}  # fmt: skip
+# of packages that register theirs when they are imported, which is when attention is chosen
+_LATE = ("xformers.ops.fmha.flash", "xformers.ops.fmha.flash3", "flash_attn")
+with suppress(ImportError):
+    import torch.nn.attention.varlen
 
-    KEPT |= {torch.ops.torch_attn._varlen_attn.default}
+
+def kept_operations() -> frozenset[Any]:
+    """The operations whose results `selective` keeps: matrix products, and attention by whatever
+    library computes it. FlexAttention is not among them: what it is compiled to is no operation."""
+    return _registered(tuple(package in sys.modules for package in _LATE))
+
+
+@functools.cache
+def _registered(imported: tuple[bool, ...]) -> frozenset[Any]:
+    pairs = ((getattr(torch.ops, library), name) for library, names in _KEPT.items() for name in names)
+    return frozenset(getattr(library, name).default for library, name in pairs if hasattr(library, name))
 
 
 def recompute_blocks(model: nn.Module, settings: Mapping[str, str | None]) -> None:
@@ -78,11 +97,11 @@ class _Giving(_CachedTorchDispatchMode):
     twice."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        return super().__torch_dispatch__(func, types, args, kwargs) if func in KEPT else func(*args, **kwargs or {})
+        return super().__torch_dispatch__(func, types, args, kwargs) if func in kept_operations() else func(*args, **kwargs or {})
 
 
 def _contexts() -> Any:
-    keeping, giving = create_selective_checkpoint_contexts(list(KEPT))
+    keeping, giving = create_selective_checkpoint_contexts(list(kept_operations()))
     if not torch.compiler.is_compiling():
         giving.__class__ = _Giving  # what its constructor takes differs between versions of PyTorch
     return keeping, giving

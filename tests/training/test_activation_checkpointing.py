@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from lightning_internvl.layers.peft import add_adapters
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
-from lightning_internvl.training.activation_checkpointing import recompute_blocks
+from lightning_internvl.training.activation_checkpointing import _registered, kept_operations, recompute_blocks
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -141,3 +143,40 @@ def test_wrong_words_are_named(settings: dict[str, Any], said: str) -> None:
     faults = list(block_faults(settings))
     assert faults
     assert all(said in fault for fault in faults)
+
+
+def test_selective_keeps_attention_of_packages_that_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    with torch.library._scoped_library("flash_attn", "FRAGMENT") as library:
+        library.define("_flash_attn_varlen_forward(Tensor q) -> Tensor")
+        library.impl("_flash_attn_varlen_forward", lambda q: calls.append(1) or q.sin(), "CPU")
+        kernel = torch.ops.flash_attn._flash_attn_varlen_forward
+
+        class Attention(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, q: Tensor) -> Tensor:
+                ctx.save_for_backward(q)
+                return kernel(q)
+
+            @staticmethod
+            def backward(ctx: Any, grad: Tensor) -> Tensor:
+                return grad * ctx.saved_tensors[0].cos()
+
+        class Block(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return Attention.apply(x.tanh()).exp()
+
+        assert kernel.default not in kept_operations()
+        monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+        assert kernel.default in kept_operations()
+        part = nn.Module()
+        part.block = Block()
+        part.sharding_units = lambda: [part.block]
+        x, model = torch.randn(3, requires_grad=True), nn.Module()
+        model.decoder = part
+        expected = torch.autograd.grad(part.block(x).sum(), x)[0]
+        recompute_blocks(model, {"decoder": "selective"})
+        calls.clear()
+        assert torch.autograd.grad(part.block(x).sum(), x)[0].equal(expected)
+        assert len(calls) == 1
+    _registered.cache_clear()
