@@ -100,7 +100,9 @@ class FlamingoCausalLM(HFCausalLM):
                 for which the host waits.
             segments, right_padded: as in `HFCausalLM`; a text sees pictures of its own sample only.
         """
-        most = None if image_counts is None else most_pictures(image_counts.tolist(), segments)
+        most = None
+        if image_counts is not None and not image_counts.is_meta:
+            most = most_pictures(image_counts.tolist(), segments)
         with self._showing(embeds_BLH, visual, visual_places, segments, most):
             return super().hidden(embeds_BLH, attention_mask_BL, segments=segments, right_padded=right_padded)
 
