@@ -76,17 +76,18 @@ class HFNaFlex(HFVision):
             raise ValueError(f"{given}; give processor=naflex data.processor.patch_size={patch}")
         sizes = [(h, w) for t, h, w in grids for _ in range(t)]
         longest = max(h * w for h, w in sizes)
-        blocks = (patch_places((1, h, w), self.merge_size) @ torch.tensor([w, 1]) for h, w in sizes)
-        place_P = torch.cat([n * longest + block for n, block in enumerate(blocks)])  # of each patch among N x L
+        blocks = [patch_places((1, h, w), self.merge_size) for h, w in sizes]
+        within = zip(sizes, blocks, strict=True)
+        place_P = torch.cat([n * longest + x[:, 0] * w + x[:, 1] for n, ((_, w), x) in enumerate(within)])  # of each among N x L
         place_P = place_P.to(pixels_PC.device, non_blocking=True)
         values_PC = pixels_PC.unflatten(1, (3, patch, patch)).permute(0, 2, 3, 1).flatten(1)
         rows_NLC = values_PC.new_zeros(len(sizes) * longest, values_PC.shape[1]).index_copy(0, place_P, values_PC)
-        lengths = torch.tensor([h * w for h, w in sizes])
-        mask_NL = torch.arange(longest) < lengths[:, None]
+        shapes_N2 = torch.tensor(sizes, device="cpu")
+        mask_NL = torch.arange(longest, device="cpu") < shapes_N2.prod(dim=1, keepdim=True)
         found = self.tower(
             pixel_values=rows_NLC.unflatten(0, (len(sizes), longest)),
             pixel_attention_mask=None if mask_NL.all() else mask_NL.long().to(pixels_PC.device, non_blocking=True),
-            spatial_shapes=torch.tensor(sizes),
+            spatial_shapes=shapes_N2,
             output_hidden_states=True,
         )
         numbers = self.layer_numbers(layers)

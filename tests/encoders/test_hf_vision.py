@@ -195,6 +195,9 @@ def test_pictures_of_several_sizes_in_a_batch_are_as_each_alone() -> None:
         expected = alone(to_pixels(picture, [0.5] * 3, [0.5] * 3), layers=(0, -1))
         for state, whole in zip(states, expected, strict=True):
             torch.testing.assert_close(state, whole[0, places], rtol=1e-5, atol=1e-5)
+    with torch.device("meta"):  # as a plan runs it
+        planned = HFNaFlex(config=config)(torch.zeros(12 + 16, 588), image_grid_thw=[(1, 6, 2), (1, 4, 4)])
+        assert planned[0].shape == (12 + 16, 16)
     with pytest.raises(ValueError, match="patches have 48 values, those of 14 px have 588; give processor=naflex"):
         encoder(torch.zeros(4, 48), image_grid_thw=[(1, 2, 2)])
     with pytest.raises(ValueError, match="a clip_vision_model reads squares; choose encoder=hf"):
