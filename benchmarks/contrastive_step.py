@@ -3,6 +3,7 @@
 pip install --no-deps open_clip_torch torchvision ftfy regex wcwidth timm
 python benchmarks/contrastive_step.py                # toy size and about 60 M parameters
 python benchmarks/contrastive_step.py sizes=toy parts=clip steps=100
+python benchmarks/contrastive_step.py device=cuda    # both in bf16 autocast, similarities in float32
 
 `clip` is the architecture of open_clip's model, part by part; `internvl` is InternViT in the style of the 300M tower and a LLaMA
 of equal width, depth and heads, whose MLPs have equally many parameters (three matrices beside two). Texts have 77 tokens. Prints
@@ -93,15 +94,18 @@ def batch(size: dict[str, int]) -> dict[str, Tensor]:
     return {"pixel_values": pixels, "itc_ids": ids, "itc_mask": torch.ones_like(ids)}
 
 
-def measure(size: dict[str, int], make: Callable[[dict[str, int]], VLM], steps: int) -> dict[str, Any]:
+def measure(size: dict[str, int], make: Callable[[dict[str, int]], VLM], steps: int, device: str) -> dict[str, Any]:
     """Both sides over the same eight batches."""
     torch.manual_seed(0)
-    batches = [batch(size) for _ in range(8)]
-    (other, loss), model = theirs(size), make(size)
+    batches = [{name: tensor.to(device) for name, tensor in batch(size).items()} for _ in range(8)]
+    autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=device == "cuda")
+    (other, loss), model = theirs(size), make(size).to(device)
+    other.to(device)
 
     def their_loss(number: int) -> Tensor:
-        image, text, scale = other(batches[number]["pixel_values"], batches[number]["itc_ids"])
-        return loss(image, text, scale)
+        with autocast():
+            image, text, scale = other(batches[number]["pixel_values"], batches[number]["itc_ids"])
+        return loss(image.float(), text.float(), scale)
 
     with tempfile.TemporaryDirectory() as folder:
         stage = ContrastiveStage(
@@ -109,7 +113,7 @@ def measure(size: dict[str, int], make: Callable[[dict[str, int]], VLM], steps: 
             optimizer=functools.partial(adamw, lr=LR), scheduler=functools.partial(cosine, min_ratio=1.0), max_steps=steps,
         )  # fmt: skip
         named = [one | {"keys": list(range(size["batch"]))} for one in batches]  # the throughput meter counts them
-        found = against(stage, named, steps, plain_step(other, their_loss, LR), "open_clip")
+        found = against(stage, named, steps, plain_step(other, their_loss, LR), "open_clip", device)
     millions = {
         name: round(sum(p.numel() for p in m.parameters()) / 1e6, 2) for name, m in {"ours": model, "theirs": other}.items()
     }
@@ -122,11 +126,12 @@ def main() -> None:
         sys.exit(
             "this benchmark compares with open_clip: pip install --no-deps open_clip_torch torchvision ftfy regex wcwidth timm"
         )
-    options = arguments(sizes="toy,60M", parts="clip,internvl", steps=0)
+    options = arguments(sizes="toy,60M", parts="clip,internvl", steps=0, device="cpu")
     default, makers = {"toy": 150, "60M": 20}, {"clip": clip, "internvl": internvl}
     results = {
         size: {
-            part: measure(SIZES[size], makers[part], options["steps"] or default[size]) for part in options["parts"].split(",")
+            part: measure(SIZES[size], makers[part], options["steps"] or default[size], options["device"])
+            for part in options["parts"].split(",")
         }
         for size in options["sizes"].split(",")
     }

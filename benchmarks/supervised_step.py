@@ -2,6 +2,7 @@
 
 python benchmarks/supervised_step.py                 # toy size and about 170 M parameters
 python benchmarks/supervised_step.py sizes=toy steps=100
+python benchmarks/supervised_step.py device=cuda     # both in bf16 autocast
 
 Both start from one folder that transformers has written, train every parameter with fused AdamW and clip the norm. Half of the
 text tokens carry a label, as in a conversation whose answers are as long as its questions. Prints one JSON line.
@@ -69,31 +70,39 @@ def batch(size: dict[str, Any]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels}
 
 
-def measure(size: dict[str, Any], steps: int) -> dict[str, Any]:
+def measure(size: dict[str, Any], steps: int, device: str) -> dict[str, Any]:
     """Both sides over the same eight batches."""
     torch.manual_seed(0)
-    batches = [batch(size) for _ in range(8)]
+    batches = [{name: tensor.to(device) for name, tensor in batch(size).items()} for _ in range(8)]
+    autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=device == "cuda")
     with tempfile.TemporaryDirectory() as folder:
         native_folder(size, Path(folder, "native"))
-        theirs = InternVLForConditionalGeneration.from_pretrained(Path(folder, "native")).train()
-        model = load_pretrained(Path(folder, "native"))
+        theirs = InternVLForConditionalGeneration.from_pretrained(Path(folder, "native")).train().to(device)
+        model = load_pretrained(Path(folder, "native")).to(device)
         stage = SupervisedStage(
             model, name="supervised", run_dir=Path(folder), parts={}, train=["encoder", "middleware", "decoder"],
             optimizer=functools.partial(adamw, lr=LR), scheduler=functools.partial(cosine, min_ratio=1.0), max_steps=steps,
         )  # fmt: skip
-        step = plain_step(theirs, lambda number: theirs(**batches[number]).loss, LR)
+
+        def their_loss(number: int) -> Tensor:
+            with autocast():
+                return theirs(**batches[number]).loss
+
         named = [one | {"keys": list(range(size["rows"]))} for one in batches]  # the throughput meter counts them
-        found = against(stage, named, steps, step, "transformers")
-    with torch.no_grad():  # the same batch after the same steps
-        losses = [float(loss) for loss in (theirs(**batches[0]).loss, stage.losses(batches[0])["next_token"])]
+        found = against(stage, named, steps, plain_step(theirs, their_loss, LR), "transformers", device)
+    stage.to(device)
+    with torch.no_grad(), autocast():  # the same batch after the same steps
+        losses = [float(loss) for loss in (their_loss(0), stage.losses(batches[0])["next_token"])]
     return {"parameters_M": round(sum(p.numel() for p in model.parameters()) / 1e6, 1), **found, "losses_at_the_end": losses}
 
 
 def main() -> None:
     """Measure the sizes asked for."""
-    options = arguments(sizes="toy,170M", steps=0)
+    options = arguments(sizes="toy,170M", steps=0, device="cpu")
     default = {"toy": 150, "170M": 20}
-    results = {name: measure(SIZES[name], options["steps"] or default[name]) for name in options["sizes"].split(",")}
+    results = {
+        name: measure(SIZES[name], options["steps"] or default[name], options["device"]) for name in options["sizes"].split(",")
+    }
     report("supervised_step", {"transformers": transformers.__version__}, {"sizes": results})
 
 

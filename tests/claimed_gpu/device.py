@@ -335,7 +335,7 @@ def main() -> None:
     options.add_argument("script", nargs=argparse.REMAINDER)
     given = options.parse_args()
     sys.argv = given.script
-    sys.path[:0] = [os.getcwd(), str(ROOT / "tests")]
+    sys.path[:0] = [str(Path(sys.argv[0]).resolve().parent), str(ROOT), str(ROOT / "tests")]
     with claimed_gpu(given.capability) as gpu, contextlib.ExitStack() as stack:
         try:
             if given.xformers:

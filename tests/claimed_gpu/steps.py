@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -79,6 +80,26 @@ def run(words: Sequence[str], waits: Counter[Any], folder: Path) -> Iterator[dic
         found = {f"{kind}: {line}": times for (kind, line), times in steps.found.items()}
         losses = [round(float(loss), 4) for loss in steps.losses]
         yield {"stage": name, "attention": told, "losses": losses, "waits": found, "calls": calls}
+
+
+def real_waits(assembly: Assembly) -> list[str]:
+    """What PyTorch says of each wait in the steps of a stage but the first three, on a GPU that is there."""
+    began, original = list[int](), assembly.stage.on_train_batch_start
+
+    def start(batch: Any, number: int) -> None:
+        began.append(len(caught))
+        original(batch, number)
+
+    assembly.stage.on_train_batch_start = start
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            assembly.trainer.fit(assembly.stage, assembly.data)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    steps = caught[began[3] : began[-1]]
+    return [f"{one.filename}:{one.lineno}: {one.message}" for one in steps if "synchroniz" in str(one.message)]
 
 
 def main(cases: list[str], waits: Counter[Any]) -> None:
