@@ -83,10 +83,11 @@ class HFNaFlex(HFVision):
         values_PC = pixels_PC.unflatten(1, (3, patch, patch)).permute(0, 2, 3, 1).flatten(1)
         rows_NLC = values_PC.new_zeros(len(sizes) * longest, values_PC.shape[1]).index_copy(0, place_P, values_PC)
         shapes_N2 = torch.tensor(sizes, device="cpu")
-        mask_NL = torch.arange(longest, device="cpu") < shapes_N2.prod(dim=1, keepdim=True)
+        # of four dimensions, which transformers takes as it is: it would look into another and wait for it
+        mask_N11L = torch.arange(longest, device="cpu") < shapes_N2.prod(dim=1)[:, None, None, None]
         found = self.tower(
             pixel_values=rows_NLC.unflatten(0, (len(sizes), longest)),
-            pixel_attention_mask=None if mask_NL.all() else mask_NL.long().to(pixels_PC.device, non_blocking=True),
+            pixel_attention_mask=None if mask_N11L.all() else mask_N11L.to(pixels_PC.device, non_blocking=True),
             spatial_shapes=shapes_N2,
             output_hidden_states=True,
         )
