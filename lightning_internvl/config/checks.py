@@ -140,7 +140,8 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
             most = 1 if name == "device_utilisation" else None
             yield from number_faults(name, config[name], above=0, most=most)
     workers = config["data"].get("num_workers", 0)
-    yield from number_faults("data.num_workers", workers, least=0, whole=True)
+    if workers != "auto":
+        yield from number_faults("data.num_workers", workers, least=0, whole=True, note=", or auto, by the cores of the machine")
     if not isinstance(config["data"].get("validate", False), bool):
         validate = config["data"]["validate"]
         yield f"data.{validate=} must be true (check the data) or false (train)"

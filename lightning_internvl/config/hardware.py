@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -34,6 +35,16 @@ def processes(trainer: Config) -> int | None:
     devices = trainer.get("devices", 1)
     count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else None
     return None if not count else count * (trainer.get("num_nodes") or 1)
+
+
+def data_workers(asked: int | str, trainer: Config) -> int:
+    """Processes that prepare samples for each process of a trainer: `auto` gives all of them
+    together the cores that training leaves, at most 8 to each and at least one."""
+    if asked != "auto":
+        return int(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = (processes(trainer) or 1) // (trainer.get("num_nodes") or 1)
+    return max(1, min(8, cores // max(1, here) - 1))
 
 
 def readers(config: Config, stage: str) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lightning_internvl.choices import BLOCKWISE, PACKINGS, PARTS, Config, block_settings
+from lightning_internvl.config.hardware import data_workers
 
 LIGHT = ("peft", "quantization")  # groups with a setting for each part
 # that a stage may change
@@ -204,6 +205,7 @@ def settings_of_stage(config: Mapping[str, Any], name: str, stage: Mapping[str, 
         complete[group] = own if "_target_" in own else merged(common, own)
     stage = complete
     data = _data_of(config["data"], stage.get("datasets") or {})
+    data["num_workers"] = data_workers(data["num_workers"], stage["trainer"])
     cache = stage.get("feature_cache")
     return StageSettings(
         name=name,

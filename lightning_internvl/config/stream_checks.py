@@ -28,7 +28,9 @@ def stream_faults(data: Mapping[str, Any], processes: int | None, look: bool) ->
             yield from faults
             return
     lanes, turns, workers = data["lanes"], data["turns"], data["num_workers"]
-    if workers and turns % workers:
+    if workers == "auto":
+        yield f"data.num_workers=auto: readers of shards need a number, which divides data.turns={turns}"
+    elif workers and turns % workers:
         fitting = ", ".join(str(n) for n in range(turns + 1) if n == 0 or turns % n == 0)
         yield (
             f"data.num_workers={workers} processes cannot share data.turns={turns} evenly; fitting "

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from lightning_internvl.config.hardware import hardware_faults, precision_faults, readers, strategy_refusal, with_hardware
+from lightning_internvl.config.hardware import (
+    data_workers,
+    hardware_faults,
+    precision_faults,
+    readers,
+    strategy_refusal,
+    with_hardware,
+)
+from lightning_internvl.config.stream_checks import stream_faults
 
 FSDP2 = {"_target_": "lightning_internvl.distributed.fsdp2.FSDP2", "data_parallel_size": "auto", "tensor_parallel_size": 1}
 ADAMW, BITS = ({"_target_": f"lightning_internvl.training.optim.{name}"} for name in ("adamw", "adamw_8bit"))
@@ -71,3 +79,20 @@ def test_processes_that_divide_layers_read_the_same_samples() -> None:
     found, (told, _) = with_hardware(given, {"devices": 8})
     assert found["stages"]["first"]["batch_size"] == 2
     assert told.startswith("first: 8 processes instead of 4, batch_size 4 -> 2")
+
+
+@pytest.mark.parametrize(
+    ("cores", "trainer", "expected"),
+    [(2, {}, 1), (1, {}, 1), (16, {}, 8), (16, {"devices": 4}, 3), (96, {"devices": 8, "num_nodes": 4}, 8)],
+)
+def test_auto_shares_the_cores_that_training_leaves(
+    cores: int, trainer: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
+    assert data_workers("auto", trainer) == expected
+    assert data_workers(5, trainer) == 5
+
+
+def test_shards_need_a_number_of_workers() -> None:
+    data = {"lanes": 8, "turns": 8, "shuffle": 8, "run": 8, "num_workers": "auto"}
+    assert any("auto: readers of shards need a number" in fault for fault in stream_faults(data, None, look=False))
