@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
+from transformers.masking_utils import create_bidirectional_mask
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 
@@ -97,6 +98,10 @@ class HFSeq2SeqLM(HFCausalLM):
             mask, cross = (attention_mask_BL.bool()[:, None, None].expand(-1, 1, n, prompt) for n in (prompt, answer))
             whole = torch.ones(len(mask), 1, answer, answer, dtype=torch.bool, device=mask.device)
             own = whole.tril()
+        else:
+            # made here, transformers does not ask the device whether it could do without
+            mask = self._seen(self.lm.get_encoder(), embeds_BLH, attention_mask_BL)
+            cross = self._seen(self.lm.get_decoder(), decoder_input_ids[..., None], attention_mask_BL, embeds_BLH)
         read = self.lm.get_encoder()(inputs_embeds=embeds_BLH, attention_mask=mask)[0]
         states = self.lm.get_decoder()(
             input_ids=decoder_input_ids,
@@ -107,6 +112,13 @@ class HFSeq2SeqLM(HFCausalLM):
         )[0]
         scales = getattr(self.lm.config, "scale_decoder_outputs", False)
         return states * self.dim**-0.5 if scales else states
+
+    @staticmethod
+    def _seen(stack: Any, queries: Tensor, attention_mask_BL: Tensor, keys: Tensor | None = None) -> Any:
+        """Which tokens of the prompt each query sees, as the attention of a stack wants it; of
+        queries the number counts."""
+        options: dict[str, Any] = {"encoder_hidden_states": keys, "allow_is_bidirectional_skip": False}
+        return create_bidirectional_mask(stack.config, queries, attention_mask_BL, **options)
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:

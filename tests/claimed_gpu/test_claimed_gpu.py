@@ -28,6 +28,7 @@ CASES = {
     "packed": f"pipeline=[supervised] {PACKED}",
     "accumulated": "pipeline=[supervised] trainer.accumulate_grad_batches=2",
     "flamingo packed": f"experiment=flamingo_toy pipeline=[start] {PACKED}",
+    "t5": "experiment=blip2_toy pipeline=[supervised] decoder=t5_toy data.chats_collate.template=blip2_t5",
     "varlen packed": f"pipeline=[supervised] {PACKED}",
     "xformers": "",
     "xformers qwen2_vl packed": f"experiment=qwen2_vl_toy pipeline=[sft] attention=xformers {PACKED}",
