@@ -22,11 +22,12 @@ from lightning_internvl.config.filter_settings import FilterSettings
 from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.console import console
+from lightning_internvl.distributed.checkpoint_files import checkpoint_step, read_checkpoint
 from lightning_internvl.distributed.collectives import world_size
-from lightning_internvl.distributed.fsdp2 import META
+from lightning_internvl.distributed.fsdp2 import FSDP2, check_weights
 from lightning_internvl.distributed.placement import check_type, place_of, set_products
 from lightning_internvl.distributed.signals import RunStopped
-from lightning_internvl.files import from_aside, read_json
+from lightning_internvl.files import read_json
 from lightning_internvl.filtering.command import is_finished, run_filter, settings_after
 from lightning_internvl.filtering.job import FilterJob, rehearse_filter
 from lightning_internvl.layers import peft
@@ -157,8 +158,10 @@ def _with_weights(settings: StageSettings) -> list[str]:
 def _rehearsed_model(settings: StageSettings, run_dir: Path, build: Build) -> VLM:
     """The model of a stage on the meta device that could be trained and handed over."""
     with torch.device("meta"):
-        stage = assemble(settings, run_dir, build).stage
+        _, stage, _, trainer = assemble(settings, run_dir, build)
         stage.configure_optimizers()
+        if isinstance(trainer.strategy, FSDP2):
+            check_weights(stage)
         # what nothing could open is told before it is trained
         handoff.manifest_config(stage.model, settings.parts.config)
     check_compiler(settings.compile, settings.trainer.accelerator)
@@ -258,29 +261,6 @@ def quiet_lightning() -> None:
         "FSDP2-wrapped module .* returned a view tensor.*",
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def checkpoint_step(path: Path) -> int | None:
-    """The step of a stage's checkpoint, a file or a folder; None without one."""
-    from_aside(path)
-    return read_checkpoint(path)["global_step"] if path.exists() else None
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint but for what a folder holds of tensors; those of a file are read when they are
-    used.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    try:
-        file = path / META if path.is_dir() else path
-        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        found["global_step"]  # is in all
-        return found
-    except Exception as error:
-        fault = f"{path} is damaged ({type(error).__name__}: {error})"
-        raise ValueError(f"{fault}; delete it to start the stage again") from error
 
 
 def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[str]) -> None:

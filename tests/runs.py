@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_internvl.distributed import checkpoint_writing
+from lightning_internvl.distributed.checkpoint_files import checkpoint_step
 from lightning_internvl.files import into_place
-from lightning_internvl.pipeline import checkpoint_step
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("contrastive", "generative", "supervised")

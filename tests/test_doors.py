@@ -70,7 +70,10 @@ DOORS: dict[str, dict[str, str]] = {
         "self.models.from_config": f"{NO_CODE}; check_no_kernels",
     },
     "lightning_internvl/decoders/mrope.py": {"Qwen2VLTextConfig.from_pretrained": "called by hf_causal.py; plain values"},
-    "lightning_internvl/distributed/checkpoint_files.py": {"pickle.Unpickler": "names what describes tensors alone"},
+    "lightning_internvl/distributed/checkpoint_files.py": {
+        "pickle.Unpickler": "names what describes tensors alone",
+        "torch.load": WEIGHTS_ONLY,
+    },
     "lightning_internvl/distributed/fsdp2.py": {"dcp.load": "through TensorReader", "torch.load": WEIGHTS_ONLY},
     "lightning_internvl/doctor/equivalences.py": {"_built": "of the user's configuration", "torch.load": WEIGHTS_ONLY},
     "lightning_internvl/encoders/hf_vision.py": {
@@ -106,7 +109,6 @@ DOORS: dict[str, dict[str, str]] = {
     },
     "lightning_internvl/middleware/qllama_init.py": {"AutoConfig.from_pretrained": NO_CODE},
     "lightning_internvl/model/compose.py": {"_built": GATED, "locate": GATED},
-    "lightning_internvl/pipeline.py": {"torch.load": WEIGHTS_ONLY},
     "lightning_internvl/report/read.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/training/inherit.py": {"locate": GATED, "trusted_build": GATED},
 }  # fmt: skip

@@ -1,6 +1,6 @@
-"""Checkpoints of divided weights, read without running anything that stands in them.
+"""Checkpoints, read without running anything that stands in them.
 
-PyTorch describes the tensors of such a folder in a pickle, `.metadata`, and its own reader calls
+PyTorch describes the tensors of divided weights, a folder, in a pickle, `.metadata`, and its own reader calls
 whatever that names. Here it may name what describes tensors, and nothing else; entries that are
 pickles themselves are refused with it.
 """
@@ -15,6 +15,9 @@ import torch
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from lightning_internvl.files import from_aside
+
+META = "meta.pt"  # in the folder of a checkpoint: all that is no tensor
 _OF_TENSORS = ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata")
 _PATHS = ("pathlib", "pathlib._local")  # by the version of Python that wrote it
 KNOWN = {
@@ -25,6 +28,29 @@ KNOWN = {
     ("torch", "Size"),
     *((module, name) for module in _PATHS for name in ("PosixPath", "WindowsPath")),
 }
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """The step of a stage's checkpoint, a file or a folder; None without one."""
+    from_aside(path)
+    return read_checkpoint(path)["global_step"] if path.exists() else None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint but for what a folder holds of tensors; those of a file are read when they are
+    used.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        file = path / META if path.is_dir() else path
+        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        found["global_step"]  # is in all
+        return found
+    except Exception as error:
+        fault = f"{path} is damaged ({type(error).__name__}: {error})"
+        raise ValueError(f"{fault}; delete it to start the stage again") from error
 
 
 class TensorReader(FileSystemReader):

@@ -33,15 +33,13 @@ from torch.distributed.tensor.parallel import parallelize_module
 from torch.optim import Optimizer
 
 from lightning_internvl.console import console
-from lightning_internvl.distributed.checkpoint_files import TensorReader
+from lightning_internvl.distributed.checkpoint_files import META, TensorReader
 from lightning_internvl.distributed.checkpoint_writing import Write
 from lightning_internvl.distributed.collectives import set_data_parallel_group
 from lightning_internvl.distributed.tensor_parallel import styles_of
 from lightning_internvl.distributed.weight_broadcast import Spread
 from lightning_internvl.layers.quantization import Nf4Linear, stays_whole
 from lightning_internvl.messages import check_number
-
-META = "meta.pt"  # in the folder of a checkpoint: all that is no tensor
 
 
 class FSDP2(ModelParallelStrategy):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from callbacks import Checkpoint
 from lightning_internvl.distributed import checkpoint_writing
+from lightning_internvl.distributed.checkpoint_files import checkpoint_step
 from lightning_internvl.distributed.checkpoint_writing import Writer, begin_write, snapshot
-from lightning_internvl.pipeline import checkpoint_step
 from lightning_internvl.stages import ContrastiveStage
 
 

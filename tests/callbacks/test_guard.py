@@ -16,8 +16,8 @@ from torch import Tensor
 
 import callbacks
 from callbacks.guard import Watched
+from lightning_internvl.distributed.checkpoint_files import checkpoint_step
 from lightning_internvl.distributed.gradients import total_norm
-from lightning_internvl.pipeline import checkpoint_step
 from lightning_internvl.stages import SupervisedStage, base
 
 ONE = ("pipeline=[supervised]", "stages.supervised.new=[encoder,middleware,decoder]", "callbacks.checkpoint.every_n_steps=1")

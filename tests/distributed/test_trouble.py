@@ -16,8 +16,8 @@ from processes import Started
 from runs import once, train, weights
 
 import callbacks
+from lightning_internvl.distributed.checkpoint_files import checkpoint_step
 from lightning_internvl.files import from_aside, into_place
-from lightning_internvl.pipeline import checkpoint_step
 
 WITHIN = 60.0  # seconds
 STAGE = (*QUIET, "pipeline=[contrastive]", "callbacks.checkpoint.every_n_steps=1")

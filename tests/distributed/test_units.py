@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import lightning_internvl.cli  # noqa: F401  # for its resolvers
+from lightning_internvl import pipeline
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.distributed.fsdp2 import check_weights, prefetch, units_of
@@ -29,11 +30,14 @@ from lightning_internvl.training.assembly import build_stage
 ADAPTERS = tuple(f"peft/part@peft.{part}=lora" for part in ("encoder", "middleware"))
 
 
+def composed(*words: str) -> Any:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(words)), resolve=True)
+
+
 def stage_of(name: str, *settings: str) -> Stage:
     """A stage on the meta device."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose("config", [*TINY, *settings]), resolve=True)
-    own = stage_settings(config, name)
+    own = stage_settings(composed(*TINY, *settings), name)
     with torch.device("meta"):
         return build_stage(own, compose_model(own.parts.config, build)[0], Path(), build)
 
@@ -112,3 +116,13 @@ def test_a_plan_divides_weights_in_four_bits_and_leaves_those_in_eight_whole() -
         found[method] = held / fixed.weights["decoder"], fixed.gathered
     assert [share for share, _ in found.values()] == [0.25, 0.25, 1.0]
     assert found["nf4"][1] < found["none"][1]
+
+
+def test_what_cannot_be_divided_is_told_before_the_first_stage_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the stages are put together without memory for their weights."""
+    seen = list[str]()
+    monkeypatch.setattr(pipeline, "check_weights", lambda stage: seen.append(stage.name))
+    for strategy in ("auto", "fsdp2"):
+        config = composed(*TINY, f"strategy={strategy}", "trainer.accelerator=cpu")
+        pipeline.rehearse([stage_settings(config, "contrastive")], Path("run"), build, fresh=True)
+    assert seen == ["contrastive"]

@@ -10,8 +10,8 @@ import pytest
 from processes import Started
 from runs import ROOT, TINY, fitting, losses, same_weights, tiny_run, train
 
+from lightning_internvl.distributed.checkpoint_files import checkpoint_step
 from lightning_internvl.distributed.signals import NOT_FINISHED
-from lightning_internvl.pipeline import checkpoint_step
 
 STEPS = 60
 LONG = (
