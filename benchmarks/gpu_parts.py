@@ -35,6 +35,8 @@ from lightning_internvl import load_pretrained
 from lightning_internvl.choices import BACKENDS
 from lightning_internvl.layers.attention import attend, choose_backend, keep_backend
 from lightning_internvl.layers.attention_masks import packed as packed_mask, prefix
+from lightning_internvl.training.activation_checkpointing import recompute_blocks
+from lightning_internvl.training.compile import compile_blocks
 
 CLOSE = 0.03  # of attention in bfloat16, of the largest value
 PARITY = 0.15  # of outputs and gradients of tiny models in bf16-mixed, of the largest value of each (seen on a CPU: up to 0.09)
@@ -193,7 +195,7 @@ def quantization(dry: bool, folder: Path) -> dict[str, Any]:
     real(dry)
     found = {}
     for kind, words in {"nf4": ("peft=qlora",), "int8": ("peft=lora", "quantization=int8")}.items():
-        run(folder / kind, "debug=fast", "pipeline=[supervised]", *words)
+        run(folder / kind, "experiment=llava_toy", "debug=fast", *words)
         found[kind] = losses(folder / kind, "supervised")[-1]["train/loss"]
     assert all(map(math.isfinite, found.values())), found
     return found
@@ -224,10 +226,21 @@ def adamw(dry: bool, folder: Path) -> dict[str, Any]:
 
 def packed(dry: bool, folder: Path) -> dict[str, Any]:
     """A step over a packed row of 16k tokens with 48 pictures, about 0.8 B parameters: what it takes, and the roofline says."""
+    return _packed(dry, compiled=False)
+
+
+def compiled(dry: bool, folder: Path) -> dict[str, Any]:
+    """The same with compiled blocks, as is the default on a GPU."""
+    real(dry)
+    return _packed(dry, compiled=True)
+
+
+def _packed(dry: bool, compiled: bool) -> dict[str, Any]:
     import roofline
 
     small = {"size": "tiny", "tokens": 96, "tiles": 2}
     options = roofline.OPTIONS | (small if dry else {"activation_checkpointing": "selective"})
+    options |= {"compile": str(compiled).lower()}
     predicted = roofline.measure(options)
     tera = predicted["mfu"] * options["rated_tflops"] * predicted["ms"] / 1e3  # of the model, a step
     size, device = roofline.SIZES[options["size"]], place()
@@ -235,8 +248,9 @@ def packed(dry: bool, folder: Path) -> dict[str, Any]:
     with torch.device(device):
         stage = roofline.build(size, options)
         batch = _filled(roofline.batch_of(size, options["tokens"], options["tiles"]), size, options)
-    if not dry:
-        roofline.activation_checkpointing.recompute_blocks(stage.model, dict.fromkeys(("encoder", "decoder"), "selective"))
+    parts = ("encoder", "decoder")
+    recompute_blocks(stage.model, dict.fromkeys(parts, None if dry else "selective"))
+    compile_blocks(stage.model, dict.fromkeys(parts, compiled))
 
     def loss_of(_: int) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):

@@ -106,7 +106,11 @@ def choose_attention(settings: Settings) -> str:
     returns what is told."""
     place = place_of(settings.trainer)
     check_type(*place, settings.trainer.precision)
-    backend, reason = choose_backend(settings.attention, *place)
+    try:
+        backend, reason = choose_backend(settings.attention, *place)
+    except torch.OutOfMemoryError as error:
+        full = f"{place[0]} has not even room for the few tokens with which attention is tried"
+        raise ValueError(f"out of memory: {full}; another process may hold it (nvidia-smi shows which)") from error
     return f"attention: {backend} ({reason})"
 
 

@@ -107,6 +107,7 @@ FAULTS = {
         r"trainer.precision=bf16-mixed: Claimed GPU 7.5 has compute capability 7.5, and bfloat16 begins with 8.0; "
         r"use trainer.precision=16-mixed or 32-true",
     ),
+    "a full GPU": ([], (9, 0), 100, r"out of memory: cuda:0 has not even room for the few tokens .* tried; another process .*"),
     "too little memory": ([], (9, 0), 65536, r"out of memory: stage contrastive.*\nCUDA out of memory.*\nwhat takes less:\n  .*"),
 }  # fmt: skip
 
