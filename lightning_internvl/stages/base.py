@@ -190,7 +190,11 @@ class Stage(L.LightningModule):
         # All draws of a step (drop path, masking, negatives) depend on the step alone, not on what
         # ran before it.
         share, _ = data_parallel_rank_and_size(self.trainer)
-        torch.manual_seed(zlib.crc32(f"{self.seed}/{self.name}/{batch_idx}/{share}".encode()))
+        seed = zlib.crc32(f"{self.seed}/{self.name}/{batch_idx}/{share}".encode())
+        # what seeds all devices writes down the stack for each that has not been used, which takes
+        # longer than all else between two steps
+        seed_all = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+        seed_all(seed)
         # an objective that holds its scale below a limit has only reached the gathered copy
         if self.is_sharded:
             for objective in self.model.objectives.values():
