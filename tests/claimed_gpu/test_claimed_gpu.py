@@ -147,15 +147,32 @@ with claimed_gpu() as gpu:
         assert (y.dtype, y.softmax(0).dtype) == (torch.bfloat16, torch.float32)
     y.sum().backward()
     assert x.grad.device == torch.device("cuda", 0) and x.grad.tolist() == [2.0, 2.0, 2.0]
+
+from formulas import calls, kernels_load
+from lightning_internvl.layers.attention import attend, choose_backend
+low, exact = torch.bfloat16, torch.float32
+cases = ((7, 5), low, "sdpa"), ((7, 5), exact, "xformers"), ((9, 0), low, "xformers"), ((12, 0), exact, "sdpa")
+for capability, dtype, name in cases:
+    with claimed_gpu(capability), kernels_load("xformers"):
+        assert choose_backend("auto", "cuda", dtype)[0] == name, (capability, dtype)
+with claimed_gpu(), kernels_load("xformers"):
+    choose_backend("xformers", "cuda", low)
+    for width, runs in ((16, True), (20, False)):
+        calls.clear()
+        heads = [torch.randn(1, 2, 4, width, device="cuda", dtype=low) for _ in range(3)]
+        attend(*heads), attend(*heads)
+        assert (calls["xformers"] >= 2) is runs, width
 """
 
 
 @needs_claim
 def test_the_claimed_gpu_has_a_gpus_rules(tmp_path: Path) -> None:
+    """And the kernels of its capability: none of xformers for bfloat16 on Turing, for Blackwell, or for heads of an odd width."""
     script = tmp_path / "rules.py"
     script.write_text(RULES)
     done = on_the_claim(str(script))
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("attention: PyTorch's for heads of width 20 in bfloat16; xformers") == 1
 
 
 @pytest.mark.gpu
