@@ -409,6 +409,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "ms": round(total, 1),
         "mfu": round(model / options["rated_tflops"] / total * 1e3, 3),
+        "share_of_stated_peak": round(model / options["peak_tflops"] / total * 1e3, 3),
         "elementwise_ms": round(elementwise, 1),
         "parameters_M": round(weights / 1e6, 1),
         "kept_GiB": round(kept / 2**30, 4),

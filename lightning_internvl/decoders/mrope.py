@@ -19,6 +19,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLPreTrainedMode
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers.attention_masks import Segments, on_device, starts
+from lightning_internvl.layers.basic import lowered
 from lightning_internvl.layers.hf_attention import packed_inputs, right_padded_inputs
 
 Grid = tuple[int, int, int]
@@ -171,7 +172,7 @@ class MRopeCausalLM(HFCausalLM):
             right_padded: as in `HFCausalLM`.
             where: the arguments of `positions`.
         """
-        segments = where.get("segments")
+        embeds_BLH, segments = lowered(embeds_BLH), where.get("segments")
         if segments is not None:  # checked before anything is counted by them
             packed = packed_inputs(self.lm, segments, attention_mask_BL)
             packed["position_ids"] = self.positions(attention_mask_BL, **where)
