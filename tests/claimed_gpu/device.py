@@ -350,4 +350,12 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.modules["device"] = sys.modules["__main__"]
-    main()
+    status: object = 0
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # at once: PyTorch's thread for the backward passes of the device is never ended, which now and then aborts the process
+    os._exit(status if isinstance(status, int) else status is not None)
