@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.adapters import layout_of_checkpoint
 from lightning_internvl.checkpoints.name_rules import RuleMatch, match_rules
+from lightning_internvl.checkpoints.tied_tables import FIELD, has_tables, said_to_be_tied, table_names
 from lightning_internvl.checkpoints.weight_files import Shape, WeightFiles, read_config
+from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.files import read_json
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.messages import first_of
@@ -39,9 +42,41 @@ class OfficialCheckpoint:
     def build(self) -> VLM:
         """The model, with fresh weights."""
         model = self.layout.build(self.config, self.shapes)
+        if has_tables(model.decoder):
+            self._settle_tables(model)
         if model.decoder is not None and model.image_token_id is None:
             model.image_token_id = image_token_id(self.place)
         return model
+
+    def _settle_tables(self, model: VLM) -> None:
+        """The tables of words are one where config or files say so: a table that is missing is not
+        taken for a tied one, and two equal ones that the config ties become one, as in
+        transformers; two different ones stay two.
+
+        Raises:
+            ValueError: if the output's table is missing and the config does not tie it.
+        """
+        decoder: Any = model.decoder
+        tied = said_to_be_tied(self.config, decoder)
+        matches = [match_rules(self.layout.rules(self.config), [name])[0] for name in table_names(model, decoder)]
+        if tied == decoder.tied or not all(matches):
+            return
+        table, head = (match[0].official[0] for match in matches)
+        if not tied:
+            fault = f"1 missing: {head}, and the config does not say that it is tied to {table} ({FIELD})"
+            raise ValueError(f"the weights in {self.place} do not fit {self.layout.NAME}:\n  {fault}")
+        if isinstance(decoder, HFCausalLM) and self._equal(table, head):
+            decoder.lm.config.tie_word_embeddings = True
+            decoder.tie()
+            self.names = {there: name for there, name in self.names.items() if name != head}
+            del self.shapes[head]
+
+    def _equal(self, *names: str) -> bool:
+        there = [key for key, name in self.names.items() if name in names]
+        if len(there) != len(names) or len({self.shapes[name] for name in names}) != 1:
+            return False
+        first, second = dict(self.files.tensors(torch.device("cpu"), only=there)).values()
+        return torch.equal(first, second)
 
     def load_into(self, model: VLM, device: torch.device, dtype: torch.dtype | None) -> None:
         """Read the tensors one by one and give the model those that are complete.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,17 @@ class WeightFiles:
                 raise ValueError(f"{file.name} repeats tensors of another file beside it: {first_of(twice, 20)}")
             self.shapes |= shapes
 
-    def tensors(self, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    def tensors(
+        self,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        only: Collection[str] | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor, one after another, on `device`; each owns its memory.
 
         Args:
             dtype: type of floating-point tensors; None keeps that of the file.
+            only: names of those that are wanted; None wants all.
         """
 
         def own(tensor: Tensor) -> Tensor:
@@ -61,10 +67,12 @@ class WeightFiles:
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 - not a dict
-                        yield name, own(opened.get_tensor(name))
+                        if only is None or name in only:
+                            yield name, own(opened.get_tensor(name))
             else:
                 for name, tensor in _read_pickle(file).items():
-                    yield name, own(tensor)
+                    if only is None or name in only:
+                        yield name, own(tensor)
 
 
 def _weight_files(folder: Path) -> list[Path]:

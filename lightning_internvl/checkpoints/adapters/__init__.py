@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 from lightning_internvl.checkpoints.adapters.layout import Layout
 from lightning_internvl.checkpoints.name_rules import Config, Shapes, match_rules
+from lightning_internvl.checkpoints.tied_tables import with_true_tie
 from lightning_internvl.config.consent import trusted_names
 from lightning_internvl.layers.peft import adapted_layers
 from lightning_internvl.layers.state_dict import own_tensors
@@ -99,7 +100,8 @@ def layout_of_model(
         which = f"the layout {key} is none" if key else f"no {kind} is known"
         raise ValueError(f"{which} for a model of {parts}; known layouts: {known_layouts()}")
     came_in = model.config or {}
-    return min(able, key=lambda pair: (not pair[0].NATIVE, not pair[0].recognises(came_in, {})))
+    layout, config = min(able, key=lambda pair: (not pair[0].NATIVE, not pair[0].recognises(came_in, {})))
+    return layout, config if single_file else with_true_tie(config, model.decoder)
 
 
 def _layouts_that_hold(model: VLM, layouts: list[Layout], single_file: bool) -> list[tuple[Layout, Config]]:
