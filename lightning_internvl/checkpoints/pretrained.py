@@ -73,7 +73,7 @@ def save_pretrained(
     """
     path = Path(path)
     found, config = layout_of_model(model, layout, single_file=path.suffix == ".pth")
-    tensors = found.official_tensors(config, own_tensors(model))
+    tensors = found.written_tensors(config, own_tensors(model))
     if path.suffix == ".pth":
         write_pickle(path, tensors)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -77,7 +78,8 @@ class HFCausalLM(Part):
             use_ours(self.lm)
 
     def _fresh(self, config: dict[str, Any]) -> Any:
-        fields = {k: v for k, v in config.items() if k != "model_type"}
+        # transformers writes into the rotary parameters
+        fields = copy.deepcopy({k: v for k, v in config.items() if k != "model_type"})
         return self.models.from_config(self.configs.for_model(config["model_type"], **fields), trust_remote_code=False)
 
     def _loaded(self, pretrained: str, config: dict[str, Any]) -> Any:

@@ -77,7 +77,8 @@ def _processor_fields(layout: str, config: Mapping[str, Any], chats: ChatCollato
     names, tokens = chats.image_tokens, chats.tokens_per_tile
     if layout == "internvl_native" and names.start and names.end:
         special = {"start_image_token": names.start, "end_image_token": names.end, "context_image_token": names.context}
-        if (film := names.video or _unused_token(chats.tokenizer)) is None:
+        base = getattr(chats.tokenizer, "video_token", None)
+        if (film := names.video or base or _unused_token(chats.tokenizer)) is None:
             return None
         special["video_token"] = film
         size = {"height": chats.processor.image_size, "width": chats.processor.image_size}
@@ -206,9 +207,16 @@ def _padded_fields(processor: PaddedSquare) -> Fields | None:
 
 
 def config_fields(config: Mapping[str, Any], chats: ChatCollator | None) -> Fields:
-    """What a layout without a processor's file says in `config.json` about pictures
-    (`configuration_internvl_chat.py`)."""
-    if config.get("model_type") != "internvl_chat" or chats is None:
+    """What `config.json` says about pictures: how InternVL's code cuts them
+    (`configuration_internvl_chat.py`), and the tokens by which Qwen2-VL's finds them
+    (`get_rope_index`)."""
+    if chats is None:
+        return {}
+    if config.get("model_type") == "qwen2_vl":
+        frame = {"start": chats.image_tokens.start, "end": chats.image_tokens.end}
+        ids = {name: chats.tokenizer.convert_tokens_to_ids(token) for name, token in frame.items() if token}
+        return {f"vision_{name}_token_id": number for name, number in ids.items()}
+    if config.get("model_type") != "internvl_chat":
         return {}
     processor = chats.processor
     low, high = processor.limits if isinstance(processor, Tiles) else (1, 1)

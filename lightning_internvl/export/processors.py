@@ -88,11 +88,16 @@ def _rename_tokens(folder: Path, files: ProcessorFiles) -> None:
     if config.get("tokenizer_class") == "TokenizersBackend":
         # its name before transformers 5, still understood there
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if files.tokens:
-        # further tokens without names
-        listed = isinstance(config.get("extra_special_tokens"), list)
-        config["model_specific_special_tokens" if listed else "extra_special_tokens"] = files.tokens
-        config |= files.tokens if listed else {}
+    # transformers 5 lists tokens without names under the field in which transformers 4 expects those
+    # with names, and reads both as they are written here
+    named = config.pop("model_specific_special_tokens", None) or {}
+    extra = config.pop("extra_special_tokens", None) or []
+    if isinstance(extra, dict):
+        named, extra = named | extra, []
+    if extra:
+        config["additional_special_tokens"] = [*config.get("additional_special_tokens", []), *extra]
+    if named := named | files.tokens:
+        config |= {"extra_special_tokens": named, **named}
     _write_json(folder, "tokenizer_config.json", config)
 
 

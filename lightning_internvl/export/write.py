@@ -205,10 +205,11 @@ def write_model(
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
             tensors[name] = tensor.to(dtype)
-    noted = config | ({"dtype": options.dtype} if layout.NATIVE else {})
+    # transformers before 4.56, and the code of the releases, know the older name
+    noted = config | {"torch_dtype": options.dtype} | ({"dtype": options.dtype} if layout.NATIVE else {})
     noted |= config_fields(config, opened.view.chats)
     (draft / "config.json").write_text(json.dumps(noted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_weights(draft, layout.official_tensors(config, tensors), options.max_shard_bytes)
+    write_weights(draft, layout.written_tensors(config, tensors), options.max_shard_bytes)
 
 
 def check_reloaded(

@@ -144,6 +144,12 @@ ARCHITECTURES = {
     "qwen2_vl_toy": "Qwen2VLForConditionalGeneration",
 }  # fmt: skip
 
+PART_CLASSES = {
+    "internvl_1_5_toy": (["LlamaForCausalLM"], ["InternVisionModel"]),
+    "llava_toy": (["LlamaForCausalLM"], None),  # llama.cpp takes the class of the whole for a tower of CLIP
+    "qwen2_vl_toy": (["Qwen2VLForConditionalGeneration"], None),
+}
+
 
 @pytest.mark.parametrize("recipe", SERVED)
 def test_files_and_fields_that_vllm_and_lmms_eval_read(exported: Exported, recipe: str) -> None:
@@ -154,6 +160,12 @@ def test_files_and_fields_that_vllm_and_lmms_eval_read(exported: Exported, recip
     assert top <= set(config)
     assert image | {"size", "image_mean", "image_std", "image_processor_type"} <= set(fields(folder, "preprocessor_config.json"))
     assert fields(folder, "processor_config.json")["processor_class"] == NATIVE[recipe][1]
+    # without these transformers 4 takes its defaults, and llama.cpp and vLLM find no class for a part
+    text, vision = config["text_config"], config["vision_config"]
+    assert text["rope_theta"] == text["rope_parameters"]["rope_theta"]
+    assert (text["architectures"], vision.get("architectures")) == PART_CLASSES[recipe]
+    assert {vision.get("num_channels", vision.get("in_channels")), config["torch_dtype"]} == {3, "float32"}
+    assert isinstance(fields(folder, "tokenizer_config.json")["extra_special_tokens"], dict)
     assert AutoConfig.from_pretrained(folder).vision_config.patch_size
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) <= config["text_config"]["vocab_size"]
@@ -165,6 +177,23 @@ def test_files_and_fields_that_vllm_and_lmms_eval_read(exported: Exported, recip
     )
     placeholder = config.get("image_token_id", config.get("image_token_index"))
     assert tokenizer(text, add_special_tokens=False).input_ids.count(placeholder) == 1
+
+
+@pytest.mark.parametrize(("recipe", "tower"), [
+    ("llava_toy", "vision_tower.vision_model."), ("deepseek_vl_toy", "model.vision_model.vision_model."),
+])  # fmt: skip
+def test_towers_have_the_names_of_published_files(exported: Exported, recipe: str, tower: str) -> None:
+    """transformers 4, vLLM and llama.cpp know CLIP and SigLIP in a chat model by these alone."""
+    folder, _ = exported(recipe)
+    with safe_open(folder / "model.safetensors", framework="pt") as opened:
+        assert f"{tower}embeddings.patch_embedding.weight" in opened.keys()  # noqa: SIM118 - not a dict
+
+
+def test_tokens_that_frame_a_picture_are_named_where_its_place_is_found_by_them(exported: Exported) -> None:
+    folder, _ = exported("qwen2_vl_toy")
+    config, tokenizer = fields(folder, "config.json"), AutoTokenizer.from_pretrained(folder)
+    found = [config[f"vision_{name}_token_id"] for name in ("start", "end")]
+    assert tokenizer.convert_ids_to_tokens(found) == ["<|vision_start|>", "<|vision_end|>"]
 
 
 def test_the_released_internvl_layout_says_how_pictures_are_cut(exported: Exported) -> None:

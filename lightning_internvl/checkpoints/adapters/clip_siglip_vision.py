@@ -37,6 +37,9 @@ class CLIPSiglipVision(EncoderLayout):
         """Older releases put the tower one level deeper."""
         return super().canonical(name.removeprefix("vision_model."))
 
+    def published(self, name: str) -> str:
+        return f"vision_model.{name}"
+
     def rules(self, config: Config) -> list[NameRule]:
         return vision_rules("")
 

@@ -34,6 +34,9 @@ class DeepseekVLHF(Layout):
         """Older releases of the library put SigLIP one level deeper."""
         return super().canonical(name.replace("model.vision_model.vision_model.", "model.vision_model."))
 
+    def published(self, name: str) -> str:
+        return name.replace("model.vision_model.", "model.vision_model.vision_model.", 1)
+
     def rules(self, config: Config) -> list[NameRule]:
         siglip = vision_rules("model.vision_model.")
         if config["model_type"] == "deepseek_vl":

@@ -63,8 +63,7 @@ class InternVLChat(Layout):
         }
 
     def new_config(self, model: VLM, fields: Config) -> Config:
-        classes = {"architectures": [type(model.decoder.lm).__name__]}
-        fields["llm_config"] = classes | language_config(model.decoder)
+        fields["llm_config"] = language_config(model.decoder)
         if model.image_token_id is not None:
             fields["image_token_id"] = model.image_token_id
         return super().new_config(model, fields)

@@ -6,6 +6,7 @@ from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model, w
 from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.families.intern_vit import (
     NATIVE_DEFAULTS,
+    NATIVE_ONLY,
     native_rules,
     native_tower,
     native_tower_config,
@@ -77,7 +78,10 @@ class InternVLNative(Layout):
         }
 
     def new_config(self, model: VLM, fields: Config) -> Config:
-        return super().new_config(model, {"tie_word_embeddings": model.decoder.tied, **fields})
+        # llama.cpp and vLLM choose by the classes of both parts and read these fields without defaults
+        tower = {"architectures": ["InternVisionModel"], **NATIVE_ONLY, **fields["vision_config"]}
+        tied = {"tie_word_embeddings": model.decoder.tied}
+        return super().new_config(model, {**tied, **ONLY, **fields, "vision_config": tower})
 
 
 LAYOUT = InternVLNative()

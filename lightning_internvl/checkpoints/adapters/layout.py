@@ -115,6 +115,16 @@ class Layout(ABC):
             raise ValueError(f"the layout {self.NAME} has no place for: {first_of(unmatched, 20)}")
         return {name: tensor for match in matches for name, tensor in match.write(tensors).items()}
 
+    def published(self, name: str) -> str:
+        """The name under which published files have a tensor, which every reader knows, by its
+        canonical one."""
+        return name
+
+    def written_tensors(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `official_tensors` gives, under the names of published files."""
+        official = self.official_tensors(config, tensors)
+        return {self.published(name): tensor for name, tensor in official.items()}
+
 
 class BareFileLayout(Layout):
     """One .pth file without a config: names and shapes tell what it is."""

@@ -55,6 +55,10 @@ class LlavaNative(Layout):
         name = with_old_prefix(name).replace("vision_tower.vision_model.", "vision_tower.", 1)
         return super().canonical(name)
 
+    def published(self, name: str) -> str:
+        """transformers 4, vLLM and llama.cpp know the tower one level deeper only."""
+        return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+
     def rules(self, config: Config) -> list[NameRule]:
         projector = {"0": "linear_1", "2": "linear_2"}
         return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
@@ -89,14 +88,15 @@ class Qwen2VL(Layout):
 
     def new_config(self, model: VLM, fields: Config) -> Config:
         fields["vision_config"] = {"model_type": "qwen2_vl_vision", **fields["vision_config"]}
-        fields["text_config"] = language_config(model.decoder) | fields["text_config"]
+        # llama.cpp knows its language model by the class of the whole
+        classes = {"architectures": [self.ARCHITECTURE]}
+        fields["text_config"] = language_config(model.decoder) | classes | fields["text_config"]
         return super().new_config(model, fields)
 
 
 def text_config(config: Config) -> Config:
     """The language model's part of a config, which the release has at the top."""
-    # transformers writes into the rotary parameters
-    fields = copy.deepcopy(config.get("text_config") or config)
+    fields = config.get("text_config") or config
     return {key: value for key, value in fields.items() if key in _TEXT - _NOTES} | {"model_type": "qwen2_vl_text"}
 
 

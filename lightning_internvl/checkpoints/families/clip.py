@@ -13,7 +13,7 @@ from lightning_internvl.middleware.clip_text import CLIPText
 # What transformers fills in where a config is silent.
 VISION: Config = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224,
-    "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_channels": 3,
 }  # fmt: skip
 TEXT: Config = {
     "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
@@ -104,7 +104,7 @@ def siglip_tower_config(encoder: SiglipViT) -> Config:
 
 
 def _vision_config(encoder: CLIPViT) -> Config:
-    sizes = {"image_size": encoder.image_size, "patch_size": encoder.patch_size}
+    sizes = {"image_size": encoder.image_size, "patch_size": encoder.patch_size, "num_channels": 3}
     return _block_config(encoder.encoder.layers[0], encoder.depth) | sizes
 
 

@@ -51,17 +51,40 @@ def language_model(config: Config, *, tied: bool, make: Callable[..., HFCausalLM
 
 
 def language_config(decoder: HFCausalLM) -> Config:
-    """The config of a decoder as transformers writes it."""
-    return decoder.plain_config
+    """The config of a decoder as transformers writes it, with what other readers take: the class,
+    and the fields of before transformers 5."""
+    config, kind = decoder.plain_config, type(decoder.lm)
+    classes = {"architectures": [kind.__name__]} if kind.__module__.startswith("transformers.") else {}
+    return config | classes | older_rope_fields(config)
+
+
+def older_rope_fields(config: Config) -> Config:
+    """What transformers 4 reads in place of `rope_parameters`, and with it vLLM, LMDeploy and
+    llama.cpp; without them it would take its defaults in silence. Nothing for a config without
+    rotary positions, or with others for each kind of layer."""
+    rope = dict(config.get("rope_parameters") or {})
+    if "rope_theta" not in rope:
+        return {}
+    fields = {"rope_theta": rope.pop("rope_theta"), "rope_scaling": None}
+    old = rope.pop("type", "default")
+    kind = rope.pop("rope_type", old)
+    if "partial_rotary_factor" in rope:
+        fields["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+    if config.get("model_type") == "phi3":  # its class takes three fields and no other
+        rope.pop("original_max_position_embeddings", None)
+        fields["rope_scaling"] = {"type": kind, **rope} if rope else None
+    elif kind != "default" or rope:
+        named = "mrope" if "mrope_section" in rope else kind
+        fields["rope_scaling"] = {"rope_type": kind, "type": named, **rope}
+    return fields
 
 
 def internlm2_config(decoder: HFCausalLM) -> Config:
     """The config of a decoder of LLaMA's architecture as InternLM2 writes it."""
     config = language_config(decoder)
-    rope = dict(config.pop("rope_parameters", None) or {})
-    config["rope_theta"], kind = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
-    config["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
-    return {key: config.get(key) for key in _SHARED} | {"bias": config["attention_bias"]}
+    # its class takes two fields and no other
+    scaling = {key: value for key, value in (config["rope_scaling"] or {}).items() if key != "rope_type"}
+    return {key: config.get(key) for key in _SHARED} | {"rope_scaling": scaling or None, "bias": config["attention_bias"]}
 
 
 def language_rules(config: Config, prefix: str = "language_model.") -> list[NameRule]:
