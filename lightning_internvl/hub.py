@@ -233,3 +233,10 @@ def _downloaded(hub_id: str) -> Path:
         nothing = "neither an existing folder nor an id that the Hugging Face hub gave"
         raise ValueError(f"{hub_id!r} is {nothing}: {error}") from error
     return folder
+
+
+def tokenizer_folder(hub_id: str) -> Path:
+    """The files of the tokenizer of a hub id, downloaded."""
+    if hub_id in _offline:
+        return Path(_cached_folder(hub_id))
+    return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.model", "*.tiktoken"]))

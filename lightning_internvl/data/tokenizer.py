@@ -9,8 +9,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lightning_internvl.data.files.published_tokenizers import published_tokenizer
 from lightning_internvl.data.scenes.language import chinese_words, vocabulary_texts
-from lightning_internvl.hub import local_source, quiet
+from lightning_internvl.hub import local_source, quiet, tokenizer_folder
 from lightning_internvl.messages import NO_TOKENIZER
 
 SPECIAL_TOKENS = (
@@ -83,6 +84,19 @@ def _without_special(text: str) -> list[str]:
     return [part for part in text.split("\x00") if part]
 
 
+def _read(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, without running code that lies there."""
+    if Path(source).is_dir() and (found := published_tokenizer(Path(source))) is not None:
+        return found
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception:
+        found = None if Path(source).exists() else published_tokenizer(tokenizer_folder(source))
+        if found is None:
+            raise
+        return found
+
+
 def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
     """The tokenizer of a pretrained language model, with the placeholders of pictures and boxes
     added where it lacks them.
@@ -97,7 +111,7 @@ def hf_tokenizer(pretrained: str | None, extra_tokens: Sequence[str] = ()) -> Pr
     """
     if pretrained is None:
         raise ValueError(NO_TOKENIZER["hf_tokenizer"])
-    tokenizer = AutoTokenizer.from_pretrained(local_source(pretrained), trust_remote_code=False)
+    tokenizer = _read(local_source(pretrained))
     wanted = [*IMAGE_AND_BOX_TOKENS, *extra_tokens]
     unknown = (None, tokenizer.unk_token_id)
     lacking = [token for token in wanted if tokenizer.convert_tokens_to_ids(token) in unknown]
@@ -140,7 +154,7 @@ def saved_tokenizer(folder: str | None = None, extra_tokens: Sequence[str] = ())
         # The library would make one without words
         raise ValueError(f"{folder} has no file of one ({', '.join(SAVED_FILES)})")
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(local_source(folder), trust_remote_code=False)
+        tokenizer = _read(local_source(folder))
     tokenizer.add_tokens(list(extra_tokens), special_tokens=True)
     return tokenizer
 
@@ -159,6 +173,8 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """Id of a special token. Raises ValueError when the tokenizer does not have it as one token."""
     ids = _ids_of(tokenizer, token)
     found = tokenizer.convert_tokens_to_ids(token)
+    if len(ids) == 2 and tokenizer.convert_ids_to_tokens(ids[0]) == "▁":
+        ids = ids[1:]  # SentencePiece has a space before every text
     if len(ids) != 1 or found != ids[0]:
         advice = "choose another template, or add it to decoder.tokenizer.extra_tokens"
         raise ValueError(f"the tokenizer has no token {token!r}; {advice}")

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from published import LAYOUTS, NO_WORD, publish
 from runs import ROOT, Outcome, losses, same_weights, tiny_run, train, weights
+from tokenizer_files import PLAIN, sentencepiece_folder
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -302,3 +303,27 @@ def test_inherited_is_for_stages_that_inherit() -> None:
         composed()
     with pytest.raises(ConfigError, match=r"data\.chats_collate\.template=inherited is for .*; pipeline=\[supervised\] has none"):
         composed("pipeline=[supervised]")
+
+
+def test_a_tokenizer_that_is_published_with_code_of_its_own(tmp_path: Path, chats: Path) -> None:
+    start = tmp_path / "published"
+    publish("internvl_chat", start)
+    for file in start.glob("*token*"):
+        file.unlink()
+    pieces = sentencepiece_folder(tmp_path / "words", **PLAIN)
+    for file in (tmp_path / "words").iterdir():
+        file.rename(start / file.name)
+    fields = json.loads((start / "config.json").read_text()) | {"template": "internlm2-chat"}
+    del fields["image_token_id"]  # which no publisher writes
+    (start / "config.json").write_text(json.dumps(fields))
+    run = finetuned(start, chats, tmp_path / "run", STILL)
+
+    theirs, opened = open_model(start).view, open_run(run, build).view
+    asked = [{**samples()[0], "conversation": samples()[0]["conversation"][:1]}]
+    begin, end = pieces.get_piece_size(), pieces.get_piece_size() + 1
+    after = [*pieces.encode(f"\n{QUESTION}"), end, begin, *pieces.encode("assistant\n")]
+    for chat in (theirs.chats, opened.chats):
+        row = chat.prompts(asked)["input_ids"][0].tolist()
+        assert (row[:2], row[-len(after) :], row.count(end + 1) > 0) == ([1, begin], after, True)
+    assert losses(run, "finetune")[0]["train/loss"] == pytest.approx(loss_of(theirs.model, theirs.chats), rel=1e-5)
+    assert answer(opened.model, opened.chats) == answer(theirs.model, theirs.chats)
