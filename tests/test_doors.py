@@ -38,6 +38,7 @@ DOORS: dict[str, dict[str, str]] = {
     "callbacks/loggers.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/checkpoints/adapters/__init__.py": {"import_module": "modules of the folder, and what the user trusts"},
     "lightning_internvl/checkpoints/load_handoff.py": {"trusted_build": GATED},
+    "lightning_internvl/checkpoints/torchscript.py": {"pickle.Unpickler": "names modules, which stay plain, and tensors"},
     "lightning_internvl/checkpoints/weight_files.py": {"torch.load": WEIGHTS_ONLY},
     "lightning_internvl/checkpoints/weight_source.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/cli.py": {"OmegaConf.load": "plain values; check_run refuses interpolations before they are resolved"},

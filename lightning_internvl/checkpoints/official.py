@@ -35,6 +35,7 @@ class OfficialCheckpoint:
     def __init__(self, place: Path) -> None:
         self.place, self.config, self.files = place, read_config(place), WeightFiles(place)
         self.layout = layout_of_checkpoint(self.config, self.files.shapes)
+        self.config = self.layout.completed(self.config, self.files)
         canonical = {name: self.layout.canonical(name) for name in self.files.shapes}
         self.names = {there: name for there, name in canonical.items() if name is not None}
         self.shapes = {name: self.files.shapes[there] for there, name in self.names.items()}

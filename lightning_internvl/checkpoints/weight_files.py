@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_internvl.checkpoints.torchscript import is_torchscript, read_torchscript
 from lightning_internvl.files import atomic_file
 from lightning_internvl.messages import first_of
 
@@ -23,6 +25,16 @@ INDEX = f"{SINGLE}.index.json"
 Shape = tuple[int, ...]
 # keys under which trainers have put a whole state dict
 WRAPPERS = ("module", "model", "state_dict")
+# what wraps a model in training and stays in the names of its tensors
+PREFIXES = ("module.", "_orig_mod.")
+OPEN_CLIP = "open_clip_config.json"
+OPEN_CLIP_KEY = "open_clip"  # under which a config has what that file says
+SINGLES = (
+    (INDEX, SINGLE),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+    ("open_clip_model.safetensors.index.json", "open_clip_model.safetensors"),
+    ("open_clip_pytorch_model.bin.index.json", "open_clip_pytorch_model.bin"),
+)
 
 
 class WeightFiles:
@@ -30,7 +42,9 @@ class WeightFiles:
     `weights_only=True`.
 
     Attributes:
-        shapes: every tensor's name and shape.
+        shapes: every tensor's name and shape; names without what all begin with because the model
+            was wrapped in training.
+        notes: words and numbers that stand in a pickle beside its state dict.
 
     Raises:
         ValueError: for a folder without weights, a shard that is missing or damaged, or a name that
@@ -40,11 +54,16 @@ class WeightFiles:
     def __init__(self, place: Path) -> None:
         self.files = [place] if place.is_file() else _weight_files(place)
         self.shapes: dict[str, Shape] = {}
+        self.notes: dict[str, Any] = {}
         for file in self.files:
-            shapes = _shapes(file)
+            shapes = _shapes(file, self.notes)
             if twice := sorted(shapes.keys() & self.shapes.keys()):
                 raise ValueError(f"{file.name} repeats tensors of another file beside it: {first_of(twice, 20)}")
             self.shapes |= shapes
+        self._prefix = ""
+        while inner := next((p for p in PREFIXES if self.shapes and all(n.startswith(p) for n in self.shapes)), ""):
+            self._prefix += inner
+            self.shapes = {name.removeprefix(inner): shape for name, shape in self.shapes.items()}
 
     def tensors(
         self,
@@ -64,19 +83,25 @@ class WeightFiles:
             return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
 
         for file in self.files:
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118 - not a dict
-                        if only is None or name in only:
-                            yield name, own(opened.get_tensor(name))
-            else:
-                for name, tensor in _read_pickle(file).items():
-                    if only is None or name in only:
-                        yield name, own(tensor)
+            for there, read in _entries(file):
+                name = there.removeprefix(self._prefix)
+                if only is None or name in only:
+                    yield name, own(read())
+
+
+def _entries(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Names of a file's tensors, and what reads each."""
+    if file.suffix != ".safetensors":
+        for name, tensor in _read_pickle(file)[0].items():
+            yield name, partial(torch.Tensor.detach, tensor)
+        return
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 - not a dict
+            yield name, partial(opened.get_tensor, name)
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    for index, single in ((INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin")):
+    for index, single in SINGLES:
         if (folder / index).is_file():
             return _files_of_index(folder / index)
         if (folder / single).is_file():
@@ -88,12 +113,15 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def read_config(place: Path) -> dict[str, Any]:
-    """`config.json` of a folder, or beside a file; empty for a bare file.
+    """`config.json` of a folder, or beside a file; where that is missing what `open_clip_config.json`
+    says, under the key `open_clip`; empty for a bare file.
 
     Raises:
         ValueError: if a folder has none, or it is no JSON object.
     """
     path = (place if place.is_dir() else place.parent) / "config.json"
+    if not path.is_file() and (open_clip := path.with_name(OPEN_CLIP)).is_file():
+        return {OPEN_CLIP_KEY: _json_object(open_clip)}
     if not path.is_file():
         if place.is_file() or any(place.glob("*.pth")):
             return {}
@@ -123,9 +151,11 @@ def _files_of_index(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _shapes(file: Path) -> dict[str, Shape]:
+def _shapes(file: Path, notes: dict[str, Any]) -> dict[str, Shape]:
     if file.suffix != ".safetensors":
-        return {name: tuple(tensor.shape) for name, tensor in _read_pickle(file).items()}
+        tensors, beside = _read_pickle(file)
+        notes |= beside
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
@@ -134,7 +164,11 @@ def _shapes(file: Path) -> dict[str, Shape]:
         raise ValueError(f"{file} is damaged or cut off: {error}") from error
 
 
-def _read_pickle(file: Path) -> dict[str, Tensor]:
+def _read_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file that is not safetensors, and words and numbers beside them."""
+    if is_torchscript(file):
+        return read_torchscript(file), {}
+    notes: dict[str, Any] = {}
     try:
         # Only the zip format of PyTorch can be mapped into memory instead of being read whole.
         mapped = zipfile.is_zipfile(file)
@@ -146,12 +180,14 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is damaged or cut off: {error}") from error
     if isinstance(loaded, dict):
         wrapped = [loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)]
-        loaded = wrapped[0] if wrapped else loaded
+        if wrapped:
+            notes = {key: value for key, value in loaded.items() if isinstance(value, str | int | float)}
+            loaded = wrapped[0]
     if not isinstance(loaded, dict):
         raise ValueError(f"{file} should map names to tensors, but holds a {type(loaded).__name__}")
     if odd := [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{file} should map names to tensors; no tensor: {first_of(odd, 20)}")
-    return loaded
+    return loaded, notes
 
 
 def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:

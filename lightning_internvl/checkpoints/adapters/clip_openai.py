@@ -1,13 +1,15 @@
-"""CLIP's state dict under the names of OpenAI and open_clip (`ViT-L-14.pt` as a plain state dict,
-`open_clip_pytorch_model.bin`).
-
-OpenAI's own files are TorchScript programs, which are not opened here because they hold code; their
-state dict, saved alone, is.
-"""
+"""CLIP's state dict under the names of OpenAI and open_clip: OpenAI's own files (`ViT-L-14.pt`,
+TorchScript programs whose tensors are read without running them), `open_clip_pytorch_model.bin`,
+`open_clip_model.safetensors`, folders with `open_clip_config.json`, and training checkpoints of
+open_clip."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
 
 from lightning_internvl.checkpoints.adapters.clip import clip_parts
 from lightning_internvl.checkpoints.adapters.layout import BESIDE, BareFileLayout
@@ -19,11 +21,12 @@ from lightning_internvl.checkpoints.families.clip import (
     clip_tower_config,
     transposed,
 )
+from lightning_internvl.checkpoints.families.open_clip import HEAD_DIM, NOTES, completed, tower_settings
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, scalar, stacked_rows
+from lightning_internvl.checkpoints.weight_files import OPEN_CLIP, WeightFiles
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC
 
-HEAD_DIM = 64  # of all that OpenAI released
 BLOCK = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -34,12 +37,20 @@ BLOCK = {
 
 
 class CLIPOpenAI(BareFileLayout):
-    NAME = f"CLIP (a bare state dict with `visual.transformer.*`; heads and activation {BESIDE}, else OpenAI's)"
-    BUFFERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+    NAME = f"CLIP of OpenAI and open_clip (`visual.transformer.*`; heads and activation {BESIDE} or {OPEN_CLIP})"
+    BUFFERS = (*NOTES, "attn_mask")
 
     def recognises(self, config: Config, shapes: Shapes) -> bool:
-        """CLIP's models with a ResNet have other names."""
-        return {"visual.conv1.weight", "visual.transformer.resblocks.0.ln_1.weight"} <= shapes.keys()
+        """CLIP's models with a ResNet have other names, and so have text towers of BERT."""
+        names = {self.canonical(name) for name in shapes}
+        return {"visual.conv1.weight", "visual.transformer.resblocks.0.ln_1.weight", "token_embedding.weight"} <= names
+
+    def canonical(self, name: str) -> str | None:
+        """Some models of open_clip have the text tower in a module of its own."""
+        return super().canonical(name.removeprefix("text."))
+
+    def completed(self, config: Config, files: WeightFiles) -> Config:
+        return completed(config, files)
 
     def rules(self, config: Config) -> list[NameRule]:
         embeddings = "encoder.embeddings"
@@ -60,19 +71,28 @@ class CLIPOpenAI(BareFileLayout):
         ]
 
     def build(self, config: Config, shapes: Shapes) -> VLM:
-        """Shapes tell the sizes; a config.json beside the file may tell heads and activation."""
+        """Shapes tell the sizes; heads and activation stand in the config."""
+        said_vision, said_text = tower_settings(config, shapes)
         dim, _, patch, _ = shapes["visual.conv1.weight"]
         grid = math.isqrt(shapes["visual.positional_embedding"][0] - 1)
         vision = {**_size(shapes, "visual.transformer"), "patch_size": patch, "image_size": patch * grid}
         text = _size(shapes, "transformer") | {
             "vocab_size": shapes["token_embedding.weight"][0],
             "max_position_embeddings": shapes["positional_embedding"][0],
-            **config.get("text_config", {}),
+            **said_text,
             "eos_token_id": OLD_EOS,
         }
-        encoder = clip_tower(vision | config.get("vision_config", {}))
+        encoder = clip_tower(vision | said_vision)
         middleware = clip_text(text, dim, shapes["text_projection"][1])
         return VLM(encoder, middleware, objectives={"itc": ITC()})
+
+    def official_tensors(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """With what OpenAI's own files say beside their weights, by which they are known."""
+        found = super().official_tensors(config, tensors)
+        patches, positions = found["visual.positional_embedding"].shape[0] - 1, found["positional_embedding"].shape[0]
+        side = found["visual.conv1.weight"].shape[-1] * math.isqrt(patches)
+        sizes = (side, positions, found["token_embedding.weight"].shape[0])
+        return found | {name: torch.tensor(size) for name, size in zip(NOTES, sizes, strict=True)}
 
     def holds(self, model: VLM) -> bool:
         """Heads, activation and end token (the largest id) must be OpenAI's."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.families.language_model import language_config
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, match_rules
+from lightning_internvl.checkpoints.weight_files import WeightFiles
 from lightning_internvl.messages import first_of
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import NextToken
@@ -59,6 +60,10 @@ class Layout(ABC):
     def canonical(self, name: str) -> str | None:
         """The name of a tensor in a file as the rules write it; None for what holds no weights."""
         return None if name.endswith(self.BUFFERS) else name
+
+    def completed(self, config: Config, files: WeightFiles) -> Config:
+        """The config with what it leaves to the files."""
+        return config
 
     @abstractmethod
     def rules(self, config: Config) -> list[NameRule]:
