@@ -3,7 +3,8 @@ text that was trained on.
 
 Messages are those of transformers: `content` is a text in which "<image>" marks a picture, as in
 training data, or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`, where a picture
-is followed by a line break unless it comes last.
+is followed by a line break unless it comes last. Servers send several messages of a user in a row;
+each is written as one, and the assistant's turn begins after the last.
 """
 
 from __future__ import annotations
@@ -41,15 +42,17 @@ _SYSTEM = """\
 """
 _TURNS = """\
 {%- for message in turns -%}
-  {%- if message['role'] != ('user' if loop.index0 is even else 'assistant') -%}
+  {%- if message['role'] != 'user' and (message['role'] != 'assistant' or loop.first or loop.previtem['role'] != 'user') -%}
     {{- raise_exception('a conversation is an optional system message, then user and assistant in turn') -}}
   {%- endif -%}
   {%- set ns.text = written(message['content']) -%}
   {%- if message['role'] == 'user' -%}
-    {%- if loop.first and ns.system -%}{{- @SYSTEM_BEFORE@ ~ ns.system ~ @SYSTEM_AFTER@ -}}{%- endif -%}
+    {%- if @HAS_SYSTEM@ -%}{{- @SYSTEM_BEFORE@ ~ ns.system ~ @SYSTEM_AFTER@ -}}{%- endif -%}
 @PREPARED@
     {{- @USER@ -}}
-    {%- if not loop.last or add_generation_prompt -%}{{- @ASSISTANT@ -}}{%- endif -%}
+    {%- if (loop.last and add_generation_prompt) or (not loop.last and loop.nextitem['role'] == 'assistant') -%}
+      {{- @ASSISTANT@ -}}
+    {%- endif -%}
   {%- else -%}
     {{- @ANSWER_START@ ~ ns.text ~ @ANSWER_END@ -}}
   {%- endif -%}
@@ -89,7 +92,10 @@ def jinja_of(template: ChatTemplate, image: str, video: str | None = None) -> st
     shown = f"ns.text.replace('{IMAGE}', {_quote(run)})"
     shown += "" if video is None else f".replace('{VIDEO}', {_quote(video)})"
     end = "eos_token" if template.answer_end is None else _quote(template.answer_end)
+    if template.earlier_end is not None:
+        end = f"({end} if loop.last else {_quote(template.earlier_end)})"
     values = {
+        "HAS_SYSTEM": "loop.first" if template.bare_system else "loop.first and ns.system",
         "RUN": _quote(run),
         "SYSTEM": _quote(template.system),
         "SYSTEM_BEFORE": _quote(system_before),

@@ -94,7 +94,7 @@ def open_model(
         raise ValueError(f"{template=} is not known; {did_you_mean(template, template_names())}")
     folder = local_folder(place)
     layout, config, native = layout_of(folder)
-    known = system_of(layout)
+    known = system_of(layout, config)
     if known is None:
         raise ValueError(f"{place} ({layout}) neither answers nor compares; layouts that do: {', '.join(SYSTEMS)}")
     words = load_tokenizer(tokenizer or (folder if Path(place).exists() else place))

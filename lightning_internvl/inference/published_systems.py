@@ -12,6 +12,7 @@ from lightning_internvl.data.processors.any_resolution import AnyResolution
 from lightning_internvl.data.processors.basic import CLIP_MEAN, CLIP_STD, CenterCrop, Processor, Squash, Tiles
 from lightning_internvl.data.processors.padded import HALF, PaddedPair, PaddedSquare, PadSquare
 from lightning_internvl.data.processors.pixels import IMAGENET_MEAN, IMAGENET_STD
+from lightning_internvl.data.templates import template_names
 from lightning_internvl.decoders.hf_seq2seq import HFSeq2SeqLM
 from lightning_internvl.files import read_json
 from lightning_internvl.model.vlm import VLM
@@ -50,13 +51,14 @@ class System(NamedTuple):
 
 def _internvl_template(config: Config, model: VLM) -> str:
     """The name in `config.json`, else by the language model."""
-    released = {"vicuna_v1.1": "vicuna", "internlm2-chat": "internlm2", "Hermes-2": "internlm2", "internvl2_5": "chatml"}
     named, language = config.get("template"), str(config.get("llm_config", {}).get("model_type"))
-    if named is not None and named not in released:
+    if not named:
+        return {"llama": "vicuna", "internlm2": "internlm2"}.get(language, "chatml")
+    found = {"vicuna_v1.1": "vicuna", "internlm2-chat": "internlm2"}.get(named, named)
+    if found not in template_names():
         fault = f"config.json names the chat format {named!r}, which is not known here"
         raise Lacking(fault, "template", "NAME")
-    usual = {"llama": "vicuna", "internlm2": "internlm2"}
-    return released[named] if named else usual.get(language, "chatml")
+    return "internvl2_5_internlm" if found == "internvl2_5" and language.startswith("internlm") else found
 
 
 def _t5(name: str) -> Callable[[Config, VLM], str]:
@@ -119,10 +121,15 @@ SYSTEMS: Mapping[str, System] = {
 }
 
 
-def system_of(layout: str) -> System | None:
-    """How a layout reads: one of the user's own as its folder says; None if it neither answers nor
-    compares."""
-    return SYSTEMS.get(layout, System() if layout in own_layouts() else None)
+def system_of(layout: str, config: Config) -> System | None:
+    """How a layout reads, with what its `config.json` says of it: one of the user's own as its
+    folder says; None if it neither answers nor compares."""
+    known = SYSTEMS.get(layout, System() if layout in own_layouts() else None)
+    if layout == "internvl_chat" and config.get("system_message"):
+        return known and known._replace(system=config["system_message"])
+    if layout == "llava" and config.get("mm_use_im_start_end"):
+        return known and known._replace(frame=("<im_start>", "<im_end>"))
+    return known
 
 
 def picture_fields(folder: Path) -> Config:

@@ -160,7 +160,7 @@ def _settings_of_folder(start: str, template: str | None, tokenizer: str | None)
     layout, config, native = layout_of(folder)
     model, parts = _exported_model(folder) if layout == HANDOFF else _published_model(folder)
     words, fields = load_tokenizer(tokenizer or place), picture_fields(folder)
-    known = system_of(layout)
+    known = system_of(layout, config)
     assert known is not None, layout  # whose model answers
     rows = model.decoder.vocab_size
     if pad_id(words) >= rows:

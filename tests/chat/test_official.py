@@ -9,7 +9,7 @@ import pytest
 import torch
 from chat_toys import LLAMA, picture, talker
 from PIL import Image
-from published import IMAGENET, SQUASHED, fresh
+from published import IMAGENET, SQUASHED, fresh, publish
 from tokenizers import processors
 from transformers import (
     CLIPConfig,
@@ -24,9 +24,11 @@ from transformers import (
 
 from lightning_internvl.chat.session import Sampling, Session
 from lightning_internvl.data.jinja_templates import jinja_of
+from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.inference.load_official import open_model
 from lightning_internvl.inference.picture_search import Retriever
+from lightning_internvl.inference.published_systems import SYSTEMS, named
 
 SHORT = Sampling(max_new_tokens=6)
 # Recipe and overrides; the layout that holds it; what stands in preprocessor_config.json; what is asked for.
@@ -168,13 +170,31 @@ def test_an_unknown_chat_format_of_a_release_is_named(tmp_path: Path) -> None:
     view.model.save_pretrained(tmp_path / "saved", layout="internvl_chat")
     view.chats.tokenizer.save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    for name, template in {"internlm2-chat": "internlm2", "internvl2_5": "chatml"}.items():
-        (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"template": name}))
-        assert open_model(tmp_path / "saved").view.chats.template.name == template
-    (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"template": "phi3-chat"}))
-    with pytest.raises(ValueError, match="'phi3-chat', which is not known here; give template=NAME"):
+    names = {"internlm2-chat": "internlm2", "vicuna_v1.1": "vicuna"}
+    for name in ("internlm2-chat", "vicuna_v1.1", "internvl2_5", "Hermes-2", "phi3-chat", "internvl_zh", "internvl3_5_gpt_oss"):
+        (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"template": name, "system_message": None}))
+        assert open_model(tmp_path / "saved").view.chats.template == load_template(names.get(name, name))
+    language = {"llm_config": config["llm_config"] | {"model_type": "internlm2"}}
+    assert named(SYSTEMS["internvl_chat"].template, language | {"template": "internvl2_5"}, view.model) == "internvl2_5_internlm"
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"template": "Hermes-2", "system_message": "Hello."}))
+    assert open_model(tmp_path / "saved").view.chats.template.system == "Hello."
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"template": "phi9"}))
+    with pytest.raises(ValueError, match="'phi9', which is not known here; give template=NAME"):
         open_model(tmp_path / "saved")
     assert open_model(tmp_path / "saved", template="plain").view.chats.template.name == "plain"
+
+
+def test_tokens_around_a_picture_of_the_first_llava(tmp_path: Path) -> None:
+    publish("llava", tmp_path / "saved")
+    for file in (tmp_path / "saved").glob("tokenizer*.json"):
+        file.write_text(file.read_text().replace("<img>", "<im_start>").replace("</img>", "<im_end>"))
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    asked = {"images": [picture(0, 50, 70)], "conversation": [{"role": "user", "content": "<image>\nwhat?"}], "key": "one"}
+    for framed in (False, True):
+        (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"mm_use_im_start_end": framed}))
+        chats = open_model(tmp_path / "saved").view.chats
+        text = chats.tokenizer.decode(chats.prompts([asked])["input_ids"][0])
+        assert ("<im_start><IMG_CONTEXT>" in text, "<IMG_CONTEXT><im_end>\nwhat?" in text) == (framed, framed)
 
 
 def test_a_conversation_fits_what_the_model_reads() -> None:

@@ -66,10 +66,19 @@ def test_lists_of_pictures_and_text_are_the_marks_of_training(name: str) -> None
     assert theirs(name, listed, None) == ours(name, plain, None)
 
 
-@pytest.mark.parametrize("roles", [["assistant"], ["user", "user"], ["user", "system"]])
+@pytest.mark.parametrize("roles", [["assistant"], ["user", "assistant", "assistant"], ["user", "system"]])
 def test_roles_out_of_turn_are_refused(roles: list[str]) -> None:
     with pytest.raises(TemplateError, match="user and assistant in turn"):
         theirs("vicuna", [{"role": role, "content": "a"} for role in roles], None)
+
+
+def test_messages_of_a_user_in_a_row_are_one_turn_each() -> None:
+    said = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    begun = "<|im_start|>user\na<|im_end|>\n<|im_start|>user\nb<|im_end|>\n"
+    assert theirs("chatml", said, "") == begun
+    assert theirs("chatml", said, "", prompt=True) == begun + "<|im_start|>assistant\n"
+    answered = [*said, {"role": "assistant", "content": "c"}, said[0]]
+    assert theirs("chatml", answered, "") == begun + "<|im_start|>assistant\nc<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
 
 
 def test_a_processor_that_puts_pictures_in_by_itself_gets_none() -> None:

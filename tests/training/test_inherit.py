@@ -261,8 +261,8 @@ def test_what_is_given_wins(tmp_path: Path) -> None:
 def test_what_a_start_lacks_is_named(tmp_path: Path) -> None:
     view = publish("internvl_chat", tmp_path / "chat")
     fields = json.loads((tmp_path / "chat" / "config.json").read_text())
-    (tmp_path / "chat" / "config.json").write_text(json.dumps(fields | {"template": "phi3-chat"}))
-    with pytest.raises(ValueError, match=r"chat: .*'phi3-chat', .*; give data\.chats_collate\.template=NAME"):
+    (tmp_path / "chat" / "config.json").write_text(json.dumps(fields | {"template": "phi9"}))
+    with pytest.raises(ValueError, match=r"chat: .*'phi9', .*; give data\.chats_collate\.template=NAME"):
         inherited(tmp_path / "chat")
     assert inherited(tmp_path / "chat", "data.chats_collate.template=plain")["data"]["chats_collate"]["template"] == "plain"
     with pytest.raises(ValueError, match="unknown chat template 'vicunna'; choose from"):

@@ -30,11 +30,12 @@ class ChatTemplate:
     """A chat format. "{}" stands for the message.
 
     `answer_end` closes an answer and is learnt with it; None means the end token of the tokenizer.
-    `after_answer` is not learnt. Without `keep_user_text` only the image markers of user messages
-    stay. `image` is written for each "<image>" of a user message, which it contains; `image_frame`
-    names the special tokens around the visual tokens, None where there are none. With
-    `images_first` the pictures of a message stand before `user`, and its text loses the marks and
-    the space beside them.
+    `earlier_end`, where it is given, closes those that others follow. `after_answer` is not learnt.
+    With `bare_system` the format of a system message is written without one too. Without
+    `keep_user_text` only the image markers of user messages stay. `image` is written for each
+    "<image>" of a user message, which it contains; `image_frame` names the special tokens around
+    the visual tokens, None where there are none. With `images_first` the pictures of a message
+    stand before `user`, and its text loses the marks and the space beside them.
     """
 
     name: str
@@ -42,9 +43,11 @@ class ChatTemplate:
     assistant: str
     answer_start: str = ""
     answer_end: str | None = None
+    earlier_end: str | None = None
     after_answer: str = ""
     system_format: str = "{}"
     system: str = ""
+    bare_system: bool = False
     begins_with_bos: bool = True
     keep_user_text: bool = True
     image: str = IMAGE
@@ -72,7 +75,7 @@ class ChatTemplate:
         self._check_roles(messages)
         rounds: list[list[Segment]] = []
         for position in range(0, len(messages), 2):
-            before = self.system_format.format(system) if system and position == 0 else ""
+            before = self.system_format.format(system) if position == 0 and (system or self.bare_system) else ""
             asked = messages[position]["content"]
             if not self.keep_user_text:
                 asked = IMAGE * asked.count(IMAGE)
@@ -82,7 +85,9 @@ class ChatTemplate:
             asked = asked.replace(IMAGE, self.image)
             segments = [Segment(before + self.user.replace("{}", asked) + self.assistant, False)]
             if position + 1 < len(messages):
-                answer = self.answer_start + messages[position + 1]["content"] + self.end(eos_token)
+                last = position + 2 >= len(messages) or self.earlier_end is None
+                end = self.end(eos_token) if last else self.earlier_end or ""
+                answer = self.answer_start + messages[position + 1]["content"] + end
                 segments += [Segment(answer, True), Segment(self.after_answer, False)]
             rounds.append([segment for segment in segments if segment.text])
         return rounds

@@ -24,7 +24,7 @@ _SMOLLM2 = dataclasses.replace(
     system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
 )
 # As InternVL 1.5 uses InternLM2-Chat: in one run, without line breaks after <|im_end|>.
-_INTERNLM2 = ChatTemplate(
+INTERNLM2 = ChatTemplate(
     name="internlm2",
     system="你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。",
     system_format="<|im_start|>system\n{}<|im_end|>",
@@ -33,4 +33,4 @@ _INTERNLM2 = ChatTemplate(
     answer_end="<|im_end|>",
 )
 
-TEMPLATES = (CHATML, _QWEN2, _QWEN2_VL, _SMOLLM2, _INTERNLM2)
+TEMPLATES = (CHATML, _QWEN2, _QWEN2_VL, _SMOLLM2, INTERNLM2)
