@@ -25,9 +25,9 @@ class CLIPViT(Tower):
     """Pixels to visual tokens.
 
     Args:
-        image_size: side in pixels of the stored position table; pictures of any other size whose
-            sides are multiples of `patch_size`, square or not, are accepted at run time and resize
-            the table.
+        image_size: side in pixels of the stored position table; pictures of any other size, square
+            or not, are accepted at run time and resize the table. What is left of a side behind the
+            last whole patch is not seen (SigLIP so400m: 384 = 27 * 14 + 6).
         dim, depth, heads, mlp_dim, patch_size: the size of the tower (L/14: 1024, 24, 16, 4096,
             14).
         act: "quick_gelu" (OpenAI), "gelu" or "gelu_pytorch_tanh".
@@ -66,8 +66,6 @@ class CLIPViT(Tower):
         embed_std: float | None = None,
     ) -> None:
         super().__init__()
-        if image_size % patch_size:
-            raise ValueError(f"{image_size=} must divide by {patch_size=}")
         if post_norm not in POST_NORMS or (post_norm == "cls" and not cls):
             raise ValueError(f"{post_norm=} is not possible with {cls=}; valid choices: {', '.join(POST_NORMS)}")
         self.dim, self.depth, self.image_size, self.patch_size = dim, depth, image_size, patch_size

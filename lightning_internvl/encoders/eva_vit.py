@@ -66,8 +66,8 @@ class EvaViT(Tower):
         embed_std: float | None = None,
     ) -> None:
         super().__init__()
-        if dim % heads or image_size % patch_size:
-            raise ValueError(f"{dim=} must divide by {heads=} and {image_size=} by {patch_size=}")
+        if dim % heads:
+            raise ValueError(f"{dim=} must divide by {heads=}")
         check_choice("encoder act", act, ACT2FN)
         if k_bias and not qkv_bias:
             raise ValueError("k_bias needs qkv_bias")
@@ -102,8 +102,7 @@ class EvaViT(Tower):
             one (N, P, D) for each entry of `layers`
 
         Raises:
-            ValueError: for layers that do not exist, or images whose sides the patches do not
-                divide.
+            ValueError: for layers that do not exist, or images smaller than a patch.
         """
         numbers = self.layer_numbers(layers)
         x = self._embed(pixels_N3SS)

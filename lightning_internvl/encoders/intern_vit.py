@@ -35,8 +35,8 @@ class InternViT(Tower):
     """Pixels to visual tokens.
 
     Args:
-        image_size: side in pixels of the stored position table; other sizes that are multiples of
-            `patch_size` are accepted at run time and resize the table.
+        image_size: side in pixels of the stored position table; other sizes are accepted at run time
+            and resize the table.
         dim, depth, heads, mlp_dim, patch_size: the size of the tower (6B: 3200, 48, 25, 12800, 14).
         qk_norm: RMSNorm over the full width of queries and of keys, before the heads are split.
         qkv_bias: 6B has none.
@@ -76,8 +76,8 @@ class InternViT(Tower):
     ) -> None:
         super().__init__()
         check_choice("encoder norm", norm, _NORMS)
-        if dim % heads or image_size % patch_size:
-            raise ValueError(f"{dim=} must divide by {heads=} and {image_size=} by {patch_size=}")
+        if dim % heads:
+            raise ValueError(f"{dim=} must divide by {heads=}")
         self.dim, self.depth, self.image_size, self.patch_size = dim, depth, image_size, patch_size
         self.has_final_norm, self.mlp_dim = final_norm, mlp_dim
         self.embeddings = _Embeddings(image_size, patch_size, dim)
@@ -146,9 +146,8 @@ class _Embeddings(nn.Module):
 
     def forward(self, pixels_N3SS: Tensor) -> Tensor:
         size = pixels_N3SS.shape[-1]
-        if pixels_N3SS.shape[-2] != size or size % self.patch_size:
-            fault = f"the side must be square and divide by {self.patch_size}"
-            raise ValueError(f"images of {tuple(pixels_N3SS.shape[-2:])} pixels: {fault}")
+        if pixels_N3SS.shape[-2] != size:
+            raise ValueError(f"images of {tuple(pixels_N3SS.shape[-2:])} pixels: they must be square")
         patches = embed_patches(pixels_N3SS, self.patch_embedding, self.patch_size)
         cls = self.class_embedding.expand(len(patches), -1, -1).to(patches.dtype)
         positions = resize_positions(self.position_embedding, size // self.patch_size)

@@ -18,8 +18,8 @@ class OpenCLIPViT(CLIPViT):
     pictures have another number of patches, and stays as it is in the checkpoint.
 
     Args:
-        image_size: side in pixels of the pictures that are expected; any multiple of `patch_size`
-            is accepted at run time.
+        image_size: side in pixels of the pictures that are expected; any other is accepted at run
+            time.
         positions: side of the stored position table, in patches.
         tower: `patch_size`, `dim`, `depth`, `heads`, `mlp_dim` and `embed_std`, as in `CLIPViT`
             (bigG: 14, 1664, 48, 16, 8192).
@@ -41,8 +41,6 @@ class OpenCLIPViT(CLIPViT):
         positions: int = 16,
         embed_std: float | None = None,
     ) -> None:
-        if image_size % patch_size:
-            raise ValueError(f"{image_size=} must divide by {patch_size=}")
         super().__init__(
             image_size=positions * patch_size, patch_size=patch_size, dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim, act=act,
             norm_eps=norm_eps, cls=False, pre_norm=True, post_norm="unused", embed_std=embed_std,

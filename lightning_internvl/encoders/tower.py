@@ -79,14 +79,14 @@ def special_tokens(tower: nn.Module) -> int:
 
 def embed_patches(pixels_N3HW: Tensor, layer: nn.Conv2d, patch_size: int) -> Tensor:
     """(N, P, D) of a convolution whose stride is its kernel: one matrix product over flat patches,
-    faster on every device.
+    faster on every device. What is left behind the last whole patch is left out, as there.
 
     Raises:
-        ValueError: for sides that the patch size does not divide.
+        ValueError: for sides shorter than a patch.
     """
     height, width = pixels_N3HW.shape[-2:]
-    if height % patch_size or width % patch_size:
-        raise ValueError(f"images of {height} x {width} pixels: both sides must divide by {patch_size}")
+    if min(height, width) < patch_size:
+        raise ValueError(f"images of {height} x {width} pixels: both sides must hold a patch of {patch_size}")
     pixels_N3HW = pixels_N3HW.to(layer.weight.dtype)
     patches = F.unfold(pixels_N3HW, patch_size, stride=patch_size).transpose(1, 2)
     return F.linear(patches, layer.weight.flatten(1), layer.bias)

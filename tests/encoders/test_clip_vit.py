@@ -100,7 +100,6 @@ def test_it_works_on_the_meta_device() -> None:
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        (CLIPViT, {"image_size": 25}, "image_size=25 must divide by patch_size=6"),
         (CLIPViT, {"heads": 3}, "dim=16 must divide by heads=3"),
         (CLIPViT, {"act": "relu"}, "'relu' is not known; valid choices: quick_gelu, gelu, gelu_pytorch_tanh"),
         (CLIPViT, {"post_norm": "some"}, "post_norm='some' is not possible"),
@@ -113,6 +112,9 @@ def test_settings_that_do_not_fit(kind: type[CLIPViT], change: dict[str, object]
         kind(**SIZES | change)
 
 
-def test_pictures_that_do_not_divide() -> None:
-    with pytest.raises(ValueError, match="25 x 24 pixels: both sides must divide by 6"):
-        CLIPViT(**SIZES)(torch.randn(1, 3, 25, 24))
+def test_what_is_left_behind_the_last_whole_patch_is_not_seen() -> None:
+    tower, pixels = CLIPViT(**SIZES | {"image_size": 29}), torch.randn(1, 3, 29, 29)
+    assert tower.num_tokens() == 17
+    assert tower(pixels)[0].equal(tower(pixels[..., :24, :24])[0])
+    with pytest.raises(ValueError, match="5 x 24 pixels: both sides must hold a patch of 6"):
+        tower(torch.randn(1, 3, 5, 24))

@@ -58,8 +58,8 @@ def test_bad_settings(change: dict, message: str) -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="25 x 24 pixels: both sides must divide by 6"):
-        make()(torch.randn(1, 3, 25, 24))
+    with pytest.raises(ValueError, match="5 x 24 pixels: both sides must hold a patch of 6"):
+        make()(torch.randn(1, 3, 5, 24))
     with pytest.raises(ValueError, match=r"layers \[4\] do not exist"):
         make()(torch.randn(1, 3, 24, 24), layers=(4,))
 

@@ -74,9 +74,9 @@ def test_other_image_sizes_resize_the_table(encoder: InternViT) -> None:
     assert encoder.embeddings.position_embedding.equal(stored)
 
 
-@pytest.mark.parametrize("size", [(16, 20), (18, 18)])
+@pytest.mark.parametrize("size", [(16, 20), (3, 3)])
 def test_sizes_that_do_not_fit_are_refused(encoder: InternViT, size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="the side must be square and divide by 4"):
+    with pytest.raises(ValueError, match=r"must be square|must hold a patch"):
         encoder(torch.randn(1, 3, *size))
 
 
@@ -115,7 +115,6 @@ def test_the_300m_variant_has_other_norms_and_biases() -> None:
     [
         ({"norm": "group"}, "norm='group' is not known; valid choices: rms_norm, layer_norm"),
         ({"heads": 5}, "must divide"),
-        ({"patch_size": 5}, "must divide"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change: dict[str, object], message: str) -> None:

@@ -43,7 +43,5 @@ def test_a_table_of_the_same_grid_is_used_as_it_is() -> None:
 
 
 def test_sizes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="image_size=30 must divide by patch_size=8"):
-        tower(image_size=30)
-    with pytest.raises(ValueError, match="both sides must divide by 8"):
-        tower()(torch.zeros(1, 3, 30, 30))
+    with pytest.raises(ValueError, match="both sides must hold a patch of 8"):
+        tower()(torch.zeros(1, 3, 30, 7))
