@@ -58,4 +58,4 @@ def lines_of(report: ExportReport, options: ExportOptions) -> list[str]:
         lines.append(f"{'greedy ids':12} equal for {len(report.logits)} prompts")
     if options.dtype != "float32":
         lines.append(f"{options.dtype:12} logits within {report.rounding:.1e} of those of the trained weights")
-    return [*lines, f"{'processor':12} {report.processor}"]
+    return [*lines, f"{'processor':12} {report.processor}", *(f"{'note':12} {note}" for note in report.notes)]

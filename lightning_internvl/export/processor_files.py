@@ -15,6 +15,7 @@ from lightning_internvl.data.processors.any_resolution import AnyResolution
 from lightning_internvl.data.processors.basic import BICUBIC, CenterCrop, Processor, RandomCrop, Squash, Tiles
 from lightning_internvl.data.processors.padded import FILTERS, PaddedPair, PaddedSquare, PadSquare
 from lightning_internvl.data.templates import IMAGE
+from lightning_internvl.export.official_code import conversation_fields
 
 Fields = dict[str, Any]
 
@@ -147,6 +148,9 @@ def image_fields(processor: Processor, layout: str) -> Fields | None:
     if isinstance(processor, CenterCrop):
         edges = {"size": {"shortest_edge": side}, "crop_size": square, "do_center_crop": True}
         return {"image_processor_type": "CLIPImageProcessor", **_pixel_fields(processor), **edges}
+    if layout == "internvl_chat" and isinstance(processor, Tiles):  # a tile; how many there are is said in config.json
+        edges = {"size": square, "crop_size": square, "do_center_crop": False}
+        return {"image_processor_type": "CLIPImageProcessor", **_pixel_fields(processor), **edges}
     if not _squashes(processor):
         return None
     if "blip" in layout:
@@ -221,6 +225,7 @@ def config_fields(config: Mapping[str, Any], chats: ChatCollator | None) -> Fiel
     processor = chats.processor
     low, high = processor.limits if isinstance(processor, Tiles) else (1, 1)
     return {
+        **conversation_fields(chats.template), "pad2square": False,
         "force_image_size": processor.image_size,
         "dynamic_image_size": isinstance(processor, Tiles), "min_dynamic_patch": low,
         "max_dynamic_patch": high, "use_thumbnail": getattr(processor, "thumbnail", False),

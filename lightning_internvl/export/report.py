@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ExportReport:
     skipped: list[str]
     writes: bool = True  # whether greedy ids were compared too
     adapters: int = 0  # layers with adapters, where these alone were written
+    notes: list[str] = field(default_factory=list)  # what else loads the folder, or does not
 
     @property
     def worst(self) -> float:

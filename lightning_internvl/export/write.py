@@ -27,6 +27,7 @@ from lightning_internvl.config.targets import locate, with_current_targets
 from lightning_internvl.config.trust import is_trusted
 from lightning_internvl.export import check
 from lightning_internvl.export.card import Card, card_of
+from lightning_internvl.export.official_code import copy_code, official_notes
 from lightning_internvl.export.plain import make_plain, plain_config
 from lightning_internvl.export.processor_files import config_fields
 from lightning_internvl.export.processors import WrittenProcessor, write_processor
@@ -77,7 +78,7 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
         own = rounded[..., : logits.shape[-1]]  # without the row of a placeholder
         rounding = max(rounding, check.check_close(what, logits, own, limit))
     with atomic_folder(to) as draft:
-        write_model(draft, opened, layout, config, options)
+        notes = write_model(draft, opened, layout, config, options)
         key = OWN if layout is None else layout.key
         processor = write_processor(draft, key, config, view)
         node = measuring_processor(opened.settings)
@@ -95,6 +96,7 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
             processor=processor.verdict,
             skipped=skipped,
             writes=view.chats is not None,
+            notes=notes,
         )
         card = card_of(make_card(opened, options, report, processor))
         (draft / "README.md").write_text(card, encoding="utf-8")
@@ -190,8 +192,8 @@ def write_model(
     layout: Layout | None,
     config: Config,
     options: ExportOptions,
-) -> None:
-    """Weights and `config.json`."""
+) -> list[str]:
+    """Weights and `config.json`; what is to be told of other readers."""
     model, dtype = opened.view.model, getattr(torch, options.dtype)
     if layout is None:
         manifest = read_json(opened.folder / handoff.MANIFEST)
@@ -200,7 +202,7 @@ def write_model(
         handoff.save(model, draft, stage=manifest["stage"], step=manifest["step"], config=parts, plan=plan)
         if (opened.folder / handoff.TOKENIZERS).is_dir():
             shutil.copytree(opened.folder / handoff.TOKENIZERS, draft / handoff.TOKENIZERS)
-        return
+        return []
     tensors = own_tensors(model)
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
@@ -208,8 +210,12 @@ def write_model(
     # transformers before 4.56, and the code of the releases, know the older name
     noted = config | {"torch_dtype": options.dtype} | ({"dtype": options.dtype} if layout.NATIVE else {})
     noted |= config_fields(config, opened.view.chats)
+    official = layout.key == "internvl_chat"
+    if official:
+        noted |= copy_code(draft, run_config(opened)["init_from"])
     (draft / "config.json").write_text(json.dumps(noted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_weights(draft, layout.written_tensors(config, tensors), options.max_shard_bytes)
+    return official_notes(noted) if official else []
 
 
 def check_reloaded(

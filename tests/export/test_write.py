@@ -198,8 +198,16 @@ def test_tokens_that_frame_a_picture_are_named_where_its_place_is_found_by_them(
 
 def test_the_released_internvl_layout_says_how_pictures_are_cut(exported: Exported) -> None:
     """vLLM reads these of `InternVLChatModel` (`internvl.py`)."""
-    folder, report = exported("internvl_1_5_toy", layout="internvl_chat")
+    folder, report = exported("internvl_1_5_toy", "data.chats_collate.template=chatml", layout="internvl_chat")
     config = fields(folder, "config.json")
+    assert (config["template"], config["system_message"]) == ("internvl2_5", "")
+    assert "auto_map" not in config
+    assert [note.partition(" ")[2][:26] for note in report.notes] == ["official InternVLChatModel", "chat() begins with an empt"]
+    assert fields(folder, "preprocessor_config.json")["size"] == {"height": 48, "width": 48}
+    with safe_open(folder / "model.safetensors", framework="pt") as opened:
+        # its class ties none; here it is one again
+        assert "language_model.lm_head.weight" in opened.keys()  # noqa: SIM118 - not a dict
+    assert load_pretrained(folder).decoder.tied
     assert report.layout == "internvl_chat"
     assert config["architectures"] == ["InternVLChatModel"]
     wanted = {"min_dynamic_patch": 1, "max_dynamic_patch": 4, "use_thumbnail": True, "dynamic_image_size": True}

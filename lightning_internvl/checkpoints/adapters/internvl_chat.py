@@ -3,9 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from lightning_internvl.checkpoints.adapters.layout import HOLDS_LORA, Layout, chat_model
-from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, release_rules, tower, tower_config
-from lightning_internvl.checkpoints.families.language_model import language_config, language_model, language_rules
+from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, ONLY, release_rules, tower, tower_config
+from lightning_internvl.checkpoints.families.language_model import (
+    is_fused,
+    language_config,
+    language_model,
+    language_rules,
+)
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
@@ -63,10 +72,20 @@ class InternVLChat(Layout):
         }
 
     def new_config(self, model: VLM, fields: Config) -> Config:
+        tower = {"architectures": ["InternVisionModel"], "model_type": "intern_vit_6b", **ONLY}
+        fields["vision_config"] = tower | fields["vision_config"]
         fields["llm_config"] = language_config(model.decoder)
+        fields["tie_word_embeddings"] = model.decoder.tied
         if model.image_token_id is not None:
             fields["image_token_id"] = model.image_token_id
         return super().new_config(model, fields)
+
+    def written_tensors(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """With a tied table twice: the official class ties none, whatever the config says."""
+        found, language = super().written_tensors(config, tensors), config["llm_config"]
+        if language.get("tie_word_embeddings") and not is_fused(language):
+            found.setdefault(HEADS[0], found["language_model.model.embed_tokens.weight"].clone())
+        return found
 
 
 LAYOUT = InternVLChat()
