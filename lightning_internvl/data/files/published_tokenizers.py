@@ -21,6 +21,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from lightning_internvl.files import read_json
 
 CONFIG, PIECES = "tokenizer_config.json", "tokenizer.model"
+LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 # What a class reads, by how its name starts.
 FILES = {"InternLM": PIECES, "QWen": "qwen.tiktoken"}
 # What those classes add where their configuration does not say.
@@ -30,7 +31,7 @@ INTERNLM = {
 }  # fmt: skip
 TOKEN_NAMES = ("unk_token", "bos_token", "eos_token", "pad_token")
 PASSED_ON = (
-    *TOKEN_NAMES, "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "model_max_length",
+    "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "model_max_length",
     "padding_side", "chat_template",
 )  # fmt: skip
 # Kinds of pieces in a SentencePiece model
@@ -64,8 +65,11 @@ def published_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
         if name.startswith(start) and not (folder / file).is_file():
             raise ValueError(f"{folder} lacks {file}, the file of its {name}")
     if (folder / PIECES).is_file():
-        sentencepiece_model(folder / PIECES)  # what is no such model, transformers reports as something else
-        return sentencepiece_tokenizer(folder) if name and tokenizer_class_from_name(name) is None else None
+        # what is no such model, transformers reports as something else
+        spec = sentencepiece_model(folder / PIECES).normalizer_spec
+        # LLaMA's class puts a space before a text where the model has none (Yi's of InternVL2-40B)
+        wrong = name in LLAMA and not spec.add_dummy_prefix
+        return sentencepiece_tokenizer(folder) if wrong or (name and tokenizer_class_from_name(name) is None) else None
     return None
 
 
@@ -119,8 +123,9 @@ def sentencepiece_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence(steps)
     tokenizer.add_tokens([added[i] for i in sorted(added)])
     names: dict[str, Any] = {name: _content(config[name]) for name in TOKEN_NAMES if config.get(name)}
+    names = {name: token for name, token in names.items() if tokenizer.token_to_id(token) is not None}
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{name: config[name] for name in PASSED_ON if name in config} | names
+        tokenizer_object=tokenizer, **{name: config[name] for name in PASSED_ON if name in config}, **names
     )
 
 

@@ -70,6 +70,18 @@ def tiktoken_ids(ranks: dict[bytes, int], text: str) -> list[int]:
     return ids
 
 
+def test_a_llama_tokenizer_without_a_space_before_texts(tmp_path: Path) -> None:
+    pieces = sentencepiece_folder(tmp_path / "published", **PLAIN)
+    file = tmp_path / "published" / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
+    config |= {"eos_token": "<|im_end|>", "pad_token": "<nowhere>"}
+    del config["auto_map"]
+    file.write_text(json.dumps(config))
+    found = saved_tokenizer(str(tmp_path / "published"))
+    assert [found.encode(text) for text in TEXTS] == [pieces.encode(text) for text in TEXTS]
+    assert (found.eos_token_id, found.pad_token, len(found)) == (len(pieces) + 1, None, len(pieces) + 3)
+
+
 def test_qwen_vl_from_its_ranks(tmp_path: Path) -> None:
     ranks = ranks_folder(tmp_path / "published")
     tokenizer, first = saved_tokenizer(str(tmp_path / "published")), len(ranks)
