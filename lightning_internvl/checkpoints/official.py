@@ -39,6 +39,12 @@ class OfficialCheckpoint:
         canonical = {name: self.layout.canonical(name) for name in self.files.shapes}
         self.names = {there: name for there, name in canonical.items() if name is not None}
         self.shapes = {name: self.files.shapes[there] for there, name in self.names.items()}
+        self.sources = [(self.files, self.names)]
+        if companion := self.layout.companion(self.config, self.shapes):
+            theirs, files = companion.open(place)
+            self.config, names = companion.join(theirs, files.shapes)
+            self.sources.append((files, names))
+            self.shapes |= {name: files.shapes[there] for there, name in names.items()}
 
     def build(self) -> VLM:
         """The model, with fresh weights."""
@@ -69,7 +75,7 @@ class OfficialCheckpoint:
         if isinstance(decoder, HFCausalLM) and self._equal(table, head):
             decoder.lm.config.tie_word_embeddings = True
             decoder.tie()
-            self.names = {there: name for there, name in self.names.items() if name != head}
+            self.names.pop(next(there for there, name in self.names.items() if name == head))
             del self.shapes[head]
 
     def _equal(self, *names: str) -> bool:
@@ -88,15 +94,16 @@ class OfficialCheckpoint:
         """
         matches = self.check(model)
         waiting: dict[tuple[str, ...], dict[str, Tensor]] = {}
-        for there, tensor in self.files.tensors(device, dtype):
-            name = self.names.get(there)
-            if name is None or name not in matches:
-                continue
-            match = matches[name]
-            parts = waiting.setdefault(match.official, {})
-            parts[name] = tensor
-            if len(parts) == len(match.official):
-                _assign(model, match.read(waiting.pop(match.official)))
+        for files, names in self.sources:
+            for there, tensor in files.tensors(device, dtype):
+                name = names.get(there)
+                if name is None or name not in matches:
+                    continue
+                match = matches[name]
+                parts = waiting.setdefault(match.official, {})
+                parts[name] = tensor
+                if len(parts) == len(match.official):
+                    _assign(model, match.read(waiting.pop(match.official)))
 
     def check(self, model: VLM) -> dict[str, RuleMatch]:
         """The rule of every official tensor, after all names and shapes have been found right."""

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from lightning_internvl.checkpoints.adapters.internvl_14b import LLAMA, TOP, qllama_config, qllama_of
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
-from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, release_rules, tower, tower_config
+from lightning_internvl.checkpoints.families.intern_vit import DEFAULTS, config_from_shapes, release_rules, tower, tower_config
 from lightning_internvl.checkpoints.families.language_model import language_model
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
+from lightning_internvl.checkpoints.weight_files import WeightFiles
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.connector import MLPConnector
@@ -36,7 +37,17 @@ class InternVLChatLlava(Layout):
     def recognises(self, config: Config, shapes: Shapes) -> bool:
         """LLaVA's own models have a name for a tower, these its config."""
         tower = config.get("vision_tower", {})
-        return super().recognises(config, shapes) and "vision_config" in tower
+        inner = (f"{TOWER}embeddings.class_embedding", f"{TOWER}vision_model.embeddings.position_embedding")
+        known = "vision_config" in tower or any(name in shapes for name in inner)
+        return super().recognises(config, shapes) and known
+
+    def completed(self, config: Config, files: WeightFiles) -> Config:
+        """Its own code writes the name of a tower; the files hold the tower, which tells its sizes."""
+        if "vision_config" in config.get("vision_tower", {}):
+            return config
+        prefix = f"{TOWER}vision_model." if f"{TOWER}query_tokens" in files.shapes else TOWER
+        shapes = {name.removeprefix(prefix): shape for name, shape in files.shapes.items() if name.startswith(prefix)}
+        return config | {"vision_tower": {"vision_config": config_from_shapes(shapes), "qllama_config": {}}}
 
     def rules(self, config: Config) -> list[NameRule]:
         if config["mm_projector_type"] == "two_mlp":

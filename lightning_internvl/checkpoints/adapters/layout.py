@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lightning_internvl.checkpoints.companion import Companion
 from lightning_internvl.checkpoints.families.language_model import language_config
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, match_rules
 from lightning_internvl.checkpoints.weight_files import WeightFiles
@@ -64,6 +65,10 @@ class Layout(ABC):
     def completed(self, config: Config, files: WeightFiles) -> Config:
         """The config with what it leaves to the files."""
         return config
+
+    def companion(self, config: Config, shapes: Shapes) -> Companion | None:
+        """The checkpoint that holds a part which these files lack, where the config names one."""
+        return None
 
     @abstractmethod
     def rules(self, config: Config) -> list[NameRule]:

@@ -4,10 +4,13 @@ at the top (`llava_llama`)."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from lightning_internvl.checkpoints.adapters import internvl_chat_llava
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
+from lightning_internvl.checkpoints.companion import Companion
 from lightning_internvl.checkpoints.families.clip import VISION, clip_tower, clip_tower_config, vision_rules
 from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model
@@ -20,6 +23,7 @@ from lightning_internvl.model.placeholders import ImagePlaceholders
 from lightning_internvl.model.vlm import VLM
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
+PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")  # of a tower
 HEAD_DIM = 64  # of every tower that OpenAI released
 TOP: Config = {
     "mm_projector_type": "linear",
@@ -42,6 +46,23 @@ class Llava(Layout):
         """The layout of transformers has no fields `mm_*`; InternVL-Chat 1.0 has another tower."""
         known = super().recognises(config, shapes) and any(key.startswith("mm_") for key in config)
         return known and not internvl_chat_llava.LAYOUT.recognises(config, shapes)
+
+    def companion(self, config: Config, shapes: Shapes) -> Companion | None:
+        """As released the files hold no tower: LLaVA takes it from where its config says."""
+        name = config.get("mm_vision_tower")
+        if not name or any(there.startswith(TOWER) for there in shapes):
+            return None
+        return Companion(str(name), "mm_vision_tower", f"holds no tower ({TOWER}*)", partial(self._with_tower, config))
+
+    def _with_tower(self, config: Config, theirs: Config, names: Iterable[str]) -> tuple[Config, dict[str, str]]:
+        """Of a whole CLIP the tower alone."""
+        bare = {there: self.canonical(there.removeprefix("vision_model.")) for there in names}
+        found = {there: TOWER + name for there, name in bare.items() if name and name.startswith(PARTS)}
+        if f"{TOWER}pre_layrnorm.weight" not in found.values():
+            fault = f"mm_vision_tower={config['mm_vision_tower']!r} is no tower of CLIP under transformers' names"
+            raise ValueError(f"{fault}; put the folder of the CLIP that belongs to the model in its place")
+        vision = theirs.get("vision_config") or theirs
+        return config | ({"vision_config": vision} if vision else {}), found
 
     def rules(self, config: Config) -> list[NameRule]:
         linear = (TOP | config)["mm_projector_type"] == "linear"
@@ -123,8 +144,8 @@ def _vision_config(config: Config, shapes: Shapes) -> Config:
         return config["vision_config"]
     if (patches := shapes.get(f"{TOWER}embeddings.patch_embedding.weight")) is None:
         tower = config.get("mm_vision_tower")
-        advice = f"put the weights of mm_vision_tower={tower!r} beside them"
-        raise ValueError(f"the files hold no tower ({TOWER}*); {advice}")
+        advice = "set mm_vision_tower to the folder or hub id of the CLIP that belongs to them"
+        raise ValueError(f"the files hold no tower ({TOWER}*), and mm_vision_tower={tower!r} in config.json; {advice}")
     dim, _, patch, _ = patches
     blocks = {name.split(".")[6] for name in shapes if name.startswith(f"{TOWER}encoder.layers.")}
     return {
