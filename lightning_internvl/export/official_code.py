@@ -13,11 +13,14 @@ from lightning_internvl.files import read_json
 
 # The text around messages by the name in `internvl/conversation.py`.
 _MARKS = ("<|im_start|>user\n{}<|im_end|>", "<|im_start|>assistant\n", "<|im_end|>")
+_LINES = (f"{_MARKS[0]}\n", _MARKS[1], f"{_MARKS[2]}\n")
 CONVERSATIONS: Mapping[tuple[str, bool], tuple[str, str, str]] = {
-    ("internvl2_5", False): (f"{_MARKS[0]}\n", _MARKS[1], f"{_MARKS[2]}\n"),
+    ("internvl2_5", False): _LINES,
+    ("internvl2_5", True): _LINES,
     ("internlm2-chat", True): _MARKS,
     ("Hermes-2", False): _MARKS,
-    ("phi3-chat", False): ("<|user|>\n{}<|end|>", "<|assistant|>\n", "<|end|>"),
+    ("phi3-chat", True): ("<|user|>\n{}<|end|>", "<|assistant|>\n", "<|end|>"),
+    ("internvl3_5_gpt_oss", False): ("<|start|>user<|message|>{}<|end|>", "<|start|>assistant", "<|return|>"),
 }
 LANGUAGES = tuple(f"{name}ForCausalLM" for name in ("Llama", "InternLM2", "Phi3", "Qwen2", "Qwen3", "Qwen3Moe", "GptOss"))
 WANTS = "the official InternVLChatModel reads this folder"

@@ -125,7 +125,7 @@ def system_of(layout: str, config: Config) -> System | None:
     """How a layout reads, with what its `config.json` says of it: one of the user's own as its
     folder says; None if it neither answers nor compares."""
     known = SYSTEMS.get(layout, System() if layout in own_layouts() else None)
-    if layout == "internvl_chat" and config.get("system_message"):
+    if layout == "internvl_chat" and isinstance(config.get("system_message"), str):
         return known and known._replace(system=config["system_message"])
     if layout == "llava" and config.get("mm_use_im_start_end"):
         return known and known._replace(frame=("<im_start>", "<im_end>"))

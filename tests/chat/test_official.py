@@ -176,8 +176,9 @@ def test_an_unknown_chat_format_of_a_release_is_named(tmp_path: Path) -> None:
         assert open_model(tmp_path / "saved").view.chats.template == load_template(names.get(name, name))
     language = {"llm_config": config["llm_config"] | {"model_type": "internlm2"}}
     assert named(SYSTEMS["internvl_chat"].template, language | {"template": "internvl2_5"}, view.model) == "internvl2_5_internlm"
-    (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"template": "Hermes-2", "system_message": "Hello."}))
-    assert open_model(tmp_path / "saved").view.chats.template.system == "Hello."
+    for said in ("Hello.", ""):
+        (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"template": "Hermes-2", "system_message": said}))
+        assert open_model(tmp_path / "saved").view.chats.template.system == said
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"template": "phi9"}))
     with pytest.raises(ValueError, match="'phi9', which is not known here; give template=NAME"):
         open_model(tmp_path / "saved")

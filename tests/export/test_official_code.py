@@ -10,8 +10,13 @@ import pytest
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.export.official_code import conversation_fields, copy_code, official_notes
 
+NAMES = {
+    "chatml": "internvl2_5", "internvl2_5": "internvl2_5", "internvl2_5_internlm": "internvl2_5", "internlm2": "internlm2-chat",
+    "Hermes-2": "Hermes-2", "phi3-chat": "phi3-chat", "internvl3_5_gpt_oss": "internvl3_5_gpt_oss", "vicuna": None,
+}  # fmt: skip
 
-@pytest.mark.parametrize(("ours", "official"), [("chatml", "internvl2_5"), ("internlm2", "internlm2-chat"), ("vicuna", None)])
+
+@pytest.mark.parametrize(("ours", "official"), NAMES.items())
 def test_chat_formats_by_their_names_in_the_official_code(ours: str, official: str | None) -> None:
     fields = conversation_fields(load_template(ours, "Be brief."))
     assert fields == ({"template": official, "system_message": "Be brief."} if official else {})
