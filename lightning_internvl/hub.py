@@ -59,7 +59,8 @@ def keep_offline(hub_id: str, offline: bool = True) -> None:
     (_offline.add if offline else _offline.discard)(hub_id)
 
 
-def _cached_folder(hub_id: str) -> str:
+def cached_folder(hub_id: str) -> str:
+    """What the cache of Hugging Face has of a hub id; raises OSError where that is nothing."""
     return huggingface_hub.snapshot_download(hub_id, local_files_only=True)
 
 
@@ -105,7 +106,7 @@ def local_source(pretrained: str) -> str:
             f"{pretrained}: there is no such folder or GGUF file; give a folder in the Hugging "
             f"Face layout, a hub id (OWNER/NAME), a file NAME.gguf, or {PACKAGE}NAME"
         )
-    return _cached_folder(pretrained) if pretrained in _offline else pretrained
+    return cached_folder(pretrained) if pretrained in _offline else pretrained
 
 
 def model_source(pretrained: str, setting: str) -> str:
@@ -219,7 +220,7 @@ def local_folder(path: str | Path) -> Path:
     """
     if Path(path).exists():
         return Path(path)
-    return Path(_cached_folder(str(path))) if str(path) in _offline else _downloaded(str(path))
+    return Path(cached_folder(str(path))) if str(path) in _offline else _downloaded(str(path))
 
 
 def _downloaded(hub_id: str) -> Path:
@@ -238,5 +239,5 @@ def _downloaded(hub_id: str) -> Path:
 def tokenizer_folder(hub_id: str) -> Path:
     """The files of the tokenizer of a hub id, downloaded."""
     if hub_id in _offline:
-        return Path(_cached_folder(hub_id))
+        return Path(cached_folder(hub_id))
     return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.model", "*.tiktoken"]))

@@ -7,6 +7,7 @@ has trained whole are in the folder too, as PEFT's `modules_to_save`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import tempfile
@@ -18,18 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_internvl.checkpoints.adapters import layout_of_checkpoint
 from lightning_internvl.checkpoints.adapters.layout import Layout
 from lightning_internvl.checkpoints.name_rules import Config, RuleMatch, match_rules
-from lightning_internvl.checkpoints.weight_files import write_weights
+from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config, write_weights
 from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.export import check
-from lightning_internvl.export.card import card_of
+from lightning_internvl.export.card import card_of, is_hub_id
 from lightning_internvl.export.plain import dequantize, make_plain
 from lightning_internvl.export.processors import write_processor
 from lightning_internvl.export.report import ExportOptions, ExportReport
-from lightning_internvl.export.write import OWN, choose_layout, load_stock, make_card, run_config, trained_names
+from lightning_internvl.export.write import OWN, choose_layout, load_stock, make_card, part_sizes, run_config, trained_names
 from lightning_internvl.files import atomic_folder
-from lightning_internvl.hub import quiet
+from lightning_internvl.hub import cached_folder, quiet
 from lightning_internvl.inference.load_run import LoadedRun
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.state_dict import own_tensors
@@ -78,7 +80,8 @@ def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> Expor
         raise ValueError(f"adapter=true needs {needs}; use adapter=false")
     prompts, greedy = check.sample_prompts(view), check.greedy_options(view)
     reference = [check.model_outputs(model, prompt, greedy) for prompt in prompts]
-    whole = [name for name in trained_names(opened, own_tensors(model)) if not peft.is_update(name)]
+    learnt = trained_names(opened, own_tensors(model))
+    whole = [name for name in learnt if not peft.is_update(name)]
     with atomic_folder(to) as draft, tempfile.TemporaryDirectory(prefix="base-") as place:
         base = Path(place)
         write_base(base, layout, config, model, whole)
@@ -88,7 +91,9 @@ def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> Expor
         wrapped = wrap_with_peft(stock, own, stock_tensors(whole, layout, config, plain, names))
         with quiet():
             wrapped.save_pretrained(draft)
-        write_base_name(draft, run_config(opened)["init_from"])
+        start = run_config(opened)["init_from"]
+        base_named = base_of(start)
+        write_base_name(draft, base_named[0] if base_named[1] else start)
         processor = write_processor(draft, layout.key, config, view)
         fresh = load_stock(base, config, plain)
         with quiet():
@@ -105,6 +110,9 @@ def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> Expor
             processor=processor.verdict,
             skipped=skipped,
             adapters=len(updates),
+            parts=part_sizes(own_tensors(plain), {name: own_tensors(model)[name] for name in learnt}),
+            base=base_named,
+            notes=[f"transformers does not open the base as it is; first:  {base_named[1]}"] if base_named[1] else [],
         )
         card = card_of(make_card(opened, options, report, processor))
         (draft / "README.md").write_text(card, encoding="utf-8")
@@ -112,10 +120,27 @@ def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> Expor
 
 
 def write_base_name(folder: Path, init_from: str | None) -> None:
-    """Say what the adapters belong to: what the run started from."""
+    """Say what the adapters belong to: what the run started from, or what was made of it for
+    transformers."""
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": init_from}
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def base_of(start: str | None) -> tuple[str, str | None]:
+    """What the adapters are put on, as a name for people elsewhere, and the line of Python that
+    writes it first where what the run started from is in a layout that transformers does not open."""
+    folder, named = Path(str(start)), str(start) if start and is_hub_id(str(start)) else None
+    if named:
+        with contextlib.suppress(OSError):
+            folder = Path(cached_folder(named))
+    try:
+        layout = layout_of_checkpoint(read_config(folder), WeightFiles(folder).shapes)
+    except (OSError, ValueError):  # a run of ours, or not on this machine any more
+        layout = None
+    if layout is None or layout.NATIVE:
+        return named or "BASE_IN_THE_SAME_LAYOUT", None
+    return "base", f'load_pretrained("{named or "BASE"}").save_pretrained("base")'
 
 
 def _library() -> Library:

@@ -24,11 +24,13 @@ class Card:
     Attributes:
         run: the resolved configuration of the run.
         manifest: of the hand-off that was exported.
+        steps: made by each stage whose hand-off is there.
         metrics: as in `metrics.json`.
     """
 
     run: Mapping[str, Any]
     manifest: Mapping[str, Any]
+    steps: Mapping[str, int]
     metrics: Mapping[str, Mapping[str, float]]
     options: ExportOptions
     report: ExportReport
@@ -71,25 +73,20 @@ def _fields(card: Card) -> dict[str, Any]:
 def base_models(run: Mapping[str, Any]) -> list[str]:
     """Ids of the hub from which the run took weights; folders name nothing to others."""
     named = [run.get("init_from"), *((run.get(part) or {}).get("pretrained") for part in PARTS)]
-    return list(dict.fromkeys(str(name) for name in named if name and _is_hub_id(str(name))))
+    return list(dict.fromkeys(str(name) for name in named if name and is_hub_id(str(name))))
 
 
-def _adapter_base(run: Mapping[str, Any]) -> str:
-    """What adapters are put on; a base of this machine first has to be exported itself."""
-    start = run.get("init_from")
-    return str(start) if start and _is_hub_id(str(start)) else "BASE_IN_THE_SAME_LAYOUT"
-
-
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether what a run started from is a name that others know."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
 def _overview(card: Card) -> str:
     parts = card.manifest["config"]
     classes = {part: parts[part]["_target_"].rpartition(".")[2] for part in PARTS if parts.get(part)}
-    counts = {part: card.manifest["parts"].get(part, {}).get("parameters", 0) for part in classes}
-    rows = [f"| {part} | {kind} | {counts[part]:,} |" for part, kind in classes.items()]
-    table = "\n".join(["| part | class | parameters |", "| --- | --- | ---: |", *rows])
+    sizes = card.report.parts
+    rows = [f"| {part} | {kind} | {sizes[part][0]:,} | {sizes[part][1]:,} |" for part, kind in classes.items() if part in sizes]
+    table = "\n".join(["| part | class | parameters | trained |", "| --- | --- | ---: | ---: |", *rows])
     return (
         f"A vision-language model of the recipe `{card.run['name']}`, trained with lightning_internvl and written in the layout "
         f"`{card.report.layout}` as {card.options.dtype}.\n\n{table}"
@@ -99,10 +96,12 @@ def _overview(card: Card) -> str:
 def _usage(card: Card) -> str:
     kind, loader = card.prepared.kind, card.report.loader.rpartition(".")[2]
     if card.report.adapters:
+        name, first = card.report.base
         lines = [
             "from peft import PeftModel",
             "from transformers import AutoModelForImageTextToText, AutoProcessor",
-            f'base = AutoModelForImageTextToText.from_pretrained("{_adapter_base(card.run)}")',
+            *(["from lightning_internvl import load_pretrained", first] if first else []),
+            f'base = AutoModelForImageTextToText.from_pretrained("{name}")',
             'model, processor = PeftModel.from_pretrained(base, "."), AutoProcessor.from_pretrained(".")',
         ]
     elif kind and kind.endswith(("CLIPProcessor", "SiglipProcessor")):
@@ -150,7 +149,8 @@ def _training(card: Card) -> str:
     for name in trained_stages(card.run):
         stage = card.run["stages"][name]
         what = ", ".join(f"`{rule if isinstance(rule, str) else rule['name']}`" for rule in stage["module"]["train"])
-        rows.append(f"| {name} | {stage['data']} | {stage['max_steps']} | {stage['batch_size']} | {what} |")
+        steps = card.steps.get(name, "not known")
+        rows.append(f"| {name} | {stage['data']} | {steps} | {stage['batch_size']} | {what} |")
     table = "\n".join(["| stage | data | steps | batch | trained |", "| --- | --- | ---: | ---: | --- |", *rows])
     kinds = {stage["data"] for stage in (card.run["stages"][name] for name in trained_stages(card.run))}
     sources = {kind: (card.run["data"].get(kind) or {}).get("_target_", "").rpartition(".")[2] for kind in sorted(kinds)}

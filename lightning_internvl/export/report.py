@@ -37,6 +37,8 @@ class ExportReport:
     skipped: list[str]
     writes: bool = True  # whether greedy ids were compared too
     adapters: int = 0  # layers with adapters, where these alone were written
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)  # numbers of a part, and those trained
+    base: tuple[str, str | None] = ("", None)  # of adapters: see `adapter.base_of`
     notes: list[str] = field(default_factory=list)  # what else loads the folder, or does not
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from lightning_internvl import load_pretrained
@@ -59,7 +59,10 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
     choose_layout(model, options.layout, final=False)
     prompts, greedy = check.sample_prompts(view), check.greedy_options(view)
     before = [check.model_outputs(model, prompt, greedy)[0] for prompt in prompts]
-    trained = {adapted_weight(name) for name in trained_names(opened, own_tensors(model))}
+    held = own_tensors(model)
+    own_names = trained_names(opened, held)
+    trained = {adapted_weight(name) for name in own_names}
+    learnt = {name: held[name] for name in own_names}
     quantized = bool(quantized_layers(model))
     make_plain(model)
     layout, config = choose_layout(model, options.layout)
@@ -96,6 +99,7 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
             processor=processor.verdict,
             skipped=skipped,
             writes=view.chats is not None,
+            parts=part_sizes(own_tensors(model), learnt),
             notes=notes,
         )
         card = card_of(make_card(opened, options, report, processor))
@@ -164,6 +168,23 @@ def trained_names(opened: LoadedRun, names: Iterable[str]) -> list[str]:
         roles = roles_of(_part_classes(stage.parts))
         plans.append(FreezePlan(stage.module["train"], stage.parts.peft, roles))
     return [name for name in names if any(plan.ever_trains(name) for plan in plans)]
+
+
+def part_sizes(held: Mapping[str, Tensor], learnt: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """How many numbers each part has, and how many were trained, its adapters as they were before
+    they were added."""
+
+    def count(part: str, tensors: Mapping[str, Tensor]) -> int:
+        return sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(f"{part}."))
+
+    return {part: (count(part, held), count(part, learnt)) for part in PARTS if count(part, held)}
+
+
+def made_steps(opened: LoadedRun) -> dict[str, int]:
+    """The steps that the finished stages of a run made, as their hand-offs say."""
+    folders = (run_of(opened.folder) / "handoff").glob(f"*/{handoff.MANIFEST}")
+    manifests = [read_json(path) for path in folders] + [read_json(opened.folder / handoff.MANIFEST)]
+    return {manifest["stage"]: manifest["step"] for manifest in manifests}
 
 
 def _part_classes(parts: PartsSettings) -> dict[str, type]:
@@ -272,4 +293,5 @@ def make_card(
 ) -> Card:
     """What the card tells."""
     metrics = read_json(run_of(opened.folder) / "metrics.json", {})
-    return Card(run_config(opened), read_json(opened.folder / handoff.MANIFEST), metrics, options, report, prepared)
+    manifest = read_json(opened.folder / handoff.MANIFEST)
+    return Card(run_config(opened), manifest, made_steps(opened), metrics, options, report, prepared)

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from export_toys import composed
 from safetensors import safe_open
 
 from lightning_internvl.checkpoints.name_rules import joined_rows, match_rules, rename, stacked_rows
+from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
-from lightning_internvl.export.adapter import Update, export_adapter, owning_modules, split_update
+from lightning_internvl.export.adapter import Update, base_of, export_adapter, owning_modules, split_update
 from lightning_internvl.export.report import ExportOptions
 from lightning_internvl.export.write import export
 from lightning_internvl.inference.load_run import open_run
+from lightning_internvl.model.compose import compose_model
 
 MakeRun = Callable[..., Path]
 LORA = ("peft=lora", "peft.decoder.rank=4")
@@ -42,7 +45,14 @@ def test_peft_loads_it_and_computes_the_same(make_run: MakeRun, tmp_path: Path, 
     with safe_open(tmp_path / "out" / "adapter_model.safetensors", framework="pt") as opened_file:
         names = list(opened_file.keys())
     assert all(".lora_" in name or any(module in name for module in settings["modules_to_save"]) for name in names)
-    assert "PeftModel.from_pretrained(base" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "PeftModel.from_pretrained(base" in card
+    # the card counts what was trained, and the whole of each part
+    model = opened.view.model
+    updates = sum(p.numel() for n, p in model.decoder.named_parameters() if "lora_" in n)
+    assert report.parts["decoder"][1] >= updates > 0
+    assert report.parts["decoder"][0] > report.parts["decoder"][1]
+    assert f"| {report.parts['encoder'][0]:,} | {report.parts['encoder'][1]:,} |" in card
 
 
 def test_merged_it_is_one_plain_folder(make_run: MakeRun, tmp_path: Path) -> None:
@@ -58,6 +68,20 @@ def test_a_quantized_base_is_merged_as_what_it_stands_for(make_run: MakeRun, tmp
     assert report.loader == "transformers.LlavaForConditionalGeneration"
     assert report.worst <= 1e-5
     assert export_adapter(open_run(run, build), tmp_path / "alone", ExportOptions()).worst <= 1e-5
+
+
+@pytest.mark.parametrize(("layout", "named", "first"), [
+    (None, "BASE_IN_THE_SAME_LAYOUT", None),
+    ("internvl_chat", "base", 'load_pretrained("BASE").save_pretrained("base")'),
+])  # fmt: skip
+def test_a_base_that_transformers_does_not_open_is_written_first(
+    tmp_path: Path, layout: str | None, named: str, first: str | None
+) -> None:
+    model = compose_model(stage_settings(composed("internvl_1_5_toy"), "sft").parts.config, build)[0]
+    model.save_pretrained(tmp_path / "start", layout=layout)
+    assert base_of(str(tmp_path / "start")) == (named, first)
+    assert base_of(None) == base_of(str(tmp_path)) == ("BASE_IN_THE_SAME_LAYOUT", None)
+    assert base_of("OWNER/NAME") == ("OWNER/NAME", None)
 
 
 def group_of(*rules: object, names: tuple[str, ...]) -> object:
