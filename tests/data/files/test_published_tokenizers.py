@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import regex
 from tokenizer_files import CODE, MARKS, PLAIN, ranks_folder, sentencepiece_folder
+from transformers import AutoTokenizer
 
 from lightning_internvl.data.files.published_tokenizers import QWEN_PATTERN
 from lightning_internvl.data.tokenizer import hf_tokenizer, saved_tokenizer, token_id
@@ -80,6 +83,26 @@ def test_a_llama_tokenizer_without_a_space_before_texts(tmp_path: Path) -> None:
     found = saved_tokenizer(str(tmp_path / "published"))
     assert [found.encode(text) for text in TEXTS] == [pieces.encode(text) for text in TEXTS]
     assert (found.eos_token_id, found.pad_token, len(found)) == (len(pieces) + 1, None, len(pieces) + 3)
+
+
+def test_of_a_hub_id_its_files_are_fetched_and_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = sentencepiece_folder(tmp_path / "published")
+    asked = []
+
+    def fetched(hub_id: str, allow_patterns: list[str]) -> str:
+        asked.append((hub_id, allow_patterns))
+        return str(tmp_path / "published")
+
+    def refused(*args: Any, **options: Any) -> None:
+        raise ValueError("contains custom code")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refused)
+    assert saved_tokenizer("owner/name").encode("what is it") == [1, *pieces.encode("what is it")]
+    assert asked == [("owner/name", ["*.json", "*.model", "*.tiktoken"])]
+    (tmp_path / "published" / "tokenizer.json").write_text("{}")  # which the library reads, or says why not
+    with pytest.raises(ValueError, match="contains custom code"):
+        saved_tokenizer("owner/name")
 
 
 def test_qwen_vl_from_its_ranks(tmp_path: Path) -> None:
