@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.adapters import layout_of_checkpoint
 from lightning_internvl.checkpoints.name_rules import RuleMatch, match_rules
+from lightning_internvl.checkpoints.odd_files import FLOATS, quantiser
 from lightning_internvl.checkpoints.tied_tables import FIELD, has_tables, said_to_be_tied, table_names
 from lightning_internvl.checkpoints.weight_files import Shape, WeightFiles, read_config
 from lightning_internvl.decoders.hf_causal import HFCausalLM
@@ -105,6 +106,20 @@ class OfficialCheckpoint:
                 if len(parts) == len(match.official):
                     _assign(model, match.read(waiting.pop(match.official)))
 
+    def _check_types(self) -> None:
+        """Weights must be numbers with a point in 16 bits or more; what a tool has quantised needs
+        that tool.
+
+        Raises:
+            ValueError: naming the types, and the method where the config says it.
+        """
+        odd = [(name, files.types[name]) for files, names in self.sources for name in names if files.types[name] not in FLOATS]
+        if odd:
+            method = quantiser(self.config)
+            how = f"weights that {method} has quantised" if method else "quantised weights"
+            listed = first_of([f"{name} is {kind}" for name, kind in odd], 3)
+            raise ValueError(f"{self.place} holds {how} ({listed}); take the model's release in bfloat16 or float16")
+
     def check(self, model: VLM) -> dict[str, RuleMatch]:
         """The rule of every official tensor, after all names and shapes have been found right."""
         wanted = {name: tensor.to("meta") for name, tensor in own_tensors(model).items()}
@@ -114,6 +129,7 @@ class OfficialCheckpoint:
         expected: dict[str, Shape] = {}
         for match in matches:
             expected |= {name: tuple(tensor.shape) for name, tensor in match.write(wanted).items()}
+        self._check_types()
         if problems := shape_problems(self.shapes, expected):
             raise ValueError(f"the weights in {self.place} do not fit {self.layout.NAME}:\n{problems}")
         return {name: match for match in matches for name in match.official}

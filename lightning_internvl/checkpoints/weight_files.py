@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_internvl.checkpoints.odd_files import AGAIN, check_pointer, type_name, what_instead
 from lightning_internvl.checkpoints.torchscript import is_torchscript, read_torchscript
 from lightning_internvl.files import atomic_file
 from lightning_internvl.messages import first_of
@@ -44,6 +46,7 @@ class WeightFiles:
     Attributes:
         shapes: every tensor's name and shape; names without what all begin with because the model
             was wrapped in training.
+        types: of the tensors, as safetensors names them.
         notes: words and numbers that stand in a pickle beside its state dict.
 
     Raises:
@@ -54,16 +57,19 @@ class WeightFiles:
     def __init__(self, place: Path) -> None:
         self.files = [place] if place.is_file() else _weight_files(place)
         self.shapes: dict[str, Shape] = {}
+        self.types: dict[str, str] = {}
         self.notes: dict[str, Any] = {}
         for file in self.files:
-            shapes = _shapes(file, self.notes)
+            shapes, types = _shapes(file, self.notes)
             if twice := sorted(shapes.keys() & self.shapes.keys()):
                 raise ValueError(f"{file.name} repeats tensors of another file beside it: {first_of(twice, 20)}")
             self.shapes |= shapes
+            self.types |= types
         self._prefix = ""
         while inner := next((p for p in PREFIXES if self.shapes and all(n.startswith(p) for n in self.shapes)), ""):
             self._prefix += inner
             self.shapes = {name.removeprefix(inner): shape for name, shape in self.shapes.items()}
+            self.types = {name.removeprefix(inner): kind for name, kind in self.types.items()}
 
     def tensors(
         self,
@@ -108,6 +114,8 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / single]
     if pickles := sorted(folder.glob("*.pth")):
         return pickles
+    if found := what_instead(folder):
+        raise ValueError(f"{folder} holds {found}")
     expected = f"{INDEX}, {SINGLE}, pytorch_model.bin.index.json, pytorch_model.bin or *.pth"
     raise ValueError(f"{folder} holds no weights: expected {expected}")
 
@@ -125,6 +133,8 @@ def read_config(place: Path) -> dict[str, Any]:
     if not path.is_file():
         if place.is_file() or any(place.glob("*.pth")):
             return {}
+        if found := what_instead(place):
+            raise ValueError(f"{place} holds {found}")
         files = "config.json (an official layout) nor manifest.json (a hand-off)"
         raise ValueError(f"{place} holds neither {files}")
     return _json_object(path)
@@ -147,19 +157,23 @@ def _files_of_index(index: Path) -> list[Path]:
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing:
-        raise ValueError(f"{index} names files that are not beside it: {first_of(missing, 20)}")
+        raise ValueError(f"{index} names files that are not beside it: {first_of(missing, 20)}; {AGAIN}")
     return [index.parent / name for name in names]
 
 
-def _shapes(file: Path, notes: dict[str, Any]) -> dict[str, Shape]:
+def _shapes(file: Path, notes: dict[str, Any]) -> tuple[dict[str, Shape], dict[str, str]]:
+    check_pointer(file)
     if file.suffix != ".safetensors":
         tensors, beside = _read_pickle(file)
         notes |= beside
-        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return shapes, {name: type_name(tensor.dtype) for name, tensor in tensors.items()}
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+            slices = {name: opened.get_slice(name) for name in names}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            return shapes, {name: part.get_dtype() for name, part in slices.items()}
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or cut off: {error}") from error
 
@@ -174,8 +188,10 @@ def _read_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         mapped = zipfile.is_zipfile(file)
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        why = f"it holds more than tensors, or is no PyTorch file ({error})"
-        raise ValueError(f"{file} is refused: {why}") from error
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named[1]})" if named else ""
+        advice = "save its weights as safetensors"
+        raise ValueError(f"{file} is refused: it holds more than tensors{what}, or is no PyTorch file; {advice}") from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{file} is damaged or cut off: {error}") from error
     if isinstance(loaded, dict):

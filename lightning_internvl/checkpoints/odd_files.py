@@ -1,0 +1,60 @@
+"""What people hold in place of a whole model's weights, each named for what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LFS = b"version https://git-lfs.github.com/spec/"
+# what tools leave beside a file that they are still writing
+UNFINISHED = ("*.incomplete", ".cache/huggingface/download/**/*.incomplete", "*.part", "*.crdownload", "*.aria2")
+AGAIN = "get the rest (hf download ID --local-dir FOLDER goes on where it stopped)"
+# types of safetensors that are computed with here
+FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def check_pointer(file: Path) -> None:
+    """Refuse a file that Git LFS has left in place of the real one.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    with file.open("rb") as stream:
+        if stream.read(len(LFS)) == LFS:
+            raise ValueError(f"{file} is a pointer of Git LFS, not the weights; run  git lfs pull  in its folder")
+
+
+def what_instead(folder: Path) -> str | None:
+    """What a folder without a model's weights holds, and what to do; None for nothing known."""
+    if (settings := folder / "adapter_config.json").is_file():
+        base = _base(settings)
+        kind = "LLaVA's LoRA adapters" if (folder / "non_lora_trainables.bin").is_file() else "adapters of PEFT"
+        advice = f"merge them into their base first (load {base}, PeftModel.from_pretrained, merge_and_unload, save_pretrained)"
+        return f"{kind} for {base}, no whole model; {advice}, or export the run with adapter=false"
+    if any(found for pattern in UNFINISHED for found in folder.glob(pattern)):
+        return f"a download that has not finished; {AGAIN}"
+    if parts := sorted(folder.glob("*-of-*.safetensors")) or sorted(folder.glob("*-of-*.bin")):
+        return f"{len(parts)} numbered files ({parts[0].name}, ...) without the index that belongs to them; {AGAIN}"
+    return None
+
+
+def _base(settings: Path) -> str:
+    try:
+        return str(json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError):
+        return "a base that they do not name"
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """A type as safetensors writes it, where it is a floating-point one that is computed with."""
+    known = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    return known.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def quantiser(config: dict[str, Any]) -> str | None:
+    """The method by which a `config.json` says that its weights are quantised."""
+    settings = config.get("quantization_config")
+    return str(settings.get("quant_method") or "an unknown method") if isinstance(settings, dict) else None
