@@ -168,7 +168,7 @@ class Session:
         seed = sampling.seed + len(self.messages)
         for ids, finished in _generated(self.model, batch, options, self._stop_flag, seed, self.precision):
             said = tokenizer.batch_decode([ids], skip_special_tokens=True)
-            text = visible_text(said[0], end, finished)
+            text = self.chats.template.said(visible_text(said[0], end, finished))
             if text != before and (text or finished):
                 yield (before := text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
@@ -61,6 +62,12 @@ class ChatTemplate:
     def end(self, eos_token: str) -> str:
         """The text that ends an answer: generation stops there."""
         return eos_token if self.answer_end is None else self.answer_end
+
+    def said(self, text: str) -> str:
+        """An answer, decoded without special tokens, without the words of `answer_start` (GPT-OSS:
+        "final", its channel)."""
+        words = re.sub(r"<\|.*?\|>", "", self.answer_start).strip()
+        return text.removeprefix(words).lstrip() if words else text
 
     def rounds(self, conversation: Sequence[Message], eos_token: str = "</s>") -> list[list[Segment]]:
         """Segments of each user-assistant pair; the system message belongs to the first one.

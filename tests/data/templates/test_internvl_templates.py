@@ -68,3 +68,9 @@ def test_another_system_message() -> None:
     said = "".join(segment.text for segment in load_template("internvl_zh", "Be brief.").segments(TURNS[:1]))
     assert said == "Be brief. <human>: <image>\nWhat is it? <bot>:"
     assert load_template("internvl2_5", "").segments(TURNS[:1])[0].text.startswith("<|im_start|>user\n")
+
+
+def test_the_channel_of_an_answer_is_not_shown() -> None:
+    ids = TOKENIZER.encode("<|channel|>final<|message|>A cat<|return|>", add_special_tokens=False)
+    assert load_template("internvl3_5_gpt_oss").said(TOKENIZER.decode(ids, skip_special_tokens=True)) == "A cat"
+    assert load_template("internvl_zh").said("final") == "final"
