@@ -110,6 +110,13 @@ def jinja_of(template: ChatTemplate, image: str, video: str | None = None) -> st
     return re.sub(r"@([A-Z_]+)@", lambda match: values[match[1]], source)
 
 
+def texts_of(jinja: str) -> tuple[list[str], list[bool]]:
+    """The texts that a template of `jinja_of` writes, in order, and what it does to messages: equal
+    for the same chat format in this version's words and in those of earlier ones."""
+    marks = (_NUMBERED, _MARKS_ALONE, "* ns.text.count('<image>') -}}", "bos_token or ''", "~ eos_token ~")
+    return re.findall(r'"(?:[^"\\]|\\.)*"', jinja), [mark in jinja for mark in marks]
+
+
 def _quote(text: str) -> str:
     """A string of the template language, whose escapes are those of JSON."""
     return json.dumps(text, ensure_ascii=False)

@@ -26,7 +26,7 @@ from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.encode import ImageTokens
 from lightning_internvl.data.collate.instructions import Instructions
 from lightning_internvl.data.collate.pairs import PairCollator
-from lightning_internvl.data.jinja_templates import jinja_of
+from lightning_internvl.data.jinja_templates import jinja_of, texts_of
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.templates import ChatTemplate, load_template, template_names
 from lightning_internvl.data.tokenizer import saved_tokenizer
@@ -186,12 +186,13 @@ def written_format(text: str, known: System, context: str) -> tuple[ChatTemplate
     system = re.search(r'namespace\(system=("(?:[^"\\]|\\.)*")', text)
     if not system:
         return None
+    written = texts_of(text)
     for name in template_names():
         template = load_template(name, json.loads(system[1]))
-        if template.image_frame and text == jinja_of(template, context.join(template.image_frame)):
+        if template.image_frame and written == texts_of(jinja_of(template, context.join(template.image_frame))):
             return template, template.image_frame
         # A processor adds the rest, if there is any.
-        if text in (jinja_of(template, context), jinja_of(template, "")):
+        if written in (texts_of(jinja_of(template, context)), texts_of(jinja_of(template, ""))):
             return template, known.frame
     return None
 

@@ -114,6 +114,12 @@ def test_an_exported_folder_says_its_own_chat_format(tmp_path: Path) -> None:
     )
     assert chats.template.system == 'Say "yes".'
     assert (chats.image_tokens.start, chats.image_tokens.end) == ("<img>", "</img>")
+    # as versions before wrote it, which refused two messages of a user in a row
+    now, before = "(not loop.last and loop.nextitem['role'] == 'assistant')", "not loop.last"
+    assert now in view.chats.tokenizer.chat_template
+    view.chats.tokenizer.chat_template = view.chats.tokenizer.chat_template.replace(now, before)
+    view.chats.tokenizer.save_pretrained(tmp_path / "saved")
+    assert open_model(tmp_path / "saved").view.chats.template == chats.template
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
