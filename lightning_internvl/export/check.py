@@ -105,7 +105,7 @@ def model_outputs(model: VLM, prompt: Prompt, options: Mapping[str, Any]) -> Out
         if "input_ids" in prompt.inputs:
             return model(**prompt.inputs).logits_per_image, None
         return model.visual_tokens(prompt.inputs["pixel_values"]), None
-    return model(**_model_inputs(prompt, model)).logits, model.generate(**prompt.inputs, **options)
+    return model(**model_inputs(prompt, model)).logits, model.generate(**prompt.inputs, **options)
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def stock_outputs(stock: nn.Module, model: VLM, prompt: Prompt, options: Mapping
     """The same of a model of transformers; None where it takes no text without a picture."""
     inner = stock.get_base_model() if hasattr(stock, "get_base_model") else stock  # inside PEFT's
     takes = inspect.signature(inner.forward).parameters
-    inputs = {name: tensor for name, tensor in _model_inputs(prompt, model).items() if tensor.numel()}
+    inputs = {name: tensor for name, tensor in model_inputs(prompt, model).items() if tensor.numel()}
     if "pixel_values" not in inputs and takes["pixel_values"].default is inspect.Parameter.empty:
         return None
     if "mm_token_type_ids" in takes and "input_ids" in inputs:
@@ -130,7 +130,7 @@ def stock_outputs(stock: nn.Module, model: VLM, prompt: Prompt, options: Mapping
     return logits, stock.generate(**inputs, **options)[:, -NEW_TOKENS:]
 
 
-def _model_inputs(prompt: Prompt, model: VLM) -> dict[str, Tensor]:
+def model_inputs(prompt: Prompt, model: VLM) -> dict[str, Tensor]:
     """An encoder-decoder answers to labels only."""
     if model.decoder is None or shifts_labels(model.decoder):
         return prompt.inputs

@@ -27,6 +27,7 @@ def run_export(settings: ExportSettings, build: Build) -> ExportReport:
         max_shard_bytes=settings.max_shard_bytes,
         licence=settings.licence,
         licence_link=settings.licence_link,
+        transformers4=settings.transformers4,
     )
     if settings.adapter:
         from lightning_internvl.export.adapter import export_adapter
@@ -56,6 +57,8 @@ def lines_of(report: ExportReport, options: ExportOptions) -> list[str]:
     ]
     if report.writes:
         lines.append(f"{'greedy ids':12} equal for {len(report.logits)} prompts")
+    if report.elsewhere:
+        lines.append(f"{'also read by':12} {report.elsewhere}")
     if options.dtype != "float32":
         lines.append(f"{options.dtype:12} logits within {report.rounding:.1e} of those of the trained weights")
     return [*lines, f"{'processor':12} {report.processor}", *(f"{'note':12} {note}" for note in report.notes)]

@@ -13,6 +13,7 @@ class ExportOptions:
         layout: a module of `checkpoints.adapters`, or "handoff"; None: the one that transformers
             loads, where there is one, else the official one, else "handoff".
         dtype: float32, bfloat16 or float16, of the weights that are written.
+        transformers4: a Python whose environment has transformers 4, which reads the folder too.
         licence: of the card, with the place of its text where it is none of the well-known ones.
     """
 
@@ -21,6 +22,7 @@ class ExportOptions:
     max_shard_bytes: int = 5 * 10**9
     licence: str | None = None
     licence_link: str | None = None
+    transformers4: str | None = None
 
 
 @dataclass
@@ -39,6 +41,7 @@ class ExportReport:
     adapters: int = 0  # layers with adapters, where these alone were written
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)  # numbers of a part, and those trained
     base: tuple[str, str | None] = ("", None)  # of adapters: see `adapter.base_of`
+    elsewhere: str | None = None  # how another reader found the folder
     notes: list[str] = field(default_factory=list)  # what else loads the folder, or does not
 
     @property

@@ -25,6 +25,7 @@ class ExportSettings:
     licence: str | None
     licence_link: str | None
     trust: tuple[str, ...] = ()
+    transformers4: str | None = None
 
 
 def check_settings(plain: Mapping[str, Any]) -> ExportSettings:
@@ -44,9 +45,10 @@ def check_settings(plain: Mapping[str, Any]) -> ExportSettings:
     faults += number_faults("max_shard_gb", size, above=0)
     if not isinstance(plain["adapter"], bool):
         faults.append(f"adapter={plain['adapter']!r} must be true (adapters alone) or false (the whole model)")
+    faults += reader_faults(plain)
     if faults:
         raise ConfigError(faults)
-    names = ("layout", "dtype", "adapter")
+    names = ("layout", "dtype", "adapter", "transformers4")
     return ExportSettings(
         run=Path(str(plain["run"])),
         to=to,
@@ -56,3 +58,23 @@ def check_settings(plain: Mapping[str, Any]) -> ExportSettings:
         trust=tuple(plain.get("trust") or ()),
         **{name: plain[name] for name in names},
     )
+
+
+READERS = ("transformers", "transformers4")
+
+
+def reader_faults(plain: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the readers that check the folder; transformers always does."""
+    asked, python = plain["check"], plain["transformers4"]
+    if not isinstance(asked, list) or not set(asked) <= set(READERS):
+        return [f"check={asked!r} must be a list of some of {', '.join(READERS)}"]
+    if "transformers4" not in asked:
+        return [f"transformers4={python} has no effect without check=[transformers,transformers4]"] if python else []
+    if plain["adapter"]:
+        return ["check=[transformers4] reads whole models; use adapter=false"]
+    if python is None or not Path(str(python)).is_file():
+        wanted = (
+            "give transformers4=PYTHON, the Python of an environment with torch and transformers 4 (none is installed for you)"
+        )
+        return [f"check=[transformers4] with transformers4={python}: there is no such file; {wanted}"]
+    return []

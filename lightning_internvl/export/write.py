@@ -28,6 +28,7 @@ from lightning_internvl.config.trust import is_trusted
 from lightning_internvl.export import check
 from lightning_internvl.export.card import Card, card_of
 from lightning_internvl.export.official_code import copy_code, official_notes
+from lightning_internvl.export.older_reader import check_elsewhere
 from lightning_internvl.export.plain import make_plain, plain_config
 from lightning_internvl.export.processor_files import config_fields
 from lightning_internvl.export.processors import WrittenProcessor, write_processor
@@ -68,6 +69,9 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
     layout, config = choose_layout(model, options.layout)
     if layout is not None and layout.NATIVE and add_placeholder_row(model):
         layout, config = choose_layout(model, options.layout)
+    if options.transformers4 and (layout is None or not layout.NATIVE):
+        key = OWN if layout is None else layout.key
+        raise ValueError(f"check=[transformers4] needs a layout that transformers loads, and {key} is none; leave it out")
     if layout is None and options.dtype != "float32":
         fault = f"not known to layout={OWN}, which keeps the types of training"
         raise ValueError(f"dtype={options.dtype} is {fault}; leave it out")
@@ -89,8 +93,12 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
             write_json(draft / OWN_PROCESSOR, node)
         tensors = check.check_tensors(draft, layout, config, model)
         differences, skipped, loader = check_reloaded(draft, layout, config, view, prompts, reference, greedy)
+        elsewhere = None
+        if options.transformers4 and layout is not None:
+            elsewhere = check_elsewhere(options.transformers4, draft, config, view, prompts, reference, greedy)
         report = ExportReport(
             key,
+            elsewhere=elsewhere,
             loader=loader,
             tensors=tensors,
             trained=len(trained & own_tensors(model).keys()),
