@@ -36,18 +36,25 @@ class Companion(NamedTuple):
         Raises:
             Untrusted: if it is at none of these places.
         """
-        folder = self._folder(place)
+        folder = named_folder(place, self.name, self.setting, self.missing)
         config = read_config(folder) if (folder / "config.json").is_file() else {}
         return config, WeightFiles(folder)
 
-    def _folder(self, place: Path) -> Path:
-        around = place if place.is_dir() else place.parent
-        inner = Path(self.name).name
-        beside = [around / self.name, around / inner, around.parent / self.name, around.parent / inner]
-        for folder in [*beside, Path(self.name)]:
-            if folder.is_dir() and folder.resolve() != around.resolve():
-                return folder
-        if faults := list(place_faults(self.setting, self.name)):
-            advice = f"or put its folder there as {around.resolve() / inner}"
-            raise Untrusted([f"{place} {self.missing}; {faults[0]}, {advice}"])
-        return local_folder(self.name)
+
+def named_folder(place: Path, name: str, setting: str, missing: str) -> Path:
+    """The folder that a checkpoint at `place` names in `setting`: beside it, on this machine, in the
+    hub's cache, or fetched if the user trusts the id.
+
+    Raises:
+        Untrusted: if it is at none of these places; `missing` says what the checkpoint lacks then.
+    """
+    around = place if place.is_dir() else place.parent
+    inner = Path(name).name
+    beside = [around / name, around / inner, around.parent / name, around.parent / inner]
+    for folder in [*beside, Path(name)]:
+        if folder.is_dir() and folder.resolve() != around.resolve():
+            return folder
+    if faults := list(place_faults(setting, name)):
+        advice = f"or put its folder there as {around.resolve() / inner}"
+        raise Untrusted([f"{place} {missing}; {faults[0]}, {advice}"])
+    return local_folder(name)

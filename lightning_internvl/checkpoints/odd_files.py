@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+ADAPTERS = "adapter_config.json"  # of PEFT
+LLAVA_WHOLE = "non_lora_trainables.bin"  # what LLaVA has trained whole beside adapters
 LFS = b"version https://git-lfs.github.com/spec/"
 # what tools leave beside a file that they are still writing
 UNFINISHED = ("*.incomplete", ".cache/huggingface/download/**/*.incomplete", "*.part", "*.crdownload", "*.aria2")
@@ -29,11 +31,9 @@ def check_pointer(file: Path) -> None:
 
 def what_instead(folder: Path) -> str | None:
     """What a folder without a model's weights holds, and what to do; None for nothing known."""
-    if (settings := folder / "adapter_config.json").is_file():
+    if (settings := folder / ADAPTERS).is_file():
         base = _base(settings)
-        kind = "LLaVA's LoRA adapters" if (folder / "non_lora_trainables.bin").is_file() else "adapters of PEFT"
-        advice = f"merge them into their base first (load {base}, PeftModel.from_pretrained, merge_and_unload, save_pretrained)"
-        return f"{kind} for {base}, no whole model; {advice}, or export the run with adapter=false"
+        return f"adapters for {base}, no whole model; merge them into their base first (merge_and_unload of PEFT)"
     if any(found for pattern in UNFINISHED for found in folder.glob(pattern)):
         return f"a download that has not finished; {AGAIN}"
     if parts := sorted(folder.glob("*-of-*.safetensors")) or sorted(folder.glob("*-of-*.bin")):

@@ -10,6 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from lightning_internvl.checkpoints.adapter_folder import AdapterFolder, WholeTensors, is_adapter_folder, updated
 from lightning_internvl.checkpoints.adapters import layout_of_checkpoint
 from lightning_internvl.checkpoints.name_rules import RuleMatch, match_rules
 from lightning_internvl.checkpoints.odd_files import FLOATS, quantiser
@@ -34,18 +35,43 @@ class OfficialCheckpoint:
     """
 
     def __init__(self, place: Path) -> None:
-        self.place, self.config, self.files = place, read_config(place), WeightFiles(place)
+        self.place, self.adapters = place, AdapterFolder(place) if is_adapter_folder(place) else None
+        base = self.adapters.base if self.adapters else place
+        self.config = read_config(place if (place / "config.json").is_file() else base)
+        self.files = WeightFiles(base)
         self.layout = layout_of_checkpoint(self.config, self.files.shapes)
         self.config = self.layout.completed(self.config, self.files)
         canonical = {name: self.layout.canonical(name) for name in self.files.shapes}
         self.names = {there: name for there, name in canonical.items() if name is not None}
         self.shapes = {name: self.files.shapes[there] for there, name in self.names.items()}
-        self.sources = [(self.files, self.names)]
+        self.sources: list[tuple[WeightFiles | WholeTensors, dict[str, str]]] = [(self.files, self.names)]
+        self.updates: dict[str, tuple[Tensor, Tensor, float]] = {}
+        if self.adapters:
+            self._put_on(self.adapters)
         if companion := self.layout.companion(self.config, self.shapes):
             theirs, files = companion.open(place)
             self.config, names = companion.join(theirs, files.shapes)
             self.sources.append((files, names))
             self.shapes |= {name: files.shapes[there] for there, name in names.items()}
+
+    def _put_on(self, adapters: AdapterFolder) -> None:
+        """Let tensors that were trained whole take the place of the base's, and remember the updates
+        of others until these are read.
+
+        Raises:
+            ValueError: for updates that do not fit the base.
+        """
+        whole = WholeTensors(adapters.whole)
+        canonical = {name: self.layout.canonical(name) for name in whole.shapes}
+        names = {there: name for there, name in canonical.items() if name is not None}
+        self.names = {there: name for there, name in self.names.items() if name not in names.values()}
+        self.sources = [(self.files, self.names), (whole, names)]
+        self.shapes |= {name: whole.shapes[there] for there, name in names.items()}
+        self.updates = adapters.updates(self.layout.canonical)
+        for name, (a, b, _) in self.updates.items():
+            if (there := self.shapes.get(name)) != (len(b), a.shape[1]):
+                fault = f"{name} is {there or 'missing'} there, and the adapter is for {(len(b), a.shape[1])}"
+                raise ValueError(f"the adapters in {self.place} do not fit their base {adapters.base}: {fault}")
 
     def build(self) -> VLM:
         """The model, with fresh weights."""
@@ -53,7 +79,8 @@ class OfficialCheckpoint:
         if has_tables(model.decoder):
             self._settle_tables(model)
         if model.decoder is not None and model.image_token_id is None:
-            model.image_token_id = image_token_id(self.place)
+            base = self.adapters.base if self.adapters else self.place
+            model.image_token_id = image_token_id(self.place) or image_token_id(base)
         return model
 
     def _settle_tables(self, model: VLM) -> None:
@@ -100,6 +127,8 @@ class OfficialCheckpoint:
                 name = names.get(there)
                 if name is None or name not in matches:
                     continue
+                if name in self.updates:
+                    tensor = updated(tensor, *self.updates[name])
                 match = matches[name]
                 parts = waiting.setdefault(match.official, {})
                 parts[name] = tensor

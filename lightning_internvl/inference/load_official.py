@@ -17,10 +17,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.checkpoints import handoff
-from lightning_internvl.checkpoints.adapters import layout_of_checkpoint
 from lightning_internvl.checkpoints.name_rules import Config
+from lightning_internvl.checkpoints.official import OfficialCheckpoint
 from lightning_internvl.checkpoints.pretrained import load_pretrained
-from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config
 from lightning_internvl.config.trust import check_parts
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.encode import ImageTokens
@@ -117,9 +116,8 @@ def layout_of(folder: Path) -> tuple[str, Config, bool]:
     `preprocessor_config.json` says."""
     if (folder / handoff.MANIFEST).is_file():
         return HANDOFF, {}, True
-    config = read_config(folder)
-    layout = layout_of_checkpoint(config, WeightFiles(folder).shapes)
-    return layout.key, config, layout.NATIVE
+    found = OfficialCheckpoint(folder)
+    return found.layout.key, found.config, found.layout.NATIVE
 
 
 def own_processor(folder: Path) -> Config | None:

@@ -56,22 +56,11 @@ def pointer(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_text(POINTER) and None
 
 
-def adapters(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "OpenGVLab/InternVL3-1B-hf"}))
-
-
-def llava_adapters(folder: Path) -> None:
-    adapters(folder)
-    (folder / "non_lora_trainables.bin").touch()
-
-
 @pytest.mark.parametrize(
     ("made", "message"),
     [
         (pointer("model.safetensors"), "model.safetensors is a pointer of Git LFS, not the weights; run  git lfs pull"),
         (pointer("pytorch_model.bin"), "pytorch_model.bin is a pointer of Git LFS"),
-        (adapters, r"adapters of PEFT for OpenGVLab/InternVL3-1B-hf, no whole model; merge them"),
-        (llava_adapters, "LLaVA's LoRA adapters for OpenGVLab/InternVL3-1B-hf"),
         (lambda folder: (folder / "model.safetensors.incomplete").touch(), "a download that has not finished; get the rest"),
         (lambda folder: (folder / "model-00001-of-00002.safetensors").touch(), "1 numbered files .* without the index"),
     ],
@@ -80,10 +69,4 @@ def test_what_stands_in_place_of_weights(tmp_path: Path, made: Callable[[Path], 
     shutil.copy(FIXTURE / "config.json", tmp_path)
     made(tmp_path)
     with pytest.raises(ValueError, match=message):
-        load_pretrained(tmp_path)
-
-
-def test_adapters_without_a_config_are_named_too(tmp_path: Path) -> None:
-    adapters(tmp_path)
-    with pytest.raises(ValueError, match=r"adapters of PEFT .* merge_and_unload"):
         load_pretrained(tmp_path)
