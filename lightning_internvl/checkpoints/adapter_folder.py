@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.checkpoints.companion import named_folder
-from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.checkpoints.odd_files import ADAPTERS, LLAVA_WHOLE, type_name
 from lightning_internvl.checkpoints.weight_files import WeightFiles
@@ -40,7 +39,10 @@ class AdapterFolder:
 
     def __init__(self, place: Path) -> None:
         self.place, self.settings = place, read_json(place / ADAPTERS, {})
-        check_only(self.settings, PLAIN, f"{place / ADAPTERS}: adapters")
+        for field, known in PLAIN.items():
+            if (value := self.settings.get(field) or known) != known:
+                advice = "merge them into their base first (merge_and_unload of PEFT)"
+                raise ValueError(f"{place} holds adapters with {field}={value!r}, which are not put together here; {advice}")
         name = self.settings.get("base_model_name_or_path")
         if not name:
             raise ValueError(f"{place} holds adapters that name no base; write it as base_model_name_or_path into {ADAPTERS}")

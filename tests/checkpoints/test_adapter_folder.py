@@ -90,8 +90,8 @@ def test_adapters_of_llava_bring_what_the_base_lacks(tmp_path: Path) -> None:
             {"base_model_name_or_path": "some/model"},
             r"holds adapters without their base; .* give trust=\[some/model\]\), or put its folder",
         ),
-        ({"use_dora": True}, "use_dora=True is not supported"),
-        ({"peft_type": "IA3"}, "peft_type='IA3' is not supported"),
+        ({"use_dora": True}, "adapters with use_dora=True, which are not put together here; merge them"),
+        ({"peft_type": "IA3"}, "adapters with peft_type='IA3'"),
         ({"base_model_name_or_path": str(FIXTURES / "hf/internvl_native_qwen2")}, "do not fit their base"),
     ],
 )

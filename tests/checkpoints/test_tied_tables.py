@@ -48,6 +48,15 @@ def test_a_lost_head_is_named_and_not_taken_for_a_tied_one(tmp_path: Path, fixtu
         load_pretrained(folder)
 
 
+def test_a_file_of_other_names_is_told_by_all_of_them(tmp_path: Path) -> None:
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [*tensors]:
+            tensors[f"base_model.model.{name}"] = tensors.pop(name)
+
+    with pytest.raises(ValueError, match=r"(?s)missing: .* unexpected: base_model\.model\."):
+        load_pretrained(copy_of("hf/internvl_native_6b_style", tmp_path / "wrapped", rename))
+
+
 @pytest.mark.parametrize("equal", [True, False])
 def test_two_tables_that_the_config_ties(tmp_path: Path, equal: bool) -> None:
     """Equal ones become one; different ones stay two, as in transformers, and are saved as such."""
