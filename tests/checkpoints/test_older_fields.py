@@ -54,3 +54,13 @@ def test_a_loaded_config_stays_as_it_was_read() -> None:
     kept = copy.deepcopy(config)
     assert language_model(config, tied=False).lm.config.rope_parameters["rope_theta"] == 500.0
     assert config == kept
+
+
+def test_two_kinds_of_layers_have_a_field_each() -> None:
+    rope = {"full_attention": {"rope_theta": 5000.0}, "sliding_attention": {"rope_theta": 300.0}}
+    made = AutoConfig.for_model("gemma3_text", **SIZES, rope_parameters=copy.deepcopy(rope))
+    fields = plain_config(made)
+    older = older_rope_fields(fields)
+    assert older == {"rope_theta": 5000.0, "rope_scaling": None, "rope_local_base_freq": 300.0}
+    again = AutoConfig.for_model(**copy.deepcopy(fields | older)).rope_parameters
+    assert {kind: again[kind]["rope_theta"] for kind in rope} == {kind: rope[kind]["rope_theta"] for kind in rope}

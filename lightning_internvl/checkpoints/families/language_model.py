@@ -61,8 +61,11 @@ def language_config(decoder: HFCausalLM) -> Config:
 def older_rope_fields(config: Config) -> Config:
     """What transformers 4 reads in place of `rope_parameters`, and with it vLLM, LMDeploy and
     llama.cpp; without them it would take its defaults in silence. Nothing for a config without
-    rotary positions, or with others for each kind of layer."""
+    rotary positions."""
     rope = dict(config.get("rope_parameters") or {})
+    if rope.keys() == {"full_attention", "sliding_attention"}:  # Gemma 3
+        own = {"rope_local_base_freq": rope["sliding_attention"]["rope_theta"]}
+        return older_rope_fields(config | {"rope_parameters": rope["full_attention"]}) | own
     if "rope_theta" not in rope:
         return {}
     fields = {"rope_theta": rope.pop("rope_theta"), "rope_scaling": None}
