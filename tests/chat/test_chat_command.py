@@ -62,7 +62,7 @@ def test_stages_of_both_kinds_serve_a_run(run: Path, image: Path) -> None:
         (["run={unfinished}"], "no stage of this run has finished; use resume={unfinished}"),
         (["model={unfinished}"], "is a run of this project; give run={unfinished}"),
         (["model={tmp}/nowhere"], "neither an existing folder nor an id"),
-        (["model={tmp}", "template=nonsense"], "template='nonsense' is not known; valid choices: blip2"),
+        (["model={tmp}", "template=nonsense"], "template='nonsense' is not known; valid choices: "),
         (["model={tmp}", "pictures=crop"], "pictures='crop' is not known"),
         (["run={run}", "template=vicuna", "system=x"], "template, system: a run knows how it reads; only with model="),
         (["run={run}", "image={tmp}/no.png", "question=a"], "image={tmp}/no.png does not exist"),

@@ -51,12 +51,14 @@ def answers_in(labels: list[int]) -> list[str]:
 def test_labels_are_the_answers(name: str) -> None:
     template = load_template(name)
     end = template.end(TOKENIZER.eos_token)
+    earlier = template.earlier_end or end
     for number in range(50):
         conversation = CHATS[number]["conversation"]
         ids, labels = encode_conversation(conversation, template, TOKENIZER, [4], 2000, "s")
         assert len(ids) == len(labels)
         assert all(label in (IGNORE_INDEX, i) for i, label in zip(ids, labels, strict=True))
-        answers = [template.answer_start + m["content"] + end for m in conversation if m["role"] == "assistant"]
+        said = [m["content"] for m in conversation if m["role"] == "assistant"]
+        answers = [template.answer_start + text + earlier for text in said[:-1]] + [template.answer_start + said[-1] + end]
         assert "".join(answers_in(labels)) == "".join(answers)
         if template.keep_user_text:
             assert answers_in(labels) == answers
