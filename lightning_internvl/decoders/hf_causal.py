@@ -170,23 +170,19 @@ class HFCausalLM(Part):
                 samples apart.
         """
         embeds_BLH = lowered(embeds_BLH)
+        inputs: dict[str, Any] = {"attention_mask": attention_mask_BL}
         if segments is not None:
-            packed = packed_inputs(self.lm, segments, attention_mask_BL)
-            return self.lm.base_model(inputs_embeds=embeds_BLH, use_cache=False, **packed)[0]
-        # transformers would look into a mask of two dimensions; one of four it takes as it is
-        if embeds_BLH.is_meta:
+            inputs = packed_inputs(self.lm, segments, attention_mask_BL)
+        elif embeds_BLH.is_meta:
+            # transformers would look into a mask of two dimensions; one of four it takes as it is
             length = attention_mask_BL.shape[1]
-            seen = attention_mask_BL.bool()[:, None, None]
-            attention_mask_BL = seen.expand(-1, 1, length, length)
+            inputs["attention_mask"] = attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)
+            if self.lm.config.model_type == "opt":  # it counts positions in a mask of two dimensions
+                places = torch.arange(length, device=embeds_BLH.device)
+                inputs["position_ids"] = places.expand(len(embeds_BLH), -1)
         elif right_padded:
             inputs = right_padded_inputs(self.lm, attention_mask_BL)
-            return self.lm.base_model(inputs_embeds=embeds_BLH, use_cache=False, **inputs)[0]
-        options: dict[str, Any] = {"attention_mask": attention_mask_BL, "use_cache": False}
-        # it counts positions in a mask of two dimensions
-        if embeds_BLH.is_meta and self.lm.config.model_type == "opt":
-            places = torch.arange(embeds_BLH.shape[1], device=embeds_BLH.device)
-            options["position_ids"] = places.expand(len(embeds_BLH), -1)
-        return self.lm.base_model(inputs_embeds=embeds_BLH, **options)[0]
+        return self.lm.base_model(inputs_embeds=embeds_BLH, use_cache=False, **inputs)[0]
 
     @property
     def output_layer(self) -> nn.Module:
