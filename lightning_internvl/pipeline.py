@@ -33,6 +33,7 @@ from lightning_internvl.filtering.job import FilterJob, rehearse_filter
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.layers.quantization import BLOCK, quantize
+from lightning_internvl.layers.stacked_weights import unreached
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.compose import Build
 from lightning_internvl.model.feature_cache import open_cache
@@ -188,6 +189,8 @@ def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str 
     if needs and (stage.source is None or stage.source.fingerprint != needs):
         fault = f"{checkpoint} leaves out frozen weights of its start, and {source} holds others now"
         raise ValueError(f"{fault}; put them back, or delete the checkpoint to start the stage again")
+    for line in unreached(stage.model, settings.parts.config, stage.trained_names()):
+        console.print(line, soft_wrap=True, markup=False)
     for part, done in quantize(stage.model, settings.parts.quantization, keep=stage.trained_names()).items():
         left = f"; {done.left} linear layers are left, their rows are no multiples of {BLOCK}" if done.left else ""
         size = f"{done.before / 2**20:,.1f} -> {done.after / 2**20:,.1f} MiB"

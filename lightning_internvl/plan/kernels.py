@@ -37,6 +37,8 @@ FILLS = {
     "xavier_uniform_", "kaiming_uniform_",
 }  # fmt: skip
 
+# Products of rows sorted by expert, which the meta device computes in bfloat16 alone.
+GROUPED = {"grouped_mm", "_grouped_mm"}
 # What gives as many elements as the values of a tensor say.
 CHOICES = {"__getitem__", "unique"}
 
@@ -81,6 +83,9 @@ class Kernels(TorchFunctionMode):
             kwargs = kwargs | {"mode": "nearest", "align_corners": None, "antialias": False}
         if name in CHOICES and (chosen := _all_chosen(name, args, kwargs)) is not None:
             return chosen
+        if name in GROUPED:  # every row meets the matrix of one expert, whichever that is
+            args, kwargs = (args[0], args[1][0]), {}
+            func = torch.mm
         result = _attend(*args, **kwargs) if attends else func(*args, **kwargs)
         self.attended += result.nbytes if attends else 0
         return result

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from rich.table import Table
 
 from lightning_internvl.data.collate.packing import PACKED
+from lightning_internvl.layers.stacked_weights import unreached
 from lightning_internvl.plan.advice import advice
 from lightning_internvl.plan.measure import Curve
 from lightning_internvl.plan.memory import GIB, KINDS, Memory
@@ -27,6 +28,8 @@ def stage_report(plan: StagePlan) -> Iterator[Table | str]:
     memory = plan.memory()
     yield _parts_table(plan, memory)
     yield "trains: " + "; ".join(f"{rule} {_millions(count)}" for rule, count in _trained(plan).items())
+    stage = plan.stage
+    yield from map(in_lines, unreached(stage.model, stage.parts, stage.trained_names()))
     yield from _verdict(plan, memory)
 
 

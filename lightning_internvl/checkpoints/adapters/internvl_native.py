@@ -42,7 +42,7 @@ class InternVLNative(Layout):
         return [
             *native_rules("vision_tower."),
             *(rename(f"middleware.mlp1.{ours}.*", f"multi_modal_projector.{name}.*") for ours, name in PROJECTOR.items()),
-            *language_rules({}),
+            *language_rules(config["text_config"]),
         ]
 
     def build(self, config: Config, shapes: Shapes) -> VLM:

@@ -64,7 +64,7 @@ class LlavaNative(Layout):
         return [
             *vision_rules("vision_tower."),
             *(rename(f"middleware.mlp1.{ours}.*", f"multi_modal_projector.{name}.*") for ours, name in projector.items()),
-            *language_rules({}),
+            *language_rules(config.get("text_config") or {}),
         ]
 
     def build(self, config: Config, shapes: Shapes) -> VLM:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_internvl.checkpoints.families.experts import expert_rules, older_expert_fields
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.hub import NOTES
@@ -55,7 +56,7 @@ def language_config(decoder: HFCausalLM) -> Config:
     and the fields of before transformers 5."""
     config, kind = decoder.plain_config, type(decoder.lm)
     classes = {"architectures": [kind.__name__]} if kind.__module__.startswith("transformers.") else {}
-    return config | classes | older_rope_fields(config)
+    return config | classes | older_rope_fields(config) | older_expert_fields(config)
 
 
 def older_rope_fields(config: Config) -> Config:
@@ -93,7 +94,7 @@ def internlm2_config(decoder: HFCausalLM) -> Config:
 def language_rules(config: Config, prefix: str = "language_model.") -> list[NameRule]:
     """The language model below `prefix`."""
     if not is_fused(config):
-        return [rename("decoder.lm.**", f"{prefix}**")]
+        return [*expert_rules(config, prefix), rename("decoder.lm.**", f"{prefix}**")]
     heads = config["num_attention_heads"]
     groups = config.get("num_key_value_heads") or heads
     ours, theirs = "decoder.lm.model.layers.*", f"{prefix}model.layers.*"

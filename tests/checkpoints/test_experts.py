@@ -1,0 +1,52 @@
+"""Experts: one tensor for each in published files, one for all of a block in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_native import BATCHES, close, their_model
+from transformers import InternVLForConditionalGeneration
+
+from lightning_internvl import load_pretrained
+from lightning_internvl.checkpoints.families.experts import number_of_experts
+
+
+@pytest.fixture
+def native(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    their_model("qwen3_moe", "300M style", False, -1).save_pretrained(tmp_path / "native")
+    return tmp_path / "native"
+
+
+def test_released_files_hold_a_tensor_for_each_expert(tmp_path: Path, native: Path) -> None:
+    model = load_pretrained(native)
+    model.save_pretrained(tmp_path / "released", layout="internvl_chat")
+    files = load_file(tmp_path / "released" / "model.safetensors")
+    block = "language_model.model.layers.0.mlp"
+    kinds = [f"{block}.experts.{i}.{kind}_proj.weight" for i in range(6) for kind in ("gate", "up", "down")]
+    assert [files[name].shape for name in kinds] == [(24, 32), (24, 32), (32, 24)] * 6
+    assert files[f"{block}.gate.weight"].shape == (6, 32)
+    assert files["language_model.model.layers.1.mlp.up_proj.weight"].shape == (48, 32)
+    config = json.loads((tmp_path / "released" / "config.json").read_text())["llm_config"]
+    # the name of the releases before transformers 5, which would take 128 in silence
+    assert config["num_experts"] == 6
+    again, inputs = load_pretrained(tmp_path / "released"), BATCHES["several tiles"]()
+    theirs = InternVLForConditionalGeneration.from_pretrained(native).eval()
+    close(again(**inputs).logits, theirs(**inputs).logits)
+
+
+def test_a_missing_expert_is_named(native: Path) -> None:
+    config = json.loads((native / "config.json").read_text())
+    config["text_config"]["num_local_experts"] = 7
+    (native / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"3 missing: language_model\.model\.layers\.0\.mlp\.experts\.6\.down_proj"):
+        load_pretrained(native)
+
+
+@pytest.mark.parametrize(("fields", "count"), [({"num_experts": 4}, 4), ({"num_local_experts": 5}, 5), ({}, 128)])
+def test_the_number_of_experts_has_two_names_and_a_default(fields: dict[str, int], count: int) -> None:
+    assert number_of_experts({"model_type": "qwen3_moe", **fields}) == count
