@@ -84,6 +84,7 @@ DOORS: dict[str, dict[str, str]] = {
     "lightning_internvl/evaluation/lmms_adapter.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/evaluation/metrics/ptb_tokenizer.py": {"subprocess.run": "java with the file of an installed package"},
     "lightning_internvl/export/adapter.py": {"_library().PeftModel.from_pretrained": OURS},
+    "lightning_internvl/export/base_folder.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/export/older_reader.py": {"subprocess.run": "the Python of transformers4=, with a script of ours"},
     "lightning_internvl/export/read_elsewhere.py": {
         "getattr(transformers, kind).from_pretrained": f"{OURS}; {NO_CODE}",

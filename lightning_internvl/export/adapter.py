@@ -25,7 +25,8 @@ from lightning_internvl.checkpoints.name_rules import Config, RuleMatch, match_r
 from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config, write_weights
 from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.export import check
-from lightning_internvl.export.card import card_of, is_hub_id
+from lightning_internvl.export.base_folder import is_hub_id
+from lightning_internvl.export.card import card_of
 from lightning_internvl.export.plain import dequantize, make_plain
 from lightning_internvl.export.processors import write_processor
 from lightning_internvl.export.report import ExportOptions, ExportReport
@@ -94,7 +95,7 @@ def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> Expor
         start = run_config(opened)["init_from"]
         base_named = base_of(start)
         write_base_name(draft, base_named[0] if base_named[1] else start)
-        processor = write_processor(draft, layout.key, config, view)
+        processor = write_processor(draft, layout.key, config, view, start)
         fresh = load_stock(base, config, plain)
         with quiet():
             again = _library().PeftModel.from_pretrained(fresh, draft).eval()

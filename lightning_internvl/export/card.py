@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lightning_internvl.choices import PARTS, trained_stages
+from lightning_internvl.export.base_folder import is_hub_id
 from lightning_internvl.report.metrics_table import format_number, with_chance
 
 if TYPE_CHECKING:
@@ -74,11 +74,6 @@ def base_models(run: Mapping[str, Any]) -> list[str]:
     """Ids of the hub from which the run took weights; folders name nothing to others."""
     named = [run.get("init_from"), *((run.get(part) or {}).get("pretrained") for part in PARTS)]
     return list(dict.fromkeys(str(name) for name in named if name and is_hub_id(str(name))))
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether what a run started from is a name that others know."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
 def _overview(card: Card) -> str:

@@ -66,6 +66,8 @@ def processor_files(layout: str, config: Mapping[str, Any], view: Any) -> Proces
     film = _framed(chats, names.video) if names.video else None
     image = image_fields(chats.processor, layout)
     fields = _processor_fields(layout, config, chats, view.model)
+    if layout == "internvl_chat":  # whose readers (its code, vLLM) put the tokens of a picture there
+        own = IMAGE
     if image is None or fields is None:
         return ProcessorFiles(None, image, picture=own, film=film)
     common: Fields = {"image": image, "picture": own, "film": film}

@@ -16,14 +16,15 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.utils import is_torchvision_available
 
 from lightning_internvl.data.collate.base import pad_id
-from lightning_internvl.data.jinja_templates import jinja_of
 from lightning_internvl.data.processors.resize import order_of_pillow_13
-from lightning_internvl.export import check
+from lightning_internvl.export import chat_template, check
+from lightning_internvl.export.base_folder import base_folder
 from lightning_internvl.export.processor_files import ProcessorFiles, processor_files
 from lightning_internvl.inference.collators import View
 
 PIXELS = 1e-4  # the most that a normalised pixel may differ
 NO_CLASS = "none: transformers has no class that prepares pictures and text as this run did"
+KEPT = "; the chat template is the base's own"
 SEPARATE = "qformer_tokenizer"  # where InstructBLIP looks for the tokenizer of its Q-Former
 
 
@@ -45,8 +46,14 @@ class WrittenProcessor:
     videos: bool = False
 
 
-def write_processor(folder: Path, layout: str, config: Mapping[str, Any], view: View) -> WrittenProcessor:
+def write_processor(
+    folder: Path, layout: str, config: Mapping[str, Any], view: View, start: str | None = None
+) -> WrittenProcessor:
     """Write all files beside the weights.
+
+    Args:
+        start: what the run started from, whose chat template is kept where the run has not
+            changed it.
 
     Raises:
         ValueError: if the processor prepares other ids or other pixels than the run's collators.
@@ -66,10 +73,16 @@ def write_processor(folder: Path, layout: str, config: Mapping[str, Any], view: 
     _write_json(folder, "preprocessor_config.json", files.image)
     _write_json(folder, "video_preprocessor_config.json", files.video)
     if files.kind is None:
-        return WrittenProcessor(None, NO_CLASS, stop)
+        kept = bool(view.chats) and chat_template.keep_base_template(folder, base_folder(start), files, view, None)
+        return WrittenProcessor(None, NO_CLASS + KEPT * kept, stop)
     _write_json(folder, "processor_config.json", {"processor_class": files.kind, **files.settings})
-    compare = compare_chats if view.chats else compare_pairs
-    return WrittenProcessor(files.kind, compare(folder, files, view), stop, files.video is not None)
+    processor = load_processor(folder, files)
+    if not view.chats:
+        verdict = compare_pairs(processor, files, view)
+    else:
+        verdict = compare_chats(folder, processor, files, view)
+        verdict += KEPT * chat_template.keep_base_template(folder, base_folder(start), files, view, processor)
+    return WrittenProcessor(files.kind, verdict, stop, files.video is not None)
 
 
 def _write_json(folder: Path, name: str, fields: Mapping[str, Any] | None) -> None:
@@ -88,6 +101,8 @@ def _rename_tokens(folder: Path, files: ProcessorFiles) -> None:
     if config.get("tokenizer_class") == "TokenizersBackend":
         # its name before transformers 5, still understood there
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for note in ("is_local", "local_files_only"):  # of transformers 5 about how it was read
+        config.pop(note, None)
     # transformers 5 lists tokens without names under the field in which transformers 4 expects those
     # with names, and reads both as they are written here
     named = config.pop("model_specific_special_tokens", None) or {}
@@ -104,8 +119,7 @@ def _rename_tokens(folder: Path, files: ProcessorFiles) -> None:
 def _write_chat(folder: Path, files: ProcessorFiles, view: View) -> str | None:
     """`chat_template.jinja`, `generation_config.json`; what ends an answer, if no token."""
     chats = view.chats
-    text = jinja_of(chats.template, files.picture, files.film)
-    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    (folder / chat_template.NAME).write_text(chat_template.own_template(files, view), encoding="utf-8")
     tokenizer, end = chats.tokenizer, chats.template.end(chats.tokenizer.eos_token or "")
     written = tokenizer.encode(end, add_special_tokens=False)
     ids = list(dict.fromkeys([*(written if len(written) == 1 else []), tokenizer.eos_token_id]))
@@ -141,14 +155,13 @@ def load_processor(folder: Path, files: ProcessorFiles) -> Any:
     return kind(**parts, **files.settings)
 
 
-def compare_chats(folder: Path, files: ProcessorFiles, view: View) -> str:
+def compare_chats(folder: Path, processor: Any, files: ProcessorFiles, view: View) -> str:
     """Prompts as the processor prepares them beside those of the run.
 
     Raises:
         ValueError: for other ids, or other pixels.
     """
-    processor = load_processor(folder, files)
-    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    template = (folder / chat_template.NAME).read_text(encoding="utf-8")
     worst, prompts = 0.0, check.sample_prompts(view)
     for prompt in prompts:
         messages = prompt.sample["conversation"]
@@ -171,9 +184,8 @@ def compare_chats(folder: Path, files: ProcessorFiles, view: View) -> str:
     return f"{files.kind}: same ids for {len(prompts)} prompts, pixels within {worst:.1e}"
 
 
-def compare_pairs(folder: Path, files: ProcessorFiles, view: View) -> str:
+def compare_pairs(processor: Any, files: ProcessorFiles, view: View) -> str:
     """Pictures as the processor prepares them beside those of the run."""
-    processor = load_processor(folder, files)
     prompt = check.sample_prompts(view)[0]
     pictures = [Image.fromarray(image) for image in check.sample_pictures()]
     with order_of_pillow_13():

@@ -87,7 +87,7 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
     with atomic_folder(to) as draft:
         notes = write_model(draft, opened, layout, config, options)
         key = OWN if layout is None else layout.key
-        processor = write_processor(draft, key, config, view)
+        processor = write_processor(draft, key, config, view, run_config(opened)["init_from"])
         node = measuring_processor(opened.settings)
         if not node["_target_"].startswith(TRUSTED):
             write_json(draft / OWN_PROCESSOR, node)

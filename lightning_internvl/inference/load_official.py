@@ -27,7 +27,7 @@ from lightning_internvl.data.collate.instructions import Instructions
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.jinja_templates import jinja_of, texts_of
 from lightning_internvl.data.processors.basic import Processor
-from lightning_internvl.data.templates import ChatTemplate, load_template, template_names
+from lightning_internvl.data.templates import IMAGE, ChatTemplate, load_template, template_names
 from lightning_internvl.data.tokenizer import saved_tokenizer
 from lightning_internvl.files import read_json
 from lightning_internvl.hub import local_folder
@@ -190,7 +190,7 @@ def written_format(text: str, known: System, context: str) -> tuple[ChatTemplate
         if template.image_frame and written == texts_of(jinja_of(template, context.join(template.image_frame))):
             return template, template.image_frame
         # A processor adds the rest, if there is any.
-        if written in (texts_of(jinja_of(template, context)), texts_of(jinja_of(template, ""))):
+        if written in [texts_of(jinja_of(template, picture)) for picture in (context, "", IMAGE)]:
             return template, known.frame
     return None
 
