@@ -4,6 +4,7 @@ InternVL stages 1 and 2)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank, world_size
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
 from lightning_internvl.messages import check_choice
-from lightning_internvl.objectives.similarity import products
+from lightning_internvl.objectives.similarity import contrast, products
 
 GATHERS = ("exact", "global", "detached")
 
@@ -63,7 +64,12 @@ class ITC(nn.Module):
         return products(self.scale.float() * image_BE, text_CE)
 
     def forward(
-        self, image_BE: Tensor, text_BE: Tensor, ignored_B: Tensor | None = None, image_ids_B: Tensor | None = None
+        self,
+        image_BE: Tensor,
+        text_BE: Tensor,
+        ignored_B: Tensor | None = None,
+        image_ids_B: Tensor | None = None,
+        pair_ids_B: Tensor | None = None,
     ) -> Tensor:
         """Mean over rows of both directions for matching rows (B, E), which need not be normalised.
 
@@ -73,6 +79,8 @@ class ITC(nn.Module):
             image_ids_B: whole numbers that name the pictures. A row then matches every row of the
                 same picture, on all ranks, to equal shares, in both directions (InternVL retrieval
                 fine-tune); without them it matches its own row alone.
+            pair_ids_B: whole numbers that name the pairs; a pair is not compared with itself where
+                it comes twice.
         """
         if self.training:
             # Held in place, as CLIP does: a clamp inside the graph has no gradient above the limit
@@ -80,42 +88,31 @@ class ITC(nn.Module):
             self.logit_scale.data.clamp_(max=self.max_log_scale)
         image, text = F.normalize(image_BE, dim=-1), F.normalize(text_BE, dim=-1)
         all_text, all_image = self._gathered(text), self._gathered(image)
-        first, ids = rank() * len(image), image_ids_B
+        first = rank() * len(image)
         if self.gather != "exact":  # every rank judges all rows
             image, text, first = all_image, all_text, 0
-            ids, ignored_B = (None if x is None else gather(x) for x in (image_ids_B, ignored_B))
-        targets, ids_C = torch.arange(len(image), device=image.device) + first, None
-        if ids is not None and image_ids_B is not None:
-            targets, ids_C = ids, gather(image_ids_B)
+            ignored_B = None if ignored_B is None else gather(ignored_B)
+        own_B = torch.arange(len(image), device=image.device) + first
+        ids_C = [None if ids is None else gather(ids) for ids in (image_ids_B, pair_ids_B)]
         each = ignored_B is not None
         sides = ((image, all_text), (text, all_image))
-        losses = [self._losses(rows, columns, targets, ids_C, each) for rows, columns in sides]
+        losses = [self._losses(rows, columns, own_B, ids_C, each) for rows, columns in sides]
         loss = (losses[0] + losses[1]) / 2
         if ignored_B is None:
             return loss
         return global_mean(loss.masked_fill(ignored_B, 0.0).sum(), (~ignored_B).sum())
 
-    def _losses(self, rows_BE: Tensor, columns_CE: Tensor, targets_B: Tensor, ids_C: Tensor | None, each: bool) -> Tensor:
+    def _losses(self, rows_BE: Tensor, columns_CE: Tensor, own_B: Tensor, ids_C: Sequence[Tensor | None], each: bool) -> Tensor:
         """Of each row, (B,), or their mean."""
+
+        def judge(rows: Tensor, own: Tensor, reduction: str = "none") -> Tensor:
+            return contrast(self.logits(rows, columns_CE), own, *ids_C, self.label_smoothing, reduction)
+
         pieces = number_of_chunks(len(rows_BE), self.chunk)
         if pieces == 1:
-            return self._chunk_losses(rows_BE, targets_B, columns_CE, ids_C, "none" if each else "mean")
-
-        def chunk_losses(rows: Tensor, targets: Tensor) -> Tensor:
-            return self._chunk_losses(rows, targets, columns_CE, ids_C, "none")
-
-        losses = torch.cat(checkpointed_chunks(chunk_losses, pieces, rows_BE, targets_B))
+            return judge(rows_BE, own_B, "none" if each else "mean")
+        losses = torch.cat(checkpointed_chunks(judge, pieces, rows_BE, own_B))
         return losses if each else losses.mean()
-
-    def _chunk_losses(
-        self, rows_BE: Tensor, targets_B: Tensor, columns_CE: Tensor, ids_C: Tensor | None, reduction: str
-    ) -> Tensor:
-        """`targets` are numbers of columns or, with `ids_C`, ids that the matching columns have."""
-        if ids_C is not None:
-            same = (targets_B[:, None] == ids_C).float()
-            targets_B = same / same.sum(dim=1, keepdim=True)
-        logits = self.logits(rows_BE, columns_CE)
-        return F.cross_entropy(logits, targets_B, label_smoothing=self.label_smoothing, reduction=reduction)
 
     def _gathered(self, x_BE: Tensor) -> Tensor:
         """Rows of all ranks, (W * B, E)."""

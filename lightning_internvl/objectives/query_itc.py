@@ -6,7 +6,7 @@ Letters: B rows of this rank, W ranks, Q queries, E width, C columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
-from lightning_internvl.objectives.similarity import products
+from lightning_internvl.objectives.similarity import contrast, products
 
 Scores = Callable[[Tensor, Tensor], Tensor]  # rows and columns to scaled similarities (B, C)
 
@@ -71,7 +71,12 @@ class QueryITC(nn.Module):
         return similarities(image, text_CE) / self.temp
 
     def forward(
-        self, image_BQE: Tensor, text_BE: Tensor, ignored_B: Tensor | None = None, image_ids_B: Tensor | None = None
+        self,
+        image_BQE: Tensor,
+        text_BE: Tensor,
+        ignored_B: Tensor | None = None,
+        image_ids_B: Tensor | None = None,
+        pair_ids_B: Tensor | None = None,
     ) -> Tensor:
         """Mean over rows of both directions for matching rows, which need not be normalised.
 
@@ -81,17 +86,18 @@ class QueryITC(nn.Module):
             image_ids_B: whole numbers that name the pictures. A row then matches every row of the
                 same picture, on all ranks, to equal shares (COCO retrieval); without them it
                 matches its own row alone.
+            pair_ids_B: whole numbers that name the pairs; a pair is not compared with itself where
+                it comes twice.
         """
         if self.training:
             self.temp.data.clamp_(min=self.min_temp)
         image, text = F.normalize(image_BQE, dim=-1), F.normalize(text_BE, dim=-1)
-        targets, ids_C = torch.arange(len(image), device=image.device) + rank() * len(image), None
-        if image_ids_B is not None:
-            targets, ids_C = image_ids_B, gather(image_ids_B)
+        own_B = torch.arange(len(image), device=image.device) + rank() * len(image)
+        ids_C = [None if ids is None else gather(ids) for ids in (image_ids_B, pair_ids_B)]
         each = ignored_B is not None
         losses = [
-            self._losses(self.logits, image, self._gathered(text), targets, ids_C, each),
-            self._losses(lambda rows, columns: self.logits(columns, rows).T, text, self._gathered(image), targets, ids_C, each),
+            self._losses(self.logits, image, self._gathered(text), own_B, ids_C, each),
+            self._losses(lambda rows, columns: self.logits(columns, rows).T, text, self._gathered(image), own_B, ids_C, each),
         ]
         loss = (losses[0] + losses[1]) / 2
         if ignored_B is None:
@@ -99,22 +105,17 @@ class QueryITC(nn.Module):
         return global_mean(loss.masked_fill(ignored_B, 0.0).sum(), (~ignored_B).sum())
 
     def _losses(
-        self, scores: Scores, rows: Tensor, columns: Tensor, targets_B: Tensor, ids_C: Tensor | None, each: bool
+        self, scores: Scores, rows: Tensor, columns: Tensor, own_B: Tensor, ids_C: Sequence[Tensor | None], each: bool
     ) -> Tensor:
-        """Of each row, (B,), or their mean; `targets` are numbers of columns or, with `ids_C`, ids
-        of the matching ones."""
+        """Of each row, (B,), or their mean."""
 
-        def judge(rows: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
-            if ids_C is not None:
-                same = (targets[:, None] == ids_C).float()
-                targets = same / same.sum(dim=1, keepdim=True)
-            logits = scores(rows, columns)
-            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction=reduction)
+        def judge(rows: Tensor, own: Tensor, reduction: str = "none") -> Tensor:
+            return contrast(scores(rows, columns), own, *ids_C, self.label_smoothing, reduction)
 
         pieces = number_of_chunks(len(rows), self.chunk)
         if pieces == 1:
-            return judge(rows, targets_B, "none" if each else "mean")
-        found = torch.cat(checkpointed_chunks(judge, pieces, rows, targets_B))
+            return judge(rows, own_B, "none" if each else "mean")
+        found = torch.cat(checkpointed_chunks(judge, pieces, rows, own_B))
         return found if each else found.mean()
 
     def _gathered(self, x: Tensor) -> Tensor:

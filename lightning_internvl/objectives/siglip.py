@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.distributed.collectives import data_parallel_group, global_mean, rank, world_size
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
-from lightning_internvl.objectives.similarity import products
+from lightning_internvl.objectives.similarity import products, same_pair
 
 
 class SigLIP(nn.Module):
@@ -50,7 +50,12 @@ class SigLIP(nn.Module):
         return products(self.scale.float() * image_BE, text_CE) + self.logit_bias
 
     def forward(
-        self, image_BE: Tensor, text_BE: Tensor, ignored_B: Tensor | None = None, image_ids_B: Tensor | None = None
+        self,
+        image_BE: Tensor,
+        text_BE: Tensor,
+        ignored_B: Tensor | None = None,
+        image_ids_B: Tensor | None = None,
+        pair_ids_B: Tensor | None = None,
     ) -> Tensor:
         """The loss of all pairs over the number of pictures, for matching rows (B, E), which need
         not be normalised.
@@ -62,26 +67,35 @@ class SigLIP(nn.Module):
             ignored_B: True for rows that are not judged: pictures whose own caption is empty.
             image_ids_B: whole numbers that name the pictures; a picture matches every caption of an
                 equal number.
+            pair_ids_B: whole numbers that name the pairs; a pair is not compared with itself where
+                it comes twice.
         """
         image, text = F.normalize(image_BE, dim=-1), F.normalize(text_BE, dim=-1)
         ids = torch.arange(len(image), device=image.device) + rank() * len(image) if image_ids_B is None else image_ids_B
         judged = torch.ones_like(ids, dtype=torch.bool) if ignored_B is None else ~ignored_B
-        total, theirs = image.new_zeros((), dtype=torch.float32), ids
+        rows = (image, judged, torch.stack([ids, ids if pair_ids_B is None else pair_ids_B], dim=1))
+        total, theirs = image.new_zeros((), dtype=torch.float32), rows[2]
         for step in range(world_size()):
             if step:
                 text, theirs = passed_on(text), _exchanged(theirs, 1)
-            total = total + self._block(image, ids, judged, text, theirs)
+            total = total + self._block(rows, text, theirs)
         return global_mean(total, judged.sum())
 
-    def _block(self, image_BE: Tensor, ids_B: Tensor, judged_B: Tensor, text_CE: Tensor, ids_C: Tensor) -> Tensor:
-        """The loss of all pairs of these pictures and texts."""
+    def _block(self, rows: tuple[Tensor, Tensor, Tensor], text_CE: Tensor, ids_C2: Tensor) -> Tensor:
+        """The loss of all pairs of these pictures and texts.
 
-        def judge(image: Tensor, ids: Tensor, judged: Tensor) -> Tensor:
-            signs = torch.where(ids[:, None] == ids_C, 1.0, -1.0)
-            losses = -F.logsigmoid(signs * self.logits(image, text_CE))
-            return (losses * judged[:, None]).sum()
+        Args:
+            rows: pictures (B, E), whether each is judged (B,), and ids.
+            ids_C2: what matches where it is equal, and the pairs.
+        """
 
-        pieces, rows = number_of_chunks(len(image_BE), self.chunk), (image_BE, ids_B, judged_B)
+        def judge(image: Tensor, judged: Tensor, ids_B2: Tensor) -> Tensor:
+            matches = ids_B2[:, None, 0] == ids_C2[:, 0]
+            losses = -F.logsigmoid(torch.where(matches, 1.0, -1.0) * self.logits(image, text_CE))
+            compared = judged[:, None] & ~same_pair(ids_B2[:, 1], ids_C2[:, 1], matches)
+            return (losses * compared).sum()
+
+        pieces = number_of_chunks(len(rows[0]), self.chunk)
         return judge(*rows) if pieces == 1 else torch.stack(checkpointed_chunks(judge, pieces, *rows)).sum()
 
 

@@ -1,11 +1,18 @@
-"""Products of embeddings, as contrastive losses and retrieval compare them."""
+"""Products of embeddings, as contrastive losses and retrieval compare them, and the loss of such
+rows.
+
+Letters: B rows, C columns, E width.
+"""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+APART = -1e9  # a logit that has no probability, and no NaN with a target of 0
 
 
 def products(rows: Tensor, columns_CE: Tensor) -> Tensor:
@@ -17,3 +24,43 @@ def products(rows: Tensor, columns_CE: Tensor) -> Tensor:
     exact = nullcontext() if rows.is_meta else torch.autocast(rows.device.type, enabled=False)
     with exact:  # the meta device, on which runs are planned, has no autocast
         return rows.float() @ columns_CE.float().T
+
+
+def contrast(
+    logits_BC: Tensor,
+    own_B: Tensor,
+    image_ids_C: Tensor | None = None,
+    pair_ids_C: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy of rows against columns, one of which is a row's own.
+
+    Args:
+        own_B: the place of each row's own column.
+        image_ids_C: whole numbers that name the pictures of columns. A row then matches all columns
+            of its picture, to equal shares; `pair_ids_C` is not looked at.
+        pair_ids_C: whole numbers that name the pairs of columns. The same pair elsewhere, as where
+            a batch is larger than what is left of an epoch, is not compared with.
+        label_smoothing: share of the target spread over all columns that are compared with.
+        reduction: "mean", or "none" for the loss of each row.
+    """
+    if image_ids_C is not None:
+        same = (image_ids_C[own_B][:, None] == image_ids_C).float()
+        shares = same / same.sum(dim=1, keepdim=True)
+        return F.cross_entropy(logits_BC, shares, label_smoothing=label_smoothing, reduction=reduction)
+    if pair_ids_C is None:
+        return F.cross_entropy(logits_BC, own_B, label_smoothing=label_smoothing, reduction=reduction)
+    own = own_B[:, None] == torch.arange(logits_BC.shape[1], device=own_B.device)
+    again = same_pair(pair_ids_C[own_B], pair_ids_C, own)
+    logits = logits_BC.masked_fill(again, APART)
+    if not label_smoothing:
+        return F.cross_entropy(logits, own_B, reduction=reduction)
+    compared = (~again).float()
+    shares = (1 - label_smoothing) * own + label_smoothing * compared / compared.sum(dim=1, keepdim=True)
+    return F.cross_entropy(logits, shares, reduction=reduction)
+
+
+def same_pair(pair_ids_B: Tensor, pair_ids_C: Tensor, own_BC: Tensor) -> Tensor:
+    """(B, C) True where a column is the pair of a row once more, and not the row's own column."""
+    return (pair_ids_B[:, None] == pair_ids_C) & ~own_BC

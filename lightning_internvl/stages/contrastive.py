@@ -53,7 +53,7 @@ class ContrastiveStage(Stage):
         else:
             found = checkpointed_chunks(self._embed_pairs, pieces, *pairs, draws=True, keep_last=True)
             image, text = map(torch.cat, zip(*found, strict=True))
-        return {"itc": self.model.objectives["itc"](image, text)}
+        return {"itc": self.model.objectives["itc"](image, text, pair_ids_B=batch.get("pair_ids"))}
 
     def _embed_pairs(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
         full = self.full_from_step is not None and self.global_step >= self.full_from_step

@@ -91,12 +91,14 @@ class GenerativeStage(Stage):
             scores = None if random else similarity(self.model, *itc_features(self.model, reads[0], itc))
             shown, itm, match = self._matched(batch, visual, scores, others)
             reads = middleware.stream_states(shown, [itm]) + reads
-        ids = batch["image_ids"] if self.same_picture else None
-        count = batch.get(COUNTS, {}).get("itg")
-        losses = three_losses(self.model, reads, itc, match, batch["itg_labels"], image_ids_B=ids, itg_count=count)
+        pairs = batch.get("pair_ids")
+        known = {"image_ids_B": batch["image_ids"] if self.same_picture else None, "pair_ids_B": pairs}
+        known["itg_count"] = batch.get(COUNTS, {}).get("itg")
+        losses = three_losses(self.model, reads, itc, match, batch["itg_labels"], **known)
         if self.backbone_itc:
             text = middleware.project_text(reads[1][1], itc.mask)
-            losses["itc"] = losses["itc"] + self.model.objectives["itc"](middleware.clip_projector(visual), text)
+            contrast = self.model.objectives["itc"]
+            losses["itc"] = losses["itc"] + contrast(middleware.clip_projector(visual), text, pair_ids_B=pairs)
         return losses
 
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -188,16 +190,17 @@ def three_losses(
     itg_labels_BL: Tensor,
     itc_ignored_B: Tensor | None = None,
     image_ids_B: Tensor | None = None,
+    pair_ids_B: Tensor | None = None,
     itg_count: int | None = None,
 ) -> dict[str, Tensor]:
     """The losses of the three streams, in the order ITM, ITC, ITG of the official forward.
 
     The official code leaves out pairs without a caption: such rows have -100 in `match_B` and True
-    in `itc_ignored_B`.
+    in `itc_ignored_B`. Ids are as ITC takes them.
     """
     read_itm, read_itc, read_itg = reads
     return {
         "itm": model.objectives["itm"](read_itm[0], match_B),
-        "itc": model.objectives["itc"](*itc_features(model, read_itc, itc), itc_ignored_B, image_ids_B),
+        "itc": model.objectives["itc"](*itc_features(model, read_itc, itc), itc_ignored_B, image_ids_B, pair_ids_B),
         "itg": model.objectives["itg"](read_itg[1], itg_labels_BL, model.middleware.head, count=itg_count),
     }

@@ -26,7 +26,7 @@ IGNORE_INDEX = torch.tensor([False, True, True, True, False, False, True, False]
 IMAGE_IDS = torch.tensor([2, 7, 2, 5, 7, 2, 1, 4])  # equal ones stand on different processes too
 MATCHES = torch.tensor([0, -100, 1, 1, -100, -100, 0, 1])
 PLAIN = ("itc", "itc_ignored", "itc_same_pictures", "itc_global", "siglip", "siglip_ignored", "siglip_same_pictures", "itm",
-         "next_token")  # fmt: skip
+         "next_token", "itc_pairs", "siglip_pairs")  # fmt: skip
 # What must equal those: losses in chunks, of embeddings that are computed in chunks, and over several micro-batches.
 OTHERS = (*(f"{name} in chunks" for name in PLAIN if name != "itm"), "itc of cached", "siglip of cached", "next_token of window")
 
@@ -58,6 +58,8 @@ class Model(nn.Module):
             "siglip": lambda: self.siglip(image, text),
             "siglip_ignored": lambda: self.siglip(image, text, ignored),
             "siglip_same_pictures": lambda: self.siglip(image, text, image_ids_B=same),
+            "itc_pairs": lambda: self.itc(image, text, pair_ids_B=same),
+            "siglip_pairs": lambda: self.siglip(image, text, pair_ids_B=same),
             "itm": lambda: self.itm(image[:, None] * text[:, None], MATCHES[rows]),
             "next_token": lambda: self.next_token(text[:, None].expand(-1, 5, -1), labels, self.head),
         }

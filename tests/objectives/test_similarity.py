@@ -31,3 +31,36 @@ def test_gradients_reach_both_sides_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         ITC().train()(*rows).backward()
     assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in rows)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ITC(init_scale=100.0),
+        ITC(init_scale=100.0, chunk=2),
+        ITC(label_smoothing=0.1),
+        QueryITC(),
+        SigLIP(),
+        SigLIP(init_scale=100.0, chunk=3),
+    ],
+)
+def test_a_pair_that_comes_twice_is_not_its_own_wrong_answer(objective: torch.nn.Module) -> None:
+    image, text = F.normalize(torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    shown = image[:, None].expand(-1, 3, -1) if isinstance(objective, QueryITC) else image
+    once = objective(shown, text, pair_ids_B=torch.arange(4))
+    torch.testing.assert_close(once, objective(shown, text))
+    twice = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    again = objective(shown[twice], text[twice], pair_ids_B=twice)
+    # Each row is compared with itself and, twice, with the three others: more than before, less than with itself as another.
+    assert once < again < objective(shown[twice], text[twice])
+
+
+@pytest.mark.parametrize(
+    "objective", [ITC(init_scale=100.0), QueryITC(init_temp=0.01), SigLIP(init_scale=100.0, init_bias=-50.0)]
+)
+def test_perfect_embeddings_of_pairs_that_come_again_have_no_loss(objective: torch.nn.Module) -> None:
+    pairs = torch.tensor([0, 1, 2, 0, 1])
+    rows = torch.eye(8)[pairs]
+    shown = rows[:, None] if isinstance(objective, QueryITC) else rows
+    assert objective(shown, rows, pair_ids_B=pairs) < 1e-6
+    assert objective(shown, rows) > 0.3

@@ -86,3 +86,10 @@ def test_one_chunk_at_a_time_has_a_graph(encoder: InternViT, qllama: QLLaMA) -> 
 def test_a_chunk_of_no_pairs_is_refused(encoder: InternViT, qllama: QLLaMA, chunk: float) -> None:
     with pytest.raises(ValueError, match=f"cached_chunk={chunk!r} must be a whole number above 0"):
         stage_of(encoder, qllama, cached_chunk=chunk)
+
+
+def test_a_pair_that_comes_twice_is_not_compared_with_itself(encoder: InternViT, qllama: QLLaMA) -> None:
+    stage, pairs = stage_of(encoder.eval(), qllama.eval()), batch()
+    twice = {name: torch.cat([rows, rows[:2]]) for name, rows in pairs.items()}
+    known = twice | {"pair_ids": torch.tensor([*range(PAIRS), 0, 1])}
+    assert stage.losses(known)["itc"] < stage.losses(twice)["itc"]

@@ -25,13 +25,13 @@ class PairCollator(base.SquareReader):
 
     Takes samples {"image": (H, W, 3) uint8 of any size, "caption", "language", "key"[,
     "image_id"][, "draw"]}. Gives `pixel_values` (B, 3, S, S) float32, `image_ids` (B,) int64 (equal
-    where `image_id`, by default the key, is), `keys`, and for each task `<task>_ids` and
-    `<task>_mask`, int64, (B, longest row): itc: bos, prompt, " " + caption, eos; itm: bos, caption,
-    eos; itg: bos, prompt of the language, " " + caption, eos, where itc and itm begin with the
-    token of classification instead if the tokenizer has one (BERT), with `itg_labels`, -100 on
-    padding, bos and the prompt but its last token, as in the published collator. A caption over
-    `max_length` loses its end, never its eos. Raises ValueError for an empty caption, naming the
-    sample, and for a processor that gives several tiles a picture.
+    where `image_id`, by default the key, is), `pair_ids` (equal where the caption is too), `keys`,
+    and for each task `<task>_ids` and `<task>_mask`, int64, (B, longest row): itc: bos, prompt, " "
+    + caption, eos; itm: bos, caption, eos; itg: bos, prompt of the language, " " + caption, eos,
+    where itc and itm begin with the token of classification instead if the tokenizer has one
+    (BERT), with `itg_labels`, -100 on padding, bos and the prompt but its last token, as in the
+    published collator. A caption over `max_length` loses its end, never its eos. Raises ValueError
+    for an empty caption, naming the sample, and for a processor that gives several tiles a picture.
     """
 
     picture_keys = False  # whether batches name their pictures (see `feature_cache`)
@@ -64,6 +64,7 @@ class PairCollator(base.SquareReader):
         found: Prepared = {
             "key": key,
             "image_id": stable_id(sample.get("image_id", key)),
+            "pair_id": stable_id(f"{sample.get('image_id', key)}\n{sample['caption']}"),
             "tiles": base.tiles_of(self.processor, sample["image"], key, sample.get("draw")),
         }
         for task in self.tasks:
@@ -81,6 +82,7 @@ class PairCollator(base.SquareReader):
             "pixel_values": base.pixels_of(self.processor, [one["tiles"] for one in prepared]),
             **base.picture_keys(prepared, self.picture_keys),
             "image_ids": torch.tensor([one["image_id"] for one in prepared]),
+            "pair_ids": torch.tensor([one["pair_id"] for one in prepared]),
         }
         for task in self.tasks:
             ids, mask = pad_rows([one[task] for one in prepared], pad_id(self.tokenizer))
@@ -95,6 +97,7 @@ class PairCollator(base.SquareReader):
         batch = {
             "pixel_values": torch.zeros(batch_size, 3, side, side, device=device),
             "image_ids": torch.arange(batch_size, device=device),
+            "pair_ids": torch.arange(batch_size, device=device),
         }
         rows: dict[str, Any] = {"dtype": torch.int64, "device": device}
         for task in self.tasks:

@@ -160,7 +160,7 @@ def test_pair_collator() -> None:
 def test_pair_collator_tasks_and_errors() -> None:
     sample = ScenePairs(0, "train")[0]
     batch = PairCollator(TOKENIZER, SQUASH, tasks=("itc",))([sample])
-    assert set(batch) == {"keys", "pixel_values", "image_ids", "itc_ids", "itc_mask"}
+    assert set(batch) == {"keys", "pixel_values", "image_ids", "pair_ids", "itc_ids", "itc_mask"}
     short = PairCollator(TOKENIZER, SQUASH, max_length=6, tasks=("itc",))([sample])["itc_ids"][0]
     assert len(short) == 6
     assert short[-1] == TOKENIZER.eos_token_id
