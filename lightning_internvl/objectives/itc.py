@@ -4,7 +4,6 @@ InternVL stages 1 and 2)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank, world_size
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
 from lightning_internvl.messages import check_choice
-from lightning_internvl.objectives.similarity import contrast, products
+from lightning_internvl.objectives.similarity import Names, contrast, gathered, products
 
 GATHERS = ("exact", "global", "detached")
 
@@ -93,7 +92,7 @@ class ITC(nn.Module):
             image, text, first = all_image, all_text, 0
             ignored_B = None if ignored_B is None else gather(ignored_B)
         own_B = torch.arange(len(image), device=image.device) + first
-        ids_C = [None if ids is None else gather(ids) for ids in (image_ids_B, pair_ids_B)]
+        ids_C = (gathered(image_ids_B), gathered(pair_ids_B))
         each = ignored_B is not None
         sides = ((image, all_text), (text, all_image))
         losses = [self._losses(rows, columns, own_B, ids_C, each) for rows, columns in sides]
@@ -102,7 +101,7 @@ class ITC(nn.Module):
             return loss
         return global_mean(loss.masked_fill(ignored_B, 0.0).sum(), (~ignored_B).sum())
 
-    def _losses(self, rows_BE: Tensor, columns_CE: Tensor, own_B: Tensor, ids_C: Sequence[Tensor | None], each: bool) -> Tensor:
+    def _losses(self, rows_BE: Tensor, columns_CE: Tensor, own_B: Tensor, ids_C: Names, each: bool) -> Tensor:
         """Of each row, (B,), or their mean."""
 
         def judge(rows: Tensor, own: Tensor, reduction: str = "none") -> Tensor:

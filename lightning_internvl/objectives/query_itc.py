@@ -6,7 +6,7 @@ Letters: B rows of this rank, W ranks, Q queries, E width, C columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
-from lightning_internvl.objectives.similarity import contrast, products
+from lightning_internvl.objectives.similarity import Names, contrast, gathered, products
 
 Scores = Callable[[Tensor, Tensor], Tensor]  # rows and columns to scaled similarities (B, C)
 
@@ -93,7 +93,7 @@ class QueryITC(nn.Module):
             self.temp.data.clamp_(min=self.min_temp)
         image, text = F.normalize(image_BQE, dim=-1), F.normalize(text_BE, dim=-1)
         own_B = torch.arange(len(image), device=image.device) + rank() * len(image)
-        ids_C = [None if ids is None else gather(ids) for ids in (image_ids_B, pair_ids_B)]
+        ids_C = (gathered(image_ids_B), gathered(pair_ids_B))
         each = ignored_B is not None
         losses = [
             self._losses(self.logits, image, self._gathered(text), own_B, ids_C, each),
@@ -104,9 +104,7 @@ class QueryITC(nn.Module):
             return loss
         return global_mean(loss.masked_fill(ignored_B, 0.0).sum(), (~ignored_B).sum())
 
-    def _losses(
-        self, scores: Scores, rows: Tensor, columns: Tensor, own_B: Tensor, ids_C: Sequence[Tensor | None], each: bool
-    ) -> Tensor:
+    def _losses(self, scores: Scores, rows: Tensor, columns: Tensor, own_B: Tensor, ids_C: Names, each: bool) -> Tensor:
         """Of each row, (B,), or their mean."""
 
         def judge(rows: Tensor, own: Tensor, reduction: str = "none") -> Tensor:

@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_internvl.distributed.collectives import gather
+
+Names = tuple[Tensor | None, Tensor | None]  # of pictures and of pairs, whole numbers
+
 APART = -1e9  # a logit that has no probability, and no NaN with a target of 0
 
 
@@ -59,6 +63,11 @@ def contrast(
     compared = (~again).float()
     shares = (1 - label_smoothing) * own + label_smoothing * compared / compared.sum(dim=1, keepdim=True)
     return F.cross_entropy(logits, shares, reduction=reduction)
+
+
+def gathered(ids_B: Tensor | None) -> Tensor | None:
+    """Names of rows of all ranks, where there are names."""
+    return None if ids_B is None else gather(ids_B)
 
 
 def same_pair(pair_ids_B: Tensor, pair_ids_C: Tensor, own_BC: Tensor) -> Tensor:
