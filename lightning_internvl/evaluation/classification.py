@@ -15,7 +15,7 @@ from lightning_internvl.data.files.class_folder import read_class_folder
 from lightning_internvl.data.files.class_prompts import prompts, read_prompts
 from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.language import LANGUAGES
-from lightning_internvl.evaluation.features import TaskPictures, scenes_of, share_of
+from lightning_internvl.evaluation.features import TaskPictures, scenes_of, share_of, ties_against
 from lightning_internvl.inference.predictor import Metrics, Predictor
 from lightning_internvl.messages import check_choice
 from lightning_internvl.objectives import similarities
@@ -94,7 +94,7 @@ def score_pictures(
     """The scores of the samples that could be read, and how many; answers are noted."""
     kept = asked.readable()
     scores, truth = scores_NC[kept], torch.tensor(labels)[kept]
-    best = scores.argmax(dim=1)
+    best = ties_against(scores, one_hot(truth, scores)).argmax(dim=1)
     answers, truths = ([names[place] for place in places.tolist()] for places in (best, truth))
     asked.keep_answers(question, answers, truths, (best == truth).tolist())
     return class_scores(name, scores, truth, top_k) | {"samples": len(kept)}
@@ -113,7 +113,8 @@ def class_scores(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequence
     Args:
         name: prefix of the metrics.
     """
-    right, classes = scores_NC.argmax(dim=1) == labels_N, scores_NC.shape[1]
+    classes = scores_NC.shape[1]
+    right = ties_against(scores_NC, one_hot(labels_N, scores_NC)).argmax(dim=1) == labels_N
     shown = torch.bincount(labels_N, minlength=classes)
     hits = torch.bincount(labels_N, weights=right.double(), minlength=classes)
     there = shown > 0
@@ -123,14 +124,22 @@ def class_scores(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequence
 
 
 def top_k_accuracy(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequence[int]) -> Metrics:
-    """Share of pictures whose class is among the best k, beside its chance.
+    """Share of pictures whose class is among the best k, beside its chance: the k commonest classes
+    everywhere. A tie counts as wrong.
 
     A k of as many classes as there are, or more, is left out: it would always be right.
     """
     classes = scores_NC.shape[1]
+    scores = ties_against(scores_NC, one_hot(labels_N, scores_NC))
+    commonest = torch.bincount(labels_N, minlength=classes).sort(descending=True).values.double() / len(labels_N)
     metrics: Metrics = {}
     for k in [k for k in top_k if k < classes]:
-        right = scores_NC.topk(k, dim=1).indices == labels_N[:, None]
-        hits = share_of(right.any(dim=1))
-        metrics |= {f"{name}top{k}": hits, f"{name}top{k}_chance": k / classes}
+        right = scores.topk(k, dim=1).indices == labels_N[:, None]
+        hits, chance = share_of(right.any(dim=1)), max(commonest[:k].sum().item(), k / classes)
+        metrics |= {f"{name}top{k}": hits, f"{name}top{k}_chance": chance}
     return metrics
+
+
+def one_hot(labels_N: Tensor, scores_NC: Tensor) -> Tensor:
+    """(N, C) True at the class of each picture."""
+    return labels_N[:, None] == torch.arange(scores_NC.shape[1])

@@ -16,8 +16,10 @@ from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures
 from lightning_internvl.data.processors.basic import Processor, Squash
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.inference.predictor import Predictor, in_precision
+from lightning_internvl.layers.finite import check_finite
 
 GREY = np.full((8, 8, 3), 127, dtype=np.uint8)
+TIE = 1e-6  # of a score, that make no difference
 
 
 class TaskPictures:
@@ -88,6 +90,12 @@ def share_of(right_N: Tensor) -> float:
     return (right_N.sum() / len(right_N)).item()
 
 
+def ties_against(scores: Tensor, own: Tensor) -> Tensor:
+    """Scores by which a tie counts against the model: those of the truth (`own`, bool, the same shape)
+    are lower by what the rounding of float32 may be."""
+    return scores - own * TIE * scores.abs().clamp(min=1.0)
+
+
 def scenes_of(predictor: Predictor) -> HeldOutScenes:
     """The built-in scenes that the model's training held out, or those of seed 0."""
     if isinstance(predictor.held_out, HeldOutScenes):
@@ -129,7 +137,7 @@ def tower_states(predictor: Predictor, images: Pictures, layers: Sequence[int]) 
     processor = processor_of(predictor)
     for start in range(0, len(images), predictor.batch_size):
         states = encode_images(predictor, images[start : start + predictor.batch_size], layers, processor)
-        yield [state.float().cpu() for state in states]
+        yield [check_finite(state.float().cpu(), "states of pictures") for state in states]
 
 
 def patches_of(states_NPD: Tensor) -> tuple[Tensor, int]:

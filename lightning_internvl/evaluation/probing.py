@@ -21,6 +21,7 @@ from lightning_internvl.data.scenes.things import THINGS
 from lightning_internvl.evaluation.classification import Metrics, score_pictures
 from lightning_internvl.evaluation.features import TaskPictures, pool_patches, scenes_of, tower_states
 from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.layers.finite import check_finite
 from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.probe import AttentionProbe, GlobalBatchNorm
 
@@ -180,4 +181,4 @@ def fit(
 def scores_of(probe: nn.Module, features: Tensor, batch_size: int) -> Tensor:
     """(N, C) on the CPU"""
     device = next(probe.parameters()).device
-    return torch.cat([probe(part.to(device)).cpu() for part in features.split(batch_size)])
+    return check_finite(torch.cat([probe(part.to(device)).cpu() for part in features.split(batch_size)]), "scores of the probe")

@@ -8,7 +8,6 @@ Letters: N pictures, T captions, Q embeddings of a picture where it has several,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +18,7 @@ from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.files.captions import read_captions
 from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures
 from lightning_internvl.data.scenes.language import LANGUAGES
-from lightning_internvl.evaluation.features import TaskPictures, encode_images, scenes_of, share_of
+from lightning_internvl.evaluation.features import TaskPictures, encode_images, scenes_of, share_of, ties_against
 from lightning_internvl.inference.predictor import Metrics, Predictor, in_precision
 from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.text_streams import TextStream
@@ -88,7 +87,7 @@ class ImageTextRetrieval:
         texts = [text for own in captions for text in own]
         owner = torch.tensor([place for place, own in enumerate(captions) for _ in own])
         text, widest = predictor.embed_texts(texts), max([self.rerank, *self.top_k])
-        to_text, to_image = best_of_both(image, text, widest, self.block)
+        to_text, to_image = best_of_both(image, text, widest, self.block, owner)
         nearest = to_text[1][:, 0]
         said = [texts[place] for place in nearest.tolist()]
         right = (owner[nearest] == torch.arange(len(nearest))).tolist()
@@ -113,7 +112,9 @@ def _at_places(images: Pictures, places: Sequence[int]) -> Pictures:
     return np.asarray(images)[places]
 
 
-def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> Best:
+def best_columns(
+    rows: Tensor, columns: Tensor, k: int, block: int, pictures_R: Tensor | None = None, pictures_C: Tensor | None = None
+) -> Best:
     """The most similar columns of each row, the best first: their similarities and places, both
     (rows, min(k, columns)), CPU.
 
@@ -121,6 +122,9 @@ def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> Best:
         rows, columns: normalised embeddings, one side (.., E), the other side (.., E) or (.., Q,
             E).
         block: similarities held at once; a row at least.
+        pictures_R, pictures_C: numbers of the pictures of rows and columns, on the CPU: a column of
+            a row's picture stands behind all that are as similar, so that a tie counts against the
+            model.
     """
     queries = max(x.shape[1] if x.ndim == 3 else 1 for x in (rows, columns))
     step, kept = max(1, block // (len(columns) * queries)), min(k, len(columns))
@@ -128,20 +132,30 @@ def best_columns(rows: Tensor, columns: Tensor, k: int, block: int) -> Best:
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
         scores = similarities(part, columns) if columns.ndim == 2 else similarities(columns, part).T
-        best = scores.topk(kept, dim=1)
-        values.append(best.values.cpu())
-        places.append(best.indices.cpu())
+        ranked = scores
+        if pictures_R is not None and pictures_C is not None:
+            own = pictures_R[start : start + step, None] == pictures_C
+            ranked = ties_against(scores, own.to(scores.device))
+        best = ranked.topk(kept, dim=1).indices
+        values.append(scores.gather(1, best).cpu())
+        places.append(best.cpu())
     return torch.cat(values), torch.cat(places)
 
 
-def best_of_both(image: Tensor, text: Tensor, k: int, block: int = BLOCK) -> tuple[Best, Best]:
-    """The k most similar captions of each picture, and the reverse; see `best_columns`."""
-    return best_columns(image, text, k, block), best_columns(text, image, k, block)
+def best_of_both(image: Tensor, text: Tensor, k: int, block: int = BLOCK, owner_T: Tensor | None = None) -> tuple[Best, Best]:
+    """The k most similar captions of each picture, and the reverse; see `best_columns`.
+
+    Args:
+        owner_T: the picture of each caption; None: they go one to one.
+    """
+    pictures = torch.arange(len(image))
+    owner = pictures if owner_T is None else owner_T
+    return best_columns(image, text, k, block, pictures, owner), best_columns(text, image, k, block, owner, pictures)
 
 
 def recalls(name: str, texts_NK: Tensor, images_TK: Tensor, owner_T: Tensor, top_k: Sequence[int]) -> Metrics:
     """Recall at k from the best captions of each picture and the best pictures of each caption,
-    beside what chance finds.
+    beside chance: the same k everywhere, which belong to k pictures at most.
 
     Args:
         name: prefix of the names.
@@ -151,23 +165,12 @@ def recalls(name: str, texts_NK: Tensor, images_TK: Tensor, owner_T: Tensor, top
         "image_to_text": owner_T[texts_NK] == torch.arange(len(texts_NK))[:, None],
         "text_to_image": images_TK == owner_T[:, None],
     }
-    own = torch.bincount(owner_T, minlength=len(texts_NK)).tolist()
     metrics: Metrics = {}
     for direction, hits in right.items():
         for k in top_k:
-            if direction == "image_to_text" and set(own) != {1}:
-                chance = sum(_found_by_chance(len(owner_T), mine, k) for mine in own) / len(own)
-            else:
-                chance = min(k, len(own)) / len(own)
             metrics[f"{name}{direction}_r{k}"] = share_of(hits[:, :k].any(dim=1))
-            metrics[f"{name}{direction}_r{k}_chance"] = chance
+            metrics[f"{name}{direction}_r{k}_chance"] = min(k, len(texts_NK)) / len(texts_NK)
     return metrics
-
-
-def _found_by_chance(all_of_them: int, own: int, k: int) -> float:
-    """How likely k draws without return hold one of `own` items."""
-    k = min(k, all_of_them)
-    return 1 - math.comb(all_of_them - own, k) / math.comb(all_of_them, k)
 
 
 def rerank(

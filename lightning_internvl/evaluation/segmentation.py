@@ -25,6 +25,7 @@ from lightning_internvl.evaluation.features import TaskPictures, encode_images, 
 from lightning_internvl.evaluation.segmentation_heads import HEADS
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.layers.finite import check_finite
 from lightning_internvl.messages import check_choice
 
 SCENES = 500  # that are scored unless told otherwise
@@ -101,7 +102,7 @@ class Segmentation:
         confusion = torch.zeros(self.classes, self.classes, dtype=torch.int64)
         for start in range(0, len(asked.images), predictor.batch_size):
             images = list(asked.images[start : start + predictor.batch_size])
-            answers = head(maps(predictor, images, layers, processor)).cpu()
+            answers = check_finite(head(maps(predictor, images, layers, processor)).cpu(), "answers of the head")
             places = range(start, len(asked.images))
             for place, image, answer in zip(places, images, answers, strict=False):
                 if place not in asked.lost:
@@ -194,14 +195,15 @@ def maps(predictor: Predictor, images: Pictures, layers: Sequence[int], processo
     """What the tower makes of the places of some pictures: (N, D, G, G), one a layer, float32."""
     found = []
     for state in encode_images(predictor, images, layers, processor):
-        patches, side = patches_of(state)
-        found.append(patches.float().transpose(1, 2).unflatten(2, (side, side)))
+        patches, side = patches_of(check_finite(state.float(), "states of pictures"))
+        found.append(patches.transpose(1, 2).unflatten(2, (side, side)))
     return found
 
 
 def mask_scores(confusion_CC: Tensor) -> Metrics:
     """Mean intersection over union of the classes that occur, the mean of their own shares of right
-    pixels, and the share of all pixels; chance is the commonest class everywhere.
+    pixels, and the share of all pixels. Chance is the best of what knows no picture: the commonest
+    class everywhere, or classes that are drawn for each pixel, alike or by their shares.
 
     Raises:
         ValueError: if no pixel was judged.
@@ -211,11 +213,17 @@ def mask_scores(confusion_CC: Tensor) -> Metrics:
     if not true.sum():
         raise ValueError("the annotations judge no pixel: all of them stand for no class")
     union, there = true + said - right, true > 0
-    commonest = (true.max() / true.sum()).item()
+    shares = true[there] / true.sum()
+    commonest, drawn = shares.max().item(), 1 / len(counts)
+    by_chance = (
+        commonest / len(shares),
+        (shares * drawn / (shares + drawn - shares * drawn)).sum().item() / len(counts),
+        (shares / (2 - shares)).mean().item(),
+    )
     occurring = union > 0
     return {
         "miou": (right[occurring] / union[occurring]).mean().item(),
-        "miou_chance": commonest / int(there.sum()),
+        "miou_chance": max(by_chance),
         "mean_accuracy": (right[there] / true[there]).mean().item(),
         "mean_accuracy_chance": 1 / int(there.sum()),
         "pixel_accuracy": (right.sum() / true.sum()).item(),

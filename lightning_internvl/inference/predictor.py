@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from lightning_internvl.data.collate.chats import ChatCollator, pad_rows
 from lightning_internvl.data.collate.labels import LabelCollator
@@ -26,6 +26,7 @@ from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.data.tokenizer import token_id
 from lightning_internvl.inference.journal import Journal
+from lightning_internvl.layers.finite import FiniteLogits, check_finite
 from lightning_internvl.model.vlm import VLM
 
 Metrics = dict[str, float]  # what a task returns
@@ -113,14 +114,15 @@ class Predictor:
     def embed_images(self, images: Pictures, mode: str) -> Tensor:
         """N pictures (H, W, 3) uint8 -> (N, E), or (N, Q, E) with an embedding a query, normalised,
         float32."""
-        return torch.cat([F.normalize(self.model.encode_image(p, mode).float(), dim=-1) for p in self._pixels(images)])
+        found = torch.cat([self.model.encode_image(pixels, mode).float() for pixels in self._pixels(images)])
+        return F.normalize(check_finite(found, "embeddings of pictures"), dim=-1)
 
     @in_precision
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Captions -> (N, E), normalised, float32."""
         rows = [self._text_batch("itc", part) for part in self._parts(texts)]
-        found = [self.model.encode_text(ids, mask).float() for ids, mask in rows]
-        return F.normalize(torch.cat(found), dim=-1)
+        found = torch.cat([self.model.encode_text(ids, mask).float() for ids, mask in rows])
+        return F.normalize(check_finite(found, "embeddings of texts"), dim=-1)
 
     @in_precision
     def match(self, images: Pictures, texts: Sequence[str]) -> Tensor:
@@ -128,13 +130,13 @@ class Predictor:
         scores = []
         for pixels, part in zip(self._pixels(images), self._parts(texts), strict=True):
             scores.append(self.model.match(pixels, *self._text_batch("itm", part)).float().softmax(dim=-1)[:, 1])
-        return torch.cat(scores)
+        return check_finite(torch.cat(scores), "matches")
 
     @in_precision
     def classify(self, images: Pictures) -> Tensor:
         """Scores of a probe for N pictures (H, W, 3) uint8: (N, classes)."""
         parts = (self.placed(self.labels.pixels(part, ["held-out"] * len(part))) for part in self._parts(images))
-        return torch.cat([self.model.visual_tokens(pixels).float() for pixels in parts])
+        return check_finite(torch.cat([self.model.visual_tokens(pixels).float() for pixels in parts]), "scores of pictures")
 
     # --- language -------------------------------------------------------------------------------
 
@@ -171,6 +173,7 @@ class Predictor:
         options = {
             "max_new_tokens": max_new_tokens,
             "do_sample": False,
+            "logits_processor": LogitsProcessorList([FiniteLogits()]),
             "pad_token_id": tokenizer.pad_token_id,
             **stop_options(tokenizer, end),
             **search,

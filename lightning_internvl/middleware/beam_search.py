@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_internvl.layers.finite import check_finite
+
 NEVER = -1.0e9  # a score that no text has
+LOGITS = "rows of next-token logits"
 
 
 class Reader(Protocol):
@@ -63,7 +66,7 @@ def _greedy(reader: Reader, prompt_BL: Tensor, longest: int, eos_id: int, shorte
     ids, prompt = prompt_BL, prompt_BL.shape[1]
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for step in range(longest):
-        logits = reader(ids).float()
+        logits = check_finite(reader(ids).float(), LOGITS)
         if step < shortest:
             logits[:, eos_id] = -torch.inf
         token = logits.argmax(dim=-1).masked_fill(ended, pad_id)
@@ -90,7 +93,8 @@ def _beams(
     finished_scores = torch.full_like(scores, NEVER)
     improvable = torch.ones(batch, 1, dtype=torch.bool, device=prompt_BL.device)
     for step in range(1, longest + 1):
-        logs = F.log_softmax(reader(prompt_BL if step == 1 else running.flatten(0, 1)).float(), dim=-1)
+        read = prompt_BL if step == 1 else running.flatten(0, 1)
+        logs = F.log_softmax(check_finite(reader(read).float(), LOGITS), dim=-1)
         if step <= shortest:
             logs[:, eos_id] = -torch.inf
         logs = logs[:, None] if step == 1 else logs.unflatten(0, (batch, beams))
