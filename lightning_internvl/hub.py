@@ -27,10 +27,11 @@ from lightning_internvl.files import atomic_folder
 from lightning_internvl.messages import SMOLLM2, first_of
 
 PACKAGE = "package:"
-# Written by a library about itself or about how weights are stored, not about the model.
+# Written by a library about itself, about how weights are stored or on what machine it ran, not about
+# the model; which attention computes is said by `attention=`.
 NOTES = (
     "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "auto_map",
-    "use_cache", "quantization_config",
+    "use_cache", "quantization_config", "attn_implementation", "_attn_implementation",
 )  # fmt: skip
 
 
@@ -142,6 +143,14 @@ def check_no_kernels(config: Any, what: str) -> None:
         check_no_kernels(value, what)
 
 
+def own_attention(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `from_pretrained` with the attention that they name, or none: a folder may ask for
+    one that is not installed here. A `config` among them has its own."""
+    wish = options.get("attn_implementation")
+    wishes = {} if "config" in options else {"attn_implementation": wish, "_attn_implementation": wish}
+    return {**wishes, **options}
+
+
 def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> Any:
     """A model of transformers with all its weights.
 
@@ -156,7 +165,9 @@ def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> 
     """
     source = model_source(pretrained, setting)
     try:
-        model, info = models.from_pretrained(source, output_loading_info=True, **{**options, "trust_remote_code": False})
+        model, info = models.from_pretrained(
+            source, output_loading_info=True, **{**own_attention(options), "trust_remote_code": False}
+        )
     except pickle.UnpicklingError as error:
         fault = f"{setting}={pretrained} holds pickles with more than tensors, which are not opened"
         raise ValueError(f"{fault}; save its weights as safetensors") from error

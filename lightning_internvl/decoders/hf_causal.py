@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_internvl.decoders.hf_norms import fuse_norms
-from lightning_internvl.hub import check_no_kernels, load_weights, model_source, plain_config
+from lightning_internvl.hub import check_no_kernels, load_weights, model_source, own_attention, plain_config
 from lightning_internvl.layers.attention import requested_backend
 from lightning_internvl.layers.attention_masks import Segments
 from lightning_internvl.layers.basic import fill_with_mean, lowered
@@ -79,7 +80,7 @@ class HFCausalLM(Part):
 
     def _fresh(self, config: dict[str, Any]) -> Any:
         # transformers writes into the rotary parameters
-        fields = copy.deepcopy({k: v for k, v in config.items() if k != "model_type"})
+        fields = copy.deepcopy({k: v for k, v in (config | known_rope(config)).items() if k != "model_type"})
         return self.models.from_config(self.configs.for_model(config["model_type"], **fields), trust_remote_code=False)
 
     def _loaded(self, pretrained: str, config: dict[str, Any]) -> Any:
@@ -87,7 +88,7 @@ class HFCausalLM(Part):
         if shapes_only and "model_type" in config:
             return self._fresh(config)
         if shapes_only:
-            fields = {**config, "trust_remote_code": False}
+            fields = {**own_attention(config), "trust_remote_code": False}
             found = self.configs.from_pretrained(model_source(pretrained, "decoder.pretrained"), **fields)
             return self.models.from_config(found, trust_remote_code=False)
         return load_weights(self.models, pretrained, "decoder.pretrained", **config)
@@ -197,3 +198,11 @@ class HFCausalLM(Part):
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
         """New ids (B, <= max_new_tokens) after left-padded embeddings; options of transformers."""
         return self.lm.generate(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, **options)
+
+
+def known_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Scaled positions as transformers names them, where a config has the first name of LongRoPE
+    (`su`, in Phi-3 files of early 2024)."""
+    rope = config.get("rope_scaling") or {}
+    kinds = {key: "longrope" for key in ("type", "rope_type") if rope.get(key) == "su"}
+    return {"rope_scaling": {**rope, **kinds}} if kinds else {}

@@ -187,6 +187,7 @@ def _vision_config(pretrained: str, fields: dict[str, Any]) -> Any:
     except OSError as error:
         raise ValueError(f"encoder.pretrained={pretrained} cannot be read: {error}") from error
     found = getattr(found, "vision_config", found)
+    found._attn_implementation = fields.get("attn_implementation")  # not what the folder asks for
     found.update({key: value for key, value in fields.items() if key != "model_type"})
     return _checked(found)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.protocols import Decoder
@@ -141,3 +142,34 @@ def test_padding_behind_the_tokens_needs_no_look_at_a_mask(kind: str) -> None:
     expected = decoder.hidden(states, mask)[mask.bool()]
     unread = mask if eager else torch.zeros_like(mask)
     assert torch.equal(decoder.hidden(states, unread, right_padded=True)[mask.bool()], expected)
+
+
+@pytest.mark.parametrize("length", [12, 40], ids=["short factors", "long factors"])
+def test_the_first_name_of_longrope_is_known(length: int) -> None:
+    factors = {"short_factor": [1.0, 1.2, 1.5, 2.0], "long_factor": [1.5, 3.0, 6.0, 9.0]}
+    sizes = LLAMA | {"model_type": "phi3", "num_key_value_heads": 2}
+    lengths = {"max_position_embeddings": 64, "original_max_position_embeddings": 16}
+    config = sizes | lengths | {"rope_scaling": {"type": "su", **factors}}  # as in Phi-3-mini-128k of April 2024
+    decoder = HFCausalLM(config=config).eval()
+    fields = {k: v for k, v in config.items() if k != "model_type"} | {"rope_scaling": {"type": "longrope", **factors}}
+    theirs = Phi3ForCausalLM(Phi3Config(**fields)).eval()
+    theirs.load_state_dict(decoder.lm.state_dict())
+    ids, mask = torch.randint(3, 23, (2, length)), torch.ones(2, length, dtype=torch.long)
+    expected = theirs(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(decoder.head(decoder.hidden(decoder.embed(ids), mask)), expected)
+    plain = HFCausalLM(config=sizes | lengths).eval()
+    plain.lm.load_state_dict(decoder.lm.state_dict())
+    assert not torch.allclose(plain.head(plain.hidden(plain.embed(ids), mask)), expected, atol=1e-3)
+    assert HFCausalLM(config=decoder.plain_config).lm.config.rope_parameters == decoder.lm.config.rope_parameters
+
+
+@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
+def test_the_attention_that_a_folder_asks_for_is_not_taken(decoder: HFCausalLM, tmp_path: Path, field: str) -> None:
+    decoder.lm.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: "flash_attention_2"}))
+    assert HFCausalLM(pretrained=str(tmp_path)).lm.config._attn_implementation == "sdpa"
+    asked = HFCausalLM(pretrained=str(tmp_path), config={"attn_implementation": "eager"})
+    assert asked.lm.config._attn_implementation == "eager"
+    with torch.device("meta"):
+        assert HFCausalLM(pretrained=str(tmp_path)).lm.config._attn_implementation == "sdpa"
