@@ -50,7 +50,7 @@ class ZeroShotClassification:
         top_k: Sequence[int] = (1, 5),
         samples: int | None = None,
         max_missing: float = 0.01,
-        version: int = 1,
+        version: int = 2,
     ) -> None:
         if path is None and names is not None:
             given = f"names={names}"

@@ -70,7 +70,7 @@ class FeatureProbe:
         samples: int | None = None,
         train_samples: int | None = None,
         max_missing: float = 0.01,
-        version: int = 1,
+        version: int = 2,
     ) -> None:
         check_choice("head", head, HEADS)
         if (path is None) != (train is None):

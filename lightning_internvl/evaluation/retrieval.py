@@ -64,7 +64,7 @@ class ImageTextRetrieval:
         top_k: Sequence[int] = (1, 5, 10),
         samples: int | None = None,
         max_missing: float = 0.01,
-        version: int = 1,
+        version: int = 2,
     ) -> None:
         if rerank < 0 or block <= 0 or min(top_k, default=0) < 1:
             below = f"{rerank=} must be 0 or more, {block=} above 0"

@@ -77,7 +77,7 @@ class Segmentation:
         seed: int = 0,
         samples: int | None = None,
         max_missing: float = 0.01,
-        version: int = 1,
+        version: int = 2,
     ) -> None:
         check_choice("head", head, HEADS)
         if layers is not None and len(layers) != HEADS[head].levels:

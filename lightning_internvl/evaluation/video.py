@@ -54,7 +54,7 @@ class ZeroShotVideo:
         top_k: Sequence[int] = (1, 5),
         samples: int | None = None,
         max_missing: float = 0.01,
-        version: int = 1,
+        version: int = 2,
     ) -> None:
         if not frames or min(frames) < 1:
             raise ValueError(f"{frames=} must be numbers from 1 on")

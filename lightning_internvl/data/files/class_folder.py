@@ -24,7 +24,7 @@ class NamedPictures:
 
 
 def read_class_folder(path: str | Path, names: str | Path | None = None, samples: int | None = None) -> NamedPictures:
-    """The pictures of `path/<class>/`, classes in the order of their folders' names.
+    """The pictures of `path/<class>/`, classes in the order of `labelled_folder.class_order`.
 
     Args:
         names: a file of names (see `read_names`); None: the names of the folders.
@@ -52,24 +52,27 @@ def read_names(path: str | Path, folders: Sequence[str]) -> list[str]:
         path: a text with a name a line, in the order of the folders; or with lines of a folder, a
             blank and its names, of which the first before a comma counts ("n01440764 tench, Tinca
             tinca"); or JSON: a list in that order, {folder: name}, or {number: [folder, name]}.
-        folders: names of the classes' folders, in their order.
+        folders: names of the classes' folders, in their order. Where all are numbers that do not
+            follow each other from 0 or 1 on, names must say to which they belong.
 
     Raises:
-        ValueError: naming the file and the first class without a name.
+        ValueError: naming the file and the first class without a name, or whose name is that of
+            another folder.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file of class names")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         is_json = path.suffix == ".json"
-        found = _names_of_json(json.loads(text)) if is_json else _names_of_lines(text, folders)
+        found = _names_of_json(json.loads(text), folders) if is_json else _names_of_lines(text, folders)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no {path.suffix.removeprefix('.') or 'text'} file: {error}") from error
     if isinstance(found, list):
         if len(found) != len(folders):
             held = f"{len(found)} names, but there are {len(folders)} folders"
             raise ValueError(f"{path} holds {held}, one a class")
+        _check_order(path, found, folders)
         found = dict(zip(folders, found, strict=True))
     if missing := [x for x in folders if not isinstance(found.get(x), str) or not found[x]]:
         lacking = f"{len(missing)} of {len(folders)} lack one"
@@ -80,15 +83,41 @@ def read_names(path: str | Path, folders: Sequence[str]) -> list[str]:
 def _names_of_lines(text: str, folders: Sequence[str]) -> list[str] | dict[str, str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = [line.split(maxsplit=1) for line in lines]
-    if {words[0] for words in first} >= set(folders) and all(len(words) == 2 for words in first):
-        return {folder: names.partition(",")[0].strip() for folder, names in first}
-    return lines
+    named = {words[0]: words[1].partition(",")[0].strip() for words in first if len(words) == 2}
+    return _by_folder(named, folders) if 2 * len(set(named) & set(folders)) > len(folders) else lines
 
 
-def _names_of_json(found: Any) -> list[Any] | dict[str, Any]:
+def _names_of_json(found: Any, folders: Sequence[str]) -> list[Any] | dict[str, Any]:
     if isinstance(found, list):
         return found
-    pairs = found.values() if isinstance(found, dict) else []
-    if pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        return {x: name.replace("_", " ") if isinstance(name, str) else None for x, name in pairs}
-    return found if isinstance(found, dict) else []
+    if not isinstance(found, dict):
+        return []
+    if found and all(isinstance(pair, list) and len(pair) == 2 for pair in found.values()):
+        named = {x: name.replace("_", " ") if isinstance(name, str) else None for x, name in found.values()}
+        numbered = {number: named[x] for number, (x, _) in found.items()}
+        return _by_folder(numbered if all(folder.isdecimal() for folder in folders) else named, folders)
+    return _by_folder(found, folders)
+
+
+def _by_folder(named: dict[str, Any], folders: Sequence[str]) -> dict[str, Any]:
+    """Names by folder; folder 007 is number 7."""
+    numbers = {int(key): name for key, name in named.items() if key.isdecimal()}
+    return {x: named.get(x, numbers.get(int(x)) if x.isdecimal() else None) for x in folders}
+
+
+def _check_order(path: Path, names: Sequence[Any], folders: Sequence[str]) -> None:
+    """Refuse a list whose order cannot be that of the folders."""
+    if all(folder.isdecimal() for folder in folders):
+        numbers = [int(folder) for folder in folders]
+        if numbers not in (list(range(len(numbers))), list(range(1, len(numbers) + 1))):
+            held = f"{len(numbers)} folders have numbers from {numbers[0]} to {numbers[-1]}, not from 0 or 1 on without a gap"
+            raise ValueError(f"{path} is a list, but {held}; give {{folder: name}} as JSON, or FOLDER NAME lines")
+    said = {_plain(name): place for place, name in enumerate(names)}
+    for place, folder in enumerate(folders):
+        if said.get(_plain(folder), place) != place:
+            other = f"{names[place]!r} would be the name of the folder {folder!r}, which is name {said[_plain(folder)] + 1}"
+            raise ValueError(f"{path}: {other} of the list; give {{folder: name}} as JSON, or names in the order of the folders")
+
+
+def _plain(name: Any) -> str:
+    return str(name).casefold().replace("_", " ").strip()

@@ -6,6 +6,7 @@ Their samples are {"image": (H, W, 3) uint8, "label", "key"}.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures, 
 class FolderLabels(Dataset[dict[str, Any]]):
     """Pictures in one folder a class, as ImageNet is kept: `path/<class>/<any depth>/<picture>`.
 
-    Classes are numbered in the order of their names. Files are listed at the first access.
+    Classes are numbered in the order of their names; names that are all numbers (ImageNet-V2), in the
+    order of these. Files are listed at the first access.
 
     Args:
         classes: how many classes the probe has; it must be the number of folders. None takes any
@@ -36,7 +38,7 @@ class FolderLabels(Dataset[dict[str, Any]]):
         self.path = Path(path)
         if not self.path.is_dir():
             raise ValueError(f"folder of pictures {path} does not exist")
-        self.names = sorted(entry.name for entry in self.path.iterdir() if entry.is_dir())
+        self.names = class_order(entry.name for entry in self.path.iterdir() if entry.is_dir())
         if classes is not None and len(self.names) != classes:
             raise ValueError(f"{path} holds {len(self.names)} folders, one a class, but {classes=}")
         self._files: tuple[list[str], array] | None = None  # relative paths, classes
@@ -62,6 +64,12 @@ class FolderLabels(Dataset[dict[str, Any]]):
                 labels.extend([label] * len(found))
             self._files = files, labels
         return self._files
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Names of classes in the order of their numbers: 2 before 10 where all of them are numbers."""
+    known = sorted(names)
+    return sorted(known, key=int) if all(name.isdecimal() for name in known) else known
 
 
 class HeldOutFolder:

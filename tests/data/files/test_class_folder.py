@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,47 @@ def test_pictures_are_read_when_asked_for_and_in_order() -> None:
     assert evenly_spread(3, 7) == evenly_spread(3, None) == [0, 1, 2]
     with pytest.raises(ValueError, match="samples=0"):
         evenly_spread(3, 0)
+
+
+def numbered(folder: Path, numbers: list[str]) -> Path:
+    for number in numbers:
+        (folder / number).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / number / "a.png")
+    return folder
+
+
+@pytest.mark.parametrize(("first", "width"), [(0, 1), (1, 1), (0, 4)])
+@pytest.mark.parametrize("kind", ["lines", "list", "by folder", "by number", "folder and name"])
+def test_folders_that_are_numbers_follow_them(tmp_path: Path, first: int, width: int, kind: str) -> None:
+    numbers = [f"{first + place:0{width}}" for place in range(12)]
+    said = [f"thing {chr(97 + place)}" for place in range(12)]
+    texts = {
+        "lines": "\ufeff" + "\n".join(said),
+        "list": json.dumps(said),
+        "by folder": json.dumps(dict(zip(numbers, said, strict=True))),
+        "by number": json.dumps({str(int(n)): [f"n{n}", name.replace(" ", "_")] for n, name in zip(numbers, said, strict=True)}),
+        "folder and name": "\n".join(f"{n} {name}, and more" for n, name in zip(numbers, said, strict=True)),
+    }
+    file = tmp_path / f"names.{'txt' if kind in ('lines', 'folder and name') else 'json'}"
+    file.write_text(texts[kind], encoding="utf-8")
+    data = read_class_folder(numbered(tmp_path / "set", numbers), file)
+    assert data.names == said
+    assert [path.parent.name for path in data.images.items] == numbers
+
+
+@pytest.mark.parametrize(
+    ("folders", "text", "fault"),
+    [
+        (["0", "1", "3"], "a\nb\nc", "3 folders have numbers from 0 to 3, not from 0 or 1 on without a gap; give {folder: name}"),
+        (
+            ["cat", "dog_house", "elk"],
+            "Cat\nelk\ndog house",
+            "'elk' would be the name of the folder 'dog_house', which is name 3",
+        ),
+        (["n01", "n02", "n03"], "n01 tench\nn02 goldfish\nn04 shark", "no name for the class 'n03'"),
+    ],
+)
+def test_names_that_are_of_other_folders_are_refused(tmp_path: Path, folders: list[str], text: str, fault: str) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        read_names(tmp_path / "names.txt", folders)
