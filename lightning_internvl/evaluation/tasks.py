@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchmetrics.functional.classification import binary_accuracy
 
 from lightning_internvl.data.grounding import Box, box_of
@@ -77,7 +78,9 @@ class Retrieval:
 
 
 class Matching:
-    """ITM accuracy: for every picture its own caption, and the nearest of all others."""
+    """ITM accuracy: for every picture its own caption, and one of the nearest of all others. Every
+    caption is shown once as the right one and once as a wrong one, so that what reads captions
+    alone is right half of the time."""
 
     needs = "pairs"
 
@@ -85,9 +88,8 @@ class Matching:
         data = predictor.held_out.captioned()
         image = predictor.embed_images(data.images, "g")
         scores = similarities(image, predictor.embed_texts(data.captions))
-        hardest = scores.fill_diagonal_(-torch.inf).argmax(dim=1).tolist()
         matched = predictor.match(data.images, data.captions)
-        others = [data.captions[i] for i in hardest]
+        others = [data.captions[place] for place in nearest_others(scores)]
         wrong = predictor.match(data.images, others)
         rows = zip(data.images, data.captions, matched.tolist(), others, wrong.tolist(), strict=True)
         for image, own, chance, other, chance_of_other in rows:
@@ -98,6 +100,24 @@ class Matching:
         labels = torch.cat([torch.ones_like(matched), torch.zeros_like(wrong)]).long()
         accuracy = binary_accuracy(torch.cat([matched, wrong]), labels)
         return {"itm_hard_accuracy": accuracy.item(), "itm_hard_accuracy_chance": 0.5}
+
+
+def nearest_others(scores_NN: Tensor) -> list[int]:
+    """For every picture the caption of another one, each caption once: the most similar pairs of all
+    come first."""
+    count = len(scores_NN)
+    found, free = [-1] * count, set(range(count))
+    for place in scores_NN.flatten().argsort(descending=True, stable=True).tolist():
+        picture, caption = divmod(place, count)
+        if found[picture] < 0 and caption in free and picture != caption:
+            found[picture] = caption
+            free.remove(caption)
+            if not free:
+                return found
+    alone = found.index(-1)  # only its own caption is left: it changes with the picture before or after
+    other = alone - 1 if alone else 1
+    found[alone], found[other] = found[other], alone
+    return found
 
 
 class Captioning:

@@ -14,7 +14,7 @@ from lightning_internvl.evaluation.classification import ZeroShotClassification,
 from lightning_internvl.evaluation.probing import FeatureProbe
 from lightning_internvl.evaluation.retrieval import ImageTextRetrieval, best_of_both, recalls
 from lightning_internvl.evaluation.segmentation import Segmentation, mask_scores
-from lightning_internvl.evaluation.tasks import Matching, Retrieval, ZeroShot
+from lightning_internvl.evaluation.tasks import Matching, Retrieval, ZeroShot, nearest_others
 from lightning_internvl.evaluation.video import ZeroShotVideo
 from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.middleware.beam_search import write
@@ -78,7 +78,7 @@ def test_classes_of_unequal_size_raise_the_chance_level() -> None:
     labels = torch.tensor([0] * 19 + [1])
     blind = torch.tensor([[1.0, 0.0]]).expand(20, 2)
     found = class_scores("", blind, labels, (1,))
-    assert found["top1"] == found["top1_chance"] == pytest.approx(0.95)
+    assert found["top1"] == pytest.approx(found["top1_chance"]) == pytest.approx(0.95)
 
 
 def test_drawn_classes_are_not_above_the_chance_of_masks() -> None:
@@ -101,3 +101,14 @@ def test_captions_of_a_model_of_nan_are_an_error(beams: int) -> None:
 
     with pytest.raises(ValueError, match="2 of 2 rows of next-token logits are NaN"):
         write(Broken(), torch.ones(2, 3, dtype=torch.long), max_new_tokens=4, eos_id=2, num_beams=beams)
+
+
+def test_wrong_captions_are_near_and_each_comes_once() -> None:
+    scores = torch.tensor([[9.0, 8, 1], [7, 9, 6], [2, 3, 9]])
+    assert nearest_others(scores) == [1, 2, 0]  # 0 with 1 (8), 1 with 0 (7); 2 is left alone and changes with 1
+    for seed in range(20):
+        count = 2 + seed
+        found = nearest_others(torch.rand(count, count, generator=torch.Generator().manual_seed(seed)))
+        assert sorted(found) == list(range(count))
+        assert all(place != other for place, other in enumerate(found))
+    assert sorted(nearest_others(torch.zeros(5, 5))) == list(range(5))
