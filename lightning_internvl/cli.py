@@ -220,6 +220,10 @@ def _checked_and_inherited(plain: dict[str, Any], variables: set[str], lengths: 
             from lightning_internvl.training.length import with_lengths
 
             plain = with_lengths(plain, build)
+        if lengths and "max_unread_fraction" in plain["data"] and not plain["data"].get("validate"):
+            from lightning_internvl.training.unread_records import check_records
+
+            check_records(plain, build)
     return plain
 
 

@@ -77,7 +77,7 @@ def load_model(settings: ChatSettings) -> Loaded:
     model, name = put.put(found.view.model), f"{Path(place).name} ({found.layout})"
     if found.view.chats is None:
         return Loaded(name, None, Retriever(model, found.view.pairs))
-    return Loaded(name, lambda: Session(model, found.view.chats, found.joint), None)
+    return Loaded(name, lambda: Session(model, found.view.chats), None)
 
 
 def load_run(place: Path, build: Build, where: Callable[[Any], Place]) -> Loaded:

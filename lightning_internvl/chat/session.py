@@ -21,7 +21,7 @@ from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.encode import TooLong
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.images import read_image
-from lightning_internvl.data.templates import IMAGE, Message
+from lightning_internvl.data.templates import IMAGE, Message, message_of
 from lightning_internvl.inference.predictor import Precision, context_length, stop_options
 from lightning_internvl.model.vlm import VLM
 
@@ -78,15 +78,14 @@ class Session:
 
     Args:
         chats: how the model reads conversations.
-        joint: what stands between the pictures of a question and its text.
         precision: makes the context that the model runs in.
     """
 
     hint = "ask about a picture: /image PATH, then your question"
     _stop_flag: _StopFlag | None = None  # of the answer that is being written
 
-    def __init__(self, model: VLM, chats: ChatCollator, joint: str = "\n", precision: Precision = nullcontext) -> None:
-        self.model, self.chats, self.joint, self.precision = model, copy.copy(chats), joint, precision
+    def __init__(self, model: VLM, chats: ChatCollator, precision: Precision = nullcontext) -> None:
+        self.model, self.chats, self.precision = model, copy.copy(chats), precision
         self.context = context_length(model) or chats.max_length
         self.chats.max_length = self.context - 1
         self.reset()
@@ -129,11 +128,12 @@ class Session:
         marks = question.count(IMAGE)
         if marks not in (0, self.waiting):
             raise ValueError(f"{marks} {IMAGE!r} in the question, but {self.waiting} pictures wait for it")
-        content = question if marks else IMAGE * self.waiting + (self.joint if self.waiting else "") + question
-        if not content:
+        parts = [question] if marks else [*[IMAGE] * self.waiting, question]
+        asked = self.chats.template.written(message_of("user", parts))
+        if not asked["content"]:
             raise ValueError("the question is empty")
         messages = self.messages  # not those of a new conversation that begins meanwhile
-        messages.append({"role": "user", "content": content})
+        messages.append(asked)
         text, complete = "", False
         try:
             with closing(self._written(sampling or Sampling())) as written:

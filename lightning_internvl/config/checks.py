@@ -147,6 +147,8 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
         yield f"data.{validate=} must be true (check the data) or false (train)"
     bad = config["data"].get("max_bad_fraction", 0.0)
     yield from number_faults("data.max_bad_fraction", bad, least=0, most=1)
+    unread = config["data"].get("max_unread_fraction", 1.0)
+    yield from number_faults("data.max_unread_fraction", unread, least=0, most=1)
     yield from _packing_faults(config["data"])
     yield from _stream_faults(config, {}, look=not config["plan"])
     yield from _schedule_faults(config["optimizer"], config["scheduler"])

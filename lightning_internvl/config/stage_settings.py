@@ -58,6 +58,7 @@ class DataSettings:
         tokenizer: of a decoder that is inherited, in place of its own.
         endless: whether the data has no end; else epochs follow each other.
         max_bad_fraction: the share of samples that may be unusable.
+        max_unread_fraction: the share of records that may hold something that is not read.
         validate: whether the command only checks the data.
     """
 
@@ -79,6 +80,7 @@ class DataSettings:
     packing_tiles: int | None = None
     packing_window: int | None = None
     max_bad_fraction: float = 0.0
+    max_unread_fraction: float = 1.0
     validate: bool = False
 
     @property

@@ -2,8 +2,8 @@
 text that was trained on.
 
 Messages are those of transformers: `content` is a text in which "<image>" marks a picture, as in
-training data, or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`, where a picture
-is followed by a line break unless it comes last. Servers send several messages of a user in a row;
+training data, or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`, which are joined
+as `ChatTemplate.written` does. Servers send several messages of a user in a row;
 each is written as one, and the assistant's turn begins after the last.
 """
 
@@ -21,12 +21,11 @@ _CONTENT = """\
   {%- if content is string -%}
     {{- content -}}
   {%- else -%}
-    {%- for item in content -%}
+    {%- for item in @PARTS@ -%}
       {%- if item['type'] == 'text' -%}
         {{- item['text'] -}}
       {%- else -%}
-        {{- '<video>' if 'video' in item['type'] else '<image>' -}}
-        {%- if not loop.last -%}{{- '\\n' -}}{%- endif -%}
+        {{- ('<video>' if 'video' in item['type'] else '<image>') ~ @JOINT@ -}}
       {%- endif -%}
     {%- endfor -%}
   {%- endif -%}
@@ -58,6 +57,9 @@ _TURNS = """\
   {%- endif -%}
 {%- endfor -%}
 """
+_PICTURES_FIRST = (
+    "(content | rejectattr('type', 'equalto', 'text') | list) + (content | selectattr('type', 'equalto', 'text') | list)"
+)
 # What some formats do to a user's message.
 _NUMBERED = """\
     {%- set pieces = ns.text.split('<image>') -%}
@@ -96,6 +98,9 @@ def jinja_of(template: ChatTemplate, image: str, video: str | None = None) -> st
         end = f"({end} if loop.last else {_quote(template.earlier_end)})"
     values = {
         "HAS_SYSTEM": "loop.first" if template.bare_system else "loop.first and ns.system",
+        # In other quotation marks than `texts_of` reads, so that older folders are recognised
+        "JOINT": repr(template.joint),
+        "PARTS": _PICTURES_FIRST if template.parts_last else "content",
         "RUN": _quote(run),
         "SYSTEM": _quote(template.system),
         "SYSTEM_BEFORE": _quote(system_before),

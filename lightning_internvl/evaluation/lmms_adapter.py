@@ -20,7 +20,7 @@ from lightning_internvl.config.model_source import READING
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
 from lightning_internvl.data.files.images import read_image
-from lightning_internvl.data.templates import IMAGE
+from lightning_internvl.data.templates import IMAGE, message_of
 from lightning_internvl.evaluation.lmms import NAME
 from lightning_internvl.evaluation.models import model_for, models_under_test
 from lightning_internvl.evaluation.settings import EvaluationSettings, check_settings
@@ -122,8 +122,8 @@ class LightningInternVL(lmms):
         return context, other, _pictures(look, self._doc(request), key), key
 
     def _asked(self, context: str, other: Any, pictures: list[np.ndarray], key: str) -> dict[str, Any]:
-        marks = "" if context.count(IMAGE) == len(pictures) else IMAGE * len(pictures) + self.predictor.joint
-        return {"images": pictures, "conversation": [{"role": "user", "content": marks + context}], "key": key}
+        marks = [] if context.count(IMAGE) == len(pictures) else [IMAGE] * len(pictures)
+        return {"images": pictures, "conversation": [message_of("user", [*marks, context])], "key": key}
 
 
 def _pictures(look: Callable[[Any], Any], doc: Any, key: str) -> list[np.ndarray]:

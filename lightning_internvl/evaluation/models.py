@@ -69,7 +69,7 @@ def models_under_test(settings: EvaluationSettings, build: Build) -> list[ModelU
         offers |= {"chats", "captions"}
     if found.view.pairs:
         offers |= {"pairs"}
-    predictor = _predictor(found.view, None, put, settings.batch_size, build, found.joint)
+    predictor = _predictor(found.view, None, put, settings.batch_size, build)
     return [ModelUnderTest("", str(place), frozenset(offers), lambda: predictor, None, fingerprint(place), put.name)]
 
 
@@ -107,7 +107,7 @@ def _model_of_stage(folder: Path, settings: EvaluationSettings, build: Build) ->
     return ModelUnderTest(folder.name, str(folder), frozenset(offers), load_stage, *known)
 
 
-def _predictor(view: View, held_out: Config | None, place: Place, batch_size: int, build: Build, joint: str = "\n") -> Predictor:
+def _predictor(view: View, held_out: Config | None, place: Place, batch_size: int, build: Build) -> Predictor:
     """A model where it is to run, with its own held-out scenes or, of one that has none, scenes as
     large as it sees pictures."""
     model = place.put(view.model).eval()
@@ -115,6 +115,6 @@ def _predictor(view: View, held_out: Config | None, place: Place, batch_size: in
     reader = next(one for one in (view.chats, view.pairs, view.labels) if one is not None)
     scenes = build(held_out) if held_out else HeldOutScenes(seed=0, image_size=reader.processor.image_size)
     readers: dict[str, Any] = {"pairs": view.pairs, "chats": chats, "labels": view.labels}
-    predictor = Predictor(model, scenes, batch_size=batch_size, joint=joint, **readers)
+    predictor = Predictor(model, scenes, batch_size=batch_size, **readers)
     predictor.precision = place.precision
     return predictor

@@ -58,11 +58,10 @@ Frame = tuple[str, str] | None
 
 
 class OfficialModel(NamedTuple):
-    """A model with its collators, its layout, and what joins pictures and a question."""
+    """A model with its collators, and its layout."""
 
     view: View
     layout: str
-    joint: str
 
 
 def open_model(
@@ -103,12 +102,12 @@ def open_model(
     prepared = trusted_build(own) if own else make_processor(name, model, found, config, known.statistics)
     if model.decoder is None:
         pairs = FolderPairs(words, prepared.whole(), **_reading(layout, model))
-        return OfficialModel(View(pairs, None, pairs, model), layout, known.joint)
+        return OfficialModel(View(pairs, None, pairs, model), layout)
     context = placeholder(model, words)
-    chosen, frame, joint = chat_format(words, known, context, template or named(known.template, config, model), bool(template))
+    chosen, frame = chat_format(words, known, context, template or named(known.template, config, model), bool(template))
     chosen = chosen if system is None else chosen.with_system(system)
     chats = _chats(folder, model, words, prepared, chosen, ImageTokens(context, *(frame or (None, None))))
-    return OfficialModel(View(None, chats, chats, model), layout, joint)
+    return OfficialModel(View(None, chats, chats, model), layout)
 
 
 def layout_of(folder: Path) -> tuple[str, Config, bool]:
@@ -162,21 +161,21 @@ def placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
 
 def chat_format(
     words: PreTrainedTokenizerBase, known: System, context: str, name: str, chosen: bool
-) -> tuple[ChatTemplate, Frame, str]:
-    """The chat format, the tokens around a picture, what joins pictures and a question.
+) -> tuple[ChatTemplate, Frame]:
+    """The chat format, and the tokens around a picture.
 
     Args:
         name: the format that was asked for (`chosen`) or published, "" if there is none.
     """
     vocabulary = words.get_vocab()
     if not chosen and (found := written_format(words.chat_template or "", known, context)):
-        return *found, "\n"
+        return found
     if not name:
         choices = f"NAME, one of {', '.join(template_names())}"
         raise Lacking("the folder does not say its chat format", "template", choices)
     template = load_template(name, None if chosen else known.system)
     frame = known.frame or (template.image_frame if chosen else None)
-    return template, frame if frame and all(token in vocabulary for token in frame) else None, known.joint
+    return template, frame if frame and all(token in vocabulary for token in frame) else None
 
 
 def written_format(text: str, known: System, context: str) -> tuple[ChatTemplate, Frame] | None:

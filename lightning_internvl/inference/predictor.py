@@ -23,7 +23,7 @@ from lightning_internvl.data.collate.labels import LabelCollator
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
-from lightning_internvl.data.templates import IMAGE
+from lightning_internvl.data.templates import IMAGE, message_of
 from lightning_internvl.data.tokenizer import token_id
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.layers.finite import FiniteLogits, check_finite
@@ -60,7 +60,6 @@ class Predictor:
         labels: how pictures are prepared for a probe; None without one. Of these three a task is
             given what it needs.
         batch_size: squares that the encoder sees at a time.
-        joint: what stands between a picture and a question.
         journal: where tasks keep answers and pictures; by default nothing is written.
     """
 
@@ -73,10 +72,9 @@ class Predictor:
         chats: ChatCollator | Any = None,
         labels: LabelCollator | Any = None,
         batch_size: int = 125,
-        joint: str = "\n",
         journal: Journal | None = None,
     ) -> None:
-        self.model, self.held_out, self.batch_size, self.joint = model, held_out, batch_size, joint
+        self.model, self.held_out, self.batch_size = model, held_out, batch_size
         self.pairs, self.chats, self.labels = pairs, chats, labels
         self.journal = journal or Journal()
         self.precision: Precision = nullcontext
@@ -160,7 +158,7 @@ class Predictor:
     def answer(self, images: Pictures, questions: Sequence[str], max_new_tokens: int = 16, **search: Any) -> list[str]:
         """Answers written by the decoder, greedily, one question an image; `search` goes to its
         `generate`."""
-        asked = [_as_sample(image, question, self.joint) for image, question in zip(images, questions, strict=True)]
+        asked = [_as_sample(image, question) for image, question in zip(images, questions, strict=True)]
         return self.complete(asked, max_new_tokens, **search)
 
     @in_precision
@@ -228,6 +226,6 @@ def stop_options(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]
     return {"eos_token_id": token_id(tokenizer, end)}
 
 
-def _as_sample(image: np.ndarray, question: str, joint: str) -> dict[str, Any]:
-    turns = [{"role": "user", "content": f"{IMAGE}{joint}{question}"}]
+def _as_sample(image: np.ndarray, question: str) -> dict[str, Any]:
+    turns = [message_of("user", [IMAGE, question])]
     return {"images": [image], "conversation": turns, "key": question}

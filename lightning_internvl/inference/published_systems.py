@@ -36,7 +36,7 @@ class Lacking(ValueError):
 class System(NamedTuple):
     """How a published system reads.
 
-    `joint` stands between pictures and question, `frame` are the special tokens around a picture. A
+    `frame` are the special tokens around a picture. A
     name of `template` or `processor` may be found by a function of `config.json` and the model;
     without a template the folder must say its own.
     """
@@ -45,7 +45,6 @@ class System(NamedTuple):
     processor: str | Callable[[Config, VLM], str] = "squash"
     statistics: tuple[Any, Any] = CLIP
     system: str | None = None
-    joint: str = "\n"
     frame: tuple[str, str] | None = None
 
 
@@ -101,16 +100,16 @@ SYSTEMS: Mapping[str, System] = {
     "internvl_chat_llava": System("vicuna", _llava_processor, IMAGENET),
     "llava": System(_llava_template, _llava_processor),
     "llava_native": System("vicuna", "center_crop", system=""),
-    "qwen2_vl": System("qwen2_vl", "any_resolution", joint="", frame=("<|vision_start|>", "<|vision_end|>")),
+    "qwen2_vl": System("qwen2_vl", "any_resolution", frame=("<|vision_start|>", "<|vision_end|>")),
     "qwen_vl": System("qwen", frame=_IMG),
     "blip2_hf": System(_t5("blip2")),
     "instructblip_hf": System(_t5("instructblip")),
-    "deepseek_vl": System("deepseek", _padded, HALVES, joint=""),
-    "deepseek_vl_hf": System("deepseek", _padded, HALVES, joint=""),
-    "minigpt4": System(_minigpt4_template, joint=" "),
-    "xcomposer1": System("xcomposer", joint=""),
-    "xcomposer2": System("xcomposer2", joint=""),
-    "open_flamingo": System("flamingo", "center_crop", joint=""),
+    "deepseek_vl": System("deepseek", _padded, HALVES),
+    "deepseek_vl_hf": System("deepseek", _padded, HALVES),
+    "minigpt4": System(_minigpt4_template),
+    "xcomposer1": System("xcomposer"),
+    "xcomposer2": System("xcomposer2"),
+    "open_flamingo": System("flamingo", "center_crop"),
     "internvl_14b": System(statistics=IMAGENET),
     "internvl_c": System(statistics=IMAGENET),
     "clip": System(processor="center_crop"),

@@ -171,7 +171,7 @@ def _settings_of_folder(start: str, template: str | None, tokenizer: str | None)
     added = {"extra_tokens": [context]} if len(words) > size else {}
     parts["decoder"]["tokenizer"] = {"_target_": SAVED, "folder": place, **added}
     chosen = template or named(known.template, config, model)
-    chats, frame, _ = chat_format(words, known, context, chosen, bool(template))
+    chats, frame = chat_format(words, known, context, chosen, bool(template))
     name = processor_name(known, fields, config, model, by_class=native)
     published = processor_settings(name, model, fields, config, known.statistics)
     return InheritedSettings(

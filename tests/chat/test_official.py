@@ -93,7 +93,7 @@ def test_llava_reads_and_answers_as_in_transformers(tmp_path: Path) -> None:
     ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
 
     found = open_model(tmp_path / "llava")
-    talk = Session(found.view.model, found.view.chats, found.joint)
+    talk = Session(found.view.model, found.view.chats)
     sample = {"images": [picture(0, 50, 70)], "conversation": [{"role": "user", "content": "<image>\nwhat is it?"}], "key": "one"}
     batch = found.view.chats.prompts([sample])
     assert batch["input_ids"].equal(inputs["input_ids"])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from jinja2.exceptions import TemplateError
 
+from lightning_internvl.data.collate.encode import ImageTokens, encode_conversation, encode_prompt
+from lightning_internvl.data.files.conversations import read_entry
 from lightning_internvl.data.jinja_templates import jinja_of
-from lightning_internvl.data.templates import IMAGE, VIDEO, Message, load_template, template_names
+from lightning_internvl.data.templates import IMAGE, VIDEO, Message, load_template, message_of, template_names
 from lightning_internvl.data.tokenizer import toy_tokenizer
+from lightning_internvl.inference.predictor import _as_sample
 
 RUN, FILM = "<img><IMG_CONTEXT></img>", "<film>"
 TOKENIZER = toy_tokenizer()
@@ -56,14 +60,40 @@ def test_without_a_prompt_for_the_answer_the_turn_of_the_assistant_is_not_begun(
 
 
 @pytest.mark.parametrize("name", template_names())
-def test_lists_of_pictures_and_text_are_the_marks_of_training(name: str) -> None:
+def test_lists_of_pictures_and_text_are_what_training_makes_of_them(name: str) -> None:
     picture, said = {"type": "image", "url": "cat.png"}, {"type": "text", "text": "Compare"}
-    listed = [
-        {"role": "user", "content": [picture, picture, said]},
-        {"role": "assistant", "content": [{**said, "text": "Alike"}]},
-    ]
-    plain: list[Message] = [{"role": "user", "content": "<image>\n<image>\nCompare"}, {"role": "assistant", "content": "Alike"}]
-    assert theirs(name, listed, None) == ours(name, plain, None)
+    for content in ([picture, picture, said], [picture, said, picture], [said, picture, said]):
+        listed = [{"role": "user", "content": content}, {"role": "assistant", "content": [{**said, "text": "Alike"}]}]
+        assert theirs(name, listed, None) == ours(name, read_entry({"messages": listed}).messages, None)
+
+
+# What the templates of these systems on the Hugging Face hub write for a picture, then a text
+PUBLISHED = {
+    "chatml": "<|im_start|>user\n<img><IMG_CONTEXT></img>\nWhat?<|im_end|>\n<|im_start|>assistant\n",  # InternVL3-1B-hf
+    "vicuna": "USER: <img><IMG_CONTEXT></img>\nWhat? ASSISTANT:",  # llava-1.5-7b-hf
+    "qwen2_vl": "<|im_start|>user\n<img><IMG_CONTEXT></img>What?<|im_end|>\n<|im_start|>assistant\n",  # Qwen2-VL-2B-Instruct
+}
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_training_chat_evaluation_and_the_exported_template_read_one_text(name: str) -> None:
+    picture, said = {"type": "image", "image": "cat.png"}, {"type": "text", "text": "What?"}
+    asked = [{"role": "user", "content": [picture, said]}]
+    template = load_template(name, "")
+    conversations = {
+        "training": read_entry({"messages": [*asked, {"role": "assistant", "content": "Cat"}]}).messages,
+        "training, without marks": read_entry({"image": "cat.png", "question": "What?", "answer": "Cat"}).messages,
+        "chat": [template.written(message_of("user", [IMAGE, "What?"]))],
+        "evaluation": _as_sample(np.zeros((1, 1, 3), np.uint8), "What?")["conversation"],
+    }
+    lengths, names = [3], ImageTokens("<IMG_CONTEXT>", None, None)
+    ids = {way: encode_prompt(said[:1], template, TOKENIZER, lengths, 500, way, names) for way, said in conversations.items()}
+    assert len({tuple(row) for row in ids.values()}) == 1, ids
+    learnt, _ = encode_conversation(conversations["training"], template, TOKENIZER, lengths, 500, "training", names)
+    assert learnt[: len(ids["chat"])] == ids["chat"]
+    assert theirs(name, asked, "", prompt=True) == ours(name, conversations["chat"], "")
+    if name in PUBLISHED:
+        assert theirs(name, asked, "", prompt=True).removeprefix(TOKENIZER.bos_token) == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("roles", [["assistant"], ["user", "assistant", "assistant"], ["user", "system"]])

@@ -59,18 +59,21 @@ def encode_conversation(
     _check_answers(turns, sample)
     ids, labels = _first_ids(template, tokenizer)
     runs = _placeholder_runs(turns, tokenizer, image_lengths, video_lengths, image_tokens, sample)
-    fits = True
+    fits, kept = True, 0
     for segments in _rounds(turns, template, tokenizer, sample):
         round_ids, round_labels = _encode_segments(segments, tokenizer, runs, image_tokens, sample)
         fits = fits and len(ids) + len(round_ids) <= max_length
         if not fits:
-            if not any(label != IGNORE_INDEX for label in labels):
+            if not kept:
                 raise _too_long("its first turn does not fit", sample, max_length, image_lengths)
             if any(mark in segment.text for segment in segments for mark in runs):
                 raise _too_long("a picture would be cut off", sample, max_length, image_lengths)
             continue
         ids += round_ids
         labels += round_labels
+        kept += 1
+    if not any(label != IGNORE_INDEX for label in labels):
+        raise _too_long("no answer that is learnt fits", sample, max_length, image_lengths)
     return ids, labels
 
 

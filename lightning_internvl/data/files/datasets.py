@@ -11,10 +11,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of
-from lightning_internvl.data.files.conversations import CAPTION_REQUEST, Entry, Source, read_entry
+from lightning_internvl.data.files.conversations import CAPTION_REQUEST, Entry, read_entry
 from lightning_internvl.data.files.images import read_image
+from lightning_internvl.data.files.picture_sources import Picture, Source
 from lightning_internvl.data.files.record_sources import JoinedRecords, open_records
-from lightning_internvl.data.files.videos import read_video
+from lightning_internvl.data.files.unread import LOOKED_AT, UnreadAccount
+from lightning_internvl.data.files.videos import read_frames, read_video
 
 
 class FileDataset(Dataset[dict[str, Any]], ABC):
@@ -91,6 +93,18 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
             kept = Unwanted if isinstance(error, Unwanted) else BadSample
             raise kept(f"{source.name(line)}{marked}: {error}", kind_of(error), key) from error
 
+    def unread(self, count: int = LOOKED_AT) -> UnreadAccount:
+        """What is not read of some records, spread evenly; those that cannot be used are left
+        out."""
+        account = UnreadAccount()
+        for position in self.records.looked_at(count):
+            try:
+                source, record, _ = self.records.read(position)
+                account.add([*read_entry(record, self.caption_request).unread, *source.unread])
+            except BadSample:
+                continue
+        return account
+
     @abstractmethod
     def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
         """What a record gives, without its key; paths start at `root`. Raises ValueError."""
@@ -101,9 +115,20 @@ def id_suffix(record: Mapping[str, Any]) -> str:
     return "" if record.get("id") in (None, "") else f" (id {record['id']!s:.80})"
 
 
-def load_image(source: Source, root: Path) -> np.ndarray:
-    """A picture of a record, (H, W, 3) uint8."""
-    return read_image(source if isinstance(source, bytes) else root / source)
+def load_image(source: Picture, root: Path) -> np.ndarray:
+    """A picture of a record, (H, W, 3) uint8. Raises BadSample."""
+    try:
+        return read_image(source if isinstance(source, bytes) else root / source)
+    except BadSample as error:
+        raise with_image_root(error, source) from error
+
+
+def with_image_root(error: BadSample, source: Picture) -> BadSample:
+    """The fault of a picture; of one that is not there with the setting that says where it is."""
+    if kind_of(error) != "missing image" or not isinstance(source, str):
+        return error
+    advice = "data.image_root=FOLDER says where the paths of pictures start"
+    return BadSample(f"{error} (the record says {source:.200}); {advice}", error.kind, error.key)
 
 
 def load_video(source: Source, root: Path) -> tuple[np.ndarray, float]:
@@ -111,7 +136,7 @@ def load_video(source: Source, root: Path) -> tuple[np.ndarray, float]:
     if isinstance(source, bytes):
         raise BadSample("videos are read by their paths, not from bytes", "video")
     try:
-        return read_video(root / source)
+        return read_frames([root / name for name in source]) if isinstance(source, tuple) else read_video(root / source)
     except ValueError as error:
         raise BadSample(str(error), "video") from error
 

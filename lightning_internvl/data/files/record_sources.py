@@ -7,7 +7,7 @@ import bisect
 import itertools
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.images import is_image_file
+from lightning_internvl.data.files.meta_files import WeightedSet, read_entry_of_path, read_meta
 from lightning_internvl.data.files.parquet import ParquetRecords
 from lightning_internvl.data.files.records import DIGESTS, KINDS, PARQUET, RecordFile, Records, ScannedRecord, digest_of
 
@@ -59,7 +60,7 @@ class FolderRecords(Records):
                 self.key(position + 1),
             )
         try:
-            caption = (self.path / names["caption"]).read_text(encoding="utf-8")
+            caption = (self.path / names["caption"]).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             message = f"{self.path / names['caption']}: not a text in UTF-8: {error}"
             raise BadSample(message, "broken line", self.key(position + 1)) from error
@@ -84,19 +85,32 @@ class FolderRecords(Records):
         return names.get("image") or names["caption"]
 
 
-def open_records(path: str | Path | Sequence[str | Path]) -> list[Records]:
-    """The sources of a setting: a file, a folder of pictures with captions, or a list of them.
+def open_records(path: str | Path | Mapping[str, Any] | Sequence[Any]) -> list[Records]:
+    """The sources of a setting: a file, a folder of pictures with captions, a meta file of several
+    sets, {path, weight, image_root} (see `meta_files`), or a list of them.
 
     Raises:
         ValueError: for a path that is not there or of an unknown kind.
     """
+    if isinstance(path, Mapping):
+        return _open_weighted(read_entry_of_path(path))
     if not isinstance(path, str | Path):
         return [source for one in path for source in open_records(one)]
+    if (sets := read_meta(Path(path))) is not None:
+        return [source for one in sets for source in _open_weighted(one)]
     if Path(path).is_dir():
         return [FolderRecords(path)]
-    if Path(path).suffix in PARQUET:
+    if Path(path).suffix.lower() in PARQUET:
         return [ParquetRecords(path)]
     return [RecordFile(path)]
+
+
+def _open_weighted(one: WeightedSet) -> list[Records]:
+    found = open_records(one.path)
+    for source in found:
+        source.times, source.unread = source.times * one.times, (*source.unread, *one.unread)
+        source.root = source.root if one.root is None else one.root
+    return found
 
 
 class JoinedRecords:
@@ -140,7 +154,7 @@ class JoinedRecords:
 
     @cached_property
     def _ends(self) -> list[int]:
-        return list(itertools.accumulate(len(source) for source in self.sources))
+        return list(itertools.accumulate(_count(source) for source in self.sources))
 
     @property
     def _total(self) -> int:
@@ -148,7 +162,8 @@ class JoinedRecords:
 
     def _source(self, position: int) -> tuple[Records, int]:
         which = bisect.bisect_right(self._ends, position)
-        return self.sources[which], position - (self._ends[which - 1] if which else 0)
+        source = self.sources[which]
+        return source, _place(source, position - (self._ends[which - 1] if which else 0))
 
     @cached_property
     def _places(self) -> array[int]:
@@ -159,6 +174,26 @@ class JoinedRecords:
         below = min(max(math.ceil(self.held_out * DIGESTS), lowest + 1), highest)
         return array("q", np.flatnonzero((digests < np.uint64(below)) == self.apart).tolist())
 
+    def looked_at(self, count: int) -> Iterator[int]:
+        """Positions of some records, spread evenly; the first ones where another place costs a
+        whole group of rows."""
+        total = len(self)
+        step = 1 if any(isinstance(source, ParquetRecords) for source in self.sources) else max(1.0, total / count)
+        return (int(number * step) for number in range(min(total, count)))
+
     def _digest(self, position: int) -> int:
         source, place = self._source(position)
         return source.digest(place)
+
+
+def _count(source: Records) -> int:
+    """Records that an epoch reads of a source: one at least, if it has any."""
+    return max(min(1, len(source)), round(source.times * len(source)))
+
+
+def _place(source: Records, position: int) -> int:
+    """The record at a position of a source that is read `times` times: whole rounds, then records
+    that are spread evenly."""
+    whole, place = divmod(position, len(source))
+    left = _count(source) - whole * len(source)
+    return place if left >= len(source) else place * len(source) // left

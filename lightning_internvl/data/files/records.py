@@ -19,6 +19,8 @@ LINES = (".jsonl", ".ndjson", *SEPARATORS)
 KINDS = (*LINES, ".json")
 PARQUET = (".parquet", ".pq")  # see `ParquetRecords`
 BETWEEN = re.compile(r"[\s,]*")  # of the entries of a JSON list
+CONVERT = "records are read in UTF-8: convert it, as with iconv -f UTF-16 -t UTF-8 (or -f LATIN1)"
+LOOKED_AT = 65_536  # bytes of a file's beginning
 DIGESTS = 2**32  # how many there are
 
 
@@ -36,10 +38,14 @@ class Records(ABC):
     Attributes:
         path: file or folder.
         root: where the paths of pictures start.
+        times: how often an epoch reads each record; of a part of one, evenly spread ones.
+        unread: what is said of all its records and not read.
     """
 
     path: Path
     root: Path
+    times: float = 1.0
+    unread: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -76,13 +82,15 @@ class RecordFile(Records):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.root = self.path.parent
-        if self.path.suffix not in KINDS:
+        self.kind = self.path.suffix.lower()
+        if self.kind not in KINDS:
             known = [*KINDS, *PARQUET]
             fault = f"unknown kind of list {self.path.suffix!r}"
             raise ValueError(f"{path}: {fault}; choose from {known}, or give a folder")
         if not self.path.is_file():
             raise ValueError(f"list {path} does not exist")
-        self.separator = SEPARATORS.get(self.path.suffix)
+        check_text_file(self.path, one_a_line=self.kind in LINES[:2])
+        self.separator = SEPARATORS.get(self.kind)
         self._found: _Index | None = None
         self._columns: list[str] = []
 
@@ -106,7 +114,7 @@ class RecordFile(Records):
             raise BadSample(f"{self.name(line)}: {error}", error.kind, self.key(line)) from error
 
     def scan(self) -> Iterator[ScannedRecord]:
-        if self.path.suffix == ".json":
+        if self.kind == ".json":
             yield from self._scan_list()
             return
         for line, content in self._lines():
@@ -121,7 +129,9 @@ class RecordFile(Records):
             record = json.loads(content) if mark is None else self._row(content, mark)
         except BadSample:
             raise
-        except ValueError as error:
+        except UnicodeDecodeError as error:
+            raise BadSample(f"not in UTF-8: {error.reason} at its byte {error.start}; {CONVERT}", "broken line") from error
+        except (ValueError, RecursionError) as error:
             raise BadSample(f"not a record: {error}", "broken line") from error
         if not isinstance(record, dict):
             raise BadSample(f"not a record, but a {type(record).__name__}", "broken line")
@@ -135,7 +145,7 @@ class RecordFile(Records):
 
     def _index(self) -> _Index:
         if self._found is None:
-            self._found = self._index_list() if self.path.suffix == ".json" else self._index_lines()
+            self._found = self._index_list() if self.kind == ".json" else self._index_lines()
         return self._found
 
     def _index_lines(self) -> _Index:
@@ -189,9 +199,15 @@ class RecordFile(Records):
         except BadSample as error:  # what follows cannot be found
             yield ScannedRecord(int(error.key or 0), None, error)
 
+    def _text(self) -> str:
+        try:
+            return self.path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is no text in UTF-8: {error.reason} at byte {error.start}; {CONVERT}") from error
+
     def _entries(self) -> Iterator[tuple[int, int, bytes, Any]]:
         """Line, first byte, bytes and value of each entry of a JSON list; none is kept."""
-        text, decoder = self.path.read_bytes().decode("utf-8"), json.JSONDecoder()
+        text, decoder = self._text(), json.JSONDecoder()
         position = text.find("[") + 1
         if text[:position].strip("\ufeff \t\r\n") != "[":
             advice = "a file of one record a line ends in .jsonl"
@@ -214,6 +230,21 @@ class RecordFile(Records):
             line += text.count("\n", position, end)
             position = counted = end
             offset += len(content)
+
+
+def check_text_file(path: Path, one_a_line: bool) -> None:
+    """Raise ValueError naming a file that cannot be a list of records: by its first bytes, which
+    tell UTF-16 and UTF-32, and for one record a line by its first line."""
+    with path.open("rb") as file:
+        head = file.read(LOOKED_AT)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:4]:
+        raise ValueError(f"{path}: the first line is no text in UTF-8, but one in UTF-16 or UTF-32, or none; {CONVERT}")
+    first = head.removeprefix(BOM).lstrip().partition(b"\n")[0].strip()
+    if one_a_line and first[:1] == b"[":
+        raise ValueError(f"{path} holds a JSON list, not one record a line: give it a name that ends in .json ({path.stem}.json)")
+    if one_a_line and first == b"{":
+        advice = "write one record a line, or a JSON list of them as a .json file"
+        raise ValueError(f"{path}: its first record goes over several lines; {advice}")
 
 
 class _Index(NamedTuple):

@@ -6,6 +6,7 @@ Letters: F frames, H, W sides in pixels.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,10 @@ def read_video(path: Path) -> tuple[np.ndarray, float]:
         ValueError: naming the file, if it cannot be read.
     """
     if path.is_dir():
-        return _read_frames(path)
+        files = sorted(file for file in path.iterdir() if is_image_file(file))
+        if not files:
+            raise ValueError(f"{path}: the folder holds no frames ({', '.join(IMAGE_SUFFIXES)})")
+        return read_frames(files)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such video")
     if path.suffix.lower() in ANIMATED:
@@ -42,13 +46,12 @@ def read_video(path: Path) -> tuple[np.ndarray, float]:
     return _decode_video(path)
 
 
-def _read_frames(path: Path) -> tuple[np.ndarray, float]:
-    files = sorted(file for file in path.iterdir() if is_image_file(file))
-    if not files:
-        raise ValueError(f"{path}: the folder holds no frames ({', '.join(IMAGE_SUFFIXES)})")
+def read_frames(files: Sequence[Path]) -> tuple[np.ndarray, float]:
+    """Pictures in their order as a video, two a second. Raises ValueError naming the first one
+    where their sizes differ, and one that cannot be read."""
     frames = [read_image(file) for file in files]
     if len({frame.shape for frame in frames}) != 1:
-        raise ValueError(f"{path}: the frames differ in size")
+        raise ValueError(f"{files[0]}: the frames differ in size")
     return np.stack(frames), FOLDER_FPS
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from lightning_internvl.data.scenes import language as say
 from lightning_internvl.data.scenes.generator import SPLITS, Scene, Scenes
-from lightning_internvl.data.templates import IMAGE
+from lightning_internvl.data.templates import IMAGE, Message, message_of
 
 ENDLESS = 2**40
 # So that texts are drawn independently of scenes and of each other
@@ -119,10 +119,9 @@ class SceneChats(_SceneDataset):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         scene = self.scene(position)
-        conversation: list[dict[str, str]] = []
+        conversation: list[Message] = []
         for turn in self.questions(position):
-            mark = "" if conversation else f"{IMAGE}\n"
-            conversation.append({"role": "user", "content": mark + turn.question})
+            conversation.append(message_of("user", [turn.question] if conversation else [IMAGE, turn.question]))
             conversation.append({"role": "assistant", "content": turn.answer})
         return {"images": [self.scenes.render(scene)], "conversation": conversation, "key": self.key(position)}
 

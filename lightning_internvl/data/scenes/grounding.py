@@ -9,7 +9,7 @@ from lightning_internvl.data.scenes import language as say
 from lightning_internvl.data.scenes.datasets import _SceneDataset
 from lightning_internvl.data.scenes.generator import Scene
 from lightning_internvl.data.scenes.things import THINGS
-from lightning_internvl.data.templates import IMAGE
+from lightning_internvl.data.templates import IMAGE, Message, message_of
 
 # So that texts are drawn independently of scenes and of each other
 GROUNDING_STREAM, TEXT_STREAM = 3, 4
@@ -46,11 +46,11 @@ class SceneGrounding(_SceneTalk):
         one = scene.counts[asked] == 1
         phrase = f"the {THINGS[asked].name if one else THINGS[asked].plural}"
         turns = [
-            (f"{IMAGE}\nwhere {'is' if one else 'are'} {phrase}?", _grounded(scene, asked, phrase)),
+            (f"where {'is' if one else 'are'} {phrase}?", _grounded(scene, asked, phrase)),
             (f"what is in {say.box_text(shown.box)}?", say.noun_phrase(THINGS[shown.thing], 1)),
             (say.CAPTION_REQUEST, ", ".join(_grounded(scene, i, say.noun_phrase(THINGS[i], scene.counts[i])) for i in kinds)),
         ]
-        return {"images": [self.scenes.render(scene)], "conversation": _messages(turns), "key": self.key(position)}
+        return {"images": [self.scenes.render(scene)], "conversation": _messages(turns, shown=True), "key": self.key(position)}
 
 
 class SceneTexts(_SceneTalk):
@@ -70,6 +70,7 @@ def _grounded(scene: Scene, thing: int, phrase: str) -> str:
     return grounded_text(phrase, [placed.box for placed in scene.objects if placed.thing == thing], say.BOX_STEP)
 
 
-def _messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+def _messages(turns: list[tuple[str, str]], shown: bool = False) -> list[Message]:
+    """Questions and answers; the first question is asked about a picture, if one is `shown`."""
     said = [pair for turn in turns for pair in zip(("user", "assistant"), turn, strict=True)]
-    return [{"role": role, "content": text} for role, text in said]
+    return [message_of(role, [IMAGE, text] if shown and not place else [text]) for place, (role, text) in enumerate(said)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_internvl.data.scenes import language as say
 from lightning_internvl.data.scenes.datasets import SceneChats
-from lightning_internvl.data.templates import VIDEO
+from lightning_internvl.data.templates import VIDEO, message_of
 
 FPS = 2.0
 
@@ -57,7 +57,7 @@ class SceneVideos(SceneChats):
         scenes = [self.scene((position * self.shown + i) % self.length) for i in range(self.shown)]
         frames = [self.scenes.render(scene) for scene in scenes for _ in range(int(FPS))]
         conversation = [
-            {"role": "user", "content": f"{VIDEO}\n{say.CAPTION_REQUEST}"},
+            message_of("user", [VIDEO, say.CAPTION_REQUEST]),
             {"role": "assistant", "content": ", ".join(say.caption(scene, rng) for scene in scenes)},
         ]
         return {"images": [], "videos": [(np.stack(frames), FPS)], "conversation": conversation, "key": self.key(position)}

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_internvl.data.bad_samples import BadSample
-from lightning_internvl.data.files.conversations import CAPTIONS, IMAGES, check_length
+from lightning_internvl.data.files.conversations import CAPTIONS, check_length
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES
+from lightning_internvl.data.files.picture_sources import IMAGES
 
 PICTURES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 TEXTS = ("txt", *CAPTIONS)

@@ -6,10 +6,10 @@ import functools
 import importlib
 import pkgutil
 
-from lightning_internvl.data.templates.base import IMAGE, VIDEO, ChatTemplate, Message, Segment
+from lightning_internvl.data.templates.base import IMAGE, VIDEO, ChatTemplate, Message, Segment, message_of
 
 __all__ = [
-    "IMAGE", "VIDEO", "ChatTemplate", "Message", "Segment", "load_template", "template_names",
+    "IMAGE", "VIDEO", "ChatTemplate", "Message", "Segment", "load_template", "message_of", "template_names",
 ]  # fmt: skip
 
 

@@ -6,17 +6,36 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 IMAGE, VIDEO = "<image>", "<video>"
 ROLES = ("system", "user", "assistant")
 
 
 class Message(TypedDict):
-    """One message; `role`: system, user or assistant; "<image>" in `content`: a picture."""
+    """One message; `role`: system, user or assistant; "<image>" in `content`: a picture.
+
+    `parts` are there where pictures and text came apart: marks and texts in order, which
+    `ChatTemplate.written` joins as the format does. `content` then joins them as most formats do.
+    `learnt` is false for an answer that is read and not learnt.
+    """
 
     role: str
     content: str
+    parts: NotRequired[list[str]]
+    learnt: NotRequired[bool]
+
+
+def message_of(role: str, parts: Sequence[str]) -> Message:
+    """A message of marks and texts that came apart; without marks it is their text."""
+    if not any(part in (IMAGE, VIDEO) for part in parts):
+        return {"role": role, "content": "".join(parts)}
+    return {"role": role, "content": joined(parts, "\n"), "parts": list(parts)}
+
+
+def joined(parts: Sequence[str], joint: str) -> str:
+    """Marks and texts as one text, with `joint` behind every mark."""
+    return "".join(part + joint if part in (IMAGE, VIDEO) else part for part in parts)
 
 
 class Segment(NamedTuple):
@@ -36,7 +55,9 @@ class ChatTemplate:
     `keep_user_text` only the image markers of user messages stay. `image` is written for each
     "<image>" of a user message, which it contains; `image_frame` names the special tokens around
     the visual tokens, None where there are none. With `images_first` the pictures of a message
-    stand before `user`, and its text loses the marks and the space beside them.
+    stand before `user`, and its text loses the marks and the space beside them. `joint` stands behind
+    each picture of a message whose pictures and texts came apart; with `parts_last` the texts of such
+    a message follow all of its pictures. Both are those of the published template.
     """
 
     name: str
@@ -54,6 +75,8 @@ class ChatTemplate:
     image: str = IMAGE
     image_frame: tuple[str, str] | None = ("<img>", "</img>")
     images_first: bool = False
+    joint: str = "\n"
+    parts_last: bool = False
 
     def with_system(self, system: str) -> ChatTemplate:
         """The same format with another default system message; "" leaves the system turn out."""
@@ -69,6 +92,16 @@ class ChatTemplate:
         words = re.sub(r"<\|.*?\|>", "", self.answer_start).strip()
         return text.removeprefix(words).lstrip() if words else text
 
+    def written(self, message: Message) -> Message:
+        """A message with its text as this format joins pictures and texts, without `parts`."""
+        parts = message.get("parts")
+        if parts is None:
+            return message
+        if self.parts_last:
+            parts = sorted(parts, key=lambda part: part not in (IMAGE, VIDEO))
+        found: Message = {"role": message["role"], "content": joined(parts, self.joint)}
+        return {**found, "learnt": False} if not message.get("learnt", True) else found
+
     def rounds(self, conversation: Sequence[Message], eos_token: str = "</s>") -> list[list[Segment]]:
         """Segments of each user-assistant pair; the system message belongs to the first one.
 
@@ -76,7 +109,7 @@ class ChatTemplate:
         Raises ValueError unless users and assistants alternate, starting with a user, after an
         optional system message.
         """
-        system, messages = self.system, list(conversation)
+        system, messages = self.system, [self.written(message) for message in conversation]
         if messages and messages[0]["role"] == "system":
             system = messages.pop(0)["content"]
         self._check_roles(messages)
@@ -95,7 +128,8 @@ class ChatTemplate:
                 last = position + 2 >= len(messages) or self.earlier_end is None
                 end = self.end(eos_token) if last else self.earlier_end or ""
                 answer = self.answer_start + messages[position + 1]["content"] + end
-                segments += [Segment(answer, True), Segment(self.after_answer, False)]
+                learnt = messages[position + 1].get("learnt", True)
+                segments += [Segment(answer, learnt), Segment(self.after_answer, False)]
             rounds.append([segment for segment in segments if segment.text])
         return rounds
 

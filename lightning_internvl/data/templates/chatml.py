@@ -17,7 +17,7 @@ CHATML = ChatTemplate(
     begins_with_bos=False,
 )
 _QWEN2 = dataclasses.replace(CHATML, name="qwen2", system="You are a helpful assistant.")
-_QWEN2_VL = dataclasses.replace(_QWEN2, name="qwen2_vl", image_frame=("<|vision_start|>", "<|vision_end|>"))
+_QWEN2_VL = dataclasses.replace(_QWEN2, name="qwen2_vl", image_frame=("<|vision_start|>", "<|vision_end|>"), joint="")
 _SMOLLM2 = dataclasses.replace(
     CHATML,
     name="smollm2",

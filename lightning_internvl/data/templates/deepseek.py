@@ -13,6 +13,7 @@ _TEMPLATE = ChatTemplate(
     assistant="Assistant:",
     answer_start=" ",  # with the answer, where tokenizers keep the space in front of a word
     image_frame=None,
+    joint="",
 )
 
 TEMPLATES = (_TEMPLATE,)

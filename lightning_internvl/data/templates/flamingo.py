@@ -10,7 +10,7 @@ import dataclasses
 
 from lightning_internvl.data.templates.base import ChatTemplate
 
-_TEXT = ChatTemplate(name="flamingo", user="{}", assistant="", answer_end="<|endofchunk|>", image_frame=None)
+_TEXT = ChatTemplate(name="flamingo", user="{}", assistant="", answer_end="<|endofchunk|>", image_frame=None, joint="")
 _QUESTION = dataclasses.replace(_TEXT, name="flamingo_vqa", assistant=" Short answer:")
 
 TEMPLATES = (_TEXT, _QUESTION)

@@ -16,6 +16,7 @@ _LLAVA_V0 = ChatTemplate(
     assistant="Assistant:",
     answer_start=" ",
     answer_end="###",
+    parts_last=True,
 )
 # Vicuna v1.1: one line, "USER:" and "ASSISTANT:", separators " " and the end token.
 _VICUNA = ChatTemplate(
@@ -26,6 +27,7 @@ _VICUNA = ChatTemplate(
     user="USER: {} ",
     assistant="ASSISTANT:",
     answer_start=" ",  # with the answer, where tokenizers keep the space in front of a word
+    parts_last=True,
 )
 _LLAVA_V1 = dataclasses.replace(_VICUNA, name="llava_v1", system=_LLAVA_V0.system)
 

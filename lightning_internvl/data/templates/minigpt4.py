@@ -21,6 +21,7 @@ _VICUNA = ChatTemplate(
     answer_end="###",
     image="<Img><image></Img>",
     image_frame=None,
+    joint=" ",
 )
 # With LLaMA 2, and MiniGPT-v2: "[INST] ... [/INST]", and <s> before every question.
 _LLAMA2 = dataclasses.replace(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning_internvl.data.templates.base import IMAGE, ChatTemplate, Message, Segment
@@ -27,7 +27,7 @@ class QwenTemplate(ChatTemplate):
 
     def rounds(self, conversation: Sequence[Message], eos_token: str = "</s>") -> list[list[Segment]]:
         """Segments of each user-assistant pair; see `ChatTemplate.rounds`."""
-        rounds = super().rounds(_number_pictures(conversation), eos_token)
+        rounds = super().rounds(_number_pictures(map(self.written, conversation)), eos_token)
         return [self._with_marks(segments) for segments in rounds] if self.learn_marks else rounds
 
     def _with_marks(self, segments: Sequence[Segment]) -> list[Segment]:
@@ -42,7 +42,7 @@ class QwenTemplate(ChatTemplate):
         return found
 
 
-def _number_pictures(conversation: Sequence[Message]) -> list[Message]:
+def _number_pictures(conversation: Iterable[Message]) -> list[Message]:
     numbers = itertools.count(1)
 
     def shown(message: Message) -> Message:

@@ -20,6 +20,7 @@ _FIRST = ChatTemplate(
     assistant=" <|Bot|>:",
     answer_end="<TOKENS_UNUSED_1>",
     image_frame=None,
+    joint="",
 )
 _NAME = "InternLM-XComposer (浦语·灵笔)"
 # ChatML with the marks [UNUSED_TOKEN_146] and [UNUSED_TOKEN_145].
@@ -38,6 +39,7 @@ _SECOND = ChatTemplate(
     answer_end="[UNUSED_TOKEN_145]",
     after_answer="\n",
     image_frame=None,
+    joint="",
 )
 
 TEMPLATES = (_FIRST, _SECOND)

@@ -39,18 +39,18 @@ FORMATS = {
     ),
     "no mark": ({"images": ["a.png", "b.png"], "messages": ASKED}, "<image>\n<image>\nwhat?", ["a.png", "b.png"], []),
     "none": ({"image": "", "conversations": turns("what?", "a cat")}, "what?", [], []),
-    "parts": ({"images": ["a.png"], "messages": messages([PART, TEXT])}, "<image>what?", ["a.png"], []),
+    "parts": ({"images": ["a.png"], "messages": messages([PART, TEXT])}, "<image>\nwhat?", ["a.png"], []),
     "parts with paths": (
-        {"images": ["b.png"], "messages": messages([TEXT, {**PART, "image": "a.png"}, PART])}, "what?<image><image>",
+        {"images": ["b.png"], "messages": messages([TEXT, {**PART, "image": "a.png"}, PART])}, "what?<image>\n<image>\n",
         ["a.png", "b.png"], [],
     ),
     "parts as chat services write them": (
-        {"messages": messages([{"type": "image_url", "image_url": {"url": "file:///x/a.png"}}, TEXT])}, "<image>what?",
+        {"messages": messages([{"type": "image_url", "image_url": {"url": "file:///x/a.png"}}, TEXT])}, "<image>\nwhat?",
         ["/x/a.png"], [],
     ),
     "parts in answers": ({"messages": messages([TEXT], [{"type": "text", "text": "a cat"}])}, "what?", [], []),
     "video": ({"video": "a.mp4", "conversations": turns("what?", "a cat")}, "<video>\nwhat?", [], ["a.mp4"]),
-    "video part": ({"messages": messages([{"type": "video", "video": "frames"}, TEXT])}, "<video>what?", [], ["frames"]),
+    "video part": ({"messages": messages([{"type": "video", "video": "frames"}, TEXT])}, "<video>\nwhat?", [], ["frames"]),
     "bytes": ({"images": [{"bytes": b"abc", "path": None}], "messages": ASKED}, "<image>\nwhat?", [b"abc"], []),
     "a question left open": (
         {"messages": [*ASKED, {"role": "user", "content": [PART]}], "images": []}, "what?", [], [],

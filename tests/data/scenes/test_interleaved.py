@@ -35,7 +35,7 @@ def test_one_placeholder_a_picture_and_every_chunk_closed() -> None:
     assert batch["pixel_values"].shape == (6, 3, 32, 32)
     first, answer = (albums[0]["conversation"][place]["content"] for place in (0, 1))
     text = TOKENIZER.decode(batch["input_ids"][0][batch["attention_mask"][0].bool()])
-    assert text.startswith("<s><IMG_CONTEXT>" + first.removeprefix("<image>") + answer + "<|endofchunk|>")
+    assert text.startswith("<s><IMG_CONTEXT>" + first.removeprefix("<image>\n") + answer + "<|endofchunk|>")
     asked = load_template("flamingo_vqa").segments(albums[0]["conversation"][:2])
     assert [segment.text for segment in asked] == [f"{first} Short answer:", f"{answer}<|endofchunk|>"]
 
