@@ -4,25 +4,61 @@ and LLaVA's, put on the base that they name while it is read."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_internvl.checkpoints.companion import named_folder
 from lightning_internvl.checkpoints.name_rules import Config
-from lightning_internvl.checkpoints.odd_files import ADAPTERS, LLAVA_WHOLE, type_name
-from lightning_internvl.checkpoints.weight_files import WeightFiles
+from lightning_internvl.checkpoints.odd_files import ADAPTERS, LLAVA_WHOLE, adapter_advice, type_name
+from lightning_internvl.checkpoints.weight_files import Shape, WeightFiles
 from lightning_internvl.files import read_json
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."  # of PEFT's names
+# settings of PEFT's LoRA that make other sums than W + s B A and DoRA's; what they have to be
 PLAIN: Config = {
-    "peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "bias": "none", "lora_bias": False,
-    "layer_replication": None,
+    "fan_in_fan_out": False, "lora_bias": False, "layer_replication": None, "trainable_token_indices": None,
+    "alora_invocation_tokens": None, "use_qalora": False, "target_parameters": None, "use_bdlora": None, "arrow_config": None,
+    "monteclora_config": None, "kasa_config": None, "velora_config": None,
 }  # fmt: skip
+# first values of LoRA that leave other numbers in the base than it has
+REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+HALVES = {
+    "lora_A.weight": "a", "lora_B.weight": "b", "lora_embedding_A": "a", "lora_embedding_B": "b",
+    "lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude",
+}  # fmt: skip
+
+
+class Update(NamedTuple):
+    """What an adapter adds to a weight W (O, I) or (O, I, K, K): scale * B A with A (R, I) and B
+    (O, R); DoRA (Liu et al. 2024, section 4) then gives the rows of the sum the lengths that
+    `magnitude` (O) holds. For a table of words (V, D) the sum is (B A)^T."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    magnitude: Tensor | None
+    table: bool
+
+    @property
+    def shape(self) -> Shape:
+        """Of the weight."""
+        shape = (self.b.shape[0], *self.a.shape[1:])
+        return shape[::-1] if self.table else shape
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """The weight with the update, computed in float32."""
+        a, b = (half.to(weight.device, torch.float32) for half in (self.a, self.b))
+        delta = self.scale * (b.flatten(1) @ a.flatten(1))
+        found = weight.float() + (delta.T if self.table else delta.reshape(weight.shape))
+        if self.magnitude is not None:
+            norm = torch.linalg.vector_norm(found, dim=0 if self.table else tuple(range(1, found.ndim)), keepdim=True)
+            found = found * self.magnitude.to(found).reshape(norm.shape) / norm
+        return found.to(weight.dtype)
 
 
 class AdapterFolder:
@@ -30,7 +66,6 @@ class AdapterFolder:
 
     Attributes:
         base: the folder of the base.
-        whole: tensors that take the place of the base's, or are not in it, by their names there.
 
     Raises:
         ValueError: for another kind of adapters, or a base that is not named.
@@ -39,41 +74,51 @@ class AdapterFolder:
 
     def __init__(self, place: Path) -> None:
         self.place, self.settings = place, read_json(place / ADAPTERS, {})
-        for field, known in PLAIN.items():
-            if (value := self.settings.get(field) or known) != known:
-                advice = "merge them into their base first (merge_and_unload of PEFT)"
-                raise ValueError(f"{place} holds adapters with {field}={value!r}, which are not put together here; {advice}")
+        if (kind := str(self.settings.get("peft_type") or "LORA")) != "LORA":
+            raise ValueError(f"{place} holds adapters of the kind {kind}; {adapter_advice(kind)}")
+        odd = [(field, value) for field, known in PLAIN.items() if (value := self.settings.get(field) or known) != known]
+        first = self.settings.get("init_lora_weights")
+        odd += [("init_lora_weights", first)] if str(first).lower().startswith(REWRITING) else []
+        for field, value in odd:
+            fault = f"{place} holds adapters with {field}={value!r}, which are not put together here"
+            raise ValueError(f"{fault}; {adapter_advice('LORA')}")
         name = self.settings.get("base_model_name_or_path")
         if not name:
             raise ValueError(f"{place} holds adapters that name no base; write it as base_model_name_or_path into {ADAPTERS}")
         self.base = named_folder(place, str(name), "base_model_name_or_path", "holds adapters without their base")
-        file = next((place / name for name in FILES if (place / name).is_file()), None)
-        if file is None:
-            raise ValueError(f"{place} holds {ADAPTERS}, but none of {', '.join(FILES)}")
-        found = {
-            n.removeprefix(PREFIX).replace(".modules_to_save.", "."): t for n, t in WeightFiles(file).tensors(torch.device("cpu"))
-        }
-        self.halves = {n: t for n, t in found.items() if ".lora_" in n}
-        self.whole = {n: t for n, t in found.items() if ".lora_" not in n}
-        if (more := place / LLAVA_WHOLE).is_file():
-            self.whole |= {_plain(n): t for n, t in WeightFiles(more).tensors(torch.device("cpu"))}
 
-    def updates(self, canonical: Callable[[str], str | None]) -> dict[str, tuple[Tensor, Tensor, float]]:
-        """A, B and their scale by the canonical name of the weight.
+    def read(self) -> tuple[dict[str, Update], dict[str, Tensor]]:
+        """Updates by the name of their weight in the base, and tensors that take the place of the
+        base's or are not in it.
 
         Raises:
-            ValueError: for halves that are not a pair of a linear layer.
+            ValueError: for halves that are not a pair.
         """
-        found: dict[str, tuple[Tensor, Tensor, float]] = {}
-        layers = {name.rpartition(".lora_")[0] for name in self.halves}
-        for layer in sorted(layers):
-            pair = [self.halves.pop(f"{layer}.lora_{half}.weight", None) for half in "AB"]
-            if pair[0] is None or pair[1] is None:
-                raise ValueError(f"{self.place}: the adapter of {layer} is no pair of lora_A and lora_B")
-            found[str(canonical(f"{layer}.weight"))] = (pair[0], pair[1], self._scale(layer))
-        if self.halves:
-            raise ValueError(f"{self.place}: adapters of this kind cannot be put together: {next(iter(self.halves))}")
-        return found
+        file = next((self.place / name for name in FILES if (self.place / name).is_file()), None)
+        if file is None:
+            raise ValueError(f"{self.place} holds {ADAPTERS}, but none of {', '.join(FILES)}")
+        halves: dict[str, dict[str, Tensor]] = {}
+        whole: dict[str, Tensor] = {}
+        for there, tensor in WeightFiles(file).tensors(torch.device("cpu")):
+            name = there.removeprefix(PREFIX).replace(".modules_to_save.", ".").replace(".base_layer.", ".")
+            layer, found, kind = name.partition(".lora_")
+            if not found:
+                whole[name] = tensor
+            elif f"lora_{kind}" not in HALVES:
+                raise ValueError(f"{self.place}: adapters of this kind cannot be put together: {name}")
+            else:
+                halves.setdefault(layer, {})[HALVES[f"lora_{kind}"]] = tensor
+                halves[layer] |= {"table": tensor} if "embedding" in kind else {}
+        if (more := self.place / LLAVA_WHOLE).is_file():
+            whole |= {_plain(n): t for n, t in WeightFiles(more).tensors(torch.device("cpu"))}
+        return {f"{layer}.weight": self._update(layer, found) for layer, found in halves.items()}, whole
+
+    def _update(self, layer: str, found: Mapping[str, Tensor]) -> Update:
+        if not {"a", "b"} <= found.keys():
+            raise ValueError(f"{self.place}: the adapter of {layer} is no pair of lora_A and lora_B")
+        if self.settings.get("use_dora") and "magnitude" not in found:
+            raise ValueError(f"{self.place}: the adapter of {layer} lacks the lora_magnitude_vector of use_dora=true")
+        return Update(found["a"], found["b"], self._scale(layer), found.get("magnitude"), "table" in found)
 
     def _scale(self, layer: str) -> float:
         rank = _of_pattern(self.settings.get("rank_pattern"), layer, self.settings.get("r", 8))
@@ -96,16 +141,16 @@ class WholeTensors:
 
 
 def is_adapter_folder(place: Path) -> bool:
-    """Whether a folder holds adapters and no whole model."""
-    return (
-        (place / ADAPTERS).is_file() and not any(place.glob("model*.safetensors")) and not any(place.glob("pytorch_model*.bin"))
-    )
+    """Whether a folder holds adapters.
 
-
-def updated(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W + scale * B A, computed in float32."""
-    a, b = a.to(weight.device, torch.float32), b.to(weight.device, torch.float32)
-    return (weight.float() + scale * (b @ a)).to(weight.dtype)
+    Raises:
+        ValueError: if a whole model lies there too: which of them is meant nobody can tell.
+    """
+    if not (place / ADAPTERS).is_file():
+        return False
+    if whole := sorted(file.name for kind in ("model*.safetensors", "pytorch_model*.bin") for file in place.glob(kind)):
+        raise ValueError(f"{place} holds adapters ({ADAPTERS}) and a whole model ({whole[0]}); move one of them away")
+    return True
 
 
 def _plain(name: str) -> str:

@@ -3,13 +3,13 @@ names its tower."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from lightning_internvl.checkpoints.name_rules import Config
-from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config
-from lightning_internvl.config.consent import Untrusted, place_faults
+from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config, spare_files
+from lightning_internvl.config.consent import Untrusted, given_parts, place_faults
 from lightning_internvl.hub import local_folder
 
 
@@ -17,36 +17,66 @@ class Companion(NamedTuple):
     """The checkpoint that a config names for a part.
 
     Attributes:
-        name: where `setting` of the config says that it lies.
+        part: what it holds, `encoder` or `decoder`.
+        name: where `setting` of the config says that it lies; None where it says nothing.
         missing: what the files lack, for messages.
-        join: called with the companion's config and names of tensors; gives the config with what
-            that one says, and canonical names by those of the companion.
+        names: canonical names by those of files that hold the part, empty for other files.
+        join: the config with what that of the companion says.
     """
 
-    name: str
+    part: str
+    name: str | None
     setting: str
     missing: str
-    join: Callable[[Config, Iterable[str]], tuple[Config, dict[str, str]]]
+    names: Callable[[Iterable[str]], dict[str, str]]
+    join: Callable[[Config], Config]
 
-    def open(self, place: Path) -> tuple[Config, WeightFiles]:
-        """Its config, empty without one, and its tensors: of a folder beside the checkpoint `place`,
-        of a folder of that name on this machine, else of the hub's cache; it is fetched from the hub
-        if the user trusts the id.
+    def open(self, place: Path, taken: Collection[Path]) -> tuple[Config, WeightFiles]:
+        """Its config, empty without one, and its tensors: what the user gives for the part; a file
+        among those of the checkpoint `place` that its index does not name; a folder beside it, or of
+        that name on this machine; else the hub's cache, and the hub if the user trusts the id.
+
+        Args:
+            taken: the files that hold the rest.
 
         Raises:
+            ValueError: if what is found holds no such part, or several files hold one.
             Untrusted: if it is at none of these places.
         """
-        folder = named_folder(place, self.name, self.setting, self.missing)
-        config = read_config(folder) if (folder / "config.json").is_file() else {}
-        return config, WeightFiles(folder)
+        given = given_parts().get(self.part)
+        if given is None and (files := self._beside(place, taken)):
+            return {}, files
+        if not given and not self.name:
+            raise ValueError(
+                f"{place} {self.missing}, and names none as {self.setting}; give {self.part}.pretrained=FOLDER_OR_ID"
+            )
+        folder = local_folder(given) if given else named_folder(place, str(self.name), self.setting, self.missing, self.part)
+        config = read_config(folder) if folder.is_file() or (folder / "config.json").is_file() else {}
+        files = WeightFiles(folder)
+        if not self.names(files.shapes):
+            said = f"{self.part}.pretrained={given}" if given else f"{self.setting}={self.name!r}"
+            advice = f"give {self.part}.pretrained=FOLDER_OR_ID of the one that belongs to the model"
+            raise ValueError(f"{place} {self.missing}, and {said} holds none under names that are known; {advice}")
+        return config, files
+
+    def _beside(self, place: Path, taken: Collection[Path]) -> WeightFiles | None:
+        found = [files for file in spare_files(place, taken) if self.names((files := WeightFiles(file)).shapes)]
+        if len(found) > 1:
+            names = " and ".join(files.files[0].name for files in found)
+            raise ValueError(f"{place} {self.missing}, and {names} beside them hold one each; keep one of them")
+        return found[0] if found else None
 
 
-def named_folder(place: Path, name: str, setting: str, missing: str) -> Path:
+def named_folder(place: Path, name: str, setting: str, missing: str, part: str | None = None) -> Path:
     """The folder that a checkpoint at `place` names in `setting`: beside it, on this machine, in the
     hub's cache, or fetched if the user trusts the id.
 
+    Args:
+        missing: what the checkpoint lacks, for messages.
+        part: that the user may give in its place.
+
     Raises:
-        Untrusted: if it is at none of these places; `missing` says what the checkpoint lacks then.
+        Untrusted: if it is at none of these places.
     """
     around = place if place.is_dir() else place.parent
     inner = Path(name).name
@@ -54,7 +84,10 @@ def named_folder(place: Path, name: str, setting: str, missing: str) -> Path:
     for folder in [*beside, Path(name)]:
         if folder.is_dir() and folder.resolve() != around.resolve():
             return folder
+    more = f"; give {part}.pretrained=FOLDER_OR_ID," if part else ","
+    advice = f"{more} or put its folder there as {around.resolve() / inner}"
     if faults := list(place_faults(setting, name)):
-        advice = f"or put its folder there as {around.resolve() / inner}"
-        raise Untrusted([f"{place} {missing}; {faults[0]}, {advice}"])
+        raise Untrusted([f"{place} {missing}; {faults[0]}{advice}"])
+    if Path(name).is_absolute() or name.count("/") > 1:
+        raise Untrusted([f"{place} {missing}; {setting}={name!r} is no folder on this machine{advice}"])
     return local_folder(name)

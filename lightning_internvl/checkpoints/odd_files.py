@@ -10,6 +10,10 @@ import torch
 
 ADAPTERS = "adapter_config.json"  # of PEFT
 LLAVA_WHOLE = "non_lora_trainables.bin"  # what LLaVA has trained whole beside adapters
+# kinds of PEFT's adapters that learn inputs, not weights
+PROMPTS = (
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE",
+)  # fmt: skip
 LFS = b"version https://git-lfs.github.com/spec/"
 # what tools leave beside a file that they are still writing
 UNFINISHED = ("*.incomplete", ".cache/huggingface/download/**/*.incomplete", "*.part", "*.crdownload", "*.aria2")
@@ -33,12 +37,20 @@ def what_instead(folder: Path) -> str | None:
     """What a folder without a model's weights holds, and what to do; None for nothing known."""
     if (settings := folder / ADAPTERS).is_file():
         base = _base(settings)
-        return f"adapters for {base}, no whole model; merge them into their base first (merge_and_unload of PEFT)"
+        return f"adapters for {base}, no whole model; {adapter_advice('LORA')}"
     if any(found for pattern in UNFINISHED for found in folder.glob(pattern)):
         return f"a download that has not finished; {AGAIN}"
     if parts := sorted(folder.glob("*-of-*.safetensors")) or sorted(folder.glob("*-of-*.bin")):
         return f"{len(parts)} numbered files ({parts[0].name}, ...) without the index that belongs to them; {AGAIN}"
     return None
+
+
+def adapter_advice(kind: str) -> str:
+    """What to do with adapters of a `peft_type` that are not put together here."""
+    if kind in PROMPTS:
+        return "what they learnt stands before the text and cannot become weights: use them with PEFT, or train LoRA adapters"
+    steps = "PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload().save_pretrained(MERGED)"
+    return f"merge them into their base first ({steps} of PEFT) and give MERGED"
 
 
 def _base(settings: Path) -> str:

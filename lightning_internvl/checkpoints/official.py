@@ -10,12 +10,14 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from lightning_internvl.checkpoints.adapter_folder import AdapterFolder, WholeTensors, is_adapter_folder, updated
+from lightning_internvl.checkpoints.adapter_folder import AdapterFolder, Update, WholeTensors, is_adapter_folder
 from lightning_internvl.checkpoints.adapters import layout_of_checkpoint
-from lightning_internvl.checkpoints.name_rules import RuleMatch, match_rules
+from lightning_internvl.checkpoints.adapters.layout import Layout
+from lightning_internvl.checkpoints.name_rules import Config, RuleMatch, match_rules
 from lightning_internvl.checkpoints.odd_files import FLOATS, quantiser
 from lightning_internvl.checkpoints.tied_tables import FIELD, has_tables, said_to_be_tied, table_names
 from lightning_internvl.checkpoints.weight_files import Shape, WeightFiles, read_config
+from lightning_internvl.config.consent import given_parts
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.files import read_json
 from lightning_internvl.layers.state_dict import own_tensors
@@ -37,22 +39,53 @@ class OfficialCheckpoint:
     def __init__(self, place: Path) -> None:
         self.place, self.adapters = place, AdapterFolder(place) if is_adapter_folder(place) else None
         base = self.adapters.base if self.adapters else place
-        self.config = read_config(place if (place / "config.json").is_file() else base)
-        self.files = WeightFiles(base)
+        self.config, self.files = _opened(place, base)
         self.layout = layout_of_checkpoint(self.config, self.files.shapes)
+        self._leave_parts_aside()
         self.config = self.layout.completed(self.config, self.files)
         canonical = {name: self.layout.canonical(name) for name in self.files.shapes}
         self.names = {there: name for there, name in canonical.items() if name is not None}
         self.shapes = {name: self.files.shapes[there] for there, name in self.names.items()}
         self.sources: list[tuple[WeightFiles | WholeTensors, dict[str, str]]] = [(self.files, self.names)]
-        self.updates: dict[str, tuple[Tensor, Tensor, float]] = {}
+        self.updates: dict[str, Update] = {}
         if self.adapters:
             self._put_on(self.adapters)
-        if companion := self.layout.companion(self.config, self.shapes):
-            theirs, files = companion.open(place)
-            self.config, names = companion.join(theirs, files.shapes)
+        self._complete()
+
+    def _complete(self) -> None:
+        """Take parts that the files lack from the checkpoints that hold them.
+
+        Raises:
+            ValueError: for a part that the user gives and the files hold, and for files of weights
+                that belong to nothing.
+        """
+        companions = {one.part: one for one in self.layout.companions(self.config, self.shapes)}
+        if needless := given_parts().keys() - companions.keys():
+            part = min(needless)
+            fault = f"{part}.pretrained={given_parts()[part]} has no effect"
+            raise ValueError(f"{fault}: {self.place} ({self.layout.NAME}) holds its {part}; leave it out")
+        used = [*self.files.files]
+        for one in companions.values():
+            theirs, files = one.open(self.place, self.files.files)
+            self.config, names = one.join(theirs), one.names(files.shapes)
             self.sources.append((files, names))
             self.shapes |= {name: files.shapes[there] for there, name in names.items()}
+            used += files.files
+        if left := [file.name for rival in self.files.rivals for file in rival if file not in used]:
+            here = first_of([file.name for file in self.files.files], 3)
+            advice = "keep one of them there"
+            raise ValueError(f"{self.place} holds the weights of two models, {here} and {first_of(left, 3)}; {advice}")
+
+    def _leave_parts_aside(self) -> None:
+        """Take another set of the folder's files for the model where the first is a part that the
+        model lacks, as CLIP's `model.safetensors` in a folder of pickles."""
+        sets = [self.files.files, *self.files.rivals]
+        for files in sets[1:]:
+            wanted = self.layout.companions(self.config, self.files.shapes)
+            if not any(one.names(self.files.shapes) for one in wanted):
+                return
+            self.files = WeightFiles(files)
+            self.files.rivals = [one for one in sets if one is not files]
 
     def _put_on(self, adapters: AdapterFolder) -> None:
         """Let tensors that were trained whole take the place of the base's, and remember the updates
@@ -61,17 +94,19 @@ class OfficialCheckpoint:
         Raises:
             ValueError: for updates that do not fit the base.
         """
-        whole = WholeTensors(adapters.whole)
+        updates, tensors = adapters.read()
+        whole = WholeTensors(tensors)
         canonical = {name: self.layout.canonical(name) for name in whole.shapes}
         names = {there: name for there, name in canonical.items() if name is not None}
         self.names = {there: name for there, name in self.names.items() if name not in names.values()}
         self.sources = [(self.files, self.names), (whole, names)]
         self.shapes |= {name: whole.shapes[there] for there, name in names.items()}
-        self.updates = adapters.updates(self.layout.canonical)
-        for name, (a, b, _) in self.updates.items():
-            if (there := self.shapes.get(name)) != (len(b), a.shape[1]):
-                fault = f"{name} is {there or 'missing'} there, and the adapter is for {(len(b), a.shape[1])}"
-                raise ValueError(f"the adapters in {self.place} do not fit their base {adapters.base}: {fault}")
+        self.updates = {str(self.layout.canonical(name)): update for name, update in updates.items()}
+        for name, update in self.updates.items():
+            if (there := self.shapes.get(name)) != update.shape:
+                fault = f"{name} is {there or 'missing'} there, and the adapter is for {update.shape}"
+                advice = "base_model_name_or_path must be the model that they were trained on"
+                raise ValueError(f"the adapters in {self.place} do not fit their base {adapters.base}: {fault}; {advice}")
 
     def build(self) -> VLM:
         """The model, with fresh weights."""
@@ -130,7 +165,7 @@ class OfficialCheckpoint:
                 if name is None or name not in matches:
                     continue
                 if name in self.updates:
-                    tensor = updated(tensor, *self.updates[name])
+                    tensor = self.updates[name].added_to(tensor)
                 match = matches[name]
                 parts = waiting.setdefault(match.official, {})
                 parts[name] = tensor
@@ -178,6 +213,22 @@ def shape_problems(found: Mapping[str, Shape], expected: Mapping[str, Shape]) ->
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     lines = [f"  {len(names)} {kind}: {first_of(names, 20)}" for kind, names in kinds.items() if names]
     return "\n".join(lines)
+
+
+def _opened(place: Path, base: Path) -> tuple[Config, WeightFiles]:
+    """The config of a folder or file, or of its base, and the base's tensors."""
+    return read_config(place if (place / "config.json").is_file() else base), WeightFiles(base)
+
+
+def recognised(place: Path) -> tuple[Layout, Config]:
+    """The layout of a folder or file and its `config.json`; of adapters that of their base. Names
+    of tensors are read, and no tensor.
+
+    Raises:
+        ValueError: if no layout is known for it.
+    """
+    config, files = _opened(place, AdapterFolder(place).base if is_adapter_folder(place) else place)
+    return layout_of_checkpoint(config, files.shapes), config
 
 
 def meta_model(place: Path) -> VLM:

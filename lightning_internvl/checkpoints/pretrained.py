@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,11 +12,13 @@ from lightning_internvl.checkpoints.adapters import layout_of_model
 from lightning_internvl.checkpoints.load_handoff import load_model
 from lightning_internvl.checkpoints.official import official_model
 from lightning_internvl.checkpoints.weight_files import write_pickle, write_weights
+from lightning_internvl.config.consent import giving_parts
 from lightning_internvl.files import atomic_folder
 from lightning_internvl.hub import local_folder
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.vlm import VLM
 
+GIVEN = ("encoder", "decoder")  # parts that files may only name
 MAX_SHARD_BYTES = 5 * 10**9
 
 
@@ -25,6 +28,7 @@ def load_pretrained(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     image_size: int | None = None,
+    parts: Mapping[str, str | Path] | None = None,
 ) -> VLM:
     """A model in evaluation mode: of an official layout, a bare .pth, a hand-off or a hub id.
 
@@ -35,20 +39,27 @@ def load_pretrained(
         path: an existing folder or .pth file, else an id of the Hugging Face hub.
         dtype: type of all floating-point parameters; None keeps the types of the file.
         image_size: side in pixels to which the encoder's position table is resized; None keeps it.
+        parts: folders or hub ids of an `encoder` or a `decoder` which the files lack and only name,
+            as LLaVA's do its tower.
 
     Raises:
         ValueError: if `path` is none of these, if no layout is known for it, or if tensors are
             missing, unexpected or of another shape. Nothing is returned half loaded.
     """
-    place = local_folder(path)
-    if (place / "manifest.json").is_file():
-        model = load_model(place)
-        model = (model if dtype is None else model.to(dtype)).to(device)
-    else:
-        model = official_model(place, dtype, torch.device(device))
+    if other := parts and parts.keys() - GIVEN:
+        raise ValueError(f"parts names {min(other)!r}; valid choices: {', '.join(GIVEN)}")
+    with giving_parts(parts):
+        model = _loaded(local_folder(path), dtype, torch.device(device))
     if image_size is not None:
         model.encoder.resize(image_size)
     return model.eval()
+
+
+def _loaded(place: Path, dtype: torch.dtype | None, device: torch.device) -> VLM:
+    if (place / "manifest.json").is_file():
+        model = load_model(place)
+        return (model if dtype is None else model.to(dtype)).to(device)
+    return official_model(place, dtype, device)
 
 
 def save_pretrained(

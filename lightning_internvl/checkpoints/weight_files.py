@@ -29,6 +29,8 @@ Shape = tuple[int, ...]
 WRAPPERS = ("module", "model", "state_dict")
 # what wraps a model in training and stays in the names of its tensors
 PREFIXES = ("module.", "_orig_mod.")
+KINDS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+SAME = 0.75  # of their names two sets of files share that hold one model; tied tables may differ
 OPEN_CLIP = "open_clip_config.json"
 OPEN_CLIP_KEY = "open_clip"  # under which a config has what that file says
 SINGLES = (
@@ -44,6 +46,8 @@ class WeightFiles:
     `weights_only=True`.
 
     Attributes:
+        files: that hold them.
+        rivals: further files that a loader would take and that hold other tensors, a list a set.
         shapes: every tensor's name and shape; names without what all begin with because the model
             was wrapped in training.
         types: of the tensors, as safetensors names them.
@@ -54,8 +58,9 @@ class WeightFiles:
             two shards hold.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.files = [place] if place.is_file() else _weight_files(place)
+    def __init__(self, place: Path | list[Path]) -> None:
+        files = [place] if isinstance(place, Path) and place.is_file() else place
+        self.files, self.rivals = (files, []) if isinstance(files, list) else _weight_files(files)
         self.shapes: dict[str, Shape] = {}
         self.types: dict[str, str] = {}
         self.notes: dict[str, Any] = {}
@@ -106,18 +111,49 @@ def _entries(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
             yield name, partial(opened.get_tensor, name)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    for index, single in SINGLES:
-        if (folder / index).is_file():
-            return _files_of_index(folder / index)
-        if (folder / single).is_file():
-            return [folder / single]
+def _weight_files(folder: Path) -> tuple[list[Path], list[list[Path]]]:
+    """The files of a folder's weights, and those of further sets under names that are read too and
+    that hold other tensors."""
+    present = [(index, single) for index, single in SINGLES if (folder / index).is_file() or (folder / single).is_file()]
+    if present:
+        first = _set_of(folder, *present[0])
+        rivals = [found for one in present[1:] if (found := _rival(folder, one, first))]
+        return first, rivals
     if pickles := sorted(folder.glob("*.pth")):
-        return pickles
-    if found := what_instead(folder):
-        raise ValueError(f"{folder} holds {found}")
+        return pickles, []
+    if other := what_instead(folder):
+        raise ValueError(f"{folder} holds {other}")
     expected = f"{INDEX}, {SINGLE}, pytorch_model.bin.index.json, pytorch_model.bin or *.pth"
     raise ValueError(f"{folder} holds no weights: expected {expected}")
+
+
+def _set_of(folder: Path, index: str, single: str) -> list[Path]:
+    return _files_of_index(folder / index) if (folder / index).is_file() else [folder / single]
+
+
+def _rival(folder: Path, names: tuple[str, str], first: list[Path]) -> list[Path]:
+    """The files of a further set, where it can be read and holds other tensors than the first."""
+    try:
+        files = _set_of(folder, *names)
+        here, there = (set[str]().union(*(_shapes(file, {})[0] for file in one)) for one in (files, first))
+    except ValueError:
+        return []  # a download of one set leaves the index or pointers of the other
+    return files if len(here & there) < SAME * len(here | there) else []
+
+
+def spare_files(place: Path, taken: Collection[Path]) -> list[Path]:
+    """The files of weights in a checkpoint's folder that are none of those `taken`; what is no state
+    dict, as a trainer's own files, is left out."""
+    folder = place if place.is_dir() else place.parent
+    files = sorted(file for kind in KINDS for file in folder.glob(kind) if file not in taken)
+    return [file for file in files if _is_readable(file)]
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        return bool(_shapes(file, {}))
+    except ValueError:
+        return False
 
 
 def read_config(place: Path) -> dict[str, Any]:

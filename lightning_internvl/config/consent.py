@@ -7,7 +7,7 @@ Nothing here imports PyTorch.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,6 +19,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _HOST = re.compile(r"[A-Za-z][\w+.-]*://[^/\s'\"\]]*")  # of a URL, anywhere in a text
 _WORD = re.compile(r"[\w./:@-]+")
 _named: ContextVar[tuple[str, ...]] = ContextVar("trust", default=())
+_parts: ContextVar[Mapping[str, str]] = ContextVar("parts", default={})  # noqa: B039 - nobody writes into it
 
 
 class Untrusted(ConfigError):
@@ -39,6 +40,22 @@ def trusting(names: Iterable[str]) -> Iterator[None]:
         yield
     finally:
         _named.reset(token)
+
+
+@contextmanager
+def giving_parts(parts: Mapping[str, Any] | None) -> Iterator[None]:
+    """Say inside where checkpoints find a part that their files lack, and that they only name:
+    folders or hub ids by part, for which this is consent."""
+    token = _parts.set({part: str(place) for part, place in (parts or {}).items() if place is not None} or _parts.get())
+    try:
+        yield
+    finally:
+        _parts.reset(token)
+
+
+def given_parts() -> Mapping[str, str]:
+    """The places of parts that are said here."""
+    return _parts.get()
 
 
 def trusted_names() -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.name_rules import Config
-from lightning_internvl.checkpoints.official import OfficialCheckpoint
+from lightning_internvl.checkpoints.official import recognised
 from lightning_internvl.checkpoints.pretrained import load_pretrained
 from lightning_internvl.config.trust import check_parts
 from lightning_internvl.data.collate.chats import ChatCollator
@@ -115,8 +115,8 @@ def layout_of(folder: Path) -> tuple[str, Config, bool]:
     `preprocessor_config.json` says."""
     if (folder / handoff.MANIFEST).is_file():
         return HANDOFF, {}, True
-    found = OfficialCheckpoint(folder)
-    return found.layout.key, found.config, found.layout.NATIVE
+    layout, config = recognised(folder)
+    return layout.key, config, layout.NATIVE
 
 
 def own_processor(folder: Path) -> Config | None:

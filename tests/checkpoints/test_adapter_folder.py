@@ -21,16 +21,18 @@ BASE = FIXTURES / "hf/llava_llama"
 INPUTS = {"input_ids": torch.tensor([[1, 4, 5, 6]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
 
 
-def adapted(folder: Path, base: Path, **options: Any) -> None:
+def adapted(folder: Path, base: Path, more: str = "", **options: Any) -> None:
     """Adapters with numbers of their own, as PEFT saves them."""
     torch.manual_seed(0)
     stock = AutoModelForImageTextToText.from_pretrained(BASE)
-    settings = LoraConfig(r=4, lora_alpha=8, target_modules=r".*language_model.*(q_proj|up_proj)", **options)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=r".*language_model.*(q_proj|up_proj)" + more, **options)
     wrapped = get_peft_model(stock, settings)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
-            if "lora_B" in name or "modules_to_save" in name:
+            if any(kind in name for kind in ("lora_B", "lora_embedding", "modules_to_save", ".bias")):
                 parameter.normal_(std=0.3)
+            elif "magnitude" in name:
+                parameter.mul_(1.5)
     wrapped.save_pretrained(folder)
     said = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(said | {"base_model_name_or_path": str(base)}))
@@ -42,10 +44,13 @@ def adapted(folder: Path, base: Path, **options: Any) -> None:
         {},
         {"use_rslora": True, "rank_pattern": {"up_proj": 2}, "alpha_pattern": {"up_proj": 3}},
         {"modules_to_save": ["linear_2"]},
+        {"use_dora": True, "more": "|.*embed_tokens|.*patch_embedding"},
+        {"bias": "all", "more": "|.*linear_1"},
+        {"more": "|.*embed_tokens|.*patch_embedding|.*vision_tower.*k_proj"},
     ],
-    ids=["plain", "patterns", "whole tensors"],
+    ids=["plain", "patterns", "whole tensors", "DoRA", "biases", "tables and convolutions"],
 )
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning", "ignore:Setting .save_embedding_layers.")
 def test_base_and_adapters_are_put_together(tmp_path: Path, options: dict[str, Any]) -> None:
     adapted(tmp_path / "adapters", BASE, **options)
     theirs = PeftModel.from_pretrained(
@@ -90,8 +95,11 @@ def test_adapters_of_llava_bring_what_the_base_lacks(tmp_path: Path) -> None:
             {"base_model_name_or_path": "some/model"},
             r"holds adapters without their base; .* give trust=\[some/model\]\), or put its folder",
         ),
-        ({"use_dora": True}, "adapters with use_dora=True, which are not put together here; merge them"),
-        ({"peft_type": "IA3"}, "adapters with peft_type='IA3'"),
+        ({"use_dora": True}, "q_proj lacks the lora_magnitude_vector of use_dora=true"),
+        ({"lora_bias": True}, "adapters with lora_bias=True, which are not put together here; merge them"),
+        ({"init_lora_weights": "pissa_niter_4"}, "adapters with init_lora_weights='pissa_niter_4', which are not"),
+        ({"peft_type": "IA3"}, r"adapters of the kind IA3; merge them into their base first \(PeftModel"),
+        ({"peft_type": "PREFIX_TUNING"}, "adapters of the kind PREFIX_TUNING; .* cannot become weights: use them with PEFT"),
         ({"base_model_name_or_path": str(FIXTURES / "hf/internvl_native_qwen2")}, "do not fit their base"),
     ],
 )
@@ -115,3 +123,10 @@ def test_adapters_on_adapters_are_named(tmp_path: Path) -> None:
         save_file({"x.lora_A.weight": torch.ones(1)}, tmp_path / name / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"first holds adapters for .*llava_llama, no whole model; merge them"):
         load_pretrained(tmp_path / "second")
+
+
+def test_adapters_beside_a_whole_model_are_named(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "model")
+    (tmp_path / "model/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(BASE)}))
+    with pytest.raises(ValueError, match=r"holds adapters .* and a whole model \(model.safetensors\); move one of them away"):
+        load_pretrained(tmp_path / "model")

@@ -58,6 +58,61 @@ def test_the_tower_is_taken_from_the_folder_that_the_config_names(tmp_path: Path
     assert logits(load_pretrained(tmp_path / "llava")).equal(logits(load_pretrained(FIXTURE)))
 
 
+def laid(tmp_path: Path) -> Path:
+    """LLaVA as pickles without their tower, and CLIP's file for a test to lay beside them."""
+    folder = tmp_path / "llava"
+    released(folder, tmp_path / "tower")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    shutil.copy(FIXTURE / "config.json", folder)
+    return folder
+
+
+def test_the_tower_is_taken_from_a_file_among_those_of_the_model(tmp_path: Path) -> None:
+    """CLIP's file under its own name, which a loader would take for the model's, or renamed."""
+    folder, clip = laid(tmp_path), load_file(tmp_path / "tower/model.safetensors")
+    expected = logits(load_pretrained(FIXTURE))
+    torch.save({"irrelevant": torch.ones(1)}, folder / "optimizer.bin")
+    (folder / "training_args.bin").write_bytes(b"no state dict")
+    shutil.copy(tmp_path / "tower/model.safetensors", folder)
+    assert logits(load_pretrained(folder)).equal(expected)
+    (folder / "model.safetensors").unlink()
+    torch.save({f"{TOWER}{name}": tensor for name, tensor in clip.items()}, folder / "vision_tower.bin")
+    assert logits(load_pretrained(folder)).equal(expected)
+    (folder / "config.json").write_text(json.dumps({**json.loads((folder / "config.json").read_text()), "vision_config": None}))
+    with pytest.raises(ValueError, match=r"do not tell the heads of a tower of width 40; write its vision_config"):
+        load_pretrained(folder)
+    shutil.copy(tmp_path / "tower/model.safetensors", folder)
+    with pytest.raises(ValueError, match=r"model.safetensors and vision_tower.bin beside them hold one each; keep one"):
+        load_pretrained(folder)
+
+
+def test_the_tower_is_taken_from_the_folder_that_the_user_gives(tmp_path: Path) -> None:
+    released(tmp_path / "llava", tmp_path / "tower")
+    model = load_pretrained(tmp_path / "llava", parts={"encoder": tmp_path / "tower"})
+    assert logits(model).equal(logits(load_pretrained(FIXTURE)))
+    with pytest.raises(ValueError, match=rf"encoder.pretrained={tmp_path}/tower has no effect: .* holds its encoder"):
+        load_pretrained(FIXTURE, parts={"encoder": tmp_path / "tower"})
+    with pytest.raises(ValueError, match=r"parts names 'tower'; valid choices: encoder, decoder"):
+        load_pretrained(tmp_path / "llava", parts={"tower": tmp_path / "tower"})
+    with pytest.raises(ValueError, match=r"encoder.pretrained=.*llava_llama holds none under names that are known"):
+        load_pretrained(tmp_path / "llava", parts={"encoder": FIXTURE.parents[1] / "hf/llava_llama"})
+
+
+def test_the_weights_of_two_models_in_one_folder_are_named(tmp_path: Path) -> None:
+    folder = laid(tmp_path)
+    save_file({"model.other.weight": torch.ones(2)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"the weights of two models, model.safetensors and pytorch_model.bin; keep one"):
+        load_pretrained(folder, parts={"encoder": tmp_path / "tower"})
+
+
+def test_the_same_weights_twice_are_read_once(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURE, tmp_path / "both")
+    tensors = load_file(FIXTURE / "model.safetensors")
+    torch.save(tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, tmp_path / "both/pytorch_model.bin")
+    assert logits(load_pretrained(tmp_path / "both")).equal(logits(load_pretrained(FIXTURE)))
+
+
 def test_a_tower_that_is_nowhere_is_not_fetched_and_the_advice_works(tmp_path: Path) -> None:
     released(tmp_path / "llava", tmp_path / "tower")
     with pytest.raises(Untrusted, match=rf"holds no tower .*give trust=\[{NAME}\].* or put its folder there as ") as found:
@@ -69,7 +124,7 @@ def test_a_tower_that_is_nowhere_is_not_fetched_and_the_advice_works(tmp_path: P
 def test_another_kind_of_tower_is_refused(tmp_path: Path) -> None:
     released(tmp_path / "llava", tmp_path / "tower")
     shutil.copytree(Path(__file__).parents[1] / "fixtures/hf/llava_llama", tmp_path / "llava" / NAME)
-    with pytest.raises(ValueError, match=r"mm_vision_tower='openai/clip.*' is no tower of CLIP"):
+    with pytest.raises(ValueError, match=r"holds no tower .* mm_vision_tower='openai/clip.*' holds none"):
         load_pretrained(tmp_path / "llava")
 
 

@@ -66,9 +66,9 @@ class Layout(ABC):
         """The config with what it leaves to the files."""
         return config
 
-    def companion(self, config: Config, shapes: Shapes) -> Companion | None:
-        """The checkpoint that holds a part which these files lack, where the config names one."""
-        return None
+    def companions(self, config: Config, shapes: Shapes) -> list[Companion]:
+        """The checkpoints that hold parts which these files lack, where the config names some."""
+        return []
 
     @abstractmethod
     def rules(self, config: Config) -> list[NameRule]:

@@ -47,22 +47,12 @@ class Llava(Layout):
         known = super().recognises(config, shapes) and any(key.startswith("mm_") for key in config)
         return known and not internvl_chat_llava.LAYOUT.recognises(config, shapes)
 
-    def companion(self, config: Config, shapes: Shapes) -> Companion | None:
+    def companions(self, config: Config, shapes: Shapes) -> list[Companion]:
         """As released the files hold no tower: LLaVA takes it from where its config says."""
-        name = config.get("mm_vision_tower")
-        if not name or any(there.startswith(TOWER) for there in shapes):
-            return None
-        return Companion(str(name), "mm_vision_tower", f"holds no tower ({TOWER}*)", partial(self._with_tower, config))
-
-    def _with_tower(self, config: Config, theirs: Config, names: Iterable[str]) -> tuple[Config, dict[str, str]]:
-        """Of a whole CLIP the tower alone."""
-        bare = {there: self.canonical(there.removeprefix("vision_model.")) for there in names}
-        found = {there: TOWER + name for there, name in bare.items() if name and name.startswith(PARTS)}
-        if f"{TOWER}pre_layrnorm.weight" not in found.values():
-            fault = f"mm_vision_tower={config['mm_vision_tower']!r} is no tower of CLIP under transformers' names"
-            raise ValueError(f"{fault}; put the folder of the CLIP that belongs to the model in its place")
-        vision = theirs.get("vision_config") or theirs
-        return config | ({"vision_config": vision} if vision else {}), found
+        if any(there.startswith(TOWER) for there in shapes):
+            return []
+        name, join = config.get("mm_vision_tower"), partial(_with_tower, config)
+        return [Companion("encoder", name, "mm_vision_tower", f"holds no tower ({TOWER}*)", _tower_names, join)]
 
     def rules(self, config: Config) -> list[NameRule]:
         linear = (TOP | config)["mm_projector_type"] == "linear"
@@ -76,20 +66,18 @@ class Llava(Layout):
         if str(top.get("image_aspect_ratio")).startswith("anyres"):
             fault = "image_aspect_ratio='anyres' (LLaVA 1.6) is not supported"
             raise ValueError(f"{fault}; it must be 'square' or 'pad'")
+        kind, feature = top["mm_projector_type"], top["mm_vision_select_feature"]
+        check_choice("mm_vision_select_feature", feature, KINDS)
+        layers = re.fullmatch(r"mlp(\d+)x_gelu", kind)
+        if kind != "linear" and not layers:
+            choices = "linear, mlp2x_gelu and other depths"
+            raise ValueError(f"mm_projector_type={kind!r} is not known; valid choices: {choices}")
         encoder = clip_tower(_vision_config(config, shapes), post_norm="unused")
         text = internvl_chat_llava.llava_text_config(config)
         decoder = language_model(text, tied="lm_head.weight" not in shapes)
-        kind, feature = top["mm_projector_type"], top["mm_vision_select_feature"]
-        check_choice("mm_vision_select_feature", feature, KINDS)
         options: dict[str, Any] = {"encoder_dim": encoder.dim, "decoder_dim": decoder.dim}
         options |= {"patch_layer": top["mm_vision_select_layer"], "keep_special": KINDS[feature]}
-        if kind == "linear":
-            connector: LinearConnector | MLPConnector = LinearConnector(**options)
-        elif match := re.fullmatch(r"mlp(\d+)x_gelu", kind):
-            connector = MLPConnector(**options, depth=int(match[1]))
-        else:
-            choices = "linear, mlp2x_gelu and other depths"
-            raise ValueError(f"mm_projector_type={kind!r} is not known; valid choices: {choices}")
+        connector = MLPConnector(**options, depth=int(layers[1])) if layers else LinearConnector(**options)
         placeholders = ImagePlaceholders(
             top["image_token_index"],
             side=top.get("tokenizer_padding_side") or "right",
@@ -138,22 +126,37 @@ class Llava(Layout):
         return language_config(model.decoder) | head
 
 
+def _tower_names(there: Iterable[str]) -> dict[str, str]:
+    """Of a whole CLIP, a tower alone, or LLaVA's own names, the tower."""
+    found: dict[str, str] = {}
+    for name in there:
+        bare = LAYOUT.canonical(name.removeprefix(TOWER).removeprefix("vision_model."))
+        if bare and bare.startswith(PARTS):
+            found[name] = TOWER + bare
+    return found if f"{TOWER}pre_layrnorm.weight" in found.values() else {}
+
+
+def _with_tower(config: Config, theirs: Config) -> Config:
+    vision = theirs.get("vision_config") or theirs
+    return config | ({"vision_config": vision} if vision else {})
+
+
 def _vision_config(config: Config, shapes: Shapes) -> Config:
     """The tower's settings: in the config, else in the shapes, which tell all but the heads."""
-    if "vision_config" in config:
+    if config.get("vision_config"):
         return config["vision_config"]
-    if (patches := shapes.get(f"{TOWER}embeddings.patch_embedding.weight")) is None:
-        tower = config.get("mm_vision_tower")
-        advice = "set mm_vision_tower to the folder or hub id of the CLIP that belongs to them"
-        raise ValueError(f"the files hold no tower ({TOWER}*), and mm_vision_tower={tower!r} in config.json; {advice}")
+    patches = shapes[f"{TOWER}embeddings.patch_embedding.weight"]
     dim, _, patch, _ = patches
+    if dim % HEAD_DIM:
+        advice = "write its vision_config (config.json of CLIP) into config.json"
+        raise ValueError(f"the files do not tell the heads of a tower of width {dim}; {advice}")
     blocks = {name.split(".")[6] for name in shapes if name.startswith(f"{TOWER}encoder.layers.")}
     return {
         "hidden_size": dim,
         "patch_size": patch,
         "image_size": patch * round((shapes[f"{TOWER}embeddings.position_embedding.weight"][0] - 1) ** 0.5),
         "num_hidden_layers": len(blocks),
-        "num_attention_heads": max(1, dim // HEAD_DIM),
+        "num_attention_heads": dim // HEAD_DIM,
         "intermediate_size": shapes[f"{TOWER}encoder.layers.0.mlp.fc1.weight"][0],
     }
 
