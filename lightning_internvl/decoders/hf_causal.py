@@ -42,7 +42,7 @@ class HFCausalLM(Part):
 
     Raises:
         ValueError: without `pretrained` and `config`; if what `pretrained` names cannot be loaded
-            with this `config`.
+            with this `config`; for a `config` that asks for a router's loss.
     """
 
     inputs: tuple[str, ...] = ("segments", "right_padded")
@@ -64,6 +64,9 @@ class HFCausalLM(Part):
             either = "`pretrained` (a hub id or a folder) or `config` (with model_type)"
             raise ValueError(f"the decoder needs either {either}")
         check_no_kernels(config or {}, "decoder.config")
+        if config.get("output_router_logits"):
+            none = "no loss here balances the router of a mixture of experts, as none does in the published systems"
+            raise ValueError(f"decoder.config.output_router_logits=true has no effect: {none}; leave it out")
         if pretrained is None:
             rows = {} if vocab_size is None else {"vocab_size": vocab_size}
             self.lm = self._fresh({**config, **rows})
@@ -73,6 +76,8 @@ class HFCausalLM(Part):
             self.lm = self._loaded(pretrained, config)
             if vocab_size and vocab_size > self.vocab_size:
                 self.grow(vocab_size, vocab_multiple)
+        if hasattr(self.lm.config, "output_router_logits"):  # a folder may ask for what nothing reads
+            self.lm.config.output_router_logits = False
         self.dim: int = self.lm.get_input_embeddings().embedding_dim
         fuse_norms(self.lm)
         if requested_backend() != "auto":

@@ -60,6 +60,12 @@ def _internvl_template(config: Config, model: VLM) -> str:
     return "internvl2_5_internlm" if found == "internvl2_5" and language.startswith("internlm") else found
 
 
+def _internvl_native_template(config: Config, model: VLM) -> str:
+    """The format of the same model as released."""
+    language = str(config.get("text_config", {}).get("model_type"))
+    return {"internlm3": "internvl2_5_internlm", "gpt_oss": "internvl3_5_gpt_oss"}.get(language, "chatml")
+
+
 def _t5(name: str) -> Callable[[Config, VLM], str]:
     return lambda config, model: f"{name}_t5" if isinstance(model.decoder, HFSeq2SeqLM) else name
 
@@ -95,7 +101,7 @@ _CLASSES: Mapping[str, Callable[[Config], str]] = {
 }
 SYSTEMS: Mapping[str, System] = {
     HANDOFF: System(statistics=IMAGENET),
-    "internvl_native": System("chatml", "tiles", IMAGENET, frame=_IMG),
+    "internvl_native": System(_internvl_native_template, "tiles", IMAGENET, frame=_IMG),
     "internvl_chat": System(_internvl_template, "tiles", IMAGENET, frame=_IMG),
     "internvl_chat_llava": System("vicuna", _llava_processor, IMAGENET),
     "llava": System(_llava_template, _llava_processor),
@@ -126,6 +132,8 @@ def system_of(layout: str, config: Config) -> System | None:
     known = SYSTEMS.get(layout, System() if layout in own_layouts() else None)
     if layout == "internvl_chat" and isinstance(config.get("system_message"), str):
         return known and known._replace(system=config["system_message"])
+    if layout == "internvl_native" and config.get("text_config", {}).get("model_type") == "internlm3":
+        return known and known._replace(system="")  # folders of transformers' layout say none
     if layout == "llava" and config.get("mm_use_im_start_end"):
         return known and known._replace(frame=("<im_start>", "<im_end>"))
     return known

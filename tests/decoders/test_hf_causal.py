@@ -173,3 +173,14 @@ def test_the_attention_that_a_folder_asks_for_is_not_taken(decoder: HFCausalLM, 
     assert asked.lm.config._attn_implementation == "eager"
     with torch.device("meta"):
         assert HFCausalLM(pretrained=str(tmp_path)).lm.config._attn_implementation == "sdpa"
+
+
+def test_a_loss_of_the_router_is_not_promised(tmp_path: Path) -> None:
+    experts = {"model_type": "qwen3_moe", "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+    config = LLAMA | experts | {"num_key_value_heads": 2}
+    with pytest.raises(ValueError, match="output_router_logits=true has no effect"):
+        HFCausalLM(config=config | {"output_router_logits": True})
+    decoder = HFCausalLM(config=config)
+    decoder.lm.config.output_router_logits = True
+    decoder.lm.save_pretrained(tmp_path)
+    assert HFCausalLM(pretrained=str(tmp_path)).lm.config.output_router_logits is False

@@ -21,6 +21,8 @@ _SHARED = (
     "max_position_embeddings", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id",
     "initializer_range",
 )  # fmt: skip
+# Fields of InternLM3, whose tensors are named as LLaMA's.
+_INTERNLM3 = (*_SHARED, "head_dim", "attention_dropout")
 _INTERNLM2_DEFAULTS: Config = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048}
 
 
@@ -45,10 +47,26 @@ def language_model(config: Config, *, tied: bool, make: Callable[..., HFCausalLM
         known = _INTERNLM2_DEFAULTS | config
         fields = {key: known[key] for key in _SHARED if known.get(key) is not None}
         config = {**fields, "model_type": "llama", "attention_bias": config.get("bias", True)}
+    elif config.get("model_type") == "internlm3":
+        config = _as_llama(config)
     if "model_type" not in config:
         raise ValueError("the config of the language model has no model_type")
-    fields = {key: value for key, value in config.items() if key not in NOTES}
+    # the chat models of transformers and of the releases add no router's loss, whatever is said here
+    fields = {key: value for key, value in config.items() if key not in (*NOTES, "output_router_logits")}
     return make(config=fields | {"tie_word_embeddings": tied})
+
+
+def _as_llama(config: Config) -> Config:
+    """The config of InternLM3 (`configuration_internlm3.py`) as LLaMA has it.
+
+    Raises:
+        ValueError: for biases of queries, keys and values that the other layers do not have.
+    """
+    bias = config.get("bias", False)
+    if config.get("qkv_bias", bias) != bias:
+        raise ValueError(f"InternLM3 with qkv_bias={config['qkv_bias']} and {bias=} is not known; they must be equal")
+    fields = {key: config[key] for key in _INTERNLM3 if config.get(key) is not None}
+    return {**fields, "model_type": "llama", "attention_bias": bias, "mlp_bias": bias}
 
 
 def language_config(decoder: HFCausalLM) -> Config:
