@@ -33,6 +33,10 @@ def run_export(settings: ExportSettings, build: Build) -> ExportReport:
         from lightning_internvl.export.adapter import export_adapter
 
         report = export_adapter(opened, settings.to, options)
+    elif settings.gguf:
+        from lightning_internvl.export.gguf_files import export_gguf
+
+        report = export_gguf(opened, settings.to, options)
     else:
         report = export(opened, settings.to, options)
     for line in lines_of(report, options):
@@ -61,4 +65,5 @@ def lines_of(report: ExportReport, options: ExportOptions) -> list[str]:
         lines.append(f"{'also read by':12} {report.elsewhere}")
     if options.dtype != "float32":
         lines.append(f"{options.dtype:12} logits within {report.rounding:.1e} of those of the trained weights")
-    return [*lines, f"{'processor':12} {report.processor}", *(f"{'note':12} {note}" for note in report.notes)]
+    lines += [f"{'processor':12} {report.processor}", *(f"{'gguf':12} {line}" for line in report.files)]
+    return [*lines, *(f"{'note':12} {note}" for note in report.notes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ class ExportSettings:
     adapter: bool
     licence: str | None
     licence_link: str | None
+    gguf: bool = False
     trust: tuple[str, ...] = ()
     transformers4: str | None = None
 
@@ -35,8 +37,9 @@ def check_settings(plain: Mapping[str, Any]) -> ExportSettings:
         ConfigError: with all faults, each naming the setting, its value and what is valid.
     """
     to, size = Path(str(plain["to"])), plain["max_shard_gb"]
-    faults = []
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+    gguf = to.suffix.lower() == ".gguf"
+    faults = gguf_faults(to, plain) if gguf else []
+    if not gguf and to.exists() and (not to.is_dir() or any(to.iterdir())):
         faults.append(f"to={to} exists and is not an empty folder; choose another one")
     if not Path(str(plain["run"])).is_dir():
         faults.append(f"run={plain['run']}: there is no such folder; give a run, or a hand-off folder of one")
@@ -52,12 +55,23 @@ def check_settings(plain: Mapping[str, Any]) -> ExportSettings:
     return ExportSettings(
         run=Path(str(plain["run"])),
         to=to,
+        gguf=gguf,
         max_shard_bytes=int(size * 1e9),
         licence=plain["license"],
         licence_link=plain["license_link"],
         trust=tuple(plain.get("trust") or ()),
         **{name: plain[name] for name in names},
     )
+
+
+def gguf_faults(to: Path, plain: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `to=FILE.gguf`."""
+    faults = [f"to={file} exists; choose another name" for file in (to, to.with_name(f"mmproj-{to.name}")) if file.exists()]
+    if plain["adapter"] is True:
+        faults.append(f"adapter=true writes a folder for peft, and to={to} is a GGUF file; use adapter=false")
+    if importlib.util.find_spec("gguf") is None:
+        faults.append(f"to={to} needs the package gguf:  pip install -r requirements-gguf.txt")
+    return faults
 
 
 READERS = ("transformers", "transformers4")

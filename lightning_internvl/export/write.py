@@ -27,6 +27,7 @@ from lightning_internvl.config.targets import locate, with_current_targets
 from lightning_internvl.config.trust import is_trusted
 from lightning_internvl.export import check
 from lightning_internvl.export.card import Card, card_of
+from lightning_internvl.export.gguf_fields import gguf_faults
 from lightning_internvl.export.official_code import copy_code, official_notes
 from lightning_internvl.export.older_reader import check_elsewhere
 from lightning_internvl.export.plain import make_plain, plain_config
@@ -69,6 +70,8 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
     layout, config = choose_layout(model, options.layout)
     if layout is not None and layout.NATIVE and add_placeholder_row(model):
         layout, config = choose_layout(model, options.layout)
+    if options.gguf and (faults := gguf_faults(OWN if layout is None else layout.key, config)):
+        raise ValueError(f"this model cannot be a GGUF file: {'; '.join(faults)}")
     if options.transformers4 and (layout is None or not layout.NATIVE):
         key = OWN if layout is None else layout.key
         raise ValueError(f"check=[transformers4] needs a layout that transformers loads, and {key} is none; leave it out")

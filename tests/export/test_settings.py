@@ -56,6 +56,15 @@ def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
         settings(f"run={tmp_path}", f"to={tmp_path}")
 
 
+def test_gguf_files(tmp_path: Path) -> None:
+    to = tmp_path / "m.gguf"
+    (tmp_path / "mmproj-m.gguf").touch()
+    with pytest.raises(ConfigError) as caught:
+        settings(f"run={tmp_path}", f"to={to}", "adapter=true")
+    assert f"to={tmp_path / 'mmproj-m.gguf'} exists; choose another name" in str(caught.value)
+    assert "adapter=true writes a folder for peft" in str(caught.value)
+
+
 def command(*words: str) -> str:
     done = call("export.py", *words)
     assert done.code == 2
