@@ -107,7 +107,7 @@ def tower_blocks(config: Config) -> int:
         return vision["depth"]
     if config["model_type"] == "llava":
         return max(_feature_layers(config))
-    layer = config.get("select_layer", config.get("vision_feature_layer", -1))
+    layer: int = config["select_layer" if config["model_type"] == "internvl_chat" else "vision_feature_layer"]
     return layer if layer >= 0 else vision["num_hidden_layers"] + layer + 1
 
 

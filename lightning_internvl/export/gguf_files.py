@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.checkpoints.weight_files import WeightFiles
 from lightning_internvl.export.gguf_fields import misread, text_part, tower_blocks, write_language_fields, write_vision_fields
 from lightning_internvl.export.gguf_tensors import LANGUAGES, GGUFTensor, language_tensors, type_of, vision_tensors
@@ -97,17 +98,15 @@ class TensorReader:
         return tuple(tensor.change(*(torch.empty(self.shapes[name], device="meta") for name in tensor.sources)).shape)
 
 
-def _of_language(config: Mapping[str, Any], reader: TensorReader) -> list[GGUFTensor]:
+def _of_language(config: Config, reader: TensorReader) -> list[GGUFTensor]:
     return list(language_tensors(text_part(config), reader.shapes))
 
 
-def _of_tower(config: Mapping[str, Any], reader: TensorReader) -> list[GGUFTensor]:
+def _of_tower(config: Config, reader: TensorReader) -> list[GGUFTensor]:
     return list(vision_tensors(config, list(reader.shapes), tower_blocks(config)))
 
 
-def _write_language(
-    file: Path, folder: Path, config: Mapping[str, Any], reader: TensorReader, options: ExportOptions
-) -> list[str]:
+def _write_language(file: Path, folder: Path, config: Config, reader: TensorReader, options: ExportOptions) -> list[str]:
     import gguf
 
     text, notes = text_part(config), []
@@ -126,7 +125,7 @@ def _write_language(
 def _write_tower(
     file: Path,
     folder: Path,
-    config: Mapping[str, Any],
+    config: Config,
     pictures: Mapping[str, Any],
     reader: TensorReader,
     options: ExportOptions,

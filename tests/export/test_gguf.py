@@ -122,7 +122,7 @@ TOWER = {"hidden_size": 8, "num_hidden_layers": 2, "hidden_act": "gelu"}
     ({"vision_config": TOWER | {"hidden_act": "relu"}}, "hidden_act=relu is none of gelu and silu"),
 ])  # fmt: skip
 def test_what_the_reader_would_take_otherwise_is_refused(change: dict[str, Any], named: str) -> None:
-    config = {"model_type": "internvl", "text_config": QWEN2, "vision_config": TOWER}
+    config = {"model_type": "internvl", "vision_feature_layer": -1, "text_config": QWEN2, "vision_config": TOWER}
     assert gguf_faults("internvl_native", config) == []
     (fault,) = gguf_faults("internvl_native", config | change)
     assert named in fault
