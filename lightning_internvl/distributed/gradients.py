@@ -34,3 +34,16 @@ def clip(grads: Sequence[Tensor], limit: float, total: Tensor) -> None:
     if grads:
         scale = (limit / (total + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_([grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads], scale)
+
+
+def clips_in_step(optimizer: Optimizer, grads: Sequence[Tensor]) -> bool:
+    """Whether a step of the optimizer can clip: a fused one on a GPU divides gradients by a number
+    that lies there, which saves a pass over all of them. On a CPU, where nothing is gained, and
+    where gradients are divided among processes they are clipped before."""
+    fused = bool(optimizer.defaults.get("fused"))
+    return fused and bool(grads) and all(grad.is_cuda and not isinstance(grad, DTensor) for grad in grads)
+
+
+def clip_in_step(optimizer: Optimizer, limit: float, total: Tensor) -> None:
+    """Let the next step of a fused optimizer clip by the norm that is known (see `clip`)."""
+    optimizer.grad_scale = ((total + 1e-6) / limit).clamp(min=1.0).float()  # type: ignore[attr-defined]  # fused ones read it

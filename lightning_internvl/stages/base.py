@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_internvl.data.gradient_accumulation import WINDOW_COUNTS, window_shares
 from lightning_internvl.distributed.collectives import data_parallel_rank_and_size
-from lightning_internvl.distributed.gradients import clip, gradients_of, total_norm
+from lightning_internvl.distributed.gradients import clip, clip_in_step, clips_in_step, gradients_of, total_norm
 from lightning_internvl.layers.peft import plain_name
 from lightning_internvl.model.feature_cache import features
 from lightning_internvl.model.vlm import VLM
@@ -215,7 +215,11 @@ class Stage(L.LightningModule):
         if gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            clip(gradients_of(optimizer), gradient_clip_val, self.gradient_norm(optimizer))
+            grads, norm = gradients_of(optimizer), self.gradient_norm(optimizer)
+            if clips_in_step(optimizer, grads):
+                clip_in_step(optimizer, gradient_clip_val, norm)
+            else:
+                clip(grads, gradient_clip_val, norm)
         self.norm = None
 
     def trained_names(self) -> set[str]:

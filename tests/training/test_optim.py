@@ -15,6 +15,7 @@ from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, ITM
+from lightning_internvl.distributed.gradients import clip, clip_in_step, clips_in_step, gradients_of, total_norm
 from lightning_internvl.stages.freezing import FreezePlan
 from lightning_internvl.training.optim import adamw, cosine, parameter_groups, sgd
 
@@ -189,3 +190,25 @@ def test_gradients_can_be_clipped_in_mixed_precision(model: nn.ModuleDict, make:
         parameter.grad = torch.full_like(parameter, 3.0)
     MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer, 1.0)
     assert torch.nn.utils.get_total_norm([p.grad for p in parameters]) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("limit", [0.1, 1e6])
+def test_a_step_that_clips_is_that_of_clipped_gradients(limit: float) -> None:
+    ends = []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        net = nn.Linear(4, 3)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.randn(5, 4)).square().sum().backward()
+            grads = gradients_of(optimizer)
+            assert not clips_in_step(optimizer, grads)  # on a CPU
+            if inside:
+                clip_in_step(optimizer, limit, total_norm(grads))
+            else:
+                clip(grads, limit, total_norm(grads))
+            optimizer.step()
+        ends.append([*net.parameters(), *gradients_of(optimizer)])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
