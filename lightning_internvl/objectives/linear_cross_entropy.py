@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+Judge = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
 
 def plain_layer(head: Callable[[Tensor], Tensor]) -> nn.Linear | None:
     """The linear layer that a head is or just calls; None where it does more.
@@ -30,7 +32,13 @@ def plain_layer(head: Callable[[Tensor], Tensor]) -> nn.Linear | None:
 
 
 def linear_cross_entropy(
-    states_TH: Tensor, layer: nn.Linear, targets_T: Tensor, *, pieces: int, label_smoothing: float = 0.0
+    states_TH: Tensor,
+    layer: nn.Linear,
+    targets_T: Tensor,
+    *,
+    pieces: int,
+    label_smoothing: float = 0.0,
+    judge: Judge | None = None,
 ) -> Tensor:
     """The sum over tokens of the cross-entropy of `layer(states)`, in float32, a scalar; its
     gradient can be taken once.
@@ -41,14 +49,23 @@ def linear_cross_entropy(
     Args:
         targets_T: ids from 0 to V - 1.
         pieces: chunks that the tokens are divided into.
+        judge: `losses_and_gradient`, or it compiled.
     """
-    return _LinearCrossEntropy.apply(states_TH, layer.weight, layer.bias, targets_T, pieces, label_smoothing)
+    judge = judge or losses_and_gradient
+    return _LinearCrossEntropy.apply(states_TH, layer.weight, layer.bias, targets_T, pieces, label_smoothing, judge)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, pieces: int, smoothing: float
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        pieces: int,
+        smoothing: float,
+        judge: Judge,
     ) -> Tensor:
         kind = states.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
@@ -56,12 +73,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # sums over chunks are kept in float32
         like = (rows, low), (weight, torch.float32), (bias, torch.float32)
         needed = zip(like, ctx.needs_input_grad[:3], strict=True)
-        grads = [torch.zeros_like(x, dtype=dtype) if needs and x is not None else None for (x, dtype), needs in needed]
+        grads = [torch.empty_like(x, dtype=dtype) if needs and x is not None else None for (x, dtype), needs in needed]
         with torch.autocast(kind, enabled=False):
             # In the lower type once, as `torch.autocast` would make them for each chunk.
             layer = weight.to(low), None if bias is None else bias.to(low)
             parts = zip(rows.tensor_split(pieces), targets.tensor_split(pieces), _parts(grads[0], pieces), strict=True)
-            totals = [_chunk_loss(part, *layer, wanted, smoothing, (place, *grads[1:])) for part, wanted, place in parts]
+            totals = [
+                _chunk_loss(rows, *layer, wanted, (place, *grads[1:]), lambda *x: judge(*x, smoothing), first=not i)
+                for i, (rows, wanted, place) in enumerate(parts)
+            ]
             total = sum(totals[1:], totals[0])
         ctx.save_for_backward(*grads)
         ctx.dtypes = states.dtype, weight.dtype, None if bias is None else bias.dtype
@@ -74,7 +94,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # changed, and says so.
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         grads = [None if grad is None else grad.mul_(factor).to(dtype) for grad, dtype in found]
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 def _parts(x: Tensor | None, pieces: int) -> Sequence[Tensor | None]:
@@ -86,39 +106,52 @@ def _chunk_loss(
     weight_VH: Tensor,
     bias_V: Tensor | None,
     targets_C: Tensor,
-    smoothing: float,
     grads: Sequence[Tensor | None],
+    judge: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    *,
+    first: bool,
 ) -> Tensor:
-    """The summed loss of a chunk; gradients are written to those of its states and added to those
-    of weight and bias."""
+    """The summed loss of a chunk; gradients are written to those of its states and, but for the
+    first chunk, added to those of weight and bias."""
     grad_states, grad_weight, grad_bias = grads
     weight_HV = weight_VH.T
     logits_CV = states_CH @ weight_HV if bias_V is None else torch.addmm(bias_V, states_CH, weight_HV)
-    losses_C, grad_CV = _losses_and_gradient(logits_CV.float(), targets_C, smoothing)
-    low_CV = grad_CV.to(states_CH.dtype)
+    losses_C, grad_CV = judge(logits_CV, targets_C)
     if grad_states is not None:
-        torch.mm(low_CV, weight_VH, out=grad_states)
-    if grad_weight is not None and low_CV.dtype == grad_weight.dtype:
-        grad_weight.addmm_(low_CV.T, states_CH)
+        torch.mm(grad_CV, weight_VH, out=grad_states)
+    if grad_weight is not None and grad_CV.dtype == grad_weight.dtype:
+        grad_weight.addmm_(grad_CV.T, states_CH, beta=0 if first else 1)
     elif grad_weight is not None:
-        grad_weight += low_CV.T @ states_CH
+        _put(grad_weight, grad_CV.T @ states_CH, first)
     if grad_bias is not None:
-        grad_bias += grad_CV.sum(dim=0)
+        _put(grad_bias, grad_CV.sum(dim=0, dtype=grad_bias.dtype), first)
     return losses_C.sum()
 
 
-def _losses_and_gradient(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Losses (C,) and, in the place of the logits, their gradient (C, V)."""
+def _put(total: Tensor, part: Tensor, first: bool) -> None:
+    """Begin a sum that was not filled before, or add to it."""
+    if first:
+        total.copy_(part)
+    else:
+        total.add_(part)
+
+
+def losses_and_gradient(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Losses (C,), computed in float32, and the gradient of their sum (C, V) in the type of the
+    logits, whose place it takes where that is float32."""
     targets_C1, vocabulary = targets_C[:, None], logits_CV.shape[1]
-    right_C1 = logits_CV.gather(1, targets_C1)
-    mean_C1 = logits_CV.mean(dim=1, keepdim=True) if smoothing else None
-    top_C1 = logits_CV.amax(dim=1, keepdim=True)
-    odds_CV = logits_CV.sub_(top_C1).exp_()
+    exact_CV = logits_CV.float()
+    right_C1 = exact_CV.gather(1, targets_C1)
+    mean_C1 = exact_CV.mean(dim=1, keepdim=True) if smoothing else None
+    top_C1 = exact_CV.amax(dim=1, keepdim=True)
+    odds_CV = exact_CV.sub_(top_C1).exp_()
     sum_C1 = odds_CV.sum(dim=1, keepdim=True)
     losses_C1 = sum_C1.log() + top_C1 - (1 - smoothing) * right_C1
     grad_CV = odds_CV.div_(sum_C1)
     if mean_C1 is not None:
         losses_C1 -= smoothing * mean_C1
         grad_CV -= smoothing / vocabulary
-    grad_CV.scatter_add_(1, targets_C1, torch.full_like(right_C1, smoothing - 1))
+    pulled_C1 = grad_CV.gather(1, targets_C1) + (smoothing - 1)
+    # one element a row, after the type has changed: no further pass over all
+    grad_CV = grad_CV.to(logits_CV.dtype).scatter_(1, targets_C1, pulled_C1.to(logits_CV.dtype))
     return losses_C1.squeeze(1), grad_CV

@@ -12,7 +12,7 @@ from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.distributed.collectives import all_reduce_max, global_mean, world_size
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
 from lightning_internvl.layers.places import true_places
-from lightning_internvl.objectives.linear_cross_entropy import linear_cross_entropy, plain_layer
+from lightning_internvl.objectives.linear_cross_entropy import Judge, linear_cross_entropy, losses_and_gradient, plain_layer
 
 
 class NextToken(nn.Module):
@@ -34,6 +34,7 @@ class NextToken(nn.Module):
             raise ValueError(f"{label_smoothing=} must lie from 0 on and below 1")
         check_chunk("chunk", chunk)
         self.label_smoothing, self.chunk = label_smoothing, chunk
+        self.judge: Judge = losses_and_gradient  # of a chunk's logits; compiled with the decoder's blocks
 
     def forward(
         self,
@@ -76,8 +77,8 @@ class NextToken(nn.Module):
         if pieces == 1 or states_TH.is_meta:
             return self._chunk_loss(states_TH, targets_T, head)
         if layer is not None:
-            smoothing = self.label_smoothing
-            return linear_cross_entropy(states_TH, layer, targets_T, pieces=pieces, label_smoothing=smoothing)
+            ways = {"label_smoothing": self.label_smoothing, "judge": self.judge}
+            return linear_cross_entropy(states_TH, layer, targets_T, pieces=pieces, **ways)
 
         def chunk_loss(states: Tensor, targets: Tensor) -> Tensor:
             return self._chunk_loss(states, targets, head)

@@ -1,5 +1,5 @@
 """`torch.compile` for blocks, one by one and in place: equal blocks share what is compiled, and
-names of tensors stay."""
+names of tensors stay. With the decoder's blocks goes what judges its logits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from torch import nn
 
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.console import console
+from lightning_internvl.objectives.linear_cross_entropy import losses_and_gradient
+from lightning_internvl.objectives.next_token import NextToken
 from lightning_internvl.protocols import HasShardingUnits
 
 # the backend that makes code; the others run the graph as it is, to find faults
@@ -43,8 +45,12 @@ def compile_blocks(model: nn.Module, settings: Mapping[str, str | bool | None]) 
     for name, backend in settings.items():
         part = getattr(model, name, None)
         if backend and isinstance(part, HasShardingUnits):
+            how = {"backend": INDUCTOR if backend is True else backend, "dynamic": None, **limit}
             for block in part.sharding_units():
-                block.compile(backend=INDUCTOR if backend is True else backend, dynamic=None, **limit)
+                block.compile(**how)
+            for objective in model.modules() if name == "decoder" else ():
+                if isinstance(objective, NextToken):
+                    objective.judge = torch.compile(losses_and_gradient, **how)
 
 
 def chosen_blocks(settings: StageSettings, model: nn.Module) -> dict[str, str | bool | None]:

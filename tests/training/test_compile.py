@@ -19,6 +19,7 @@ from torch._dynamo.testing import CompileCounter
 from lightning_internvl.choices import block_faults, by_part
 from lightning_internvl.cli import CONF
 from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.objectives import NextToken
 from lightning_internvl.stages import ContrastiveStage
 from lightning_internvl.training import compile as compiling
 from lightning_internvl.training.compile import check_compiler, chosen_blocks, compile_blocks
@@ -45,6 +46,19 @@ def test_losses_gradients_and_names_stay(again: str | None) -> None:
     assert names == list(compiled.state_dict())
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(compiled.get_parameter(name).grad, parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_what_judges_logits_is_compiled_with_the_decoder() -> None:
+    model, counter, found = torch.nn.Module(), CompileCounter(), []
+    model.next_token, model.decoder = NextToken(chunk=4), HFCausalLM(config=LLAMA, vocab_size=50)
+    states, targets = torch.randn(12, 32, requires_grad=True), torch.arange(12)
+    for _ in range(2):
+        loss = model.next_token.total_loss(states, targets, model.decoder.head)
+        found.append([loss, torch.autograd.grad(loss, states)[0]])
+        compile_blocks(model, {"decoder": counter})
+    assert counter.frame_count == 1
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_equal_blocks_share_what_is_compiled_and_rows_of_any_length_too() -> None:
