@@ -97,7 +97,7 @@ def batch_of(size: dict[str, Any], tokens: int, tiles: int) -> dict[str, Any]:
 
 
 def trace(options: dict[str, Any]) -> tuple[Trace, int, int, dict[int, int], int]:
-    """A step: what ran, numbers of all weights and of those in bfloat16, bytes kept for backward by storage, bytes of the batch."""
+    """A step: what ran, numbers of all weights and of those in bfloat16, bytes kept for backward by storage, of the batch."""
     size, low = SIZES[options["size"]], options["weights"] == "bfloat16"
     recompute = options["activation_checkpointing"]
     tracing = Trace(options["learnt"] or options["tokens"] // 8, options["compile"] == "true")

@@ -1,10 +1,11 @@
 """How a compiler puts the operators of a block together, as PyTorch's Inductor does.
 
-Assumed of it, with where it can be read: by data and not by the order of the program, elementwise work and sums join the kernel
-that makes or reads the same tensor (`torch/_inductor/scheduler.py`; sums along rows and along columns too, `mix_order_reduction`);
-nothing joins products and attention; a row too long to be held is read once for its sums and once with them (`online_softmax`); what the backward pass can find again from
-tensors that are kept anyway, by elementwise work between elementwise work, is not kept (`torch/_functorch/partitioners.py`, with
-`ban_recompute_materialized_backward`).
+Assumed of it, with where it can be read:
+- by data and not by the order of the program, elementwise work and sums join the kernel that makes or reads the same tensor, sums
+  along rows and along columns too (`torch/_inductor/scheduler.py`, `mix_order_reduction`); nothing joins products and attention;
+- a row too long to be held is read once for its sums and once with them (`online_softmax`);
+- what the backward pass can find again from tensors that are kept anyway, by elementwise work between elementwise work, is not
+  kept (`torch/_functorch/partitioners.py`, with `ban_recompute_materialized_backward`).
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def found_again(ops: list[Op]) -> tuple[list[Op], set[int]]:
     return changed, dropped
 
 
-def fused(ops: list[Op], kept: set[int] = frozenset()) -> Iterator[Op]:  # type: ignore[assignment]
+def fused(ops: list[Op], kept: set[int]) -> Iterator[Op]:
     """The operators, those that a compiler fuses as one: what fuses waits until another kernel needs it, or its region ends.
 
     Args:
@@ -96,7 +97,7 @@ def fused(ops: list[Op], kept: set[int] = frozenset()) -> Iterator[Op]:  # type:
             yield from plan.kernels(plan.needed(place))
             plan.done.add(place)
             yield op
-        elif (after := ops[place + 1].region if place + 1 < len(ops) else None) != op.region and not plan.goes_on(place, after):
+        elif plan.regions[op.region][-1] == place:
             yield from plan.kernels([at for at in plan.regions[op.region] if at not in plan.done])
 
 
@@ -120,11 +121,6 @@ class _Schedule:
             for key in op.reads:
                 readers[key].append(place)
             self.needs.append(found - {place})
-
-    def goes_on(self, place: int, after: tuple[int, str] | None) -> bool:
-        """Whether the region of an operator has others behind it."""
-        region = self.ops[place].region
-        return region is not None and self.regions[region][-1] > place
 
     def needed(self, place: int) -> list[int]:
         """What waits and must run before an operator."""
@@ -168,7 +164,7 @@ class _Schedule:
         for op in run:
             reads |= {key: max(size, reads.get(key, 0)) for key, size in op.reads.items() if key not in made}
             made |= op.writes
-        if any(self.needs[at] & own and any(self.ops[one].long for one in self.needs[at] & own) for at in group):
+        if any(self.ops[one].long for at in group for one in self.needs[at] & own):
             reads = {key: 2 * size for key, size in reads.items()}  # once for the sum, once with it
         written = {
             key: size

@@ -11,11 +11,11 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_internvl.distributed.gradients import clip, clip_in_step, clips_in_step, gradients_of, total_norm
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, ITM
-from lightning_internvl.distributed.gradients import clip, clip_in_step, clips_in_step, gradients_of, total_norm
 from lightning_internvl.stages.freezing import FreezePlan
 from lightning_internvl.training.optim import adamw, cosine, parameter_groups, sgd
 
