@@ -7,13 +7,14 @@ Letters: T tokens, H width of states, V vocabulary, C tokens of a chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-Judge = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Judge = Callable[..., tuple[Tensor, Tensor]]  # `losses_and_gradient`, or it compiled
 
 
 def plain_layer(head: Callable[[Tensor], Tensor]) -> nn.Linear | None:
@@ -37,8 +38,8 @@ def linear_cross_entropy(
     targets_T: Tensor,
     *,
     pieces: int,
-    label_smoothing: float = 0.0,
-    judge: Judge | None = None,
+    label_smoothing: float,
+    judge: Judge,
 ) -> Tensor:
     """The sum over tokens of the cross-entropy of `layer(states)`, in float32, a scalar; its
     gradient can be taken once.
@@ -49,9 +50,7 @@ def linear_cross_entropy(
     Args:
         targets_T: ids from 0 to V - 1.
         pieces: chunks that the tokens are divided into.
-        judge: `losses_and_gradient`, or it compiled.
     """
-    judge = judge or losses_and_gradient
     return _LinearCrossEntropy.apply(states_TH, layer.weight, layer.bias, targets_T, pieces, label_smoothing, judge)
 
 
@@ -78,9 +77,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # In the lower type once, as `torch.autocast` would make them for each chunk.
             layer = weight.to(low), None if bias is None else bias.to(low)
             parts = zip(rows.tensor_split(pieces), targets.tensor_split(pieces), _parts(grads[0], pieces), strict=True)
+            judged = partial(judge, smoothing=smoothing)
             totals = [
-                _chunk_loss(rows, *layer, wanted, (place, *grads[1:]), lambda *x: judge(*x, smoothing), first=not i)
-                for i, (rows, wanted, place) in enumerate(parts)
+                _chunk_loss(part, layer, wanted, (place, *grads[1:]), judged, first=number == 0)
+                for number, (part, wanted, place) in enumerate(parts)
             ]
             total = sum(totals[1:], totals[0])
         ctx.save_for_backward(*grads)
@@ -103,17 +103,16 @@ def _parts(x: Tensor | None, pieces: int) -> Sequence[Tensor | None]:
 
 def _chunk_loss(
     states_CH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
+    layer: tuple[Tensor, Tensor | None],
     targets_C: Tensor,
     grads: Sequence[Tensor | None],
-    judge: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    judge: Judge,
     *,
     first: bool,
 ) -> Tensor:
     """The summed loss of a chunk; gradients are written to those of its states and, but for the
     first chunk, added to those of weight and bias."""
-    grad_states, grad_weight, grad_bias = grads
+    (weight_VH, bias_V), (grad_states, grad_weight, grad_bias) = layer, grads
     weight_HV = weight_VH.T
     logits_CV = states_CH @ weight_HV if bias_V is None else torch.addmm(bias_V, states_CH, weight_HV)
     losses_C, grad_CV = judge(logits_CV, targets_C)

@@ -77,8 +77,8 @@ class NextToken(nn.Module):
         if pieces == 1 or states_TH.is_meta:
             return self._chunk_loss(states_TH, targets_T, head)
         if layer is not None:
-            ways = {"label_smoothing": self.label_smoothing, "judge": self.judge}
-            return linear_cross_entropy(states_TH, layer, targets_T, pieces=pieces, **ways)
+            smoothing, judge = self.label_smoothing, self.judge
+            return linear_cross_entropy(states_TH, layer, targets_T, pieces=pieces, label_smoothing=smoothing, judge=judge)
 
         def chunk_loss(states: Tensor, targets: Tensor) -> Tensor:
             return self._chunk_loss(states, targets, head)

@@ -15,13 +15,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lightning_internvl.choices import IGNORE_INDEX
+from lightning_internvl.data.gradient_accumulation import COUNTS
 from lightning_internvl.distributed.collectives import all_reduce_max, gather, gather_with_grad, rank
 from lightning_internvl.stages.base import Batch, Stage
 
 NEVER = -2.0  # below every cosine
+LONGEST = "words"  # of the counts of a batch: words of its longest caption
 
 
 class WordStage(Stage):
@@ -40,10 +41,10 @@ class WordStage(Stage):
         pictures of all.
         """
         embed = self.model.decoder.embed
-        ids_CL = described_words(batch["input_ids"], batch["labels"])
+        ids_CL = described_words(batch["input_ids"], batch["labels"], batch.get(COUNTS, {}).get(LONGEST))
         rarity_CL = rarity(ids_CL)
         words_CLH = embed(ids_CL.clamp(min=0)).detach().float()
-        centre_H = embed(ids_CL[ids_CL >= 0].unique()).detach().float().mean(dim=0)
+        centre_H = mean_of_distinct(words_CLH, ids_CL)
 
         keys = batch.get("picture_keys")
         seen_BPH = self.model.visual_tokens(batch["pixel_values"], picture_keys=keys).float()
@@ -70,6 +71,10 @@ class WordStage(Stage):
             "distance": self._distance(seen_BPH, words_CLH[own], *near_own),
         }
 
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Words of the longest caption: of no loss, but a size that a step would ask the device for."""
+        return {LONGEST: int((batch["labels"] != IGNORE_INDEX).sum(dim=1).max())}
+
     def _means(self, seen_CPH: Tensor, words_CLH: Tensor, rarity_CL: Tensor, own: slice) -> Tensor:
         seen_CH, words_CH = seen_CPH.mean(dim=1), mean_word(words_CLH, rarity_CL)
         return self.model.objectives["itc"]((seen_CH - seen_CH.mean(dim=0))[own], (words_CH - words_CH.mean(dim=0))[own])
@@ -78,22 +83,53 @@ class WordStage(Stage):
         """Of each visual token from the telling word of its caption that is most similar to it."""
         similar_BPL = (near_BPH @ near_BLH.mT).masked_fill(~telling_BL[:, None], NEVER)
         best_BPH = words_BLH.gather(1, similar_BPL.argmax(dim=-1)[..., None].expand(-1, -1, words_BLH.shape[-1]))
-        return F.mse_loss(seen_BPH, best_BPH) / words_BLH[telling_BL].var()
+        return F.mse_loss(seen_BPH, best_BPH) / variance(words_BLH, telling_BL)
 
 
-def described_words(ids_BL: Tensor, labels_BL: Tensor) -> Tensor:
-    """The words that are learnt, of the captions of all ranks, -1 behind the last one: (C, L)."""
-    rows = [ids[labels != IGNORE_INDEX] for ids, labels in zip(ids_BL, labels_BL, strict=True)]
-    ids_BL = pad_sequence(rows, batch_first=True, padding_value=-1)
-    return gather(F.pad(ids_BL, (0, all_reduce_max(ids_BL.shape[1]) - ids_BL.shape[1]), value=-1))
+def described_words(ids_BL: Tensor, labels_BL: Tensor, longest: int | None = None) -> Tensor:
+    """The words that are learnt, of the captions of all ranks, -1 behind the last one: (C, L).
+
+    Args:
+        longest: words of this rank's longest caption, where the host knows it; a GPU is then not
+            asked for it. Several ranks still agree on a length.
+    """
+    learnt_BL = labels_BL != IGNORE_INDEX
+    longest = int(learnt_BL.sum(dim=1).max()) if longest is None else longest
+    order_BL = (~learnt_BL).int().argsort(dim=1, stable=True)[:, :longest]
+    ids_BL = ids_BL.gather(1, order_BL).masked_fill(~learnt_BL.gather(1, order_BL), -1)
+    return gather(F.pad(ids_BL, (0, all_reduce_max(longest) - longest), value=-1))
+
+
+def places_of_words(ids_CL: Tensor) -> Tensor:
+    """The place of each word among the distinct ones, (C, L); of `Tensor.unique` the host would
+    wait for how many these are."""
+    sorted_N, order_N = ids_CL.flatten().sort(stable=True)
+    places_N = F.pad(sorted_N[1:] != sorted_N[:-1], (1, 0)).cumsum(dim=0)
+    return torch.zeros_like(order_N).scatter_(0, order_N, places_N).view_as(ids_CL)
 
 
 def rarity(ids_CL: Tensor) -> Tensor:
     """log(captions / captions with this word), 0 for a word of all captions, -1 behind the last
     word: (C, L)."""
-    words, places_CL = ids_CL.unique(return_inverse=True)
-    holds = torch.zeros(len(ids_CL), len(words), device=ids_CL.device).scatter_(1, places_CL, 1.0)
+    places_CL = places_of_words(ids_CL)
+    holds = torch.zeros(len(ids_CL), ids_CL.numel(), device=ids_CL.device).scatter_(1, places_CL, 1.0)
     return (len(ids_CL) / holds.sum(dim=0)).log()[places_CL].masked_fill(ids_CL < 0, -1.0)
+
+
+def mean_of_distinct(words_CLH: Tensor, ids_CL: Tensor) -> Tensor:
+    """The mean of the words that occur, each once however often it does: (H,)."""
+    places_N = places_of_words(ids_CL).flatten()
+    times_N = torch.zeros(len(places_N), device=ids_CL.device).scatter_add_(0, places_N, torch.ones_like(places_N).float())
+    weights_CL = (1 / times_N[places_N]).view_as(ids_CL).masked_fill(ids_CL < 0, 0.0)
+    return (words_CLH * weights_CL[..., None]).sum(dim=(0, 1)) / weights_CL.sum()
+
+
+def variance(x_BLH: Tensor, chosen_BL: Tensor) -> Tensor:
+    """Of all elements where a place is chosen, a scalar."""
+    chosen_BL1 = chosen_BL[..., None]
+    number = chosen_BL.sum() * x_BLH.shape[-1]
+    mean = x_BLH.masked_fill(~chosen_BL1, 0.0).sum() / number
+    return (x_BLH - mean).masked_fill(~chosen_BL1, 0.0).square().sum() / (number - 1)
 
 
 def mean_word(words_CLH: Tensor, rarity_CL: Tensor) -> Tensor:

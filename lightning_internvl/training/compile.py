@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ def compile_blocks(model: nn.Module, settings: Mapping[str, str | bool | None]) 
     for name, backend in settings.items():
         part = getattr(model, name, None)
         if backend and isinstance(part, HasShardingUnits):
-            how = {"backend": INDUCTOR if backend is True else backend, "dynamic": None, **limit}
+            how: dict[str, Any] = {"backend": INDUCTOR if backend is True else backend, "dynamic": None, **limit}
             for block in part.sharding_units():
                 block.compile(**how)
             for objective in model.modules() if name == "decoder" else ():

@@ -15,7 +15,7 @@ from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC
 from lightning_internvl.stages import WordStage
-from lightning_internvl.stages.word_alignment import described_words, mean_word, rarity, token_scores
+from lightning_internvl.stages.word_alignment import described_words, mean_of_distinct, mean_word, rarity, token_scores, variance
 from lightning_internvl.training.optim import adamw, cosine
 
 A, B, C, END = 5, 6, 7, 1
@@ -46,7 +46,16 @@ def batch() -> dict[str, torch.Tensor]:
 def test_only_what_is_learnt_is_a_word() -> None:
     ids = torch.tensor([[9, A, B, END], [9, C, END, 0]])
     labels = torch.tensor([[-100, A, B, END], [-100, C, END, -100]])
-    assert described_words(ids, labels).tolist() == [[A, B, END], [C, END, -1]]
+    for longest in (None, 3):
+        assert described_words(ids, labels, longest).tolist() == [[A, B, END], [C, END, -1]]
+
+
+def test_means_and_variances_are_those_of_what_is_taken_out() -> None:
+    ids, words = torch.tensor([[A, A, B], [B, C, -1]]), torch.randn(2, 3, 4)
+    words[0, 1], words[1, 0] = words[0, 0], words[0, 2]  # of equal words
+    once = torch.stack([words[0, 0], words[0, 2], words[1, 1]])
+    torch.testing.assert_close(mean_of_distinct(words, ids), once.mean(dim=0))
+    torch.testing.assert_close(variance(words, ids > A), words[ids > A].var())
 
 
 def test_a_word_of_every_caption_says_nothing() -> None:
