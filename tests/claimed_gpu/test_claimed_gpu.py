@@ -26,6 +26,7 @@ CASES = {
     **{toy: "" if toy == "internvl_toy" else f"experiment={toy}" for toy in TOYS},
     "mined": "pipeline=[generative] stages.generative.module.mined_from_step=0",
     "packed": f"pipeline=[supervised] {PACKED}",
+    "words": "experiment=scenes_smollm2 pipeline=[words] decoder=llama_toy data.chats_collate.template=vicuna",
     "accumulated": "pipeline=[supervised] trainer.accumulate_grad_batches=2",
     "flamingo packed": f"experiment=flamingo_toy pipeline=[start] {PACKED}",
     "t5": "experiment=blip2_toy pipeline=[supervised] decoder=t5_toy data.chats_collate.template=blip2_t5",
