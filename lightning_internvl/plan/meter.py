@@ -139,29 +139,34 @@ def watch(meter: Meter, model: VLM) -> None:
     modules inside them."""
     for name, part in parts_of(model).items():
         for module in part.modules():
-            module.register_forward_pre_hook(functools.partial(_enter, meter, name))
-            module.register_forward_hook(functools.partial(_leave, meter), always_call=True)
+            entered: list[int] = []
+            module.register_forward_pre_hook(functools.partial(_enter, meter, name, entered))
+            module.register_forward_hook(functools.partial(_leave, meter, entered), always_call=True)
         for method, function in inspect.getmembers(type(part), inspect.isfunction):
             ours = not method.startswith("_") and not function.__module__.startswith("torch.") and method != "forward"
             if ours:
                 setattr(part, method, _watched(meter, name, getattr(part, method)))
 
 
-def _enter(meter: Meter, name: str, *_: Any) -> None:
+def _enter(meter: Meter, name: str, entered: list[int], *_: Any) -> None:
+    entered.append(len(meter.inside))
     meter.inside.append(name)
 
 
-def _leave(meter: Meter, *_: Any) -> None:
-    meter.inside.pop()
+def _leave(meter: Meter, entered: list[int], *_: Any) -> None:
+    # a module whose inputs another hook refuses is left without having been entered
+    if entered:
+        del meter.inside[entered.pop() :]
 
 
 def _watched(meter: Meter, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def watched(*args: Any, **kwargs: Any) -> Any:
+        outside = len(meter.inside)
         meter.inside.append(name)
         try:
             return method(*args, **kwargs)
         finally:
-            meter.inside.pop()
+            del meter.inside[outside:]
 
     return watched
