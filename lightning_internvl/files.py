@@ -69,6 +69,13 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
 
 
+def is_special_file(path: str | Path) -> bool:
+    """Whether there is something that is neither a file nor a folder: a pipe, a socket, a device,
+    of which reading may never end."""
+    path = Path(path)
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def remove_drafts(path: Path) -> None:
     """Remove what processes that were killed have left beside `path`."""
     for left in path.parent.glob(f".{path.name}.*{DRAFT}"):

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.svg import is_svg, svg_to_png
+from lightning_internvl.files import is_special_file
 
 # Files with these endings are pictures, in folders and in shards; of several pictures in a record
 # the first kind counts.
@@ -25,8 +26,14 @@ TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # What Pillow's decoders raise on damaged files, beside its own errors.
 DAMAGED = (
     UnidentifiedImageError, OSError, SyntaxError, EOFError, struct.error, zlib.error, LookupError,
-    TypeError, RuntimeError, ArithmeticError, AttributeError,
+    TypeError, RuntimeError, ArithmeticError, AttributeError, ValueError, MemoryError, AssertionError,
 )  # fmt: skip
+# What is looked for in a file, whatever its name; Pillow knows others that start programs (EPS) or
+# take nearly any bytes for a picture (TGA).
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000", "ICO", "PCX",
+)  # fmt: skip
+WHITE_OF_16_BITS = 65535
 WEB_PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
 SHOWN = 40  # bytes of a file that is no picture, in messages
 HEAD = 2000  # bytes of a file that tell whether it is a drawing
@@ -51,25 +58,32 @@ def read_image(source: str | Path | bytes, least: int | None = None) -> np.ndarr
     Raises:
         ValueError: naming the file when it is missing, unreadable, cut off or over MAX_PIXELS.
     """
-    with _open_image(source) as image:
+    with opened_image(source) as image:
         if least is not None:
             image.draft(None, (least, least))
         ImageOps.exif_transpose(image, in_place=True)
-        return np.array(_to_rgb(image))
+        return np.array(to_rgb(image))
 
 
 def image_size(source: str | Path | bytes) -> tuple[int, int]:
     """Width and height as a picture's header tells. Raises ValueError as `read_image`."""
-    with _open_image(source) as image:
+    with opened_image(source) as image:
         return image.size
 
 
 @contextmanager
-def _open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
+def opened_image(source: str | Path | bytes) -> Iterator[Image.Image]:
+    """A picture whose pixels are not read yet; faults of reading them inside are told as
+    `read_image` does."""
     name = f"of {len(source)} bytes" if isinstance(source, bytes) else source
     try:
+        if not isinstance(source, bytes) and is_special_file(source):
+            raise OSError("it is no file, but a pipe or a device")
         # The file is opened here, because Pillow leaves it open where it fails.
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file, Image.open(_pixels(file)) as image:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,
+            Image.open(_pixels(file), formats=FORMATS) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height} px"
                 raise BadSample(f"image {name} has {size}, more than {MAX_PIXELS} in all", "large image")
@@ -80,7 +94,7 @@ def _open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
         raise BadSample(f"image {name} is larger than {MAX_PIXELS} px: {error}", "large image") from error
     except BadSample:
         raise
-    except (*DAMAGED, ValueError) as error:
+    except DAMAGED as error:
         raise BadSample(f"image {name} cannot be read: {_reason(source, error)}", "unreadable image") from error
 
 
@@ -107,12 +121,30 @@ def _reason(source: str | Path | bytes, error: Exception) -> str:
     return f"no known kind of picture, or its header is damaged; it begins with {head!r}"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, with white behind what is transparent."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image).astype(np.float64)
-        deep = image.mode != "F" and values.max(initial=0) > 255
-        return Image.fromarray(np.clip(values / 257 if deep else values, 0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Grey values of more bits as (H, W) uint8, by the format's white: 65535 of 16 bits. Formats of
+    32 bits have none: floats up to 1 are from 0 to 1, all others are from 0 to 255.
+
+    Raises:
+        ValueError: for values of 32 bits beyond these.
+    """
+    values = np.asarray(image).astype(np.float32)
+    if image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM")):
+        if isinstance(clear := image.info.get("transparency"), int):
+            values[values == clear] = WHITE_OF_16_BITS  # as what is seen through is
+        return np.rint(values / (WHITE_OF_16_BITS / 255)).clip(0, 255).astype(np.uint8)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if not (low >= 0 and high <= 255):
+        kind = "floats" if image.mode == "F" else "whole numbers of 32 bits"
+        raise ValueError(f"its {kind} go from {low:g} to {high:g}; from 0 to 255 are read, or floats from 0 to 1")
+    return np.rint(values * 255 if image.mode == "F" and high <= 1 else values).astype(np.uint8)

@@ -9,10 +9,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lightning_internvl.data.files.images import DAMAGED, is_image_file, read_image
+from lightning_internvl.data.files.images import is_image_file, opened_image, read_image
 from lightning_internvl.data.files.lazy_pictures import LazyPictures, evenly_spread
 
 IGNORED = 255  # of pixels that are not judged
+ORIENTATION = 0x0112  # the EXIF tag that says how a picture is turned
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = [TURNS[tag] for tag in (5, 6, 7, 8)]
 
 
 @dataclass(frozen=True)
@@ -36,9 +47,9 @@ def read_mask_folder(
         samples: only that many pictures, spread over all.
 
     Raises:
-        ValueError: naming the file, for a folder or an annotation that is missing, and when a mask
-            is read, for one that cannot be read, is in colours, or holds a class that does not
-            exist.
+        ValueError: naming the file, for a folder or an annotation that is missing or whose size is
+            not its picture's, and when a mask is read, for one that cannot be read, is in colours,
+            or holds a class that does not exist.
     """
     images, masks = (Path(path) / kind / split for kind in ("images", "annotations"))
     for folder in (images, masks):
@@ -53,25 +64,48 @@ def read_mask_folder(
         wanted = f"{masks / missing[0].stem}.png"
         raise ValueError(f"{missing[0]} has no annotation: {wanted} does not exist ({lacking})")
     chosen = [files[place] for place in evenly_spread(len(files), samples)]
+    annotations = [masks / f"{file.stem}.png" for file in chosen]
+    turns = [_turn_of_mask(*pair) for pair in zip(chosen, annotations, strict=True)]
 
     def mask(place: int) -> np.ndarray:
-        return read_mask(masks / f"{chosen[place].stem}.png", classes, reduce_zero_label)
+        return read_mask(annotations[place], classes, reduce_zero_label, turns[place])
 
     return MaskedPictures(LazyPictures(chosen, read_image), mask, len(files))
 
 
-def read_mask(path: Path, classes: int, reduce_zero_label: bool) -> np.ndarray:
-    """(H, W) uint8; raises ValueError as `read_mask_folder`."""
+def _turn_of_mask(picture: Path, annotation: Path) -> Image.Transpose | None:
+    """How a mask is turned to lie on its picture, by headers alone. Pictures are turned upright by
+    their EXIF tag; masks may have been drawn before or after.
+
+    Raises:
+        ValueError: if the mask cannot be read, or its size is that of the picture neither upright
+            nor before it is turned, or both, so that no one knows.
+    """
+    with opened_image(annotation) as mask:
+        drawn = mask.size
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "1", "I;16", "I"):
-                raise ValueError(f"{path} holds colours ({image.mode}), not the numbers of classes")
-            found = np.array(image).astype(np.int64)
-    except DAMAGED as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        with opened_image(picture) as image:
+            size, turn = image.size, TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except ValueError:
+        return None  # the task counts pictures that cannot be read
+    upright = size[::-1] if turn in SIDEWAYS else size
+    if drawn not in (upright, size):
+        raise ValueError(f"{picture} has {upright[0]} x {upright[1]} px, but its annotation {annotation} {drawn[0]} x {drawn[1]}")
+    if turn is not None and upright == size:
+        unknown = "its annotation would fit before and after the turn"
+        raise ValueError(f"{picture} is turned by its EXIF tag, and {unknown}; save the picture upright, without the tag")
+    return turn if drawn == size else None
+
+
+def read_mask(path: Path, classes: int, reduce_zero_label: bool, turn: Image.Transpose | None = None) -> np.ndarray:
+    """(H, W) uint8, turned where its picture is; raises ValueError as `read_mask_folder`."""
+    with opened_image(path) as image:
+        if image.mode not in ("L", "P", "1", "I;16", "I"):
+            raise ValueError(f"{path} holds colours ({image.mode}), not the numbers of classes")
+        found = np.array(image if turn is None else image.transpose(turn)).astype(np.int32)
     if reduce_zero_label:
         found = np.where(found == 0, IGNORED, np.where(found == IGNORED, IGNORED, found - 1))
-    if (wrong := found[(found >= classes) & (found != IGNORED)]).size:
+    if (wrong := found[((found >= classes) & (found != IGNORED)) | (found < 0)]).size:
         found = wrong.max() + reduce_zero_label
         raise ValueError(f"{path} holds the class {found}, but {classes=} of them exist")
     return found.astype(np.uint8)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.records import Records, ScannedRecord, digest_of
 
 KEPT_BYTES = 2 * 2**30  # of decoded row groups, in each process
@@ -51,14 +52,17 @@ class ParquetRecords(Records):
         group = next(number for number, end in enumerate(self._ends) if position < end)
         table = self._group(group)
         place = position - (self._ends[group] - table.num_rows)
-        return table.slice(place, 1).to_pylist()[0], position + 1
+        try:
+            return table.slice(place, 1).to_pylist()[0], position + 1
+        except Exception as error:  # a text that is none, a date beyond all
+            raise BadSample(f"{self.name(position + 1)} is damaged: {error}", "broken line", self.key(position + 1)) from error
 
     def scan(self) -> Iterator[ScannedRecord]:
-        line = 0
-        for batch in self._file().iter_batches(batch_size=256):
-            for record in batch.to_pylist():
-                line += 1
-                yield ScannedRecord(line, record)
+        for position in range(len(self)):
+            try:
+                yield ScannedRecord(position + 1, self.read(position)[0])
+            except BadSample as error:
+                yield ScannedRecord(position + 1, None, error)
 
     def digest(self, position: int) -> int:
         return digest_of(f"{self.path.name}:{position}".encode())
@@ -73,8 +77,8 @@ class ParquetRecords(Records):
             import pyarrow.parquet
 
             try:
-                self._opened = pyarrow.parquet.ParquetFile(self.path)
-            except (pyarrow.ArrowException, OSError) as error:
+                self._opened = pyarrow.parquet.ParquetFile(self.path, page_checksum_verification=True)
+            except Exception as error:  # pyarrow has many
                 raise ValueError(f"{self.path} is no parquet file, or damaged: {error}") from error
             groups = self._opened.metadata
             rows = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
@@ -83,7 +87,10 @@ class ParquetRecords(Records):
 
     def _group(self, number: int) -> Any:
         if number not in self._kept:
-            self._kept[number] = self._file().read_row_group(number)
+            try:
+                self._kept[number] = self._file().read_row_group(number)
+            except Exception as error:  # pyarrow has many
+                raise BadSample(f"{self.path}, row group {number}, is damaged: {error}", "broken line") from error
             while len(self._kept) > 1 and sum(x.nbytes for x in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(number)

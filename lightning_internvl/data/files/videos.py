@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import ImageSequence
 
-from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
+from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.files.images import IMAGE_SUFFIXES, MAX_PIXELS, is_image_file, opened_image, read_image, to_rgb
 
 FOLDER_FPS = 2.0  # of a folder of frames, which are taken to be chosen already
 ANIMATED = {".gif", ".webp", ".png", ".apng"}
 MAX_BYTES = 4 * 2**30  # of all frames of a video
+ANIMATION_BYTES = 2**30  # of all frames of an animated picture, of which a few bytes may stand for a thousand
+# Playlists and the like name other files and addresses, which FFmpeg would open.
+FROM_THE_FILE_ALONE = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,h264,hevc,ivf,m4v,mxf,rm,swf,gif,apng",
+}
 
 
 def read_video(path: Path) -> tuple[np.ndarray, float]:
@@ -56,39 +64,45 @@ def read_frames(files: Sequence[Path]) -> tuple[np.ndarray, float]:
 
 
 def _read_animation(path: Path) -> tuple[np.ndarray, float]:
-    try:
-        with Image.open(path) as opened:
-            frames, milliseconds = [], 0.0
-            if opened.width * opened.height * 3 * getattr(opened, "n_frames", 1) > MAX_BYTES:
-                raise _too_large(path)
-            for frame in ImageSequence.Iterator(opened):
-                frames.append(np.array(frame.convert("RGB")))
-                milliseconds += frame.info.get("duration", 0)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path}: damaged, or no picture: {error}") from error
-    return np.stack(frames), 1000 * len(frames) / milliseconds if milliseconds else FOLDER_FPS
+    with opened_image(path) as opened:
+        count = getattr(opened, "n_frames", 1)
+        if opened.width * opened.height * 3 * count > ANIMATION_BYTES:
+            raise _too_large(path, ANIMATION_BYTES)
+        frames, read, milliseconds = np.empty((count, opened.height, opened.width, 3), np.uint8), 0, 0.0
+        for frame in islice(ImageSequence.Iterator(opened), count):
+            frames[read] = to_rgb(frame)
+            milliseconds += frame.info.get("duration", 0)
+            read += 1
+    return frames[:read], 1000 * read / milliseconds if milliseconds > 0 else FOLDER_FPS
 
 
 def _decode_video(path: Path) -> tuple[np.ndarray, float]:
     import av
 
+    frames, shape, size = bytearray(), (0, 0), 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute()), options=FROM_THE_FILE_ALONE) as container:
             stream = container.streams.video[0]
-            frames, size = [], 0
+            size = stream.width * stream.height
+            if size > MAX_PIXELS or size * 3 * stream.frames > MAX_BYTES:
+                raise _too_large(path)
             for frame in container.decode(stream):
-                frames.append(frame.to_ndarray(format="rgb24"))
-                size += frames[-1].nbytes
-                if size > MAX_BYTES:
+                shape = shape if frames else (frame.height, frame.width)
+                if (frame.height, frame.width) != shape:
+                    raise ValueError("its frames differ in size")
+                if frame.height * frame.width > MAX_PIXELS or len(frames) > MAX_BYTES:
                     raise _too_large(path)
+                frames += frame.to_ndarray(format="rgb24").data
             rate = float(stream.average_rate or FOLDER_FPS)
-    except (av.FFmpegError, IndexError) as error:
+    except BadSample:
+        raise
+    except Exception as error:  # FFmpeg and its wrapper raise errors of many kinds
         raise ValueError(f"{path}: damaged, or no video: {error}") from error
     if not frames:
         raise ValueError(f"{path}: the video has no frames")
-    return np.stack(frames), rate
+    return np.frombuffer(frames, np.uint8).reshape(-1, *shape, 3), rate
 
 
-def _too_large(path: Path) -> ValueError:
-    most = f"{MAX_BYTES / 2**30:.0f} GiB"
-    return ValueError(f"{path}: its frames take more than {most}; cut it or make it smaller")
+def _too_large(path: Path, most: int = MAX_BYTES) -> BadSample:
+    limits = f"{most / 2**30:.0f} GiB in all, or one more than {MAX_PIXELS} px"
+    return BadSample(f"{path}: its frames take more than {limits}; cut it or make it smaller", "large video")

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_internvl.files import is_special_file
+
 LISTS = (".txt", ".list")  # text files with one entry a line
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
@@ -88,6 +90,8 @@ class Braces(Sequence[str]):
         return math.prod(len(choice) for choice in self.choices)
 
     def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < len(self):
+            raise IndexError(f"name {place} of {len(self)}")
         found = [self.texts[-1]]
         for text, choice in zip(self.texts[-2::-1], self.choices[::-1], strict=True):
             place, which = divmod(place, len(choice))
@@ -128,6 +132,11 @@ def protocol_of(url: str) -> str | None:
     return found and found[1]
 
 
+def without_query(url: str) -> str:
+    """A URL of a web server without what follows its path (?signature=...); others as they are."""
+    return url.partition("?")[0] if protocol_of(url) in ("http", "https") else url
+
+
 def _check_protocol(protocol: str | None, url: str) -> None:
     if protocol is None:
         return
@@ -144,7 +153,7 @@ def _check_protocol(protocol: str | None, url: str) -> None:
 
 def _entries(url: str) -> list[str]:
     """An entry as it is, or the lines of a text file."""
-    if not url.endswith(LISTS) or BRACES.search(url) or _is_glob(url):
+    if not without_query(url).endswith(LISTS) or BRACES.search(url) or _is_glob(url):
         return [url]
     try:
         text = read_text(url)
@@ -153,7 +162,7 @@ def _entries(url: str) -> list[str]:
     lines = [x for x in map(str.strip, text.splitlines()) if x and not x.startswith("#")]
     if not lines:
         raise ValueError(f"list of shards {url} is empty")
-    folder = url.rpartition("/")[0]
+    folder = without_query(url).rpartition("/")[0]
     if not folder:
         return lines
     return [one if one.startswith("/") or protocol_of(one) else f"{folder}/{one}" for one in lines]
@@ -162,7 +171,9 @@ def _entries(url: str) -> list[str]:
 def read_text(url: str) -> str:
     """A text in UTF-8 at a path or URL."""
     if protocol_of(url) is None:
-        return Path(url).read_text(encoding="utf-8")
+        if is_special_file(url):
+            raise OSError("it is no file, but a pipe or a device")
+        return Path(url).read_text(encoding="utf-8-sig")
     import fsspec
 
     with fsspec.open(url, "r", encoding="utf-8") as file:
@@ -170,7 +181,8 @@ def read_text(url: str) -> str:
 
 
 def _is_glob(url: str) -> bool:
-    return glob.has_magic(url.partition("://")[2] or url) and not (protocol_of(url) is None and Path(url).exists())
+    path = without_query(url)
+    return glob.has_magic(path.partition("://")[2] or path) and not (protocol_of(url) is None and Path(url).exists())
 
 
 def _expand(entry: str, suffixes: Sequence[str]) -> list[Sequence[str]]:
@@ -194,8 +206,11 @@ def _names_matching(pattern: str) -> list[str]:
     else:
         import fsspec
 
-        files, _, _ = fsspec.get_fs_token_paths(pattern)
-        found = sorted(files.unstrip_protocol(name) for name in files.glob(pattern))
+        try:
+            files, _, _ = fsspec.get_fs_token_paths(pattern)
+            found = sorted(files.unstrip_protocol(name) for name in files.glob(pattern))
+        except Exception as error:  # each protocol has errors of its own
+            raise ValueError(f"{pattern} cannot be listed: {error}") from error
     if not found:
         raise ValueError(f"{pattern} matches no file")
     return found

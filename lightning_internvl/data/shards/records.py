@@ -15,6 +15,8 @@ from lightning_internvl.data.files.picture_sources import IMAGES
 PICTURES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 TEXTS = ("txt", *CAPTIONS)
 CHATS = ("conversations", "messages")
+# The entry of a tar's record whose files do not tell which belong together; no extension has a slash
+DOUBLED = "/doubled"
 DIGITS = re.compile(r"(\d+)")
 
 
@@ -30,6 +32,7 @@ def pair_of(record: Mapping[str, Any], image: str | None = None, caption: str | 
         BadSample: saying what is missing, or cannot be read.
     """
     key = str(record["key"])
+    _check_doubled(record)
     said = _json(record)
     names = (caption,) if caption else TEXTS
     found_texts = (source.get(name) for source in (record, said) for name in names)
@@ -52,6 +55,7 @@ def chats_of(record: Mapping[str, Any], image: str | None = None, caption: str |
     Raises:
         BadSample: as `pair_of`.
     """
+    _check_doubled(record)
     said = _json(record)
     source = next((one for one in (record, said) if any(one.get(name) for name in CHATS)), None)
     if source is None:
@@ -68,6 +72,9 @@ def chats_of(record: Mapping[str, Any], image: str | None = None, caption: str |
 def _picture(record: Mapping[str, Any], said: Mapping[str, Any], name: str | None) -> bytes:
     key = str(record["key"])
     names = (name,) if name else (*PICTURES, *IMAGES)
+    if len(several := [one for one in names if one in PICTURES and record.get(one)]) > 1:
+        what = f"{len(several)} pictures for one caption, {', '.join(several)}"
+        raise BadSample(f"it has {what}; say which counts with data.image={several[0]}", "several images", key)
     found = next((record[one] for one in names if record.get(one)), None)
     if isinstance(found, list) and len(found) == 1:
         found = found[0]
@@ -86,9 +93,12 @@ def _text(value: Any, key: str) -> str:
         raise BadSample(f"its caption is no text, but {value!r:.100}", "broken caption", key)
     check_length(value)
     try:
-        text = (value.decode("utf-8") if isinstance(value, bytes) else value).strip()
-    except UnicodeDecodeError as error:
-        raise BadSample(f"its caption is not a text in UTF-8: {error}", "broken caption", key) from error
+        text = (value.decode("utf-8") if isinstance(value, bytes) else value).removeprefix("\ufeff").strip()
+        text.encode("utf-8")
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise BadSample(f"its caption is not a text in UTF-8: {error.reason}", "broken caption", key) from error
+    if "\0" in text:
+        raise BadSample(f"its caption holds zeros, as UTF-16 read as UTF-8 does: {text!r:.100}", "broken caption", key)
     if not text:
         raise BadSample("its caption is empty", "empty caption", key)
     check_length(text)
@@ -101,12 +111,29 @@ def _json(record: Mapping[str, Any]) -> Mapping[str, Any]:
     if given is None:
         return {}
     try:
-        found = json.loads(given) if isinstance(given, bytes | str) else given
-    except ValueError as error:
+        text = given.removeprefix("\ufeff") if isinstance(given, str) else given
+        found = json.loads(text, object_pairs_hook=_once) if isinstance(text, bytes | str) else text
+    except (ValueError, RecursionError) as error:
         raise BadSample(f"its json cannot be read: {error}", "broken line", str(record["key"])) from error
     if not isinstance(found, Mapping):
         raise BadSample(f"its json is no mapping, but a {type(found).__name__}", "broken line", str(record["key"]))
     return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON; raises ValueError for a name that has two values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"{twice[:80]!r} stands in it twice")
+    return found
+
+
+def _check_doubled(record: Mapping[str, Any]) -> None:
+    """Raises BadSample for files of one name that do not tell which belong together."""
+    if files := record.get(DOUBLED):
+        reason = f"files of one name come again in another order ({files}), so which belong together is not known"
+        raise BadSample(reason, "doubled files", str(record["key"]))
 
 
 def _names(record: Mapping[str, Any], said: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning_internvl.choices import BY_SIZE
 from lightning_internvl.data.files.records import PARQUET
+from lightning_internvl.data.shards.names import without_query
 from lightning_internvl.data.shards.tables import ParquetShards
 from lightning_internvl.data.shards.tar import Shards, TarShards
 from lightning_internvl.messages import check_number, did_you_mean
@@ -53,7 +54,7 @@ def open_shards(given: Any) -> Shards:
     if hasattr(given, "read"):
         return given
     first = given if isinstance(given, str | Path) else next(iter(given), "")
-    return (ParquetShards if str(first).endswith(PARQUET) else TarShards)(given)
+    return (ParquetShards if without_query(str(first)).endswith(PARQUET) else TarShards)(given)
 
 
 def weights_of(given: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], weights: Any) -> dict[str, float]:

@@ -13,6 +13,7 @@ from lightning_internvl.data.files.parquet import check_pyarrow
 from lightning_internvl.data.files.records import PARQUET
 from lightning_internvl.data.shards.names import ShardNames, Urls, protocol_of
 from lightning_internvl.data.shards.tar import Record, ShardError, Shards
+from lightning_internvl.files import is_special_file
 
 KEYS = ("key", "__key__", "id")  # columns with the name of a sample
 ROWS = 64  # that are turned into Python values at a time
@@ -148,7 +149,9 @@ def _parquet(name: str) -> Iterator[Any]:
             import fsspec
 
             file = stack.enter_context(fsspec.open(name, "rb"))
-        yield stack.enter_context(pyarrow.parquet.ParquetFile(file))
+        elif is_special_file(name):
+            raise OSError("it is no file, but a pipe or a device")
+        yield stack.enter_context(pyarrow.parquet.ParquetFile(file, page_checksum_verification=True))
 
 
 @contextmanager

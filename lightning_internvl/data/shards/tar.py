@@ -15,20 +15,21 @@ import re
 import tarfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from lightning_internvl.data.shards.names import ShardNames, Urls, protocol_of
-from lightning_internvl.data.shards.records import chats_of, pair_of
-from lightning_internvl.data.shards.tar_members import TarMembers
-from lightning_internvl.files import draft_of
+from lightning_internvl.data.shards.names import ShardNames, Urls, protocol_of, without_query
+from lightning_internvl.data.shards.records import DOUBLED, chats_of, pair_of
+from lightning_internvl.data.shards.tar_members import MOST_CONTENT, TarError, TarMembers
+from lightning_internvl.files import draft_of, is_special_file
 
 __all__ = ["Record", "ShardError", "Shards", "TarShards", "TarWriter", "chats_of", "pair_of"]
 
 TARS = (".tar", ".tar.gz", ".tgz")
 BUFFER = 2**18  # bytes that are read at a time from a local file
+MOST_OF_ONE_NAME = 1000  # neighbouring files whose names are the same up to the first dot
 KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^/.]+)\.([^/]*)")  # as webdataset splits names
 
 Record = dict[str, Any]
@@ -89,7 +90,9 @@ class MarkedRecord(dict[str, Any]):
 
 class TarShards(Shards):
     """Tar files; the files of one name up to its first dot, one after the other, are a record.
-    Extensions are in lower case.
+    Extensions are in lower case. Where an extension comes again, another record of that name
+    begins, if it has the same files in the same order; if not, no one knows which files belong
+    together, and all of them are one record, which `pair_of` and `chats_of` refuse.
 
     Args:
         urls: see `ShardNames`. Paths, and URLs of every protocol that fsspec has a package for; web
@@ -123,8 +126,6 @@ class TarShards(Shards):
         except (OSError, EOFError, zlib.error, ValueError) as error:
             raise ShardError(name, str(error) or type(error).__name__) from error
         except Exception as error:  # each protocol has errors of its own
-            if protocol_of(name) is None:
-                raise
             raise ShardError(name, f"{type(error).__name__}: {error}") from error
 
 
@@ -132,35 +133,56 @@ class TarShards(Shards):
 def _open_tar(name: str) -> Iterator[IO[bytes]]:
     with contextlib.ExitStack() as stack:
         if protocol_of(name) is None:
+            if is_special_file(name):
+                raise OSError("it is no file, but a pipe or a device")
             file: IO[bytes] = stack.enter_context(open(name, "rb", buffering=BUFFER))
         else:
             import fsspec
 
             file = stack.enter_context(fsspec.open(name, "rb"))
-        compressed = name.endswith(("gz", "tgz"))
+        compressed = without_query(name).endswith("gz")
         yield cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if compressed else file
 
 
 def _records(members: TarMembers, start: int, first: int = 0) -> Iterator[MarkedRecord]:
     """Neighbours of one name together, from record `first` on; before `start` headers alone."""
-    record = MarkedRecord()
-    key, seen, count = None, set[str](), first - 1
-    for name, _ in members:
+    files: list[tuple[str, MarkedRecord]] = []  # of one name, each with the record that it is in
+    key, count = None, first
+    for name, size in members:
         found = KEY_AND_EXTENSION.fullmatch(name)
         if found is None:
             continue
-        stem, extension = found[1], found[2].lower()
-        if stem != key or extension in seen:
-            if count >= start:
-                yield record
-            key, seen, count = stem, set(), count + 1
+        if found[1] != key:
+            for record in _split(files):
+                if count >= start:
+                    yield record
+                count += 1
+            files, key, seen, read, number = [], found[1], set[str](), 0, count - 1
+        extension = found[2].lower()
+        if not files or extension in seen:
+            seen, number = set(), number + 1
             record = MarkedRecord(key=key)
-            record.mark = count, members.begun
+            record.mark = number, members.begun
         seen.add(extension)
-        if count >= start and extension != "key":
+        files.append((extension, record))
+        if number >= start and extension != "key":
+            read += size
+            if read > MOST_CONTENT or len(files) > MOST_OF_ONE_NAME:
+                most = f"at most {MOST_OF_ONE_NAME} with {MOST_CONTENT} bytes in all are read"
+                raise TarError(f"{len(files)} files of the name {found[1][:200]!r} with {read} bytes; {most}")
             record[extension] = members.content()
-    if count >= start:
-        yield record
+    yield from _split(files)[max(start - count, 0) :]
+
+
+def _split(files: Sequence[tuple[str, MarkedRecord]]) -> list[MarkedRecord]:
+    """The records of neighbouring files of one name: one, or several alike."""
+    extensions = [extension for extension, _ in files]
+    records = list({id(record): record for _, record in files}.values())
+    alike = len(files) // len(records) if records else 0
+    if extensions == extensions[:alike] * len(records):
+        return records
+    records[0][DOUBLED] = ", ".join(extensions[:20])
+    return records[:1]
 
 
 class TarWriter:

@@ -16,6 +16,8 @@ WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folder
 LONG_NAME, EXTENDED = b"L", b"x"
 MOST_HEADER = 2**20  # bytes of a name or an extended header
 MOST_CONTENT = 2**30  # bytes of a file that is read
+END_MARK = 2 * BLOCK  # zeros that end an archive
+PADDING = 20 * BLOCK  # writers fill an archive up to a multiple of this
 
 
 class TarError(ValueError):
@@ -26,7 +28,8 @@ class TarMembers:
     """The files of a tar archive as pairs of name and size; `content` reads the one that came last.
 
     Plain tar, ustar, GNU and pax headers are read; other kinds of members (folders, links) are
-    passed over.
+    passed over. An archive may be followed by another one (`cat a.tar b.tar`). More zeros than
+    writers end an archive with are what an unfinished download leaves.
 
     Args:
         file: at its beginning, or at the header of a member.
@@ -49,11 +52,11 @@ class TarMembers:
         size: int | None = None
         count = 0
         while True:
-            if name is None and size is None:
-                self.begun = self.file.tell() + self.behind
             header = self._header(count)
             if header is None:
                 return
+            if name is None and size is None:
+                self.begun = self.file.tell() - BLOCK
             count += 1
             kind = header[156:157]
             length = 0 if kind in WITHOUT_CONTENT else _number(header[124:136])
@@ -85,11 +88,20 @@ class TarMembers:
         self.size, self.behind = size, -(-size // BLOCK) * BLOCK
 
     def _header(self, count: int) -> bytes | None:
-        """The next header; None at the end of the archive."""
+        """The next header; None at the end of the file."""
         self._pass()
-        header = self.file.read(BLOCK)
-        if header.count(0) == BLOCK:
+        header, zeros = self.file.read(BLOCK), 0
+        while header and header.count(0) == len(header):
+            zeros += len(header)
+            if zeros > END_MARK + PADDING:
+                raise TarError(_hole(zeros, count, "more than"))
+            header = self.file.read(BLOCK)
+        if zeros and not header and count:
             return None
+        if zeros and not header:
+            raise TarError("it holds zeros alone")
+        if zeros and zeros != END_MARK and (self.file.tell() - len(header)) % PADDING:
+            raise TarError(_hole(zeros, count))
         if not header:
             raise TarError("empty" if count == 0 else f"cut off: it ends behind {count} members without the mark of its end")
         if len(header) < BLOCK:
@@ -144,9 +156,18 @@ def _extended(text: str, name: str | None, size: int | None) -> tuple[str | None
         if key == b"path":
             name = value.decode("utf-8", "surrogateescape")
         elif key == b"size":
-            size = int(value)
+            size = int(value) if value.isdigit() and len(value) < 20 else -1
+            if size < 0:
+                raise TarError(f"damaged: a member of {value[:40]!r} bytes")
+        elif key.startswith(b"GNU.sparse"):
+            raise TarError("members with holes (tar --sparse) are not read; write it without --sparse")
         content = content[int(length) :]
     return name, size
+
+
+def _hole(zeros: int, count: int, least: str = "") -> str:
+    found = f"{least} {zeros} zero bytes".lstrip()
+    return f"damaged: {found} behind {count} members, as a download leaves that was not finished"
 
 
 def _no_tar(header: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from lightning_internvl.data.files.record_sources import open_records
 from lightning_internvl.data.files.videos import read_video
 from lightning_internvl.data.processors.basic import CenterCrop, RandomCrop, Squash, Tiles, choose_grid
 from lightning_internvl.data.shards.records import pair_of
+from lightning_internvl.data.shards.tables import ParquetShards
+from lightning_internvl.data.shards.tar import TarShards
 from lightning_internvl.evaluation.benchmark_files import pictures_by_number
 from lightning_internvl.inference.picture_search import Gallery
 
@@ -204,6 +207,56 @@ def test_crooked_pictures_reach_the_encoder(tmp_path: Path, name: str) -> None:
         assert np.abs(squares.astype(int) - [10, 20, 30]).max() <= 4
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff", "ppm"])
+def test_dark_sixteen_bits_stay_dark(suffix: str) -> None:
+    for value, seen in ((200, 1), (65535, 255), (257 * 9, 9)):
+        assert read_image(encoded(Image.fromarray(np.full((4, 6), value, dtype=np.uint16)), suffix)).max() == seen
+
+
+def test_values_of_32_bits_by_the_rule_that_is_documented() -> None:
+    def seen(values: list[float], kind: type) -> list[int]:
+        return read_image(encoded(Image.fromarray(np.array([values], dtype=kind)), "tiff"))[0, :, 0].tolist()
+
+    assert seen([0, 0.5, 1], np.float32) == [0, 128, 255]
+    assert seen([0, 0.5, 1, 200, 255], np.float32) == [0, 0, 1, 200, 255]
+    assert seen([0, 1, 200], np.int32) == [0, 1, 200]
+    for values, kind in (
+        ([0, 256], np.float32),
+        ([-0.1, 1], np.float32),
+        ([np.nan], np.float32),
+        ([np.inf], np.float32),
+        ([300], np.int32),
+    ):
+        with pytest.raises(BadSample, match="from 0 to 255 are read, or floats from 0 to 1"):
+            seen(values, kind)
+
+
+def test_a_pipe_is_no_picture_and_no_shard(tmp_path: Path) -> None:
+    for name in ("a.png", "a.tar", "a.parquet", "list.txt"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(BadSample, match="no file, but a pipe or a device"):
+        read_image(tmp_path / "a.png")
+    for shards in (TarShards([tmp_path / "a.tar"] * 2), ParquetShards([tmp_path / "a.parquet"] * 2)):
+        with pytest.raises(ValueError, match="no file, but a pipe or a device"):
+            list(shards.read(0))
+    with pytest.raises(ValueError, match="no file, but a pipe or a device"):
+        TarShards(tmp_path / "list.txt")
+
+
+def test_a_program_in_place_of_a_picture_is_not_started() -> None:
+    with pytest.raises(BadSample, match="no known kind of picture"):
+        read_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n")
+
+
+def test_a_short_drawing_cannot_draw_for_hours() -> None:
+    nested = '<g id="a0"><rect width="1" height="1"/></g>' + "".join(
+        f'<g id="a{n}">' + f'<use href="#a{n - 1}"/>' * 10 + "</g>" for n in range(1, 9)
+    )
+    for inside in (nested, '<g id="a"><use href="#a"/></g>'):
+        with pytest.raises(BadSample, match="draws more than 10000 shapes"):
+            read_image(DRAWING.format(inside).encode())
+
+
 def test_a_turned_picture_is_tiled_upright(tmp_path: Path) -> None:
     image = Image.new("RGB", (40, 20))
     exif = image.getexif()
@@ -224,7 +277,7 @@ def test_a_picture_of_every_kind_is_read_wherever_folders_are(tmp_path: Path, su
         else:
             Image.new("RGB", (8, 6), "red").save(place / f"cat_7{suffix}", Image.registered_extensions()[suffix.lower()])
     height, width = (768, 1024) if suffix == ".svg" else (6, 8)  # drawings have no size of their own
-    Image.new("L", (8, 6), 1).save(tmp_path / "annotations" / "val" / "cat_7.png")
+    Image.new("L", (width, height), 1).save(tmp_path / "annotations" / "val" / "cat_7.png")
     (folder / "cat_7.txt").write_text("a cat")
     (captioned,) = open_records(folder)
     assert captioned.read(0)[0] == {"image": f"cat_7{suffix}", "caption": "a cat"}

@@ -51,6 +51,31 @@ def test_folders_that_are_not_whole(folder: Path) -> None:
         read_mask_folder(folder, "validation", classes=2)
 
 
+@pytest.mark.parametrize("tag", range(2, 9))
+def test_a_mask_lies_on_a_picture_that_its_tag_turns(folder: Path, tag: int) -> None:
+    """The picture is read upright; its mask was drawn on what the file holds, or upright."""
+    stored, exif = np.zeros((4, 6, 3), dtype=np.uint8), Image.Exif()
+    stored[0, :2] = stored[1, 0] = 255
+    exif[0x0112] = tag
+    Image.fromarray(stored).save(folder / "images/validation/p0.png", exif=exif)
+    drawn = Image.fromarray((stored[..., 0] > 0).astype(np.uint8))
+    drawn.save(folder / "annotations/validation/p0.png")
+    if tag < 5:
+        with pytest.raises(ValueError, match=r"p0\.png is turned by its EXIF tag, .* save the picture upright"):
+            read_mask_folder(folder, "validation", 2, reduce_zero_label=False)
+        return
+    for _ in range(2):
+        data = read_mask_folder(folder, "validation", 3, reduce_zero_label=False)
+        assert np.array_equal(data.images[0][..., 0] > 0, data.mask(0) == 1)
+        Image.fromarray(data.mask(0)).save(folder / "annotations/validation/p0.png")  # upright
+
+
+def test_a_mask_of_another_size_is_named_at_once(folder: Path) -> None:
+    Image.new("L", (5, 4)).save(folder / "annotations/validation/p1.png")
+    with pytest.raises(ValueError, match=r"p1\.png has 6 x 4 px, but its annotation .*p1\.png 5 x 4"):
+        read_mask_folder(folder, "validation", classes=2)
+
+
 def test_masks_of_scenes_are_where_the_things_are() -> None:
     scenes = Scenes(0, "scenes", 96)
     data = scene_masks(scenes, 5)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.datasets import ChatsFile
 from lightning_internvl.data.files.videos import read_video
 
@@ -62,6 +65,48 @@ def test_an_mp4(tmp_path: Path) -> None:
     (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:100])
     with pytest.raises(ValueError, match=r"b\.mp4: damaged, or no video"):
         read_video(tmp_path / "b.mp4")
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_cut_animations_are_named_or_shorter(tmp_path: Path, suffix: str) -> None:
+    first, *rest = [Image.effect_noise((16, 12), 90 + n).convert("RGB") for n in range(4)]
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=rest, duration=100)
+    content, named = (tmp_path / f"a.{suffix}").read_bytes(), 0
+    for length in range(0, len(content), max(len(content) // 40, 1)):
+        (tmp_path / f"b.{suffix}").write_bytes(content[:length])
+        try:
+            count = len(read_video(tmp_path / f"b.{suffix}")[0])
+        except BadSample:
+            named += 1
+        else:
+            assert 1 <= count <= 4
+    assert named > 5
+
+
+def test_an_animation_that_says_it_has_many_gigabytes_is_named_at_once(tmp_path: Path) -> None:
+    first, *rest = frames()
+    first.save(tmp_path / "a.png", save_all=True, append_images=rest)
+    content = (tmp_path / "a.png").read_bytes()
+    said = b"acTL" + struct.pack(">II", 2**30, 0)  # how many frames there are
+    content = content.replace(b"acTL" + struct.pack(">II", 3, 0), said)
+    place = content.index(said) + len(said)
+    (tmp_path / "a.png").write_bytes(content[:place] + struct.pack(">I", zlib.crc32(said)) + content[place + 4 :])
+    with pytest.raises(ValueError, match=r"a\.png: its frames take more than 1 GiB"):
+        read_video(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.m3u8", "a.mp4"])
+def test_a_playlist_opens_no_other_file(tmp_path: Path, name: str) -> None:
+    av = pytest.importorskip("av", reason="mp4 needs PyAV: pip install -r requirements-video.txt")
+    with av.open(str(tmp_path / "other.ts"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_image(frames((64, 48))[0])))
+        container.mux(stream.encode(None))
+    assert len(read_video(tmp_path / "other.ts")[0]) == 1
+    (tmp_path / name).write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n")
+    with pytest.raises(ValueError, match="damaged, or no video"):
+        read_video(tmp_path / name)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

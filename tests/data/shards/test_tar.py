@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.shards.names import Braces
+from lightning_internvl.data.shards.sources import open_shards
+from lightning_internvl.data.shards.tables import ParquetShards
 from lightning_internvl.data.shards.tar import ShardError, TarShards, TarWriter, chats_of, pair_of
 
 RECORDS = [{"key": f"{i:09d}", "jpg": bytes([i]) * (700 + i), "txt": f"caption {i}", "json": {"number": i}} for i in range(20)]
@@ -56,6 +59,25 @@ def test_patterns_stand_for_many_names(tmp_path: Path) -> None:
     assert [listed.name(place) for place in range(len(listed))] == [
         f"{tmp_path}/x0.tar", f"{tmp_path}/x1.tar", "/y/z.tar", "memory://deep/q.tar", "last.tar",
     ]  # fmt: skip
+
+
+def test_braces_beside_a_star_end(tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        for suffix in ("tar", "parquet"):
+            (tmp_path / part / f"0.{suffix}").touch()
+    for suffix in ("tar", "parquet"):
+        found = open_shards(f"{tmp_path}/{{a,b}}/*.{suffix}").names
+        assert list(found) == [f"{tmp_path}/a/0.{suffix}", f"{tmp_path}/b/0.{suffix}"]
+    with pytest.raises(IndexError):
+        Braces("a{0,1}")[2]
+
+
+def test_the_query_of_a_web_server_is_no_pattern() -> None:
+    for suffix, kind in (("tar", TarShards), ("tar.gz", TarShards), ("parquet", ParquetShards)):
+        shards = open_shards(f"http://host/{{00..01}}.{suffix}?sig=a*b")
+        assert isinstance(shards, kind)
+        assert list(shards.names) == [f"http://host/00.{suffix}?sig=a*b", f"http://host/01.{suffix}?sig=a*b"]
 
 
 def test_many_shards_are_listed_at_once(tmp_path: Path) -> None:
@@ -141,6 +163,10 @@ def test_damaged_shards_give_what_is_whole(tmp_path: Path) -> None:
         "zeroed.tar": (content[: member + 600] + b"\1" * 512 + content[member + 1112 :], 10, "damaged"),
         "page.tar": (b"<!DOCTYPE html><html>" + b" " * 600, 0, "not a tar file: it begins with b'<!DOCTYPE html>"),
         "empty.tar": (b"", 0, "empty"),
+        "zeros.tar": (bytes(10240), 0, "zeros alone"),
+        "hole.tar": (content[:member] + bytes(4096) + content[member + 4096 :], 10, "damaged: "),
+        "tail.tar": (content[:member] + bytes(len(content) - member), 10, "zero bytes behind 31 members"),
+        "joined.tar": (content + b"\1" * 512, 19, "what should be the header of member 61 is none"),
     }
     for name, (damaged, records, message) in cases.items():
         (tmp_path / name).write_bytes(damaged)
@@ -151,6 +177,73 @@ def test_damaged_shards_give_what_is_whole(tmp_path: Path) -> None:
     (tmp_path / "cut.tgz").write_bytes(b"\x1f\x8b\x08" + b"\0" * 20)
     assert "cut.tgz" in str(read_broken(tmp_path / "cut.tgz")[1])
     assert str(read_broken("none/{0..1}.tar")[1]) == "shard none/0.tar: does not exist"
+
+
+def test_tars_put_together_are_read_to_the_end(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.tar").read_bytes()
+    end = one.rstrip(b"\0")
+    short = end + bytes(-len(end) % 512 + 1024)  # as writers that do not fill up their last block
+    for first in (one, short):
+        (tmp_path / "joined.tar").write_bytes(first + one)
+        found = read(tmp_path / "joined.tar")
+        assert [record["key"] for record in found] == 2 * [record["key"] for record in RECORDS]
+        assert list(TarShards(tmp_path / "joined.tar").read_near(0, 30, found[25].mark)) == found[30:]
+
+
+def pax(name: bytes, value: bytes) -> bytes:
+    """An extended header, and a member of one block."""
+    length = len(name) + len(value) + 3
+    while len(text := b"%d %s=%s\n" % (length, name, value)) != length:
+        length = len(text)
+    header, member = tarfile.TarInfo("x"), tarfile.TarInfo("loop")
+    header.type, header.size = b"x", len(text)
+    return header.tobuf() + text + bytes(-len(text) % 512) + member.tobuf()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (b"size", b"-1536", "a member of b'-1536' bytes"),
+        (b"size", b"-512", "a member of b'-512' bytes"),
+        (b"size", b"9" * 4000, "a member of b'9999"),
+        (b"size", b"9" * 19, ""),
+        (b"size", b"1e3", "a member of b'1e3' bytes"),
+        (b"GNU.sparse.major", b"1", "write it without --sparse"),
+    ],
+)
+def test_a_size_that_is_none_ends_the_shard(tmp_path: Path, name: bytes, value: bytes, message: str) -> None:
+    (tmp_path / "a.tar").write_bytes(write(tmp_path / "b.tar").read_bytes()[: 512 * 12] + pax(name, value) + bytes(1024))
+    assert message in read_broken(tmp_path / "a.tar")[1].reason
+
+
+def members(path: Path, *names: str) -> Path:
+    """A tar of such files, each of which holds its place."""
+    with tarfile.open(path, "w") as tar:
+        for place, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = 2
+            tar.addfile(info, io.BytesIO(b"%02d" % place))
+    return path
+
+
+def test_files_that_come_again(tmp_path: Path) -> None:
+    """In the same order they are records of one name; in another one, nobody knows what belongs together."""
+    path = members(tmp_path / "a.tar", "a.png", "a.txt", "a.png", "a.txt", "b.png", "b.txt")
+    assert [pair_of(record)["caption"] for record in read(path)] == ["01", "03", "05"]
+    for doubled in (["a.png", "a.png", "a.txt", "a.txt"], ["a.png", "a.txt", "a.txt"], ["a.txt", "a.png", "a.png", "a.txt"]):
+        found = read(members(tmp_path / "b.tar", "0.png", "0.txt", *doubled, "b.png", "b.txt"))
+        assert [record["key"] for record in found] == ["0", "a", "b"]
+        assert [read(tmp_path / "b.tar", start) for start in range(4)] == [found, found[1:], found[2:], []]
+        assert [pair_of(found[0])["caption"], pair_of(found[2])["caption"]] == ["01", f"{3 + len(doubled):02}"]
+        for reader in (pair_of, chats_of):
+            with pytest.raises(BadSample, match="files of one name come again in another order") as caught:
+                reader(found[1])
+            assert (caught.value.kind, caught.value.key) == ("doubled files", "a")
+
+
+def test_files_of_one_name_are_bounded(tmp_path: Path) -> None:
+    path = members(tmp_path / "a.tar", *(f"a.{n}" for n in range(1100)))
+    assert "1001 files of the name 'a'" in read_broken(path)[1].reason
 
 
 def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
@@ -173,6 +266,9 @@ def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
     [
         ({"jpg": b"J", "txt": b" a cat\n"}, "a cat"),
         ({"webp": b"J", "json": b'{"caption": "a dog"}'}, "a dog"),
+        ({"jpg": b"J", "txt": b"\xef\xbb\xbfa cat"}, "a cat"),
+        ({"jpg": b"J", "json": b'\xef\xbb\xbf{"caption": "a cat"}'}, "a cat"),
+        ({"jpg": b"J", "json": '\ufeff{"caption": "a cat"}'}, "a cat"),
         ({"image": {"bytes": b"J", "path": None}, "text": "a row"}, "a row"),
         ({"images": [{"bytes": b"J"}], "caption": "one"}, "one"),
     ],
@@ -197,6 +293,11 @@ def test_pairs_with_names_of_their_own() -> None:
         ({"jpg": b"J", "txt": b"a" * 2**20}, "long caption", "1048576 bytes; at most 65536 characters"),
         ({"jpg": b"J", "txt": b"a" * 70_000}, "long caption", "70000 characters; at most 65536"),
         ({"jpg": b"J", "json": b"{"}, "broken line", "json cannot be read"),
+        ({"jpg": b"J", "json": b"[" * 100_000}, "broken line", "json cannot be read"),
+        ({"jpg": b"J", "json": b'{"caption": "a", "caption": "b"}'}, "broken line", "'caption' stands in it twice"),
+        ({"jpg": b"J", "json": b'{"caption": "\\ud800 cat"}'}, "broken caption", "UTF-8"),
+        ({"jpg": b"J", "txt": "cat".encode("utf-16-le")}, "broken caption", "holds zeros, as UTF-16"),
+        ({"jpg": b"J", "png": b"P", "txt": b"a"}, "several images", "2 pictures for one caption, jpg, png"),
         ({"image": "a/b.jpg", "text": "x"}, "missing image", "'a/b.jpg' is not the bytes of a file"),
     ],
 )
