@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,37 +14,48 @@ import numpy as np
 from rich.progress import track
 
 from lightning_internvl.console import console
-from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.files.lazy_pictures import Pictures
+from lightning_internvl.data.templates import IMAGE
+from lightning_internvl.evaluation.shown_pictures import Picture, digest_of_picture, look_at
 from lightning_internvl.inference.journal import with_picture
-from lightning_internvl.inference.predictor import Metrics, Predictor
+from lightning_internvl.inference.predictor import Metrics, Predictor, as_sample
 from lightning_internvl.messages import first_of
 from lightning_internvl.report.metrics_table import ASKED, SCORED, TOTAL
 
 BUILT_IN = 250  # scenes of a task without a path
+COMMON = 10  # true answers, the commonest, that stand for a model which sees nothing
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question about a picture.
+    """One question about a picture or several.
 
     Attributes:
         key: names it among all of its task; no other has the same.
-        picture: a file, or what draws it.
+        picture: a file, one that is kept in a table, or what draws it.
         question: as the set has it, without the prompt around it.
         truth: what the answer is judged by; None where the set has no true answer.
         part: of the set, where it has parts.
+        others: further pictures, in the order in which they are shown.
+        groups: further parts of the set that it belongs to, each with a score of its own.
     """
 
     key: str
-    picture: Path | Callable[[], np.ndarray]
+    picture: Picture
     question: str
     truth: Any
     part: str = ""
+    others: tuple[Picture, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All that are shown."""
+        return (self.picture, *self.others)
 
     def look(self) -> np.ndarray:
-        """(H, W, 3) uint8; raises ValueError for a file that is no picture."""
-        return read_image(self.picture) if isinstance(self.picture, Path) else self.picture()
+        """The first picture, (H, W, 3) uint8; raises ValueError for a file that is no picture."""
+        return look_at(self.picture)
 
 
 class AnswerTask(ABC):
@@ -66,6 +77,8 @@ class AnswerTask(ABC):
     PROMPT: ClassVar[str] = "{question}"
     SCENES_PROMPT: ClassVar[str] = "{question}"
     RIGHT: ClassVar[float] = 0.5  # the grade from which the page shows an answer as a right one
+    SHOWN: ClassVar[str] = "image"  # what is shown, in messages
+    MEASURE: ClassVar[str] = "accuracy"  # what the mean of the grades is called
 
     def __init__(
         self,
@@ -101,9 +114,24 @@ class AnswerTask(ABC):
         """How right each of all answers is, as predictions.jsonl keeps it."""
         return [self.judge(case, answer) for case, answer in zip(cases, answers, strict=True)]
 
-    @abstractmethod
     def score(self, cases: Sequence[Case], answers: Sequence[str], predictor: Predictor) -> Metrics:
         """The numbers over all questions that were answered."""
+        return beside_chance(self.MEASURE, cases, self.grades(cases, answers), self.blind_grades(cases))
+
+    def blind_grades(self, cases: Sequence[Case]) -> list[Sequence[float]]:
+        """Grades of models that see nothing, one row each: those that give one answer to every
+        question."""
+        return [self.grades(cases, [text] * len(cases)) for text in ("", *self.constants(cases))]
+
+    def constants(self, cases: Sequence[Case]) -> Sequence[str]:
+        """Answers that a model which sees nothing gives to every question, the empty one aside: the
+        commonest true ones."""
+        said = Counter(text for case in cases for text in set(self.true_answers(case)))
+        return [text for text, _ in said.most_common(COMMON)]
+
+    def true_answers(self, case: Case) -> Sequence[str]:
+        """What a model that is right answers, each of several where the set has them."""
+        return [case.truth] if isinstance(case.truth, str) else list(case.truth)
 
     def truth_text(self, case: Case) -> str:
         """The truth as the page shows it."""
@@ -113,7 +141,7 @@ class AnswerTask(ABC):
         predictor.journal.notes["prompt"] = self.prompt
         cases = self.cases(predictor)
         check_keys(cases)
-        self._digests: dict[Path, str] = {}
+        self._digests: dict[Picture, str | None] = {}
         asked = cases[: self.samples]
         usable = self._usable(asked, predictor)
         answers = dict(self._answers(usable, len(asked), predictor))
@@ -132,8 +160,8 @@ class AnswerTask(ABC):
         for case in cases:
             if case.truth is None:
                 predictor.journal.add_missing(case.key, "there is no true answer")
-            elif isinstance(case.picture, Path) and not case.picture.is_file():
-                predictor.journal.add_missing(case.key, f"image {case.picture} does not exist")
+            elif gone := [path for path in case.pictures if isinstance(path, Path) and not path.exists()]:
+                predictor.journal.add_missing(case.key, f"{self.SHOWN} {gone[0]} does not exist")
             else:
                 usable.append(case)
         self._check_missing(len(cases), predictor)
@@ -184,44 +212,60 @@ class AnswerTask(ABC):
         return self.prompt.replace("{question}", case.question)
 
     def _picture_digest(self, case: Case) -> str | None:
-        """A digest of the picture's file; None for one that is drawn."""
-        if not isinstance(case.picture, Path):
-            return None
-        if case.picture not in self._digests:
-            self._digests[case.picture] = digest_of_file(case.picture)
-        return self._digests[case.picture]
+        """Digests of what the files of its pictures hold; None where all are drawn."""
+        for picture in case.pictures:
+            if picture not in self._digests:
+                self._digests[picture] = digest_of_picture(picture)
+        found = [self._digests[picture] for picture in case.pictures]
+        return None if found == [None] * len(found) else "+".join(digest or "" for digest in found)
+
+    def look(self, case: Case) -> Any:
+        """What the model is shown of a question, pictures (H, W, 3) uint8; raises ValueError for
+        what cannot be read."""
+        return [look_at(picture) for picture in case.pictures]
+
+    def cover(self, case: Case) -> np.ndarray:
+        """A picture (H, W, 3) uint8 that stands for a question on the page."""
+        return case.look()
 
     def _ask_model(self, cases: Sequence[Case], predictor: Predictor) -> Iterator[tuple[str, str, str]]:
         """Key, question and answer; samples that cannot be asked are noted."""
-        seen: list[tuple[Case, np.ndarray]] = []
+        seen: list[tuple[Case, Any]] = []
         for case in cases:
             try:
-                seen.append((case, case.look()))
+                seen.append((case, self.look(case)))
             except ValueError as error:
                 predictor.journal.add_missing(case.key, error)
-        for (case, _), answer in zip(*self._write_each(seen, predictor), strict=True):
+        for (case, _), answer in zip(*self._ask_each(seen, predictor), strict=True):
             yield case.key, self._prompt_for(case), answer
 
-    def _write_each(
-        self, seen: list[tuple[Case, np.ndarray]], predictor: Predictor
-    ) -> tuple[list[tuple[Case, np.ndarray]], list[str]]:
+    def _ask_each(self, seen: list[tuple[Case, Any]], predictor: Predictor) -> tuple[list[tuple[Case, Any]], list[str]]:
         """The questions that the model can read, and its answers. One that is too long must not
         cost the others theirs."""
         if not seen:
             return [], []
         try:
-            questions = [self._prompt_for(case) for case, _ in seen]
-            return seen, self.write([picture for _, picture in seen], questions, predictor)
+            return seen, self.ask(seen, predictor)
         except ValueError as error:
             if len(seen) == 1:
                 predictor.journal.add_missing(seen[0][0].key, error)
                 return [], []
-        alone = [self._write_each([one], predictor) for one in seen]
+        alone = [self._ask_each([one], predictor) for one in seen]
         cases, texts = zip(*alone, strict=True)
         return list(itertools.chain(*cases)), list(itertools.chain(*texts))
 
+    def ask(self, seen: Sequence[tuple[Case, Any]], predictor: Predictor) -> list[str]:
+        """Answers of the model to questions and what is shown for each. Where a question does not
+        say where its pictures stand, they come first."""
+        questions = [self._prompt_for(case) for case, _ in seen]
+        if all(len(shown) == 1 for _, shown in seen) and not any(IMAGE in question for question in questions):
+            return self.write([shown[0] for _, shown in seen], questions, predictor)
+        asked = zip(seen, questions, strict=True)
+        samples = [as_sample(shown, question, case.key) for (case, shown), question in asked]
+        return predictor.complete(samples, self.max_new_tokens, **self.search_options())
+
     def write(self, pictures: Pictures, questions: Sequence[str], predictor: Predictor) -> list[str]:
-        """Answers of the model."""
+        """Answers of the model to questions about one picture each."""
         return predictor.answer(pictures, questions, self.max_new_tokens, **self.search_options())
 
     def search_options(self) -> dict[str, int]:
@@ -246,7 +290,7 @@ class AnswerTask(ABC):
             for case, answer, _ in kind[::step]:
                 if predictor.journal.has_room(right):
                     texts = {"question": self._prompt_for(case), "truth": self.truth_text(case)}
-                    predictor.journal.show(case.look(), **texts, answer=answer, right=right)
+                    predictor.journal.show(self.cover(case), **texts, answer=answer, right=right)
 
 
 def check_keys(cases: Sequence[Case]) -> None:
@@ -264,15 +308,6 @@ def _description(case: Case) -> str:
     return f"{case.picture if isinstance(case.picture, Path) else 'a scene'}, {case.question[:80]!r}"
 
 
-def digest_of_file(path: Path) -> str:
-    """A digest of a file's content; empty for one that cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError:
-        return ""  # what reads the picture says what is wrong with it
-
-
 def existing_path(path: str | None, setting: str) -> Path | None:
     """A path, if one is given; raises ValueError if nothing is there."""
     if path is not None and not Path(path).exists():
@@ -280,11 +315,26 @@ def existing_path(path: str | None, setting: str) -> Path | None:
     return None if path is None else Path(path)
 
 
-def means_by_part(name: str, cases: Sequence[Case], values: Sequence[float]) -> Metrics:
-    """Means over all samples, and by part of the set where it has several."""
-    found = {name: sum(values) / len(values)}
-    parts = dict.fromkeys(case.part for case in cases)
-    for part in parts if len(parts) > 1 else ():
-        own = [value for case, value in zip(cases, values, strict=True) if case.part == part]
-        found[f"{name}_{part}"] = sum(own) / len(own)
+def beside_chance(name: str, cases: Sequence[Case], values: Sequence[float], blind: Sequence[Sequence[float]]) -> Metrics:
+    """Means over all samples and by part of the set where it has several, each beside the best that
+    models get which see nothing.
+
+    Args:
+        blind: the values of such models, a row each.
+    """
+    found: Metrics = {}
+    for end, places in places_by_part(cases).items():
+        found[name + end] = sum(values[place] for place in places) / len(places)
+        found[f"{name}{end}_chance"] = max(sum(row[place] for place in places) / len(places) for row in blind)
+    return found
+
+
+def places_by_part(cases: Sequence[Case]) -> dict[str, list[int]]:
+    """Places of all samples, under "", and of those of each part and group, under "_NAME", where
+    there are several."""
+    found: dict[str, list[int]] = {"": list(range(len(cases)))}
+    several = len({case.part for case in cases}) > 1
+    for place, case in enumerate(cases):
+        for name in dict.fromkeys(((case.part,) if several else ()) + case.groups):
+            found.setdefault(f"_{name}", []).append(place)
     return found

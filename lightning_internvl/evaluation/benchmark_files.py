@@ -1,4 +1,4 @@
-"""Files of public sets: JSON and JSON lines, and pictures by the number in their name."""
+"""Files of public sets: JSON and JSON lines, and pictures by name or number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning_internvl.data.files.images import is_image_file
 
+SHOWN = 12  # names of what a file holds, in messages
+
 
 def read_object(path: Path, key: str) -> list[dict[str, Any]]:
     """The list under one key of a JSON file.
@@ -17,14 +19,45 @@ def read_object(path: Path, key: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: if it is no such file.
     """
+    found = read_whole(path)
+    if not isinstance(found, Mapping) or not isinstance(found.get(key), list):
+        raise ValueError(f"{path} holds no list of {key!r}; it holds {_holds(found)}")
+    return found[key]
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """A JSON file that is one list of records.
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    found = read_whole(path)
+    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+        raise ValueError(f"{path} is no list of records; it holds {_holds(found)}")
+    return found
+
+
+def says(path: Path, key: str, value: str) -> bool:
+    """Whether a JSON file has an object with this text, in upper or lower case, under a key."""
+    found = read_whole(path) if path.is_file() and path.suffix == ".json" else None
+    return isinstance(found, Mapping) and str(found.get(key)).lower() == value
+
+
+def read_whole(path: Path) -> Any:
+    """What a JSON file holds; raises ValueError if it is none."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, Mapping) or not isinstance(found.get(key), list):
-        holds = ", ".join(found) if isinstance(found, Mapping) else "a list"
-        raise ValueError(f"{path} holds no list of {key!r}; it holds {holds}")
-    return found[key]
+
+
+def _holds(found: Any) -> str:
+    if isinstance(found, Mapping):
+        names = list(map(str, found))
+        return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return "a list" if isinstance(found, list) else f"{type(found).__name__} {str(found)[:60]!r}"
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -20,11 +20,10 @@ from lightning_internvl.config.model_source import READING
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
 from lightning_internvl.data.files.images import read_image
-from lightning_internvl.data.templates import IMAGE, message_of
 from lightning_internvl.evaluation.lmms import NAME
 from lightning_internvl.evaluation.models import model_for, models_under_test
 from lightning_internvl.evaluation.settings import EvaluationSettings, check_settings
-from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.inference.predictor import Predictor, as_sample
 from lightning_internvl.messages import ConfigError, did_you_mean
 from lightning_internvl.model.vlm import shifts_labels
 
@@ -122,8 +121,7 @@ class LightningInternVL(lmms):
         return context, other, _pictures(look, self._doc(request), key), key
 
     def _asked(self, context: str, other: Any, pictures: list[np.ndarray], key: str) -> dict[str, Any]:
-        marks = [] if context.count(IMAGE) == len(pictures) else [IMAGE] * len(pictures)
-        return {"images": pictures, "conversation": [message_of("user", [*marks, context])], "key": key}
+        return as_sample(pictures, context, key)
 
 
 def _pictures(look: Callable[[Any], Any], doc: Any, key: str) -> list[np.ndarray]:

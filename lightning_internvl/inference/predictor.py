@@ -158,7 +158,7 @@ class Predictor:
     def answer(self, images: Pictures, questions: Sequence[str], max_new_tokens: int = 16, **search: Any) -> list[str]:
         """Answers written by the decoder, greedily, one question an image; `search` goes to its
         `generate`."""
-        asked = [_as_sample(image, question) for image, question in zip(images, questions, strict=True)]
+        asked = [as_sample([image], question, question) for image, question in zip(images, questions, strict=True)]
         return self.complete(asked, max_new_tokens, **search)
 
     @in_precision
@@ -226,6 +226,8 @@ def stop_options(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]
     return {"eos_token_id": token_id(tokenizer, end)}
 
 
-def _as_sample(image: np.ndarray, question: str) -> dict[str, Any]:
-    turns = [message_of("user", [IMAGE, question])]
-    return {"images": [image], "conversation": turns, "key": question}
+def as_sample(pictures: Sequence[np.ndarray], question: str, key: str) -> dict[str, Any]:
+    """A question about pictures (H, W, 3) uint8, as `complete` takes it. Where the question does
+    not say where each of them stands they come first."""
+    marks = [] if question.count(IMAGE) == len(pictures) else [IMAGE] * len(pictures)
+    return {"images": list(pictures), "conversation": [message_of("user", [*marks, question])], "key": key}

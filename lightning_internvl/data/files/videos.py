@@ -9,6 +9,7 @@ import importlib.util
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ImageSequence
@@ -27,12 +28,14 @@ FROM_THE_FILE_ALONE = {
 }
 
 
-def read_video(path: Path) -> tuple[np.ndarray, float]:
-    """All frames (F, H, W, 3) uint8, and how many there are in a second.
+def read_video(path: Path, most: int | None = None) -> tuple[np.ndarray, float]:
+    """Frames (F, H, W, 3) uint8, and how many there are in a second.
 
     Args:
         path: an animated GIF, WebP or PNG; a folder whose pictures are frames in the order of their
             names, two a second; or, with PyAV, any format that it reads.
+        most: at most so many frames, the middles of as many equal parts; of a format that PyAV
+            reads only these are held in memory. None: all.
 
     Raises:
         ValueError: naming the file, if it cannot be read.
@@ -41,17 +44,20 @@ def read_video(path: Path) -> tuple[np.ndarray, float]:
         files = sorted(file for file in path.iterdir() if is_image_file(file))
         if not files:
             raise ValueError(f"{path}: the folder holds no frames ({', '.join(IMAGE_SUFFIXES)})")
-        return read_frames(files)
+        frames, rate = read_frames([files[place] for place in sorted(chosen_frames(len(files), most))])
+        return frames, rate * len(frames) / len(files)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such video")
     if path.suffix.lower() in ANIMATED:
-        return _read_animation(path)
+        frames, rate = _read_animation(path)
+        chosen = frames[sorted(chosen_frames(len(frames), most))]
+        return chosen, rate * len(chosen) / max(1, len(frames))
     if importlib.util.find_spec("av") is None:
         raise ValueError(
             f"{path}: reading {path.suffix} needs PyAV (pip install -r requirements-video.txt); "
             "GIF, WebP and folders of frames need nothing"
         )
-    return _decode_video(path)
+    return _decode_video(path, most)
 
 
 def read_frames(files: Sequence[Path]) -> tuple[np.ndarray, float]:
@@ -76,17 +82,21 @@ def _read_animation(path: Path) -> tuple[np.ndarray, float]:
     return frames[:read], 1000 * read / milliseconds if milliseconds > 0 else FOLDER_FPS
 
 
-def _decode_video(path: Path) -> tuple[np.ndarray, float]:
+def _decode_video(path: Path, most: int | None) -> tuple[np.ndarray, float]:
     import av
 
-    frames, shape, size = bytearray(), (0, 0), 0
+    frames, shape, size, read = bytearray(), (0, 0), 0, 0
     try:
         with av.open(str(path.absolute()), options=FROM_THE_FILE_ALONE) as container:
             stream = container.streams.video[0]
             size = stream.width * stream.height
-            if size > MAX_PIXELS or size * 3 * stream.frames > MAX_BYTES:
+            places = None if most is None else chosen_frames(_count_frames(path, stream), most)
+            if size > MAX_PIXELS or size * 3 * (stream.frames if places is None else len(places)) > MAX_BYTES:
                 raise _too_large(path)
             for frame in container.decode(stream):
+                read += 1
+                if places is not None and read - 1 not in places:
+                    continue
                 shape = shape if frames else (frame.height, frame.width)
                 if (frame.height, frame.width) != shape:
                     raise ValueError("its frames differ in size")
@@ -100,7 +110,25 @@ def _decode_video(path: Path) -> tuple[np.ndarray, float]:
         raise ValueError(f"{path}: damaged, or no video: {error}") from error
     if not frames:
         raise ValueError(f"{path}: the video has no frames")
-    return np.frombuffer(frames, np.uint8).reshape(-1, *shape, 3), rate
+    found = np.frombuffer(frames, np.uint8).reshape(-1, *shape, 3)
+    return found, rate * len(found) / read
+
+
+def _count_frames(path: Path, stream: Any) -> int:
+    """How many frames a video has: as its header says or, where it does not, by its packets."""
+    import av
+
+    if stream.frames:
+        return stream.frames
+    with av.open(str(path.absolute()), options=FROM_THE_FILE_ALONE) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
+
+
+def chosen_frames(total: int, most: int | None) -> set[int]:
+    """The places of at most so many of some frames, the middles of as many equal parts."""
+    if most is None or most >= total:
+        return set(range(total))
+    return {int((part + 0.5) * total / most) for part in range(most)}
 
 
 def _too_large(path: Path, most: int = MAX_BYTES) -> BadSample:

@@ -3,13 +3,17 @@ PythonEvaluationTools).
 
 Its rules are followed to the letter, with what looks like oversights, because scores are compared
 with those of others: answers are put into a common form only where the ten people do not all agree,
-and the contractions that it knows are its own.
+and the contractions that it knows are its own. TextVQA's evaluation (Singh et al., 2019;
+facebookresearch/mmf, EvalAIAnswerProcessor) always does so, and splits "'s" from its word before.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+
+FORMS = ("vqa", "textvqa")
 
 NUMBERS = {"none": "0"} | {
     word: str(value)
@@ -39,14 +43,46 @@ def _without_one(word: str) -> list[str]:
 CONTRACTIONS = {lost: word for word in f"{_ONE} {_SEVERAL}".split() for lost in _without_one(word)} | {"somebody'd": "somebodyd"}
 
 
-def accuracy(answer: str, people: Sequence[str]) -> float:
+def accuracy(answer: str, people: Sequence[str], form: str = "vqa") -> float:
     """How right an answer is: for each of the people, a third for every other one who said the
-    same, at most 1; the mean."""
+    same, at most 1; the mean.
+
+    Args:
+        form: whose common form of answers, of `FORMS`.
+    """
     answer, people = _stripped(answer), [_stripped(one) for one in people]
-    if len(set(people)) > 1:
+    if form == "textvqa":
+        answer, people = textvqa_form(answer), [textvqa_form(one) for one in people]
+    elif len(set(people)) > 1:
         answer, people = common_form(answer), [common_form(one) for one in people]
     same = [one == answer for one in people]
     return sum(min(1.0, (sum(same) - own) / 3) for own in same) / len(same)
+
+
+def best_single_answer(all_people: Sequence[Sequence[str]], form: str = "vqa") -> str:
+    """The answer that gets most when every question is answered by it, among those of the people
+    and the empty one."""
+    as_said: Counter[str] = Counter()
+    in_form: Counter[str] = Counter()
+    texts = {""}
+    for people in all_people:
+        own = set(people)
+        texts |= own
+        kept = in_form if form == "textvqa" or len({_stripped(one) for one in own}) > 1 else as_said
+        # one text of each form is enough to know what the form gets
+        forms = {_keyed(one, form) if kept is in_form else _stripped(one): one for one in sorted(own)}
+        for key, one in forms.items():
+            kept[key] += accuracy(one, people, form)  # type: ignore[assignment]  # sums of floats
+    return max(sorted(texts), key=lambda text: as_said[_stripped(text)] + in_form[_keyed(text, form)])
+
+
+def _keyed(text: str, form: str) -> str:
+    return textvqa_form(_stripped(text)) if form == "textvqa" else common_form(_stripped(text))
+
+
+def textvqa_form(text: str) -> str:
+    """The common form of TextVQA's evaluation."""
+    return common_form(_stripped(text.lower().replace(",", "").replace("?", "").replace("'s", " 's")))
 
 
 def common_form(text: str) -> str:
