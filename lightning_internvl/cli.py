@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from signal import Signals
 from typing import Any, cast
@@ -18,6 +18,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
@@ -36,6 +37,7 @@ from lightning_internvl.config.sweep import sweep_table
 from lightning_internvl.config.targets import build, with_current_targets
 from lightning_internvl.config.trust import check_run, foreign_targets, trust_faults, trusting, with_trust
 from lightning_internvl.console import console
+from lightning_internvl.distributed.run_lock import owned
 from lightning_internvl.distributed.signals import NAMES, WATCH, RunStopped
 from lightning_internvl.files import CONF, RUN_CONFIG, remove_all_but, remove_if_empty, runs_here, write_text
 from lightning_internvl.launch import (
@@ -44,8 +46,10 @@ from lightning_internvl.launch import (
     is_helper,
     is_started_by_trainer,
     launch_time,
+    launches,
     note_launch,
     shared_run,
+    started_from_outside,
 )
 from lightning_internvl.messages import ConfigError, did_you_mean, on_a_screen
 
@@ -74,21 +78,33 @@ def run_folder(config: DictConfig, run_dir: Path) -> Iterator[tuple[dict[str, An
     """The resolved configuration of a new run, which is written to its folder, or of the run that
     is resumed; and the folder.
 
-    A process that torchrun or SLURM starts once more goes on with the run that it had begun. A new
-    run that a fault stops before there is anything to go on from leaves no run behind, but for the
-    lists of samples that could not be used.
+    A folder belongs to one process (and those that it starts) at a time. A process that torchrun or
+    SLURM starts once more goes on with the run that it had begun. A new run that a fault stops
+    before there is anything to go on from leaves no run behind, but for the lists of samples that
+    could not be used.
 
     Raises:
-        ConfigError: for any fault of the configuration.
+        ConfigError: for any fault of the configuration, or a folder that another process trains in.
     """
     command = list(HydraConfig.get().overrides.task)
     again = None if config.resume else earlier_attempt(run_dir, command)
+    if again is not None:
+        if again[0] != run_dir:
+            remove_if_empty(run_dir)
+        run_dir, launch = again
+        console.print(f"{launch} was started again: goes on with {run_dir}", soft_wrap=True)
+    named = config.resume or again or any(word.startswith("paths.") for word in command)
+    several = started_from_outside() or HydraConfig.get().mode is RunMode.MULTIRUN
+    lock = nullcontext(run_dir) if is_helper() else owned(run_dir, launches(), may_move=not (named or several))
+    with lock as folder, _configured(config, folder, bool(again), command) as plain:
+        yield plain, folder
+
+
+@contextmanager
+def _configured(config: DictConfig, run_dir: Path, again: bool, command: list[str]) -> Iterator[dict[str, Any]]:
+    """The configuration of a run whose folder is this process's own."""
     try:
-        if again is not None:
-            if again[0] != run_dir:
-                remove_if_empty(run_dir)
-            run_dir, launch = again
-            console.print(f"{launch} was started again: goes on with {run_dir}", soft_wrap=True)
+        if again:
             plain = _run_config(run_dir, named_by_user(as_dict(config, resolve=True)))
         else:
             plain = load_run(config) if config.resume else start_run(config, run_dir)
@@ -97,11 +113,13 @@ def run_folder(config: DictConfig, run_dir: Path) -> Iterator[tuple[dict[str, An
         raise
     ours, before = not (config.resume or again or is_helper()), set(run_dir.iterdir())
     if ours:
+        if run_dir != Path(HydraConfig.get().runtime.output_dir):
+            plain["paths"]["run"] = str(run_dir)
         note_launch(run_dir, command)
         write_text(run_dir / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
     try:
         with shared_run(plain, run_dir), trusting(named_by_user(plain)):
-            yield plain, run_dir
+            yield plain
     except RunStopped as stop:
         on = "" if "resume=" in str(stop) else f"; go on with python train.py resume={run_dir}"
         raise RunStopped(with_trust(f"{stop}{on}", plain, run_dir), stop.code) from stop

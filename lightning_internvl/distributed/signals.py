@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# the last two by batch systems
-TOLD = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGUSR1": "SIGUSR1", "SIGUSR2": "SIGUSR2"}
+# the last but one by batch systems, the last by a terminal that is closed
+TOLD = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGUSR1": "SIGUSR1", "SIGUSR2": "SIGUSR2", "SIGHUP": "SIGHUP"}
 NAMES = {getattr(signal, name): told for name, told in TOLD.items() if hasattr(signal, name)}
 # exit status of a run that ends before its last step without a signal, as by trainer.max_time
 NOT_FINISHED = 3
@@ -63,12 +63,15 @@ class Watch:
 
     @contextmanager
     def installed(self, *numbers: signal.Signals) -> Iterator[None]:
-        """Handle these signals inside; only the main thread of Python can."""
+        """Handle these signals inside; only the main thread of Python can. Under `nohup` a SIGHUP
+        stays ignored."""
         if threading.current_thread() is not threading.main_thread() or self.numbers:
             yield
             return
         before = {number: signal.getsignal(number) for number in numbers}
-        self.numbers, self.pid, self.received, self.last = numbers, os.getpid(), 0, float("-inf")
+        for number in [n for n, handler in before.items() if n.name == "SIGHUP" and handler is signal.SIG_IGN]:
+            del before[number]
+        self.numbers, self.pid, self.received, self.last = tuple(before), os.getpid(), 0, float("-inf")
         self._install()
         try:
             yield
@@ -101,9 +104,21 @@ class Watch:
             return
         if self.finishes_steps and not self.received:
             self.received = number
-            os.write(2, f"\n{NAMES[signal.Signals(number)]}: finishes the step and saves; once more ends at once\n".encode())
+            _say(f"\n{NAMES[signal.Signals(number)]}: finishes the step and saves; once more ends at once\n")
             return
+        _say("")
         raise RunStopped.by(number)
+
+
+def _say(text: str) -> None:
+    """To the terminal; where that was closed, what is said from now on goes nowhere, and is no
+    fault."""
+    for output in (1, 2):
+        try:
+            os.write(output, text.encode() if output == 2 else b"")
+        except OSError:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), output)
 
 
 WATCH = Watch()  # signals belong to a process, so there is one

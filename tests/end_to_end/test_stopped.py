@@ -40,6 +40,10 @@ def stopped_by(number: int, run: Path, *settings: str, folder: Path = ROOT, **va
     while rows(found(run)) < 5:
         assert not process.ended(), process.err
         time.sleep(0.002)
+    if number == signal.SIGTERM:  # meanwhile it is the only one that may train there
+        outcome = train(f"resume={found(run)}")
+        assert outcome.code == 2
+        assert f"is the folder of a run that trains now (process {process.pid} on" in outcome.err
     process.send_signal(number)
     return process.wait(60), process.err
 
@@ -49,7 +53,7 @@ def found(run: Path) -> Path:
     return next((path.parent for path in run.glob("outputs/*/*/config.yaml")), run)
 
 
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C"), (signal.SIGHUP, "SIGHUP")])
 def test_a_signal_saves_the_step_and_the_run_goes_on_exactly(number: int, name: str, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, said = stopped_by(number, run, f"paths.run={run}")
