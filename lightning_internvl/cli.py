@@ -6,7 +6,6 @@ Nothing here imports PyTorch: a wrong word on the command line is answered at on
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,19 +16,19 @@ from typing import Any, cast
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lightning_internvl.choices import INHERITED
 from lightning_internvl.config.checks import check_config
+from lightning_internvl.config.explain import explain
 from lightning_internvl.config.given import DELETED, GROUP, VALUE, Given, check_given_once, with_place
-from lightning_internvl.config.groups import missing_file
 from lightning_internvl.config.hardware import HARDWARE, with_hardware
 from lightning_internvl.config.hf_pictures import picture_fact, picture_size
-from lightning_internvl.config.known_keys import full_names, variables_of
+from lightning_internvl.config.known_keys import variables_of
 from lightning_internvl.config.overrides import with_given
 from lightning_internvl.config.shapes import check_shapes
 from lightning_internvl.config.stage_settings import merged
@@ -51,7 +50,7 @@ from lightning_internvl.launch import (
     shared_run,
     started_from_outside,
 )
-from lightning_internvl.messages import ConfigError, did_you_mean, on_a_screen
+from lightning_internvl.messages import ConfigError, on_a_screen
 
 # of the user's input, told without a traceback
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
@@ -358,60 +357,3 @@ def _check_words() -> None:
     except OverrideParseException:
         return  # Hydra says it of the same words
     check_given_once(given)
-
-
-def explain(error: Exception) -> str:
-    """An error as a user can act on it: a wrong word comes with the valid ones."""
-    text = str(error).strip().split("\n\nConfig search path")[0]
-    if isinstance(error, OSError) and error.filename:
-        advice = "paths.run=FOLDER chooses another folder for the run"
-        return f"cannot read or write {error.filename}: {error.strerror}; {advice}"
-    if isinstance(error, MissingConfigException):
-        return missing_file(str(error.missing_cfg_file), error.options) or text
-    if isinstance(error, OverrideParseException):
-        reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
-        advice = "write SETTING=VALUE, with quotes around special characters"
-        return f"{error.override!r} is not understood ({reason}); {advice}"
-    if isinstance(error, InterpolationResolutionError) and "resolving interpolation: " in text:
-        return text.partition("resolving interpolation: ")[2].partition("\n    full_key:")[0]
-    if isinstance(error, MissingMandatoryValue) and error.full_key:
-        return f"{error.full_key} has no value; give {error.full_key}=VALUE"
-    unknown = re.search(r"Could not (?:override|delete from config\.) '([^'@]+)'", text)
-    if unknown:
-        return _unknown_setting(unknown[1])
-    # in a process that prepares data
-    if text.startswith("Caught ") and "Original Traceback" in text:
-        return re.split(r"\n\w*Error: ", text)[-1].strip()
-    return text or type(error).__name__
-
-
-def _unknown_setting(key: str) -> str:
-    """What stands beside an unknown setting, with the files that the command line chooses."""
-    from hydra import compose, initialize_config_dir
-
-    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-    choice = re.compile(rf"\+?({'|'.join(groups)})(@[\w.]+)?=(\w+|\[[\w,]+\])")
-    chosen = [word for word in sys.argv[1:] if choice.fullmatch(word)]
-    # chat.py has settings of its own
-    own = Path(sys.argv[0]).stem.removeprefix("internvl-")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        tasks = [word for word in chosen if word.startswith("task=")]
-        node: Any = compose(own, tasks) if (CONF / f"{own}.yaml").is_file() else compose("config", overrides=chosen)
-    parents: list[str] = []
-    for word in key.split("."):
-        if not isinstance(node, DictConfig):
-            return f"there is no setting {key!r}; {'.'.join(parents)} has no settings below it"
-        if word not in node:
-            break
-        parents, node = [*parents, word], node._get_node(word)
-    else:
-        return f"{key} has no such setting below it; add one with +{key}.NAME=VALUE"
-    own_groups = groups if "pipeline" in node and not parents else []
-    choices = sorted({*map(str, node), *own_groups} - {"hydra", "_target_", "_partial_"})
-    if not choices:
-        return f"there is no setting {key!r}, {'.'.join(parents)} is empty; add one with +{key}=VALUE"
-    if full := full_names(word, OmegaConf.to_container(node)):
-        return f"there is no setting {key!r}; did you mean {' or '.join('.'.join([*parents, one]) for one in full)}?"
-    part = f"; a part of one stage is swapped with {word}@{key}=OPTION" if parents and word in groups else ""
-    place = f"in {'.'.join(parents)}: " if parents else ""
-    return f"there is no setting {key!r}; {place}{did_you_mean(word, choices)}{part}"

@@ -13,7 +13,7 @@ LIBRARY = sorted((ROOT / "lightning_internvl").rglob("*.py"))
 CALLBACKS = sorted((ROOT / "callbacks").rglob("*.py"))
 SOURCE = [*LIBRARY, *CALLBACKS, *ROOT.glob("*.py")]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-HYDRA = [ROOT / "lightning_internvl" / name for name in ("cli.py", "config/sweep.py", "config/targets.py")]
+HYDRA = [ROOT / "lightning_internvl" / name for name in ("cli.py", "config/explain.py", "config/sweep.py", "config/targets.py")]
 LONGEST = 400  # lines
 
 # Folders and root files, from top to bottom. An import goes from one line to a line further down.
