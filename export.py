@@ -1,6 +1,7 @@
 """Write a finished run as a folder that others load: merge, write, read back, compare.
 
 python export.py run=outputs/llava_toy/RUN to=my_model
+python export.py verify=my_model                  # compute again what its card says
 python export.py --cfg job                        # all settings
 """
 
@@ -23,10 +24,13 @@ def main(config: DictConfig) -> None:
     from lightning_internvl.export.settings import check_settings
 
     settings = check_settings(as_dict(config, resolve=True, throw_on_missing=True))
-    from lightning_internvl.export.command import run_export
+    from lightning_internvl.export.command import run_export, run_verify
 
     with trusting(settings.trust):
-        run_export(settings, build)
+        if settings.verify is not None:
+            run_verify(settings)
+        else:
+            run_export(settings, build)
 
 
 def start() -> None:

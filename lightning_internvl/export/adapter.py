@@ -26,11 +26,10 @@ from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config
 from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.export import check
 from lightning_internvl.export.base_folder import is_hub_id
-from lightning_internvl.export.card import card_of
 from lightning_internvl.export.plain import dequantize, make_plain
 from lightning_internvl.export.processors import write_processor
 from lightning_internvl.export.report import ExportOptions, ExportReport
-from lightning_internvl.export.write import OWN, choose_layout, load_stock, make_card, part_sizes, run_config, trained_names
+from lightning_internvl.export.write import OWN, choose_layout, load_stock, part_sizes, run_config, trained_names, write_card
 from lightning_internvl.files import atomic_folder
 from lightning_internvl.hub import cached_folder, quiet
 from lightning_internvl.inference.load_run import LoadedRun
@@ -115,8 +114,7 @@ def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> Expor
             base=base_named,
             notes=[f"transformers does not open the base as it is; first:  {base_named[1]}"] if base_named[1] else [],
         )
-        card = card_of(make_card(opened, options, report, processor))
-        (draft / "README.md").write_text(card, encoding="utf-8")
+        write_card(draft, opened, options, report, processor, None)
     return report
 
 

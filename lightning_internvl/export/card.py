@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,10 @@ import yaml
 
 from lightning_internvl.choices import PARTS, trained_stages
 from lightning_internvl.export.base_folder import is_hub_id
+from lightning_internvl.export.proof import without_secrets
 from lightning_internvl.report.metrics_table import format_number, with_chance
+
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 
 if TYPE_CHECKING:
     from lightning_internvl.export.processors import WrittenProcessor
@@ -26,6 +29,8 @@ class Card:
         manifest: of the hand-off that was exported.
         steps: made by each stage whose hand-off is there.
         metrics: as in `metrics.json`.
+        bases: what the run took weights from (see `proof.bases_of`).
+        files: hashes of the weights.
     """
 
     run: Mapping[str, Any]
@@ -35,6 +40,8 @@ class Card:
     options: ExportOptions
     report: ExportReport
     prepared: WrittenProcessor
+    bases: Sequence[Mapping[str, Any]]
+    files: Mapping[str, str]
 
 
 def card_of(card: Card) -> str:
@@ -47,6 +54,8 @@ def card_of(card: Card) -> str:
         _usage(card),
         _training(card),
         _metrics(card),
+        _bases(card),
+        _hashes(card),
         _checks(card),
     ]
     if card.options.licence is None:
@@ -151,7 +160,35 @@ def _training(card: Card) -> str:
     sources = {kind: (card.run["data"].get(kind) or {}).get("_target_", "").rpartition(".")[2] for kind in sorted(kinds)}
     data = "; ".join(f"{kind}: `{source}`" for kind, source in sources.items() if source)
     seed, last = card.run["seed"], card.manifest["stage"]
+    data += "".join(f", {place}" for place in _places(card, kinds))
     return f"## Training\n\n{table}\n\nData: {data}. Seed {seed}. This folder holds the stage `{last}`."
+
+
+def _places(card: Card, kinds: Iterable[str]) -> list[str]:
+    """Names of the files of data, without what opens them."""
+    found: list[str] = []
+    for kind in sorted(kinds):
+        node = card.run["data"].get(kind) or {}
+        for given in (node.get("path"), node.get("urls"), node.get("root")):
+            found += [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    return [f"`{without_secrets(str(place))}`" for place in dict.fromkeys(found)]
+
+
+def _bases(card: Card) -> str:
+    rows = []
+    for base in card.bases:
+        files = [f"`{name}` {digest}" for name, digest in base["files"].items() if name.endswith(WEIGHTS)]
+        held = "<br>".join(files) or "not on the machine that wrote this"
+        rows.append(f"| {base['name']} | {base['licence']} | {held} |")
+    table = "\n".join(["| base | licence that it states | sha256 of its weights |", "| --- | --- | --- |", *rows])
+    return f"## Base\n\n{table}" if rows else ""
+
+
+def _hashes(card: Card) -> str:
+    rows = [f"| `{name}` | {digest} |" for name, digest in card.files.items()]
+    table = "\n".join(["| file | sha256 |", "| --- | --- |", *rows])
+    how = "`python export.py verify=FOLDER` of lightning_internvl computes hashes, logits and ids again (`proof/`)."
+    return f"## Hashes\n\n{table}\n\n{how}"
 
 
 def _metrics(card: Card) -> str:

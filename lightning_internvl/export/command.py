@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightning_internvl.console import console
+from lightning_internvl.export.proof import verify
 from lightning_internvl.export.report import ExportOptions, ExportReport
 from lightning_internvl.export.settings import ExportSettings
 from lightning_internvl.export.write import export
@@ -43,6 +44,19 @@ def run_export(settings: ExportSettings, build: Build) -> ExportReport:
         console.print(line, soft_wrap=True)
     console.print(f"{'exported':12} {settings.to}", soft_wrap=True)
     return report
+
+
+def run_verify(settings: ExportSettings) -> None:
+    """Check a folder that was exported, and print what is as it says.
+
+    Raises:
+        ValueError: as `verify`.
+    """
+    choose_backend("auto", "cpu", torch.float32)
+    assert settings.verify is not None
+    for line in verify(settings.verify, settings.base):
+        console.print(line, soft_wrap=True)
+    console.print(f"{'verified':12} {settings.verify}", soft_wrap=True)
 
 
 def lines_of(report: ExportReport, options: ExportOptions) -> list[str]:

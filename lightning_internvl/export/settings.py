@@ -26,6 +26,8 @@ class ExportSettings:
     licence: str | None
     licence_link: str | None
     gguf: bool = False
+    verify: Path | None = None
+    base: Path | None = None
     trust: tuple[str, ...] = ()
     transformers4: str | None = None
 
@@ -36,6 +38,10 @@ def check_settings(plain: Mapping[str, Any]) -> ExportSettings:
     Raises:
         ConfigError: with all faults, each naming the setting, its value and what is valid.
     """
+    if plain["verify"] is not None:
+        return _verify_settings(plain)
+    if missing := [name for name in ("run", "to") if plain[name] is None]:
+        raise ConfigError([f"{name} has no value; give {name}=VALUE, or verify=FOLDER alone" for name in missing])
     to, size = Path(str(plain["to"])), plain["max_shard_gb"]
     gguf = to.suffix.lower() == ".gguf"
     faults = gguf_faults(to, plain) if gguf else []
@@ -49,6 +55,8 @@ def check_settings(plain: Mapping[str, Any]) -> ExportSettings:
     if not isinstance(plain["adapter"], bool):
         faults.append(f"adapter={plain['adapter']!r} must be true (adapters alone) or false (the whole model)")
     faults += reader_faults(plain)
+    if plain["base"] is not None:
+        faults.append(f"base={plain['base']} has no effect without verify=FOLDER")
     if faults:
         raise ConfigError(faults)
     names = ("layout", "dtype", "adapter", "transformers4")
@@ -61,6 +69,33 @@ def check_settings(plain: Mapping[str, Any]) -> ExportSettings:
         licence_link=plain["license_link"],
         trust=tuple(plain.get("trust") or ()),
         **{name: plain[name] for name in names},
+    )
+
+
+def _verify_settings(plain: Mapping[str, Any]) -> ExportSettings:
+    """Those of `verify=FOLDER`, with which nothing is written."""
+    folder, base = Path(str(plain["verify"])), plain["base"]
+    faults = [
+        f"{name}={plain[name]} has no effect with verify=; leave it out" for name in ("run", "to") if plain[name] is not None
+    ]
+    if not folder.is_dir():
+        faults.append(f"verify={folder}: there is no such folder; give one that export.py wrote")
+    if base is not None and not Path(str(base)).is_dir():
+        faults.append(f"base={base}: there is no such folder; give that of the model that the run started from")
+    if faults:
+        raise ConfigError(faults)
+    return ExportSettings(
+        run=folder,
+        to=folder,
+        layout=None,
+        dtype="float32",
+        max_shard_bytes=0,
+        adapter=False,
+        licence=None,
+        licence_link=None,
+        verify=folder,
+        base=None if base is None else Path(str(base)),
+        trust=tuple(plain.get("trust") or ()),
     )
 
 

@@ -33,6 +33,7 @@ from lightning_internvl.export.older_reader import check_elsewhere
 from lightning_internvl.export.plain import make_plain, plain_config
 from lightning_internvl.export.processor_files import config_fields
 from lightning_internvl.export.processors import WrittenProcessor, write_processor
+from lightning_internvl.export.proof import bases_of, hashes, write_probe, write_proof
 from lightning_internvl.export.report import ExportOptions, ExportReport
 from lightning_internvl.files import RUN_CONFIG, atomic_folder, read_json, write_json
 from lightning_internvl.hub import quiet
@@ -113,8 +114,9 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
             parts=part_sizes(own_tensors(model), learnt),
             notes=notes,
         )
-        card = card_of(make_card(opened, options, report, processor))
-        (draft / "README.md").write_text(card, encoding="utf-8")
+        if not options.gguf:  # the folder goes away again
+            probe = write_probe(draft, model, prompts, greedy)
+            write_card(draft, opened, options, report, processor, probe)
     return report
 
 
@@ -296,13 +298,20 @@ def load_stock(folder: Path, config: Config, model: VLM) -> nn.Module:
     return stock.eval()
 
 
-def make_card(
+def write_card(
+    draft: Path,
     opened: LoadedRun,
     options: ExportOptions,
     report: ExportReport,
     prepared: WrittenProcessor,
-) -> Card:
-    """What the card tells."""
+    probe: Config | None,
+) -> None:
+    """The card, and the proof of what it says (see `proof.write_proof`)."""
     metrics = read_json(run_of(opened.folder) / "metrics.json", {})
     manifest = read_json(opened.folder / handoff.MANIFEST)
-    return Card(run_config(opened), manifest, made_steps(opened), metrics, options, report, prepared)
+    run = run_config(opened)
+    bases = bases_of(run)
+    files = hashes(draft, sorted(draft.glob("*.safetensors")))
+    card = Card(run, manifest, made_steps(opened), metrics, options, report, prepared, bases, files)
+    (draft / "README.md").write_text(card_of(card), encoding="utf-8")
+    write_proof(draft, bases, probe)
