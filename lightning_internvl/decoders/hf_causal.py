@@ -80,7 +80,9 @@ class HFCausalLM(Part):
             self.lm.config.output_router_logits = False
         self.dim: int = self.lm.get_input_embeddings().embedding_dim
         fuse_norms(self.lm)
-        if requested_backend() != "auto":
+        # a plan keeps the scores of one that computes in no other way (GPT-OSS)
+        plain = self.lm.device.type == "meta" and not self.lm._supports_sdpa
+        if requested_backend() != "auto" and not plain:
             use_ours(self.lm)
 
     def _fresh(self, config: dict[str, Any]) -> Any:

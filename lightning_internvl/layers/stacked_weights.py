@@ -49,5 +49,6 @@ def unreached(model: nn.Module, settings: Mapping[str, Any], trained: Iterable[s
         kinds = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{n}").lstrip(".") for n in left})
         held = f"{sum(left.values()):,} of {whole:,} parameters ({share:.0%}) stay frozen and in their own type"
         whole_too = "; listed under `train` they train whole" if adapters else ""
-        lines.append(f"{name}: {' and '.join(methods)} reach linear layers; {', '.join(kinds)} are none: {held}{whole_too}")
+        reach = f"{' and '.join(methods)} reach{'es' * (len(methods) == 1)} linear layers"
+        lines.append(f"{name}: {reach}; {', '.join(kinds)} are none: {held}{whole_too}")
     return lines

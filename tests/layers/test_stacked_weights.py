@@ -37,9 +37,8 @@ def test_experts_are_told_with_their_share(kind: str, bits: str | None) -> None:
     (line,) = unreached(model, settings, ())
     held = {n: p for n, p in model.named_parameters() if ".experts." in n or "mlp.gate." in n or "router.weight" in n}
     experts = sum(p.numel() for p in held.values())
-    assert line.startswith(
-        f"decoder: {'lora' if bits is None else f'lora and {bits}'} reach linear layers; lm.model.layers.*.mlp."
-    )
+    methods = "lora reaches" if bits is None else f"lora and {bits} reach"
+    assert line.startswith(f"decoder: {methods} linear layers; lm.model.layers.*.mlp.")
     assert "mlp.experts.gate_up_proj" in line
     assert f": {experts:,} of " in line
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.layers.attention import choose_backend, keep_backend
 from lightning_internvl.plan.kernels import Kernels, Unfilled
 from lightning_internvl.plan.meter import Meter
 
@@ -36,3 +37,13 @@ def test_two_experts_of_half_the_width_are_as_much_work_as_one_plain_block() -> 
     plain, experts = flops("qwen3", intermediate_size=32), flops("qwen3_moe", num_experts=4)
     router = 2 * 10 * 32 * 4
     assert experts == (plain[0] + router, plain[1] + 2 * router)
+
+
+def test_attention_with_sinks_is_planned_as_it_computes() -> None:
+    with keep_backend():
+        choose_backend("sdpa")  # as a plan does; no other attention has them
+        forward, backward = flops("gpt_oss", num_local_experts=4, intermediate_size=32)
+    projections, experts = 2 * 10 * 32 * (32 + 16 + 16 + 32), 2 * 10 * 2 * 3 * 32 * 32
+    router, scores = 2 * 10 * 32 * 4, 2 * 2 * 2 * 4 * 5 * 5 * 8  # of all pairs in each row of 5
+    assert forward == projections + experts + router + scores
+    assert backward == 2 * forward
