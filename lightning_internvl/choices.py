@@ -23,6 +23,7 @@ METHODS = {"peft": ("lora", "dora"), "quantization": ("nf4", "int8", "bf16")}
 BY_SIZE = {"size": 1.0, "sqrt": 0.5}  # weights of datasets by their lengths, and the power of these
 
 PARTS = ("encoder", "middleware", "decoder")
+GIVEN_PARTS = ("encoder", "decoder")  # that files may lack and only name
 BLOCKWISE: dict[str, tuple[str | bool, ...]] = {  # and their words, beside null
     "activation_checkpointing": ("full", "selective"),
     "compile": (True, "auto", "inductor", "aot_eager", "eager"),

@@ -24,6 +24,7 @@ from yaml import YAMLError
 
 from lightning_internvl.choices import INHERITED
 from lightning_internvl.config.checks import check_config
+from lightning_internvl.config.consent import giving_parts
 from lightning_internvl.config.explain import explain
 from lightning_internvl.config.given import DELETED, GROUP, VALUE, Given, check_given_once, with_place
 from lightning_internvl.config.hardware import HARDWARE, with_hardware
@@ -117,7 +118,7 @@ def _configured(config: DictConfig, run_dir: Path, again: bool, command: list[st
         note_launch(run_dir, command)
         write_text(run_dir / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
     try:
-        with shared_run(plain, run_dir), trusting(named_by_user(plain)):
+        with shared_run(plain, run_dir), trusting(named_by_user(plain)), giving_parts(plain.get("init_parts")):
             yield plain
     except RunStopped as stop:
         on = "" if "resume=" in str(stop) else f"; go on with python train.py resume={run_dir}"
@@ -141,7 +142,7 @@ def nothing_written(config: DictConfig, run_dir: Path) -> Iterator[dict[str, Any
     try:
         plain = _with_given_settings(as_dict(config, resolve=True))
         plain = _checked_and_inherited(plain, _variables(config), lengths=bool(config.doctor))
-        with trusting(named_by_user(plain)):
+        with trusting(named_by_user(plain)), giving_parts(plain.get("init_parts")):
             yield plain
     finally:
         root = Path(config.paths.root).resolve()
@@ -228,7 +229,7 @@ def _checked_and_inherited(plain: dict[str, Any], variables: set[str], lengths: 
     the `lengths` in steps of those that are given in epochs."""
     check_config(plain, variables)
     stages = [plain["stages"][name] for name in plain["pipeline"]]
-    with trusting(named_by_user(plain)):
+    with trusting(named_by_user(plain)), giving_parts(plain.get("init_parts")):
         if any(stage.get("parts") == INHERITED for stage in stages):
             from lightning_internvl.training.inherit import inherit
 
@@ -246,13 +247,14 @@ def _checked_and_inherited(plain: dict[str, Any], variables: set[str], lengths: 
 
 def named_by_user(plain: Mapping[str, Any]) -> list[str]:
     """What a command line names itself, so that a folder may name it too: `trust`, the packages of
-    the configuration (a part of one's own), and the hub id that weights come from.
+    the configuration (a part of one's own), and the hub ids that weights come from.
 
     Args:
         plain: the configuration of a new run, or of one that is resumed and has passed `check_run`.
     """
     start = str(plain.get("init_from") or "")
-    ids = [start] if "/" in start else []  # a word without a slash would be a package
+    starts = [start, *(str(place or "") for place in (plain.get("init_parts") or {}).values())]
+    ids = [place for place in starts if "/" in place]  # a word without a slash would be a package
     return [*(plain.get("trust") or []), *foreign_targets(plain), *ids]
 
 

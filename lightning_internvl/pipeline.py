@@ -18,6 +18,7 @@ from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.load_report import LoadReport
 from lightning_internvl.checkpoints.weight_source import SourceWeights, fingerprint, handoff_of, is_run_or_handoff, read_weights
 from lightning_internvl.choices import PARTS, Config
+from lightning_internvl.config.consent import given_parts
 from lightning_internvl.config.filter_settings import FilterSettings
 from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.config.stage_settings import StageSettings
@@ -284,8 +285,10 @@ def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[st
     report = LoadReport.of(model, tensors, source=str(source), new=new, dropped=dropped)
     report.load(model, tensors)
     same = set(report.loaded) - set(report.resized) - stage.trained_names()
-    place = handoff_of(Path(source)) if is_run_or_handoff(Path(source)) else source
-    stage.take_from(BaseWeights(str(place), frozenset(same), fingerprint(place)))
+    ours = is_run_or_handoff(Path(source))
+    place = handoff_of(Path(source)) if ours else source
+    given = {} if ours else {part: {"place": one, "fingerprint": fingerprint(one)} for part, one in given_parts().items()}
+    stage.take_from(BaseWeights(str(place), frozenset(same), fingerprint(place), given))
     if other := peft.differing(start.peft, stage.parts.get("peft")):
         adapters = f"the adapters of {source} on {', '.join(other)}"
         console.print(f"{adapters} were added to their weights", soft_wrap=True)

@@ -150,7 +150,12 @@ def _base_entry(base: BaseWeights, folder: Path) -> dict[str, Any]:
     if place.exists():
         entry["place"] = str(place.resolve())
         entry["beside"] = os.path.relpath(place.resolve(), folder.resolve())
-    return {**entry, "fingerprint": base.fingerprint, "names": sorted(base.names)}
+    parts = {part: dict(one) | {"place": _resolved(one["place"])} for part, one in base.parts.items()}
+    return {**entry, "fingerprint": base.fingerprint, **({"parts": parts} if parts else {}), "names": sorted(base.names)}
+
+
+def _resolved(place: str) -> str:
+    return str(Path(place).resolve()) if Path(place).exists() else place
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from lightning_internvl.checkpoints.adapters import layout_of_model
 from lightning_internvl.checkpoints.load_handoff import load_model
 from lightning_internvl.checkpoints.official import official_model
 from lightning_internvl.checkpoints.weight_files import write_pickle, write_weights
+from lightning_internvl.choices import GIVEN_PARTS
 from lightning_internvl.config.consent import giving_parts
 from lightning_internvl.files import atomic_folder
 from lightning_internvl.hub import local_folder
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.vlm import VLM
 
-GIVEN = ("encoder", "decoder")  # parts that files may only name
 MAX_SHARD_BYTES = 5 * 10**9
 
 
@@ -28,7 +28,7 @@ def load_pretrained(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     image_size: int | None = None,
-    parts: Mapping[str, str | Path] | None = None,
+    parts: Mapping[str, str | Path | None] | None = None,
 ) -> VLM:
     """A model in evaluation mode: of an official layout, a bare .pth, a hand-off or a hub id.
 
@@ -46,8 +46,8 @@ def load_pretrained(
         ValueError: if `path` is none of these, if no layout is known for it, or if tensors are
             missing, unexpected or of another shape. Nothing is returned half loaded.
     """
-    if other := parts and parts.keys() - GIVEN:
-        raise ValueError(f"parts names {min(other)!r}; valid choices: {', '.join(GIVEN)}")
+    if other := parts and parts.keys() - {*GIVEN_PARTS}:
+        raise ValueError(f"parts names {min(other)!r}; valid choices: {', '.join(GIVEN_PARTS)}")
     with giving_parts(parts):
         model = _loaded(local_folder(path), dtype, torch.device(device))
     if image_size is not None:

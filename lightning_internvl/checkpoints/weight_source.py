@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_internvl.checkpoints.handoff import MANIFEST, read_manifest, sha256_of
 from lightning_internvl.checkpoints.load_report import lines_of_names
 from lightning_internvl.checkpoints.official import official_model
+from lightning_internvl.config.consent import giving_parts
 from lightning_internvl.config.trust import check_base
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.hub import local_folder
@@ -118,7 +119,13 @@ def _from_base(manifest: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
     if fingerprint(place) != base["fingerprint"]:
         other = f"adapters for another base than what {place} holds now"
         raise ValueError(f"{folder} holds {other}; they cannot be put together")
-    tensors = read_weights(place).for_model(manifest["config"].get("peft"))
+    parts = base.get("parts") or {}
+    for part, entry in parts.items():
+        if fingerprint(entry["place"]) != entry["fingerprint"]:
+            fault = f"{entry['place']}, the {part} of the base of {folder}, has gone or holds other weights now"
+            raise ValueError(f"{fault}; put it back")
+    with giving_parts({part: entry["place"] for part, entry in parts.items()}):
+        tensors = read_weights(place).for_model(manifest["config"].get("peft"))
     if lost := [name for name in base["names"] if name not in tensors]:
         raise ValueError(f"{place}, the base of {folder}, lacks {lines_of_names(lost)}")
     return {name: tensors[name] for name in base["names"]}

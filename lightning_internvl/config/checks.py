@@ -10,6 +10,7 @@ from typing import Any
 from lightning_internvl.choices import (
     BACKENDS,
     BLOCKWISE,
+    GIVEN_PARTS,
     INHERITED,
     METHODS,
     PACKINGS,
@@ -26,11 +27,12 @@ from lightning_internvl.config.hardware import hardware_faults, precision_faults
 from lightning_internvl.config.known_keys import KINDS, full_names, key_faults, stage_key_faults
 from lightning_internvl.config.logger_checks import logger_faults
 from lightning_internvl.config.stage_settings import merged, stage_settings
+from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.launch import is_helper
 from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 KEYS = (
-    "name", "seed", "pipeline", "max_steps", "epochs", "batch_size", "init_from", "resume", "trust",
+    "name", "seed", "pipeline", "max_steps", "epochs", "batch_size", "init_from", "init_parts", "resume", "trust",
     "attention", "matmul_precision", "plan", "doctor", *PLANNED, "objective_metric",
     "encoder", "middleware", "decoder", "stages", "data", "peft", "quantization",
     "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
@@ -163,7 +165,24 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     if start and not Path(start).exists() and not _may_be_hub_id(str(start)):
         sources = "a run, a hand-off folder, an official checkpoint or a hub id"
         yield f"init_from={start}: there is no such folder; give {sources}"
+    yield from _init_part_faults(config)
     yield from _trust_faults(config)
+
+
+def _init_part_faults(config: Mapping[str, Any]) -> Iterable[str]:
+    """Faults of where parts lie that a start only names."""
+    from lightning_internvl.config.trust import MANIFEST  # which needs this file
+
+    parts, start = config.get("init_parts") or {}, config["init_from"]  # runs from before it have none
+    for part, place in parts.items():
+        if part not in GIVEN_PARTS:
+            yield f"init_parts: {part!r} is no part that a start may only name; {did_you_mean(part, GIVEN_PARTS)}"
+        elif place is not None and not start and not config["resume"]:
+            yield f"init_parts.{part}={place} has no effect without init_from=FOLDER_OR_ID"
+        elif place is not None and start and any((Path(start) / name).exists() for name in (RUN_CONFIG, MANIFEST)):
+            yield f"init_parts.{part}={place} has no effect: init_from={start} is a run, which has all its parts"
+        elif place is not None and not Path(str(place)).exists() and not _may_be_hub_id(str(place)):
+            yield f"init_parts.{part}={place}: there is no such folder; give one, or a hub id"
 
 
 def _trust_faults(config: Mapping[str, Any]) -> Iterable[str]:

@@ -67,7 +67,7 @@ def _part(run: _Run, one: Given) -> str:
     if any((not isinstance(parts, list) and parts != INHERITED) or part in parts for parts in lists):
         return ""
     if INHERITED in lists:
-        return AS_STARTED
+        return "" if one.path[1:] == ("pretrained",) else AS_STARTED
     having = _stages_with(run, lambda stage: part in (stage.get("parts") or ()))
     others = f"{having} has one" if having else "choose a recipe of a system that has one"
     return f"no stage of {run.shown} has a {part}; {others}"

@@ -190,6 +190,9 @@ def _names(target: str) -> tuple[str, ...]:
 
 
 def _part_faults(part: str, node: Any, common: Node | None = None) -> Iterator[str]:
+    if isinstance(node, Mapping) and node.get("_target_") == INHERITED:
+        yield from unknown(part, node, ("pretrained",))
+        return
     more = ("tokenizer",) if part != "encoder" else ()
     yield from node_faults(part, node or {}, target=(common or {}).get("_target_"), hidden=SIZES, more=more)
 

@@ -18,7 +18,7 @@ from lightning_internvl.messages import did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 # how a folder is read that does not say it
-READING = ("template", "system", "tokenizer", "pictures")
+READING = ("template", "system", "tokenizer", "pictures", "encoder", "decoder")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class ModelSource:
     system: str | None
     tokenizer: str | None
     pictures: str | None
+    encoder: Any
+    decoder: Any
     device: str
     dtype: str
     matmul_precision: str
@@ -42,8 +44,13 @@ class ModelSource:
 
     @property
     def reading(self) -> dict[str, str | None]:
-        """How a folder is read that does not say it."""
-        return {name: getattr(self, name) for name in READING}
+        """How a folder is read that does not say it, and where parts lie that it only names."""
+        return {name: _said(getattr(self, name)) for name in READING}
+
+
+def _said(value: Any) -> Any:
+    """A setting, or the place of a part."""
+    return value.get("pretrained") if isinstance(value, Mapping) else value
 
 
 def source_faults(settings: Mapping[str, Any], nothing: str) -> Iterable[str]:
@@ -56,7 +63,7 @@ def source_faults(settings: Mapping[str, Any], nothing: str) -> Iterable[str]:
     if run is not None and not Path(str(run)).is_dir():
         yield f"run={run}: there is no such folder ({runs_here()})"
     yield from folder_faults(model if run is None else run, settings.get("trust"))
-    if model is None and (given := [name for name in READING if settings[name] is not None]):
+    if model is None and (given := [name for name in READING if _said(settings[name]) is not None]):
         yield f"{', '.join(given)}: a run knows how it reads; only with model="
 
 

@@ -11,7 +11,7 @@ from lightning_internvl.messages import ConfigError
 
 GROUPS = (*PARTS, "peft", "quantization", "optimizer", "scheduler", "trainer")
 MAPPINGS = (
-    *GROUPS, "data", "stages", "strategy", "callbacks", "logger", "paths", "peft.*", "callbacks.*", "logger.*",
+    *GROUPS, "init_parts", "data", "stages", "strategy", "callbacks", "logger", "paths", "peft.*", "callbacks.*", "logger.*",
     *(f"data.{kind}" for kind in ("pairs", "chats", "labels", "held_out")),
     *(f"data.{name}" for name in ("processor", "eval_processor", "pairs_collate", "chats_collate")),
     "stages.*", *(f"stages.*.{group}" for group in GROUPS), "stages.*.peft.*",

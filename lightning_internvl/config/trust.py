@@ -113,6 +113,8 @@ def check_run(config: Mapping[str, Any], place: Path, fetches: bool = False) -> 
     # a folder that has gone by now is no hub id
     if fetches and start and not Path(str(start)).parent.is_dir():
         faults += place_faults("init_from", start)
+    for part, place in (config.get("init_parts") or {}).items() if fetches else ():
+        faults += place_faults(f"init_parts.{part}", place)
     _raise(faults, place)
 
 
@@ -156,7 +158,10 @@ def check_base(manifest: Mapping[str, Any], place: Path | str) -> None:
     """
     base = manifest.get("base")
     if isinstance(base, Mapping):
-        _raise(list(place_faults("base.place", base.get("place"))), place)
+        parts = base["parts"].items() if isinstance(base.get("parts"), Mapping) else ()
+        faults = [*place_faults("base.place", base.get("place"))]
+        faults += [fault for part, entry in parts for fault in place_faults(f"base.parts.{part}", entry.get("place"))]
+        _raise(faults, place)
 
 
 def foreign_targets(config: Any) -> list[str]:

@@ -71,6 +71,8 @@ def open_model(
     system: str | None = None,
     tokenizer: str | Path | None = None,
     pictures: str | None = None,
+    encoder: str | Path | None = None,
+    decoder: str | Path | None = None,
     dtype: torch.dtype | None = None,
 ) -> OfficialModel:
     """A folder in an official layout, an exported hand-off, or a hub id; its code is not run.
@@ -80,6 +82,7 @@ def open_model(
         system: a system message in place of that of the chat format; "" leaves it out.
         tokenizer: a folder or hub id with a tokenizer, where the model's own folder holds none.
         pictures: how they are prepared, one of `PROCESSORS`, in place of the published way.
+        encoder, decoder: folders or hub ids of parts that the files only name.
         dtype: as in `load_pretrained`.
 
     Raises:
@@ -90,13 +93,13 @@ def open_model(
         raise ValueError(f"{pictures=} is not known; {did_you_mean(pictures, PROCESSORS)}")
     if template is not None and template not in template_names():
         raise ValueError(f"{template=} is not known; {did_you_mean(template, template_names())}")
-    folder = local_folder(place)
+    folder, parts = local_folder(place), {"encoder": encoder, "decoder": decoder}
     layout, config, native = layout_of(folder)
     known = system_of(layout, config)
     if known is None:
         raise ValueError(f"{place} ({layout}) neither answers nor compares; layouts that do: {', '.join(SYSTEMS)}")
     words = load_tokenizer(tokenizer or (folder if Path(place).exists() else place))
-    model, found = load_pretrained(place, dtype=dtype), picture_fields(folder)
+    model, found = load_pretrained(place, dtype=dtype, parts=parts), picture_fields(folder)
     name = pictures or processor_name(known, found, config, model, by_class=native)
     own = None if pictures else own_processor(folder)
     prepared = trusted_build(own) if own else make_processor(name, model, found, config, known.statistics)

@@ -36,11 +36,13 @@ class BaseWeights(NamedTuple):
         names: the tensors that are the same there.
         fingerprint: of these weights (see
             `lightning_internvl.checkpoints.weight_source.fingerprint`).
+        parts: place and fingerprint of those that the checkpoint only names, by part.
     """
 
     place: str
     names: frozenset[str]
     fingerprint: str
+    parts: Mapping[str, Mapping[str, str]] = {}
 
 
 class Stage(L.LightningModule):
