@@ -39,7 +39,7 @@ COLLATORS = {
     "labels": "lightning_internvl.data.collate.labels.LabelCollator",
 }
 # from which the arguments of the collator are made
-CHATS = ("template", "system", "image_frame", "max_text_tokens")
+CHATS = ("template", "system", "image_frame", "max_text_tokens", "pictures")
 # Parameters that the program fills in, by the group whose classes and functions have them.
 GIVEN = {
     "module": ("model", "name", "run_dir", "parts", "optimizer", "scheduler", "max_steps", "seed", "start_step"),

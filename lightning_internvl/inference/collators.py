@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -96,8 +97,8 @@ def make_collators(
         for name in filter(None, (names.start, names.end)):
             token_id(tokenizers["decoder"], name)
         options["image_tokens"] = names
-        text, total = options.pop("max_text_tokens"), options.pop("max_length", None)
-        max_length = total + max(0, more_tiles) * tokens if total else text + processor.max_tiles * tokens
+        text, total, pictures = options.pop("max_text_tokens"), options.pop("max_length", None), options.pop("pictures", 1)
+        max_length = total + max(0, more_tiles) * tokens if total else _row_length(model, processor, text, tokens, pictures)
         options["split_answers"] = not shifts_labels(model.decoder)
         if getattr(model.middleware, "instructed", False):
             options["instructions"] = Instructions(tokenizers["middleware"])
@@ -105,8 +106,18 @@ def make_collators(
             check_packable(model.decoder)
             options |= {"row_tokens": data.packing_tokens, "row_tiles": data.packing_tiles}
         kind = PackedChats if packed else ChatCollator
-        found["chats"] = kind(tokenizers["decoder"], template, processor, tokens, max_length, **options)
+        found["chats"] = chats = kind(tokenizers["decoder"], template, processor, tokens, max_length, **options)
+        if not packed and not total:
+            chats.blank_tiles = processor.most_squares(pictures)
     return found
+
+
+def _row_length(model: VLM, processor: Processor, text: int, tokens: int, pictures: int) -> int:
+    """Tokens of a row with room for so many pictures of a record, within what the decoder reads;
+    for one there is room always."""
+    one = text + processor.max_tiles * tokens
+    most = getattr(getattr(getattr(model.decoder, "lm", None), "config", None), "max_position_embeddings", None)
+    return max(one, min(text + processor.most_squares(pictures) * tokens, most or sys.maxsize))
 
 
 def _changed(processor: Config, change: Config | None) -> Config:

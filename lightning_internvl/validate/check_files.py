@@ -1,43 +1,62 @@
-"""Checks files of records without training: every line, of pictures only the headers.
+"""Checks files of records without training: every record goes through the reader and the collator
+that training uses, with pictures of their size and without pixels.
 
-What it finds wrong is what training would skip; see `data.files.conversations` for the
-formats, `data.bad_samples` for what skipping means.
+What it finds wrong is what training would skip; see `data.files.conversations` for the formats,
+`data.bad_samples` for what skipping means. Pixels that are damaged in the middle of a file are not
+found.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from PIL import Image
+import numpy as np
 
 from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of
+from lightning_internvl.data.collate.base import Sample
 from lightning_internvl.data.files.conversations import Entry, read_entry
-from lightning_internvl.data.files.datasets import id_suffix
-from lightning_internvl.data.files.images import image_size, is_image_file
+from lightning_internvl.data.files.datasets import id_suffix, load_video, with_image_root
+from lightning_internvl.data.files.images import image_size
+from lightning_internvl.data.files.picture_sources import Source
 from lightning_internvl.data.files.record_sources import open_records
-from lightning_internvl.data.files.videos import ANIMATED
-from lightning_internvl.data.templates import VIDEO, ChatTemplate
+from lightning_internvl.data.files.unread import UnreadAccount
+from lightning_internvl.data.processors.blank import BlankPictures, blank
+from lightning_internvl.data.templates import ChatTemplate
 
 REMEMBERED = 2**20  # pictures whose headers are not read again
-# Long records that are tokenised, and records whose tokens are counted for the statistics
-LONG = 1000
+KEY = "of the record"  # where a message names its sample, which stands before it
+LONG = 1000  # records whose tokens are counted for the statistics
+
+
+class Checkable(Protocol):
+    """A collator that a check can use."""
+
+    processor: Any
+
+    def prepare(self, sample: Sample) -> dict[str, Any]:
+        """As in training."""
+
+    def check(self, sample: Sample) -> int | None:
+        """As `ChatCollator.check`."""
 
 
 @dataclass(frozen=True)
 class CheckedSource:
-    """A file, folder or list of them, and how it is read."""
+    """A file, folder or list of them, how it is read, and by which stages; None: by all."""
 
     path: Any
     image_root: str | None = None
     caption_request: str = ""
     pairs: bool = False
     chats: bool = True
+    stages: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +76,7 @@ class Statistics:
     """What the records hold."""
 
     records: int = 0
+    unread: UnreadAccount = field(default_factory=UnreadAccount)
     formats: Counter[str] = field(default_factory=Counter)
     roles: Counter[str] = field(default_factory=Counter)
     turns: Counter[int] = field(default_factory=Counter)
@@ -71,29 +91,25 @@ class FileCheck:
     """One reading of all sources.
 
     Args:
-        template: the chat format, whose rules for the order of turns hold; None where no stage
-            reads conversations.
-        tokenizer: for lengths; None counts characters only.
-        max_text_tokens: of a conversation.
-        too_long: "cut" or "skip", as in training.
-        videos: whether the recipe has a token for videos.
+        chats: by stage, what prepares conversations for training.
+        pairs: likewise for pictures with captions.
+        template: without `chats`, the chat format whose rules for the order of turns hold.
     """
 
     def __init__(
         self,
         *,
+        chats: Mapping[str, Checkable] | None = None,
+        pairs: Mapping[str, Checkable] | None = None,
         template: ChatTemplate | None = None,
-        tokenizer: Any = None,
-        max_text_tokens: int | None = None,
-        too_long: str = "cut",
-        videos: bool = False,
     ) -> None:
-        self.template, self.tokenizer, self.videos = template, tokenizer, videos
-        self.limit, self.too_long = max_text_tokens, too_long
+        self.chats, self.pairs = (
+            {name: _without_pixels(one) for name, one in (collators or {}).items()} for collators in (chats, pairs)
+        )
+        self.template = template
         self.statistics = Statistics()
         self._size = functools.lru_cache(maxsize=REMEMBERED)(_picture_size)
-        self._frames = functools.lru_cache(maxsize=REMEMBERED)(_frame_count)
-        self._tokenised = 0
+        self._video = functools.lru_cache(maxsize=REMEMBERED)(_video_shape)
 
     def faults(self, sources: Sequence[CheckedSource]) -> Iterator[Fault]:
         """Everything that is wrong, in order; raises ValueError for a source that is not there."""
@@ -102,104 +118,90 @@ class FileCheck:
                 root = str(records.root if source.image_root is None else source.image_root)
                 for line, record, error in records.scan():
                     self.statistics.records += 1
-                    own, faults = None, iter([error] if error is not None else [])
+                    own: str | None = None
+                    faults: Iterator[ValueError] = iter([error] if error is not None else [])
                     if record is not None:
-                        own = None if record.get("id") in (None, "") else str(record["id"])
-                        faults = self._record(record, root, source)
+                        own = None if record.get("id") in (None, "") else str(record["id"])[:80]
+                        faults = self._record(record, root, source, records.unread)
                     for fault in faults:
-                        kind, reason = kind_of(fault), str(fault)
-                        yield Fault(str(records.path), line, own, kind, reason, fault.counts)
+                        kind, counts = kind_of(fault), getattr(fault, "counts", True)
+                        yield Fault(str(records.path), line, own, kind, str(fault), counts)
 
-    def _record(self, record: Mapping[str, Any], root: str, source: CheckedSource) -> Iterator[BadSample]:
+    def _record(self, record: Mapping[str, Any], root: str, source: CheckedSource, unread: Sequence[str]) -> Iterator[ValueError]:
         """What is wrong with one record; the first fault that training would meet, and notes."""
-        found = self.statistics
         try:
             entry = read_entry(record, source.caption_request)
         except BadSample as error:
             yield error
             return
-        chats = "messages" if "messages" in record else "conversations"
-        found.formats["pairs" if entry.caption is not None else chats] += 1
+        self._count(entry, source)
+        self.statistics.unread.add([*entry.unread, *unread])
+        if entry.unread:
+            yield Unwanted(f"not read: {', '.join(sorted(set(entry.unread)))}", "note: not read")
+        try:
+            yield from self._prepared(entry, root, source)
+        except ValueError as error:
+            yield error
+
+    def _count(self, entry: Entry, source: CheckedSource) -> None:
+        found = self.statistics
+        found.formats[entry.format] += 1
         found.images[len(entry.images)] += 1
         found.videos += len(entry.videos)
         if source.chats:
             found.turns[sum(message["role"] == "user" for message in entry.messages)] += 1
             found.roles.update(message["role"] for message in entry.messages)
-        try:
-            self._pictures(entry, root)
-            if source.chats:
-                self._turns(entry)
-                yield from self._length(entry)
-        except BadSample as error:
-            yield error
-        yield from self._notes(entry, root, source)
+            found.characters.append(sum(len(message["content"]) for message in entry.messages))
 
-    def _pictures(self, entry: Entry, root: str) -> None:
-        for image in entry.images:
-            size = self._size(_full_path(image, root)) if isinstance(image, str) else image_size(image)
-            if isinstance(size, BadSample):
-                raise size
-            if self.statistics.records <= LONG:
-                self.statistics.sizes.append(size)
-        for video in entry.videos:
-            if not self.videos:
-                reason = "it has videos, for which this recipe has no token; set data.video_token"
-                raise BadSample(reason, "video")
-            if not isinstance(video, str):
-                raise BadSample("a video is read by path", "video")
-            frames = self._frames(_full_path(video, root))
-            if isinstance(frames, BadSample):
-                raise frames
-
-    def _turns(self, entry: Entry) -> None:
-        marked = any(VIDEO in message["content"] for message in entry.messages)
-        if self.videos and not entry.videos and marked:
-            raise BadSample(f"0 videos but {VIDEO!r} marks", "placeholders")
-        roles = [message["role"] for message in entry.messages]
-        usual = roles[roles[0] == "system" :] == ["user", "assistant"] * (len(roles) // 2)
-        if self.template is not None and not usual:
-            try:  # the order is not the usual one: it depends on the template
-                self.template.rounds(entry.messages, "</s>")
-            except ValueError as error:
-                raise BadSample(str(error), "order of turns") from error
-
-    def _length(self, entry: Entry) -> Iterator[BadSample]:
-        """Notes and the fault of a conversation whose text is too long."""
-        found, texts = self.statistics, [message["content"] for message in entry.messages]
-        characters = sum(map(len, texts))
-        found.characters.append(characters)
-        if self.tokenizer is None:
-            return
-        counted = None
-        if len(found.tokens) < LONG:
-            counted = self._count(texts)
-            found.tokens.append(counted)
-        if self.limit is None or characters <= self.limit // 2:
-            return
-        if counted is None and self._tokenised < LONG:
-            self._tokenised += 1
-            counted = self._count(texts)
-        if counted is None or counted <= self.limit:
-            return
-        first = self._count(texts[: 3 if entry.messages[0]["role"] == "system" else 2])
-        over = f"its text has {counted} tokens, max_text_tokens is {self.limit}"
-        if self.too_long == "skip":
-            yield Unwanted(f"{over}, and data.too_long is skip: left out", "left out: too long")
-        elif first > self.limit:
-            raise BadSample(f"{over}, and its first turn alone has {first}", "too long")
-        else:
-            yield Unwanted(f"{over}: its last turns are left out", "note: cut")
-
-    def _count(self, texts: Sequence[str]) -> int:
-        return len(self.tokenizer.encode("\n".join(texts), add_special_tokens=False))
-
-    def _notes(self, entry: Entry, root: str, source: CheckedSource) -> Iterator[BadSample]:
+    def _prepared(self, entry: Entry, root: str, source: CheckedSource) -> Iterator[ValueError]:
+        """Notes on what training makes of a record; raises what it would raise."""
+        images = [self._picture(image, root) for image in entry.images]
+        if source.pairs and entry.caption is not None:
+            language = {"language": entry.language} if entry.language else {}
+            for pairs in _read_by(source, self.pairs):
+                pairs.check({"image": images[0], "caption": entry.caption, "key": KEY, **language})
         if source.pairs and not source.chats and entry.caption is None:
             yield Unwanted("it is a conversation, and the stages read image-caption pairs", "left out: no pair")
-        paths = [_full_path(video, root) for video in entry.videos if isinstance(video, str)]
-        if self.videos and any(self._frames(path) == 1 for path in paths):
-            reason = "its video has one frame and is seen as a still picture"
-            yield Unwanted(reason, "note: video of one frame")
+        if not source.chats:
+            return
+        sample: dict[str, Any] = {"images": images, "conversation": entry.messages, "key": KEY}
+        if entry.videos:
+            sample["videos"] = [self._film(video, root) for video in entry.videos]
+            if any(len(frames) == 1 for frames, _ in sample["videos"]):
+                yield Unwanted("its video has one frame and is seen as a still picture", "note: video of one frame")
+        if not self.chats and self.template is not None:
+            self.template.rounds(entry.messages)
+        for chats in _read_by(source, self.chats):
+            if len(self.statistics.tokens) < LONG:
+                self.statistics.tokens.append(max(map(len, chats.prepare(sample)["row"])))
+            tokens = chats.check(sample)
+            if tokens is not None:
+                yield Unwanted(f"it has {tokens} tokens: its last turns are left out", "note: cut")
+
+    def _picture(self, image: str | bytes, root: str) -> np.ndarray:
+        size = _picture_size(image) if isinstance(image, bytes) else self._size(os.path.join(root, image))
+        if isinstance(size, BadSample):
+            raise with_image_root(size, image)
+        if len(self.statistics.sizes) < LONG:
+            self.statistics.sizes.append(size)
+        return blank((size[1], size[0], 3))
+
+    def _film(self, video: Source, root: str) -> tuple[np.ndarray, float]:
+        found = self._video(video, root)
+        if isinstance(found, BadSample):
+            raise found
+        return blank(found[0]), found[1]
+
+
+def _read_by(source: CheckedSource, collators: Mapping[str, Checkable]) -> Iterator[Checkable]:
+    """The collators of the stages that read a source."""
+    return (one for name, one in collators.items() if source.stages is None or name in source.stages)
+
+
+def _without_pixels(collate: Checkable) -> Checkable:
+    found = copy.copy(collate)
+    found.processor = BlankPictures(collate.processor)
+    return found
 
 
 def describe_fault(fault: Fault) -> str:
@@ -207,28 +209,17 @@ def describe_fault(fault: Fault) -> str:
     return f"{fault.file}, line {fault.line}{id_suffix({'id': fault.id})}: {fault.reason}"
 
 
-def _full_path(source: str, root: str) -> str:
-    return os.path.join(root, source)
-
-
-def _picture_size(path: str) -> tuple[int, int] | BadSample:
+def _picture_size(source: str | bytes) -> tuple[int, int] | BadSample:
     try:
-        return image_size(path)
+        return image_size(source)
     except BadSample as error:
         return error
 
 
-def _frame_count(path: str) -> int | BadSample:
-    """Frames of a video, as far as a header tells: 0 where they are not known without decoding."""
-    if os.path.isdir(path):
-        frames = sum(map(is_image_file, os.listdir(path)))
-        return frames or BadSample(f"{path}: the folder holds no frames", "video")
-    if not os.path.isfile(path):
-        return BadSample(f"{path}: there is no such video", "video")
-    if Path(path).suffix.lower() not in ANIMATED:
-        return 0
+def _video_shape(source: Source, root: str) -> tuple[tuple[int, ...], float] | BadSample:
+    """Shape and frames a second of a video, which is read for it."""
     try:
-        with Image.open(path) as image:
-            return getattr(image, "n_frames", 1)
-    except (OSError, SyntaxError, ValueError) as error:
-        return BadSample(f"{path}: damaged, or no picture: {error}", "video")
+        frames, rate = load_video(source, Path(root))
+    except BadSample as error:
+        return error
+    return frames.shape, rate

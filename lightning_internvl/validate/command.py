@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from lightning_internvl.choices import Config
@@ -18,7 +19,8 @@ from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.console import console
 from lightning_internvl.data.templates import load_template
-from lightning_internvl.model.compose import Build
+from lightning_internvl.inference.collators import View, make_view
+from lightning_internvl.model.compose import Build, compose_model
 from lightning_internvl.validate.check_files import CheckedSource, FileCheck, Statistics, describe_fault
 from lightning_internvl.validate.preview import write_preview
 
@@ -34,15 +36,16 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
         folder: gets `faults.jsonl`, where there are any, and `preview.html`.
 
     Returns:
-        whether the share of bad records is within `data.max_bad_fraction`
+        whether the share of bad records is within `data.max_bad_fraction`, and that of records with
+        something unread within `data.max_unread_fraction`
 
     Raises:
         ValueError: if no stage reads files, or one of them is not there.
     """
     stages = RunSettings.of(config).trained
     sources = checked_sources(stages)
-    chats = next((stage for stage in stages if stage.reads == "chats"), None)
-    check = _make_check(chats, build)
+    views = _views(stages, build)
+    check = _make_check(stages, views)
     begun, bad = time.monotonic(), 0
     kinds: Counter[str] = Counter()
     shown: list[str] = []
@@ -65,9 +68,12 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
     seconds = time.monotonic() - begun
     read = f"{found.records} records read in {seconds:.1f} s; {bad} bad ({share:.2%})"
     console.print(f"{read}; data.max_bad_fraction={limit}")
+    incomplete = found.unread.fault(stages[0].data.max_unread_fraction)
+    if incomplete:
+        console.print(incomplete, soft_wrap=True, markup=False, highlight=False)
     for stage in stages:
-        _preview(stage, folder, build)
-    return found.records > 0 and share <= limit
+        _preview(stage, views[stage.name], folder, build)
+    return found.records > 0 and share <= limit and incomplete is None
 
 
 def checked_sources(stages: Sequence[StageSettings]) -> list[CheckedSource]:
@@ -85,6 +91,7 @@ def checked_sources(stages: Sequence[StageSettings]) -> list[CheckedSource]:
                     caption_request=node.get("caption_request") or "",
                     pairs=node["_target_"] == PAIRS or (before is not None and before.pairs),
                     chats=node["_target_"] == CHATS or (before is not None and before.chats),
+                    stages=(*(before.stages or () if before else ()), stage.name),
                 )
     if not found:
         raise ValueError("data.validate=true: no stage of the pipeline reads a file; give data=conversations data.path=FILE")
@@ -100,27 +107,42 @@ def _readers(node: Any) -> Iterator[Mapping[str, Any]]:
             yield from _readers(child)
 
 
-def _make_check(stage: StageSettings | None, build: Build) -> FileCheck:
-    """The check with the template and, if there without a download, the decoder's tokenizer."""
-    if stage is None:
-        return FileCheck()
-    options = {**stage.data.chats_collate, **stage.collate}
-    node = (stage.parts.decoder or {}).get("tokenizer") or {}
-    pretrained = node.get("pretrained")
-    downloads = "pretrained" in node and not (pretrained and Path(str(pretrained)).exists())
-    return FileCheck(
-        template=load_template(options["template"], options.get("system")),
-        tokenizer=build(node) if "_target_" in node and not downloads else None,
-        max_text_tokens=options.get("max_length") or options.get("max_text_tokens"),
-        too_long=options.get("too_long") or "cut",
-        videos=bool(stage.data.video_token),
-    )
+def _views(stages: Sequence[StageSettings], build: Build) -> dict[str, View | str]:
+    """How each stage prepares its data, by its name; or why that cannot be known here."""
+    found: dict[str, View | str] = {}
+    for stage in stages:
+        try:
+            with torch.device("meta"):
+                model, tokenizers = compose_model(stage.parts.config, build)
+                found[stage.name] = make_view(stage, model, tokenizers, build)
+        except (OSError, TypeError) as error:  # a tokenizer that must be downloaded, say
+            found[stage.name] = str(error)
+    return found
 
 
-def _preview(stage: StageSettings, folder: Path, build: Build) -> None:
+def _make_check(stages: Sequence[StageSettings], views: Mapping[str, View | str]) -> FileCheck:
+    """The check with the collators of all stages; without one only the order of turns is known."""
+    collators: dict[str, dict[str, Any]] = {"chats": {}, "pairs": {}}
+    template = None
+    for stage in stages:
+        view = views[stage.name]
+        if isinstance(view, str):
+            reason = f"{stage.name}: only its records are checked, and not their lengths: {view}"
+            console.print(reason, soft_wrap=True, markup=False, highlight=False)
+            if stage.reads == "chats":
+                options = {**stage.data.chats_collate, **stage.collate}
+                template = load_template(options["template"], options.get("system"))
+        elif stage.reads in collators:
+            collators[stage.reads][stage.name] = view.training
+    return FileCheck(**collators, template=template)
+
+
+def _preview(stage: StageSettings, view: View | str, folder: Path, build: Build) -> None:
     path = folder / f"preview-{stage.name}.html"
     try:
-        write_preview(stage, path, build)
+        if isinstance(view, str):
+            raise ValueError(view)
+        write_preview(stage, view, path, build)
     except ValueError as error:
         console.print(f"{stage.name}: no preview: {error}", soft_wrap=True, markup=False)
     else:
@@ -136,6 +158,7 @@ def _table(found: Statistics, kinds: Counter[str]) -> Table:
     if kinds:
         table.add_section()
     table.add_row("records", f"{found.records:,}")
+    table.add_row("not read", found.unread.described() or "nothing")
     for title, counted in (
         ("formats", found.formats.most_common()),
         ("roles", found.roles.most_common()),

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.files import write_text
-from lightning_internvl.inference.collators import make_view
-from lightning_internvl.model.compose import Build, compose_model
+from lightning_internvl.inference.collators import View
+from lightning_internvl.model.compose import Build
 
 SAMPLES = 8
 LARGEST = 224  # px of a square on the page
@@ -31,18 +30,15 @@ STYLE = (
 )
 
 
-def write_preview(settings: StageSettings, path: Path, build: Build) -> None:
-    """Write the page for one stage. Its model is built without weights.
+def write_preview(settings: StageSettings, view: View, path: Path, build: Build) -> None:
+    """Write the page for one stage.
+
+    Args:
+        view: of its model, which needs no weights.
 
     Raises:
-        ValueError: if the stage cannot be built, or has no sample.
+        ValueError: if it has no sample.
     """
-    try:
-        with torch.device("meta"):
-            model, tokenizers = compose_model(settings.parts.config, build)
-            view = make_view(settings, model, tokenizers, build)
-    except (OSError, TypeError) as error:  # a tokenizer that must be downloaded, say
-        raise ValueError(str(error)) from error
     data, name = settings.data, escape(settings.name)
     dataset = build(data.dataset(settings.reads))
     count = SAMPLES if data.endless else min(SAMPLES, len(dataset))

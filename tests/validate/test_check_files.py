@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageFile
 from runs import TINY, Outcome, train
 
+from lightning_internvl.data.collate.chats import ChatCollator
+from lightning_internvl.data.collate.encode import ImageTokens
+from lightning_internvl.data.collate.packed import PackedChats
+from lightning_internvl.data.files.datasets import ChatsFile
+from lightning_internvl.data.processors.any_resolution import AnyResolution
+from lightning_internvl.data.processors.basic import Tiles
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.validate.check_files import CheckedSource, Fault, FileCheck
@@ -35,9 +43,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "empty answer": (chat("what?", ""), r"line 7: answer 1 is empty"),
     "unknown role": ({"conversations": [{"from": "robot", "value": "x"}]}, "line 8: role 'robot' is unknown"),
     "no answer": (chat("what?"), "line 9: the conversation has no question with an answer"),
-    "order of turns": ({"messages": TURNS}, r"line 10: message 1 has role 'user', expected 'assistant'"),
+    "refused": ({"messages": TURNS}, r"line 10: sample of the record: message 1 has role 'user', expected 'assistant'"),
     "box": (chat("where?", "<box>(0,0),(1001,5)</box>"), r"line 11: the box '\(0,0\),\(1001,5\)' lies outside its picture"),
-    "too long": (chat("what? " * 60, "x"), r"line 12: its text has 1\d\d tokens, .*its first turn alone has 1\d\d"),
+    "too long": (chat("what? " * 60, "x"), r"line 12: .*its first turn does not fit within max_length=100"),
     "URL": (chat("what?", "x", image="https://x.org/a.png"), "line 13: .* is a URL"),
     "video": ({"video": "none.gif", "messages": TURNS[1:]}, r"line 14: .*none\.gif: there is no such video"),
     "unknown format": ({"foo": 1}, "line 15: neither a conversation"),
@@ -60,9 +68,16 @@ def write(path: Path, records: list[Any]) -> Path:
     return path
 
 
+def collator(max_length: int = 100, videos: bool = True, **options: Any) -> ChatCollator:
+    """Pictures of 4 tokens and videos as Qwen2-VL reads them, beside the text of ChatML."""
+    tokenizer = toy_tokenizer(["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<video>"])
+    names = ImageTokens(video="<video>" if videos else None)
+    processor = AnyResolution(112, min_pixels=56**2, min_frames=1, frame_pixels=(56**2, 56**2))
+    return ChatCollator(tokenizer, load_template("chatml"), processor, 4, max_length, names, **options)
+
+
 def check(path: Path, **options: Any) -> tuple[FileCheck, list[Fault]]:
-    settings = {"template": load_template("chatml"), "tokenizer": toy_tokenizer(), "max_text_tokens": 100, "videos": True}
-    found = FileCheck(**{**settings, **options})
+    found = FileCheck(chats={"supervised": collator(**options)})
     return found, list(found.faults([CheckedSource(path)]))
 
 
@@ -80,13 +95,13 @@ def test_every_fault_is_named_with_line_and_kind(folder: Path, monkeypatch: pyte
 
 
 def test_what_is_worth_knowing_but_no_fault(folder: Path) -> None:
-    long = chat("what?", "x", "what? " * 100, "x")
+    long = chat("what?", "x", "what? " * 100, "x", hint="no")
     still = {"video": "one.gif", "messages": TURNS[1:]}
     path = write(folder / "chats.jsonl", [long, still])
     found = [(fault.kind, fault.bad) for fault in check(path)[1]]
-    assert found == [("note: cut", False), ("note: video of one frame", False)]
-    assert [fault.kind for fault in check(path, too_long="skip")[1]][:1] == ["left out: too long"]
-    (fault,) = check(path, videos=False)[1][1:]
+    assert found == [("note: not read", False), ("note: cut", False), ("note: video of one frame", False)]
+    assert [fault.kind for fault in check(path, too_long="skip")[1]][1:2] == ["left out: too long"]
+    fault = check(path, videos=False)[1][-1]
     assert (fault.line, fault.bad) == (2, True)
     assert "it has videos, for which this recipe has no token" in fault.reason
 
@@ -112,10 +127,80 @@ def test_ten_thousand_lines_take_a_tenth_of_the_time_allowed(folder: Path) -> No
     texts = ("<image>\nwhat is in the picture, and where?", "a cat on a box " * 5, "how many?", "two")
     path = write(folder / "many.jsonl", [chat(*texts, image=f"{n % 1000}.png", id=n) for n in range(10_000)])
     begun = time.process_time()
-    checked, faults = check(path)
+    checked, faults = check(path, max_length=600)
     assert not faults
     assert checked.statistics.records == 10_000
     assert time.process_time() - begun < 2 + 1.5  # of which the tokens of the first thousand do not grow with the file
+
+
+# Records that are used or not by the size of their pictures, the length of their text, and marks; and whether training uses them
+BOTH_WAYS: dict[str, tuple[dict[str, Any], bool]] = {
+    "two pictures that fit": (chat("<image><image>x", "y", image=["a.png"] * 2), True),
+    "many pictures that do not": (chat("<image>" * 30, "y", image=["a.png"] * 30), False),
+    "pictures that fit by their size": (chat("x", "y", image=["small.png"] * 12), True),
+    "the same, larger": (chat("x", "y", image=["large.png"] * 12), False),
+    "a strip": (chat("x", "y", image="strip.png"), False),
+    "a picture that is turned": (chat("x", "y", image="turned.jpg"), True),
+    "a long answer beside a small picture": (chat("x", " cat" * 40, image="small.png"), True),
+    "a longer one": (chat("x", " cat" * 400, image="small.png"), False),
+    "later turns that are left out": (chat("x", "y", "x" * 300, "y"), True),
+    "a picture in turns that are left out": (chat("x", "y" * 60, "<image>" + "x" * 300, "y"), False),
+    "a Chinese text of many bytes": (chat("x", "字" * 15), True),
+    "typed tokens": (chat("<img><IMG_CONTEXT></img>x", "y"), True),
+    "typed tokens in an answer": (chat("x", "<IMG_CONTEXT>"), False),
+    "an answer without weight": ({"messages": [*TURNS[1:], {"role": "user", "content": "a"}, {**TURNS[2], "weight": 0}]}, True),
+    "a learnt answer that does not fit": (
+        {"messages": [TURNS[0], {**TURNS[2], "loss": False}, TURNS[0], {**TURNS[2], "content": "y" * 200}]}, False,
+    ),
+    "two questions in a row": ({"messages": TURNS}, False),
+    "a picture that is cut off": (chat("x", "y", image="cut.png"), False),
+    "a JPEG that is cut off": (chat("x", "y", image="cut.jpg"), False),
+    "base64": (chat("x", "y", image="SMALL"), True),
+    "a caption": ({"image": "a.png", "caption": "x"}, True),
+    "a video without pixels of its own": ({"video": "none.gif", "messages": TURNS[1:]}, False),
+    "a video": ({"video": "one.gif", "messages": TURNS[1:]}, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed", "tiles"])
+def test_the_check_says_what_training_does(kind: str, tmp_path: Path) -> None:
+    """Every record of all kinds of faults, both ways, and the good ones."""
+    for name, size in (("a.png", (30, 20)), ("small.png", (10, 10)), ("large.png", (900, 800)), ("strip.png", (2, 500))):
+        Image.new("RGB", size).save(tmp_path / name)
+    noise = np.random.default_rng(0).integers(0, 255, (90, 60, 3), dtype=np.uint8)
+    _turned(noise, tmp_path)
+    for suffix in ("png", "jpg"):
+        Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
+        (tmp_path / f"cut.{suffix}").write_bytes((tmp_path / f"whole.{suffix}").read_bytes()[:-900])
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.gif")
+    (tmp_path / "text.png").write_text("no picture")
+    coded = base64.b64encode((tmp_path / "small.png").read_bytes()).decode()
+    records = [GOOD, *(record for record, _ in BAD.values()), *(record for record, _ in BOTH_WAYS.values())]
+    records = [json.loads(json.dumps(one).replace("SMALL", coded)) if isinstance(one, dict) else one for one in records]
+    path, collate = write(tmp_path / "all.jsonl", records), collator()
+    if kind == "packed":
+        tokenizer, template, names = collate.tokenizer, collate.template, collate.image_tokens
+        collate = PackedChats(tokenizer, template, collate.processor, 4, 100, names, row_tiles=8)
+    if kind == "tiles":
+        collate = ChatCollator(collate.tokenizer, collate.template, Tiles(16, max_tiles=12), 4, 100, collate.image_tokens)
+    data, used = ChatsFile(path), []
+    for place in range(len(data)):
+        try:
+            collate.prepare({**data[place], "draw": (0, place)})
+            used.append(True)
+        except ValueError:
+            used.append(False)
+    bad = {fault.line for fault in FileCheck(chats={"sft": collate}).faults([CheckedSource(path)]) if fault.bad}
+    assert [line not in bad for line in range(1, len(used) + 1)] == used
+    if kind == "padded":
+        assert used[1 + len(BAD) :] == [expected for _, expected in BOTH_WAYS.values()]
+
+
+def _turned(noise: np.ndarray, folder: Path) -> None:
+    """A picture that its tag turns by a quarter."""
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(noise).save(folder / "turned.jpg", exif=exif)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -128,7 +213,7 @@ def validated(folder: Path, *overrides: str) -> Outcome:
 
 def test_the_command_tells_and_exits_with_1(folder: Path) -> None:
     path = write(folder / "chats.jsonl", [GOOD, *(record for record, _ in BAD.values())])
-    outcome = validated(folder, f"data.path={path}", "pipeline=[supervised]", "data.chats_collate.max_text_tokens=100")
+    outcome = validated(folder, f"data.path={path}", "pipeline=[supervised]", "data.chats_collate.max_length=100")
     assert outcome.code == 1, outcome.err
     assert f"{path}, line 3 (id n): image {folder}/none.png does not exist" in outcome.out
     assert re.search(r"missing image\s+│ 1\b", outcome.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from lightning_internvl.data.collate.base import (
     tiles_of,
     video_of,
 )
-from lightning_internvl.data.collate.encode import ImageTokens, TooLong, encode_conversation, encode_prompt
+from lightning_internvl.data.collate.encode import ImageTokens, TooLong, certainly_fits, encode_conversation, encode_prompt
 from lightning_internvl.data.collate.instructions import Instructions, encode_question
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.templates import ChatTemplate
@@ -62,6 +63,7 @@ class ChatCollator:
     """
 
     picture_keys = False  # whether batches name their pictures (see `feature_cache`)
+    quick_check = True  # whether the length is all that `check` has to look at
 
     def __init__(
         self,
@@ -92,6 +94,23 @@ class ChatCollator:
     def prepare(self, sample: Sample) -> Prepared:
         """Tiles, ids and labels of one conversation. Raises ValueError naming the sample."""
         return self._prepared(sample, self.encode)
+
+    def check(self, sample: Sample) -> int | None:
+        """How many tokens a sample has if `prepare` leaves its last turns out, None if it takes the
+        whole. Quick for what has room to spare. Raises ValueError as `prepare` does."""
+        if self.quick_check and self.encode is encode_conversation:
+            lengths = [self._lengths(shown) for shown in self._shown(sample, self.encode)]
+            names, limit = self.image_tokens, self.max_length
+            row = (sample["conversation"], self.template, self.tokenizer, lengths[0], limit, sample["key"])
+            if certainly_fits(*row, names, lengths[1]):
+                return None
+        whole = copy.copy(self)
+        whole.max_length = whole.row_length = sys.maxsize
+        tokens = max(map(len, whole.prepare(sample)["row"]))
+        if tokens <= self.max_length:
+            return None
+        self.prepare(sample)
+        return tokens
 
     def stack(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
         """A batch of prepared conversations."""
@@ -140,14 +159,21 @@ class ChatCollator:
 
     def _prepared(self, sample: Sample, encode: Callable[..., Any]) -> Prepared:
         """A sample's row by `encode`, and its pictures and videos as the encoder sees them."""
+        pictures, videos = self._shown(sample, encode)
+        row = self._row(sample, pictures, videos, encode)
+        conversation = sample["conversation"]
+        return {"key": sample["key"], "row": row, "pictures": pictures, "videos": videos, "conversation": conversation}
+
+    def _shown(self, sample: Sample, encode: Callable[..., Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """A sample's pictures and videos as the encoder sees them."""
         key = sample["key"]
+        # Training shares the limit of tiles among the pictures of a record; a question does not
+        processor = self.processor if encode is encode_prompt else self.processor.shared(len(sample["images"]))
         pictures = [
-            tiles_of(self.processor, x, key, [*sample["draw"], i] if "draw" in sample else None)
+            tiles_of(processor, x, key, [*sample["draw"], i] if "draw" in sample else None)
             for i, x in enumerate(sample["images"])
         ]
-        videos = [video_of(self.processor, x, fps, key) for x, fps in sample.get("videos", ())]
-        row = self._row(sample, pictures, videos, encode)
-        return {"key": key, "row": row, "pictures": pictures, "videos": videos, "conversation": sample["conversation"]}
+        return pictures, [video_of(self.processor, x, fps, key) for x, fps in sample.get("videos", ())]
 
     def _inputs(self, prepared: Sequence[Prepared]) -> dict[str, Tensor]:
         """What the encoder reads of all pictures and videos."""
@@ -160,8 +186,11 @@ class ChatCollator:
             inputs |= {named.get(n, n.replace("image_", "video_", 1)): x for n, x in videos.items()}
         return inputs
 
+    def _lengths(self, shown: Sequence[np.ndarray]) -> list[int]:
+        return [self.processor.tokens(one, self.tokens_per_tile) for one in shown]
+
     def _row(self, sample: Sample, pictures: list[np.ndarray], videos: list[np.ndarray], encode: Callable[..., Any]) -> Any:
-        lengths, video_lengths = ([self.processor.tokens(x, self.tokens_per_tile) for x in xs] for xs in (pictures, videos))
+        lengths, video_lengths = self._lengths(pictures), self._lengths(videos)
         conversation, key = sample["conversation"], sample["key"]
         skips = self.too_long == "skip" and encode is not encode_prompt
         limit = sys.maxsize if skips else self.max_length
@@ -169,9 +198,9 @@ class ChatCollator:
             row = encode(conversation, self.template, self.tokenizer, lengths, limit, key, self.image_tokens, video_lengths)
         except TooLong as error:
             counts = " + ".join(str(len(x)) for x in [*pictures, *videos]) or "no"
+            fewer = f", or lower data.processor.{self.processor.limit}" if self.processor.limit else ""
             raise TooLong(
-                f"{error} ({counts} tiles of {self.tokens_per_tile}); raise "
-                f"data.chats_collate.max_length, or lower data.processor.{self.processor.limit}"
+                f"{error} ({counts} tiles of {self.tokens_per_tile}); raise data.chats_collate.max_length{fewer}"
             ) from error
         if skips and (longest := max(map(len, row))) > self.max_length:
             more = f"{longest} tokens, more than {self.max_length}"

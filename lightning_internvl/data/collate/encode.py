@@ -77,6 +77,46 @@ def encode_conversation(
     return ids, labels
 
 
+def certainly_fits(
+    turns: Sequence[Message],
+    template: ChatTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    image_lengths: Sequence[int],
+    max_length: int,
+    sample: str,
+    image_tokens: ImageTokens = IMAGE_TOKENS,
+    video_lengths: Sequence[int] = (),
+) -> bool:
+    """Whether `encode_conversation` takes a conversation whole, without its tokens: because its text
+    has no more bytes than `max_length` leaves. False says nothing. Raises ValueError as it does.
+
+    No tokenizer makes more tokens than a text has bytes, but for a space before each piece, and
+    Unicode's forms: NFC makes up to three times as many bytes, others are not counted on.
+    """
+    _check_answers(turns, sample)
+    _check_marks(turns, image_lengths, video_lengths, image_tokens, sample)
+    segments = [segment for one in _rounds(turns, template, tokenizer, sample) for segment in one]
+    text = "".join(segment.text for segment in segments)
+    names = (image_tokens.context, image_tokens.video)
+    if any(name and name in text for name in names) or not any(segment.is_answer for segment in segments):
+        return False
+    if text.isascii():
+        size = len(text)
+    elif _normalizer(tokenizer) in ("NoneType", "NFC"):
+        size = 3 * len(text.encode())
+    else:
+        return False
+    pieces = len(segments) + 2 * (len(image_lengths) + len(video_lengths)) + 1
+    return size + pieces + sum(image_lengths) + sum(video_lengths) + pieces <= max_length
+
+
+@functools.lru_cache(maxsize=16)
+def _normalizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The kind of the tokenizer's normalizer; unknown for one that does not say."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return "unknown" if backend is None else type(backend.normalizer).__name__
+
+
 def encode_prompt(
     turns: Sequence[Message],
     template: ChatTemplate,
@@ -142,23 +182,34 @@ def _placeholder_runs(
     sample: str,
 ) -> Runs:
     """The tokens that stand for each picture and each video, in order, by their mark."""
+    _check_marks(turns, image_lengths, video_lengths, image_tokens, sample)
     names = image_tokens
     start, end = ([token_id(tokenizer, x)] if x else [] for x in (names.start, names.end))
-    pictures = ("pictures", IMAGE, names.context, image_lengths)
-    kinds = [pictures, ("videos", VIDEO, names.video, video_lengths)]
     runs: Runs = {}
-    for kind, mark, token, lengths in kinds:
+    for mark, token, lengths in ((IMAGE, names.context, image_lengths), (VIDEO, names.video, video_lengths)):
+        if token is not None:
+            context = token_id(tokenizer, token)
+            runs[mark] = iter([[*start, *[context] * length, *end] for length in lengths])
+    return runs
+
+
+def _check_marks(
+    turns: Sequence[Message],
+    image_lengths: Sequence[int],
+    video_lengths: Sequence[int],
+    names: ImageTokens,
+    sample: str,
+) -> None:
+    """Raise ValueError for marks and pictures that differ in number, and for videos without a
+    token."""
+    pictures = ("pictures", IMAGE, names.context, image_lengths)
+    for kind, mark, token, lengths in (pictures, ("videos", VIDEO, names.video, video_lengths)):
         if token is None and lengths:
             fault = "it has videos, for which this recipe has no token"
             raise ValueError(f"sample {sample}: {fault}; set data.video_token")
-        if token is None:
-            continue
-        marks = sum(message["content"].count(mark) for message in turns)
-        if marks != len(lengths):
+        marks = 0 if token is None else sum(message["content"].count(mark) for message in turns)
+        if token is not None and marks != len(lengths):
             raise ValueError(f"sample {sample}: {len(lengths)} {kind} but {marks} {mark!r} marks")
-        context = token_id(tokenizer, token)
-        runs[mark] = iter([[*start, *[context] * length, *end] for length in lengths])
-    return runs
 
 
 def _encode_segments(

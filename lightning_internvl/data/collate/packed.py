@@ -54,6 +54,7 @@ class PackedChats(ChatCollator):
                 "that one picture may have; raise it, or lower data.processor.max_tiles"
             )
         self.row_length = row_tokens or self.max_length
+        self.quick_check = row_tiles is None
         self.row_tiles, self.blank_tiles = row_tiles, row_tiles or self.row_length
 
     @property

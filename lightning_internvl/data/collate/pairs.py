@@ -53,6 +53,7 @@ class PairCollator(base.SquareReader):
         self.tokenizer, self.processor = tokenizer, processor
         self.max_length, self.tasks = max_length, tuple(tasks)
         self.itc_prompt = itc_prompt
+        self._checked: set[str] = set()  # languages whose prompt leaves room
         self.caption_prompts = dict(caption_prompts or {"en": "English caption:", "zh": "Chinese caption:", OTHER: "Caption:"})
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -74,6 +75,15 @@ class PairCollator(base.SquareReader):
                 hidden = max(1, len(prompt) - 1)
                 found["itg_labels"] = [IGNORE_INDEX] * hidden + found[task][hidden:]
         return found
+
+    def check(self, sample: Sample) -> None:
+        """Raise ValueError if `prepare` does: by the picture, and by the prompt of the language,
+        which alone can leave a caption no room."""
+        base.tiles_of(self.processor, sample["image"], sample["key"], sample.get("draw"))
+        language = sample.get("language", "en")
+        if language not in self._checked or not sample["caption"].strip():
+            self.prepare(sample)
+            self._checked.add(language)
 
     def stack(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
         """A batch of prepared pairs."""

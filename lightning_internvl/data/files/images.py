@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.svg import is_svg, svg_to_png
@@ -35,6 +36,9 @@ FORMATS = (
 )  # fmt: skip
 WHITE_OF_16_BITS = 65535
 WEB_PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
+ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}
+TAIL = 32  # bytes in which that mark stands
+SIDEWAYS = (5, 6, 7, 8)  # EXIF's orientations that change width and height
 SHOWN = 40  # bytes of a file that is no picture, in messages
 HEAD = 2000  # bytes of a file that tell whether it is a drawing
 
@@ -66,9 +70,28 @@ def read_image(source: str | Path | bytes, least: int | None = None) -> np.ndarr
 
 
 def image_size(source: str | Path | bytes) -> tuple[int, int]:
-    """Width and height as a picture's header tells. Raises ValueError as `read_image`."""
+    """Width and height of the upright picture as its header tells. A file that does not end as its
+    kind does is decoded, because it may be cut off. Raises ValueError as `read_image`."""
     with opened_image(source) as image:
-        return image.size
+        width, height = image.size
+        # The tags of a PNG may stand behind its pixels, and would be looked for there
+        tagged = image.format != "PNG" or "exif" in image.info
+        turned = tagged and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+        if not _is_whole(source, image.format):
+            image.load()
+    return (height, width) if turned else (width, height)
+
+
+def _is_whole(source: str | Path | bytes, kind: str | None) -> bool:
+    """Whether a file ends with the mark of its kind; true for kinds without one."""
+    if kind not in ENDS:
+        return True
+    if isinstance(source, bytes):
+        return ENDS[kind] in source[-TAIL:]
+    with open(source, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - TAIL))
+        return ENDS[kind] in file.read()
 
 
 @contextmanager

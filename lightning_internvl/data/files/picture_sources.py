@@ -21,7 +21,7 @@ VIDEOS = ("video", "videos", "video_path", "video_paths")
 URLS = ("http:", "https:", "s3:", "gs:", "hf:", "ftp:")
 # How base64 of JPEG, PNG, WebP, GIF and TIFF files begins
 BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "SUkqA", "TU0AK")
-LEAST_BASE64 = 100  # characters; no path is so long and begins so
+LEAST_BASE64 = 80  # characters; no path is so long and begins so
 STILLS = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".gif")
 
 Frames = tuple[str, ...]  # paths of the frames of a video, in order

@@ -35,11 +35,12 @@ class Fields:
 
     def take(self, *names: str) -> Any:
         """The value of the first key that says something; None if none does."""
-        name = next((name for name in names if name in self.given and not is_empty(self.given[name])), None)
-        if name is None:
-            return None
-        self.asked.add(name)
-        return self.given[name]
+        given = self.given
+        for name in names:
+            if name in given and not is_empty(given[name]):
+                self.asked.add(name)
+                return given[name]
+        return None
 
     def unread(self) -> Iterator[str]:
         """The keys that say something of what is to be learnt, and that nothing asked for."""

@@ -21,6 +21,7 @@ ROLES = {
 SYSTEMS = ("system", "system_prompt", "system_message")
 WEIGHTS = ("weight", "loss", "loss_weight", "train", "learnt")  # 0 or false: an answer is read and not learnt
 PARTS = ("image", "image_url", "input_image", "video", "video_url")
+PLAIN = ({"from", "value"}, {"role", "content"})  # messages of a role and a text, most of all there are
 CUT = 120  # characters of a user's text in messages
 BOM = "\ufeff"
 
@@ -123,6 +124,10 @@ def _system(record: Fields, unread: list[str]) -> list[Turn]:
 def _message(given: Any, unread: list[str]) -> Turn:
     if not isinstance(given, Mapping):
         raise BadSample(f"not a message: {_cut(given)}", "unknown format")
+    if given.keys() in PLAIN:
+        named, content = given.values() if next(iter(given)) in ("from", "role") else reversed(given.values())
+        if isinstance(named, str) and named in ROLES and isinstance(content, str):
+            return _said(ROLES[named], content, unread)
     turn = Fields(given)
     names = ("from", "value") if "from" in given else ("role", "content")
     if names[0] not in given or not (names[1] in given or "value" in given or "content" in given):
@@ -153,8 +158,11 @@ def _is_learnt(weight: Any, role: str, unread: list[str]) -> bool:
 
 def _said(role: str, content: Any, unread: list[str], turn: Fields | None = None) -> Turn:
     """A message of a text or a list of parts, and the pictures that stand beside its text."""
+    if isinstance(content, str) and turn is None:
+        text, shown = _text(content, role, unread)
+        return Turn({"role": role, "content": text}, shown)
     parts: list[str] = []
-    shown: list[Shown] = []
+    shown = []
     for text, marks in (
         [_part(one, role, unread) for one in content] if isinstance(content, list) else [_text(content, role, unread)]
     ):

@@ -83,6 +83,13 @@ class AnyResolution(Processor):
         size = smart_size(height, width, self.factor, self.min_pixels, self.max_pixels)
         return self._at(image, *size)[None]
 
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        return 1, *smart_size(height, width, self.factor, self.min_pixels, self.max_pixels), 3
+
+    def most_squares(self, pictures: int) -> int:
+        """One of the largest size, in which many usual pictures have room."""
+        return self.max_tiles
+
     def video(self, frames: np.ndarray, fps: float) -> np.ndarray:
         """(F, H, W, 3) uint8 at `fps` frames a second -> (F', H', W', 3) uint8, an even number of
         frames.

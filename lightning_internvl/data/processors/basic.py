@@ -8,6 +8,7 @@ bicubic filter, as in the published systems.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from abc import ABC, abstractmethod
@@ -39,13 +40,13 @@ class Processor(ABC):
 
     Attributes:
         max_tiles: the most squares that one picture gives.
-        limit: the setting that makes pictures cost fewer tokens.
+        limit: the setting that makes pictures cost fewer tokens; None where all cost the same.
         random: whether a draw changes what is seen of a picture.
         gives: inputs of an encoder beside `pixel_values`.
     """
 
     max_tiles = 1
-    limit = "max_tiles"
+    limit: str | None = None
     random = False
     gives: tuple[str, ...] = ()
 
@@ -73,6 +74,19 @@ class Processor(ABC):
     def whole(self) -> Processor:
         """The processor where a picture is one square (contrastive stages); here this one."""
         return self
+
+    def shared(self, pictures: int) -> Processor:
+        """The processor for each of so many pictures of a record in training; here this one."""
+        return self
+
+    def most_squares(self, pictures: int) -> int:
+        """Squares that a record of up to so many pictures may need."""
+        return self.max_tiles * max(1, pictures)
+
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of what `__call__` makes of a picture of that size, by trying it. Raises
+        ValueError as it does."""
+        return self(np.zeros((height, width, 3), dtype=np.uint8)).shape
 
     def video(self, frames: np.ndarray, fps: float) -> np.ndarray:
         """(F, H, W, 3) uint8 at `fps` frames a second -> the frames that the encoder sees. Raises
@@ -117,14 +131,22 @@ class Processor(ABC):
         return resized(image, columns * self.image_size, rows * self.image_size, self.resize)
 
 
-class Squash(Processor):
+class OneSquare(Processor):
+    """What makes one square of every picture."""
+
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        """(1, S, S, 3)"""
+        return 1, self.image_size, self.image_size, 3
+
+
+class Squash(OneSquare):
     """The whole picture as one square, whatever its proportions."""
 
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
         return self._resized(image)[None]
 
 
-class CenterCrop(Processor):
+class CenterCrop(OneSquare):
     """The short side resized to S, and the square in the middle (CLIP; LLaVA v1)."""
 
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
@@ -139,7 +161,7 @@ class CenterCrop(Processor):
         return centre(image, self.image_size, self.image_size)[None]
 
 
-class RandomCrop(Processor):
+class RandomCrop(OneSquare):
     """A random part of the picture, resized to a square: augmentation for contrast.
 
     The part covers a share of the area drawn from `scale`, at proportions drawn from `ratio`
@@ -198,6 +220,8 @@ class Tiles(Processor):
         thumbnail: whether the whole picture follows its tiles.
     """
 
+    limit = "max_tiles"
+
     def __init__(
         self,
         image_size: int,
@@ -212,6 +236,7 @@ class Tiles(Processor):
         if not 1 <= min_tiles <= max_tiles:
             raise ValueError(f"tiles need 1 <= min_tiles <= max_tiles: {min_tiles=}, {max_tiles=}")
         self.limits, self.thumbnail = (min_tiles, max_tiles), thumbnail
+        self._shared: dict[int, Tiles] = {}
         self.max_tiles = max_tiles + (thumbnail and max_tiles > 1)
 
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
@@ -223,11 +248,33 @@ class Tiles(Processor):
             return np.concatenate([tiles, self._resized(image)[None]])
         return tiles
 
+    def shared(self, pictures: int) -> Processor:
+        """With max(1, max_tiles // pictures) tiles for each picture: the limit is that of a record
+        (`internvl_chat_finetune.py`, `multi_modal_multi_image_get_item`)."""
+        if pictures < 2:
+            return self
+        if pictures not in self._shared:
+            found = copy.copy(self)
+            most = max(1, self.limits[1] // pictures)
+            found.limits = min(self.limits[0], most), most
+            found.max_tiles = most + (self.thumbnail and most > 1)
+            self._shared[pictures] = found
+        return self._shared[pictures]
+
+    def most_squares(self, pictures: int) -> int:
+        return max(self.shared(count).max_tiles * count for count in range(1, max(1, pictures) + 1))
+
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        columns, rows = choose_grid(width, height, self.image_size, *self.limits)
+        tiles = columns * rows
+        return tiles + (self.thumbnail and tiles > 1), self.image_size, self.image_size, 3
+
     def whole(self) -> Processor:
         """The thumbnail alone."""
         return Squash(self.image_size, self.mean, self.std, self.resize)
 
 
+@functools.lru_cache(maxsize=4096)
 def choose_grid(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
     """(columns, rows) of the grid for a picture: the smallest |width / height - columns / rows|.
 

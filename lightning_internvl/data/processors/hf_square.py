@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from lightning_internvl.data.processors.basic import Processor, centre
+from lightning_internvl.data.processors.basic import OneSquare, centre
 from lightning_internvl.messages import check_choice
 
 FILTERS = {
@@ -20,7 +20,7 @@ FILTERS = {
 LONGEST_STRIP = 32  # sides of a picture that is enlarged whole
 
 
-class HFSquare(Processor):
+class HFSquare(OneSquare):
     """The whole picture squashed to a square, or the square in its middle.
 
     Args:

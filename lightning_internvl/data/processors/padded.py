@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_internvl.data.processors.basic import BICUBIC, CLIP_MEAN, CLIP_STD, Processor
+from lightning_internvl.data.processors.basic import BICUBIC, CLIP_MEAN, CLIP_STD, OneSquare, Processor
 from lightning_internvl.data.processors.pixels import to_pixels
 from lightning_internvl.data.processors.resize import resized
 from lightning_internvl.messages import check_choice
@@ -20,7 +20,7 @@ HALF = (0.5, 0.5, 0.5)
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": BICUBIC}
 
 
-class PaddedSquare(Processor):
+class PaddedSquare(OneSquare):
     """The longest side resized to S, centred on a square of the mean colour.
 
     Args:
@@ -85,6 +85,9 @@ class PaddedPair(PaddedSquare):
         """(H, W, 3) uint8 -> (1, S', S', 3) uint8, the large size; `inputs` makes the small one."""
         return self.high(image)
 
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        return self.high.shape(height, width)
+
     def whole(self) -> Processor:
         """The small size alone."""
         return PaddedSquare(self.image_size, self.mean, self.std, self.min_side, self.nearest)
@@ -117,7 +120,7 @@ def centred(image: np.ndarray, side: int, colour: Sequence[int]) -> np.ndarray:
     return square
 
 
-class PadSquare(Processor):
+class PadSquare(OneSquare):
     """The whole picture in the middle of a square of one colour, resized to S.
 
     Args:

@@ -233,7 +233,7 @@ def test_each_picture_has_the_placeholders_of_its_tiles() -> None:
 def test_a_picture_that_does_not_fit_is_named_with_its_tiles() -> None:
     collate = ChatCollator(TOKENIZER, load_template("chatml"), Tiles(8, max_tiles=4), tokens_per_tile=2, max_length=20)
     said = (
-        r"sample c: .* max_length=20; its pictures have 8 \+ 2 tokens \(4 \+ 1 tiles of 2\); raise .*max_length, or .*max_tiles"
+        r"sample c: .* max_length=20; its pictures have 6 \+ 2 tokens \(3 \+ 1 tiles of 2\); raise .*max_length, or .*max_tiles"
     )
     with pytest.raises(ValueError, match=said):
         collate([tiled_sample("c", (8, 24), (8, 8))])
