@@ -125,7 +125,7 @@ def _message(given: Any, unread: list[str]) -> Turn:
     if not isinstance(given, Mapping):
         raise BadSample(f"not a message: {_cut(given)}", "unknown format")
     if given.keys() in PLAIN:
-        named, content = given.values() if next(iter(given)) in ("from", "role") else reversed(given.values())
+        named, content = given.values() if next(iter(given)) in ("from", "role") else reversed([*given.values()])
         if isinstance(named, str) and named in ROLES and isinstance(content, str):
             return _said(ROLES[named], content, unread)
     turn = Fields(given)
