@@ -27,13 +27,17 @@ def explain(error: Exception) -> str:
         return missing_file(str(error.missing_cfg_file), error.options) or text
     if isinstance(error, OverrideParseException):
         reason = next(line for line in reversed(text.splitlines()) if not line.startswith("See "))
-        advice = "write SETTING=VALUE, with quotes around special characters"
+        advice = "write SETTING=VALUE, with quotes around special characters, as in 'data.path=\"a=b.jsonl\"'"
         return f"{error.override!r} is not understood ({reason}); {advice}"
     if isinstance(error, InterpolationResolutionError) and "resolving interpolation: " in text:
         return text.partition("resolving interpolation: ")[2].partition("\n    full_key:")[0]
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key} has no value; give {error.full_key}=VALUE"
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^'@]+)'", text)
+    resumed = next((word for word in sys.argv[1:] if word.startswith("resume=")), None)
+    if unknown and resumed:
+        anew = f"leave out {unknown[1]}, or start anew with init_from={resumed.removeprefix('resume=')}"
+        return f"resume goes on with a run exactly as it was, with its own settings: {anew}"
     if unknown:
         return _unknown_setting(unknown[1])
     # in a process that prepares data
