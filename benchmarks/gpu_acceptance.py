@@ -4,9 +4,10 @@ python benchmarks/gpu_acceptance.py                        # one H100 or H200, a
 python benchmarks/gpu_acceptance.py parts=attention,parity json=FILE
 python benchmarks/gpu_acceptance.py dry_run=true           # tiny sizes on whatever is there; what needs real kernels says so
 
-Parts are functions of `gpu_parts.py`. Each runs in a process of its own under its own time limit, and one that fails stops no
-other. Prints what each found as it ends, then a table and one JSON line; the exit status is 1 where a part has failed. The
-contrastive part needs open_clip (`contrastive_step.py` says how to get it), and says so where it is missing.
+Parts are functions of `gpu_parts.py` and `gpu_speed_parts.py`. Each runs in a process of its own under its own time limit,
+and one that fails stops no other. Prints what each found as it ends, then a table and one JSON line; the exit status is 1 where
+a part has failed. The contrastive part needs open_clip (`contrastive_step.py` says how to get it), and says so where it is
+missing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask for a GPU must not begin to use it: processes are forked from this one
 
 import gpu_parts
+import gpu_speed_parts
 import torch
 from alternating import arguments, report
 
@@ -50,7 +52,8 @@ def work(name: str, dry: bool, folder: Path) -> None:
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
         try:
-            outcome = OK, getattr(gpu_parts, name)(dry, folder)
+            part = getattr(gpu_parts, name, None) or getattr(gpu_speed_parts, name)
+            outcome = OK, part(dry, folder)
         except gpu_parts.NotHereError as reason:
             outcome = NEEDS, str(reason)
         except BaseException as error:
