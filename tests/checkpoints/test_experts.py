@@ -12,7 +12,10 @@ from test_native import BATCHES, close, their_model
 from transformers import InternVLForConditionalGeneration
 
 from lightning_internvl import load_pretrained
+from lightning_internvl.checkpoints.adapters import all_layouts
 from lightning_internvl.checkpoints.families.experts import number_of_experts
+from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.plan.kernels import Unfilled
 
 
 @pytest.fixture
@@ -50,3 +53,19 @@ def test_a_missing_expert_is_named(native: Path) -> None:
 @pytest.mark.parametrize(("fields", "count"), [({"num_experts": 4}, 4), ({"num_local_experts": 5}, 5), ({}, 128)])
 def test_the_number_of_experts_has_two_names_and_a_default(fields: dict[str, int], count: int) -> None:
     assert number_of_experts({"model_type": "qwen3_moe", **fields}) == count
+
+
+def test_the_largest_published_model_has_its_published_number_of_parameters() -> None:
+    layout = all_layouts()["internvl_chat"]
+    tower = {"num_hidden_layers": 45, "image_size": 448}  # InternViT-6B, which the layout's defaults describe
+    text = {
+        "model_type": "qwen3_moe", "hidden_size": 4096, "intermediate_size": 12288, "moe_intermediate_size": 1536,
+        "head_dim": 128, "num_hidden_layers": 94,
+        "num_attention_heads": 64, "num_key_value_heads": 4, "num_experts": 128, "vocab_size": 151936,
+    }  # fmt: skip
+    config = {"ps_version": "v2", "vision_config": tower, "llm_config": text}
+    with torch.device("meta"), Unfilled():
+        model = layout.build(config, {"language_model.lm_head.weight": (151936, 4096)})
+    files = layout.official_tensors(config, own_tensors(model))
+    assert sum(tensor.numel() for tensor in files.values()) == 240_699_370_368  # of InternVL3_5-241B-A28B on the hub
+    assert sum(".mlp.experts." in name for name in files) == 94 * 128 * 3
