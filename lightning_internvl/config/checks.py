@@ -149,6 +149,8 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
         yield f"data.{validate=} must be true (check the data) or false (train)"
     bad = config["data"].get("max_bad_fraction", 0.0)
     yield from number_faults("data.max_bad_fraction", bad, least=0, most=1)
+    if (seconds := config["data"].get("max_sample_seconds")) is not None:
+        yield from number_faults("data.max_sample_seconds", seconds, least=0)
     unread = config["data"].get("max_unread_fraction", 1.0)
     yield from number_faults("data.max_unread_fraction", unread, least=0, most=1)
     yield from _packing_faults(config["data"])

@@ -58,6 +58,7 @@ class DataSettings:
         tokenizer: of a decoder that is inherited, in place of its own.
         endless: whether the data has no end; else epochs follow each other.
         max_bad_fraction: the share of samples that may be unusable.
+        max_sample_seconds: the longest time that one sample may take; None: any.
         max_unread_fraction: the share of records that may hold something that is not read.
         validate: whether the command only checks the data.
     """
@@ -80,6 +81,7 @@ class DataSettings:
     packing_tiles: int | None = None
     packing_window: int | None = None
     max_bad_fraction: float = 0.0
+    max_sample_seconds: float | None = None
     max_unread_fraction: float = 1.0
     validate: bool = False
 

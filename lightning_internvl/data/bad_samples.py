@@ -2,15 +2,21 @@
 they are too many.
 
 A source of samples says what is wrong with one by a ValueError: `BadSample` with the kind of fault,
-or any other. What it costs is decided here, for every source alike.
+or any other. Whatever else is raised for one sample (a library's own errors, too little memory, too
+deep a nesting) is a fault of that sample too. What it costs is decided here, for every source alike.
 """
 
 from __future__ import annotations
 
 import json
+import signal
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +26,8 @@ from lightning_internvl.files import write_text
 TRIES = 32  # samples in a row of which one must be of use
 MINIMUM = 1000  # samples before a share says something; fewer where an epoch has fewer
 SKIPPED = "skipped"  # what travels with a batch from the process that prepared it to the ledger
+REASON = 2000  # characters of a reason that are kept
+AGAIN = 1.0  # seconds until a limit of time is told again, where a library has swallowed it
 NEARBY = 2**20  # how far ahead an endless source is asked for another sample
 
 
@@ -47,9 +55,50 @@ class Unwanted(BadSample):
         super().__init__(message, kind, key)
 
 
-def kind_of(error: ValueError) -> str:
+def kind_of(error: Exception) -> str:
     """The kind of a fault; errors that are no `BadSample` may carry one too."""
-    return getattr(error, "kind", "refused")
+    return getattr(error, "kind", "refused" if isinstance(error, ValueError) else type(error).__name__)
+
+
+def reason_of(error: Exception) -> str:
+    """What was wrong, in words that can be written to any file."""
+    said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    return writable(said or type(error).__name__)[:REASON]
+
+
+def writable(text: str) -> str:
+    """A text without the halves of characters that UTF-8 does not know."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Inside, what takes longer is ended by a BadSample; None: never.
+
+    By an alarm of the process, which the main thread alone hears: outside of it, and on systems
+    without one, there is no limit. It is heard between two steps of Python, so that one call of a
+    library is not cut short.
+    """
+    alarms = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    left, every = signal.getitimer(signal.ITIMER_REAL) if alarms else (0.0, 0.0)
+    if not seconds or not alarms or 0 < left <= seconds:  # an earlier alarm of others is not put off
+        yield
+        return
+    inside, begun = True, time.monotonic()
+
+    def stop(_: int, frame: FrameType | None) -> None:
+        if inside:
+            limit = f"data.max_sample_seconds={seconds:g}"
+            raise BadSample(f"it takes longer than {limit}", "too slow")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    try:
+        yield
+    finally:
+        inside = False
+        signal.setitimer(signal.ITIMER_REAL, max(left - time.monotonic() + begun, 1e-3) if left else 0, every)
+        signal.signal(signal.SIGALRM, before if before is not None else signal.SIG_DFL)
 
 
 class Skipped(NamedTuple):
@@ -74,6 +123,7 @@ def usable_sample(
     seed: int,
     length: int | None,
     tries: int = TRIES,
+    seconds: float | None = None,
 ) -> tuple[dict[str, Any], list[Skipped]]:
     """A prepared sample for a place, and those that were skipped for it.
 
@@ -81,10 +131,11 @@ def usable_sample(
     gets the same sample, whatever ran before.
 
     Args:
-        read, prepare: by index to a sample, and what is made of it. Their ValueErrors are a
-            sample's fault.
+        read, prepare: by index to a sample, and what is made of it. Their errors are a sample's
+            fault.
         length: of the source; None for an endless one.
         tries: 1 hands the first fault on.
+        seconds: that both may take (see `time_limit`).
 
     Raises:
         ValueError: if none of `tries` samples can be used.
@@ -94,15 +145,16 @@ def usable_sample(
         at = index if attempt == 0 else _another_index(index, [seed, place, attempt], length)
         key = f"sample {at}"
         try:
-            sample = read(at)
-            key = sample["key"]
-            return prepare({**sample, "draw": (seed, place)}), skipped
-        except ValueError as error:
+            with time_limit(seconds):
+                sample = read(at)
+                key = sample["key"]
+                return prepare({**sample, "draw": (seed, place)}), skipped
+        except Exception as error:
             if tries == 1:
                 # A plain ValueError, which comes through from a data process by its message.
-                raise ValueError(str(error)) from error
+                raise ValueError(reason_of(error)) from error
             key, counts = getattr(error, "key", None) or key, getattr(error, "counts", True)
-            skipped.append(Skipped(place, key, kind_of(error), str(error), counts))
+            skipped.append(Skipped(place, writable(key), kind_of(error), reason_of(error), counts))
     raise ValueError(f"{tries} samples in a row cannot be used; the first one: {skipped[0].reason}")
 
 

@@ -42,6 +42,7 @@ class StageData(L.LightningDataModule):
         num_workers: processes that prepare batches; 0 prepares them in the training process.
         max_bad_fraction: the share of samples that may be unusable, which are skipped and replaced
             (see `data.bad_samples`); 0 stops at the first one.
+        max_sample_seconds: the longest time that reading and preparing one sample may take; None: any.
         folder: where they are listed (`skipped.jsonl`, and `skipped.RANK.jsonl` for further
             processes).
         held_out: samples to measure on, which are never trained on.
@@ -65,6 +66,7 @@ class StageData(L.LightningDataModule):
         endless: bool = True,
         num_workers: int = 0,
         max_bad_fraction: float = 0.0,
+        max_sample_seconds: float | None = None,
         folder: Path = Path(),
         held_out: FileDataset | None = None,
         grouping: Grouping | None = None,
@@ -76,7 +78,7 @@ class StageData(L.LightningDataModule):
         self.batches, self.start_batch = batches, start_batch
         self.seed, self.endless = seed, endless
         self.max_bad_fraction, self.folder = max_bad_fraction, Path(folder)
-        self.held_out = held_out
+        self.held_out, self.max_sample_seconds = held_out, max_sample_seconds
         self.ledger: Ledger | None = None
         self.grouping, self.accumulate = grouping, accumulate
         # What keeps a position of its own; None where the position follows from the step.
@@ -161,7 +163,7 @@ class StageData(L.LightningDataModule):
     def _samples(self, length: int | None) -> _PreparedSamples:
         assert not isinstance(self.dataset, ShardDataset)  # which are read in streams
         tries = TRIES if self.max_bad_fraction else 1
-        return _PreparedSamples(self.dataset, self.collate, self.seed, length, tries)
+        return _PreparedSamples(self.dataset, self.collate, self.seed, length, tries, self.max_sample_seconds)
 
     def _sampler(self, batch_size: int, steps: int, start: int, length: int | None) -> StepBatchSampler:
         rank, size = data_parallel_rank_and_size(self.trainer)
@@ -206,6 +208,7 @@ class StageData(L.LightningDataModule):
             grouping=self.grouping,
             num_workers=self.num_workers,
             accumulate=self.accumulate,
+            seconds=self.max_sample_seconds,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,14 +256,17 @@ class StageData(L.LightningDataModule):
 class _PreparedSamples(Dataset[tuple[Prepared, list[Skipped]]]):
     """Prepared samples by index and place (of several readings), and what each skipped."""
 
-    def __init__(self, dataset: Dataset[Any], collate: Collator, seed: int, length: int | None, tries: int) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], collate: Collator, seed: int, length: int | None, tries: int, seconds: float | None
+    ) -> None:
         self.dataset, self.collate = dataset, collate
-        self.seed, self.length, self.tries = seed, length, tries
+        self.seed, self.length, self.tries, self.seconds = seed, length, tries, seconds
 
     def __getitem__(self, index_and_place: tuple[int, int]) -> tuple[Prepared, list[Skipped]]:
         index, place = index_and_place
         read, prepare = self.dataset.__getitem__, self.collate.prepare
-        return usable_sample(read, prepare, index, place, seed=self.seed, length=self.length, tries=self.tries)
+        seed, length, seconds = self.seed, self.length, self.seconds
+        return usable_sample(read, prepare, index, place, seed=seed, length=length, tries=self.tries, seconds=seconds)
 
 
 class _Stack:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_internvl.data.bad_samples import kind_of
+from lightning_internvl.data.bad_samples import kind_of, reason_of, writable
 from lightning_internvl.data.collate.base import unchanged
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.images import image_size, read_image
@@ -153,16 +153,15 @@ class _PreparedRecords(Dataset[Any]):
                 pair = self.shards.pair(record)
                 size, caption = image_size(pair["image"]), pair["caption"]
                 image = read_image(pair["image"], self.shards.decode_at)
-                row = {"key": record["key"], **measure_pair(image, caption, size, self.language)}
+                row = {"key": writable(record["key"]), **measure_pair(image, caption, size, self.language)}
                 if told := pair.get("language") or self.shards.language(work.shard):
                     row[TOLD_LANGUAGE] = told
                 # Of a caption of a million letters the first thousands fill any row
                 if self.pairs is not None:
                     prepared.append(self.pairs.prepare({"key": record["key"], "image": image, "caption": caption[:READ]}))
                 rows.append(row)
-            except ValueError as error:
-                key, reason = str(record["key"]), str(error)
-                rows.append({"key": key, UNUSABLE: kind_of(error), "reason": reason})
+            except Exception as error:
+                rows.append({"key": writable(record["key"]), UNUSABLE: kind_of(error), "reason": reason_of(error)})
         batch = None
         if prepared:
             assert self.pairs is not None  # which has prepared them

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.config.filter_checks import ORDER, RANGES, SIMILARITY
+from lightning_internvl.data.bad_samples import writable
 from lightning_internvl.data.shards.tar import Record, TarShards, TarWriter
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.filtering.decide import BAD, KEPT
@@ -50,7 +51,7 @@ def write_shard(shards: JoinedShards, shard: int, folder: Path, reasons: Sequenc
         with TarWriter(path) as tar:
             for place, record in enumerate(_records(shards, shard, max(kept) + 1)):
                 row = rows[place]
-                if record["key"] != row["key"]:
+                if writable(record["key"]) != row["key"]:
                     raise ValueError(
                         f"shard {shards.name(shard)} has changed since it was scored: record {place} is {record['key']!r}, it "
                         f"was {row['key']!r}; delete {scores_file(folder, shard)} and what lies beside `scores`, then resume"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 from torch.utils.data import Dataset
 
-from lightning_internvl.data.bad_samples import TRIES, BadSample, Ledger, Skipped, Unwanted
+from lightning_internvl.data.bad_samples import TRIES, BadSample, Ledger, Skipped, Unwanted, time_limit
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.module import SKIPPED, StageData
 from lightning_internvl.data.processors.basic import Squash
@@ -34,6 +37,17 @@ class Numbers(Dataset[dict[str, Any]]):
         if position % LENGTH in self.bad:
             raise self.error(f"numbers, line {position + 1}: no number")
         return {"key": str(position), "value": position}
+
+
+class SlowNumbers(Numbers):
+    """Of which one takes for ever, and swallows what should end it once."""
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        if position % LENGTH == 3:
+            with contextlib.suppress(BadSample):
+                time.sleep(60)
+            time.sleep(60)
+        return super().__getitem__(position)
 
 
 class Collate:
@@ -127,15 +141,53 @@ def test_nothing_but_bad_samples_stops_at_once(tmp_path: Path) -> None:
         read(stage(tmp_path, Numbers(tuple(range(LENGTH)))), batches=1)
 
 
-def test_other_errors_are_nobodys_fault_but_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [KeyError("x"), RecursionError("too deep"), MemoryError(), TypeError("\ud800 is no text")])
+def test_any_error_of_a_sample_is_one_skip_with_its_kind(tmp_path: Path, error: Exception) -> None:
+    class Broken(Collate):
+        def prepare(self, sample: dict[str, Any]) -> dict[str, Any]:
+            if sample["value"] in (3, 11):
+                raise error
+            return sample
+
+    data = stage(tmp_path, Numbers(()))
+    data.collate = Broken()
+    assert not {"3", "11"} & {key for batch in read(data) for key in batch["keys"]}
+    found = rows(tmp_path)
+    assert {row["key"] for row in found} == {"3", "11"}
+    assert all(row["kind"] == type(error).__name__ and row["reason"].startswith(type(error).__name__) for row in found)
+
+
+def test_an_error_of_all_samples_ends_the_run_with_its_kind(tmp_path: Path) -> None:
     class Broken(Collate):
         def prepare(self, sample: dict[str, Any]) -> dict[str, Any]:
             raise KeyError("a fault of the program")
 
     data = stage(tmp_path, Numbers())
     data.collate = Broken()
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="32 samples in a row cannot be used; the first one: KeyError: 'a fault of the program'"):
         read(data, batches=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_may_not_take_longer_than_the_limit(tmp_path: Path, workers: int) -> None:
+    data = stage(tmp_path, SlowNumbers(()), workers, max_sample_seconds=0.2)
+    assert not {"3"} & {key for batch in read(data, 5) for key in batch["keys"]}
+    (slow,) = {(row["kind"], row["reason"]) for row in rows(tmp_path) if row["key"] != "7"}
+    assert slow == ("too slow", "it takes longer than data.max_sample_seconds=0.2")
+
+
+def test_the_alarm_of_another_is_kept() -> None:
+    heard = []
+    before = signal.signal(signal.SIGALRM, lambda *_: heard.append("theirs"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with time_limit(60):
+            pass
+        time.sleep(0.2)
+        assert heard == ["theirs"]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_an_endless_source_is_asked_for_another_sample(tmp_path: Path) -> None:

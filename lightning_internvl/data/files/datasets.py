@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of
+from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of, reason_of
 from lightning_internvl.data.files.conversations import CAPTION_REQUEST, Entry, read_entry
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.files.picture_sources import Picture, Source
@@ -89,9 +89,9 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
             entry = read_entry(record, self.caption_request)
             root = source.root if self.image_root is None else self.image_root
             return {**self.sample(entry, root), "key": key}
-        except ValueError as error:
+        except Exception as error:
             kept = Unwanted if isinstance(error, Unwanted) else BadSample
-            raise kept(f"{source.name(line)}{marked}: {error}", kind_of(error), key) from error
+            raise kept(f"{source.name(line)}{marked}: {reason_of(error)}", kind_of(error), key) from error
 
     def unread(self, count: int = LOOKED_AT) -> UnreadAccount:
         """What is not read of some records, spread evenly; those that cannot be used are left

@@ -7,13 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.bad_samples import BadSample, writable
 from lightning_internvl.data.files.conversations import CAPTIONS, check_length
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES
 from lightning_internvl.data.files.picture_sources import IMAGES
 
 PICTURES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 TEXTS = ("txt", *CAPTIONS)
+LANGUAGE = 40  # characters of the name of a language
 CHATS = ("conversations", "messages")
 # The entry of a tar's record whose files do not tell which belong together; no extension has a slash
 DOUBLED = "/doubled"
@@ -41,7 +42,7 @@ def pair_of(record: Mapping[str, Any], image: str | None = None, caption: str | 
         raise BadSample(f"it has no caption: none of {', '.join(names)} among {_names(record, said)}", "missing caption", key)
     found = {"image": _picture(record, said, image), "caption": _text(text, key), "key": key}
     language = said.get("language") or record.get("language")
-    return {**found, "language": language} if isinstance(language, str) else found
+    return {**found, "language": writable(language)[:LANGUAGE]} if isinstance(language, str) else found
 
 
 def chats_of(record: Mapping[str, Any], image: str | None = None, caption: str | None = None) -> dict[str, Any]:

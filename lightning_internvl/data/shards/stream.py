@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lightning_internvl.data.bad_samples import SKIPPED, TRIES, Skipped, kind_of
+from lightning_internvl.data.bad_samples import SKIPPED, TRIES, Skipped, kind_of, reason_of, time_limit, writable
 from lightning_internvl.data.collate.base import Collator, Prepared, unchanged
 from lightning_internvl.data.collate.packing import Grouping, PackingWindow
 from lightning_internvl.data.order.mixture import Mixture
@@ -40,7 +40,9 @@ class ShardReader:
         position: Position,
         mixture: Mixture,
         open_shards: OpenShards,
+        seconds: float | None,
     ) -> None:
+        self.seconds = seconds
         self.number, self.data, self.collate = number, data, collate
         self.layout, self.seed, self.mixture = layout, seed, mixture
         self.count: int = position.get("count", 0)
@@ -96,11 +98,12 @@ class ShardReader:
             try:
                 if isinstance(record, ShardError):
                     raise record
-                prepared = self._prepared(source, shard, record, place)
-            except ValueError as error:
+                with time_limit(self.seconds):
+                    prepared = self._prepared(source, shard, record, place)
+            except Exception as error:
                 failed += not isinstance(record, ShardError)
-                key = shard if isinstance(record, ShardError) else _key(shard, record)
-                reason = str(error) if key in str(error) else f"{key}: {error}"
+                key = writable(shard if isinstance(record, ShardError) else _key(shard, record))
+                reason = said if key in (said := reason_of(error)) else f"{key}: {said}"
                 counts = getattr(error, "counts", True)
                 self.skipped.append(Skipped(place, key, kind_of(error), reason, counts, source))
             else:
@@ -137,6 +140,7 @@ class ShardStream(IterableDataset[dict[str, Any]]):
             were.
         grouping: None: batches hold samples in the order in which they come.
         accumulate: batches of an optimizer step.
+        seconds: that the preparation of a sample may take (see `bad_samples.time_limit`).
 
     Raises:
         ValueError: for numbers of processes that cannot share the readers or their groups, or
@@ -158,7 +162,9 @@ class ShardStream(IterableDataset[dict[str, Any]]):
         grouping: Grouping | None = None,
         num_workers: int = 0,
         accumulate: int = 1,
+        seconds: float | None = None,
     ) -> None:
+        self.seconds = seconds
         self.data, self.collate, self.layout, self.seed = data, collate, layout, seed
         self.grouping, self.num_workers = grouping, num_workers
         self.batches, self.start = batches, start
@@ -261,6 +267,7 @@ class ShardStream(IterableDataset[dict[str, Any]]):
                 self.position["lanes"].get(number, {}),
                 self.mixture,
                 self.open_shards,
+                self.seconds,
             )
         return self.readers[number]
 

@@ -241,6 +241,6 @@ def _content(value: Any, name: str) -> bytes:
     if isinstance(value, str):
         return value.encode("utf-8")
     if isinstance(value, Mapping | list | int | float):
-        return json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")  # as JSON does
     fault = f"{type(value).__name__} is no content of a file"
     raise ValueError(f"{name}: {fault}; give bytes, a text, or what JSON can hold")

@@ -64,9 +64,9 @@ class TarMembers:
                 raise TarError(f"damaged: member {count} has no size")
             self._enter(length)
             if kind == LONG_NAME:
-                name = self._text(length).rstrip("\0")
+                name = _decoded(self._head(length).rstrip(b"\0"))
             elif kind == EXTENDED:
-                name, size = _extended(self._text(length), name, size)
+                name, size = _extended(self._head(length), name, size)
             else:
                 if size is not None:
                     self._enter(size)
@@ -121,17 +121,22 @@ class TarMembers:
                 raise TarError(f"cut off: {self.behind} bytes of a member are missing")
             self.behind -= len(found)
 
-    def _text(self, length: int) -> str:
+    def _head(self, length: int) -> bytes:
         if length > MOST_HEADER:
             raise TarError(f"damaged: a name of {length} bytes")
-        return self.content().decode("utf-8", "surrogateescape")
+        return self.content()
 
 
 def _name(header: bytes) -> str:
     name = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0" and (folder := header[345:500].split(b"\0", 1)[0]):
         name = folder + b"/" + name
-    return name.decode("utf-8", "surrogateescape")
+    return _decoded(name)
+
+
+def _decoded(name: bytes) -> str:
+    """A name as text; bytes that are not UTF-8 as their numbers, so that it can be written anywhere."""
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _number(field: bytes) -> int:
@@ -144,17 +149,16 @@ def _number(field: bytes) -> int:
         return -1
 
 
-def _extended(text: str, name: str | None, size: int | None) -> tuple[str | None, int | None]:
+def _extended(content: bytes, name: str | None, size: int | None) -> tuple[str | None, int | None]:
     """Name and size as a pax header gives them: lines of "LENGTH NAME=VALUE", where the length is
     that of the line in bytes."""
-    content = text.encode("utf-8", "surrogateescape")
     while content:
         length = content.partition(b" ")[0]
         if not length.isdigit() or not 0 < int(length) <= len(content):
             raise TarError("damaged: an extended header that is none")
         key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
         if key == b"path":
-            name = value.decode("utf-8", "surrogateescape")
+            name = _decoded(value)
         elif key == b"size":
             size = int(value) if value.isdigit() and len(value) < 20 else -1
             if size < 0:
