@@ -215,5 +215,6 @@ def _checks(card: Card) -> str:
     if card.options.dtype != "float32":
         lines.insert(2, f"- {card.options.dtype} beside the trained weights: logits within {report.rounding:.1e} of the largest")
     lines += [f"- {report.elsewhere}"] if report.elsewhere else []
+    lines += [f"- {line}" for line in report.rules]
     lines += [f"- not checked: {note}" for note in report.notes]
     return "## Checked when it was written\n\n" + "\n".join(lines)

@@ -29,6 +29,7 @@ def run_export(settings: ExportSettings, build: Build) -> ExportReport:
         licence=settings.licence,
         licence_link=settings.licence_link,
         transformers4=settings.transformers4,
+        readers=settings.readers,
     )
     if settings.adapter:
         from lightning_internvl.export.adapter import export_adapter
@@ -80,4 +81,5 @@ def lines_of(report: ExportReport, options: ExportOptions) -> list[str]:
     if options.dtype != "float32":
         lines.append(f"{options.dtype:12} logits within {report.rounding:.1e} of those of the trained weights")
     lines += [f"{'processor':12} {report.processor}", *(f"{'gguf':12} {line}" for line in report.files)]
+    lines += [f"{'rules':12} {line}" for line in report.rules]
     return [*lines, *(f"{'note':12} {note}" for note in report.notes)]

@@ -14,6 +14,7 @@ class ExportOptions:
             loads, where there is one, else the official one, else "handoff".
         dtype: float32, bfloat16 or float16, of the weights that are written.
         transformers4: a Python whose environment has transformers 4, which reads the folder too.
+        readers: whose rules the folder must keep (see `reader_rules`).
         gguf: whether GGUF files are made of the folder, which not every model can be.
         licence: of the card, with the place of its text where it is none of the well-known ones.
     """
@@ -25,6 +26,7 @@ class ExportOptions:
     licence_link: str | None = None
     transformers4: str | None = None
     gguf: bool = False
+    readers: tuple[str, ...] = ()
 
 
 @dataclass
@@ -45,6 +47,7 @@ class ExportReport:
     base: tuple[str, str | None] = ("", None)  # of adapters: see `adapter.base_of`
     elsewhere: str | None = None  # how another reader found the folder
     files: list[str] = field(default_factory=list)  # written instead of a folder
+    rules: list[str] = field(default_factory=list)  # of readers that are not run
     notes: list[str] = field(default_factory=list)  # what else loads the folder, or does not
 
     @property

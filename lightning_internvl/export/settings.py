@@ -26,6 +26,7 @@ class ExportSettings:
     licence: str | None
     licence_link: str | None
     gguf: bool = False
+    readers: tuple[str, ...] = ()
     verify: Path | None = None
     base: Path | None = None
     trust: tuple[str, ...] = ()
@@ -64,6 +65,7 @@ def check_settings(plain: Mapping[str, Any]) -> ExportSettings:
         run=Path(str(plain["run"])),
         to=to,
         gguf=gguf,
+        readers=tuple(reader for reader in BY_RULES if reader in plain["check"]),
         max_shard_bytes=int(size * 1e9),
         licence=plain["license"],
         licence_link=plain["license_link"],
@@ -109,7 +111,8 @@ def gguf_faults(to: Path, plain: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-READERS = ("transformers", "transformers4")
+BY_RULES = ("vllm", "llama_cpp")
+READERS = ("transformers", "transformers4", *BY_RULES)
 
 
 def reader_faults(plain: Mapping[str, Any]) -> list[str]:
@@ -117,6 +120,8 @@ def reader_faults(plain: Mapping[str, Any]) -> list[str]:
     asked, python = plain["check"], plain["transformers4"]
     if not isinstance(asked, list) or not set(asked) <= set(READERS):
         return [f"check={asked!r} must be a list of some of {', '.join(READERS)}"]
+    if plain["adapter"] and (whole := [reader for reader in BY_RULES if reader in asked]):
+        return [f"check=[{', '.join(whole)}] reads whole models; use adapter=false"]
     if "transformers4" not in asked:
         return [f"transformers4={python} has no effect without check=[transformers,transformers4]"] if python else []
     if plain["adapter"]:

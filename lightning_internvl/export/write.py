@@ -34,6 +34,7 @@ from lightning_internvl.export.plain import make_plain, plain_config
 from lightning_internvl.export.processor_files import config_fields
 from lightning_internvl.export.processors import WrittenProcessor, write_processor
 from lightning_internvl.export.proof import bases_of, hashes, write_probe, write_proof
+from lightning_internvl.export.reader_rules import check_rules
 from lightning_internvl.export.report import ExportOptions, ExportReport
 from lightning_internvl.files import RUN_CONFIG, atomic_folder, read_json, write_json
 from lightning_internvl.hub import quiet
@@ -100,8 +101,10 @@ def export(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
         elsewhere = None
         if options.transformers4 and layout is not None:
             elsewhere = check_elsewhere(options.transformers4, draft, config, view, prompts, reference, greedy)
+        rules = check_rules(draft, key, options.readers)
         report = ExportReport(
             key,
+            rules=rules,
             elsewhere=elsewhere,
             loader=loader,
             tensors=tensors,

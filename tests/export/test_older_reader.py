@@ -58,8 +58,9 @@ def test_a_python_that_cannot_read_it_says_why(tmp_path: Path, python: str, prob
 
 
 @pytest.mark.parametrize(("given", "problem"), [
-    ({"check": ["transformers", "vllm"]}, "must be a list of some of transformers, transformers4"),
+    ({"check": ["transformers", "vlm"]}, "must be a list of some of transformers, transformers4, vllm, llama_cpp"),
     ({"check": ["transformers4"]}, "give transformers4=PYTHON, the Python of an environment"),
+    ({"check": ["vllm"], "adapter": True}, "check=[vllm] reads whole models; use adapter=false"),
     ({"transformers4": sys.executable}, "has no effect without check="),
     ({"check": ["transformers4"], "transformers4": sys.executable, "adapter": True}, "reads whole models; use adapter=false"),
 ])  # fmt: skip
