@@ -81,9 +81,9 @@ def encode_question(
     Raises TooLong naming `sample` when either is over `max_length`, and ValueError for a malformed
     conversation.
     """
-    # An answer that is not learnt is no answer to write: the last learnt one is
-    learnt = [place for place, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("learnt", True)]
-    turns = turns[: learnt[-1] + 1] if learnt else turns
+    # The last answer that is learnt is the one to write
+    while len(turns) > 2 and turns[-1]["role"] == "assistant" and not turns[-1].get("learnt", True):
+        turns = turns[:-2]
     if not turns or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
         raise ValueError(f"sample {sample}: the conversation must end with an answer of the assistant")
     prompt = encode_prompt(turns[:-1], template, tokenizer, image_lengths, max_length, sample, image_tokens, video_lengths)

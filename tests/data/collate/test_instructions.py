@@ -15,7 +15,7 @@ from lightning_internvl.data.collate.encode import ImageTokens, TooLong, encode_
 from lightning_internvl.data.collate.instructions import Instructions, encode_question
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.processors.basic import Squash, Tiles
-from lightning_internvl.data.templates import load_template
+from lightning_internvl.data.templates import Message, load_template
 from lightning_internvl.data.tokenizer import bert_tokenizer, toy_tokenizer
 
 NO_FRAME = ImageTokens(start=None, end=None)
@@ -81,6 +81,12 @@ def test_an_encoder_decoder_writes_the_last_answer_and_reads_all_before(toy: Pre
         encode_question([VQA[0], CHAT[3]], load_template("blip2_t5_caption"), toy, [1], 2, "k", NO_FRAME)
     with pytest.raises(ValueError, match="sample k: the conversation must end with an answer"):
         encode_question(CHAT[:3], load_template("blip2_t5"), toy, [1], 100, "k", NO_FRAME)
+
+
+def test_an_encoder_decoder_writes_the_last_answer_that_is_learnt(toy: PreTrainedTokenizerFast) -> None:
+    unlearnt: Message = {"role": "assistant", "content": "no", "learnt": False}
+    given = (load_template("instructblip_t5"), toy, [1], 100, "k", NO_FRAME)
+    assert encode_question([*CHAT, CHAT[2], unlearnt], *given) == encode_question(CHAT, *given)
 
 
 def test_batches_of_an_encoder_decoder(toy: PreTrainedTokenizerFast) -> None:
