@@ -24,9 +24,10 @@ from lightning_internvl.config.trust import trusting
 def main(config: DictConfig) -> None:
     """Check the settings, then load the model; PyTorch is imported here, so that a wrong word is
     answered at once."""
+    from lightning_internvl.evaluation.replay import with_record
     from lightning_internvl.evaluation.settings import check_settings
 
-    settings = as_dict(config, resolve=True)
+    settings = with_record(as_dict(config, resolve=True))
     check_settings(settings)
     from lightning_internvl.evaluation.command import run_evaluation
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +12,8 @@ from lightning_internvl.data.files.captions import read_captions
 from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.language import CAPTION_REQUEST
 from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case
-from lightning_internvl.evaluation.metrics.bleu import bleu
-from lightning_internvl.evaluation.metrics.cider import cider, tokenize
+from lightning_internvl.evaluation.metrics.bleu import bleu, bleu_of_constants
+from lightning_internvl.evaluation.metrics.cider import cider, cider_of_constants, tokenize
 from lightning_internvl.evaluation.metrics.meteor import meteor
 from lightning_internvl.evaluation.metrics.ptb_tokenizer import lacking, official_words, words_of
 from lightning_internvl.evaluation.scene_cases import caption_cases
@@ -19,6 +21,8 @@ from lightning_internvl.inference.predictor import Metrics, Predictor
 from lightning_internvl.messages import did_you_mean
 
 WRITERS, TOKENIZERS = ("decoder", "middleware"), ("own", "official")
+# captions, each said of every picture, the best of which is chance: of BLEU, and of CIDEr, which takes longer
+CONSTANTS, FOR_CIDER = 100, 8
 
 
 class Captions(AnswerTask):
@@ -103,10 +107,15 @@ class Captions(AnswerTask):
         written = [words[text] for text in answers]
         true = [[words[text] for text in own] for own in truths]
         found = caption_scores(answers, truths, words.__getitem__)
-        found |= {f"caption_bleu_{n}": value for n, value in enumerate(bleu(written, true), start=1)}
+        common = [words[text] for text in common_captions(truths, words.__getitem__)]
+        blind = bleu_of_constants(common, true)
+        for place, value in enumerate(bleu(written, true)):
+            name = f"caption_bleu_{place + 1}"
+            found |= {name: value, f"{name}_chance": max(scores[place] for scores in blind)}
         if self.meteor:
             references = [[" ".join(one) for one in own] for own in true]
             found["caption_meteor"] = meteor([" ".join(one) for one in written], references)
+            found["caption_meteor_chance"] = meteor([" ".join(common[0])] * len(true), references)
         elif self.without:
             predictor.journal.notes["meteor"] = f"left out: {self.without}"
             console.print(f"METEOR is left out: {self.without}", soft_wrap=True, markup=False)
@@ -122,6 +131,28 @@ class Captions(AnswerTask):
 def caption_scores(
     captions: Sequence[str], truths: Sequence[Sequence[str]], words: Callable[[str], list[str]] = tokenize
 ) -> Metrics:
-    """CIDEr of captions, and the share of those that equal a true one of their picture."""
-    exact = [caption in own for caption, own in zip(captions, truths, strict=True)]
-    return {"caption_cider": cider(captions, truths, words)[0], "caption_exact_match": sum(exact) / len(exact)}
+    """CIDEr of captions, and the share of those that equal a true one of their picture, each beside
+    the best of one caption for all pictures."""
+    common = common_captions(truths, words)
+    said = Counter(text for own in truths for text in set(own))
+    return {
+        "caption_cider": cider(captions, truths, words)[0],
+        "caption_cider_chance": max(cider_of_constants(common[:FOR_CIDER], truths, words)),
+        "caption_exact_match": sum(caption in own for caption, own in zip(captions, truths, strict=True)) / len(truths),
+        "caption_exact_match_chance": max(said.values()) / len(truths),
+    }
+
+
+def common_captions(truths: Sequence[Sequence[str]], words: Callable[[str], list[str]]) -> list[str]:
+    """The true captions whose words and pairs of words are true of most pictures on average, at
+    most `CONSTANTS`, the most common first."""
+    parts = {text: _parts(words(text)) for own in truths for text in own}
+    pictures: Counter[tuple[str, ...]] = Counter()
+    for own in truths:
+        pictures.update(set().union(*(parts[text] for text in own)))
+    mean = {text: sum(pictures[part] for part in own) / max(1, len(own)) for text, own in parts.items()}
+    return sorted(mean, key=lambda text: (-mean[text], text))[:CONSTANTS]
+
+
+def _parts(words: list[str]) -> set[tuple[str, ...]]:
+    return {(word,) for word in words} | set(itertools.pairwise(words))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lightning_internvl.console import console
 from lightning_internvl.evaluation.models import ModelUnderTest, model_for, models_under_test
+from lightning_internvl.evaluation.replay import check_replay, how_asked, read_record
 from lightning_internvl.evaluation.settings import EvaluationSettings, folder_of
 from lightning_internvl.evaluation.stage_tasks import StageTasks
 from lightning_internvl.files import read_json, write_json
@@ -54,6 +55,11 @@ def run_evaluation(given: Mapping[str, Any], build: Build) -> None:
     console.print(metrics_table(results, title="Results", group="task", samples=True))
     places = f"answers, settings and numbers: {folder}\nright and wrong cases: {page}"
     console.print(places, soft_wrap=True, markup=False)
+    if settings.record is not None:
+        (job,) = jobs
+        again = read_json(folder / job.name / RECORD)
+        told = check_replay(read_record(Path(settings.record)), again, settings.record)
+        console.print(told, soft_wrap=True, markup=False)
 
 
 def _jobs(name: str, task: Any, models: list[ModelUnderTest], settings: Config) -> Iterator[EvalJob]:
@@ -71,7 +77,9 @@ def _jobs(name: str, task: Any, models: list[ModelUnderTest], settings: Config) 
 def _measure(job: EvalJob, predictor: Predictor, folder: Path, settings: EvaluationSettings, build: Build) -> dict[str, float]:
     """The numbers of a task; its record, answers and cases are written to its folder."""
     console.print(f"{job.name}: {job.model.place}", soft_wrap=True, markup=False)
-    record = _record(job, settings)
+    record = {**_record(job, settings), "asked": how_asked(settings, job.model.place)}
+    if settings.record is not None:  # all is asked again
+        (folder / ANSWERS).unlink(missing_ok=True)
     _forget_others(folder, record)
     write_json(folder / RECORD, record)
     journal, begun = Journal(folder / ANSWERS, settings.cases), time.monotonic()

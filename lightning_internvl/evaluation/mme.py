@@ -3,6 +3,7 @@ arXiv:2306.13394)."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity",
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 # Folders of some subtasks; the others have all files in one.
 QUESTIONS, PICTURES = "questions_answers_YN", "images"
-CHANCE = {"accuracy": 0.5, "accuracy_plus": 0.25, "score": 75.0}  # of answers that are drawn
+# of answers that are drawn; where a set has more of one answer, always giving that is better
+CHANCE = {"accuracy": 0.5, "accuracy_plus": 0.25, "score": 75.0}
 
 
 class MME(AnswerTask):
@@ -43,30 +45,45 @@ class MME(AnswerTask):
         return float(meaning(answer) == case.truth)
 
     def score(self, cases: Sequence[Case], answers: Sequence[str], predictor: Predictor) -> Metrics:
+        sizes = Counter(_pair(case) for case in cases)
+        for _, key in (pair for pair, size in sizes.items() if size != 2):
+            predictor.journal.add_missing(key, "one of its two questions")
+        whole = [(case, answer) for case, answer in zip(cases, answers, strict=True) if sizes[_pair(case)] == 2]
+        asked = [case for case, _ in whole]
+        found = self._of_parts(asked, [answer for _, answer in whole])
+        blind = [self._of_parts(asked, [answer] * len(asked)) for answer in ("yes", "no")]
+        chance = {
+            part: {name: max(drawn, *(one[part][name] for one in blind)) for name, drawn in CHANCE.items()} for part in found
+        }
+        return {**_sums(found, chance), **_named(found, chance), "samples": len(asked)}
+
+    def _of_parts(self, cases: Sequence[Case], answers: Sequence[str]) -> dict[str, Metrics]:
+        """Accuracy, accuracy+ and score of each subtask, of pictures with two questions each."""
         right: dict[str, dict[str, list[bool]]] = {}
         for case, answer in zip(cases, answers, strict=True):
-            picture = right.setdefault(case.part, {}).setdefault(case.key.rpartition("/")[0], [])
-            picture.append(bool(self.judge(case, answer)))
-        found: dict[str, Metrics] = {}
+            part, picture = _pair(case)
+            right.setdefault(part, {}).setdefault(picture, []).append(bool(self.judge(case, answer)))
+        found = {}
         for part, pictures in right.items():
-            for key in (key for key, pair in pictures.items() if len(pair) != 2):
-                predictor.journal.add_missing(key, "one of its two questions")
-            if whole := [pair for pair in pictures.values() if len(pair) == 2]:
-                accuracy = sum(map(sum, whole)) / (2 * len(whole))
-                plus = sum(map(all, whole)) / len(whole)
-                score = 100 * (accuracy + plus)
-                found[part] = {"accuracy": accuracy, "accuracy_plus": plus, "score": score}
-        scored = 2 * sum(len(pair) == 2 for own in right.values() for pair in own.values())
-        return {**self._sums(found), **_named(found), "samples": scored}
+            accuracy = sum(map(sum, pictures.values())) / (2 * len(pictures))
+            plus = sum(map(all, pictures.values())) / len(pictures)
+            found[part] = {"accuracy": accuracy, "accuracy_plus": plus, "score": 100 * (accuracy + plus)}
+        return found
 
-    @staticmethod
-    def _sums(found: dict[str, Metrics]) -> Metrics:
-        sums: Metrics = {}
-        for name, parts in (("perception", PERCEPTION), ("cognition", COGNITION)):
-            own = [found[part]["score"] for part in parts if part in found]
-            if own:
-                sums |= {name: sum(own), f"{name}_chance": CHANCE["score"] * len(own), f"{name}_subtasks": len(own)}
-        return sums
+
+def _pair(case: Case) -> tuple[str, str]:
+    """The subtask and the picture of a question."""
+    return case.part, case.key.rpartition("/")[0]
+
+
+def _sums(found: dict[str, Metrics], chance: dict[str, Metrics]) -> Metrics:
+    sums: Metrics = {}
+    for name, parts in (("perception", PERCEPTION), ("cognition", COGNITION)):
+        own = [part for part in parts if part in found]
+        if own:
+            sums |= {name: sum(found[part]["score"] for part in own), f"{name}_subtasks": len(own)}
+            sums[f"{name}_chance"] = sum(chance[part]["score"] for part in own)
+    return sums
 
 
 def meaning(answer: str) -> str:
@@ -77,12 +94,12 @@ def meaning(answer: str) -> str:
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
-def _named(found: dict[str, Metrics]) -> Metrics:
+def _named(found: dict[str, Metrics], chance: dict[str, Metrics]) -> Metrics:
     return {
         name: value
         for part, numbers in found.items()
         for key, number in numbers.items()
-        for name, value in ((f"{part}_{key}", number), (f"{part}_{key}_chance", CHANCE[key]))
+        for name, value in ((f"{part}_{key}", number), (f"{part}_{key}_chance", chance[part][key]))
     }
 
 

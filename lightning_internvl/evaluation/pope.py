@@ -73,13 +73,17 @@ def _counted(end: str, pairs: Sequence[tuple[bool, bool]]) -> Metrics:
     true, said = sum(truth for truth, _ in pairs), sum(said for _, said in pairs)
     right = sum(truth == said for truth, said in pairs)
     precision, recall = hits / said if said else 0.0, hits / true if true else 0.0
-    common = max(true, len(pairs) - true) / len(pairs)
+    common, share = max(true, len(pairs) - true) / len(pairs), true / len(pairs)
     return {
         f"accuracy{end}": right / len(pairs),
         f"accuracy{end}_chance": common,
+        # of a model that always says yes
         f"precision{end}": precision,
+        f"precision{end}_chance": share,
         f"recall{end}": recall,
+        f"recall{end}_chance": float(true > 0),
         f"f1{end}": 2 * precision * recall / (precision + recall) if hits else 0.0,
+        f"f1{end}_chance": 2 * share / (1 + share),
         f"yes_share{end}": said / len(pairs),
     }
 

@@ -17,6 +17,7 @@ class EvaluationSettings(ModelSource):
     """The settings of conf/evaluate.yaml that are read when a model is measured."""
 
     task: dict[str, Config]
+    record: str | None
     cases: int
     batch_size: int
 

@@ -46,7 +46,7 @@ class Talker:
 def png(value: int) -> bytes:
     """A picture of one grey, whose base64 has more letters than the index of a row."""
     stream = io.BytesIO()
-    Image.fromarray(np.full((9, 9, 3), value, np.uint8)).save(stream, "PNG")
+    Image.fromarray(np.full((9, 9, 3), value % 256, np.uint8)).save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -83,6 +83,27 @@ def test_tasks_their_answers_and_their_records(run: Path, tmp_path: Path) -> Non
     assert read_json(tmp_path / "metrics.json")["captions"] == found["captions"]
 
 
+def test_a_score_comes_out_again_from_its_record(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vqa" / "record.json"
+    assert evaluate(f"run={run}", "task=vqa", "samples=2", f"to={tmp_path}", "task.vqa.max_new_tokens=3").code == 0
+    record = read_json(path)
+    assert record["asked"]["run"] == str(run / "handoff" / "supervised")
+    (tmp_path / "vqa" / "replay" / "vqa").mkdir(parents=True)
+    for _ in range(2):  # the second time, answers of the first are there, and all is asked again all the same
+        outcome = evaluate(f"record={path}")
+        assert outcome.code == 0, outcome.err
+        assert f"all {len(record['metrics'])} numbers are those of {path}, to the last digit" in outcome.out
+        again = tmp_path / "vqa" / "replay" / "vqa"
+        assert read_json(again / "record.json")["settings"] == record["settings"]
+        rows = [json.loads(line) for line in (again / "predictions.jsonl").read_text().splitlines()]
+        (again / "predictions.jsonl").write_text("".join(json.dumps(row | {"answer": "x"}) + "\n" for row in rows))
+    record["metrics"]["accuracy"] += 1e-16 + 1
+    path.write_text(json.dumps(record))
+    outcome = evaluate(f"record={path}")
+    assert outcome.code == 2
+    assert f"numbers differ; accuracy: {record['metrics']['accuracy']} then, " in outcome.err
+
+
 def test_answers_of_a_model_that_was_read_in_another_way_are_forgotten(tmp_path: Path) -> None:
     model = SimpleNamespace(place="model", weights="1f", dtype="float32")
     reading = dict.fromkeys(READING)

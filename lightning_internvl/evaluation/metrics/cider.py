@@ -93,20 +93,38 @@ def cider(
             f"cider needs one list of references per candidate, got {len(candidates)} candidates "
             f"and {len(references)} lists of references."
         )
-    without = [index for index, of_picture in enumerate(references) if not of_picture]
-    if without:
-        raise ValueError(f"cider needs at least one reference per picture; none for the pictures at {without[:10]}.")
-
-    counts = [[_ngrams(words(text)) for text in of_picture] for of_picture in references]
-    frequency: Counter[tuple[str, ...]] = Counter()
-    for of_picture in counts:
-        frequency.update(set().union(*of_picture))
-    log_documents = math.log(len(candidates))
-
-    scores = []
-    for candidate, of_picture in zip(candidates, counts, strict=True):
-        vector = _vector(_ngrams(words(candidate)), frequency, log_documents)
-        vectors = [_vector(ngrams, frequency, log_documents) for ngrams in of_picture]
-        similar = [_similarity(vector, theirs) for theirs in vectors]
-        scores.append(SCALE * sum(similar) / len(similar))
+    true = _References(references, words)
+    scores = [true.score(words(candidate), place) for place, candidate in enumerate(candidates)]
     return sum(scores) / len(scores), scores
+
+
+def cider_of_constants(
+    captions: Sequence[str], references: Sequence[Sequence[str]], words: Callable[[str], list[str]] = tokenize
+) -> list[float]:
+    """CIDEr-D of models that say the same of every picture, one for each of some captions."""
+    true, pictures = _References(references, words), range(len(references))
+    return [sum(true.score(words(caption), place) for place in pictures) / len(references) for caption in captions]
+
+
+class _References:
+    """The vectors of the true captions of a set."""
+
+    def __init__(self, references: Sequence[Sequence[str]], words: Callable[[str], list[str]]) -> None:
+        without = [index for index, of_picture in enumerate(references) if not of_picture]
+        if without:
+            raise ValueError(f"cider needs at least one reference per picture; none for the pictures at {without[:10]}.")
+        counts = [[_ngrams(words(text)) for text in of_picture] for of_picture in references]
+        self.frequency: Counter[tuple[str, ...]] = Counter()
+        for of_picture in counts:
+            self.frequency.update(set().union(*of_picture))
+        self.log_documents = math.log(len(references))
+        self.vectors = [[self._vector(ngrams) for ngrams in of_picture] for of_picture in counts]
+
+    def _vector(self, ngrams: Counter[tuple[str, ...]]) -> _Vector:
+        return _vector(ngrams, self.frequency, self.log_documents)
+
+    def score(self, caption: list[str], place: int) -> float:
+        """Of the words of one caption beside the true ones of a picture."""
+        vector = self._vector(_ngrams(caption))
+        similar = [_similarity(vector, theirs) for theirs in self.vectors[place]]
+        return SCALE * sum(similar) / len(similar)
