@@ -33,10 +33,11 @@ def test_one_placeholder_a_picture_and_every_chunk_closed() -> None:
     batch = collate([albums[0], albums[1]])
     assert (batch["input_ids"] == TOKENIZER.convert_tokens_to_ids("<IMG_CONTEXT>")).sum(dim=1).tolist() == [3, 3]
     assert batch["pixel_values"].shape == (6, 3, 32, 32)
-    first, answer = (albums[0]["conversation"][place]["content"] for place in (0, 1))
+    template = load_template("flamingo_vqa")
+    first, answer = (template.written(albums[0]["conversation"][place])["content"] for place in (0, 1))
     text = TOKENIZER.decode(batch["input_ids"][0][batch["attention_mask"][0].bool()])
-    assert text.startswith("<s><IMG_CONTEXT>" + first.removeprefix("<image>\n") + answer + "<|endofchunk|>")
-    asked = load_template("flamingo_vqa").segments(albums[0]["conversation"][:2])
+    assert text.startswith("<s><IMG_CONTEXT>" + first.removeprefix("<image>") + answer + "<|endofchunk|>")
+    asked = template.segments(albums[0]["conversation"][:2])
     assert [segment.text for segment in asked] == [f"{first} Short answer:", f"{answer}<|endofchunk|>"]
 
 
