@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.choices import Config
-from lightning_internvl.config.model_source import READING
+from lightning_internvl.config.consent import place_faults
+from lightning_internvl.config.model_source import READING, ModelSource
 from lightning_internvl.config.trust import Untrusted, check_run, trusting
 from lightning_internvl.messages import ConfigError, first_of
 
@@ -26,7 +27,8 @@ def how_asked(settings: Any, place: str) -> Config:
         settings: typed settings of the command.
         place: of the model that was measured.
     """
-    source = {"run": place} if settings.run is not None else {"model": place, **settings.reading}
+    given = {name: value for name, value in settings.reading.items() if value is not None}
+    source = {"run": place} if settings.run is not None else {"model": place, **given}
     return source | {name: getattr(settings, name) for name in KEPT}
 
 
@@ -35,25 +37,31 @@ def with_record(settings: Config) -> Config:
     `to` says otherwise. Others come back as they are.
 
     Raises:
-        ConfigError: for a file that is no record of a score, settings that the record has, and
-            classes that are neither this project's nor trusted.
+        ConfigError: for a file that is no record of a score, settings that the record has,
+            classes that are neither this project's nor trusted, and hub ids that are neither
+            trusted nor on this machine.
     """
     if settings["record"] is None:
         return settings
     path = Path(str(settings["record"]))
-    vain = [name for name in ("run", "model", *READING) if settings[name] is not None]
+    source = ModelSource.of(settings)
+    given = {"run": source.run, "model": source.model, **source.reading}
+    vain = [name for name, value in given.items() if value is not None]
     vain += ["task"] if list(settings["task"]) != ["scenes"] else []
     if vain:
         raise ConfigError([f"record={path} says the {', '.join(vain)}; leave them out"])
     record = read_record(path)
     name, own = str(record["task"]).partition("/")[0], dict(record["settings"])
     own.pop("tasks", None)  # of a stage, whose hand-off folder says them again
+    asked = {key: value for key, value in record["asked"].items() if key in ("run", "model", *READING, *KEPT)}
     try:
         with trusting(settings["trust"] or ()):
             check_run({"task": {name: own}}, path)
+            faults = [fault for key, value in asked.items() for fault in place_faults(f"asked.{key}", value)]
     except Untrusted as error:
-        raise ConfigError([str(error)]) from error
-    asked = {key: value for key, value in record["asked"].items() if key in ("run", "model", *READING, *KEPT)}
+        faults = [str(error)]
+    if faults:
+        raise ConfigError(faults)
     to = settings["to"] if settings["to"] is not None else str(path.parent / "replay")
     return {**settings, **asked, "task": {name: own}, "to": to}
 

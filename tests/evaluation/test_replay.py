@@ -10,6 +10,7 @@ import pytest
 import yaml
 from runs import ROOT
 
+from lightning_internvl.config.model_source import ModelSource
 from lightning_internvl.evaluation.replay import check_replay, with_record
 from lightning_internvl.messages import ConfigError
 
@@ -37,6 +38,9 @@ def test_the_settings_are_those_of_the_record(tmp_path: Path) -> None:
     assert found["task"] == {"scenes": {"_target_": RECORD["settings"]["_target_"], "version": 1}}
     assert found["to"] == str(tmp_path / "replay")
     assert with_record(settings()) == settings()
+    asked = {"model": "elsewhere", "template": "vicuna", "encoder": "tower"}
+    reading = ModelSource.of(with_record(settings(record=written(tmp_path, asked=asked), trust=[]))).reading
+    assert {name: value for name, value in reading.items() if value} == {"template": "vicuna", "encoder": "tower"}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,8 @@ def test_the_settings_are_those_of_the_record(tmp_path: Path) -> None:
         ({"settings": {}}, {}, "it has no settings._target_"),
         ({"settings": {"_target_": "os.system", "command": "true"}}, {}, "os.system"),
         ({"settings": {"_target_": RECORD["settings"]["_target_"], "path": "${oc.env:HOME}"}}, {}, "oc.env"),
+        ({"asked": {"model": "somebody/a-model"}}, {}, "asked.model: 'somebody/a-model' comes with the folder"),
+        ({}, {"decoder": {"pretrained": "x"}}, "says the decoder; leave them out"),
     ],
 )
 def test_records_that_are_refused(changed: dict[str, Any], given: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -62,18 +62,18 @@ def accuracy(answer: str, people: Sequence[str], form: str = "vqa") -> float:
 def best_single_answer(all_people: Sequence[Sequence[str]], form: str = "vqa") -> str:
     """The answer that gets most when every question is answered by it, among those of the people
     and the empty one."""
-    as_said: Counter[str] = Counter()
-    in_form: Counter[str] = Counter()
+    as_said: dict[str, float] = {}
+    in_form: dict[str, float] = {}
     texts = {""}
     for people in all_people:
-        own = set(people)
-        texts |= own
-        kept = in_form if form == "textvqa" or len({_stripped(one) for one in own}) > 1 else as_said
-        # one text of each form is enough to know what the form gets
-        forms = {_keyed(one, form) if kept is in_form else _stripped(one): one for one in sorted(own)}
-        for key, one in forms.items():
-            kept[key] += accuracy(one, people, form)  # type: ignore[assignment]  # sums of floats
-    return max(sorted(texts), key=lambda text: as_said[_stripped(text)] + in_form[_keyed(text, form)])
+        texts.update(people)
+        plain = [_stripped(one) for one in people]
+        kept = in_form if form == "textvqa" or len(set(plain)) > 1 else as_said
+        said = Counter(_keyed(one, form) for one in people) if kept is in_form else Counter(plain)
+        for key, count in said.items():
+            others = min(1.0, count / 3) * (len(people) - count)
+            kept[key] = kept.get(key, 0.0) + (min(1.0, (count - 1) / 3) * count + others) / len(people)
+    return max(sorted(texts), key=lambda text: as_said.get(_stripped(text), 0.0) + in_form.get(_keyed(text, form), 0.0))
 
 
 def _keyed(text: str, form: str) -> str:
