@@ -36,7 +36,8 @@ def command(run: Path, shards: Path, settings: dict[str, Any]) -> list[str]:
     """What starts a filter."""
     rules = f"stages.filter.rules.similarity.keep_share={settings['keep_share']}"
     given = [f"init_from={settings['init_from']}", "data=webdataset", f"data.shards={shards}", f"paths.run={run}"]
-    return [sys.executable, "train.py", "pipeline=[filter]", *given, rules]
+    scripts = "stages.filter.rules.scripts={allowed: [latin, han], min: 0.5}"
+    return [sys.executable, "train.py", "pipeline=[filter]", *given, rules, scripts]
 
 
 def undisturbed(run: Path, shards: Path, settings: dict[str, Any]) -> dict[str, float]:

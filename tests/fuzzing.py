@@ -3,7 +3,9 @@
     python tests/fuzzing.py 10000             # so many mutations, spread over all kinds; prints a table
 
 A mutation is named (a ValueError that says what is wrong), read (what comes out is what was written, as far as the file can
-tell), `wrong` (a picture with the caption of another, values of another shape), a `traceback`, or a `hang`.
+tell), `wrong` (a picture with the caption of another, values of another shape), a `traceback`, or a `hang`. A block of a tar put
+over the content of another record, and halves of two lines that make a whole one, are files that say something else: of 10,000
+mutations a handful, which no reader can tell.
 """
 
 from __future__ import annotations

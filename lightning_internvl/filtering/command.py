@@ -202,6 +202,10 @@ def _table(total: dict[str, Any], job: FilterJob) -> Table:
     rows |= {f"{UNUSABLE}: {kind}": number for kind, number in total[UNUSABLE].items()} | {"kept": total["kept"]}
     for name, number in rows.items():
         table.add_row(name, f"{number:,}", f"{number / max(total['pairs'], 1):.2%}")
+    if len(total["languages"]) > 1:
+        table.add_section()
+        for language, counts in total["languages"].items():
+            table.add_row(f"kept of {language:.40}", f"{counts['kept']:,}", f"{counts['kept'] / counts['pairs']:.2%}")
     return table
 
 

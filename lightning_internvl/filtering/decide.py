@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import numpy as np
 
 from lightning_internvl.config.filter_checks import LANGUAGES, ORDER, RANGES, SIMILARITY, TOP_SHARE
 from lightning_internvl.files import atomic_file
-from lightning_internvl.filtering.measures import TOLD_LANGUAGE, Row
+from lightning_internvl.filtering.measures import Row, language_of
 from lightning_internvl.filtering.scores import DIGITS, UNUSABLE
 
 KEPT, BAD = 0, 255  # reasons beside 1 + the place of a rule in ORDER
 PIECE = 2**24  # pairs that are looked at together
+APART = 64  # languages of which a share is kept each; all rarer ones are one more
 STEPS = 10**DIGITS  # values of a similarity from 0 to 1
 Rules = Mapping[str, Mapping[str, Any] | None]
 KINDS = {"reason": np.uint8, "similarity": np.int32, "picture": np.uint64, "caption": np.uint64, "language": np.uint32}
@@ -93,16 +95,10 @@ def write_columns(folder: Path, shard: int, rows: Sequence[Row], rules: Rules) -
             BAD if bad else _reason(row, rules),
             round(row.get(SIMILARITY, 0.0) * STEPS),
             *(int(row.get(name, "0"), 16) for name in ("picture", "caption")),
-            zlib.crc32(_language(row).encode()),
+            zlib.crc32(language_of(row).encode()),
         )
     with atomic_file(columns_file(folder, shard)) as draft, draft.open("wb") as stream:
         np.save(stream, found)
-
-
-def _language(row: Row) -> str:
-    """What a caption is written in: as its record or source says, as it was guessed, or else the
-    script of most of its letters."""
-    return row.get(TOLD_LANGUAGE) or row.get("language") or next(iter(row.get("scripts", ())), "")
 
 
 def _reason(row: Row, rules: Rules) -> int:
@@ -129,10 +125,10 @@ def value_of(row: Row, rule: str, limits: Mapping[str, Any]) -> float:
 
 def decide(columns: Columns, rules: Rules) -> float | None:
     """Drop what only a look at all pairs can tell: pictures that came before with a caption of the
-    same language, captions that came before, and what is not in the top share.
+    same language, captions that came before, and what is not in the top share of its language.
 
     Returns:
-        the similarity from which on pairs are kept; None without `keep_share`
+        the least similarity from which on pairs of a language are kept; None without `keep_share`
     """
     if (same := rules.get("same_picture")) is not None:
         columns.drop(repeated_pairs(columns, "picture", 1), "same_picture")
@@ -141,21 +137,34 @@ def decide(columns: Columns, rules: Rules) -> float | None:
     if (same := rules.get("same_caption")) is not None:
         columns.drop(repeated_pairs(columns, "caption", same["copies"]), "same_caption")
     share = (rules.get(SIMILARITY) or {}).get("keep_share")
-    return None if share is None else _top_share(columns, share)
+    if share is None:
+        return None
+    counts = Counter[int]()
+    for piece in columns.pieces():
+        kept = columns.column("language")[piece][columns.column("reason")[piece] == KEPT]
+        counts.update(dict(zip(*(x.tolist() for x in np.unique(kept, return_counts=True)), strict=True)))
+    own = [language for language, _ in counts.most_common(APART)]
+    groups = [[language] for language in own] + [[x for x in counts if x not in own]]
+    return min((_top_share(columns, share, np.array(group, np.uint32)) for group in groups if group), default=0.0)
 
 
-def _top_share(columns: Columns, share: float) -> float:
-    """Keep a share of those that are left, by the exact quantile of counted values."""
-    reason, similarity = columns.column("reason"), columns.column("similarity")
+def _top_share(columns: Columns, share: float, languages: np.ndarray) -> float:
+    """Keep a share of those that are left of some languages, by the exact quantile of counted
+    values. A model is surer of some languages than of others, so that a share of all would leave
+    little of the others."""
+    reason, similarity, language = (columns.column(name) for name in ("reason", "similarity", "language"))
+
+    def chosen(piece: slice) -> np.ndarray:
+        return (reason[piece] == KEPT) & np.isin(language[piece], languages)
+
     counts = np.zeros(2 * STEPS + 3, dtype=np.int64)  # rounding may step over 1
     for piece in columns.pieces():
-        kept = similarity[piece][reason[piece] == KEPT]
-        counts += np.bincount(kept + STEPS + 1, minlength=len(counts))
+        counts += np.bincount(similarity[piece][chosen(piece)] + STEPS + 1, minlength=len(counts))
     wanted = share * counts.sum()
     reached = np.flatnonzero(np.cumsum(counts[::-1]) >= wanted - 1e-9)
     threshold = len(counts) - 1 - int(reached[0]) - STEPS - 1
     for piece in columns.pieces():
-        below = (reason[piece] == KEPT) & (similarity[piece] < threshold)
+        below = chosen(piece) & (similarity[piece] < threshold)
         reason[piece][below] = reason_code(TOP_SHARE)
     return threshold / STEPS
 

@@ -16,7 +16,10 @@ Row = dict[str, Any]  # the scores of one pair, as they are written
 # A picture is compared at 32 x 32, by the 8 lowest frequencies in each direction
 SIDE, KEPT = 32, 8
 TOLD_LANGUAGE = "told_language"  # of a row: that of the caption, as its record or source says
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+# Letters of languages that are written without spaces: each is a word. Chinese and Japanese; Thai,
+# Lao, Tibetan, Burmese, Khmer
+UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 ALIASES = {"cjk": "han", "hiragana": "kana", "katakana": "kana", "fullwidth": "latin"}
 # Letters that say about as much as three of an alphabet: Chinese, Japanese, Korean
 DENSE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
@@ -47,6 +50,12 @@ def measure_pair(image: np.ndarray, caption: str, size: tuple[int, int], languag
         name, probability = language_identifier().classify(caption[:READ])
         row |= {"language": name, "language_probability": round(float(probability), 4)}
     return row
+
+
+def language_of(row: Row) -> str:
+    """What a caption is written in: as its record or source says, as it was guessed, or else the
+    script of most of its letters."""
+    return row.get(TOLD_LANGUAGE) or row.get("language") or next(iter(row.get("scripts", ())), "")
 
 
 def script_shares(text: str) -> dict[str, float]:

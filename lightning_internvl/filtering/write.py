@@ -16,12 +16,14 @@ from lightning_internvl.data.bad_samples import writable
 from lightning_internvl.data.shards.tar import Record, TarShards, TarWriter
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.filtering.decide import BAD, KEPT
-from lightning_internvl.filtering.measures import TOLD_LANGUAGE, Row
+from lightning_internvl.filtering.measures import TOLD_LANGUAGE, Row, language_of
 from lightning_internvl.filtering.scores import UNUSABLE, read_rows, scores_file, write_rows
+from lightning_internvl.filtering.shown import Shown, ShownPair, first_of_each, shown_pair
 from lightning_internvl.filtering.sources import JoinedShards
 
 UNWRITTEN = ("picture", "caption", TOLD_LANGUAGE)  # scores that say nothing to who reads the pairs
 # Columns of a histogram: of similarities, and of the other scores (of which 1 is the least)
+SHOWN = 50  # languages that are counted apart, the most frequent ones
 PER_UNIT, PER_DOUBLING = 40, 2
 
 
@@ -46,7 +48,7 @@ def write_shard(shards: JoinedShards, shard: int, folder: Path, reasons: Sequenc
     """
     rows = read_rows(scores_file(folder, shard))
     kept = {place for place, reason in enumerate(reasons) if reason == KEPT}
-    path = new_shard(folder, shard)
+    path, chosen, shown = new_shard(folder, shard), Shown(shard), list[ShownPair]()
     if kept:
         with TarWriter(path) as tar:
             for place, record in enumerate(_records(shards, shard, max(kept) + 1)):
@@ -56,6 +58,9 @@ def write_shard(shards: JoinedShards, shard: int, folder: Path, reasons: Sequenc
                         f"shard {shards.name(shard)} has changed since it was scored: record {place} is {record['key']!r}, it "
                         f"was {row['key']!r}; delete {scores_file(folder, shard)} and what lies beside `scores`, then resume"
                     )
+                rule = _rule_name(reasons[place])
+                if reasons[place] != BAD and chosen.wanted(row, rule):
+                    shown.append(shown_pair(shards.pair(record), row, rule))
                 if place in kept:
                     tar.write(scored_record(shards, shard, place, record, row))
             if tar.written != len(kept):
@@ -64,10 +69,10 @@ def write_shard(shards: JoinedShards, shard: int, folder: Path, reasons: Sequenc
                     f"after {tar.written} of the {len(kept)} pairs that are kept of it"
                 )
     judged = zip(rows, reasons, strict=True)
-    dropped = [{"key": row["key"], "rule": _reason_name(why)} for row, why in judged if why != KEPT]
+    dropped = [{"key": row["key"], "rule": _rule_name(why)} for row, why in judged if why != KEPT]
     write_rows(folder / "dropped" / f"{shard:06d}.jsonl", dropped)
     size = path.stat().st_size if kept else 0
-    write_json(written_marker(folder, shard), _counts(shards.source(shard), rows, reasons, size))
+    write_json(written_marker(folder, shard), {**_counts(shards.source(shard), rows, reasons, size), "shown": shown})
 
 
 def _records(shards: JoinedShards, shard: int, count: int) -> Iterable[Record]:
@@ -92,8 +97,8 @@ def scored_record(shards: JoinedShards, shard: int, place: int, record: Record, 
     return {**record, "json": {**said, "scores": scores}}
 
 
-def _reason_name(reason: int) -> str:
-    return UNUSABLE if reason == BAD else ORDER[reason - 1]
+def _rule_name(reason: int) -> str:
+    return {KEPT: "kept", BAD: UNUSABLE}.get(reason) or ORDER[reason - 1]
 
 
 def _counts(source: str, rows: list[Row], reasons: Sequence[int], size: int) -> dict[str, Any]:
@@ -104,12 +109,18 @@ def _counts(source: str, rows: list[Row], reasons: Sequence[int], size: int) -> 
                 counts = histograms.setdefault(score, {"seen": Counter(), "kept": Counter()})
                 counts["seen"][column_of(score, row[score])] += 1
                 counts["kept"][column_of(score, row[score])] += reason == KEPT
+    languages: dict[str, Counter[str]] = {}
+    for row, reason in zip(rows, reasons, strict=True):
+        if reason != BAD:
+            found = languages.setdefault(language_of(row) or "none", Counter())
+            found.update(["pairs", _rule_name(reason)])
     return {
         "source": source,
+        "languages": languages,
         "pairs": len(rows),
         "kept": reasons.count(KEPT),
         "bytes": size,
-        "dropped": Counter(_reason_name(reason) for reason in reasons if reason not in (KEPT, BAD)),
+        "dropped": Counter(_rule_name(reason) for reason in reasons if reason not in (KEPT, BAD)),
         UNUSABLE: Counter(row[UNUSABLE] for row in rows if UNUSABLE in row),
         "histograms": histograms,
     }
@@ -129,21 +140,28 @@ def edge_of(score: str, column: int) -> float:
 
 def sum_counts(folder: Path, shards: int) -> dict[str, Any]:
     """The counts of all shards together; columns of histograms by where they begin."""
-    total: dict[str, Any] = {"pairs": 0, "kept": 0, "bytes": 0}
-    total |= {"kept_by_source": Counter(), "dropped": Counter(), UNUSABLE: Counter(), "histograms": {}}
+    total: dict[str, Any] = {"pairs": 0, "kept": 0, "bytes": 0, "shown": []}
+    total |= {"kept_by_source": Counter(), "dropped": Counter(), UNUSABLE: Counter(), "histograms": {}, "languages": {}}
     for shard in range(shards):
         one = read_json(written_marker(folder, shard))
+        total["shown"] += one["shown"]
         for name in ("pairs", "kept", "bytes"):
             total[name] += one[name]
         total["kept_by_source"][one["source"]] += one["kept"]
         for name in ("dropped", UNUSABLE):
             total[name].update(one[name])
+        for language, counts in one["languages"].items():
+            total["languages"].setdefault(language, Counter()).update(counts)
         for score, counts in one["histograms"].items():
             sums = total["histograms"].setdefault(score, {"seen": Counter(), "kept": Counter()})
             for kind in sums:
                 sums[kind].update({int(column): number for column, number in counts[kind].items()})
     total["dropped"] = {rule: total["dropped"][rule] for rule in ORDER if total["dropped"][rule]}
     total[UNUSABLE] = dict(sorted(total[UNUSABLE].items()))
+    total["shown"] = first_of_each(total["shown"])
+    most = sorted(total["languages"].items(), key=lambda one: (-one[1]["pairs"], one[0]))
+    rest: dict[str, Counter[str]] = {"others": sum((counts for _, counts in most[SHOWN:]), Counter())} if most[SHOWN:] else {}
+    total["languages"] = dict(most[:SHOWN]) | rest
     histograms = total["histograms"]
     total["histograms"] = {s: _table(s, histograms[s]) for s in RANGES if s in histograms}
     return total

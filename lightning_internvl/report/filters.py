@@ -8,27 +8,29 @@ from typing import Any
 
 from lightning_internvl.report.charts import bar
 from lightning_internvl.report.metrics_table import format_number
+from lightning_internvl.report.pictures import Pictures
 from lightning_internvl.report.read import RunFiles, StageFiles, numbers
 from lightning_internvl.report.sections import section, words
 
 SIMILARITY = "similarity"  # the axes of other scores are logarithmic
 APART = 12  # percent of a chart's width between two numbers under it
 HEIGHT = 150
+LONGEST = 200  # characters of a text
 LEGEND = '<ul class="legend"><li class="c-trained"><i></i>kept</li><li class="c-frozen"><i></i>dropped</li></ul>'
 
 
-def filters(run: RunFiles) -> str:
+def filters(run: RunFiles, pictures: Pictures) -> str:
     """The section of all filters of a run."""
     lead = "What the stages behind read. A pair is counted under the first rule that dropped it."
-    return section("filter", "Pairs kept", lead, "".join(_filter(stage) for stage in run.stages if stage.summary))
+    return section("filter", "Pairs kept", lead, "".join(_filter(stage, pictures) for stage in run.stages if stage.summary))
 
 
-def _filter(stage: StageFiles) -> str:
+def _filter(stage: StageFiles, pictures: Pictures) -> str:
     histograms = stage.summary.get("histograms")
     rows = histograms.items() if isinstance(histograms, dict) else ()
     charts = "".join(_histogram(str(name), columns, stage.summary) for name, columns in rows)
     scores = f'<h3>Scores of {escape(stage.name)}</h3><div class="small">{charts}</div>' if charts else ""
-    return f"<h3>{escape(stage.name)}</h3>{_counts(stage.summary)}{scores}"
+    return f"<h3>{escape(stage.name)}</h3>{_counts(stage.summary)}{_languages(stage)}{_shown(stage, pictures)}{scores}"
 
 
 def _counts(found: dict[str, Any]) -> str:
@@ -42,6 +44,46 @@ def _counts(found: dict[str, Any]) -> str:
         for name, number in rows.items()
     )
     return f'<div class="scroll"><table><tbody>{cells}</tbody></table></div>'
+
+
+def _languages(stage: StageFiles) -> str:
+    """What became of the pairs of each language; nothing where there is one."""
+    given = stage.summary.get("languages")
+    found = {str(name): numbers(counts) for name, counts in given.items()} if isinstance(given, dict) else {}
+    if len(found) < 2:
+        return ""
+    rules = sorted({rule for counts in found.values() for rule in counts} - {"pairs", "kept"})
+    head = "".join(f'<th scope="col">{escape(words(name))}</th>' for name in ("language", "seen", "kept", *rules))
+    rows = ""
+    for name, counts in found.items():
+        total = counts.get("pairs", 0)
+        shares = [f"{100 * counts.get(rule, 0) / max(total, 1):.1f} %" for rule in ("kept", *rules)]
+        cells = "".join(f"<td>{share}</td>" for share in shares)
+        rows += f'<tr><th scope="row">{escape(name[:40])}</th><td>{total:,.0f}</td>{cells}</tr>'
+    lead = "By what captions are written in: as their records say, as was guessed, or else their script."
+    title = f"<h3>Languages of {escape(stage.name)}</h3><p>{lead}</p>"
+    return f'{title}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _shown(stage: StageFiles, pictures: Pictures) -> str:
+    """Some kept and dropped pairs."""
+    given = stage.summary.get("shown")
+    pairs = [pair for pair in given if isinstance(pair, dict)] if isinstance(given, list) else []
+    lists = ""
+    for title, kept in (("Kept", True), ("Dropped", False)):
+        shown = [_pair(pair, pictures) for pair in pairs if (pair.get("rule") == "kept") == kept]
+        lists += f'<h4>{title}</h4><ol class="cases">{"".join(shown)}</ol>' if shown else ""
+    return f"<h3>Pairs of {escape(stage.name)}</h3>{lists}" if lists else ""
+
+
+def _pair(pair: dict[str, Any], pictures: Pictures) -> str:
+    caption, similarity, rule = (pair.get(name) for name in ("caption", "similarity", "rule"))
+    told = {"caption": str(caption), "language": str(pair.get("language"))}
+    told |= {"similarity": format_number(similarity)} if isinstance(similarity, int | float) else {}
+    told |= {} if rule == "kept" else {"dropped by": words(str(rule))}
+    cells = "".join(f"<dt>{name}</dt><dd>{escape(text[:LONGEST])}</dd>" for name, text in told.items())
+    kind = " class=right" if rule == "kept" else ""
+    return f"<li{kind}>{pictures.use(pair.get('png'), str(caption)[:LONGEST])}<dl>{cells}</dl></li>"
 
 
 def _histogram(name: str, rows: Any, found: dict[str, Any]) -> str:

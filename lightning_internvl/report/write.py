@@ -57,7 +57,7 @@ def render(run: RunFiles) -> str:
     pictures = Pictures()
     body = [
         curves.curves(run),
-        filters.filters(run),
+        filters.filters(run, pictures),
         similarity.similarity_matrices(run, pictures),
         similarity.retrieval(run, pictures),
         timeline.over_time(run, pictures),

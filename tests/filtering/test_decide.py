@@ -99,6 +99,22 @@ def test_of_equal_captions_the_first_ones_stay(tmp_path: Path, piece: int) -> No
     assert kept == [values[:at].count(value) < 2 for at, value in enumerate(values)]
 
 
+def test_the_top_share_is_that_of_each_language(tmp_path: Path, piece: int) -> None:
+    """The model is surer of English; a share of all would keep nothing else."""
+    rows = [row(told_language=name, similarity=high + n / 100) for name, high in (("en", 0.5), ("ar", 0.1)) for n in range(10)]
+    found = columns(tmp_path, [rows])
+    assert decide(found, {"similarity": {"keep_share": 0.3}}) == pytest.approx(0.17)
+    assert [place for place, reason in enumerate(reasons(found)) if reason == KEPT] == [7, 8, 9, 17, 18, 19]
+
+
+def test_rare_languages_share_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_internvl.filtering.decide.APART", 1)
+    names = ["en"] * 4 + ["ar", "he", "th", "ko"]
+    found = columns(tmp_path, [[row(told_language=name, similarity=n / 10) for n, name in enumerate(names)]])
+    decide(found, {"similarity": {"keep_share": 0.5}})
+    assert [place for place, reason in enumerate(reasons(found)) if reason == KEPT] == [2, 3, 6, 7]
+
+
 def test_a_pair_that_a_rule_drops_is_nobodys_first(tmp_path: Path) -> None:
     found = columns(tmp_path, [[row(side=1, picture="a"), row(picture="a"), row(picture="a")]], {"side": {"min": 16}})
     decide(found, {"same_picture": {"distance": 0}})

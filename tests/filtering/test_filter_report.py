@@ -34,9 +34,20 @@ def test_counts_and_histograms_are_shown(tmp_path: Path) -> None:
     assert '<a href="#filter">Filter</a>' in found
 
 
+def test_languages_and_pairs_are_shown(tmp_path: Path) -> None:
+    languages = {"en": {"pairs": 50, "kept": 40, "side": 10}, HOSTILE: {"pairs": 50, "scripts": 50}}
+    pair = {"caption": HOSTILE, "language": "en", "similarity": 0.25, "png": "iVBO"}
+    found = page(tmp_path, languages=languages, shown=[{**pair, "rule": "kept"}, {**pair, "rule": "top_share"}, 3])
+    assert '<th scope="row">en</th><td>50</td><td>80.0 %</td><td>0.0 %</td><td>20.0 %</td>' in found
+    assert found.count('<ol class="cases">') == 2
+    assert "<dt>dropped by</dt><dd>top share</dd>" in found
+    assert HOSTILE not in found
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        {"languages": {"en": 3, "de": [1]}, "shown": {"png": 1}},
         {"histograms": {HOSTILE: [[0, 1, 2, 1]]}, "dropped": {HOSTILE: 3}},
         {"histograms": {"side": [["a", 1, 2, 3], [1, 2], None, [1, 2, float("nan"), 0], [0, 0, 0, 0]]}},
         {"histograms": [1], "dropped": 3, "unusable": None, "pairs": HOSTILE},

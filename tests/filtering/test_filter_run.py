@@ -31,7 +31,8 @@ from lightning_internvl.filtering.sources import JoinedShards, join_sources
 from lightning_internvl.filtering.write import scored_record
 
 WEBDATASET = ("data=webdataset", "data.num_workers=0", "data.lanes=2", "data.turns=1", "data.held_out=null")
-ALONE = ("pipeline=[filter]", *WEBDATASET)
+LATIN = "stages.filter.rules.scripts={allowed: [latin, han], min: 0.5}"
+ALONE = ("pipeline=[filter]", *WEBDATASET, LATIN)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     """All three steps of a pipeline."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    return tiny_run(folder, "pipeline=[contrastive,filter,generative]", *WEBDATASET, f"data.shards={shards}")
+    return tiny_run(folder, "pipeline=[contrastive,filter,generative]", *WEBDATASET, f"data.shards={shards}", LATIN)
 
 
 def records(place: Any) -> Iterator[dict[str, Any]]:
@@ -87,6 +88,8 @@ def test_each_pair_is_kept_or_dropped_by_a_rule(run: Path, shards: Path) -> None
     summary = read_json(folder / "summary.json")
     assert sum(summary["dropped"].values()) == len(dropped)
     assert sum(column[2] for column in summary["histograms"]["similarity"]) == 48
+    assert sum(counts["kept"] for counts in summary["languages"].values()) == len(kept)
+    assert {pair["rule"] for pair in summary["shown"]} >= {"kept", "side", "scripts"}
     assert sum(column[3] for column in summary["histograms"]["similarity"]) == len(kept)
 
 

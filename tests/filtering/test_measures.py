@@ -35,6 +35,13 @@ def test_a_pair_is_measured() -> None:
     assert row["scripts"] == {"latin": 0.7, "han": 0.3}
 
 
+@pytest.mark.parametrize("caption", ["红色的汽车", "赤い車", "سيارة حمراء", "ein rotes Auto", "รถสีแดง", "ឡានក្រហម"])
+def test_no_language_has_too_few_words_by_its_writing(caption: str) -> None:
+    row = measure_pair(np.zeros((10, 25, 3), dtype=np.uint8), caption, (50, 20))
+    assert row["words"] >= 2
+    assert row["characters"] >= 5
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
