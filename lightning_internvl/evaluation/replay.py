@@ -17,6 +17,7 @@ from lightning_internvl.config.trust import Untrusted, check_run, trusting
 from lightning_internvl.messages import ConfigError, first_of
 
 KEPT = ("device", "dtype", "matmul_precision", "batch_size")  # what else rounding depends on
+PLACES = ("model", "tokenizer", "pictures", "encoder", "decoder")  # that may be on the hub
 TOLD = 3  # numbers that differ, in messages
 
 
@@ -57,7 +58,7 @@ def with_record(settings: Config) -> Config:
     try:
         with trusting(settings["trust"] or ()):
             check_run({"task": {name: own}}, path)
-            faults = [fault for key, value in asked.items() for fault in place_faults(f"asked.{key}", value)]
+            faults = [fault for key in PLACES for fault in place_faults(f"asked.{key}", asked.get(key))]
     except Untrusted as error:
         faults = [str(error)]
     if faults:
