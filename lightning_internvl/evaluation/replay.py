@@ -17,7 +17,7 @@ from lightning_internvl.config.trust import Untrusted, check_run, trusting
 from lightning_internvl.messages import ConfigError, first_of
 
 KEPT = ("device", "dtype", "matmul_precision", "batch_size")  # what else rounding depends on
-PLACES = ("model", "tokenizer", "pictures", "encoder", "decoder")  # that may be on the hub
+PLACES = ("model", "tokenizer", "encoder", "decoder")  # that may be on the hub
 TOLD = 3  # numbers that differ, in messages
 
 

@@ -38,9 +38,9 @@ def test_the_settings_are_those_of_the_record(tmp_path: Path) -> None:
     assert found["task"] == {"scenes": {"_target_": RECORD["settings"]["_target_"], "version": 1}}
     assert found["to"] == str(tmp_path / "replay")
     assert with_record(settings()) == settings()
-    asked = {"model": "elsewhere", "template": "vicuna", "encoder": "tower"}
+    asked = {"model": str(tmp_path), "template": "vicuna", "encoder": str(tmp_path)}
     reading = ModelSource.of(with_record(settings(record=written(tmp_path, asked=asked), trust=[]))).reading
-    assert {name: value for name, value in reading.items() if value} == {"template": "vicuna", "encoder": "tower"}
+    assert {name: value for name, value in reading.items() if value} == {"template": "vicuna", "encoder": str(tmp_path)}
 
 
 @pytest.mark.parametrize(
