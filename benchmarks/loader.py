@@ -8,7 +8,8 @@ Each side lives in a process of its own with one thread and no workers; they tak
 200 records and hand over the same batches: captions, and pictures squashed to 448x448, once as bytes and once normalised in
 float32 (`products`). `webdataset` decodes with Pillow, as `decode("pilrgb")` does, resizes with its bicubic filter, and makes
 tensors as torchvision's ToTensor and Normalize do. `ours` are the lanes of data=webdataset with a collator of pictures alone:
-`ours_exact` gives the same bytes, `ours_torch` (data.processor.resize=torch) nearly the same: `differing` is the share of values
+`ours_exact` gives the same bytes, `ours_torch` (data.processor.resize=torch, the default of random parts) nearly the same:
+`differing` is the share of values
 that do, `largest` by how much of 255. A core's second is one of processor time, which other programs do not lengthen; `ratio` is
 the median over rounds. `peak_MiB` is the largest resident memory of the process, `imports_MiB` what it was before the first
 batch. Prints one JSON line.
@@ -34,7 +35,7 @@ from alternating import arguments, report
 from PIL import Image
 
 from lightning_internvl.data.processors.basic import Squash
-from lightning_internvl.data.processors.pixels import IMAGENET_MEAN, IMAGENET_STD
+from lightning_internvl.data.processors.pixels import IMAGENET_MEAN, IMAGENET_STD, to_pixels
 from lightning_internvl.data.shards.cursor import ReaderLayout
 from lightning_internvl.data.shards.datasets import ShardPairs
 from lightning_internvl.data.shards.stream import ShardStream
@@ -108,7 +109,7 @@ class Pictures:
         """The squares as one tensor."""
         squares, captions = [one["square"] for one in prepared], [one["caption"] for one in prepared]
         if self.product == "float32":
-            return {**self.processor.inputs(squares), "captions": captions}
+            return {"pixel_values": to_pixels(np.concatenate(squares)), "captions": captions}
         pixels = torch.from_numpy(np.concatenate(squares)).permute(0, 3, 1, 2).contiguous()
         return {"pixel_values": pixels, "captions": captions}
 

@@ -166,8 +166,8 @@ class RandomCrop(OneSquare):
 
     The part covers a share of the area drawn from `scale`, at proportions drawn from `ratio`
     (uniform in the logarithm); where ten draws do not fit, the middle is taken. With `flip`, half
-    of them are mirrored. Without a draw, as in evaluation, the whole picture is squashed. Source:
-    RandomResizedCrop of torchvision.
+    of them are mirrored. Without a draw, as in evaluation, the whole picture is squashed, by Pillow
+    whatever `resize` says. Source: RandomResizedCrop of torchvision.
     """
 
     random = True
@@ -189,7 +189,7 @@ class RandomCrop(OneSquare):
 
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
         if draw is None:
-            return self._resized(image)[None]
+            return resized(image, self.image_size, self.image_size)[None]
         rng = np.random.default_rng(list(draw))
         part = self._resized(self._part(image, rng))
         return (part[:, ::-1] if self.flip and rng.random() < 0.5 else part)[None]

@@ -33,6 +33,9 @@ def test_centre_crop_is_the_middle_of_the_resized_picture(shape: tuple[int, int]
 
 def test_a_random_crop_depends_on_its_draw_alone() -> None:
     crop, image = RandomCrop(16, flip=True), picture(40, 60)
+    assert np.array_equal(
+        RandomCrop(16, resize="torch")(image), Squash(16)(image)
+    )  # evaluation is exact, whatever training takes
     seen = {crop(image, (0, place)).tobytes() for place in range(20)}
     assert len(seen) == 20
     np.random.seed(1)
