@@ -85,6 +85,7 @@ DOORS: dict[str, dict[str, str]] = {
     "lightning_internvl/evaluation/metrics/ptb_tokenizer.py": {"subprocess.run": "java with the file of an installed package"},
     "lightning_internvl/export/adapter.py": {"_library().PeftModel.from_pretrained": OURS},
     "lightning_internvl/export/base_folder.py": {"yaml.safe_load": PLAIN},
+    "lightning_internvl/export/engines.py": {"subprocess.run": "this Python, with a script of ours"},
     "lightning_internvl/export/older_reader.py": {"subprocess.run": "the Python of transformers4=, with a script of ours"},
     "lightning_internvl/export/read_elsewhere.py": {
         "getattr(transformers, kind).from_pretrained": f"{OURS}; {NO_CODE}",
@@ -94,11 +95,8 @@ DOORS: dict[str, dict[str, str]] = {
         "AutoImageProcessor.from_pretrained": f"{OURS}; {NO_CODE}",
         "AutoTokenizer.from_pretrained": f"{OURS}; {NO_CODE}",
     },
-    "lightning_internvl/export/write.py": {
-        "auto.from_pretrained": f"{OURS}; {NO_CODE}",
-        "locate": "of this project or trusted",
-        "yaml.safe_load": PLAIN,
-    },
+    "lightning_internvl/export/reload.py": {"auto.from_pretrained": f"{OURS}; {NO_CODE}"},
+    "lightning_internvl/export/run_facts.py": {"locate": "of this project or trusted", "yaml.safe_load": PLAIN},
     "lightning_internvl/filtering/decide.py": {"np.load": "no pickles, which is its default"},
     "lightning_internvl/hub.py": {
         "AutoModelForCausalLM.from_pretrained": f"a GGUF file; {NO_CODE}",

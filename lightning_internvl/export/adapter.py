@@ -26,10 +26,13 @@ from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config
 from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.export import check
 from lightning_internvl.export.base_folder import is_hub_id
+from lightning_internvl.export.layout_choice import OWN, choose_layout
 from lightning_internvl.export.plain import dequantize, make_plain
 from lightning_internvl.export.processors import write_processor
+from lightning_internvl.export.reload import load_stock
 from lightning_internvl.export.report import ExportOptions, ExportReport
-from lightning_internvl.export.write import OWN, choose_layout, load_stock, part_sizes, run_config, trained_names, write_card
+from lightning_internvl.export.run_facts import part_sizes, run_config, trained_names
+from lightning_internvl.export.write import write_card
 from lightning_internvl.files import atomic_folder
 from lightning_internvl.hub import cached_folder, quiet
 from lightning_internvl.inference.load_run import LoadedRun

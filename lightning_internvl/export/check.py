@@ -78,6 +78,13 @@ def sample_prompts(view: View) -> list[Prompt]:
     return [Prompt("pictures and captions", {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}, {})]
 
 
+def text_prompts(view: View) -> list[Prompt]:
+    """Each question without a picture, of a model that writes."""
+    samples = [{"images": [], "conversation": [{"role": "user", "content": text}]} for text in QUESTIONS]
+    prompts = [_prompt(view, "text alone", sample) for sample in samples]
+    return [prompt for prompt in prompts if prompt is not None]
+
+
 def _prompt(view: View, name: str, sample: dict[str, Any]) -> Prompt | None:
     try:
         return Prompt(name, dict(view.chats.prompts([sample | {"key": "check"}])), sample)

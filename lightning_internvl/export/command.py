@@ -36,7 +36,7 @@ def run_export(settings: ExportSettings, build: Build) -> ExportReport:
 
         report = export_adapter(opened, settings.to, options)
     elif settings.gguf:
-        from lightning_internvl.export.gguf_files import export_gguf
+        from lightning_internvl.export.gguf_export import export_gguf
 
         report = export_gguf(opened, settings.to, options)
     else:

@@ -1,14 +1,9 @@
-"""A finished run as two GGUF files of llama.cpp: the language model, and its tower with the projector.
-
-The folder that transformers reads is written and checked first, beside the files, and removed; they
-are made of it one tensor after another, and read back.
-"""
+"""An exported folder as two GGUF files of llama.cpp: the language model, and its tower with the
+projector, made one tensor after another and read back."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,28 +19,10 @@ from lightning_internvl.checkpoints.weight_files import WeightFiles
 from lightning_internvl.export.gguf_fields import misread, text_part, tower_blocks, write_language_fields, write_vision_fields
 from lightning_internvl.export.gguf_tensors import LANGUAGES, GGUFTensor, language_tensors, type_of, vision_tensors
 from lightning_internvl.export.gguf_words import write_words
-from lightning_internvl.export.report import ExportOptions, ExportReport
-from lightning_internvl.export.write import export
-from lightning_internvl.files import DRAFT, atomic_file, read_json, remove_drafts
-from lightning_internvl.inference.load_run import LoadedRun
+from lightning_internvl.export.report import ExportOptions
+from lightning_internvl.files import atomic_file, read_json
 
 USUAL = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-def export_gguf(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
-    """Write FILE.gguf and mmproj-FILE.gguf beside it.
-
-    Raises:
-        ValueError: as `export`; for a model that llama.cpp does not have, with what it has; if a
-            tensor is read back otherwise.
-    """
-    to.parent.mkdir(parents=True, exist_ok=True)
-    remove_drafts(to)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}.", suffix=DRAFT, dir=to.parent) as place:
-        folder = Path(place) / to.stem
-        report = export(opened, folder, dataclasses.replace(options, gguf=True))
-        files, notes = write_gguf(folder, to, options)
-    return dataclasses.replace(report, files=files, notes=[*report.notes, *notes])
 
 
 def projector_file(to: Path) -> Path:

@@ -25,7 +25,8 @@ SPLITS: Mapping[tuple[str, ...], str] = {
     (_BYTES,): "gpt-2",
 }
 UNKNOWN_SPLIT = "llama.cpp has no name for how this tokenizer splits texts: `default` stands there, and it may split others"
-NO_MERGES = "this tokenizer merges nothing, and llama.cpp asks for merges: it reads the tensors, not the words"
+# llama.cpp asks for merges: where a tokenizer has none, that of two bytes 0, which stand in no text.
+NO_MERGES = ["\u0100 \u0100"]
 Token = tuple[str, float, int]  # text, score, type
 
 
@@ -58,6 +59,7 @@ def write_words(writer: Any, folder: Path, rows: int) -> list[str]:
         writer.add_add_space_prefix(_begins_with_space(tokenizer))
     writer.add_token_types([kind for _, _, kind in tokens])
     special = gguf.SpecialVocab(folder, load_merges=not pieces, n_vocab=rows)
+    special.merges = special.merges or ([] if pieces else NO_MERGES)
     special.add_to_gguf(writer, quiet=True)
     ends = read_json(folder / "generation_config.json", {}).get("eos_token_id")
     own = special.special_token_ids.get("eos")
@@ -65,8 +67,6 @@ def write_words(writer: Any, folder: Path, rows: int) -> list[str]:
         writer.add_eot_token_id(others[0])  # what ends an answer beside the end of a text
     if split is None:
         notes.append(UNKNOWN_SPLIT)
-    if not pieces and not special.merges:
-        notes.append(NO_MERGES)
     return notes
 
 

@@ -1,5 +1,5 @@
-"""What vLLM and llama.cpp ask of an exported folder, rule by rule as their sources have it; neither is
-run here."""
+"""What vLLM and llama.cpp ask of an exported folder, rule by rule as their sources have it; `engines`
+runs them."""
 
 from __future__ import annotations
 
@@ -135,6 +135,13 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
 }  # fmt: skip
 
 
+# Folders that llama.cpp reads by `to=FILE.gguf` alone, and what its own converter has against them.
+NOT_CONVERTED = {
+    "internvl_native": "conversion/intern_vision.py modify_tensors skips vision_tower.*, the names of published folders",
+    "llava_native": "conversion/llava.py LlavaVisionModel.__init__ refuses all towers but Pixtral's",
+}
+
+
 def check_rules(place: Path, layout: str, readers: tuple[str, ...]) -> list[str]:
     """See that a folder has what readers take.
 
@@ -155,7 +162,9 @@ def check_rules(place: Path, layout: str, readers: tuple[str, ...]) -> list[str]
         odd = reader_faults(reader, folder)
         faults += [f"{reader}: {fault}" for fault in odd]
         count = len([rule for rule in RULES[reader] if not rule.layouts or layout in rule.layouts])
-        lines.append(f"{reader}: {count} rules of its source hold; it was not run")
+        lines.append(f"{reader}: {count} rules of its source hold")
+        if reader == "llama_cpp" and (why := NOT_CONVERTED.get(layout)):
+            lines[-1] += f"; its own converter makes no projector of this folder ({why}): use to=FILE.gguf"
     if faults:
         raise ValueError("the export failed its check:\n" + "\n".join(f"  {fault}" for fault in faults))
     return lines

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 
 from lightning_internvl.config.targets import build
 from lightning_internvl.export.base_folder import base_chat_template, licence_of
+from lightning_internvl.export.layout_choice import choose_layout
 from lightning_internvl.export.processors import KEPT, write_processor
-from lightning_internvl.export.write import choose_layout, run_config
+from lightning_internvl.export.run_facts import run_config
 from lightning_internvl.inference.load_run import LoadedRun, open_run
 
 MakeRun = Callable[..., Path]

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import llava_native
 from lightning_internvl.config.targets import build
-from lightning_internvl.export import check, write
+from lightning_internvl.export import check, reload
 from lightning_internvl.export.report import ExportOptions, ExportReport
 from lightning_internvl.export.write import export
 from lightning_internvl.inference.load_run import open_run
@@ -246,14 +246,14 @@ def test_a_changed_tensor_is_found_and_nothing_is_left(make_run: Callable[..., P
 
 
 def test_another_computation_is_found(make_run: Callable[..., Path], tmp_path: Path, monkeypatch: Any) -> None:
-    load = write.load_stock
+    load = reload.load_stock
 
     def other(folder: Path, *arguments: Any) -> Any:
         config = fields(folder, "config.json")
         (folder / "config.json").write_text(json.dumps(config | {"vision_feature_layer": -1}))
         return load(folder, *arguments)
 
-    monkeypatch.setattr(write, "load_stock", other)
+    monkeypatch.setattr(reload, "load_stock", other)
     with pytest.raises(ValueError, match=r"logits \(wide picture\) differ by"):
         export(open_run(make_run("llava_toy"), build), tmp_path / "out", ExportOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
