@@ -240,7 +240,7 @@ def _downloaded(hub_id: str) -> Path:
     try:
         folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.bin", "*.pth"]))
+            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.bin", "*.pth", "*.pt"]))
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         nothing = "neither an existing folder nor an id that the Hugging Face hub gave"
         raise ValueError(f"{hub_id!r} is {nothing}: {error}") from error

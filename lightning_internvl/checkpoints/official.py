@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from lightning_internvl.checkpoints.adapter_folder import AdapterFolder, Update, WholeTensors, is_adapter_folder
 from lightning_internvl.checkpoints.adapters import layout_of_checkpoint
 from lightning_internvl.checkpoints.adapters.layout import Layout
+from lightning_internvl.checkpoints.companion import Companion
 from lightning_internvl.checkpoints.name_rules import Config, RuleMatch, match_rules
 from lightning_internvl.checkpoints.odd_files import FLOATS, quantiser
-from lightning_internvl.checkpoints.tied_tables import FIELD, has_tables, said_to_be_tied, table_names
+from lightning_internvl.checkpoints.tied_tables import FIELD, TableRows, has_tables, said_to_be_tied, table_names
 from lightning_internvl.checkpoints.weight_files import Shape, WeightFiles, read_config
-from lightning_internvl.config.consent import given_parts
+from lightning_internvl.config.consent import Untrusted, given_parts
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.files import read_json
 from lightning_internvl.layers.state_dict import own_tensors
@@ -31,6 +32,7 @@ class OfficialCheckpoint:
     Attributes:
         names: canonical names by those in the files, without what holds no weights.
         shapes: of the tensors, by canonical name.
+        places: folders or hub ids of the parts that the files lack.
 
     Raises:
         ValueError: if no layout is known for it.
@@ -47,7 +49,8 @@ class OfficialCheckpoint:
         self.names = {there: name for there, name in canonical.items() if name is not None}
         self.shapes = {name: self.files.shapes[there] for there, name in self.names.items()}
         self.sources: list[tuple[WeightFiles | WholeTensors, dict[str, str]]] = [(self.files, self.names)]
-        self.updates: dict[str, Update] = {}
+        self.updates: dict[str, Update | TableRows] = {}
+        self.places: dict[str, str] = {}
         if self.adapters:
             self._put_on(self.adapters)
         self._complete()
@@ -65,12 +68,16 @@ class OfficialCheckpoint:
             fault = f"{part}.pretrained={given_parts()[part]} has no effect"
             raise ValueError(f"{fault}: {self.place} ({self.layout.NAME}) holds its {part}; leave it out")
         used = [*self.files.files]
-        for one in companions.values():
-            theirs, files = one.open(self.place, self.files.files)
-            self.config, names = one.join(theirs), one.names(files.shapes)
+        for one, (place, theirs, files) in _opened_companions(companions.values(), self.place, self.files.files):
+            self.config, names = one.join(self.config, theirs, files), one.names(files.shapes)
             self.sources.append((files, names))
             self.shapes |= {name: files.shapes[there] for there, name in names.items()}
+            self.places[one.part] = place
             used += files.files
+        for name, rows in self.layout.table_rows(self.config, self.shapes).items():
+            width = self.shapes.pop(name)[1:]
+            if rows:
+                self.shapes[name], self.updates[name] = (rows, *width), TableRows(rows)
         if left := [file.name for rival in self.files.rivals for file in rival if file not in used]:
             here = first_of([file.name for file in self.files.files], 3)
             advice = "keep one of them there"
@@ -101,8 +108,9 @@ class OfficialCheckpoint:
         self.names = {there: name for there, name in self.names.items() if name not in names.values()}
         self.sources = [(self.files, self.names), (whole, names)]
         self.shapes |= {name: whole.shapes[there] for there, name in names.items()}
-        self.updates = {str(self.layout.canonical(name)): update for name, update in updates.items()}
-        for name, update in self.updates.items():
+        put_on = {str(self.layout.canonical(name)): update for name, update in updates.items()}
+        self.updates |= put_on
+        for name, update in put_on.items():
             if (there := self.shapes.get(name)) != update.shape:
                 fault = f"{name} is {there or 'missing'} there, and the adapter is for {update.shape}"
                 advice = "base_model_name_or_path must be the model that they were trained on"
@@ -201,6 +209,28 @@ class OfficialCheckpoint:
         return {name: match for match in matches for name in match.official}
 
 
+def _opened_companions(
+    wanted: Iterable[Companion], place: Path, taken: Collection[Path]
+) -> list[tuple[Companion, tuple[str, Config, WeightFiles]]]:
+    """Companions with what `open` gives for them.
+
+    Raises:
+        ValueError: as `Companion.open`; of several that are not found all are told.
+    """
+    found, faults = [], []
+    for one in wanted:
+        try:
+            found.append((one, one.open(place, taken)))
+        except ValueError as error:
+            faults.append(error)
+    if len(faults) > 1:
+        lines = [str(error) for error in faults]
+        raise Untrusted(lines) if any(isinstance(error, Untrusted) for error in faults) else ValueError("\n".join(lines))
+    if faults:
+        raise faults[0]
+    return found
+
+
 def shape_problems(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
     """Tensors that are missing, unexpected or of another shape, a line for each kind."""
     missing = sorted(f"{name} {shape}" for name, shape in expected.items() if name not in found)
@@ -229,6 +259,18 @@ def recognised(place: Path) -> tuple[Layout, Config]:
     """
     config, files = _opened(place, AdapterFolder(place).base if is_adapter_folder(place) else place)
     return layout_of_checkpoint(config, files.shapes), config
+
+
+def language_model_place(place: Path) -> str | None:
+    """The folder or hub id of a language model that a checkpoint only names, or of the base of
+    adapters; None for a checkpoint that holds its language model.
+
+    Raises:
+        ValueError: if it is not found, or if no layout is known for the checkpoint.
+    """
+    checkpoint = OfficialCheckpoint(place)
+    base = str(checkpoint.adapters.base) if checkpoint.adapters else None
+    return checkpoint.places.get("decoder") or base
 
 
 def meta_model(place: Path) -> VLM:

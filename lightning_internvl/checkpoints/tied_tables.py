@@ -3,14 +3,30 @@ what a config says of it, and what a config has to say."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.name_rules import Config
+from lightning_internvl.layers.basic import fill_with_mean
 
 FIELD = "tie_word_embeddings"
 SECTIONS = ("text_config", "llm_config", "language_config")  # of language models in a `config.json`
+
+
+class TableRows(NamedTuple):
+    """A table of words (V, D) gets `rows` of its own count: new ones are the mean of the old."""
+
+    rows: int
+
+    def added_to(self, table: Tensor) -> Tensor:
+        """The table with so many rows."""
+        known = min(self.rows, len(table))
+        found = table.new_empty(self.rows, *table.shape[1:])
+        found[:known] = table[:known]
+        if known < self.rows:
+            fill_with_mean(found, known)
+        return found
 
 
 def said_to_be_tied(config: Config, decoder: Any) -> bool:

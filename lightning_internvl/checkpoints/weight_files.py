@@ -26,9 +26,12 @@ SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
 Shape = tuple[int, ...]
 # keys under which trainers have put a whole state dict
-WRAPPERS = ("module", "model", "state_dict")
+WRAPPERS = ("module", "model", "state_dict", "model_state_dict")
 # what wraps a model in training and stays in the names of its tensors
 PREFIXES = ("module.", "_orig_mod.")
+# pickles that stand without a config: of LAVIS, MiniGPT-4 and the first InternVL, of OpenFlamingo
+BARE = ("*.pth", "checkpoint*.pt")
+PROJECTOR = "mm_projector.bin"  # all that LLaVA's pretraining writes
 KINDS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 SAME = 0.75  # of their names two sets of files share that hold one model; tied tables may differ
 OPEN_CLIP = "open_clip_config.json"
@@ -119,12 +122,19 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[list[Path]]]:
         first = _set_of(folder, *present[0])
         rivals = [found for one in present[1:] if (found := _rival(folder, one, first))]
         return first, rivals
-    if pickles := sorted(folder.glob("*.pth")):
+    if pickles := bare_files(folder):
         return pickles, []
+    if (folder / PROJECTOR).is_file():
+        return [folder / PROJECTOR], []
     if other := what_instead(folder):
         raise ValueError(f"{folder} holds {other}")
-    expected = f"{INDEX}, {SINGLE}, pytorch_model.bin.index.json, pytorch_model.bin or *.pth"
+    expected = f"{INDEX}, {SINGLE}, pytorch_model.bin.index.json, pytorch_model.bin, {' or '.join(BARE)}"
     raise ValueError(f"{folder} holds no weights: expected {expected}")
+
+
+def bare_files(folder: Path) -> list[Path]:
+    """Pickles that need no config beside them, of the first kind that there is."""
+    return next((found for kind in BARE if (found := sorted(folder.glob(kind)))), [])
 
 
 def _set_of(folder: Path, index: str, single: str) -> list[Path]:
@@ -166,8 +176,11 @@ def read_config(place: Path) -> dict[str, Any]:
     path = (place if place.is_dir() else place.parent) / "config.json"
     if not path.is_file() and (open_clip := path.with_name(OPEN_CLIP)).is_file():
         return {OPEN_CLIP_KEY: _json_object(open_clip)}
+    if not path.is_file() and (projector := path.with_name(PROJECTOR)).is_file():
+        lacks = "is all that LLaVA's pretraining has trained, and lacks the config.json that it wrote beside it"
+        raise ValueError(f"{projector} {lacks}; put that there (decoder.pretrained= then says where the language model lies)")
     if not path.is_file():
-        if place.is_file() or any(place.glob("*.pth")):
+        if place.is_file() or bare_files(place):
             return {}
         if found := what_instead(place):
             raise ValueError(f"{place} holds {found}")

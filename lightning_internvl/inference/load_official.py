@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.checkpoints import handoff
 from lightning_internvl.checkpoints.name_rules import Config
-from lightning_internvl.checkpoints.official import recognised
+from lightning_internvl.checkpoints.official import language_model_place, recognised
 from lightning_internvl.checkpoints.pretrained import load_pretrained
+from lightning_internvl.config.consent import giving_parts
 from lightning_internvl.config.trust import check_parts
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.encode import ImageTokens
@@ -28,7 +29,7 @@ from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.jinja_templates import jinja_of, texts_of
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.templates import IMAGE, ChatTemplate, load_template, template_names
-from lightning_internvl.data.tokenizer import saved_tokenizer
+from lightning_internvl.data.tokenizer import SAVED_FILES, saved_tokenizer
 from lightning_internvl.files import read_json
 from lightning_internvl.hub import local_folder
 from lightning_internvl.inference.collators import OWN_PROCESSOR, View
@@ -93,20 +94,33 @@ def open_model(
         raise ValueError(f"{pictures=} is not known; {did_you_mean(pictures, PROCESSORS)}")
     if template is not None and template not in template_names():
         raise ValueError(f"{template=} is not known; {did_you_mean(template, template_names())}")
-    folder, parts = local_folder(place), {"encoder": encoder, "decoder": decoder}
+    with giving_parts({"encoder": encoder, "decoder": decoder}):
+        return _opened(place, template, system, tokenizer, pictures, dtype)
+
+
+def _opened(
+    place: str | Path,
+    template: str | None,
+    system: str | None,
+    tokenizer: str | Path | None,
+    pictures: str | None,
+    dtype: torch.dtype | None,
+) -> OfficialModel:
+    folder = local_folder(place)
     layout, config, native = layout_of(folder)
     known = system_of(layout, config)
     if known is None:
         raise ValueError(f"{place} ({layout}) neither answers nor compares; layouts that do: {', '.join(SYSTEMS)}")
-    words = load_tokenizer(tokenizer or (folder if Path(place).exists() else place))
-    model, found = load_pretrained(place, dtype=dtype, parts=parts), picture_fields(folder)
+    words = load_tokenizer(tokenizer or tokenizer_place(place, folder))
+    words.add_tokens([*known.added], special_tokens=True)
+    model, found = load_pretrained(place, dtype=dtype), picture_fields(folder)
     name = pictures or processor_name(known, found, config, model, by_class=native)
     own = None if pictures else own_processor(folder)
     prepared = trusted_build(own) if own else make_processor(name, model, found, config, known.statistics)
     if model.decoder is None:
         pairs = FolderPairs(words, prepared.whole(), **_reading(layout, model))
         return OfficialModel(View(pairs, None, pairs, model), layout)
-    context = placeholder(model, words)
+    context = placeholder(model, words, known)
     chosen, frame = chat_format(words, known, context, template or named(known.template, config, model), bool(template))
     chosen = chosen if system is None else chosen.with_system(system)
     chats = _chats(folder, model, words, prepared, chosen, ImageTokens(context, *(frame or (None, None))))
@@ -136,6 +150,18 @@ def own_processor(folder: Path) -> Config | None:
     return node
 
 
+def tokenizer_place(place: str | Path, folder: Path) -> str | Path:
+    """Where a model's tokenizer lies: in its own folder, else in that of the language model, or of
+    the base, that its files only name.
+
+    Raises:
+        ValueError: if that is not found.
+    """
+    own = folder if Path(place).exists() else place
+    holds = folder.is_dir() and any(file for kind in SAVED_FILES for file in folder.glob(kind))
+    return own if holds or (folder / handoff.MANIFEST).is_file() else language_model_place(folder) or own
+
+
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id.
 
@@ -152,14 +178,15 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         raise Lacking(what, "tokenizer", "FOLDER_OR_ID") from error
 
 
-def placeholder(model: VLM, words: PreTrainedTokenizerBase) -> str:
+def placeholder(model: VLM, words: PreTrainedTokenizerBase, known: System) -> str:
     """The word that stands for a visual token; one is added for an id that is no word."""
     model.image_placeholders = None  # in rows made here every visual token has a placeholder
     if model.image_token_id is not None and 0 <= model.image_token_id < len(words):
         return words.convert_ids_to_tokens([model.image_token_id])[0]
-    words.add_tokens(PLACEHOLDER, special_tokens=True)
-    model.image_token_id = words.get_vocab()[PLACEHOLDER]
-    return PLACEHOLDER
+    own = known.added[-1] if known.added else PLACEHOLDER
+    words.add_tokens(own, special_tokens=True)
+    model.image_token_id = words.get_vocab()[own]
+    return own
 
 
 def chat_format(

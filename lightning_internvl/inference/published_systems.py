@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_internvl.checkpoints.adapters import own_layouts
+from lightning_internvl.checkpoints.families.open_flamingo import ADDED
 from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.data.processors.any_resolution import AnyResolution
 from lightning_internvl.data.processors.basic import CLIP_MEAN, CLIP_STD, CenterCrop, Processor, Squash, Tiles
@@ -36,9 +37,10 @@ class Lacking(ValueError):
 class System(NamedTuple):
     """How a published system reads.
 
-    `frame` are the special tokens around a picture. A
-    name of `template` or `processor` may be found by a function of `config.json` and the model;
-    without a template the folder must say its own.
+    `frame` are the special tokens around a picture, `added` those that the system adds to the
+    tokenizer of a language model that its files only name, that of a picture last. A name of `template` or `processor` may
+    be found by a function of `config.json` and the model; without a template the folder must say
+    its own.
     """
 
     template: str | Callable[[Config, VLM], str] = ""
@@ -46,6 +48,7 @@ class System(NamedTuple):
     statistics: tuple[Any, Any] = CLIP
     system: str | None = None
     frame: tuple[str, str] | None = None
+    added: tuple[str, ...] = ()
 
 
 def _internvl_template(config: Config, model: VLM) -> str:
@@ -115,7 +118,7 @@ SYSTEMS: Mapping[str, System] = {
     "minigpt4": System(_minigpt4_template),
     "xcomposer1": System("xcomposer"),
     "xcomposer2": System("xcomposer2"),
-    "open_flamingo": System("flamingo", "center_crop"),
+    "open_flamingo": System("flamingo", "center_crop", added=ADDED),
     "internvl_14b": System(statistics=IMAGENET),
     "internvl_c": System(statistics=IMAGENET),
     "clip": System(processor="center_crop"),

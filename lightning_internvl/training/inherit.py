@@ -33,6 +33,7 @@ from lightning_internvl.inference.load_official import (
     load_tokenizer,
     own_processor,
     placeholder,
+    tokenizer_place,
 )
 from lightning_internvl.inference.load_run import settings_of
 from lightning_internvl.inference.published_systems import (
@@ -159,16 +160,21 @@ def _settings_of_folder(start: str, template: str | None, tokenizer: str | None)
     place = str(folder.resolve()) if Path(start).exists() else start
     layout, config, native = layout_of(folder)
     model, parts = _exported_model(folder) if layout == HANDOFF else _published_model(folder)
-    words, fields = load_tokenizer(tokenizer or place), picture_fields(folder)
     known = system_of(layout, config)
     assert known is not None, layout  # whose model answers
+    own = str(tokenizer or tokenizer_place(place, folder))
+    place = str(Path(own).resolve()) if Path(own).exists() else own
+    words, fields = load_tokenizer(place), picture_fields(folder)
+    size = len(words)
+    words.add_tokens([*known.added], special_tokens=True)
     rows = model.decoder.vocab_size
     if pad_id(words) >= rows:
         fault = f"the tokenizer pads with id {pad_id(words)}, the language model has {rows} rows"
         raise Lacking(fault, "tokenizer", "FOLDER_OR_ID")
     video = words.convert_ids_to_tokens(model.video_token_id) if model.video_token_id is not None else None
-    size, context = len(words), placeholder(model, words)
-    added = {"extra_tokens": [context]} if len(words) > size else {}
+    context = placeholder(model, words, known)
+    new = [*dict.fromkeys([*known.added, context])]
+    added = {"extra_tokens": new} if len(words) > size else {}
     parts["decoder"]["tokenizer"] = {"_target_": SAVED, "folder": place, **added}
     chosen = template or named(known.template, config, model)
     chats, frame = chat_format(words, known, context, chosen, bool(template))

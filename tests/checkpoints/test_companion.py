@@ -99,6 +99,24 @@ def test_the_tower_is_taken_from_the_folder_that_the_user_gives(tmp_path: Path) 
         load_pretrained(tmp_path / "llava", parts={"encoder": FIXTURE.parents[1] / "hf/llava_llama"})
 
 
+def test_a_projector_alone_is_put_on_the_language_model_that_the_user_gives(tmp_path: Path) -> None:
+    """What LLaVA's pretraining writes: mm_projector.bin and a config, which names its base."""
+    released(tmp_path / "llava", tmp_path / "tower")
+    tensors, pre, base = load_file(tmp_path / "llava/model.safetensors"), tmp_path / "pre", tmp_path / "base"
+    pre.mkdir(), base.mkdir()
+    torch.save({name: tensors.pop(name) for name in [*tensors] if "mm_projector" in name}, pre / "mm_projector.bin")
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(ValueError, match=r"all that LLaVA's pretraining has trained, and lacks the config.json"):
+        load_pretrained(pre)
+    config = json.loads((tmp_path / "llava/config.json").read_text())
+    (pre / "config.json").write_text(json.dumps(config | {"_name_or_path": "lmsys/vicuna-7b-v1.5"}))
+    with pytest.raises(Untrusted) as found:
+        load_pretrained(pre)
+    assert "trust=[lmsys/vicuna-7b-v1.5]); give decoder.pretrained=FOLDER_OR_ID" in str(found.value)
+    parts = {"encoder": tmp_path / "tower", "decoder": base}
+    assert logits(load_pretrained(pre, parts=parts)).equal(logits(load_pretrained(FIXTURE)))
+
+
 def test_the_weights_of_two_models_in_one_folder_are_named(tmp_path: Path) -> None:
     folder = laid(tmp_path)
     save_file({"model.other.weight": torch.ones(2)}, folder / "model.safetensors")

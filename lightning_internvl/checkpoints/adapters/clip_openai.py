@@ -21,7 +21,14 @@ from lightning_internvl.checkpoints.families.clip import (
     clip_tower_config,
     transposed,
 )
-from lightning_internvl.checkpoints.families.open_clip import HEAD_DIM, NOTES, completed, tower_settings
+from lightning_internvl.checkpoints.families.open_clip import (
+    HEAD_DIM,
+    NOTES,
+    completed,
+    tower_settings,
+    tower_sizes,
+    vision_settings,
+)
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, scalar, stacked_rows
 from lightning_internvl.checkpoints.weight_files import OPEN_CLIP, WeightFiles
 from lightning_internvl.model.vlm import VLM
@@ -72,18 +79,15 @@ class CLIPOpenAI(BareFileLayout):
 
     def build(self, config: Config, shapes: Shapes) -> VLM:
         """Shapes tell the sizes; heads and activation stand in the config."""
-        said_vision, said_text = tower_settings(config, shapes)
-        dim, _, patch, _ = shapes["visual.conv1.weight"]
-        grid = math.isqrt(shapes["visual.positional_embedding"][0] - 1)
-        vision = {**_size(shapes, "visual.transformer"), "patch_size": patch, "image_size": patch * grid}
-        text = _size(shapes, "transformer") | {
+        vision, said_text = vision_settings(config, shapes), tower_settings(config, shapes)[1]
+        text = tower_sizes(shapes, "transformer") | {
             "vocab_size": shapes["token_embedding.weight"][0],
             "max_position_embeddings": shapes["positional_embedding"][0],
             **said_text,
             "eos_token_id": OLD_EOS,
         }
-        encoder = clip_tower(vision | said_vision)
-        middleware = clip_text(text, dim, shapes["text_projection"][1])
+        encoder = clip_tower(vision)
+        middleware = clip_text(text, encoder.dim, shapes["text_projection"][1])
         return VLM(encoder, middleware, objectives={"itc": ITC()})
 
     def official_tensors(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,17 +120,6 @@ def _block_rules(ours: str, theirs: str) -> list[NameRule]:
         parts = (f"{ours}.self_attn.{x}_proj.{leaf}" for x in "qkv")
         rules.insert(0, stacked_rows(parts, f"{theirs}.attn.in_proj_{leaf}"))
     return rules
-
-
-def _size(shapes: Shapes, tower: str) -> Config:
-    blocks = f"{tower}.resblocks."
-    hidden, width = shapes[f"{blocks}0.mlp.c_fc.weight"]
-    return {
-        "hidden_size": width,
-        "intermediate_size": hidden,
-        "num_hidden_layers": sum(n.startswith(blocks) and n.endswith("ln_1.weight") for n in shapes),
-        "num_attention_heads": max(1, width // HEAD_DIM),
-    }
 
 
 LAYOUT = CLIPOpenAI()

@@ -70,6 +70,11 @@ class Layout(ABC):
         """The checkpoints that hold parts which these files lack, where the config names some."""
         return []
 
+    def table_rows(self, config: Config, shapes: Shapes) -> dict[str, int]:
+        """Rows that tables of words must have which have others in the files; 0 for a table that is
+        not used."""
+        return {}
+
     @abstractmethod
     def rules(self, config: Config) -> list[NameRule]:
         """How tensors of the layout become ours and back."""

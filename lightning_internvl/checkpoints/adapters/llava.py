@@ -11,19 +11,22 @@ from typing import Any
 from lightning_internvl.checkpoints.adapters import internvl_chat_llava
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model
 from lightning_internvl.checkpoints.companion import Companion
-from lightning_internvl.checkpoints.families.clip import VISION, clip_tower, clip_tower_config, vision_rules
+from lightning_internvl.checkpoints.families.clip import VISION, clip_tower, clip_tower_config, tower_names, vision_rules
 from lightning_internvl.checkpoints.families.config_fields import check_only
 from lightning_internvl.checkpoints.families.language_model import language_config, language_model
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
+from lightning_internvl.checkpoints.weight_files import WeightFiles
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.clip_vit import CLIPViT
+from lightning_internvl.hub import NOTES
 from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.connector import LinearConnector, MLPConnector
 from lightning_internvl.model.placeholders import ImagePlaceholders
 from lightning_internvl.model.vlm import VLM
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
-PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")  # of a tower
+BLOCKS, LANGUAGE = "model.layers.", ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
+BASE = "_name_or_path"  # where LLaVA's pretraining says which language model it started from
 HEAD_DIM = 64  # of every tower that OpenAI released
 TOP: Config = {
     "mm_projector_type": "linear",
@@ -48,11 +51,16 @@ class Llava(Layout):
         return known and not internvl_chat_llava.LAYOUT.recognises(config, shapes)
 
     def companions(self, config: Config, shapes: Shapes) -> list[Companion]:
-        """As released the files hold no tower: LLaVA takes it from where its config says."""
-        if any(there.startswith(TOWER) for there in shapes):
-            return []
-        name, join = config.get("mm_vision_tower"), partial(_with_tower, config)
-        return [Companion("encoder", name, "mm_vision_tower", f"holds no tower ({TOWER}*)", _tower_names, join)]
+        """As released the files hold no tower: LLaVA takes it from where its config says. Its
+        pretraining writes the projector alone, whose config is the base's."""
+        found = []
+        if not any(there.startswith(TOWER) for there in shapes):
+            name, names = config.get("mm_vision_tower"), partial(tower_names, TOWER)
+            found.append(Companion("encoder", name, "mm_vision_tower", f"holds no tower ({TOWER}*)", names, _with_tower))
+        if shapes and all(there.startswith("model.mm_projector.") for there in shapes):
+            lacks = f"holds LLaVA's projector alone, no language model ({BLOCKS}*)"
+            found.append(Companion("decoder", config.get(BASE), BASE, lacks, _language_names, _with_language))
+        return found
 
     def rules(self, config: Config) -> list[NameRule]:
         linear = (TOP | config)["mm_projector_type"] == "linear"
@@ -126,17 +134,16 @@ class Llava(Layout):
         return language_config(model.decoder) | head
 
 
-def _tower_names(there: Iterable[str]) -> dict[str, str]:
-    """Of a whole CLIP, a tower alone, or LLaVA's own names, the tower."""
-    found: dict[str, str] = {}
-    for name in there:
-        bare = LAYOUT.canonical(name.removeprefix(TOWER).removeprefix("vision_model."))
-        if bare and bare.startswith(PARTS):
-            found[name] = TOWER + bare
-    return found if f"{TOWER}pre_layrnorm.weight" in found.values() else {}
+def _language_names(there: Iterable[str]) -> dict[str, str]:
+    names = [name for name in there if name.startswith(LANGUAGE) and LAYOUT.canonical(name)]
+    return {name: name for name in names} if any(name.startswith(BLOCKS) for name in names) else {}
 
 
-def _with_tower(config: Config, theirs: Config) -> Config:
+def _with_language(config: Config, theirs: Config, files: WeightFiles) -> Config:
+    return {key: value for key, value in theirs.items() if key not in NOTES} | config
+
+
+def _with_tower(config: Config, theirs: Config, files: WeightFiles) -> Config:
     vision = theirs.get("vision_config") or theirs
     return config | ({"vision_config": vision} if vision else {})
 

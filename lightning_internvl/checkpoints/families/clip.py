@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.families.config_fields import block_sizes, check_only, tower_sizes
@@ -25,6 +27,7 @@ SIGLIP_TEXT: Config = {
     **{key: VISION[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")},
     "vocab_size": 32000, "max_position_embeddings": 64, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
 }  # fmt: skip
+TOWER_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
 ONLY: Config = {"attention_dropout": 0.0, "num_channels": 3}
 # first configs said 2 and meant the largest id of the row; transformers still reads it so
 OLD_EOS = 2
@@ -57,6 +60,17 @@ def vision_rules(prefix: str) -> list[NameRule]:
         rename(f"{ours}.patch_embedding.*", f"{theirs}.patch_embedding.*"),
         *(rename(f"encoder.{name}.**", f"{prefix}{name}.**") for name in ("pre_layrnorm", "encoder", "post_layernorm", "head")),
     ]
+
+
+def tower_names(prefix: str, there: Iterable[str]) -> dict[str, str]:
+    """Of a whole CLIP, a tower alone, or one below `prefix`, the tower's names, with that below
+    `prefix`; empty for what holds none under transformers' names."""
+    found: dict[str, str] = {}
+    for name in there:
+        bare = name.removeprefix(prefix).removeprefix("vision_model.")
+        if bare.startswith(TOWER_PARTS) and not bare.endswith(".position_ids"):
+            found[name] = prefix + bare
+    return found if f"{prefix}pre_layrnorm.weight" in found.values() else {}
 
 
 def clip_tower(config: Config, *, post_norm: str = "cls") -> CLIPViT:

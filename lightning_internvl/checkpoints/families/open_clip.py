@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from lightning_internvl.checkpoints.families.config_fields import check_only
@@ -64,6 +65,26 @@ def tower_settings(config: Config, shapes: Shapes) -> tuple[Config, Config]:
     heads = {"num_attention_heads": max(1, width // (vision.get("head_width") or HEAD_DIM))}
     quick = bool(model.get("quick_gelu"))
     return heads | _common(vision, quick), {"num_attention_heads": text.get("heads") or TEXT_HEADS} | _common(text, quick)
+
+
+def vision_settings(config: Config, shapes: Shapes) -> Config:
+    """The `vision_config` of a tower under these names, whose config is completed."""
+    _, _, patch, _ = shapes["visual.conv1.weight"]
+    grid = math.isqrt(shapes["visual.positional_embedding"][0] - 1)
+    sizes = {**tower_sizes(shapes, "visual.transformer"), "patch_size": patch, "image_size": patch * grid}
+    return sizes | tower_settings(config, shapes)[0]
+
+
+def tower_sizes(shapes: Shapes, tower: str) -> Config:
+    """Width, depth and, as OpenAI has them, heads of a tower, from its shapes."""
+    blocks = f"{tower}.resblocks."
+    hidden, width = shapes[f"{blocks}0.mlp.c_fc.weight"]
+    return {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": sum(n.startswith(blocks) and n.endswith("ln_1.weight") for n in shapes),
+        "num_attention_heads": max(1, width // HEAD_DIM),
+    }
 
 
 def _common(section: Config, quick: bool) -> Config:
