@@ -23,7 +23,7 @@ _CONTENT = """\
   {%- else -%}
     {%- for item in @PARTS@ -%}
       {%- if item['type'] == 'text' -%}
-        {{- item['text'] -}}
+        {{- item['text'] ~ @BETWEEN_TEXTS@ -}}
       {%- else -%}
         {{- ('<video>' if 'video' in item['type'] else '<image>') ~ @JOINT@ -}}
       {%- endif -%}
@@ -100,6 +100,7 @@ def jinja_of(template: ChatTemplate, image: str, video: str | None = None) -> st
         "HAS_SYSTEM": "loop.first" if template.bare_system else "loop.first and ns.system",
         # In other quotation marks than `texts_of` reads, so that older folders are recognised
         "JOINT": repr(template.joint),
+        "BETWEEN_TEXTS": "('' if loop.last else ' ')" if template.parts_last else "''",
         "PARTS": _PICTURES_FIRST if template.parts_last else "content",
         "RUN": _quote(run),
         "SYSTEM": _quote(template.system),

@@ -21,7 +21,7 @@ CHAT = [
     {"role": "assistant", "content": "left"},
 ]
 TEXTS = {
-    "minigpt4": "###Human: <Img><image></Img> what is it? ###Assistant: a cat######Human: where? ###Assistant: left###",
+    "minigpt4": "###Human: <Img><image></Img> what is it? ###Assistant: a cat###Human: where? ###Assistant: left###",
     "minigpt4_llama2": "<s>[INST] <Img><image></Img> what is it? [/INST] a cat</s><s>[INST] where? [/INST] left</s>",
     "minigpt4_caption": "<image>a cat\nleft\n",
     "xcomposer": " <|User|>:<image> what is it?\n<TOKENS_UNUSED_0> <|Bot|>:a cat<TOKENS_UNUSED_1>"

@@ -57,7 +57,7 @@ class ChatTemplate:
     the visual tokens, None where there are none. With `images_first` the pictures of a message
     stand before `user`, and its text loses the marks and the space beside them. `joint` stands behind
     each picture of a message whose pictures and texts came apart; with `parts_last` the texts of such
-    a message follow all of its pictures. Both are those of the published template.
+    a message follow all of its pictures, a space between them. Both are those of the published template.
     """
 
     name: str
@@ -98,7 +98,8 @@ class ChatTemplate:
         if parts is None:
             return message
         if self.parts_last:
-            parts = sorted(parts, key=lambda part: part not in (IMAGE, VIDEO))
+            marks = [part for part in parts if part in (IMAGE, VIDEO)]
+            parts = [*marks, " ".join(part for part in parts if part not in marks)]
         found: Message = {"role": message["role"], "content": joined(parts, self.joint)}
         return {**found, "learnt": False} if not message.get("learnt", True) else found
 

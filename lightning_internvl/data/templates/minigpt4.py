@@ -10,13 +10,15 @@ import dataclasses
 
 from lightning_internvl.data.templates.base import ChatTemplate
 
-# With Vicuna v0: "###Human:" and "###Assistant:", answers end with "###".
+# With Vicuna v0: "###Human:" and "###Assistant:", and "###" ends an answer, which begins the next
+# question too.
 _VICUNA = ChatTemplate(
     name="minigpt4",
     system="Give the following image: <Img>ImageContent</Img>. You will be able to see the image once "
     "I provide it to you. Please answer my questions.",
-    system_format="{}",
-    user="###Human: {} ",
+    system_format="{}###",
+    bare_system=True,
+    user="Human: {} ",
     assistant="###Assistant: ",
     answer_end="###",
     image="<Img><image></Img>",
@@ -27,6 +29,8 @@ _VICUNA = ChatTemplate(
 _LLAMA2 = dataclasses.replace(
     _VICUNA,
     name="minigpt4_llama2",
+    system_format="{}",
+    bare_system=False,
     user="<s>[INST] {}",
     assistant=" [/INST] ",
     answer_end=None,

@@ -36,9 +36,10 @@ def test_one_placeholder_a_picture_and_every_chunk_closed() -> None:
     template = load_template("flamingo_vqa")
     first, answer = (template.written(albums[0]["conversation"][place])["content"] for place in (0, 1))
     text = TOKENIZER.decode(batch["input_ids"][0][batch["attention_mask"][0].bool()])
-    assert text.startswith("<s><IMG_CONTEXT>" + first.removeprefix("<image>") + answer + "<|endofchunk|>")
+    assert text.startswith("<IMG_CONTEXT>" + first.removeprefix("<image>") + answer + "<|endofchunk|>")
     asked = template.segments(albums[0]["conversation"][:2])
-    assert [segment.text for segment in asked] == [f"{first} Short answer:", f"{answer}<|endofchunk|>"]
+    question = f"<image>Question:{first.removeprefix('<image>')} Short answer:"
+    assert [segment.text for segment in asked] == [question, f"{answer}<|endofchunk|>"]
 
 
 def test_a_video_shows_its_scenes_a_second_each() -> None:
