@@ -28,7 +28,7 @@ _INTERNLM2_DEFAULTS: Config = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max
 
 def is_fused(config: Config) -> bool:
     """Whether a language model's config is InternLM2's."""
-    return FUSED in config.get("architectures", []) or config.get("model_type") == "internlm2"
+    return FUSED in (config.get("architectures") or []) or config.get("model_type") == "internlm2"
 
 
 def language_model(config: Config, *, tied: bool, make: Callable[..., HFCausalLM] = HFCausalLM) -> HFCausalLM:
