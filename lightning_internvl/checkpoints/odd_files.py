@@ -30,7 +30,15 @@ def check_pointer(file: Path) -> None:
     """
     with file.open("rb") as stream:
         if stream.read(len(LFS)) == LFS:
-            raise ValueError(f"{file} is a pointer of Git LFS, not the weights; run  git lfs pull  in its folder")
+            raise ValueError(f"{file} is a pointer of Git LFS, not the file itself; run  git lfs pull  in its folder")
+
+
+def damaged(file: Path, error: Exception) -> ValueError:
+    """What to say of a file of weights that cannot be read, most often one whose download broke off."""
+    reason = str(error).partition(". ")[0].strip().removeprefix("Error while deserializing header: ")
+    size = f"{file.stat().st_size:,} bytes"
+    advice = f"delete it and fetch it again (hf download ID {file.name} --local-dir FOLDER)"
+    return ValueError(f"{file} ({size}) is damaged or cut off: {reason}; {advice}")
 
 
 def what_instead(folder: Path) -> str | None:

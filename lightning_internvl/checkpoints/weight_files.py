@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_internvl.checkpoints.odd_files import AGAIN, check_pointer, type_name, what_instead
+from lightning_internvl.checkpoints.odd_files import AGAIN, check_pointer, damaged, type_name, what_instead
 from lightning_internvl.checkpoints.torchscript import is_torchscript, read_torchscript
 from lightning_internvl.files import atomic_file
 from lightning_internvl.messages import first_of
@@ -190,6 +190,7 @@ def read_config(place: Path) -> dict[str, Any]:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
+    check_pointer(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -224,7 +225,7 @@ def _shapes(file: Path, notes: dict[str, Any]) -> tuple[dict[str, Shape], dict[s
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
             return shapes, {name: part.get_dtype() for name, part in slices.items()}
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or cut off: {error}") from error
+        raise damaged(file, error) from error
 
 
 def _read_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -242,7 +243,7 @@ def _read_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         advice = "save its weights as safetensors"
         raise ValueError(f"{file} is refused: it holds more than tensors{what}, or is no PyTorch file; {advice}") from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{file} is damaged or cut off: {error}") from error
+        raise damaged(file, error) from error
     if isinstance(loaded, dict):
         wrapped = [loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)]
         if wrapped:

@@ -59,8 +59,9 @@ def pointer(name: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (pointer("model.safetensors"), "model.safetensors is a pointer of Git LFS, not the weights; run  git lfs pull"),
+        (pointer("model.safetensors"), "model.safetensors is a pointer of Git LFS, not the file itself; run  git lfs pull"),
         (pointer("pytorch_model.bin"), "pytorch_model.bin is a pointer of Git LFS"),
+        (pointer("config.json"), "config.json is a pointer of Git LFS"),
         (lambda folder: (folder / "model.safetensors.incomplete").touch(), "a download that has not finished; get the rest"),
         (lambda folder: (folder / "model-00001-of-00002.safetensors").touch(), "1 numbered files .* without the index"),
     ],
