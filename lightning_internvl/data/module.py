@@ -17,6 +17,7 @@ from lightning_internvl.data.bad_samples import SKIPPED, TRIES, Ledger, Skipped,
 from lightning_internvl.data.collate.base import ON_HOST, Collator, Prepared
 from lightning_internvl.data.collate.packing import Grouping
 from lightning_internvl.data.files.datasets import FileDataset
+from lightning_internvl.data.files.unread import UNREAD, StreamedAccount
 from lightning_internvl.data.gradient_accumulation import COUNTS, AccumulationWindows
 from lightning_internvl.data.order.sampler import POSITION, PlaceSampler, StepBatchSampler
 from lightning_internvl.data.packed_stream import CHUNK, PackedStream, Position, dealt_positions
@@ -67,6 +68,7 @@ class StageData(L.LightningDataModule):
         num_workers: int = 0,
         max_bad_fraction: float = 0.0,
         max_sample_seconds: float | None = None,
+        max_unread_fraction: float = 1.0,
         folder: Path = Path(),
         held_out: FileDataset | None = None,
         grouping: Grouping | None = None,
@@ -80,6 +82,7 @@ class StageData(L.LightningDataModule):
         self.max_bad_fraction, self.folder = max_bad_fraction, Path(folder)
         self.held_out, self.max_sample_seconds = held_out, max_sample_seconds
         self.ledger: Ledger | None = None
+        self.account = StreamedAccount(max_unread_fraction)
         self.grouping, self.accumulate = grouping, accumulate
         # What keeps a position of its own; None where the position follows from the step.
         self.source: PackedStream | ShardStream | None = None
@@ -236,6 +239,7 @@ class StageData(L.LightningDataModule):
             self.position, samples_read = self.source.cursor_after(self.position, position)
         if self.ledger is not None:
             self.ledger.add(batch.pop(SKIPPED, ()), samples_read)
+        self._tell(self.account.enter(batch.pop(UNREAD, ())))
         return batch
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> dict[str, Any]:
@@ -251,6 +255,12 @@ class StageData(L.LightningDataModule):
         """Say at the end how many samples were skipped."""
         if self.ledger is not None and (summary := self.ledger.summary()):
             console.print(summary, soft_wrap=True)
+        self._tell(self.account.end())
+
+    def _tell(self, line: str | None) -> None:
+        """What of a stream's records is not read, by the first of all processes."""
+        if line and self.trainer.global_rank == 0:
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 class _PreparedSamples(Dataset[tuple[Prepared, list[Skipped]]]):

@@ -152,6 +152,7 @@ def build_data(settings: StageSettings, start_step: int, view: View, build: Buil
         num_workers=data.num_workers,
         max_bad_fraction=data.max_bad_fraction,
         max_sample_seconds=data.max_sample_seconds,
+        max_unread_fraction=data.max_unread_fraction,
         folder=folder,
         held_out=dataset.held_out() if hasattr(dataset, "held_out") else None,
         grouping=grouping_of(settings.packing, view.training, settings.batch_size, data.packing_window),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from published_records import READ
 from runs import TINY, Outcome, train
 
 from lightning_internvl.data.collate.chats import ChatCollator
@@ -183,6 +184,13 @@ def test_the_check_says_what_training_does(kind: str, tmp_path: Path) -> None:
         collate = PackedChats(tokenizer, template, collate.processor, 4, 100, names, row_tiles=8)
     if kind == "tiles":
         collate = ChatCollator(collate.tokenizer, collate.template, Tiles(16, max_tiles=12), 4, 100, collate.image_tokens)
+    used = _agreeing(path, collate)
+    if kind == "padded":
+        assert used[1 + len(BAD) :] == [expected for _, expected in BOTH_WAYS.values()]
+
+
+def _agreeing(path: Path, collate: ChatCollator) -> list[bool]:
+    """Which records training uses, of which the check says the same."""
     data, used = ChatsFile(path), []
     for place in range(len(data)):
         try:
@@ -192,8 +200,25 @@ def test_the_check_says_what_training_does(kind: str, tmp_path: Path) -> None:
             used.append(False)
     bad = {fault.line for fault in FileCheck(chats={"sft": collate}).faults([CheckedSource(path)]) if fault.bad}
     assert [line not in bad for line in range(1, len(used) + 1)] == used
-    if kind == "padded":
-        assert used[1 + len(BAD) :] == [expected for _, expected in BOTH_WAYS.values()]
+    return used
+
+
+def test_the_check_and_training_use_every_spelling_of_every_format(tmp_path: Path) -> None:
+    """And neither uses it with a picture or video that is not there; bytes stand in no list of JSON."""
+    records = {name: record for name, (record, *_) in READ.items() if name != "bytes and a name"}
+    for record in records.values():
+        for name in re.findall(r"[\w/]+\.(?:png|jpg)", json.dumps(record).replace("\\\\", "/")):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / name)
+    collate = collator(max_length=400)
+    path = write(tmp_path / "all.jsonl", list(records.values()))
+    assert dict(zip(records, _agreeing(path, collate), strict=True)) == dict.fromkeys(records, True)
+    (tmp_path / "elsewhere").mkdir()
+    moved = write(tmp_path / "elsewhere" / "all.jsonl", list(records.values()))
+    with_files = {
+        name for name, (_, _, *given) in READ.items() if any(not isinstance(one, bytes) for some in given for one in some)
+    }
+    assert dict(zip(records, _agreeing(moved, collate), strict=True)) == {name: name not in with_files for name in records}
 
 
 def _turned(noise: np.ndarray, folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from lightning_internvl.data.bad_samples import BadSample, Unwanted
 from lightning_internvl.data.files.conversations import CAPTION_REQUEST, read_entry
 from lightning_internvl.data.files.images import read_image
+from lightning_internvl.data.files.unread import UNREAD
 from lightning_internvl.data.order.mixture import Mixture
 from lightning_internvl.data.shards.sources import knots_of, open_shards, sources_of
 from lightning_internvl.data.shards.tar import Record, Shards, chats_of, pair_of
@@ -99,8 +100,8 @@ class ShardPairs(ShardDataset):
 
 
 class ShardChats(ShardDataset):
-    """{"images": [(H, W, 3) uint8], "conversation": [messages], "key"} from conversations and from
-    captions (see `chats_of`).
+    """{"images": [(H, W, 3) uint8], "conversation": [messages], "unread": [phrases], "key"} from
+    conversations and from captions (see `chats_of`).
 
     Args:
         caption_request: the question that a bare caption answers.
@@ -117,4 +118,5 @@ class ShardChats(ShardDataset):
             raise Unwanted("it is about a video, and shards give pictures only", "left out: video")
         if paths := [name for name in entry.images if not isinstance(name, bytes)]:
             raise BadSample(f"the record names the picture {paths[0]:.200} and does not hold it", "missing image")
-        return {"images": [read_image(image, self.decode_at) for image in entry.images], "conversation": entry.messages}
+        images = [read_image(image, self.decode_at) for image in entry.images]
+        return {"images": images, "conversation": entry.messages, UNREAD: entry.unread}

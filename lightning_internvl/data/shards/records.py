@@ -11,11 +11,12 @@ from lightning_internvl.data.bad_samples import BadSample, writable
 from lightning_internvl.data.files.conversations import CAPTIONS, check_length
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES
 from lightning_internvl.data.files.picture_sources import IMAGES
+from lightning_internvl.data.files.record_fields import Fields, is_empty
+from lightning_internvl.data.files.record_formats import format_of
 
 PICTURES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 TEXTS = ("txt", *CAPTIONS)
 LANGUAGE = 40  # characters of the name of a language
-CHATS = ("conversations", "messages")
 # The entry of a tar's record whose files do not tell which belong together; no extension has a slash
 DOUBLED = "/doubled"
 DIGITS = re.compile(r"(\d+)")
@@ -49,7 +50,7 @@ def chats_of(record: Mapping[str, Any], image: str | None = None, caption: str |
     """A record as `conversations.read_entry` reads it: a conversation with its pictures as bytes,
     or a picture and its caption.
 
-    A conversation is the entry "conversations" or "messages", of the record or of its "json". In a
+    A conversation is a record, or its entry "json", in one of the formats of `record_formats`. In a
     tar file its pictures are the record's pictures in the order of the numbers in their extensions
     (0.jpg, 1.jpg), whatever the conversation calls them.
 
@@ -58,11 +59,11 @@ def chats_of(record: Mapping[str, Any], image: str | None = None, caption: str |
     """
     _check_doubled(record)
     said = _json(record)
-    source = next((one for one in (record, said) if any(one.get(name) for name in CHATS)), None)
+    source = next((one for one in map(_filled, (record, said)) if format_of(Fields(one)) is not None), None)
     if source is None:
         return pair_of(record, image, caption)
     files = sorted((name for name in record if name.rpartition(".")[2] in PICTURES), key=_natural_order)
-    chat = {name: value for name, value in source.items() if not (files and name in IMAGES)}
+    chat = {name: value for name, value in source.items() if name not in (*files, image) and not (files and name in IMAGES)}
     if image is not None and record.get(image):
         chat["images"] = record[image]
     elif files:
@@ -128,6 +129,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
         raise ValueError(f"{twice[:80]!r} stands in it twice")
     return found
+
+
+def _filled(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without the columns of a table that say nothing of it."""
+    return {name: value for name, value in record.items() if not is_empty(value)}
 
 
 def _check_doubled(record: Mapping[str, Any]) -> None:

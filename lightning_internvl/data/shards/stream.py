@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from lightning_internvl.data.bad_samples import SKIPPED, TRIES, Skipped, kind_of, reason_of, time_limit, writable
 from lightning_internvl.data.collate.base import Collator, Prepared, unchanged
 from lightning_internvl.data.collate.packing import Grouping, PackingWindow
+from lightning_internvl.data.files.unread import UNREAD
 from lightning_internvl.data.order.mixture import Mixture
 from lightning_internvl.data.order.sampler import POSITION
 from lightning_internvl.data.processors.pixels import as_bytes
@@ -114,8 +115,9 @@ class ShardReader:
 
     def _prepared(self, source: str, shard: str, record: Record, place: int) -> Prepared:
         sample = self.data.sample(record, self.data.given[source])
-        draw = (self.seed, place)
-        return self.collate.prepare({**sample, "key": _key(shard, record), "draw": draw})
+        draw, unread = (self.seed, place), sample.pop(UNREAD, None)
+        prepared = self.collate.prepare({**sample, "key": _key(shard, record), "draw": draw})
+        return prepared if unread is None else {**prepared, UNREAD: unread}
 
     def _read_again(self) -> list[tuple[Origin, Prepared]]:
         """What was waiting, in its order; each block is read once."""
@@ -233,13 +235,15 @@ class ShardStream(IterableDataset[dict[str, Any]]):
         else:
             count = self.grouping.choices // len(readers)
             groups = [one for reader in readers for one in reader.choose(self.grouping, count)]
+            samples = [one for group in groups for one in group]
             with as_bytes():
                 found = self.grouping.batch(groups)
         skipped = [one for reader in readers for one in reader.skipped]
         for reader in readers:
             reader.skipped = []
         positions = {reader.number: reader.position for reader in readers}
-        return {**found, SKIPPED: skipped, POSITION: positions}
+        unread = [one[UNREAD] for one in samples if UNREAD in one]
+        return {**found, SKIPPED: skipped, UNREAD: unread, POSITION: positions}
 
     def first(self, count: int) -> tuple[list[Prepared], list[Skipped]]:
         """The first samples, and what was skipped for them."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,16 @@ from PIL import Image
 
 from lightning_internvl.config.stream_checks import stream_faults
 from lightning_internvl.data.bad_samples import BadSample, Ledger, Skipped, Unwanted
+from lightning_internvl.data.collate.chats import ChatCollator
+from lightning_internvl.data.collate.packed import grouping_of
+from lightning_internvl.data.module import StageData
+from lightning_internvl.data.processors.basic import Squash
 from lightning_internvl.data.shards.datasets import ShardChats, ShardDataset, ShardPairs
 from lightning_internvl.data.shards.sources import open_shards
 from lightning_internvl.data.shards.tables import ParquetShards
 from lightning_internvl.data.shards.tar import TarWriter
+from lightning_internvl.data.templates import load_template
+from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.report.read import RunFiles, StageFiles
 from lightning_internvl.report.skipped import skipped_samples
 
@@ -77,10 +85,61 @@ def test_chats(tmp_path: Path) -> None:
     assert bare == {
         "images": [],
         "conversation": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a cat"}],
+        "unread": [],
     }
     assert [message["content"] for message in caption["conversation"]] == ["<image>\nSay it.", "a cat"]
     assert "names the picture elsewhere.jpg and does not hold it" in str(named)
     assert isinstance(video, Unwanted)
+
+
+def test_records_of_shards_have_all_formats_of_files(tmp_path: Path) -> None:
+    texts = {"images": [{"bytes": jpeg()}], "texts": [{"user": "what?", "assistant": "a cat"}], "messages": None, "hint": "b"}
+    asked, photo = samples(
+        ShardChats,
+        tmp_path,
+        {"jpg": jpeg(), "json": {"question": "what?", "answer": "a cat", "choices": ["a cat", "a dog"]}},
+        {"jpg": jpeg(), "json": {"conversations": [{"from": "human", "value": "<image1>"}, {"from": "gpt", "value": "<see>"}]}},
+    )
+    found = [asked, photo, ShardChats(tmp_path / "0.tar").sample({"key": "0", **texts}, {})]
+    said = [("<image>\nwhat?", "a cat"), ("<image>", "<see>"), ("<image>\nwhat?", "a cat")]
+    assert [tuple(message["content"] for message in one["conversation"]) for one in found] == said
+    assert [one["unread"] for one in found] == [["key 'choices'"], [], ["key 'hint'"]]
+    named = {"key": "0", "photo": jpeg(), "jpg": jpeg(), "question": "what?", "answer": "a cat"}
+    assert ShardChats(tmp_path / "0.tar", image="photo").sample(named, {})["unread"] == []
+
+
+@pytest.mark.parametrize("packing", [None, "bucketed"])
+def test_what_is_not_read_of_a_stream_is_told_and_refused_while_it_trains(
+    packing: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = {"conversations": [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a cat"}]}
+    with TarWriter(tmp_path / "0.tar") as tar:
+        for number in range(40):
+            tar.write({"key": str(number), "json": {**talk, **({"hint": "b"} if number % 4 == 0 else {})}})
+    collate = ChatCollator(toy_tokenizer(), load_template("chatml"), Squash(8), 1, 60)
+
+    def trained(limit: float) -> int:
+        """How many batches of 8 are trained on."""
+        grouping = grouping_of(packing, collate, 8, 4)
+        data = StageData(
+            ShardChats(tmp_path / "0.tar", lanes=1, turns=1),
+            collate,
+            batch_size=8,
+            batches=20,
+            max_unread_fraction=limit,
+            grouping=grouping,
+        )
+        data.trainer = SimpleNamespace(world_size=1, global_rank=0)
+        count = 0
+        for batch in data.train_dataloader():
+            assert "unread" not in data.on_before_batch_transfer(batch, 0)
+            count += 1
+        return count
+
+    assert trained(0.3) == 20
+    assert re.search(r"2\d of 104 records hold something that is not read: key 'hint'", capsys.readouterr().out)
+    with pytest.raises(ValueError, match=r"2\d of 104 records hold .*key 'hint' .*; more than data.max_unread_fraction=0.2"):
+        trained(0.2)
 
 
 def test_parquet_files_are_shards_too(tmp_path: Path) -> None:
