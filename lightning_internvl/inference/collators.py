@@ -98,7 +98,8 @@ def make_collators(
             token_id(tokenizers["decoder"], name)
         options["image_tokens"] = names
         text, total, pictures = options.pop("max_text_tokens"), options.pop("max_length", None), options.pop("pictures", 1)
-        max_length = total + max(0, more_tiles) * tokens if total else _row_length(model, processor, text, tokens, pictures)
+        row = data.packing_tokens if packed else None
+        max_length = total + max(0, more_tiles) * tokens if total else _row_length(model, processor, text, tokens, pictures, row)
         options["split_answers"] = not shifts_labels(model.decoder)
         if getattr(model.middleware, "instructed", False):
             options["instructions"] = Instructions(tokenizers["middleware"])
@@ -112,12 +113,12 @@ def make_collators(
     return found
 
 
-def _row_length(model: VLM, processor: Processor, text: int, tokens: int, pictures: int) -> int:
-    """Tokens of a row with room for so many pictures of a record, within what the decoder reads;
-    for one there is room always."""
+def _row_length(model: VLM, processor: Processor, text: int, tokens: int, pictures: int, row: int | None) -> int:
+    """Tokens of a row with room for so many pictures of a record, within what the decoder reads and
+    the tokens of a packed `row`; for one there is room always."""
     one = text + processor.max_tiles * tokens
     most = getattr(getattr(getattr(model.decoder, "lm", None), "config", None), "max_position_embeddings", None)
-    return max(one, min(text + processor.most_squares(pictures) * tokens, most or sys.maxsize))
+    return max(one, min(text + processor.most_squares(pictures) * tokens, most or sys.maxsize, row or sys.maxsize))
 
 
 def _changed(processor: Config, change: Config | None) -> Config:
