@@ -32,7 +32,7 @@ def by_xllamacpp(model: str, rows: list[list[int]], count: int, letter: int) -> 
     given.cache_type_k = given.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     given.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     given.warmup = given.fit_params = False
-    given.verbosity = 0
+    given.verbosity = 1  # errors
     server = xllamacpp.Server(given)
     asked: dict[str, Any] = {"n_predict": 1, "temperature": 0, "n_probs": count, "post_sampling_probs": False}
     found = []

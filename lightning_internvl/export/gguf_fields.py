@@ -8,6 +8,7 @@ the model was trained is refused here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,15 +37,48 @@ def gguf_faults(layout: str, config: Config) -> list[str]:
     text = text_part(config)
     language = (text.get("architectures") or ["a model without architectures"])[0]
     faults = [] if language in LANGUAGES else [f"{language} is not among the language models; {CAN}"]
-    if language == "InternLM2ForCausalLM":
-        faults = ["InternLM2 in its own layout has fused matrices; leave layout= out, which writes the same as a LLaMA"]
-    rope = rope_of(text)["rope_type"]
-    if rope not in ("default", "linear", "yarn", "dynamic", "llama3"):
-        faults.append(f"positions of rope_type={rope} are not written here; default, linear, yarn, dynamic and llama3 are")
-    if text.get("hidden_act", "silu") != "silu":
-        faults.append(f"the language model's hidden_act={text['hidden_act']} is not silu, which llama.cpp takes")
+    faults += language_faults(LANGUAGES.get(language, ""), text)
     vision = config["vision_config"]
     return faults + {"llava": _llava_faults, "qwen2_vl": _qwen2_vl_faults}.get(kind, _internvl_faults)(config, vision)
+
+
+def language_faults(architecture: str, text: Config) -> list[str]:
+    """What llama.cpp does not have of an architecture's settings (src/models/llama.cpp, phi3.cpp,
+    gemma3.cpp)."""
+    faults, rope = [], rope_of(text)["rope_type"]
+    can = ("default", "linear", "yarn", "dynamic", "llama3", *(["longrope"] if architecture == "phi3" else []))
+    if rope not in can:
+        faults.append(f"positions of rope_type={rope} are not written here; {', '.join(can)} are")
+    wanted = "gelu_pytorch_tanh" if architecture == "gemma3" else "silu"
+    if (found := text.get("hidden_act") or text.get("hidden_activation") or wanted) != wanted:
+        faults.append(f"the language model's hidden_act={found} is not {wanted}, which llama.cpp takes")
+    window = text.get("sliding_window")
+    if architecture == "llama" and window and window < text["max_position_embeddings"]:
+        faults.append(f"sliding_window={window}: llama.cpp's LLaMA, which Mistral is there, sees all tokens")
+    own = {"gemma3": _gemma_constants, "qwen3moe": _experts_constants}.get(architecture)
+    constants = own(text) if own else {}
+    return faults + [f"{name}={found}: llama.cpp has {there}" for name, (found, there) in constants.items() if found != there]
+
+
+def _experts_constants(text: Config) -> dict[str, tuple[Any, Any]]:
+    """What a model has and what its reader has: experts in each block, whose shares add up to 1."""
+    return {
+        "norm_topk_prob": (text.get("norm_topk_prob", False), True),
+        "decoder_sparse_step": (text.get("decoder_sparse_step", 1), 1),
+        "mlp_only_layers": (text.get("mlp_only_layers") or [], []),
+    }
+
+
+def _gemma_constants(text: Config) -> dict[str, tuple[Any, Any]]:
+    """The same of Gemma 3: which layers see a window, and their positions."""
+    local = (text.get("rope_parameters") or {}).get("sliding_attention") or {"rope_theta": text.get("rope_local_base_freq")}
+    whole = ["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(text["num_hidden_layers"])]
+    return {
+        "rope_local_base_freq": (local["rope_theta"] or 10000.0, 10000.0),
+        "layer_types": (text.get("layer_types") or whole, whole),
+        "query_pre_attn_scalar": (text.get("query_pre_attn_scalar", text["head_dim"]), text["head_dim"]),
+        "use_bidirectional_attention": (bool(text.get("use_bidirectional_attention")), False),
+    }
 
 
 def misread(config: Config, pictures: Mapping[str, Any]) -> list[str]:
@@ -135,17 +169,43 @@ def write_language_fields(writer: Any, text: Config, rows: int) -> None:
     if (sections := rope.get("mrope_section")) is not None:
         writer.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
     writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "longrope":
+        writer.add_rope_scaling_attn_factors(_attention_factor(text, rope))
     writer.add_layer_norm_rms_eps(text["rms_norm_eps"])
-    if (size := text.get("head_dim")) is not None:
+    size = text.get("head_dim")
+    if size is not None:
         writer.add_key_length(size)
         writer.add_value_length(size)
-    if LANGUAGES[text["architectures"][0]] == "llama":
+    architecture = LANGUAGES[text["architectures"][0]]
+    if architecture == "llama":
         writer.add_vocab_size(rows)
         writer.add_rope_dimension_count(size or width // heads)
-    if "num_experts" in text:
-        writer.add_expert_count(text["num_experts"])
+    if architecture == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(_original_length(text, rope))
+        writer.add_rope_dimension_count(int((size or width // heads) * rope.get("partial_rotary_factor", 1.0)))
+    if architecture in ("phi3", "gemma3"):
+        writer.add_sliding_window(text.get("sliding_window") or 0)
+    if (cap := text.get("final_logit_softcapping")) is not None:
+        writer.add_final_logit_softcapping(cap)
+    if experts := text.get("num_experts") or text.get("num_local_experts"):  # the name in transformers 5
+        writer.add_expert_count(experts)
         writer.add_expert_used_count(text["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(text["moe_intermediate_size"])
+
+
+def _original_length(text: Config, rope: Config) -> int:
+    """The context before it was made longer."""
+    asked = rope.get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
+    return asked or text["max_position_embeddings"]
+
+
+def _attention_factor(text: Config, rope: Config) -> float:
+    """By what the positions of `longrope` scale (`_compute_longrope_parameters` of transformers)."""
+    if (given := rope.get("attention_factor")) is not None:
+        return given
+    before = _original_length(text, rope)
+    times = text["max_position_embeddings"] / before
+    return math.sqrt(1 + math.log(times) / math.log(before)) if times > 1 else 1.0
 
 
 def write_vision_fields(writer: Any, config: Config, pictures: Mapping[str, Any]) -> None:

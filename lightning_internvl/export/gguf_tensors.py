@@ -1,8 +1,8 @@
 """Which tensors a GGUF file of llama.cpp has, made of which tensors of an exported folder.
 
 Names are those of the tables of the package gguf; what is permuted, cut or stacked, and which types
-are kept, is as in llama.cpp's converters (conversion/llama.py, qwen.py, qwenvl.py, internvl.py,
-base.py `prepare_tensors`; for LLaVA's CLIP convert_image_encoder_to_gguf.py). Letters: H heads, D
+are kept, is as in llama.cpp's converters (conversion/llama.py, internlm.py, phi.py, gemma.py, qwen.py,
+qwenvl.py, intern_vision.py, base.py `prepare_tensors`; for LLaVA's CLIP convert_image_encoder_to_gguf.py). Letters: H heads, D
 channels of one, I inputs.
 """
 
@@ -22,10 +22,15 @@ from lightning_internvl.checkpoints.name_rules import Config
 Change = Callable[..., Tensor]
 # The class of a language model, and what llama.cpp calls its architecture.
 LANGUAGES = {
-    "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3",
-    "Qwen3MoeForCausalLM": "qwen3moe", "Qwen2VLForConditionalGeneration": "qwen2vl",
+    "LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "InternLM2ForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3", "Qwen3MoeForCausalLM": "qwen3moe",
+    "Qwen2VLForConditionalGeneration": "qwen2vl", "Phi3ForCausalLM": "phi3", "Gemma3ForCausalLM": "gemma3",
 }  # fmt: skip
 ROPE_FREQS = "rope_freqs.weight"
+# How the names of a language model begin, InternLM2's among them.
+_BEGIN = (
+    "model.layers.", "model.embed_tokens.", "model.tok_embeddings.", "model.norm.", "lm_head.", "output.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,24 +76,50 @@ def language_tensors(text: Config, names: Iterable[str]) -> Iterator[GGUFTensor]
     experts: dict[tuple[str, str], list[str]] = {}
     for name in names:
         inner = name.replace("language_model.", "", 1)
-        if not inner.startswith(("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")):
+        if not inner.startswith(_BEGIN) or (architecture == "gemma3" and inner.startswith("lm_head.")):
             continue
         if found := re.fullmatch(r"(model\.layers\.\d+\.mlp\.experts)\.\d+\.(\w+)\.weight", inner):
             experts.setdefault((found[1], found[2]), []).append(name)
             continue
-        change: Change = _same
-        if architecture == "llama" and (side := re.search(r"\.self_attn\.([qk])_proj\.", inner)):
-            change = _interleaved(heads if side[1] == "q" else key_heads)
+        if ".attention.wqkv." in inner:
+            for side in "qkv":
+                unfused = inner.replace("attention.wqkv", f"self_attn.{side}_proj")
+                yield GGUFTensor(named(known, unfused), (name,), _unfused(side, heads, key_heads))
+            continue
+        change: Change = _one_more if architecture == "gemma3" and inner.endswith("norm.weight") else _same
+        if architecture == "llama" and (turned := re.search(r"\.self_attn\.([qk])_proj\.", inner)):
+            change = _interleaved(heads if turned[1] == "q" else key_heads)
         yield GGUFTensor(named(known, inner), (name,), change)
     for (layer, part), parts in experts.items():
         stacked = sorted(parts, key=lambda name: int(name.split(".experts.")[1].partition(".")[0]))
         yield GGUFTensor(named(known, f"{layer}.{part}.weight"), tuple(stacked), _stack)
     if (factors := llama3_factors(text)) is not None:
         yield GGUFTensor(ROPE_FREQS, (), lambda: factors)
+    for length in ("long", "short") if rope_of(text)["rope_type"] == "longrope" else ():
+        longrope = torch.tensor(rope_of(text)[f"{length}_factor"])
+        yield GGUFTensor(f"rope_factors_{length}.weight", (), lambda found=longrope: found)
 
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _one_more(tensor: Tensor) -> Tensor:
+    """The scales of a norm that the files of Gemma have less 1."""
+    return tensor.float() + 1
+
+
+def _unfused(side: str, heads: int, key_heads: int) -> Change:
+    """Queries, keys or values of InternLM2's matrix, which has for each key head its queries, itself
+    and its value; turned as those of a LLaMA."""
+
+    def take(rows: Tensor) -> Tensor:
+        grouped = rows.reshape(key_heads, heads // key_heads + 2, -1, *rows.shape[1:])
+        place = {"q": slice(None, -2), "k": slice(-2, -1), "v": slice(-1, None)}[side]
+        own = grouped[:, place].reshape(-1, *rows.shape[1:])
+        return own if side == "v" else _interleaved(heads if side == "q" else key_heads)(own)
+
+    return take
 
 
 def _stack(*tensors: Tensor) -> Tensor:
@@ -103,10 +134,11 @@ def _interleaved(heads: int) -> Change:
 
 def rope_of(text: Config) -> Config:
     """What a config says of positions, in the fields of transformers 5 or in the older ones."""
-    rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    parameters: Config = text.get("rope_parameters") or {}
+    rope: Config = {**(text.get("rope_scaling") or {}), **parameters.get("full_attention", parameters)}
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
     theta = rope.get("rope_theta", text.get("rope_theta", 10000.0))
-    return {**rope, "rope_type": "default" if kind == "mrope" else kind, "rope_theta": theta}
+    return {**rope, "rope_type": {"mrope": "default", "su": "longrope"}.get(kind, kind), "rope_theta": theta}
 
 
 def llama3_factors(text: Config) -> Tensor | None:
