@@ -20,17 +20,18 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     return lambda experiment, *overrides, name="run": write_run(tmp_path / name, experiment, *overrides)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, ExportReport]]:
     """A function of a recipe and options that exports its run: the folder, which tests only read, and the report."""
     made: dict[str, tuple[Path, ExportReport]] = {}
 
     def write(experiment: str, *overrides: str, **options: object) -> tuple[Path, ExportReport]:
-        key = repr((experiment, overrides, options))
+        asked = ExportOptions(**options)
+        key = repr((experiment, overrides, asked))
         if key not in made:
             place = tmp_path_factory.mktemp(experiment)
             run = write_run(place / "run", experiment, *overrides)
-            made[key] = place / "out", export(open_run(run, build), place / "out", ExportOptions(**options))
+            made[key] = place / "out", export(open_run(run, build), place / "out", asked)
         return made[key]
 
     return write
