@@ -177,14 +177,16 @@ def _init_part_faults(config: Mapping[str, Any]) -> Iterable[str]:
 
     parts, start = config.get("init_parts") or {}, config["init_from"]  # runs from before it have none
     for part, place in parts.items():
+        inherited = (config.get(part) or {}).get("_target_") == INHERITED  # whose recipe has a setting for it
+        said = f"{part}.pretrained" if inherited else f"init_parts.{part}"
         if part not in GIVEN_PARTS:
             yield f"init_parts: {part!r} is no part that a start may only name; {did_you_mean(part, GIVEN_PARTS)}"
         elif place is not None and not start and not config["resume"]:
-            yield f"init_parts.{part}={place} has no effect without init_from=FOLDER_OR_ID"
+            yield f"{said}={place} has no effect without init_from=FOLDER_OR_ID"
         elif place is not None and start and any((Path(start) / name).exists() for name in (RUN_CONFIG, MANIFEST)):
-            yield f"init_parts.{part}={place} has no effect: init_from={start} is a run, which has all its parts"
+            yield f"{said}={place} has no effect: init_from={start} is a run, which has all its parts"
         elif place is not None and not Path(str(place)).exists() and not _may_be_hub_id(str(place)):
-            yield f"init_parts.{part}={place}: there is no such folder; give one, or a hub id"
+            yield f"{said}={place}: there is no such folder; give one, or a hub id"
 
 
 def _trust_faults(config: Mapping[str, Any]) -> Iterable[str]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoConfig
 
+from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.families.language_model import language_model, older_rope_fields
 from lightning_internvl.hub import plain_config
 
+FIXTURE = Path(__file__).parents[1] / "fixtures/hf/internvl_native_qwen2"
 YARN = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 64}
 FACTORS = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]}
 MROPE = {"mrope_section": [1, 1, 2]}
@@ -64,3 +69,18 @@ def test_two_kinds_of_layers_have_a_field_each() -> None:
     assert older == {"rope_theta": 5000.0, "rope_scaling": None, "rope_local_base_freq": 300.0}
     again = AutoConfig.for_model(**copy.deepcopy(fields | older)).rope_parameters
     assert {kind: again[kind]["rope_theta"] for kind in rope} == {kind: rope[kind]["rope_theta"] for kind in rope}
+
+
+def test_a_loaded_config_keeps_its_rotary_fields(tmp_path: Path) -> None:
+    """transformers writes the base of the angles into the scaling that it is given; a saved config has it where it was."""
+    shutil.copytree(FIXTURE, tmp_path / "base")
+    config = json.loads((FIXTURE / "config.json").read_text())
+    del config["text_config"]["rope_parameters"]
+    said = {"rope_theta": 5000.0, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    config["text_config"] |= said
+    (tmp_path / "base/config.json").write_text(json.dumps(config))
+    model = load_pretrained(tmp_path / "base")
+    assert model.decoder.lm.config.rope_parameters["rope_theta"] == 5000.0
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved/config.json").read_text())["text_config"]
+    assert {name: saved[name] for name in said} == said
