@@ -49,9 +49,10 @@ class PackedChats(ChatCollator):
                 "raise it, or lower data.chats_collate.max_length (or max_text_tokens)"
             )
         if row_tiles is not None and row_tiles < self.processor.max_tiles:
+            fewer = f", or lower data.processor.{self.processor.limit}" if self.processor.limit else ""
             raise ValueError(
                 f"data.packing_tiles={row_tiles} is less than the {self.processor.max_tiles} tiles "
-                "that one picture may have; raise it, or lower data.processor.max_tiles"
+                f"that one picture may have; raise it{fewer}"
             )
         self.row_length = row_tokens or self.max_length
         self.quick_check = row_tiles is None

@@ -77,21 +77,23 @@ def image_size(source: str | Path | bytes) -> tuple[int, int]:
         # The tags of a PNG may stand behind its pixels, and would be looked for there
         tagged = image.format != "PNG" or "exif" in image.info
         turned = tagged and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
-        if not _is_whole(source, image.format):
+        if not _is_whole(image):
             image.load()
     return (height, width) if turned else (width, height)
 
 
-def _is_whole(source: str | Path | bytes, kind: str | None) -> bool:
-    """Whether a file ends with the mark of its kind; true for kinds without one."""
-    if kind not in ENDS:
+def _is_whole(image: Image.Image) -> bool:
+    """Whether the file of an opened picture ends with the mark of its kind; true for kinds without
+    one."""
+    file: BinaryIO | None = getattr(image, "fp", None)  # which a format may have closed
+    if file is None or image.format not in ENDS:
         return True
-    if isinstance(source, bytes):
-        return ENDS[kind] in source[-TAIL:]
-    with open(source, "rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - TAIL))
-        return ENDS[kind] in file.read()
+    place = file.tell()
+    file.seek(0, os.SEEK_END)
+    file.seek(max(0, file.tell() - TAIL))
+    found = ENDS[image.format] in file.read()
+    file.seek(place)
+    return found
 
 
 @contextmanager
