@@ -17,6 +17,15 @@ DESCRIPTIVE = frozenset({
 RATINGS = ("_rating", "_ratings", "_min", "_score", "_id", "_ids")  # FineVision's `relevance_ratings`, `relevance_min`
 
 
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON; raises ValueError for a name that has two values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"{twice[:80]!r} stands in it twice")
+    return found
+
+
 def is_empty(value: Any) -> bool:
     """Whether a field says nothing: none, an empty text or list, or the NaN of a table."""
     return value is None or value in ("", [], {}) or (isinstance(value, float) and value != value)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.files.record_fields import each_once
 from lightning_internvl.data.files.table_rows import BOM, field_count_fault, fields_of, read_rows
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -126,7 +127,7 @@ class RecordFile(Records):
     def _parse(self, content: bytes) -> dict[str, Any]:
         try:
             mark = self.separator
-            record = json.loads(content) if mark is None else self._row(content, mark)
+            record = json.loads(content, object_pairs_hook=each_once) if mark is None else self._row(content, mark)
         except BadSample:
             raise
         except UnicodeDecodeError as error:
@@ -207,7 +208,7 @@ class RecordFile(Records):
 
     def _entries(self) -> Iterator[tuple[int, int, bytes, Any]]:
         """Line, first byte, bytes and value of each entry of a JSON list; none is kept."""
-        text, decoder = self._text(), json.JSONDecoder()
+        text, decoder = self._text(), json.JSONDecoder(object_pairs_hook=each_once)
         position = text.find("[") + 1
         if text[:position].strip("\ufeff \t\r\n") != "[":
             advice = "a file of one record a line ends in .jsonl"

@@ -11,7 +11,7 @@ from lightning_internvl.data.bad_samples import BadSample, writable
 from lightning_internvl.data.files.conversations import CAPTIONS, check_length
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES
 from lightning_internvl.data.files.picture_sources import IMAGES
-from lightning_internvl.data.files.record_fields import Fields, is_empty
+from lightning_internvl.data.files.record_fields import Fields, each_once, is_empty
 from lightning_internvl.data.files.record_formats import format_of
 
 PICTURES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
@@ -114,20 +114,11 @@ def _json(record: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
     try:
         text = given.removeprefix("\ufeff") if isinstance(given, str) else given
-        found = json.loads(text, object_pairs_hook=_once) if isinstance(text, bytes | str) else text
+        found = json.loads(text, object_pairs_hook=each_once) if isinstance(text, bytes | str) else text
     except (ValueError, RecursionError) as error:
         raise BadSample(f"its json cannot be read: {error}", "broken line", str(record["key"])) from error
     if not isinstance(found, Mapping):
         raise BadSample(f"its json is no mapping, but a {type(found).__name__}", "broken line", str(record["key"]))
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping of JSON; raises ValueError for a name that has two values."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
-        raise ValueError(f"{twice[:80]!r} stands in it twice")
     return found
 
 

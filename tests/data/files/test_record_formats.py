@@ -193,3 +193,11 @@ def test_frames_are_read_as_a_video(tmp_path: Path) -> None:
     ((frames, rate),) = ChatsFile(tmp_path / "x.jsonl")[0]["videos"]
     assert frames.shape == (2, 8, 8, 3)
     assert (frames[:, 0, 0].tolist(), rate) == ([[0, 0, 255], [255, 0, 0]], 2.0)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_a_name_with_two_values_is_refused(name: str, tmp_path: Path) -> None:
+    record = '{"image": "a.png", "caption": "a", "image": "b.png"}'
+    (tmp_path / name).write_text(record if name.endswith("l") else f"[{record}]")
+    (found,) = open_records(tmp_path / name)[0].scan()
+    assert "'image' stands in it twice" in str(found.error)
