@@ -120,7 +120,6 @@ def test_every_setting_of_a_fine_tune_has_an_effect_or_is_refused(tmp_path: Path
     read_through = {"encoder.pretrained", "decoder.pretrained"}  # init_parts, which takes them over before this looks
     assert {name for name, outcome in found.items() if outcome == "nothing"} == OF_THE_COMMAND | read_through
     assert found["peft.decoder.rank"] == found["data.validation"] == "changed"
-    assert "init_from" in found["encoder.depth"]
     assert "does not run contrastive" in found["stages.contrastive.max_steps"]
 
 
