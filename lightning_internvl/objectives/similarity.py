@@ -6,11 +6,14 @@ Letters: B rows, C columns, E width.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_internvl.distributed.collectives import gather
 
@@ -63,6 +66,13 @@ def contrast(
     compared = (~again).float()
     shares = (1 - label_smoothing) * own + label_smoothing * compared / compared.sum(dim=1, keepdim=True)
     return F.cross_entropy(logits, shares, reduction=reduction)
+
+
+def pair_names(objective: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The names of the pairs of a batch as an argument of a contrastive loss, if it takes them: one
+    of the user's own need not."""
+    known = "pair_ids" in batch and "pair_ids_B" in inspect.signature(objective.forward).parameters
+    return {"pair_ids_B": batch["pair_ids"]} if known else {}
 
 
 def gathered(ids_B: Tensor | None) -> Tensor | None:

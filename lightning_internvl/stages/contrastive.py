@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
+from lightning_internvl.objectives.similarity import pair_names
 from lightning_internvl.stages.base import Batch, Stage
 
 
@@ -53,7 +54,8 @@ class ContrastiveStage(Stage):
         else:
             found = checkpointed_chunks(self._embed_pairs, pieces, *pairs, draws=True, keep_last=True)
             image, text = map(torch.cat, zip(*found, strict=True))
-        return {"itc": self.model.objectives["itc"](image, text, pair_ids_B=batch.get("pair_ids"))}
+        contrast = self.model.objectives["itc"]
+        return {"itc": contrast(image, text, **pair_names(contrast, batch))}
 
     def _embed_pairs(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
         full = self.full_from_step is not None and self.global_step >= self.full_from_step

@@ -17,6 +17,7 @@ from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
 from lightning_internvl.objectives.next_token import labelled_tokens
+from lightning_internvl.objectives.similarity import pair_names
 from lightning_internvl.stages.base import Batch, Stage
 
 NEGATIVES = ("mined", "random")
@@ -91,14 +92,14 @@ class GenerativeStage(Stage):
             scores = None if random else similarity(self.model, *itc_features(self.model, reads[0], itc))
             shown, itm, match = self._matched(batch, visual, scores, others)
             reads = middleware.stream_states(shown, [itm]) + reads
-        pairs = batch.get("pair_ids")
-        known = {"image_ids_B": batch["image_ids"] if self.same_picture else None, "pair_ids_B": pairs}
+        contrast = self.model.objectives["itc"]
+        pairs = pair_names(contrast, batch)
+        known: dict[str, Any] = {"image_ids_B": batch["image_ids"] if self.same_picture else None, **pairs}
         known["itg_count"] = batch.get(COUNTS, {}).get("itg")
         losses = three_losses(self.model, reads, itc, match, batch["itg_labels"], **known)
         if self.backbone_itc:
             text = middleware.project_text(reads[1][1], itc.mask)
-            contrast = self.model.objectives["itc"]
-            losses["itc"] = losses["itc"] + contrast(middleware.clip_projector(visual), text, pair_ids_B=pairs)
+            losses["itc"] = losses["itc"] + contrast(middleware.clip_projector(visual), text, **pairs)
         return losses
 
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -199,8 +200,9 @@ def three_losses(
     in `itc_ignored_B`. Ids are as ITC takes them.
     """
     read_itm, read_itc, read_itg = reads
+    pairs = {} if pair_ids_B is None else {"pair_ids_B": pair_ids_B}
     return {
         "itm": model.objectives["itm"](read_itm[0], match_B),
-        "itc": model.objectives["itc"](*itc_features(model, read_itc, itc), itc_ignored_B, image_ids_B, pair_ids_B),
+        "itc": model.objectives["itc"](*itc_features(model, read_itc, itc), itc_ignored_B, image_ids_B, **pairs),
         "itg": model.objectives["itg"](read_itg[1], itg_labels_BL, model.middleware.head, count=itg_count),
     }
