@@ -33,7 +33,9 @@ def explain_out_of_memory(settings: StageSettings) -> Iterator[None]:
 
 def out_of_memory_cause(error: BaseException | None) -> BaseException | None:
     """The error, or the one behind it, that says that memory ran out."""
-    while error is not None:
+    seen: set[int] = set()  # a library may have made a circle of them
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS):
             return error
         error = error.__cause__

@@ -120,7 +120,7 @@ def load_image(source: Picture, root: Path) -> np.ndarray:
     try:
         return read_image(source if isinstance(source, bytes) else root / source)
     except BadSample as error:
-        raise with_image_root(error, source) from error
+        raise with_image_root(error, source) from error.__cause__
 
 
 def with_image_root(error: BadSample, source: Picture) -> BadSample:
