@@ -94,7 +94,8 @@ def described_words(ids_BL: Tensor, labels_BL: Tensor, longest: int | None = Non
             asked for it. Several ranks still agree on a length.
     """
     learnt_BL = labels_BL != IGNORE_INDEX
-    longest = int(learnt_BL.sum(dim=1).max()) if longest is None else longest
+    if longest is None:  # a plan, whose tensors have no values, takes the longest row that there may be
+        longest = learnt_BL.shape[1] if learnt_BL.is_meta else int(learnt_BL.sum(dim=1).max())
     order_BL = (~learnt_BL).int().argsort(dim=1, stable=True)[:, :longest]
     ids_BL = ids_BL.gather(1, order_BL).masked_fill(~learnt_BL.gather(1, order_BL), -1)
     return gather(F.pad(ids_BL, (0, all_reduce_max(longest) - longest), value=-1))

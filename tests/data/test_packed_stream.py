@@ -166,7 +166,7 @@ def test_another_number_of_processes_loses_and_repeats_no_sample(world: int, tmp
 
 
 def test_processes_read_different_samples(tmp_path: Path) -> None:
-    keys = [{key for batch in read(stage(tmp_path, rank=rank, world=2), 3) for key in batch["keys"]} for rank in (0, 1)]
+    keys = [{key for batch in read(stage(tmp_path, rank=rank, world=2), 2) for key in batch["keys"]} for rank in (0, 1)]
     assert not keys[0] & keys[1]
 
 
@@ -211,8 +211,16 @@ def test_rows_without_a_picture() -> None:
 def test_too_many_tiles_are_the_samples_fault() -> None:
     chats = collator(row_tiles=2)
     assert chats.prepare(Talks()[1])["key"] == "1"
-    with pytest.raises(BadSample, match=r"sample 8: its pictures have \d tiles, more than data\.packing_tiles=2"):
-        chats.prepare(Talks()[8])
+    two = Talks()[8]
+    assert chats.prepare(two)["key"] == "8"  # two pictures share the limit of one
+    three = {
+        "images": [*two["images"], two["images"][0]],
+        "conversation": [dict(turn) for turn in two["conversation"]],
+        "key": "8",
+    }
+    three["conversation"][0]["content"] = "<image>" + three["conversation"][0]["content"]
+    with pytest.raises(BadSample, match=r"sample 8: its pictures have 3 tiles, more than data\.packing_tiles=2"):
+        chats.prepare(three)
 
 
 def test_rows_that_could_not_hold_one_sample_are_refused() -> None:
