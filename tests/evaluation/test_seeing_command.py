@@ -35,7 +35,7 @@ def test_all_tasks_on_the_built_in_scenes(run: Path, tmp_path: Path) -> None:
         assert found[name]["samples"] == 12
         assert found[name]["samples_asked"] >= 12
     record = read_json(tmp_path / "retrieval" / "record.json")
-    assert record["settings"]["version"] == 1
+    assert record["settings"]["version"] == 2
     assert "12 of" in outcome.out
 
 
