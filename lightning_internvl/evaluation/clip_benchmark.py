@@ -120,7 +120,15 @@ def load(place: str | Path, mode: str = "c", device: str = "auto", dtype: str = 
     folder = Path(place).resolve()
     ours = any((one / RUN_CONFIG).is_file() for one in (folder, *folder.parents[1:2]))
     settings = dict.fromkeys(READING) | {"run": str(place) if ours else None, "model": None if ours else str(place)}
-    settings |= {"device": device, "dtype": dtype, "matmul_precision": PRODUCTS[0], "batch_size": 1, "cases": 0, "task": {}}
+    settings |= {
+        "device": device,
+        "dtype": dtype,
+        "matmul_precision": PRODUCTS[0],
+        "batch_size": 1,
+        "cases": 0,
+        "task": {},
+        "record": None,
+    }
     with trusting(trust):
         models = models_under_test(EvaluationSettings.of(settings), build)
         predictor = model_for("clip_benchmark", "pairs", models).open()
