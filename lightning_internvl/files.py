@@ -69,11 +69,12 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
 
 
-def is_special_file(path: str | Path) -> bool:
-    """Whether there is something that is neither a file nor a folder: a pipe, a socket, a device,
-    of which reading may never end."""
+def check_no_device(path: str | Path) -> None:
+    """Raise OSError for what is neither a file nor a folder: a pipe, a socket, a device, of which
+    reading may never end."""
     path = Path(path)
-    return path.exists() and not path.is_file() and not path.is_dir()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError("it is no file, but a pipe or a device")
 
 
 def remove_drafts(path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.svg import is_svg, svg_to_png
-from lightning_internvl.files import is_special_file
+from lightning_internvl.files import check_no_device
 
 # Files with these endings are pictures, in folders and in shards; of several pictures in a record
 # the first kind counts.
@@ -102,8 +102,8 @@ def opened_image(source: str | Path | bytes) -> Iterator[Image.Image]:
     `read_image` does."""
     name = f"of {len(source)} bytes" if isinstance(source, bytes) else source
     try:
-        if not isinstance(source, bytes) and is_special_file(source):
-            raise OSError("it is no file, but a pipe or a device")
+        if not isinstance(source, bytes):
+            check_no_device(source)
         # The file is opened here, because Pillow leaves it open where it fails.
         with (
             io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,

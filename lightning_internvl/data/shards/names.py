@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.files import is_special_file
+from lightning_internvl.files import check_no_device
 
 LISTS = (".txt", ".list")  # text files with one entry a line
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -171,8 +171,7 @@ def _entries(url: str) -> list[str]:
 def read_text(url: str) -> str:
     """A text in UTF-8 at a path or URL."""
     if protocol_of(url) is None:
-        if is_special_file(url):
-            raise OSError("it is no file, but a pipe or a device")
+        check_no_device(url)
         return Path(url).read_text(encoding="utf-8-sig")
     import fsspec
 

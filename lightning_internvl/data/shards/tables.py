@@ -13,7 +13,7 @@ from lightning_internvl.data.files.parquet import check_pyarrow
 from lightning_internvl.data.files.records import PARQUET
 from lightning_internvl.data.shards.names import ShardNames, Urls, protocol_of
 from lightning_internvl.data.shards.tar import Record, ShardError, Shards
-from lightning_internvl.files import is_special_file
+from lightning_internvl.files import check_no_device
 
 KEYS = ("key", "__key__", "id")  # columns with the name of a sample
 ROWS = 64  # that are turned into Python values at a time
@@ -149,8 +149,8 @@ def _parquet(name: str) -> Iterator[Any]:
             import fsspec
 
             file = stack.enter_context(fsspec.open(name, "rb"))
-        elif is_special_file(name):
-            raise OSError("it is no file, but a pipe or a device")
+        else:
+            check_no_device(name)
         yield stack.enter_context(pyarrow.parquet.ParquetFile(file, page_checksum_verification=True))
 
 

@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 from lightning_internvl.data.shards.names import ShardNames, Urls, protocol_of, without_query
 from lightning_internvl.data.shards.records import DOUBLED, chats_of, pair_of
 from lightning_internvl.data.shards.tar_members import MOST_CONTENT, TarError, TarMembers
-from lightning_internvl.files import draft_of, is_special_file
+from lightning_internvl.files import check_no_device, draft_of
 
 __all__ = ["Record", "ShardError", "Shards", "TarShards", "TarWriter", "chats_of", "pair_of"]
 
@@ -133,8 +133,7 @@ class TarShards(Shards):
 def _open_tar(name: str) -> Iterator[IO[bytes]]:
     with contextlib.ExitStack() as stack:
         if protocol_of(name) is None:
-            if is_special_file(name):
-                raise OSError("it is no file, but a pipe or a device")
+            check_no_device(name)
             file: IO[bytes] = stack.enter_context(open(name, "rb", buffering=BUFFER))
         else:
             import fsspec
