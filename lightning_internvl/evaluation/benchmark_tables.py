@@ -8,6 +8,7 @@ import binascii
 import csv
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -116,9 +117,8 @@ def _tsv_rows(path: Path) -> Iterator[Row]:
 def _tsv_records(path: Path) -> Iterator[tuple[tuple[int, int], list[str]]]:
     """Where each record lies, first byte and length, and its fields. One record may take several
     lines."""
-    before = csv.field_size_limit(LONGEST)
     try:
-        with path.open("rb") as file:
+        with _long_fields(), path.open("rb") as file:
             start = end = 0
 
             def lines() -> Iterator[str]:
@@ -133,6 +133,14 @@ def _tsv_records(path: Path) -> Iterator[tuple[tuple[int, int], list[str]]]:
                 start = end
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no table with tabs in UTF-8: {error}") from error
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let fields inside be as long as a picture in base64."""
+    before = csv.field_size_limit(LONGEST)
+    try:
+        yield
     finally:
         csv.field_size_limit(before)
 
@@ -141,11 +149,9 @@ def _picture_in_tsv(path: Path, span: tuple[int, int], column: int) -> bytes:
     with path.open("rb") as file:
         file.seek(span[0])
         record = file.read(span[1]).decode("utf-8")
-    before = csv.field_size_limit(LONGEST)
     try:
-        text = next(csv.reader(io.StringIO(record, newline=""), delimiter="\t"))[column]
+        with _long_fields():
+            text = next(csv.reader(io.StringIO(record, newline=""), delimiter="\t"))[column]
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"its text is no base64: {error}") from error
-    finally:
-        csv.field_size_limit(before)

@@ -94,7 +94,7 @@ def score_pictures(
     """The scores of the samples that could be read, and how many; answers are noted."""
     kept = asked.readable()
     scores, truth = scores_NC[kept], torch.tensor(labels)[kept]
-    best = ties_against(scores, one_hot(truth, scores)).argmax(dim=1)
+    best = given_classes(scores, truth)
     answers, truths = ([names[place] for place in places.tolist()] for places in (best, truth))
     asked.keep_answers(question, answers, truths, (best == truth).tolist())
     return class_scores(name, scores, truth, top_k) | {"samples": len(kept)}
@@ -114,7 +114,7 @@ def class_scores(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequence
         name: prefix of the metrics.
     """
     classes = scores_NC.shape[1]
-    right = ties_against(scores_NC, one_hot(labels_N, scores_NC)).argmax(dim=1) == labels_N
+    right = given_classes(scores_NC, labels_N) == labels_N
     shown = torch.bincount(labels_N, minlength=classes)
     hits = torch.bincount(labels_N, weights=right.double(), minlength=classes)
     there = shown > 0
@@ -130,7 +130,7 @@ def top_k_accuracy(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequen
     A k of as many classes as there are, or more, is left out: it would always be right.
     """
     classes = scores_NC.shape[1]
-    scores = ties_against(scores_NC, one_hot(labels_N, scores_NC))
+    scores = _ties_against(scores_NC, labels_N)
     commonest = torch.bincount(labels_N, minlength=classes).sort(descending=True).values.double() / len(labels_N)
     metrics: Metrics = {}
     for k in [k for k in top_k if k < classes]:
@@ -140,6 +140,10 @@ def top_k_accuracy(name: str, scores_NC: Tensor, labels_N: Tensor, top_k: Sequen
     return metrics
 
 
-def one_hot(labels_N: Tensor, scores_NC: Tensor) -> Tensor:
-    """(N, C) True at the class of each picture."""
-    return labels_N[:, None] == torch.arange(scores_NC.shape[1])
+def given_classes(scores_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """The class that each picture is given, (N,); of a tie with the true one another."""
+    return _ties_against(scores_NC, labels_N).argmax(dim=1)
+
+
+def _ties_against(scores_NC: Tensor, labels_N: Tensor) -> Tensor:
+    return ties_against(scores_NC, labels_N[:, None] == torch.arange(scores_NC.shape[1]))

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lightning_internvl.data.files.class_prompts import prompts, read_prompts
 from lightning_internvl.data.files.lazy_pictures import LazyPictures
-from lightning_internvl.data.files.video_lists import frame_places, read_video_list
+from lightning_internvl.data.files.video_lists import read_video_list
+from lightning_internvl.data.files.videos import frame_places
 from lightning_internvl.data.scenes.videos import scene_videos
 from lightning_internvl.evaluation.classification import Metrics, classifier, score_pictures
 from lightning_internvl.evaluation.features import GREY, TaskPictures, scenes_of

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
-from lightning_internvl.data.files.images import is_image_file, opened_image, read_image
+from lightning_internvl.data.files.images import SIDEWAYS, is_image_file, opened_image, read_image
 from lightning_internvl.data.files.lazy_pictures import LazyPictures, evenly_spread
 
 IGNORED = 255  # of pixels that are not judged
-ORIENTATION = 0x0112  # the EXIF tag that says how a picture is turned
-TURNS = {
+TURNS = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -23,7 +22,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = [TURNS[tag] for tag in (5, 6, 7, 8)]
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,10 @@ def _turn_of_mask(picture: Path, annotation: Path) -> Image.Transpose | None:
         drawn = mask.size
     try:
         with opened_image(picture) as image:
-            size, turn = image.size, TURNS.get(image.getexif().get(ORIENTATION, 1))
+            size, tag = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
     except ValueError:
         return None  # the task counts pictures that cannot be read
-    upright = size[::-1] if turn in SIDEWAYS else size
+    turn, upright = TURNS.get(tag), size[::-1] if tag in SIDEWAYS else size
     if drawn not in (upright, size):
         raise ValueError(f"{picture} has {upright[0]} x {upright[1]} px, but its annotation {annotation} {drawn[0]} x {drawn[1]}")
     if turn is not None and upright == size:

@@ -46,9 +46,8 @@ class UnreadAccount:
         """What is wrong if the share of records with something unread is above `limit`."""
         if self.incomplete <= limit * self.records:
             return None
-        share = f"{self.incomplete:,} of {self.records:,} records hold something that is not read: {self.described()}"
         advice = f"rename or remove it; or {SETTING}=1, if it need not be learnt"
-        return f"{share}; more than {SETTING}={limit}. What is read: docs/data.md; {advice}"
+        return f"{self.line}; more than {SETTING}={limit}. What is read: docs/data.md; {advice}"
 
 
 class StreamedAccount(UnreadAccount):

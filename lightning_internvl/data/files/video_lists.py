@@ -93,8 +93,3 @@ def _read_lines(path: Path) -> list[str]:
     if not lines:
         raise ValueError(f"{path} is empty")
     return [line.strip() for line in lines]
-
-
-def frame_places(frames: int, wanted: int) -> list[int]:
-    """The middles of equal parts; of one the middle frame; a short video repeats some."""
-    return [int((part + 0.5) * frames / wanted) for part in range(wanted)]

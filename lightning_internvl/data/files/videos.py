@@ -124,11 +124,14 @@ def _count_frames(path: Path, stream: Any) -> int:
         return sum(packet.size > 0 for packet in container.demux(video=0))
 
 
+def frame_places(frames: int, wanted: int) -> list[int]:
+    """The middles of equal parts; of one the middle frame; a short video repeats some."""
+    return [int((part + 0.5) * frames / wanted) for part in range(wanted)]
+
+
 def chosen_frames(total: int, most: int | None) -> set[int]:
-    """The places of at most so many of some frames, the middles of as many equal parts."""
-    if most is None or most >= total:
-        return set(range(total))
-    return {int((part + 0.5) * total / most) for part in range(most)}
+    """The places of at most so many of some frames, see `frame_places`."""
+    return set(range(total) if most is None or most >= total else frame_places(total, most))
 
 
 def _too_large(path: Path, most: int = MAX_BYTES) -> BadSample:

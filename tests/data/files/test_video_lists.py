@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_internvl.data.files.video_lists import frame_places, read_video_list
+from lightning_internvl.data.files.video_lists import read_video_list
+from lightning_internvl.data.files.videos import frame_places
 from lightning_internvl.data.scenes.videos import scene_videos
 
 
