@@ -65,7 +65,7 @@ class Companion(NamedTuple):
         return given or str(folder), config, files
 
     def _beside(self, place: Path, taken: Collection[Path]) -> WeightFiles | None:
-        found = [files for file in spare_files(place, taken) if self.names((files := WeightFiles(file)).shapes)]
+        found = [files for files in spare_files(place, taken) if self.names(files.shapes)]
         if len(found) > 1:
             names = " and ".join(files.files[0].name for files in found)
             raise ValueError(f"{place} {self.missing}, and {names} beside them hold one each; keep one of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import re
@@ -151,19 +152,14 @@ def _rival(folder: Path, names: tuple[str, str], first: list[Path]) -> list[Path
     return files if len(here & there) < SAME * len(here | there) else []
 
 
-def spare_files(place: Path, taken: Collection[Path]) -> list[Path]:
-    """The files of weights in a checkpoint's folder that are none of those `taken`; what is no state
-    dict, as a trainer's own files, is left out."""
-    folder = place if place.is_dir() else place.parent
-    files = sorted(file for kind in KINDS for file in folder.glob(kind) if file not in taken)
-    return [file for file in files if _is_readable(file)]
-
-
-def _is_readable(file: Path) -> bool:
-    try:
-        return bool(_shapes(file, {}))
-    except ValueError:
-        return False
+def spare_files(place: Path, taken: Collection[Path]) -> list[WeightFiles]:
+    """The files of weights in a checkpoint's folder that are none of those `taken`, each alone; what
+    is no state dict, as a trainer's own files, is left out."""
+    folder, found = place if place.is_dir() else place.parent, []
+    for file in sorted(file for kind in KINDS for file in folder.glob(kind) if file not in taken):
+        with contextlib.suppress(ValueError):
+            found.append(WeightFiles([file]))
+    return found
 
 
 def read_config(place: Path) -> dict[str, Any]:

@@ -96,15 +96,18 @@ def _last(logits: Tensor) -> Tensor:
     return (logits[:, -1] if logits.ndim == 3 else logits).detach().float().contiguous()
 
 
-def write_proof(folder: Path, bases: Sequence[Config], probe: Config | None) -> None:
+def write_proof(folder: Path, bases: Sequence[Config], probe: Config | None, known: Mapping[str, str]) -> None:
     """Write what is there, as the last file.
 
     Args:
+        known: hashes of some of the files, which are not read again.
         probe: of `write_probe`; None of adapters, which compute nothing alone.
     """
     (folder / PROOF).parent.mkdir(exist_ok=True)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    write_json(folder / PROOF, {"format": FORMAT, "files": hashes(folder, files), "bases": list(bases), "probe": probe})
+    left = [path for path in files if path.relative_to(folder).as_posix() not in known]
+    found = dict(sorted({**known, **hashes(folder, left)}.items()))
+    write_json(folder / PROOF, {"format": FORMAT, "files": found, "bases": list(bases), "probe": probe})
 
 
 # --- checked --------------------------------------------------------------------------------------

@@ -167,4 +167,4 @@ def write_card(
     files = hashes(draft, sorted(draft.glob("*.safetensors")))
     card = Card(run, manifest, made_steps(opened), metrics, options, report, prepared, bases, files)
     (draft / "README.md").write_text(card_of(card), encoding="utf-8")
-    write_proof(draft, bases, probe)
+    write_proof(draft, bases, probe, known=files)
