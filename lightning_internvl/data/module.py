@@ -44,6 +44,8 @@ class StageData(L.LightningDataModule):
         max_bad_fraction: the share of samples that may be unusable, which are skipped and replaced
             (see `data.bad_samples`); 0 stops at the first one.
         max_sample_seconds: the longest time that reading and preparing one sample may take; None: any.
+        max_unread_fraction: the share of a stream's records that may hold something that is not
+            read.
         folder: where they are listed (`skipped.jsonl`, and `skipped.RANK.jsonl` for further
             processes).
         held_out: samples to measure on, which are never trained on.

@@ -3,6 +3,8 @@ arXiv:2104.12756)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning_internvl.evaluation.answer_task import AnswerTask, Case
 from lightning_internvl.evaluation.benchmark_files import field, picture_in, read_object
 from lightning_internvl.evaluation.metrics.edit_distance import anls
@@ -20,7 +22,7 @@ class DocVQA(AnswerTask):
     PROMPT = "{question}\nAnswer the question using a single word or phrase."
     MEASURE = "anls"
 
-    def __init__(self, **options) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         needs_path(self.path, "DocVQA")
 
