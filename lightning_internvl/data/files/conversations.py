@@ -15,7 +15,7 @@ from typing import Any
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.boxes import check_boxes
 from lightning_internvl.data.files.picture_marks import Shown, suspects
-from lightning_internvl.data.files.picture_sources import IMAGES, VIDEOS, Picture, Source, read_pictures, read_videos
+from lightning_internvl.data.files.picture_sources import IMAGES, Picture, Source, pictures_of, videos_of
 from lightning_internvl.data.files.record_fields import Fields, is_empty
 from lightning_internvl.data.files.record_formats import FORMATS, Turn, format_of, text_of
 from lightning_internvl.data.templates import IMAGE, VIDEO, Message, message_of
@@ -77,7 +77,7 @@ def _read_pair(fields: Fields, request: str) -> Entry:
     given = fields.take(*CAPTIONS)
     text = "" if is_empty(given) else text_of(given, f"the {caption}").strip()
     check_length(text)
-    images = _pictures(fields)
+    images = pictures_of(fields)
     if not images or not text:
         raise BadSample(f"the {caption if images else image} is empty", "empty caption" if images else "missing image")
     if len(images) > 1:
@@ -89,17 +89,8 @@ def _read_pair(fields: Fields, request: str) -> Entry:
     return Entry(messages, images, [], text, record.get("language") or None, unread=list(suspects(text, answer=True)))
 
 
-def _pictures(fields: Fields) -> list[Picture]:
-    """The pictures of a record. A name beside the bytes of a file says no more."""
-    found = read_pictures(fields.take(*IMAGES))
-    if found and not any(isinstance(one, str) for one in found):
-        fields.asked.update(name for name in IMAGES if isinstance(fields.given.get(name), str))
-    return found
-
-
 def _read_conversation(fields: Fields, turns: list[Turn]) -> Entry:
-    videos_listed = read_videos(fields.take(*VIDEOS), several=fields.has("videos", "video_paths"))
-    given: dict[str, Sequence[Source]] = {IMAGE: _pictures(fields), VIDEO: videos_listed}
+    given: dict[str, Sequence[Source]] = {IMAGE: pictures_of(fields), VIDEO: videos_of(fields)}
     unread: list[str] = []
     # A picture belongs to its question, whichever turns are left out
     settled = {mark for mark in given if _settle(turns, mark, given[mark])}

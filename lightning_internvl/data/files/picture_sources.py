@@ -11,6 +11,8 @@ from typing import Any
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES
+from lightning_internvl.data.files.record_fields import Fields
+from lightning_internvl.messages import first_of
 
 # Keys of pictures and videos, beside a conversation, of a message or of a part
 IMAGES = (
@@ -51,6 +53,43 @@ def read_videos(given: Any, several: bool = False) -> list[Source]:
     ):
         return [tuple(str(_source(one, "frame")) for one in found)]
     return [_video(one) for one in found]
+
+
+def pictures_of(fields: Fields) -> list[Picture]:
+    """The pictures beside a conversation, a message or a caption. A name beside the bytes of a file
+    says no more. Raises BadSample, also where two keys name different pictures."""
+    found = read_pictures(fields.take(*IMAGES))
+    if found and not any(isinstance(one, str) for one in found):
+        fields.asked.update(name for name in IMAGES if isinstance(fields.given.get(name), str))
+    _check_one_voice(fields, IMAGES)
+    return found
+
+
+def videos_of(fields: Fields) -> list[Source]:
+    """The videos likewise."""
+    found = read_videos(fields.take(*VIDEOS), several=fields.has("videos", "video_paths"))
+    _check_one_voice(fields, VIDEOS)
+    return found
+
+
+def _check_one_voice(fields: Fields, names: Sequence[str]) -> None:
+    """Raises BadSample for two keys that name different files; their folders may be written in two
+    ways."""
+    said = [(name, files) for name in names if (files := _file_names(fields.given.get(name)))]
+    for name, files in said[1:]:
+        if files != said[0][1]:
+            raise BadSample(
+                f"{said[0][0]!r} and {name!r} name different files: {first_of(said[0][1])} and {first_of(files)}; keep one key",
+                "placeholders",
+            )
+        fields.asked.add(name)
+
+
+def _file_names(given: Any) -> list[str]:
+    """The files that a field names, without their folders; none if it holds anything else."""
+    paths = given if isinstance(given, list) else [given]
+    named = all(isinstance(path, str) and _suffix(path) for path in paths)
+    return [PurePosixPath(path.replace("\\", "/")).name for path in paths] if named else []
 
 
 def looks_like_path(text: str) -> bool:

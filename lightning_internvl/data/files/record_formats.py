@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.picture_marks import Shown, read_marks, suspects
-from lightning_internvl.data.files.picture_sources import IMAGES, VIDEOS, from_json, read_pictures, read_videos
+from lightning_internvl.data.files.picture_sources import (
+    IMAGES,
+    VIDEOS,
+    from_json,
+    pictures_of,
+    read_pictures,
+    read_videos,
+    videos_of,
+)
 from lightning_internvl.data.files.record_fields import Fields, is_empty
 from lightning_internvl.data.templates import IMAGE, VIDEO, Message, message_of
 
@@ -176,8 +184,7 @@ def _said(role: str, content: Any, unread: list[str], turn: Fields | None = None
 def _with_own(parts: list[str], shown: list[Shown], turn: Fields) -> tuple[list[str], list[Shown]]:
     """Pictures and videos beside a message's text: they take the marks of the text, or come
     first."""
-    for names, mark, read in ((IMAGES, IMAGE, read_pictures), (VIDEOS, VIDEO, read_videos)):
-        own = read(turn.take(*names)) if turn.has(*names) else []
+    for mark, own in ((IMAGE, pictures_of(turn)), (VIDEO, videos_of(turn))):
         open_marks = [place for place, one in enumerate(shown) if one.mark == mark and one.source is None]
         if not own:
             continue

@@ -41,7 +41,7 @@ UNREAD: dict[str, tuple[dict[str, Any], str]] = {
         "key 'min_pixels' of a part",
     ),
     "choices": ({"question": "Which?", "choices": ["a", "b"], "answer": "a"}, "key 'choices'"),
-    "another picture": ({"image": A, "image_path": B, "caption": "x"}, "key 'image_path'"),
+    "another picture": ({"image": A, "picture": "in oil", "caption": "x"}, "key 'picture'"),
     "a mark": ({"messages": [user("<picture_here> What?"), said()]}, "mark '<picture_here>'"),
     "a mark in an answer": ({"messages": [user("a"), said("see <image1>")]}, "mark '<image1>'"),
     "a path": ({"messages": [user("What is in photos/a.jpg?"), said()]}, "name of a picture in a text"),
@@ -58,6 +58,12 @@ UNREAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_is_not_read_is_said(name: str) -> None:
     record, phrase = UNREAD[name]
     assert read_entry(record).unread == [phrase]
+
+
+def test_a_picture_may_be_named_twice() -> None:
+    for more in ({"images": [A]}, {"image_path": f"/mine/{A}"}):
+        entry = read_entry({"image": f"train/{A}", "caption": "x", **more})
+        assert (entry.images, entry.unread) == ([f"train/{A}"], [])
 
 
 def test_what_is_said_about_a_record_is_no_content() -> None:
@@ -81,6 +87,10 @@ REFUSED = {
         {"images": [A, B], "messages": [user("<image1> <image>"), said()]},
         {"messages": [user("<image><image>", images=[A]), said()]},
         {"messages": [user("<ImageHere>"), said()]},
+        {"image": A, "images": [B], "messages": [user("<image>"), said()]},
+        {"image": A, "image_path": B, "caption": "x"},
+        {"video": "a.mp4", "videos": ["b.mp4"], "messages": [user("<video>"), said()]},
+        {"messages": [user("<image>", image=A, images=[A, B]), said()]},
     ],
     "unreadable image": [{"image": "data:image/png;base64,####", "caption": "x"}],
 }
