@@ -8,6 +8,11 @@ A part may say in a class attribute `roles`, a mapping of roles to patterns of i
 of it has a role that rules name (`encoder.@patch_embedding`; see
 `lightning_internvl.stages.roles`). In a part without them such rules apply to nothing.
 
+A part, or a module at any depth of one, may name in a class attribute `never_decays` the parameters
+below it that weight decay would only pull to zero (`("latents", "rel_pos_*")`); of vectors, of
+tables in `nn.Embedding` and of tokens (1, n, D) nothing need be said (see
+`lightning_internvl.layers.tables`).
+
 What a class gives and needs of others it says in class attributes with plain values
 (`lightning_internvl.config.fit` lists them), so that parts that do not fit are told before they are
 built.

@@ -185,6 +185,8 @@ class _Attention(nn.Module):
         side: of the square for which distances are stored; None for none.
     """
 
+    never_decays = ("rel_pos_*",)
+
     def __init__(self, dim: int, heads: int, bias: bool, side: int | None) -> None:
         super().__init__()
         self.heads = heads

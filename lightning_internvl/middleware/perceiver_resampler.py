@@ -34,6 +34,7 @@ class PerceiverResampler(Part):
     """
 
     keeps_width = True  # that of the encoder, where others hand tokens of the decoder's
+    never_decays = ("*",)  # as OpenFlamingo trains it (`train/train.py`, `apply_decay`)
 
     def __init__(
         self,

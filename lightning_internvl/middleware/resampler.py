@@ -32,6 +32,8 @@ class Resampler(Part):
         init_std: deviation of the initial queries and weights.
     """
 
+    never_decays = ("query_tokens",)
+
     def __init__(
         self,
         *,

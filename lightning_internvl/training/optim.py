@@ -12,18 +12,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_internvl.layers.peft import plain_name
+from lightning_internvl.layers.tables import tables, word_tables
 from lightning_internvl.protocols import HasShardingUnits
 from lightning_internvl.stages.freezing import FreezePlan, check_matches, matches
 from lightning_internvl.stages.roles import has_role, model_roles, names_of
 
-# Tables, scales and tokens are no matrices that multiply activations; decaying them only pulls them
-# to zero.
-NO_DECAY = ("*query_tokens", "*class_embedding", "*position_embedding", "*.pos_embed", "*logit_scale", "*embed_tokens*")
-
-
 # What stands before the first block of a part: tables of tokens and positions, the patch layer,
 # queries.
-BOTTOM = ("*embed*", "*query_tokens", "*class_token", "*cls_token", "*pre_layrnorm*", "*logit_scale")
+BOTTOM = ("*embed*", "*query_tokens", "*latents", "*frame_embs", "*class_token", "*cls_token", "*pre_layrnorm*", "*logit_scale")
 
 
 def parameter_groups(
@@ -36,7 +32,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Every parameter that the stage ever trains, grouped by learning rate and decay.
 
-    Vectors (biases, norms, scales) and the names in `NO_DECAY` do not decay.
+    Vectors (biases, norms, scales), tables and queries do not decay (see
+    `lightning_internvl.layers.tables`).
 
     Args:
         part_lr: learning rates of their own, by name pattern or role (see
@@ -54,14 +51,14 @@ def parameter_groups(
         check_matches(pattern, names, setting)
     # A name that has a rate of its own as it is written does not take that of its role.
     named = {p: [n for n in names_of(p, roles, setting) if n == p or n not in rates] for p in rates}
-    scales = layer_scales(model, layer_decay or {})
+    scales, never = layer_scales(model, layer_decay or {}), tables(model)
     groups: dict[tuple[str, str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not plan.ever_trains(name):
             continue
         pattern = next((p for p, own in named.items() if any(matches(plain_name(name), n) for n in own)), "")
         layer, scale = scales.get(name, ("", 1.0))
-        decays = parameter.ndim > 1 and not any(matches(name, p) for p in NO_DECAY)
+        decays = id(parameter) not in never
         group = groups.setdefault(
             (pattern, layer, decays),
             {
@@ -98,12 +95,13 @@ def layer_scales(model: nn.Module, layer_decay: Mapping[str, float]) -> dict[str
             raise ValueError(f"optimizer.layer_decay.{part}={rate!r} must lie above 0 and at most at 1")
         blocks = module.sharding_units()
         layer_of = {id(p): i for i, block in enumerate(blocks) for p in block.parameters()}
+        words = word_tables(module)
         for name, parameter in model.named_parameters():
             below = name.startswith(f"{part}.") or (part == "middleware" and name.startswith("objectives."))
             layer = layer_of.get(id(parameter))
             if layer is not None:
                 found[name] = f"{part} layer {layer}", rate ** (len(blocks) - layer)
-            elif below and any(matches(name, pattern) for pattern in BOTTOM):
+            elif below and (id(parameter) in words or any(matches(name, pattern) for pattern in BOTTOM)):
                 found[name] = f"{part} below layer 0", rate ** (len(blocks) + 1)
     return found
 

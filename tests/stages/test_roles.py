@@ -187,3 +187,37 @@ def test_classes_say_their_roles() -> None:
     assert names_of("encoder.@patch_embedding", roles, "train") == ("encoder.*.patch_embed*",)
     assert names_of("middleware.@connector", roles, "train") == ("middleware.mlp*",)
     assert names_of("decoder.lm", roles, "train") == ("decoder.lm",)
+
+
+RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*_toy.yaml"))
+# Of no layer, and yet multiplied with what flows through.
+MATRICES = (".text_projection", ".plora.")
+NEVER = {
+    "blip2_toy": {"middleware.qformer.embeddings.positions.weight", "decoder.lm.model.decoder.embed_positions.weight"},
+    "clip_toy": {"middleware.text_model.embeddings.token_embedding.weight"},
+    "deepseek_vl_toy": {"encoder.high.blocks.0.attn.rel_pos_h", "encoder.high.pos_embed"},
+    "flamingo_toy": {"middleware.latents", "middleware.blocks.0.ff.1.weight"},
+    "qwen_vl_toy": {"middleware.query_tokens"},
+    "xcomposer_toy": {"middleware.flag_start", "middleware.query_tokens"},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_only_what_multiplies_decays(recipe: str) -> None:
+    """Tables of words and positions, queries, tokens and flags do not, in whatever part they stand."""
+    config, seen = composed(f"experiment={recipe}"), set()
+    for stage in {config["pipeline"][0], config["pipeline"][-1]}:
+        with torch.device("meta"):
+            model, _ = compose_model(stage_settings(config, stage).parts.config, build)
+        groups = parameter_groups(model, FreezePlan(["*"]), lr=1.0, weight_decay=0.1)
+        decaying = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        layers = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)}
+        named = dict(model.named_parameters())
+        tables = decaying - layers
+        assert not [name for name, p in named.items() if id(p) in tables and not any(word in name for word in MATRICES)]
+        assert not {name for name in NEVER.get(recipe, ()) if name in named and id(named[name]) in decaying}
+        blocks = [p for block in model.encoder.sharding_units() for p in block.parameters() if id(p) in layers]
+        assert blocks
+        assert {id(p) for p in blocks} <= decaying
+        seen |= named.keys()
+    assert NEVER.get(recipe, set()) <= seen
