@@ -88,6 +88,7 @@ class Stage(L.LightningModule):
             raise ValueError(f"stage {name} needs the objectives {missing}; present: {present}")
         self.model, self.plan = model, FreezePlan(train, parts.get("peft"), model_roles(model))
         self.plan.check(model)
+        self.plan.check_moves(model, max_steps, name)
         self.optimizer, self.scheduler, self.max_steps = optimizer, scheduler, max_steps
         self.weights, self.seed, self.start_step = dict(weights or {}), seed, start_step
         # what checkpoints leave out, and with adapters hand-offs too
@@ -98,6 +99,7 @@ class Stage(L.LightningModule):
         self.light = any(any((parts.get(kind) or {}).values()) for kind in ("peft", "quantization"))
         self.strict_loading = not self.light
         self.assumed_step: int | None = None
+        self.step_losses: dict[str, Tensor] = {}  # of the micro-batches so far, where a step is logged
         self.norm: Tensor | None = None  # of the gradients of the step at work, once it was asked for
         # of an earlier step whose weights the stage has taken back at its end
         self.weights_step: int | None = None
@@ -144,27 +146,36 @@ class Stage(L.LightningModule):
         return {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(batch)
-        loss = self.weighted_sum(losses)
+        losses, length = self.losses(batch), self.trainer.accumulate_grad_batches
+        place, last = batch_idx % length, True
+        if length > 1:
+            if WINDOW_COUNTS not in batch:
+                needs = "batches that know their window; wrap them in AccumulationWindows"
+                raise ValueError(f"accumulate_grad_batches={length} needs {needs}")
+            shares, equal = window_shares(batch[WINDOW_COUNTS], place, length, self.device)
+            last = place + 1 == len(batch[WINDOW_COUNTS])
+            losses = {name: shares.get(name, equal) * value for name, value in losses.items()}
+        if not any(self.weights.get(name, 1.0) for name in losses):
+            fault = f"stages.{self.name}.module.weights counts no loss ({', '.join(losses)}: 0), so that nothing is learnt"
+            raise ValueError(f"{fault}; give one of them a weight above 0")
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # of a connector
         # what no logger would take is not collected
         if every and (self.global_step + 1) % every == 0:
-            found = {f"train/{name}": value.detach() for name, value in losses.items()}
-            found["train/loss"] = loss.detach()
-            # the mean over ranks is the loss of the whole batch
-            self.log_dict(found, sync_dist=True)
-            # of what learns fastest: a part may have a rate of its own
-            groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-            self.log("lr", max(float(group["lr"]) for group in groups))
-        length = self.trainer.accumulate_grad_batches
-        if length == 1:
-            return loss
-        if WINDOW_COUNTS not in batch:
-            needs = "batches that know their window; wrap them in AccumulationWindows"
-            raise ValueError(f"accumulate_grad_batches={length} needs {needs}")
-        shares, equal = window_shares(batch[WINDOW_COUNTS], batch_idx % length, length, self.device)
-        own = {name: shares.get(name, equal) * value for name, value in losses.items()}
-        return self.weighted_sum(own)
+            earlier = self.step_losses if place else {}
+            self.step_losses = {name: earlier.get(name, 0.0) + value.detach() / length for name, value in losses.items()}
+            if last:
+                self._log_step()
+        return self.weighted_sum(losses)
+
+    def _log_step(self) -> None:
+        """Log the losses of a step, of all its micro-batches, and the learning rate."""
+        found = {f"train/{name}": value for name, value in self.step_losses.items()}
+        found["train/loss"] = self.weighted_sum(self.step_losses)
+        # the mean over ranks is the loss of the whole batch
+        self.log_dict(found, sync_dist=True)
+        # of what learns fastest: a part may have a rate of its own
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        self.log("lr", max(float(group["lr"]) for group in groups))
 
     def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The loss that a step lowers."""

@@ -131,6 +131,17 @@ class FreezePlan:
             if rule.name not in present and not rule.title:
                 check_matches(rule.name, names, "train")
 
+    def check_moves(self, model: nn.Module, steps: int, stage: str) -> None:
+        """Refuse rules by which nothing trains in the `steps` of a stage, whose loss could not
+        move."""
+        times = [step for step in self.changes() if step < steps]
+        names = [name for name, _ in model.named_parameters()]
+        if not names or any(self.trains(name, step) for step in times for name in names):
+            return
+        first = min((step for step in self.changes() if any(self.trains(name, step) for name in names)), default=None)
+        why = "its rules leave every parameter frozen" if first is None else f"the first rule begins at step {first} of {steps}"
+        raise ValueError(f"train: nothing would train, {why}; name a part in stages.{stage}.module.train, as in [middleware]")
+
     def apply(self, model: nn.Module, step: int) -> None:
         """Set `requires_grad`, and put parts in which nothing trains into evaluation mode (no
         dropout, no drop path)."""

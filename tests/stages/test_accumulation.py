@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -49,10 +50,10 @@ class Gradients(L.Callback):
 def fit(stage: Stage, batches: Iterable[Any], accumulate: int, **options: Any) -> list[Tensor]:
     """The gradients of the steps over these batches."""
     quiet_lightning()
-    seen = Gradients()
+    seen, options = Gradients(), {"logger": False, "log_every_n_steps": 1, **options}
     L.Trainer(
-        accelerator="cpu", max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[seen], logger=False,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1, **options,
+        accelerator="cpu", max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[seen], **options,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     ).fit(stage, DataLoader(batches, batch_size=None) if isinstance(batches, list) else batches)  # fmt: skip
     return seen.seen
 
@@ -88,6 +89,36 @@ def test_micro_batches_of_uneven_lengths_make_the_step_of_one_batch(sizes: list[
     assert (parts - whole).norm() / whole.norm() < 1e-6
 
 
+class Logged(Logger):
+    """Keeps what is logged of each step."""
+
+    name, version = "logged", ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append({name: value for name, value in metrics.items() if name.startswith("train/")})
+
+    def log_hyperparams(self, params: Any) -> None: ...
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_loss_that_is_logged_is_that_of_the_whole_step(every: int) -> None:
+    def logged(batches: Iterable[Any], accumulate: int, every: int = 1) -> list[dict[str, float]]:
+        kept = Logged()
+        fit(supervised(), batches, accumulate, logger=kept, log_every_n_steps=every)
+        return kept.rows
+
+    (whole,) = logged([answers()], 1)
+    assert whole["train/loss"] == 2 * whole["train/next_token"]
+    parts = split(answers(), [1, 2, 3])
+    rows = logged(AccumulationWindows([*parts, answers()], 3, supervised().counts), 3, every)
+    assert len(rows) == 2 // every  # the last window is short
+    assert all(row == pytest.approx(whole) for row in rows)
+
+
 def test_a_last_window_that_is_short_makes_a_whole_step() -> None:
     stage = supervised()
     steps = fit(stage, AccumulationWindows([*split(answers(), [1, 2, 3]), answers()], 3, stage.counts), 3)
@@ -119,6 +150,13 @@ def test_losses_that_are_not_counted_weigh_the_same_in_each_micro_batch() -> Non
     steps = fit(stage, AccumulationWindows([*split(answers(), [1, 2, 3])], 2, stage.counts), 2)
     torch.testing.assert_close(steps[0], (one + two) / 2)
     torch.testing.assert_close(steps[1], three)  # alone in its window
+
+
+def test_losses_that_all_weigh_nothing_are_refused() -> None:
+    stage = supervised()
+    stage.weights = {"next_token": 0.0}
+    with pytest.raises(ValueError, match=r"stages\.supervised\.module\.weights counts no loss \(next_token: 0\)"):
+        fit(stage, [answers()], 1)
 
 
 def test_batches_that_do_not_know_their_window_are_refused() -> None:
