@@ -26,6 +26,7 @@ from lightning_internvl.config.fit import fit_faults
 from lightning_internvl.config.hardware import hardware_faults, precision_faults, processes
 from lightning_internvl.config.known_keys import KINDS, full_names, key_faults, stage_key_faults
 from lightning_internvl.config.logger_checks import logger_faults
+from lightning_internvl.config.pair_checks import pair_faults
 from lightning_internvl.config.stage_settings import merged, stage_settings
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.launch import is_helper
@@ -100,7 +101,8 @@ def _unfit(config: Mapping[str, Any]) -> list[str]:
     stages: dict[str, list[str]] = {}
     for name in trained_stages(config):
         if config["stages"][name]["parts"] != INHERITED:
-            for fault in fit_faults(stage_settings(config, name), only_planned=config["plan"]):
+            settings = stage_settings(config, name)
+            for fault in (*fit_faults(settings, only_planned=config["plan"]), *pair_faults(config, settings)):
                 stages.setdefault(fault, []).append(f"stages.{name}")
     return [f"{', '.join(dict.fromkeys(names))}: {fault}" for fault, names in stages.items()]
 

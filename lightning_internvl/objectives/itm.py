@@ -13,6 +13,8 @@ from lightning_internvl.distributed.collectives import global_mean
 class ITM(nn.Module):
     """A linear head on every query that has seen picture and text; their mean decides."""
 
+    draws_wrong_partners = True  # for a pair from its batch (see `lightning_internvl.config.pair_checks`)
+
     def __init__(self, *, dim: int) -> None:
         super().__init__()
         self.itm_head = nn.Linear(dim, 2)

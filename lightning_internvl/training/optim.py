@@ -85,6 +85,7 @@ def layer_scales(model: nn.Module, layer_decay: Mapping[str, float]) -> dict[str
         ValueError: for a part that the model lacks, or a rate outside (0, 1].
     """
     found: dict[str, tuple[str, float]] = {}
+    words = word_tables(model)
     for part, rate in layer_decay.items():
         module = getattr(model, part, None)
         if not isinstance(module, HasShardingUnits):
@@ -95,7 +96,6 @@ def layer_scales(model: nn.Module, layer_decay: Mapping[str, float]) -> dict[str
             raise ValueError(f"optimizer.layer_decay.{part}={rate!r} must lie above 0 and at most at 1")
         blocks = module.sharding_units()
         layer_of = {id(p): i for i, block in enumerate(blocks) for p in block.parameters()}
-        words = word_tables(module)
         for name, parameter in model.named_parameters():
             below = name.startswith(f"{part}.") or (part == "middleware" and name.startswith("objectives."))
             layer = layer_of.get(id(parameter))

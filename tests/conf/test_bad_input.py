@@ -45,6 +45,8 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 STAGES = "contrastive, generative, supervised, filter"
 BEFORE_ANY_MODEL = {
+    "stages.contrastive.batch_size=1": r"contrastive: batch_size=1: ITC .*a single pair.*contrastive\.batch_size=2 or",
+    "stages.generative.batch_size=1": r"stages\.generative: batch_size=1: ITC .*give stages\.generative\.batch_size=2 or more",
     "+optimizer.foo=3": r"optimizer: there is no setting 'foo'; valid choices: lr, ",
     "+encoder.foo=3": r"encoder: there is no setting 'foo'; valid choices: image_size, ",
     "+callbacks.samples.foo=3": r"callbacks\.samples: there is no setting 'foo'; valid choices: at, images",
@@ -96,6 +98,9 @@ BEFORE_ANY_TRAINING = {
     "stages.generative.module.negatives=foo": r"stages\.generative: negatives='foo' is not known; valid choices: mined, random",
     "stages.generative.module.mined_from_step=-1": r"stages\.generative: mined_from_step=-1 must be a step, 0 or later",
     "stages.generative.module.matched_share=1": r"stages\.generative: matched_share=1 must lie between 0 and 1",
+    "stages.supervised.module.train=[{name: decoder, from_step: 9}]": r"train: nothing .* at step 9 of 4; name a part",
+    "stages.supervised.module.train=[{name: decoder, frozen: true}]": r"train: nothing .*every parameter frozen",
+    "stages.supervised.module.train=[objectives]": r"train: nothing .*every parameter frozen",
     "data.chats.layout_share=0.95": r"at most 1 together: caption_share=.*, layout_share=0\.95",
     "stages.supervised.module.train=[decodr]": r"stages\.supervised: train: 'decodr' matches no parameter; .*decoder\.lm",
     "+optimizer.part_lr.encodr=0.1": r"stages\.contrastive: optimizer\.part_lr: 'encodr' matches no parameter; .*encoder\.",
