@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_internvl.console import console
 from lightning_internvl.distributed.collectives import gather_objects, rank
 from lightning_internvl.files import write_json
-from lightning_internvl.messages import check_choice, check_number, first_of
+from lightning_internvl.messages import check_choice, check_number, first_of, without_secrets
 from lightning_internvl.stages import Stage
 
 CHOICES = ("stop", "skip")
@@ -142,7 +142,7 @@ class Guard(L.Callback):
         mine = [keys for keys, bad in zip(step.keys, flags, strict=True) if bad or not of_loss]
         keys = [key for rank in gather_objects(mine) for micro_batch in rank for key in micro_batch]
         what = "the loss" if of_loss else "the gradient"
-        return {"step": step.step, "what": what, "samples": keys}
+        return {"step": step.step, "what": what, "samples": [without_secrets(key) for key in keys]}
 
     @staticmethod
     def _message(stage: Stage, found: dict[str, Any], advice: str) -> str:

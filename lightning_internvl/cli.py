@@ -31,12 +31,13 @@ from lightning_internvl.config.hardware import HARDWARE, with_hardware
 from lightning_internvl.config.hf_pictures import picture_fact, picture_size
 from lightning_internvl.config.known_keys import variables_of
 from lightning_internvl.config.overrides import with_given
+from lightning_internvl.config.secrets import given_hosts, take_secrets, with_secrets
 from lightning_internvl.config.shapes import check_shapes
 from lightning_internvl.config.stage_settings import merged
 from lightning_internvl.config.sweep import sweep_table
 from lightning_internvl.config.targets import build, with_current_targets
 from lightning_internvl.config.trust import check_run, foreign_targets, trust_faults, trusting, with_trust
-from lightning_internvl.console import console
+from lightning_internvl.console import console, speaking
 from lightning_internvl.distributed.run_lock import owned
 from lightning_internvl.distributed.signals import NAMES, WATCH, RunStopped
 from lightning_internvl.files import CONF, RUN_CONFIG, remove_all_but, remove_if_empty, runs_here, write_text
@@ -51,7 +52,7 @@ from lightning_internvl.launch import (
     shared_run,
     started_from_outside,
 )
-from lightning_internvl.messages import ConfigError, on_a_screen
+from lightning_internvl.messages import ConfigError, hidden, on_a_screen
 
 # of the user's input, told without a traceback
 FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
@@ -105,7 +106,7 @@ def _configured(config: DictConfig, run_dir: Path, again: bool, command: list[st
     """The configuration of a run whose folder is this process's own."""
     try:
         if again:
-            plain = _run_config(run_dir, named_by_user(as_dict(config, resolve=True)))
+            plain = _run_config(run_dir, as_dict(config, resolve=True))
         else:
             plain = load_run(config) if config.resume else start_run(config, run_dir)
     except FAULTS:
@@ -116,7 +117,7 @@ def _configured(config: DictConfig, run_dir: Path, again: bool, command: list[st
         if run_dir != Path(HydraConfig.get().runtime.output_dir):
             plain["paths"]["run"] = str(run_dir)
         note_launch(run_dir, command)
-        write_text(run_dir / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
+        write_text(run_dir / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(hidden(plain))))
     try:
         with shared_run(plain, run_dir), trusting(named_by_user(plain)), giving_parts(plain.get("init_parts")):
             yield plain
@@ -290,7 +291,8 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     if faults := list(trust_faults(trust or [])):
         raise ConfigError(faults)
     plain = with_current_targets(as_dict(OmegaConf.load(path)))
-    with trusting(trust or []):
+    plain = with_secrets(plain, f"resume={run_dir}")
+    with trusting([*(trust or []), *given_hosts()]):
         check_run(plain, run_dir, fetches=True)
     plain["trust"] = trust or []  # what the run has recorded itself does not count
     if moved:
@@ -306,15 +308,15 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     check_config({**plain, "init_from": None, "resume": str(run_dir)})
     if (moved or workers) and not is_helper():
         # the next resume goes on with what this one has
-        write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain)))
+        write_text(path, OmegaConf.to_yaml(OmegaConf.create(hidden(plain))))
     return plain
 
 
-def _run_config(run_dir: Path, trust: Iterable[str]) -> dict[str, Any]:
-    """The configuration of a run that goes on as it was, which may name what the command line that
-    began it trusts; raises ConfigError as `load_run`."""
-    plain = with_current_targets(as_dict(OmegaConf.load(run_dir / RUN_CONFIG)))
-    with trusting(trust):
+def _run_config(run_dir: Path, begun: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run that goes on as it was, which has the secrets and may name what the
+    configuration that began it trusts; raises ConfigError as `load_run`."""
+    plain = with_secrets(with_current_targets(as_dict(OmegaConf.load(run_dir / RUN_CONFIG))), str(run_dir), begun)
+    with trusting(named_by_user(begun)):
         check_run(plain, run_dir)
     check_config({**plain, "init_from": None, "resume": str(run_dir)})
     return plain
@@ -328,11 +330,16 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
         signals: those that end it with a message and the exit code 128 + their number; the others
             do what they did.
     """
+    with speaking():
+        _command(main, signals)
+
+
+def _command(main: Callable[[], None], signals: Sequence[Signals]) -> None:
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on to us
     try:
         with WATCH.installed(*signals), sweep_table():
-            sys.argv[1:] = map(with_place, sys.argv[1:])
+            sys.argv[1:] = take_secrets([with_place(word) for word in sys.argv[1:]], given_settings)
             _check_words()
             main()
     except RunStopped as stop:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.files import RUN_CONFIG, read_json, write_json
+from lightning_internvl.messages import told
 
 # a file with the configuration and the folder of the run that a process belongs to
 RUN = "LIGHTNING_INTERNVL_RUN"
@@ -102,7 +103,7 @@ def launches() -> dict[str, str]:
 def note_launch(run_dir: Path, command: list[str]) -> None:
     """Leave in a new run what started it, if that may start it again."""
     if known := launches():
-        write_json(run_dir / LAUNCH, {"launches": known, "command": command})
+        write_json(run_dir / LAUNCH, {"launches": known, "command": [told(word) for word in command]})
 
 
 def earlier_attempt(run_dir: Path, command: list[str]) -> tuple[Path, str] | None:
@@ -111,7 +112,7 @@ def earlier_attempt(run_dir: Path, command: list[str]) -> tuple[Path, str] | Non
     own = launches()
     for file in [run_dir / LAUNCH, *sorted(run_dir.parent.glob(f"*/{LAUNCH}"))] if own else []:
         noted = read_json(file, {})
-        if noted.get("command") != command or not (file.parent / RUN_CONFIG).exists():
+        if noted.get("command") != [told(word) for word in command] or not (file.parent / RUN_CONFIG).exists():
             continue
         for name, attempt in noted["launches"].items():
             if own.get(name, attempt) != attempt:

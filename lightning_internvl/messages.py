@@ -1,8 +1,10 @@
-"""What a user is told: faults of settings, the first of many names, valid words."""
+"""What a user is told: faults of settings, the first of many names, valid words; and no secrets."""
 
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -85,3 +87,68 @@ def on_a_screen(text: str, most: int = 20) -> str:
     lines = [line if len(line) <= 1000 else f"{line[:1000]} ..." for line in text.splitlines()]
     rest = [f"... and {len(lines) - most} more lines"] if len(lines) > most else []
     return "\n".join([*lines[:most], *rest])
+
+
+# --- secrets ------------------------------------------------------------------------------------
+
+HIDDEN = "<hidden>"  # in the place of a secret, in whatever is written or printed
+_WORDS = (
+    "pass(?:word|wd|phrase)?|pwd|secret|sig(?:nature)?|credentials?|authorization|"
+    "(?:api|account|access|secret|private|shared|sas)[_-]?key|"
+    "(?:auth|access|api|hf|hub|session|security|sas|bearer|refresh|id|oauth|git(?:hub|lab)?|wandb|secret)[_-]?token"
+)
+_NAME = rf"(?:[\w.-]*[_.-])?(?:{_WORDS})|(?:[\w.-]+\.)?(?:token|jwt|apikey)"
+_SECRET = re.compile(_NAME, re.IGNORECASE)
+_IN_QUERY = re.compile(r"sig|token|secret|pass|pwd|cred|auth|key|jwt|policy|session", re.IGNORECASE)
+_OF_ENVIRONMENT = re.compile(r".*(?:TOKEN|_KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS)", re.IGNORECASE)
+_USER = re.compile(r"(?<=://)(?:([^\s/?#'\"<>:@]*):)?([^\s/?#'\"<>]+)@")
+_QUERY = re.compile(r"([?&])([\w.~%-]+)=([^\s&#'\"<>,\]})]+)")
+_SETTING = re.compile(rf"(?<![\w.-])({_NAME})(['\"]?\s*[=:]\s*['\"]?)([^\s'\"<>&,\]}})]+)", re.IGNORECASE)
+_KNOWN = re.compile(
+    r"(?<=\bBearer )[\w.~+/=-]{8,}|\beyJ[\w-]{10,}\.[\w.-]{10,}|"
+    r"\b(?:hf_|gh[opsu]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA)[\w-]{16,}"
+)
+LONG = 32  # characters of a query's value that are taken for a secret, whatever its name
+LEAST = 8  # of a secret in the environment
+
+
+def names_secret(name: str) -> bool:
+    """Whether the name of a setting says that its value is a secret."""
+    return bool(_SECRET.fullmatch(name))
+
+
+def without_secrets(text: str) -> str:
+    """A text in which nobody reads the passwords and tokens of addresses (user:password@,
+    ?signature=...), tokens of well-known forms, and secrets of the environment."""
+    if "://" in text:
+        text = _USER.sub(lambda found: f"{HIDDEN}@" if found[1] is None else f"{found[1]}:{HIDDEN}@", text)
+    if "?" in text:
+        text = _QUERY.sub(_hidden_value, text)
+    text = _KNOWN.sub(HIDDEN, text)
+    for name, value in os.environ.items():
+        if len(value) >= LEAST and value in text and _OF_ENVIRONMENT.fullmatch(name):
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+def _hidden_value(found: re.Match[str]) -> str:
+    secret = _IN_QUERY.search(found[2]) or len(found[3]) >= LONG
+    return f"{found[1]}{found[2]}={HIDDEN if secret else found[3]}"
+
+
+def told(text: str) -> str:
+    """A message without secrets, those of settings and words of a command line (`api_key=...`)
+    among them."""
+    text = without_secrets(text)
+    return _SETTING.sub(rf"\1\2{HIDDEN}", text) if "=" in text or ":" in text else text
+
+
+def hidden(node: Any, name: str = "") -> Any:
+    """Settings in plain containers, without their secrets."""
+    if isinstance(node, dict):
+        return {key: hidden(value, str(key)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [hidden(value, name) for value in node]
+    if names_secret(name) and node and not isinstance(node, bool):
+        return HIDDEN
+    return without_secrets(node) if isinstance(node, str) else node

@@ -51,6 +51,7 @@ DOORS: dict[str, dict[str, str]] = {
         "importlib.import_module": "of the user's configuration, or after check_run",
         "locate": "of the user's configuration, or after check_run",
     },
+    "lightning_internvl/config/secrets.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/config/trust.py": {"locate": "of a name that the user trusts", "yaml.safe_load": PLAIN},
     "lightning_internvl/data/files/class_prompts.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/data/scene_shards.py": {"yaml.safe_load": PLAIN},

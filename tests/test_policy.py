@@ -33,7 +33,8 @@ HOUSE = (
     "report layers hub.py",
     "console.py",
     "launch.py choices.py",
-    "messages.py files.py protocols.py",
+    "files.py",
+    "messages.py protocols.py",
 )
 
 

@@ -104,11 +104,15 @@ def _is_cached(hub_id: str) -> bool:
     return any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in names)
 
 
+def hosts_of(value: Any) -> list[str]:
+    """The places that the URLs of a text name, as `trust` does: without a password or a path."""
+    return [re.sub(r"//[^/]*@", "//", url) for url in _HOST.findall(value)] if isinstance(value, str) else []
+
+
 def url_faults(path: str, value: Any) -> Iterator[str]:
     """Faults of the URLs in a text that a folder holds: what is read or written there is asked for
     by the user alone."""
-    for url in _HOST.findall(value) if isinstance(value, str) else ():
-        host = re.sub(r"//[^/]*@", "//", url)  # without a password
+    for host in hosts_of(value):
         is_local = host.startswith("file:") or host.endswith("//")  # as sqlite:///FILE is
         if not is_local and host not in _named.get():
             reason = f"{path}: a place at {host} comes with the folder; it is not asked"

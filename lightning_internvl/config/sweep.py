@@ -16,14 +16,14 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 from rich.text import Text
 
 from lightning_internvl.console import console
 from lightning_internvl.files import CONF, read_json, write_json, write_text
 from lightning_internvl.launch import is_helper
-from lightning_internvl.messages import ConfigError, did_you_mean
+from lightning_internvl.messages import ConfigError, did_you_mean, told
 
 JOBS = ".jobs"  # in a sweep's folder: a file a job
 TABLE = "sweep"  # the name of the files with the table, sweep.csv and sweep.md
@@ -67,9 +67,9 @@ def _note(config: DictConfig, state: str) -> None:
     looks = config.plan or config.doctor or config.data.get("validate")  # and writes nothing
     if run or looks or is_helper():
         return
-    words = OmegaConf.to_container(config.hydra.overrides.task)
+    words = [told(word) for word in config.hydra.overrides.task]
     folder, place = Path(config.hydra.sweep.dir), config.hydra.runtime.output_dir
-    about = {"settings": words, STATE: state, "run": place, OWN: config.objective_metric}
+    about = {"settings": words, STATE: told(state), "run": place, OWN: config.objective_metric}
     write_json(folder / JOBS / f"{config.hydra.job.num}.json", about)
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lightning_internvl.files import write_text
+from lightning_internvl.messages import hidden, without_secrets
 
 TRIES = 32  # samples in a row of which one must be of use
 MINIMUM = 1000  # samples before a share says something; fewer where an epoch has fewer
@@ -63,7 +64,7 @@ def kind_of(error: Exception) -> str:
 def reason_of(error: Exception) -> str:
     """What was wrong, in words that can be written to any file."""
     said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}".removesuffix(": ")
-    return writable(said or type(error).__name__)[:REASON]
+    return without_secrets(writable(said or type(error).__name__))[:REASON]
 
 
 def writable(text: str) -> str:
@@ -209,7 +210,7 @@ class Ledger:
         Raises:
             ValueError: if too large a share of the samples is bad.
         """
-        rows = [{"batch": self.batch, **{k: v for k, v in one._asdict().items() if v is not None}} for one in skipped]
+        rows = [hidden({"batch": self.batch, **{k: v for k, v in one._asdict().items() if v is not None}}) for one in skipped]
         self.batch += 1
         self.tried += (self.batch_size if samples_read is None else samples_read) + len(rows)
         if not rows:

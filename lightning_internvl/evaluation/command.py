@@ -16,6 +16,7 @@ from lightning_internvl.evaluation.stage_tasks import StageTasks
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.messages import hidden
 from lightning_internvl.model.compose import Build, Config
 from lightning_internvl.report.evaluation_page import write_page
 from lightning_internvl.report.metrics_table import metrics_table
@@ -95,7 +96,7 @@ def _record(job: EvalJob, settings: EvaluationSettings) -> Config:
     """What the answers of a task depend on, beside the questions and pictures of its files."""
     model = {"place": job.model.place, "weights": job.model.weights, "dtype": job.model.dtype}
     reading = {name: value for name, value in settings.reading.items() if value is not None}
-    return {"task": job.name, "settings": job.settings, "model": model | reading}
+    return hidden({"task": job.name, "settings": job.settings, "model": model | reading})
 
 
 def _forget_others(folder: Path, record: Config) -> None:

@@ -20,6 +20,7 @@ from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.console import console
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.inference.collators import View, make_view
+from lightning_internvl.messages import hidden
 from lightning_internvl.model.compose import Build, compose_model
 from lightning_internvl.validate.check_files import CheckedSource, FileCheck, Statistics, describe_fault
 from lightning_internvl.validate.preview import write_preview
@@ -57,7 +58,7 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
             shown.append(describe_fault(fault))
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("w" if kinds.total() == 1 else "a", encoding="utf-8") as file:
-            file.write(json.dumps(fault.__dict__, ensure_ascii=False) + "\n")
+            file.write(json.dumps(hidden(fault.__dict__), ensure_ascii=False) + "\n")
     found, limit = check.statistics, stages[0].data.max_bad_fraction
     for line in shown:
         console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.files import check_no_device
+from lightning_internvl.messages import HIDDEN
 
 LISTS = (".txt", ".list")  # text files with one entry a line
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -41,6 +42,8 @@ class ShardNames(Sequence[str]):
         if not given:
             advice = "give a path, a URL, a pattern such as shards/{00000..00099}.tar, or a list"
             raise ValueError(f"the list of shards is empty; {advice}")
+        if lacking := [one for one in map(str, given) if HIDDEN in one]:
+            raise ValueError(f"{lacking[0]}: its secret is not kept in the run's folder; give the address again")
         entries = [entry for one in given for entry in _entries(str(one))]
         for protocol in {protocol_of(entry): entry for entry in entries}.items():
             _check_protocol(*protocol)
