@@ -102,7 +102,8 @@ def score_pictures(
 
 def classifier(predictor: Predictor, said: Sequence[Sequence[str]]) -> Tensor:
     """The prompts of every class -> (C, E): the normalised mean of normalised prompts."""
-    means = [predictor.embed_texts(texts).mean(dim=0) for texts in said]
+    embeds = predictor.embed_texts([text for texts in said for text in texts])
+    means = [own.mean(dim=0) for own in embeds.split([len(texts) for texts in said])]
     return F.normalize(torch.stack(means), dim=-1)
 
 

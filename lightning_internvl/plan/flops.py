@@ -33,7 +33,7 @@ from lightning_internvl.layers.attention import choose_backend, keep_backend, re
 from lightning_internvl.model.compose import Build, compose_model
 from lightning_internvl.objectives import NextToken
 from lightning_internvl.plan.kernels import Unfilled
-from lightning_internvl.plan.measure import SAMPLES, MetaStage
+from lightning_internvl.plan.measure import SAMPLES, Blank, MetaStage
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.assembly import build_stage
 
@@ -104,7 +104,7 @@ class HeadRecorder(NextToken):
         return states_TH.sum()
 
 
-def flops_of(stage: Stage, blank: Callable[[int], Mapping[str, Any]], step: int = 0) -> Flops:
+def flops_of(stage: Stage, blank: Blank, step: int = 0) -> Flops:
     """Measure a stage on the meta device in its state at a step. The stage is changed and serves
     nothing else afterwards."""
     objectives = stage.model.objectives
@@ -115,7 +115,7 @@ def flops_of(stage: Stage, blank: Callable[[int], Mapping[str, Any]], step: int 
     meta_stage.prepare("32-true", step)
     rows, counts = [], []
     for share in LENGTHS:
-        batch = shorten_texts(blank(SAMPLES[0]), share)
+        batch = shorten_texts(blank(SAMPLES[0], "cpu"), share)  # whose tokens are counted
         rows.append([float(x) for x in amount_of(batch)[:3]])
         for recorder in recorders.values():
             recorder.calls.clear()
@@ -161,7 +161,7 @@ class NotMeasurableError(RuntimeError):
     """A part needs the values of tensors, of which the meta device has none."""
 
 
-def measure_flops(settings: StageSettings, blank: Callable[[int], Mapping[str, Any]], build: Build, step: int) -> Flops:
+def measure_flops(settings: StageSettings, blank: Blank, build: Build, step: int) -> Flops:
     """The FLOPs of a stage as its configuration describes it, of one process.
 
     Raises:

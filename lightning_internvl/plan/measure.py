@@ -28,7 +28,7 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
 }
 ALIASES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
 
-Blank = Callable[[int], Mapping[str, Any]]
+Blank = Callable[[int, str], Mapping[str, Any]]  # so many samples, on a device
 
 
 def precision_of(name: Any) -> str:
@@ -113,7 +113,7 @@ class MetaStage:
     """A stage on the meta device with a meter attached to its model.
 
     Args:
-        blank: the batch of a given number of samples.
+        blank: the batch of a given number of samples; it is made on the meta device, for pictures of large batches fill memory.
         world_size: processes that a contrast gathers from.
         recompute: parts whose blocks are computed again for the backward pass.
     """
@@ -154,7 +154,7 @@ class MetaStage:
         self.prepare(precision, step, frozen)
         self.units.backward = not kept_only
         with _processes(self.world_size), _default_dtype(weights):
-            tallies = [self.run((blank or self.blank)(batch), precision) for batch in SAMPLES[: 2 if linear else 3]]
+            tallies = [self.run((blank or self.blank)(batch, "meta"), precision) for batch in SAMPLES[: 2 if linear else 3]]
         return Measured(
             forward=_curves([tally.forward for tally, _ in tallies]),
             training=_curves([tally.forward + tally.backward for tally, _ in tallies]),

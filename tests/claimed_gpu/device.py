@@ -34,7 +34,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,7 +145,8 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    leaves = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    leaves: list[Tensor] = []
+    _each(leaves.append, (args, kwargs))
     claimed = {id(x.inner): x for x in leaves if isinstance(x, Claimed)}
     asked = kwargs.get("device")
     target = torch.device(asked) if asked is not None else PLACE if claimed else torch.device("cpu")
@@ -155,7 +155,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         target = target if func is aten._to_copy.default else args[0].device
     elif asked is None:
         _check_places(func, args, leaves)
-    args, kwargs = tree_map_only(Claimed, lambda x: x.inner, (args, kwargs))
+    args, kwargs = _each(lambda x: x.inner if isinstance(x, Claimed) else x, (args, kwargs))
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu") if target.type == "cuda" else target}
     if kwargs.get("pin_memory"):
@@ -164,7 +164,18 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if target.type != "cuda":
         return found
     changes = func._schema.is_mutable
-    return tree_map_only(Tensor, lambda x: claimed[id(x)] if changes and id(x) in claimed else Claimed(x), found)
+    return _each(lambda x: claimed[id(x)] if changes and id(x) in claimed else Claimed(x), found)
+
+
+def _each(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """Every tensor of what an operation takes or gives, changed; several times as fast as PyTorch's trees."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)([_each(change, one) for one in value])
+    if isinstance(value, dict):
+        return {name: _each(change, one) for name, one in value.items()}
+    return value
 
 
 def _note(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], target: torch.device) -> None:

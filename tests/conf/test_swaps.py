@@ -35,22 +35,6 @@ def files_of(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-@pytest.fixture(scope="module")
-def read_once() -> Iterator[None]:
-    """Files of `conf/` are parsed once for all compositions."""
-    parse, found = OmegaConf.load, {}
-
-    def load(file: Any) -> Any:
-        name = str(getattr(file, "name", file))
-        if name not in found:
-            found[name] = parse(file)
-        return copy.deepcopy(found[name])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OmegaConf, "load", staticmethod(load))
-        yield
-
-
 def composed(*words: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return OmegaConf.to_container(compose("config", overrides=[*words, "debug=fast", "paths.run=unused"]))
@@ -85,7 +69,6 @@ def refusal(word: str, config: Any) -> str | None:
     return None
 
 
-@pytest.mark.usefixtures("read_once")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_word_swaps_or_is_refused_with_what_fits(recipe: str) -> None:
     said = {word: refusal(word, config) for word, config in swapped(recipe)}

@@ -143,8 +143,8 @@ class ChatCollator:
         after = [names.end] if names.end else []
         room = self.row_length - len(before + after) - 1
         tiles = min(self.blank_tiles, room // self.tokens_per_tile)
-        context = [names.context] * (tiles * self.tokens_per_tile)
-        run = [token_id(self.tokenizer, t) for t in [*before, *context, *after]]
+        start, context, end = ([token_id(self.tokenizer, word) for word in words] for words in (before, [names.context], after))
+        run = [*start, *context * (tiles * self.tokens_per_tile), *end]
         text = [pad_id(self.tokenizer)] * (self.row_length - len(run))
         rows = run + text, [IGNORE_INDEX] * len(run) + text
         ids, labels = (torch.tensor(row, device=device).repeat(batch_size, 1) for row in rows)

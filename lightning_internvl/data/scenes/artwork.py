@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 from pathlib import Path
@@ -40,8 +41,9 @@ def artwork_file(codepoint: str, style: str) -> Path:
     return path
 
 
+@functools.cache
 def load_artwork(codepoint: str, style: str) -> Image.Image:
-    """One artwork, cropped and centred in a transparent square; mode RGBa (premultiplied)."""
+    """One artwork, read once in a process, cropped and centred in a transparent square; mode RGBa (premultiplied)."""
     path = artwork_file(codepoint, style)
     data = path.read_bytes() if path.suffix == ".png" else _rasterise(path)
     image = Image.open(io.BytesIO(data)).convert("RGBA")
@@ -71,7 +73,6 @@ class Artwork:
         for style in styles:
             artwork_file(THINGS[0].codepoint, style)
         self.styles = tuple(styles)
-        self._originals: dict[tuple[int, str], Image.Image] = {}
         self._layers: dict[tuple[int, str, int], tuple[np.ndarray, np.ndarray]] = {}
         self._bytes = 0
 
@@ -96,9 +97,7 @@ class Artwork:
         return found
 
     def _resized(self, thing: int, style: str, size_px: int) -> Image.Image:
-        original = self._originals.get((thing, style))
-        if original is None:
-            original = self._originals[thing, style] = load_artwork(THINGS[thing].codepoint, style)
+        original = load_artwork(THINGS[thing].codepoint, style)
         # A filter without overshoot: colour must never exceed alpha, or blending would wrap around
         # 255.
         return original.resize((size_px, size_px), Image.Resampling.HAMMING)
