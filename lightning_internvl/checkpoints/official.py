@@ -21,6 +21,7 @@ from lightning_internvl.checkpoints.weight_files import Shape, WeightFiles, read
 from lightning_internvl.config.consent import Untrusted, given_parts
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.files import read_json
+from lightning_internvl.layers.config_values import fields_told
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.messages import first_of
 from lightning_internvl.model.vlm import VLM
@@ -43,6 +44,10 @@ class OfficialCheckpoint:
         base = self.adapters.base if self.adapters else place
         self.config, self.files = _opened(place, base)
         self.layout = layout_of_checkpoint(self.config, self.files.shapes)
+        with fields_told(place):
+            self._read_names()
+
+    def _read_names(self) -> None:
         self._leave_parts_aside()
         self.config = self.layout.completed(self.config, self.files)
         canonical = {name: self.layout.canonical(name) for name in self.files.shapes}
@@ -117,8 +122,16 @@ class OfficialCheckpoint:
                 raise ValueError(f"the adapters in {self.place} do not fit their base {adapters.base}: {fault}; {advice}")
 
     def build(self) -> VLM:
-        """The model, with fresh weights."""
-        model = self.layout.build(self.config, self.shapes)
+        """The model, with fresh weights.
+
+        Raises:
+            ValueError: for a config that the layout cannot be built from.
+        """
+        try:
+            with fields_told(self.place):
+                model = self.layout.build(self.config, self.shapes)
+        except ValueError as error:
+            raise ValueError(f"{self.place} is no {self.layout.NAME} that is known here: {error}") from error
         if has_tables(model.decoder):
             self._settle_tables(model)
         if model.decoder is not None and model.image_token_id is None:
@@ -197,7 +210,9 @@ class OfficialCheckpoint:
     def check(self, model: VLM) -> dict[str, RuleMatch]:
         """The rule of every official tensor, after all names and shapes have been found right."""
         wanted = {name: tensor.to("meta") for name, tensor in own_tensors(model).items()}
-        matches, unmatched = match_rules(self.layout.rules(self.config), wanted)
+        with fields_told(self.place):
+            rules = self.layout.rules(self.config)
+        matches, unmatched = match_rules(rules, wanted)
         if unmatched:
             raise ValueError(f"the layout {self.layout.NAME} has no place for: {first_of(unmatched, 20)}")
         expected: dict[str, Shape] = {}

@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_internvl.checkpoints.odd_files import AGAIN, check_pointer, damaged, type_name, what_instead
 from lightning_internvl.checkpoints.torchscript import is_torchscript, read_torchscript
 from lightning_internvl.files import atomic_file
+from lightning_internvl.layers.config_values import SECTIONS, check_values
 from lightning_internvl.messages import first_of
 
 SINGLE = "model.safetensors"
@@ -167,29 +168,38 @@ def read_config(place: Path) -> dict[str, Any]:
     says, under the key `open_clip`; empty for a bare file.
 
     Raises:
-        ValueError: if a folder has none, or it is no JSON object.
+        ValueError: if a folder has none, if it is no JSON object, or for a value that no field of
+            its name can have.
     """
+    path, config = _read_config(place)
+    if path is not None:
+        check_values(config, f"{path}", ": ")
+    # sections that a config names and leaves open are those of its defaults
+    return {name: value for name, value in config.items() if value is not None or name not in SECTIONS}
+
+
+def _read_config(place: Path) -> tuple[Path | None, dict[str, Any]]:
     path = (place if place.is_dir() else place.parent) / "config.json"
     if not path.is_file() and (open_clip := path.with_name(OPEN_CLIP)).is_file():
-        return {OPEN_CLIP_KEY: _json_object(open_clip)}
+        return open_clip, {OPEN_CLIP_KEY: _json_object(open_clip)}
     if not path.is_file() and (projector := path.with_name(PROJECTOR)).is_file():
         lacks = "is all that LLaVA's pretraining has trained, and lacks the config.json that it wrote beside it"
         raise ValueError(f"{projector} {lacks}; put that there (decoder.pretrained= then says where the language model lies)")
     if not path.is_file():
         if place.is_file() or bare_files(place):
-            return {}
+            return None, {}
         if found := what_instead(place):
             raise ValueError(f"{place} holds {found}")
         files = "config.json (an official layout) nor manifest.json (a hand-off)"
         raise ValueError(f"{place} holds neither {files}")
-    return _json_object(path)
+    return path, _json_object(path)
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     check_pointer(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} should hold a JSON object, but holds a {type(found).__name__}")

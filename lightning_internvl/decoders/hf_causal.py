@@ -16,6 +16,7 @@ from lightning_internvl.layers.attention import requested_backend
 from lightning_internvl.layers.attention_masks import Segments
 from lightning_internvl.layers.basic import fill_with_mean, lowered
 from lightning_internvl.layers.hf_attention import packed_inputs, right_padded_inputs, use_ours
+from lightning_internvl.layers.hf_config import make_config
 from lightning_internvl.protocols import Part, TensorPlan
 
 
@@ -87,8 +88,8 @@ class HFCausalLM(Part):
 
     def _fresh(self, config: dict[str, Any]) -> Any:
         # transformers writes into the rotary parameters
-        fields = copy.deepcopy({k: v for k, v in (config | known_rope(config)).items() if k != "model_type"})
-        return self.models.from_config(self.configs.for_model(config["model_type"], **fields), trust_remote_code=False)
+        made = make_config(self.configs, copy.deepcopy(config | known_rope(config)), "decoder.config")
+        return self.models.from_config(made, trust_remote_code=False)
 
     def _loaded(self, pretrained: str, config: dict[str, Any]) -> Any:
         shapes_only = torch.get_default_device().type == "meta"

@@ -19,6 +19,7 @@ from lightning_internvl.encoders.tower import Tower
 from lightning_internvl.hub import check_no_kernels, load_weights, model_source, plain_config, quiet
 from lightning_internvl.layers.attention import requested_backend
 from lightning_internvl.layers.hf_attention import use_ours
+from lightning_internvl.layers.hf_config import make_config
 
 TESTED = "clip_vision_model, siglip_vision_model, siglip2_vision_model, dinov2, dinov2_with_registers, dinov3_vit, ijepa, vit"
 INTERPOLATE = "interpolate_pos_encoding"  # of a forward pass with pictures of another size
@@ -83,8 +84,7 @@ class HFVision(Tower):
     def _made(self, pretrained: str | None, fields: dict[str, Any]) -> Any:
         shapes_only = torch.get_default_device().type == "meta"
         if "model_type" in fields and (pretrained is None or shapes_only):
-            kind, own = fields["model_type"], {k: v for k, v in fields.items() if k != "model_type"}
-            config = _checked(AutoConfig.for_model(kind, **own))
+            config = _checked(make_config(AutoConfig, fields, "encoder.config"))
         else:
             config = _vision_config(str(pretrained), fields)
         if pretrained is None or shapes_only:

@@ -53,7 +53,7 @@ class InternVL14B(Layout):
         top, vision, qllama = TOP | config, config.get("vision_config", {}), LLAMA | config["qllama_config"]
         adapted = top["use_backbone_lora"] or top["use_qllama_lora"]
         if adapted or any(".lora_" in name for name in shapes):
-            raise ValueError(HOLDS_LORA.format("InternVL"))
+            raise ValueError(HOLDS_LORA.format("InternVL", "use_backbone_lora and use_qllama_lora"))
         objectives = {
             # The original does not bound the scale.
             "itc": ITC(max_scale=math.inf, label_smoothing=top["label_smoothing"]),

@@ -45,7 +45,7 @@ class InternVLChat(Layout):
         top = TOP | config
         adapted = top["use_backbone_lora"] or top["use_llm_lora"]
         if adapted or any(".lora_" in name for name in shapes):
-            raise ValueError(HOLDS_LORA.format("InternVL-Chat"))
+            raise ValueError(HOLDS_LORA.format("InternVL-Chat", "use_backbone_lora and use_llm_lora"))
         encoder = tower(config["vision_config"])
         decoder = language_model(config["llm_config"], tied=shapes.keys().isdisjoint(HEADS))
         connector = PixelShuffleMLP(

@@ -15,6 +15,7 @@ from lightning_internvl.checkpoints.families.language_model import language_mode
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
+from lightning_internvl.messages import check_number
 from lightning_internvl.middleware.pixel_shuffle import PixelShuffleMLP
 from lightning_internvl.model.vlm import VLM
 
@@ -48,6 +49,7 @@ class InternVLNative(Layout):
     def build(self, config: Config, shapes: Shapes) -> VLM:
         top = TOP | config
         check_only(config, ONLY, "config.json")
+        check_number("vision_feature_layer", top["vision_feature_layer"], whole=True)
         encoder = native_tower(config.get("vision_config", {}))
         tied = "language_model.lm_head.weight" not in shapes
         decoder = language_model(config["text_config"], tied=tied)

@@ -18,7 +18,7 @@ from lightning_internvl.objectives import NextToken
 from lightning_internvl.protocols import Decoder, Encoder, Middleware
 
 BESIDE = "from a config.json beside it"
-HOLDS_LORA = "this {} checkpoint holds LoRA weights, which must be merged and use_*_lora set to 0 first"
+HOLDS_LORA = "this {} checkpoint holds LoRA weights, which must be merged first; {} say so"
 
 
 class Layout(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model, updated_config
 from lightning_internvl.checkpoints.families.clip import add_first_dimension, transposed
-from lightning_internvl.checkpoints.families.config_fields import check_only
+from lightning_internvl.checkpoints.families.config_fields import check_only, square_side
 from lightning_internvl.checkpoints.families.language_model import fused_rows
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, stacked_rows
 from lightning_internvl.decoders.qwen import Qwen
@@ -137,8 +137,8 @@ def _qkv(ours: str, leaf: str) -> list[str]:
 def _visual(config: Config, output_dim: int) -> tuple[OpenCLIPViT, Resampler]:
     visual = VISUAL | config
     encoder = OpenCLIPViT(
-        image_size=visual["image_size"],
-        patch_size=visual["patch_size"],
+        image_size=square_side(visual, "image_size"),
+        patch_size=square_side(visual, "patch_size"),
         dim=visual["width"],
         depth=visual["layers"],
         heads=visual["heads"],

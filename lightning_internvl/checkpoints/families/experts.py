@@ -13,16 +13,18 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from lightning_internvl.checkpoints.name_rules import Config, NameRule
+from lightning_internvl.layers.hf_config import make_config
 
 # Language models whose files hold each expert's three projections. Those of GPT-OSS hold what
 # transformers holds.
+EXPERTS = ("model_type", "num_experts", "num_local_experts")
 ONE_BY_ONE = ("qwen2_moe", "qwen3_moe", "olmoe")
 
 
 def number_of_experts(config: Config) -> int:
     """E, under the name of either release of transformers, else the architecture's own."""
-    fields = {key: value for key, value in copy.deepcopy(config).items() if key in ("num_experts", "num_local_experts")}
-    return int(AutoConfig.for_model(config["model_type"], **fields).num_experts)
+    fields = {key: value for key, value in copy.deepcopy(config).items() if key in EXPERTS}
+    return int(make_config(AutoConfig, fields, "config").num_experts)
 
 
 def expert_rules(config: Config, prefix: str) -> list[NameRule]:

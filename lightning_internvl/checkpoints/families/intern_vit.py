@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lightning_internvl.checkpoints.families.config_fields import block_sizes, check_only, tower_sizes
+from lightning_internvl.checkpoints.families.config_fields import block_sizes, check_only, square_side, tower_sizes
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, joined_rows, rename
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.layers.basic import RMSNorm
@@ -56,8 +56,8 @@ def tower(config: Config, image_size: int | None = None) -> InternViT:
     check_only(config, ONLY, "vision_config")
     vision = DEFAULTS | config
     return InternViT(
-        image_size=image_size or vision["image_size"],
-        patch_size=vision["patch_size"],
+        image_size=image_size or square_side(vision, "image_size"),
+        patch_size=square_side(vision, "patch_size"),
         **block_sizes(vision),
         qk_norm=vision["qk_normalization"],
         qkv_bias=vision["qkv_bias"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from lightning_internvl.checkpoints.families.config_fields import check_only
+from lightning_internvl.checkpoints.families.config_fields import check_only, square_side
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, rename
 from lightning_internvl.encoders.sam_vit import SamViT
 
@@ -61,8 +61,8 @@ def sam_tower(config: Config, out_grid: int) -> SamViT:
     check_only(config, ONLY, "high_res_vision_config")
     sam = DEFAULTS | config
     return SamViT(
-        image_size=sam["image_size"],
-        patch_size=sam["patch_size"],
+        image_size=square_side(sam, "image_size"),
+        patch_size=square_side(sam, "patch_size"),
         dim=sam["hidden_size"],
         depth=sam["num_hidden_layers"],
         heads=sam["num_attention_heads"],
