@@ -86,10 +86,12 @@ class ChatTemplate:
         """The text that ends an answer: generation stops there."""
         return eos_token if self.answer_end is None else self.answer_end
 
-    def said(self, text: str) -> str:
+    def said(self, text: str, finished: bool = True) -> str:
         """An answer, decoded without special tokens, without the words of `answer_start` (GPT-OSS:
-        "final", its channel)."""
+        "final", its channel); nothing while it may still become these words."""
         words = re.sub(r"<\|.*?\|>", "", self.answer_start).strip()
+        if words and not finished and words.startswith(text):
+            return ""
         return text.removeprefix(words).lstrip() if words else text
 
     def written(self, message: Message) -> Message:
