@@ -1,9 +1,10 @@
-"""Talk to a finished model about pictures, in the terminal or on a page (settings: conf/chat.yaml).
+"""Talk to a finished model about pictures: in the terminal, on a page or by programs (settings: conf/chat.yaml).
 
-python chat.py run=outputs/internvl_toy/RUN                     # a conversation in the terminal;
-/help lists what it knows python chat.py model=FOLDER_OR_ID                               # an
-official checkpoint python chat.py run=outputs/internvl_toy/RUN ui=web              # a page in the
-browser python chat.py run=... question="what is this?" image=cat.png   # one answer, for scripts
+python chat.py run=outputs/internvl_toy/RUN                 a conversation in the terminal; /help lists what it knows
+python chat.py model=FOLDER_OR_ID                           an official checkpoint
+python chat.py run=outputs/internvl_toy/RUN ui=web          a page in the browser
+python chat.py run=outputs/internvl_toy/RUN ui=api          for programs, in the form of OpenAI's API
+python chat.py run=... question="what is this?" image=cat.png        one answer, for scripts
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import lightning_internvl  # noqa: F401 (first: it says which Python it needs)
 
 # isort: split
-from signal import SIGTERM
+import sys
 
 import hydra
 from omegaconf import DictConfig
 
-from lightning_internvl.chat.settings import check_settings
+from lightning_internvl.chat.settings import SIGNALS, check_settings, hide_password, with_password
 from lightning_internvl.cli import as_dict, command
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
@@ -31,12 +32,13 @@ def main(config: DictConfig) -> None:
     from lightning_internvl.chat.command import run_chat
 
     with trusting(settings["trust"]):
-        run_chat(settings, build)
+        run_chat(with_password(settings), build)
 
 
 def start() -> None:
     """The command `internvl-chat` of an installed package."""
-    command(main, signals=[SIGTERM])  # Ctrl-C stops an answer
+    sys.argv[1:] = hide_password(sys.argv[1:])
+    command(main, signals=SIGNALS)
 
 
 if __name__ == "__main__":

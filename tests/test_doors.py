@@ -16,7 +16,7 @@ ANYWHERE = {
     "from_config", "get_config_dict", "hf_hub_download", "snapshot_download", "cached_file", "load_dataset", "Unpickler",
     "urlopen", "urlretrieve", "load_state_dict_from_url", "Popen", "run_path", "run_module", "spec_from_file_location",
     "get_fs_token_paths", "get_filesystem_class", "CDLL", "unsafe_load", "full_load", "get_template", "from_string",
-    "load_from_checkpoint", "read_pickle",
+    "load_from_checkpoint", "read_pickle", "build_opener",
 }  # fmt: skip
 # names of this project or of Python,
 BARE = {"locate", "eval", "exec", "compile", "trusted_build", "_built"}
@@ -36,6 +36,7 @@ USER = "of the user's own configuration; of a run that goes on check_run asks fo
 GATED = "after check_run, check_parts or check_trusted"
 DOORS: dict[str, dict[str, str]] = {
     "callbacks/loggers.py": {"yaml.safe_load": PLAIN},
+    "lightning_internvl/chat/requests.py": {"urllib.request.build_opener": "of an origin that the user trusts; no redirects"},
     "lightning_internvl/checkpoints/adapters/__init__.py": {"import_module": "modules of the folder, and what the user trusts"},
     "lightning_internvl/checkpoints/load_handoff.py": {"trusted_build": GATED},
     "lightning_internvl/checkpoints/torchscript.py": {"pickle.Unpickler": "names modules, which stay plain, and tensors"},

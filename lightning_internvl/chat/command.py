@@ -1,4 +1,4 @@
-"""What `chat.py` does: one answer, a conversation in the terminal, or a page."""
+"""What `chat.py` does: one answer, a conversation in the terminal, a page, or an API."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def run_chat(given: Mapping[str, Any], build: Build) -> None:
         from lightning_internvl.chat.web import serve
 
         serve(loaded, settings, sampling)
+        return
+    if settings.ui == "api":
+        from lightning_internvl.chat.api import serve_api
+
+        serve_api(loaded, settings, sampling)
         return
     gallery = gallery_of(loaded, settings.gallery)
     if settings.question is None:

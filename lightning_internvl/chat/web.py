@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 import re
-import signal
-import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,21 @@ from PIL import Image
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when the library is imported
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from lightning_internvl.chat.examples import Example, draw_scenes, examples_of
+from lightning_internvl.chat.limits import MB, listen, told_of_access
 from lightning_internvl.chat.loading import Loaded, gallery_of
-from lightning_internvl.chat.session import CaptionSession, Sampling, Session
-from lightning_internvl.chat.settings import ChatSettings
+from lightning_internvl.chat.session import CaptionSession, Sampling, end_answers
+from lightning_internvl.chat.settings import SIGNALS, ChatSettings
+from lightning_internvl.chat.talks import Talk, Talks
+from lightning_internvl.chat.uploads import KEPT, Guard, visitor_of
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, read_image
+from lightning_internvl.distributed.signals import WATCH
 from lightning_internvl.inference.picture_search import Gallery
-from lightning_internvl.messages import ConfigError
 
 STYLE = Path(__file__).with_name("page.css")
+THREADS = 40  # beside those of questions that wait
 THUMBNAIL = 512  # side in pixels of a picture that was found
 # Of the system: nothing is fetched.
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
@@ -36,20 +41,22 @@ Updates = tuple[Any, ...]
 
 
 def serve(loaded: Loaded, settings: ChatSettings, sampling: Sampling) -> None:
-    """Show the page until Ctrl-C or SIGTERM.
+    """Show the page until Ctrl-C, SIGTERM or SIGHUP.
 
     Raises:
         ConfigError: for a port that is taken.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are removed then, too
     # Uploads and drawn pictures, gone with the program.
-    with tempfile.TemporaryDirectory(prefix="chat_") as folder:
+    with WATCH.installed(*SIGNALS), tempfile.TemporaryDirectory(prefix="chat_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         page = make_page(loaded, settings, sampling, Path(folder))
         print(f"{loaded.name}: {launch(page, settings)} (Ctrl-C ends)")
-        if settings.host not in ("127.0.0.1", "localhost", "::1"):
-            print(f"host={settings.host}: everyone who reaches this machine can use the page; there is no password")
-        page.block_thread()
+        if line := told_of_access(settings.host, settings.is_local, settings.password):
+            print(line)
+        try:
+            page.block_thread()
+        finally:
+            end_answers()
 
 
 def launch(page: gr.Blocks, settings: ChatSettings) -> str:
@@ -62,10 +69,17 @@ def launch(page: gr.Blocks, settings: ChatSettings) -> str:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     hues: dict[str, Any] = {"primary_hue": gr.themes.colors.indigo, "neutral_hue": gr.themes.colors.slate}
     theme = gr.themes.Base(**hues, radius_size="lg", font=FONTS, font_mono=MONO)
+    with listen(settings.host, settings.port) as free:
+        port = free.getsockname()[1]
+    guard = Middleware(Guard, limits=settings, folder=Path(os.environ["GRADIO_TEMP_DIR"]))
     _, address, _ = page.launch(
         server_name=settings.host,
-        server_port=_free_port(settings.host, settings.port),
-        max_file_size=int(settings.max_upload_mb * 2**20),
+        server_port=port,
+        auth=_asks_for(settings.password),
+        auth_message="The password is the same for all; any name will do.",
+        max_threads=settings.max_waiting + THREADS,
+        max_file_size=int(settings.max_upload_mb * MB),
+        app_kwargs={"middleware": [guard]},
         theme=theme,
         css_paths=STYLE,
         prevent_thread_lock=True,
@@ -80,13 +94,9 @@ def launch(page: gr.Blocks, settings: ChatSettings) -> str:
     return address
 
 
-def _free_port(host: str, port: int) -> int:
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
-            return server.getsockname()[1]
-    except OSError as error:
-        fault = f"host={host} port={port} cannot be used ({error.strerror or error})"
-        raise ConfigError([f"{fault}; port=0 takes any free one"]) from error
+def _asks_for(password: str | None) -> Callable[[str, str], bool] | None:
+    """What looks at the name and the password of a visitor; None where everyone may come in."""
+    return None if password is None else lambda name, word: hmac.compare_digest(word.encode(), password.encode())
 
 
 def make_page(loaded: Loaded, settings: ChatSettings, sampling: Sampling, folder: Path) -> gr.Blocks:
@@ -99,17 +109,17 @@ def make_page(loaded: Loaded, settings: ChatSettings, sampling: Sampling, folder
         ValueError: as `Gallery`.
     """
     gallery = _gallery(loaded, settings, folder)
-    with gr.Blocks(title=f"Chat with {loaded.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title=f"Chat with {loaded.name}", analytics_enabled=False, delete_cache=(KEPT // 6, KEPT)) as page:
         gr.HTML(f"<header><h1>Lightning InternVL</h1><p>{_escaped(loaded.name)}</p></header>")
         with gr.Tabs():
             if loaded.session:
                 examples = examples_of(loaded.scenes, folder / "examples") if loaded.scenes else []
                 with gr.Tab("Chat"):
-                    _chat_tab(page, loaded.session, sampling, examples)
+                    _chat_tab(page, Talks(loaded.session, settings), sampling, examples)
             if gallery:
                 with gr.Tab("Find pictures"):
                     _search_tab(gallery, settings.found)
-    return page.queue()
+    return page.queue(default_concurrency_limit=None)
 
 
 def _gallery(loaded: Loaded, settings: ChatSettings, folder: Path) -> Gallery | None:
@@ -122,9 +132,9 @@ def _gallery(loaded: Loaded, settings: ChatSettings, folder: Path) -> Gallery | 
 # --- chat ---------------------------------------------------------------------------------------
 
 
-def _chat_tab(page: gr.Blocks, begin: Callable[[], Session], sampling: Sampling, examples: list[Example]) -> None:
-    writes_captions = isinstance(begin(), CaptionSession)
-    session = gr.State(None)
+def _chat_tab(page: gr.Blocks, talks: Talks, sampling: Sampling, examples: list[Example]) -> None:
+    writes_captions = isinstance(talks.begin(), CaptionSession)
+    session = gr.State(None, delete_callback=talks.end)
     chat = gr.Chatbot(
         show_label=False, height="min(62vh, 640px)", elem_id="chat", buttons=[], feedback_options=None, layout="bubble",
         placeholder="### Show a picture and ask about it", autoscroll=True,
@@ -140,21 +150,31 @@ def _chat_tab(page: gr.Blocks, begin: Callable[[], Session], sampling: Sampling,
             controls = _controls(sampling)
         new = gr.Button("New conversation", size="sm", elem_id="new", scale=0, min_width=160)
 
-    def answer(value: Any, history: Any, talk: Session, *chosen: Any) -> Iterator[Updates]:
-        yield from _answered(value, history, talk, *chosen)
+    async def answer(value: Any, history: list[Any], talk: Talk, *chosen: Any) -> AsyncGenerator[Updates]:
+        async with aclosing(_answered(talks, talk, value, history, chosen)) as changes:
+            async for updates in changes:
+                if talk.held.is_closed:  # a new conversation is shown by now
+                    return
+                yield updates
 
-    def begin_again(talk: Session | None) -> Updates:
-        if talk:
-            talk.stop()
-        return [], begin(), gr.MultimodalTextbox(value=None, submit_btn=True, stop_btn=False)
+    def begins(request: gr.Request) -> Talk:
+        assert request.request is not None  # of a browser
+        return talks.new(visitor_of(request.request), request.session_hash or "")
+
+    def left(request: gr.Request) -> None:
+        talks.leave(request.session_hash or "")
+
+    def begin_again(request: gr.Request) -> Updates:
+        return [], begins(request), gr.MultimodalTextbox(value=None, submit_btn=True, stop_btn=False)
 
     shown: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     outputs = [chat, box]
-    page.load(begin, None, session, api_visibility="private")
+    page.load(begins, None, session, api_visibility="private")
+    page.unload(left)
     box.submit(answer, [box, chat, session, *controls], outputs, **shown)
     box.stop(lambda talk: talk.stop(), session, None, queue=False, **shown)
     chat.example_select(_picked, None, box, **shown).then(answer, [box, chat, session, *controls], outputs, **shown)
-    gr.on([new.click, chat.clear], begin_again, session, [chat, session, box], queue=False, **shown)
+    gr.on([new.click, chat.clear], begin_again, None, [chat, session, box], queue=False, **shown)
 
 
 def _controls(sampling: Sampling) -> list[gr.components.Component]:
@@ -175,33 +195,26 @@ def _picked(event: gr.SelectData) -> Any:
     return {"text": event.value.get("text", ""), "files": files}
 
 
-def _answered(
-    value: Any, history: list[Any], talk: Session, temperature: float, top_p: float, length: float, seed: float
-) -> Iterator[Updates]:
+async def _answered(talks: Talks, talk: Talk, value: Any, history: list[Any], chosen: Sequence[Any]) -> AsyncGenerator[Updates]:
     """The conversation and the box, again and again while the answer is written."""
     text, files = (value or {}).get("text") or "", (value or {}).get("files") or []
     idle: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
-    before = len(talk.pictures)
+    said = [{"role": "user", "content": {"path": file}} for file in files]
+    said += [{"role": "user", "content": _escaped(text)}] if text.strip() else []
     try:
+        temperature, top_p, length, seed = chosen
         sampling = Sampling(temperature, top_p, int(length), seed=int(seed or 0))
-        for file in files:
-            talk.show(file)
-        said = [{"role": "user", "content": {"path": file}} for file in files]
-        said += [{"role": "user", "content": _escaped(text)}] if text.strip() else []
-        history = [*history, *said]
-        yield history, gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
+        yield [*history, *said], gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
         written = ""
-        for written in talk.ask(text, sampling):
-            yield [*history, {"role": "assistant", "content": _escaped(written)}], gr.skip()
+        async with aclosing(talks.answer(talk, text, files, sampling)) as texts:
+            async for written in texts:
+                yield [*history, *said, {"role": "assistant", "content": _escaped(written)}], gr.skip()
         nothing = "*(no answer: the model ended at once)*"
-        yield [*history, {"role": "assistant", "content": _escaped(written) or nothing}], gr.MultimodalTextbox(**idle)
+        answer = {"role": "assistant", "content": _escaped(written) or nothing}
+        yield [*history, *said, answer], gr.MultimodalTextbox(**idle)
     except ValueError as error:
-        del talk.pictures[before:], talk.sources[before:]
         gr.Warning(_told(str(error), files), title="That did not work", duration=15)
-        yield (
-            history[: len(history) - len(said)] if "said" in locals() else history,
-            gr.MultimodalTextbox(value={"text": text, "files": []}, **idle),
-        )
+        yield history, gr.MultimodalTextbox(value={"text": text, "files": []}, **idle)
 
 
 def _told(message: str, files: list[str]) -> str:

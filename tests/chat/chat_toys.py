@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from runs import ROOT
 
 from lightning_internvl.chat.session import Session
+from lightning_internvl.chat.settings import ChatSettings
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.processors.basic import Squash
@@ -25,6 +28,11 @@ LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num
 
 def picture(seed: int = 0, height: int = 20, width: int = 30) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def chat_settings(**changes: Any) -> ChatSettings:
+    """The settings of conf/chat.yaml, some of them changed; any free port."""
+    return ChatSettings.of(yaml.safe_load((ROOT / "conf/chat.yaml").read_text()) | {"port": 0} | changes)
 
 
 def talker(template: str = "vicuna", context: int = 256, seed: int = 0) -> tuple[VLM, ChatCollator]:

@@ -11,6 +11,7 @@ from PIL import Image
 from runs import ROOT, Outcome, call, tiny_run
 
 from lightning_internvl.chat.session import Sampling, Session
+from lightning_internvl.chat.settings import PASSWORD
 from lightning_internvl.config.targets import build
 from lightning_internvl.files import runs_here
 from lightning_internvl.inference.load_run import open_run
@@ -75,6 +76,12 @@ def test_stages_of_both_kinds_serve_a_run(run: Path, image: Path) -> None:
         (["run={run}/handoff/supervised", "gallery={tmp}"], "does not compare pictures and texts"),
         (["run={run}", "ui=wbe"], "ui='wbe' is not known; did you mean 'web'?"),
         (["run={run}", "ui=web", "question=a"], "leave it out with ui=web"),
+        (["run={run}", "ui=api", "question=a"], "leave it out with ui=api"),
+        (["run={run}", "ui=api", "gallery={tmp}"], "compare what /v1/embeddings gives"),
+        (["run={run}", "password=sesame"], "leave it out, or give ui=web or ui=api"),
+        (["run={run}", "ui=web", "password="], "the password (password=, or the variable INTERNVL_CHAT_PASSWORD) must be a text"),
+        (["run={run}", "max_share=2"], "max_share=2 must be a number above 0"),
+        (["run={run}", "max_parallel=0"], "max_parallel=0 must be a whole number from 1 on"),
         (["run={run}", "temperature=hot"], "temperature='hot' must be a number"),
         (["run={run}", "top_p=0", "question=a"], "top_p=0 must be above 0"),
         (["run={run}", "beams=0"], "beams=0 must be a whole number from 1 on"),
@@ -85,6 +92,8 @@ def test_stages_of_both_kinds_serve_a_run(run: Path, image: Path) -> None:
 )
 def test_faults(arguments: list[str], message: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv(PASSWORD, "")
+    monkeypatch.delenv(PASSWORD)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     places = {"tmp": tmp_path, "run": run, "unfinished": tmp_path / "unfinished", "notes": tmp_path / "more" / "notes.png"}

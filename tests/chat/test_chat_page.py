@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_toys import talker
+from chat_toys import chat_settings, talker
 from PIL import Image
 from runs import ROOT, tiny_run
 
@@ -126,7 +126,7 @@ def test_an_answer_streams_and_can_be_stopped(browser: Any, tmp_path: Path, monk
         talks.append(Session(model, chats))
         return talks[-1]
 
-    settings = {"host": "127.0.0.1", "port": 0, "max_upload_mb": 1, "gallery": None, "found": 4}
+    settings = chat_settings(max_upload_mb=1)
     made = web.make_page(Loaded("a toy", begin, None), settings, Sampling(max_new_tokens=60), tmp_path)
     visit = browser.new_page()
     visit.set_default_timeout(LIMIT)
@@ -138,7 +138,7 @@ def test_an_answer_streams_and_can_be_stopped(browser: Any, tmp_path: Path, monk
         visit.click("#box .stop-button")
         told, deadline = False, time.monotonic() + LIMIT / 1000
         while not told and time.monotonic() < deadline:
-            told = any(talk._told and talk._told.stop for talk in talks)
+            told = any(talk._stop_flag and talk._stop_flag.stop for talk in talks)
             visit.wait_for_timeout(20)
         assert told
         gate.opened.set()

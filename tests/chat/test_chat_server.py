@@ -6,11 +6,13 @@ import importlib.util
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,15 @@ if importlib.util.find_spec("gradio") is None:
     pytest.skip("the page needs Gradio: pip install -r requirements-chat.txt", allow_module_level=True)
 import httpx  # which Gradio brings
 
+PASSWORD = "open sesame"
+
 
 class Visit:
     """One visitor of a page."""
 
     def __init__(self, address: str) -> None:
         self.http = httpx.Client(base_url=address, timeout=40, trust_env=False)
+        self.http.post("login", data={"username": "me", "password": PASSWORD}).raise_for_status()
         self.config, self.session = self.http.get("config").json(), uuid.uuid4().hex
         self.events: list[dict[str, Any]] = []
 
@@ -35,17 +40,33 @@ class Visit:
         """The number of a component with an elem_id."""
         return next(one["id"] for one in self.config["components"] if one["props"].get("elem_id") == name)
 
-    def run(self, component: int | None, event: str, *values: Any) -> list[Any]:
-        """Let an event happen; the last values that come back, those of all updates in `events`."""
+    def join(self, component: int | None, event: str, *values: Any) -> httpx.Response:
+        """Begin an event."""
         (chosen,) = [d for d in self.config["dependencies"] if [component, event] in [list(t) for t in d["targets"]]]
         data = [*values, *([None] * (len(chosen["inputs"]) - len(values)))]
         for place, number in enumerate(chosen["inputs"][len(values) :], start=len(values)):
             data[place] = next(one for one in self.config["components"] if one["id"] == number)["props"].get("value")
         body = {"data": data, "fn_index": chosen["id"], "session_hash": self.session, "trigger_id": component, "event_data": None}
-        self.http.post("gradio_api/queue/join", json=body).raise_for_status()
+        return self.http.post("gradio_api/queue/join", json=body)
+
+    def told_events(self) -> Any:
+        """The stream of what happens."""
+        return self.http.stream("GET", "gradio_api/queue/data", params={"session_hash": self.session})
+
+    @contextmanager
+    def asked(self, question: str) -> Iterator[None]:
+        """A question, of whose answer a part is written."""
+        self.join(self.id_of("box"), "submit", {"text": question, "files": []}, []).raise_for_status()
+        with self.told_events() as stream:
+            next(line for line in stream.iter_lines() if "process_generating" in line)
+            yield
+
+    def run(self, component: int | None, event: str, *values: Any) -> list[Any]:
+        """Let an event happen; the last values that come back, those of all updates in `events`."""
+        self.join(component, event, *values).raise_for_status()
         self.events = []
         end = time.monotonic() + 60  # signs of life come every few seconds: reading itself never times out
-        with self.http.stream("GET", "gradio_api/queue/data", params={"session_hash": self.session}) as stream:
+        with self.told_events() as stream:
             for line in stream.iter_lines():
                 assert time.monotonic() < end, self.events
                 if line.startswith("data:"):
@@ -55,6 +76,16 @@ class Visit:
         assert self.events[-1]["msg"] == "process_completed", self.events[-1]
         assert self.events[-1]["success"], self.events[-1]
         return self.events[-1]["output"]["data"]
+
+    def begin(self) -> None:
+        """Let the conversation begin, as a page does that is loaded."""
+        (load,) = [one for one in self.config["dependencies"] if one["targets"][0][1] == "load"]
+        self.run(load["targets"][0][0], "load")
+
+    def told(self) -> str:
+        """What the last event warned of."""
+        (told,) = [event["log"] for event in self.events if event["msg"] == "log"]
+        return told
 
     def upload(self, name: str, content: bytes) -> Any:
         """The answer to a file that is uploaded."""
@@ -75,16 +106,21 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         Image.new("RGB", (20, 20), (80 * number, 0, 0)).save(folder / f"{number}.png")
     here = Path(__file__).parent
     uploads = tmp_path_factory.mktemp("uploads")
-    paths = f"{ROOT}{os.pathsep}{here}"
+    paths = f"{ROOT}{os.pathsep}{here}{os.pathsep}{ROOT / 'tests'}"
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "TMPDIR": str(uploads)}
-    command = [sys.executable, str(here / "served_toy.py"), str(folder)]
+    command = [sys.executable, str(here / "served_toy.py"), str(folder), json.dumps({"password": PASSWORD})]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as served:
         try:
             line = next(line for line in served.stdout if "Ctrl-C ends" in line)
             assert list(uploads.glob("chat_*"))
-            yield next(word for word in line.split() if word.startswith("http"))
-            served.terminate()  # Ctrl-C does the same, but a shell lets its background jobs ignore it
-            served.wait(timeout=30)
+            address = next(word for word in line.split() if word.startswith("http"))
+            yield address
+            visit = Visit(address)
+            visit.begin()
+            with visit.asked("say something long"):  # an answer that is being written does not hold it up
+                served.send_signal(signal.SIGHUP)  # SIGTERM does the same, and so does Ctrl-C, which a background job ignores
+                assert served.wait(timeout=30) == 128 + signal.SIGHUP
+            visit.http.close()
             assert not list(uploads.glob("chat_*"))
         finally:
             served.kill()
@@ -94,8 +130,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def visit(address: str) -> Iterator[Visit]:
     """A visitor for whom a conversation has begun."""
     visit = Visit(address)
-    (load,) = [one for one in visit.config["dependencies"] if one["targets"][0][1] == "load"]
-    visit.run(load["targets"][0][0], "load")
+    visit.begin()
     yield visit
     visit.http.close()
 
@@ -117,6 +152,32 @@ def test_it_is_reached_from_this_machine_only(address: str) -> None:
     listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{int(port):04X} " in line]
     assert f"0100007F:{int(port):04X}" in listening
     assert f"00000000:{int(port):04X}" not in listening
+
+
+def test_visitors_are_asked_for_the_password(address: str) -> None:
+    for path in ("config", "gradio_api/queue/data?session_hash=a"):
+        assert httpx.get(address + path, trust_env=False).status_code == 401
+    assert httpx.post(address + "gradio_api/upload", files={"files": ("a.png", png())}, trust_env=False).status_code == 401
+    assert httpx.post(address + "login", data={"username": "me", "password": "wrong"}, trust_env=False).status_code == 400
+
+
+def test_a_visitor_who_leaves_does_not_hold_up_the_others(address: str, visit: Visit) -> None:
+    other = Visit(address)
+    other.begin()
+    with other.asked("say something long"):
+        pass
+    other.http.close()
+    history, _ = ask(visit, [], "are you there?")
+    assert texts(history, "assistant")[0]
+
+
+def test_what_the_page_does_not_use_or_cannot_hold_is_refused(visit: Visit) -> None:
+    assert visit.http.post("gradio_api/process_recording", files={"video": ("a.mp4", b"")}).status_code == 404
+    refused = visit.join(visit.id_of("box"), "submit", {"text": "a" * 2_000_000, "files": []}, [])
+    assert (refused.status_code, "max_characters=100000" in refused.json()["detail"]) == (413, True)
+    history, box = ask(visit, [], "a" * 100_001)
+    assert "100001 characters, more than max_characters=100000; begin a new one" in visit.told()
+    assert (history, len(box["value"]["text"])) == ([], 100_001)
 
 
 def test_a_conversation_about_several_pictures_is_streamed(visit: Visit) -> None:
@@ -149,7 +210,7 @@ def test_a_faulty_picture_is_told_and_the_page_goes_on(fault: str, visit: Visit)
         Image.new("1", (20_000, 10_000)).save(stream, "PNG", optimize=True)
     wrong, right = (visit.upload(name, content).json()[0] for name, content in (("w.png", stream.getvalue()), ("r.png", png())))
     history, box = ask(visit, [], "what is it?", wrong)
-    (told,) = [event["log"] for event in visit.events if event["msg"] == "log"]
+    told = visit.told()
     assert "w.png" in told
     assert ("cannot be read" if fault == "no picture" else "200000000 pixels") in told
     assert str(Path(wrong).parent) not in told
