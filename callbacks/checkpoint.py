@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.distributed.checkpoint import CheckpointException
 from lightning_internvl.console import console
 from lightning_internvl.distributed.checkpoint_writing import Writer, begin_write
 from lightning_internvl.distributed.signals import NOT_FINISHED, WATCH, RunStopped
-from lightning_internvl.files import DRAFT, remove
+from lightning_internvl.files import DRAFT, errno_of, remove
 from lightning_internvl.messages import check_number
 from lightning_internvl.stages import Stage
 
@@ -185,4 +186,6 @@ def _agreed(received: int, due: bool, stage: Stage) -> tuple[int, bool]:
 def _reason(error: BaseException) -> str:
     """What went wrong, in the first process in which something did."""
     failures = getattr(error, "failures", None)
-    return str(next(iter(failures.values()))[0] if failures else error)
+    first = next(iter(failures.values()))[0] if failures else error
+    number = errno_of(first)
+    return str(first) if number is None or isinstance(first, OSError) else os.strerror(number)

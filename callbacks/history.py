@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_internvl.files import write_text
+from lightning_internvl.files import append_text, write_text
 
 
 class HistoryLogger(Logger):
@@ -49,8 +49,7 @@ class HistoryLogger(Logger):
         path = self.experiment
         seconds = round(self.earlier_seconds + time.monotonic() - self.begun, 3)
         values = {name: value for name, value in metrics.items() if name != "epoch"}
-        with path.open("a") as stream:
-            stream.write(json.dumps({"step": step, "seconds": seconds, **values}) + "\n")
+        append_text(path, json.dumps({"step": step, "seconds": seconds, **values}) + "\n")
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,16 +17,14 @@ from typing import Any, cast
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from lightning_internvl.choices import INHERITED
 from lightning_internvl.config.checks import check_config
 from lightning_internvl.config.consent import giving_parts
-from lightning_internvl.config.explain import explain
+from lightning_internvl.config.explain import explain, is_fault
 from lightning_internvl.config.given import DELETED, GROUP, VALUE, Given, check_given_once, with_place
 from lightning_internvl.config.hardware import HARDWARE, with_hardware
 from lightning_internvl.config.hf_pictures import picture_fact, picture_size
@@ -34,13 +33,14 @@ from lightning_internvl.config.overrides import with_given
 from lightning_internvl.config.secrets import given_hosts, take_secrets, with_secrets
 from lightning_internvl.config.shapes import check_shapes
 from lightning_internvl.config.stage_settings import merged
+from lightning_internvl.config.surroundings import explain_surroundings
 from lightning_internvl.config.sweep import sweep_table
 from lightning_internvl.config.targets import build, with_current_targets
 from lightning_internvl.config.trust import check_run, foreign_targets, trust_faults, trusting, with_trust
 from lightning_internvl.console import console, speaking
 from lightning_internvl.distributed.run_lock import owned
 from lightning_internvl.distributed.signals import NAMES, WATCH, RunStopped
-from lightning_internvl.files import CONF, RUN_CONFIG, remove_all_but, remove_if_empty, runs_here, write_text
+from lightning_internvl.files import CONF, RUN_CONFIG, naming, remove_all_but, remove_if_empty, runs_here, write_text
 from lightning_internvl.launch import (
     UNKNOWN,
     earlier_attempt,
@@ -54,8 +54,6 @@ from lightning_internvl.launch import (
 )
 from lightning_internvl.messages import ConfigError, hidden, on_a_screen
 
-# of the user's input, told without a traceback
-FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
 # what a run can go on from, of a stage or a filter
 WORK = ("checkpoints/*/last.ckpt", "handoff/*", "*/scores/*")
 LISTS = "skipped*.jsonl"  # of samples that could not be used
@@ -109,7 +107,7 @@ def _configured(config: DictConfig, run_dir: Path, again: bool, command: list[st
             plain = _run_config(run_dir, as_dict(config, resolve=True))
         else:
             plain = load_run(config) if config.resume else start_run(config, run_dir)
-    except FAULTS:
+    except Exception:
         remove_if_empty(run_dir)
         raise
     ours, before = not (config.resume or again or is_helper()), set(run_dir.iterdir())
@@ -119,16 +117,20 @@ def _configured(config: DictConfig, run_dir: Path, again: bool, command: list[st
         note_launch(run_dir, command)
         write_text(run_dir / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(hidden(plain))))
     try:
-        with shared_run(plain, run_dir), trusting(named_by_user(plain)), giving_parts(plain.get("init_parts")):
+        parts = giving_parts(plain.get("init_parts"))
+        with naming(run_dir), shared_run(plain, run_dir), trusting(named_by_user(plain)), parts:
             yield plain
     except RunStopped as stop:
         on = "" if "resume=" in str(stop) else f"; go on with python train.py resume={run_dir}"
         raise RunStopped(with_trust(f"{stop}{on}", plain, run_dir), stop.code) from stop
-    except FAULTS:
-        if ours and not any(any(run_dir.glob(work)) for work in WORK):
+    except Exception as error:
+        begun = any(any(run_dir.glob(work)) for work in WORK)
+        if ours and not begun and is_fault(error):
             for path in set(run_dir.iterdir()) - before:
                 remove_all_but(path, LISTS)
             remove_if_empty(run_dir)
+        elif begun and not is_helper() and not isinstance(error, ValueError) and (sentence := explain_surroundings(error)):
+            raise ConfigError([f"{sentence}; go on with python train.py resume={run_dir}"]) from error
         raise
 
 
@@ -330,6 +332,7 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
         signals: those that end it with a message and the exit code 128 + their number; the others
             do what they did.
     """
+    threading.excepthook = _of_thread
     with speaking():
         _command(main, signals)
 
@@ -348,14 +351,22 @@ def _command(main: Callable[[], None], signals: Sequence[Signals]) -> None:
         # A process that the trainer has started leaves it to the first one to say how the run
         # ended; the trainer kills that one if another ends with a fault.
         sys.exit(0 if is_started_by_trainer() else stop.code)
-    except FAULTS as error:
-        if verbose:
+    except Exception as error:
+        if verbose or not is_fault(error):
             raise
         where = "(HYDRA_FULL_ERROR=1 shows where it was raised)"
         print(f"\nerror: {on_a_screen(explain(error))}\n{where}", file=sys.stderr)
         sys.exit(2)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "1" if verbose else "0"
+
+
+def _of_thread(arguments: threading.ExceptHookArgs) -> None:
+    """An error in a thread, as a logger's, that the main one soon meets too."""
+    if arguments.exc_value is None or not (sentence := explain_surroundings(arguments.exc_value)):
+        threading.__excepthook__(arguments)
+    else:
+        print(sentence, file=sys.stderr)
 
 
 def _check_words() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,10 @@ from typing import Any
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 RUN_CONFIG = "config.yaml"  # the resolved configuration of a run; a folder that holds it is a run
+# why a file or folder cannot be written: no room, no right, too many files open, a broken disk
+UNABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO}
+# of PyTorch's writer, which does not say why it cannot
+OF_TORCH = ("PytorchStreamWriter failed", "iostream error", "] . unexpected pos ")
 DRAFT = ".draft"  # ends the name of what is not whole yet
 
 
@@ -22,16 +28,47 @@ def runs_here(newest: int = 5) -> str:
     return f"runs here: {', '.join(runs[-newest:]) or 'none'}"
 
 
+def errno_of(error: BaseException) -> int | None:
+    """The number that the system gave an error of reading or writing, whatever library tells of
+    it; None for another error, and for one that is told in words of ours."""
+    if isinstance(error, OSError | ValueError):
+        return getattr(error, "errno", None)
+    said = str(error)
+    if found := re.search(r"\(os error (\d+)\)", said):  # of Rust, as safetensors
+        return int(found[1])
+    named = (number for number in errno.errorcode if number in UNABLE and os.strerror(number) in said)
+    return next(named, errno.EIO if any(sign in said for sign in OF_TORCH) else None)
+
+
+@contextlib.contextmanager
+def naming(path: Path, draft: Path | None = None) -> Iterator[None]:
+    """Let errors of writing inside name a file or folder, where systems and libraries name none or
+    a draft of it.
+
+    Raises:
+        OSError: for them.
+    """
+    try:
+        yield
+    except Exception as error:
+        number, named = errno_of(error), getattr(error, "filename", None)
+        of_draft = draft is not None and str(named).startswith(str(draft))
+        if number not in UNABLE or number is None or (named and not of_draft):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A place beside `path` to write a file to; moved when the block ends, removed if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with naming(path, draft):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield draft
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -53,14 +90,15 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     remove_drafts(path)
     from_aside(path)
     draft = draft_of(path)
-    draft.mkdir()
-    try:
-        yield draft
-        if path.is_dir() and not replace:
-            path.rmdir()
-        into_place(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with naming(path, draft):
+        draft.mkdir()
+        try:
+            yield draft
+            if path.is_dir() and not replace:
+                path.rmdir()
+            into_place(draft, path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def draft_of(path: Path) -> Path:
@@ -84,9 +122,35 @@ def remove_drafts(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
+    """Write a text file in one step; halves of characters, which UTF-8 does not know, are spelt
+    out."""
     with atomic_file(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to a text file, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path), path.open("ab", buffering=0) as file:
+        before, left = file.tell(), memoryview(text.encode("utf-8", "backslashreplace"))
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, numbers unrounded; halves of characters, which UTF-8 does not know, are
+    kept as JSON spells them."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def into_place(draft: Path, path: Path) -> None:
@@ -123,7 +187,7 @@ def _aside(path: Path) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step, numbers unrounded."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value, indent=1) + "\n")
 
 
 def read_json(path: Path, default: Any = None) -> Any:

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.files import RUN_CONFIG, read_json, write_json
+from lightning_internvl.files import RUN_CONFIG, naming, read_json, write_json
 from lightning_internvl.messages import told
 
 # a file with the configuration and the folder of the run that a process belongs to
@@ -130,7 +130,8 @@ def shared_run(config: Mapping[str, Any], run_dir: Path) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in LEFT_BEHIND}
     with tempfile.TemporaryDirectory(prefix="lightning_internvl_") as folder:
         file = Path(folder) / "run.json"
-        file.write_text(json.dumps({"config": config, "run_dir": str(run_dir.resolve())}), encoding="utf-8")
+        with naming(file):
+            file.write_text(json.dumps({"config": config, "run_dir": str(run_dir.resolve())}), encoding="utf-8")
         os.environ[RUN] = str(file)
         try:
             yield

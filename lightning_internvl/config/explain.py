@@ -7,19 +7,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from lightning_internvl.config.groups import missing_file
 from lightning_internvl.config.known_keys import full_names
+from lightning_internvl.config.surroundings import explain_surroundings
 from lightning_internvl.files import CONF
 from lightning_internvl.messages import did_you_mean
+
+FAULTS = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)  # of the user's input
 
 
 def explain(error: Exception) -> str:
     """An error as a user can act on it: a wrong word comes with the valid ones."""
     text = str(error).strip().split("\n\nConfig search path")[0]
+    if (sentence := explain_surroundings(error)) and not isinstance(error, ValueError):
+        return sentence
     if isinstance(error, OSError) and error.filename:
         advice = "paths.run=FOLDER chooses another folder for the run"
         return f"cannot read or write {error.filename}: {error.strerror}; {advice}"
@@ -44,6 +50,11 @@ def explain(error: Exception) -> str:
     if text.startswith("Caught ") and "Original Traceback" in text:
         return re.split(r"\n\w*Error: ", text)[-1].strip()
     return text or type(error).__name__
+
+
+def is_fault(error: Exception) -> bool:
+    """Whether an error is of the user's input or of the machine, and told without a traceback."""
+    return isinstance(error, FAULTS) or explain_surroundings(error) is not None
 
 
 def _unknown_setting(key: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_internvl.files import write_text
+from lightning_internvl.files import append_text, json_text, write_text
 from lightning_internvl.messages import hidden, without_secrets
 
 TRIES = 32  # samples in a row of which one must be of use
@@ -199,7 +199,7 @@ class Ledger:
         self.bad = sum(row["counts"] for row in kept)
         self.tried = (start * batch_size if samples_read is None else samples_read) + len(kept)
         if len(kept) < len(rows):
-            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+            write_text(path, "".join(json_text(row) + "\n" for row in kept))
 
     def add(self, skipped: Sequence[Skipped], samples_read: int | None = None) -> None:
         """Enter the next batch and what was skipped for it.
@@ -215,9 +215,7 @@ class Ledger:
         self.tried += (self.batch_size if samples_read is None else samples_read) + len(rows)
         if not rows:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        append_text(self.path, "".join(json_text(row) + "\n" for row in rows))
         self.kinds.update(one.kind for one in skipped)
         self.sources.update(one.source for one in skipped if one.source is not None)
         self.bad += sum(one.counts for one in skipped)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.console import console
-from lightning_internvl.files import remove_if_empty
+from lightning_internvl.files import naming, remove_if_empty
 from lightning_internvl.messages import ConfigError
 
 LOCK = ".lock"
@@ -64,12 +64,12 @@ def owned(run_dir: Path, launches: Mapping[str, str], may_move: bool = False) ->
 
 def _take(folder: Path, launches: Mapping[str, str]) -> Owner | None:
     """Become the owner of a folder; the one that it has, if that lives."""
-    folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK
     while True:
         try:
-            with lock.open("x", encoding="utf-8") as file:
-                json.dump({**_myself(), "launches": dict(launches)}, file)
+            with naming(lock):
+                folder.mkdir(parents=True, exist_ok=True)
+                _write(lock, launches)
             return None
         except FileExistsError:
             other = _owner(lock)
@@ -81,6 +81,17 @@ def _take(folder: Path, launches: Mapping[str, str]) -> Owner | None:
             before = f"process {other.get('pid', '?')} on {other.get('host', '?')} has ended without a word"
             console.print(f"{before} in {folder}; this one goes on there", soft_wrap=True, markup=False)
         _put_away(lock, other)
+
+
+def _write(lock: Path, launches: Mapping[str, str]) -> None:
+    """Write a lock that is not there yet, whole or not at all."""
+    with lock.open("x", encoding="utf-8") as file:
+        try:
+            json.dump({**_myself(), "launches": dict(launches)}, file)
+            file.flush()
+        except OSError:
+            lock.unlink()
+            raise
 
 
 def _myself() -> Owner:

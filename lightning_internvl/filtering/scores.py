@@ -21,7 +21,7 @@ from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.images import image_size, read_image
 from lightning_internvl.data.shards.tar import Record, ShardError
 from lightning_internvl.distributed.signals import shield_worker
-from lightning_internvl.files import write_text
+from lightning_internvl.files import json_text, write_text
 from lightning_internvl.filtering.measures import READ, TOLD_LANGUAGE, Row, measure_pair
 from lightning_internvl.filtering.sources import JoinedShards
 from lightning_internvl.model.vlm import VLM
@@ -177,7 +177,7 @@ def scores_file(folder: Path, shard: int) -> Path:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows, one a line, all or nothing."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json_text(row) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[Row]:

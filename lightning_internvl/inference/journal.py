@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lightning_internvl.files import write_text
+from lightning_internvl.files import append_text, json_text, write_text
 
 SIDE = 256  # of a picture that is kept to be looked at
 NAMED = 1000  # samples that could not be used and are named in the record; all are counted
@@ -57,11 +57,8 @@ class Journal:
         rows, pictures = list(rows), pictures or {}
         self._known |= {(key, question): (answer, pictures.get(key)) for key, question, answer in rows}
         if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                for key, question, answer in rows:
-                    shown = with_picture(pictures.get(key))
-                    file.write(_line({"key": key, "question": question, "answer": answer, **shown}))
+            told = ({"key": k, "question": q, "answer": a, **with_picture(pictures.get(k))} for k, q, a in rows)
+            append_text(self.path, "".join(map(_line, told)))
 
     def finish(self, rows: Iterable[dict[str, Any]]) -> None:
         """Replace the file by whole rows: "key", "question", "answer" and the judgement."""
@@ -102,7 +99,7 @@ def thumbnail(picture: np.ndarray) -> str:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json_text(row) + "\n"
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

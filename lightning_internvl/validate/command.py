@@ -3,7 +3,6 @@ nothing is trained."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.console import console
 from lightning_internvl.data.templates import load_template
+from lightning_internvl.files import append_text, json_text
 from lightning_internvl.inference.collators import View, make_view
 from lightning_internvl.messages import hidden
 from lightning_internvl.model.compose import Build, compose_model
@@ -56,9 +56,9 @@ def run_validation(config: Config, folder: Path, build: Build) -> bool:
         bad += fault.bad
         if fault.bad and len(shown) < SHOWN:
             shown.append(describe_fault(fault))
-        folder.mkdir(parents=True, exist_ok=True)
-        with path.open("w" if kinds.total() == 1 else "a", encoding="utf-8") as file:
-            file.write(json.dumps(hidden(fault.__dict__), ensure_ascii=False) + "\n")
+        if kinds.total() == 1:
+            path.unlink(missing_ok=True)
+        append_text(path, json_text(hidden(fault.__dict__)) + "\n")
     found, limit = check.statistics, stages[0].data.max_bad_fraction
     for line in shown:
         console.print(line, soft_wrap=True, markup=False, highlight=False)

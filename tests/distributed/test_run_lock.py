@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -51,6 +52,24 @@ def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path: 
     together(start, str(tmp_path), 6, count=6)
     assert sorted(file.read_text() for file in tmp_path.glob("*/mine")) == list("012345")
     assert not list(tmp_path.glob(f"*/{LOCK}"))
+
+
+def start_pairs(rank: int, folder: str, pairs: int) -> None:
+    """Both processes of a pair begin when both are ready, and hold their folders until both have one."""
+    for pair in range(pairs):
+        place = Path(folder) / str(pair)
+        for state in ("ready", "owns"):
+            with owned(place / "run", {}, may_move=True) if state == "owns" else contextlib.nullcontext(place) as own:
+                own.mkdir(parents=True, exist_ok=True)
+                (own / f"{state}-{rank}").write_text(str(own))
+                while len(list(place.rglob(f"{state}-*"))) < 2:
+                    time.sleep(0.0002)
+
+
+def test_of_fifty_pairs_that_start_at_the_same_moment_none_mixes(tmp_path: Path) -> None:
+    together(start_pairs, str(tmp_path), 50, count=2)
+    mixed = [pair for pair in range(50) if len({file.parent for file in tmp_path.glob(f"{pair}/*/owns-*")}) != 2]
+    assert not mixed
 
 
 def test_a_folder_with_an_owner_is_refused(tmp_path: Path) -> None:
