@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import os
-from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported: tests run side by side, and sums then have one order
 
 import pytest
+import runs  # noqa: F401 (files of conf/ are read once)
 import torch
-from omegaconf import OmegaConf
 
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.middleware.qllama import QLLaMA
-
-_loaded, _parsed = OmegaConf.load, functools.lru_cache(maxsize=None)(OmegaConf.create)
-
-
-def _load(file_: Any) -> Any:
-    """For Hydra, which reads the same files in every test: a copy costs a fifth of reading YAML again."""
-    return copy.deepcopy(_parsed(file_.read())) if hasattr(file_, "read") else _loaded(file_)
-
-
-OmegaConf.load = staticmethod(_load)
 
 
 @pytest.fixture(autouse=True)
