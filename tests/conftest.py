@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported: tests run side by side, and sums then have one order
@@ -43,3 +44,9 @@ def qllama() -> QLLaMA:
         pool_heads=2,
         init_std=0.2,
     ).eval()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays; without it, collections of garbage, of which each run asks for some, are short."""
+    gc.collect()
+    gc.freeze()
