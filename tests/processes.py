@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -80,6 +81,7 @@ def _command(
 ) -> None:
     for number in (1, 2):
         os.dup2(os.open(f"{folder}/{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    gc.freeze()  # what was imported before the fork
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
