@@ -27,7 +27,8 @@ SIGNS = (
     (r"received \d+ items of ancdata|Too many open files", f"too many files are open; {FILES}"),
     (
         r"DataLoader worker \(pid.*\) (?:exited unexpectedly|is killed by signal)",
-        f"a process that prepares data was killed, as by a machine without memory left (dmesg tells); {FEWER}",
+        f"a process that prepares data has ended; what it said itself is the reason (no shared memory: docker run --shm-size=8g; "
+        f"too many open files: ulimit -n 4096), without a word it was killed, as by a machine without memory left; {FEWER}",
     ),
     (r"No usable temporary directory", "there is no folder for temporary files; TMPDIR=FOLDER names one with room"),
     (r"(?:Could not|Can't) determine home directory", "there is no home folder; HOME=FOLDER names one"),

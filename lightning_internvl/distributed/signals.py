@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.queues import Queue
 from types import FrameType
 
 # the last but one by batch systems, the last by a terminal that is closed
@@ -124,9 +125,17 @@ def _say(text: str) -> None:
 WATCH = Watch()  # signals belong to a process, so there is one
 
 
+def _cannot_hand_on(error: BaseException, batch: object) -> None:
+    """In the thread of a worker that hands on batches."""
+    os.write(2, f"a data process cannot hand on a batch: {error}\n".encode(errors="backslashreplace"))
+    os._exit(1)
+
+
 def shield_worker(worker: int) -> None:
     """For `worker_init_fn` of a data loader: a signal to the whole group does not take the data
-    away from the step at work. Without a main process a worker ends by itself."""
+    away from the step at work. Without a main process a worker ends by itself, and so does one that
+    cannot hand on a batch, as where shared memory is full: the main process would wait for ever."""
+    setattr(Queue, "_on_queue_feeder_error", staticmethod(_cannot_hand_on))  # noqa: B010 (of this process alone)
     for number in NAMES:
         signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "SIGALRM"):  # on Windows
