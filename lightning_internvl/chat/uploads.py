@@ -54,9 +54,6 @@ class Guard:
             if message["type"] == "http.response.start" and COOKIE not in connection.cookies:
                 cookie = f"{COOKIE}={secrets.token_hex(16)}; Path=/; HttpOnly; SameSite=Lax"
                 message["headers"] = [*message.get("headers", ()), (b"set-cookie", cookie.encode())]
-            if message["type"] == "http.response.start" and path.endswith("/queue/data"):
-                # As it is: Gradio would keep the window of a compressor, of 4 MB, for everyone who waits
-                message["headers"] = [*message.get("headers", ()), (b"content-encoding", b"identity")]
             await send(message)
 
         try:
