@@ -36,6 +36,7 @@ USER = "of the user's own configuration; of a run that goes on check_run asks fo
 GATED = "after check_run, check_parts or check_trusted"
 DOORS: dict[str, dict[str, str]] = {
     "callbacks/loggers.py": {"yaml.safe_load": PLAIN},
+    "lightning_internvl/chat/limits.py": {"ctypes.CDLL": "the C library of this process"},
     "lightning_internvl/chat/requests.py": {"urllib.request.build_opener": "of an origin that the user trusts; no redirects"},
     "lightning_internvl/checkpoints/adapters/__init__.py": {"import_module": "modules of the folder, and what the user trusts"},
     "lightning_internvl/checkpoints/load_handoff.py": {"trusted_build": GATED},

@@ -27,7 +27,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from lightning_internvl.chat.completions import Completion, Piece
-from lightning_internvl.chat.limits import MB, Holding, OverLimit, Turns, check_conversation, listen, told_of_access
+from lightning_internvl.chat.limits import MB, Holding, OverLimit, Turns, check_conversation, listen, share_heaps, told_of_access
 from lightning_internvl.chat.loading import Loaded
 from lightning_internvl.chat.requests import (
     ApiError,
@@ -54,6 +54,7 @@ def serve_api(loaded: Loaded, settings: ChatSettings, sampling: Sampling) -> Non
     Raises:
         ConfigError: for a port that is taken.
     """
+    share_heaps()
     with WATCH.installed(*SIGNALS), listen(settings.host, settings.port) as listening:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         api = Api(loaded, settings, sampling)

@@ -20,7 +20,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from lightning_internvl.chat.examples import Example, draw_scenes, examples_of
-from lightning_internvl.chat.limits import MB, listen, told_of_access
+from lightning_internvl.chat.limits import MB, listen, share_heaps, told_of_access
 from lightning_internvl.chat.loading import Loaded, gallery_of
 from lightning_internvl.chat.session import CaptionSession, Sampling, end_answers
 from lightning_internvl.chat.settings import SIGNALS, ChatSettings
@@ -46,6 +46,7 @@ def serve(loaded: Loaded, settings: ChatSettings, sampling: Sampling) -> None:
     Raises:
         ConfigError: for a port that is taken.
     """
+    share_heaps()
     # Uploads and drawn pictures, gone with the program.
     with WATCH.installed(*SIGNALS), tempfile.TemporaryDirectory(prefix="chat_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
