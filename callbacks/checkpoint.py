@@ -188,4 +188,4 @@ def _reason(error: BaseException) -> str:
     failures = getattr(error, "failures", None)
     first = next(iter(failures.values()))[0] if failures else error
     number = errno_of(first)
-    return str(first) if number is None or isinstance(first, OSError) else os.strerror(number)
+    return str(first) if number is None else os.strerror(number)

@@ -16,8 +16,6 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 RUN_CONFIG = "config.yaml"  # the resolved configuration of a run; a folder that holds it is a run
 # why a file or folder cannot be written: no room, no right, too many files open, a broken disk
 UNABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO}
-# of PyTorch's writer, which does not say why it cannot
-OF_TORCH = ("PytorchStreamWriter failed", "iostream error", "] . unexpected pos ")
 DRAFT = ".draft"  # ends the name of what is not whole yet
 
 
@@ -36,8 +34,7 @@ def errno_of(error: BaseException) -> int | None:
     said = str(error)
     if found := re.search(r"\(os error (\d+)\)", said):  # of Rust, as safetensors
         return int(found[1])
-    named = (number for number in errno.errorcode if number in UNABLE and os.strerror(number) in said)
-    return next(named, errno.EIO if any(sign in said for sign in OF_TORCH) else None)
+    return next((number for number in errno.errorcode if number in UNABLE and os.strerror(number) in said), None)
 
 
 @contextlib.contextmanager

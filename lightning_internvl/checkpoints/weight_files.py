@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lightning_internvl.checkpoints.odd_files import AGAIN, check_pointer, damaged, type_name, what_instead
 from lightning_internvl.checkpoints.torchscript import is_torchscript, read_torchscript
+from lightning_internvl.distributed.checkpoint_writing import save
 from lightning_internvl.files import atomic_file
 from lightning_internvl.layers.config_values import SECTIONS, check_values
 from lightning_internvl.messages import first_of
@@ -271,7 +272,7 @@ def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if path.exists():
         raise ValueError(f"{path} exists; nothing was written")
     with atomic_file(path) as draft:
-        torch.save({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}, draft)
+        save({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}, draft)
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:

@@ -34,10 +34,24 @@ def snapshot(state: dict[str, Any]) -> dict[str, Any]:
     return tree_map(copied, state)
 
 
+def save(value: Any, path: Path) -> None:
+    """`torch.save` through a file of Python, whose errors say why (a full disk), as those of
+    PyTorch's own do not.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with path.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # of the end of the archive, behind the reason
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
 def begin_write(checkpoint: dict[str, Any], draft: Path) -> Write:
     """Take a copy of a checkpoint that one process has whole; what is returned writes it."""
     taken = snapshot(checkpoint)
-    return lambda: torch.save(taken, draft)
+    return lambda: save(taken, draft)
 
 
 class Writer:

@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 
 from lightning_internvl.console import console
 from lightning_internvl.distributed.checkpoint_files import META, TensorReader
-from lightning_internvl.distributed.checkpoint_writing import Write
+from lightning_internvl.distributed.checkpoint_writing import Write, save
 from lightning_internvl.distributed.collectives import set_data_parallel_group
 from lightning_internvl.distributed.tensor_parallel import styles_of
 from lightning_internvl.distributed.weight_broadcast import Spread
@@ -153,7 +153,7 @@ class FSDP2(ModelParallelStrategy):
             tensors |= {f"optimizer/{name}/{key}": value for key, value in state.items()}
         if self.is_global_zero:
             path.mkdir(parents=True, exist_ok=True)
-            torch.save(checkpoint | {"param_groups": states[0]["param_groups"]}, path / META)
+            save(checkpoint | {"param_groups": states[0]["param_groups"]}, path / META)
         if self.writers is None:  # messages of their own, beside those of training
             self.writers = dist.new_group(backend="gloo")
         saving = dcp.async_save(tensors, checkpoint_id=path, process_group=self.writers)
