@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from lightning_internvl.config.explain import explain, is_fault
 from lightning_internvl.config.surroundings import explain_surroundings
+from lightning_internvl.distributed.checkpoint_writing import save
 from lightning_internvl.files import append_text, atomic_file, atomic_folder, errno_of, write_json, write_text
 from lightning_internvl.inference.journal import Journal
 
@@ -44,16 +45,20 @@ def in_folder(write: Callable[[Path], None]) -> Callable[[Path], None]:
     return written
 
 
-def through_torch(path: Path) -> None:
-    with atomic_file(path) as draft:
-        torch.save(TENSORS, draft)
+def through_torch(count: int) -> Callable[[Path], None]:
+    def written(path: Path) -> None:
+        with atomic_file(path) as draft:
+            save({str(number): torch.zeros(count) for number in range(3)}, draft)
+
+    return written
 
 
 WRITES: dict[str, Callable[[Path], None]] = {
     "text": lambda path: write_text(path, LONG),
     "json": lambda path: write_json(path, LONG),
     "appended": lambda path: append_text(path, LONG),
-    "torch": through_torch,
+    "torch, as the file is closed": through_torch(400),
+    "torch, before its end": through_torch(200_000),
     "safetensors": in_folder(lambda path: save_file(TENSORS, path)),
     "file of a folder": in_folder(lambda path: path.write_text(LONG)),
 }
