@@ -69,6 +69,9 @@ class Checkpoint(L.Callback):
         if last:
             self.wait(trainer, pl_module.checkpoint)
         trainer.should_stop = self.stopping
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # of a connector
+        if self.stopping and every and step % every and (results := trainer._results) is not None:
+            results.reset()  # or Lightning would log, as of this step, what an earlier one has left
 
     def _is_due(self, step: int) -> bool:
         minutes = (time.monotonic() - self.last) / 60

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -82,6 +83,7 @@ def _command(
     for number in (1, 2):
         os.dup2(os.open(f"{folder}/{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     gc.freeze()  # what was imported before the fork
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

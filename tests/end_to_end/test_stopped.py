@@ -88,6 +88,14 @@ def test_a_stage_that_runs_out_of_time_is_not_finished(whole: Path, tmp_path: Pa
     assert losses(whole, "contrastive") == losses(run, "contrastive")
 
 
+def test_no_step_is_logged_with_the_losses_of_another(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    some = ("trainer.log_every_n_steps=3", "trainer.max_time={milliseconds: 150}")
+    assert train(*TINY, *LONG, "max_steps=4000", *some, f"paths.run={run}").code == NOT_FINISHED
+    assert checkpoint_step(run / "checkpoints" / "contrastive" / "last.ckpt") > 3
+    assert {row["step"] % 3 for row in losses(run, "contrastive")} == {2}
+
+
 def test_a_time_that_is_none(tmp_path: Path) -> None:
     outcome = train(*TINY, *LONG, "trainer.max_time=soon", f"paths.run={tmp_path}/run")
     assert outcome.code == 2
