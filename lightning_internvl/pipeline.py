@@ -4,6 +4,7 @@ one before handed over."""
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -202,7 +203,7 @@ def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str 
     recompute_blocks(stage.model, settings.activation_checkpointing)
     compile_blocks(stage.model, chosen_blocks(settings, stage.model))
     try:
-        with explain_lost_process(run_dir):
+        with explain_lost_process(run_dir), first_error():
             saved = None if start_step is None else checkpoint
             trainer.fit(stage, data, ckpt_path=saved, weights_only=True)
     finally:
@@ -253,6 +254,22 @@ def explain_lost_process(run_dir: Path) -> Iterator[None]:
                 f"it said itself is the reason. Go on with resume={run_dir}"
             ) from error
         raise
+
+
+@contextmanager
+def first_error() -> Iterator[None]:
+    """Raise what ended training where the trainer cannot clean up after it, as after a signal or an
+    error while data processes start: its second error says nothing and would be told instead."""
+    first: BaseException | None = None
+    try:
+        yield
+    except Exception as error:
+        if any(frame.name == "_teardown" for frame in traceback.extract_tb(error.__traceback__)):
+            first = error.__context__
+        if first is None:
+            raise
+    if first is not None:
+        raise first
 
 
 def quiet_lightning() -> None:

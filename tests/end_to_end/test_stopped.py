@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import time
 from pathlib import Path
@@ -9,9 +11,10 @@ from pathlib import Path
 import pytest
 from processes import Started
 from runs import ROOT, TINY, fitting, losses, same_weights, tiny_run, train
+from torch.utils.data import DataLoader
 
 from lightning_internvl.distributed.checkpoint_files import checkpoint_step
-from lightning_internvl.distributed.signals import NOT_FINISHED
+from lightning_internvl.distributed.signals import NOT_FINISHED, RunStopped
 
 STEPS = 60
 LONG = (
@@ -122,6 +125,27 @@ def test_a_job_that_slurm_starts_again_goes_on_and_no_other_run_does(whole: Path
         (tmp_path / "hpc_ckpt_1.ckpt").write_bytes((run / "checkpoints" / "contrastive" / "last.ckpt").read_bytes())
         assert train(*TINY, *LONG, "max_steps=2", f"paths.run={other}").code == 0
         assert [row["step"] for row in losses(other, "contrastive")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (RunStopped.by(signal.SIGTERM), 143, "stopped by SIGTERM; stage contrastive: no step of 2 is saved"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), 2, "let more be open (ulimit -n 4096)"),
+        (ValueError("this sample is bad"), 2, "error: this sample is bad"),
+    ],
+    ids=["signal", "open files", "sample"],
+)
+def test_what_ends_training_while_data_processes_start_is_told(
+    error: BaseException, code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(DataLoader, "_get_iterator", fail)
+    outcome = train(*TINY, *LONG, "max_steps=2", f"paths.run={tmp_path / 'run'}")
+    assert outcome.code == code, outcome.err
+    assert told in outcome.err
 
 
 def test_without_a_logger(tmp_path: Path) -> None:
