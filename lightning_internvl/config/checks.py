@@ -119,7 +119,7 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
             full = " or ".join(full_names(key, {name: node for name, node in config.items() if name != key}))
             yield f"there is no setting {key!r}; {f'did you mean {full}?' if full else did_you_mean(key, KEYS)}"
     name, start = config["name"], config["init_from"]
-    if not isinstance(name, str) or not name or "/" in name:
+    if not isinstance(name, str) or not name or "/" in name or not name.isprintable():
         yield f"name={name!r} must be a word; it names the run's folder"
     yield from number_faults("seed", config["seed"], least=0, whole=True)
     if config["attention"] not in BACKENDS:

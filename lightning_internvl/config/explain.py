@@ -39,6 +39,9 @@ def explain(error: Exception) -> str:
         return text.partition("resolving interpolation: ")[2].partition("\n    full_key:")[0]
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key} has no value; give {error.full_key}=VALUE"
+    if text.startswith("Config group override must be"):
+        words = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0].partition("@")[0].lstrip("+")).is_dir()]
+        return f"{' '.join(words)}: a group is chosen by the name of a file, as in encoder=internvit_toy"
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^'@]+)'", text)
     resumed = next((word for word in sys.argv[1:] if word.startswith("resume=")), None)
     if unknown and resumed:

@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 
 from lightning_internvl.choices import INHERITED, PARTS, is_step
-from lightning_internvl.config.signatures import definition, signature_of, statements
+from lightning_internvl.config.signatures import Signature, definition, signature_of, statements
 from lightning_internvl.config.stage_settings import STAGE_KEYS, DataSettings, SampleSettings, merged
 from lightning_internvl.config.targets import OURS
 from lightning_internvl.config.trust import named_in_conf
+from lightning_internvl.config.value_types import type_fault
 from lightning_internvl.files import CONF
 from lightning_internvl.messages import did_you_mean
 
@@ -66,6 +67,7 @@ def key_faults(config: Node, variables: Collection[str] | None = None) -> Iterat
         yield from _part_faults(part, config[part])
     yield from _group_faults("data", config["data"], DATA_KEYS, variables)
     yield from _data_faults("data", config["data"], config["data"])
+    yield from _settings_faults("data", config["data"], DataSettings)
     yield from _group_faults("paths", config["paths"], PATHS, variables)
     strategy = config["strategy"] or {}
     if "_target_" in strategy:
@@ -91,6 +93,7 @@ def stage_key_faults(config: Node, stage: Node) -> Iterator[str]:
     yield from _list_faults("objectives", stage.get("objectives"), ("dim",))
     yield from _list_faults("evaluation", stage.get("evaluation"))
     yield from unknown("samples", stage.get("samples") or {}, [field.name for field in fields(SampleSettings)])
+    yield from _settings_faults("samples", stage.get("samples") or {}, SampleSettings)
     for part in PARTS:
         common = {} if stage["parts"] == INHERITED else config[part]
         yield from _part_faults(part, stage.get(part), common)
@@ -153,7 +156,10 @@ def node_faults(
             yield from node_faults(f"{path}.{number}", one)
     if not isinstance(node, Mapping):
         return
-    found = str(node.get("_target_") or target or "")
+    found = node.get("_target_", target or "")
+    if not isinstance(found, str):
+        yield f"{path}._target_={found!r:.80} must be a dotted path of a class or function, as package.module.Class"
+        return
     if found.startswith(OURS) and not _exists(found):
         module, _, name = found.rpartition(".")
         yield f"{path}._target_: {found!r} cannot be found; {did_you_mean(name, _defined(module))}"
@@ -161,8 +167,28 @@ def node_faults(
         known = [*(name for name in signature.names if name not in given), *more]
         shown = [name for name in known if name not in hidden]
         yield from unknown(path, {key: None for key in node if key not in hidden or key not in known}, shown)
+        yield from _type_faults(path, node, signature)
     for key, value in node.items():
         yield from node_faults(f"{path}.{key}", value)
+
+
+def _type_faults(path: str, node: Node, signature: Signature) -> Iterator[str]:
+    """Values of other types than the parameters have."""
+    if not isinstance(node.get("_partial_", True), bool):
+        yield f"{path}._partial_={node['_partial_']!r:.80} must be true or false"
+    for key, value in node.items():
+        annotation = signature.types.get(key)
+        if annotation is not None and (fault := type_fault(key, annotation, value)):
+            yield f"{path}.{key}={value!r:.80} {fault}"
+
+
+def _settings_faults(path: str, node: Node, kind: type) -> Iterator[str]:
+    """The same for the fields of a dataclass of settings, of which null stands for the default, and
+    of which the number of workers may be a word."""
+    signature = signature_of(f"{kind.__module__}.{kind.__name__}")
+    assert signature is not None
+    own = {key: value for key, value in node.items() if value is not None and key != "num_workers"}
+    yield from _type_faults(path, own, signature)
 
 
 def _exists(target: str) -> bool:
@@ -201,7 +227,7 @@ def _list_faults(path: str, nodes: Any, given: Collection[str] = ()) -> Iterator
     """Faults of objects by names that a user chooses."""
     complete = [name for name, node in (nodes or {}).items() if isinstance(node, Mapping) and "_target_" in node]
     for name, node in (nodes or {}).items():
-        if isinstance(node, Mapping) and node and "_target_" not in node:
+        if isinstance(node, Mapping) and "_target_" not in node:
             nothing = f"there is no {name!r} to change, and it has no _target_"
             yield f"{path}: {nothing}; {did_you_mean(name, complete)}"
         else:

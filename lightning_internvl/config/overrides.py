@@ -66,9 +66,9 @@ def with_given(
         lines += [f"{name}: {'; '.join(change.messages)}"] if change.messages else []
         for one in given:
             whys[one.text].append(change.unreached.get(one.text))
-    steps = lengths and _whole(found.get("max_steps")) and found["max_steps"] > 0
-    for word in ("epochs", "batch_size", *(["max_steps"] if steps else [])) if names else ():
-        found[word] = None  # each stage has its own now
+    for word in ("epochs", "batch_size", *(["max_steps"] if lengths else [])) if names else ():
+        if word == "epochs" or (_whole(found.get(word)) and found[word] > 0):  # what is no such number is told by its name
+            found[word] = None  # each stage has its own now
     nowhere = {text: [why for why in of_stages if why] for text, of_stages in whys.items() if all(of_stages)}
     faults = [*without_effect(found, given, names)]
     faults += [f"{text} has no effect: {'; '.join(why)}" for text, why in nowhere.items() if why]

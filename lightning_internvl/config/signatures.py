@@ -8,6 +8,7 @@ import functools
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lightning_internvl.config.targets import OURS
@@ -30,12 +31,13 @@ class Definition(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """The names that a class or function takes, in order, whether it takes any other name too, and
-    which of them have no default."""
+    """The names that a class or function takes, in order, whether it takes any other name too,
+    which of them have no default, and their annotations."""
 
     names: tuple[str, ...]
     anything: bool
     required: tuple[str, ...] = ()
+    types: Mapping[str, ast.expr] = MappingProxyType({})
 
 
 def package_folder(package: str) -> Path | None:
@@ -114,7 +116,9 @@ def _of_function(node: ast.FunctionDef, bound: bool = False) -> Signature:
     named, bare = places[int(bound) :], places[int(bound) : len(places) - len(arguments.defaults)]
     words = dict(zip((a.arg for a in arguments.kwonlyargs), arguments.kw_defaults, strict=True))
     required = (*bare, *(name for name, default in words.items() if default is None))
-    return Signature((*named, *words), arguments.kwarg is not None, required)
+    each = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+    types = {one.arg: one.annotation for one in each if one.annotation is not None}
+    return Signature((*named, *words), arguments.kwarg is not None, required, types)
 
 
 def _of_class(found: Definition) -> Signature | None:
@@ -134,7 +138,8 @@ def _of_class(found: Definition) -> Signature | None:
         return own or further
     inherited = [name for name in further.names if name not in {*own.names, *_handed_on(found.node)}]
     required = (name for name in further.required if name in inherited)
-    return Signature((*own.names, *inherited), further.anything, (*own.required, *required))
+    types = {**further.types, **own.types}
+    return Signature((*own.names, *inherited), further.anything, (*own.required, *required), types)
 
 
 def _handed_on(node: ast.ClassDef) -> Iterator[str]:
@@ -154,7 +159,8 @@ def _constructor(node: ast.ClassDef) -> Signature | None:
     if "NamedTuple" in bases or any(ast.unparse(d).endswith("dataclass") for d in decorators):
         fields = (f.target for f in node.body if isinstance(f, ast.AnnAssign))
         names = tuple(f.id for f in fields if isinstance(f, ast.Name))
-        return Signature(names, bool(bases - {"NamedTuple"}))
+        types = {f.target.id: f.annotation for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)}
+        return Signature(names, bool(bases - {"NamedTuple"}), types=types)
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from lightning_internvl.choices import BLOCKWISE, PACKINGS, PARTS, Config, block_settings
 from lightning_internvl.config.hardware import data_workers
@@ -126,8 +126,8 @@ class TrainerSettings:
 class SampleSettings:
     """How the stage is shown: the embedding to compare (`c`, `g`), the part that writes."""
 
-    mode: str = "c"
-    writer: str | None = None
+    mode: Literal["c", "g"] = "c"
+    writer: Literal["middleware", "decoder"] | None = None
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ def locate(target: str) -> Any:
     Raises:
         ValueError: if there is none.
     """
+    if not isinstance(target, str):
+        raise ValueError(f"_target_={target!r:.80} must be a dotted path of a class or function, as package.module.Class")
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
