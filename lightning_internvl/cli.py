@@ -31,7 +31,7 @@ from lightning_internvl.config.hf_pictures import picture_fact, picture_size
 from lightning_internvl.config.known_keys import variables_of
 from lightning_internvl.config.overrides import with_given
 from lightning_internvl.config.secrets import given_hosts, take_secrets, with_secrets
-from lightning_internvl.config.shapes import check_shapes
+from lightning_internvl.config.shapes import check_run_shapes, check_shapes
 from lightning_internvl.config.stage_settings import merged
 from lightning_internvl.config.surroundings import explain_surroundings
 from lightning_internvl.config.sweep import sweep_table
@@ -292,8 +292,7 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     trust = OmegaConf.to_container(trust) if OmegaConf.is_config(trust) else trust
     if faults := list(trust_faults(trust or [])):
         raise ConfigError(faults)
-    plain = with_current_targets(as_dict(OmegaConf.load(path)))
-    plain = with_secrets(plain, f"resume={run_dir}")
+    plain = with_secrets(_read_run(path), f"resume={run_dir}")
     with trusting([*(trust or []), *given_hosts()]):
         check_run(plain, run_dir, fetches=True)
     plain["trust"] = trust or []  # what the run has recorded itself does not count
@@ -314,10 +313,17 @@ def load_run(config: DictConfig) -> dict[str, Any]:
     return plain
 
 
+def _read_run(path: Path) -> dict[str, Any]:
+    """The configuration of a run as its file says, its groups in their places."""
+    plain = with_current_targets(as_dict(OmegaConf.load(path)))
+    check_run_shapes(plain, path)
+    return cast(dict[str, Any], plain)
+
+
 def _run_config(run_dir: Path, begun: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a run that goes on as it was, which has the secrets and may name what the
     configuration that began it trusts; raises ConfigError as `load_run`."""
-    plain = with_secrets(with_current_targets(as_dict(OmegaConf.load(run_dir / RUN_CONFIG))), str(run_dir), begun)
+    plain = with_secrets(_read_run(run_dir / RUN_CONFIG), str(run_dir), begun)
     with trusting(named_by_user(begun)):
         check_run(plain, run_dir)
     check_config({**plain, "init_from": None, "resume": str(run_dir)})

@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lightning_internvl.config.part_values import part_value_faults
 from lightning_internvl.config.trust import FETCHING, foreign_targets, trusting, without_notes
 from lightning_internvl.distributed.collectives import full_tensor
 from lightning_internvl.files import atomic_folder
 from lightning_internvl.layers.state_dict import own_tensors
+from lightning_internvl.messages import first_of
 from lightning_internvl.model.compose import check_trusted
 from lightning_internvl.model.vlm import PARTS, VLM
 from lightning_internvl.stages.base import BaseWeights
@@ -165,7 +167,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path.parent} is no hand-off folder: it holds no {MANIFEST}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path} is no manifest of format {FORMAT}, which this version reads")
@@ -175,6 +177,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not hashed:
         needs = f"`config`, and `parts` with a sha256 for some of {', '.join(PARTS)}"
         raise ValueError(f"{path} is damaged: it needs {needs}")
+    if faults := list(part_value_faults(config)):
+        raise ValueError(f"{path} is damaged: {first_of(faults)}")
     return manifest
 
 

@@ -177,9 +177,27 @@ def _type_faults(path: str, node: Node, signature: Signature) -> Iterator[str]:
     if not isinstance(node.get("_partial_", True), bool):
         yield f"{path}._partial_={node['_partial_']!r:.80} must be true or false"
     for key, value in node.items():
-        annotation = signature.types.get(key)
+        # null leaves what has no default to the program, which knows the sizes of the neighbours
+        annotation = None if value is None and key in signature.required else signature.types.get(key)
         if annotation is not None and (fault := type_fault(key, annotation, value)):
             yield f"{path}.{key}={value!r:.80} {fault}"
+
+
+def type_faults(path: str, node: Any) -> Iterator[str]:
+    """Values in a node and below it that are of other types than its class or function takes."""
+    if isinstance(node, list | tuple):
+        for number, one in enumerate(node):
+            yield from type_faults(f"{path}.{number}", one)
+    if not isinstance(node, Mapping):
+        return
+    found = node.get("_target_", "")
+    if not isinstance(found, str):
+        yield f"{path}._target_={found!r:.80} must be a dotted path of a class or function, as package.module.Class"
+        return
+    if (signature := signature_of(found)) is not None:
+        yield from _type_faults(path, node, signature)
+    for key, value in node.items():
+        yield from type_faults(f"{path}.{key}", value)
 
 
 def _settings_faults(path: str, node: Node, kind: type) -> Iterator[str]:
@@ -290,7 +308,8 @@ def _unfinished_stages(config: Node) -> Iterator[str]:
     command line has left out."""
     stages = {name: stage or {} for name, stage in config["stages"].items()}
     whole = [name for name, stage in stages.items() if is_step(stage) or "_target_" in (stage.get("module") or {})]
-    for name in stages.keys() - set(whole) - set(config["pipeline"] or ()):
+    pipeline = config["pipeline"] if isinstance(config["pipeline"], list) else ()
+    for name in stages.keys() - set(whole) - set(map(str, pipeline)):
         if not (CONF / "stage" / f"{name}.yaml").is_file():
             nothing = f"there is no stage {name!r} to change, and it has no module"
             yield f"stages: {nothing}; {did_you_mean(name, whole)}"

@@ -4,6 +4,7 @@ their place is refused before anything reads them."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning_internvl.choices import PARTS
@@ -45,6 +46,23 @@ def check_shapes(config: Mapping[str, Any]) -> None:
                 faults.append(f"{path}={value!r}: {path} {words.format(path)}")
     if faults:
         raise ConfigError(faults)
+
+
+def check_run_shapes(config: Any, path: Path) -> None:
+    """The same for the configuration of a run that was read from a file, which somebody may have
+    changed; it has every group.
+
+    Raises:
+        ConfigError: with all such faults and the file.
+    """
+    groups = [name for name in NEEDED if "." not in name]
+    lacking = groups if not isinstance(config, Mapping) else [name for name in (*groups, "pipeline") if name not in config]
+    if lacking:
+        raise ConfigError([f"{path} is no configuration of a run: it has no {', '.join(lacking)}"])
+    try:
+        check_shapes(config)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {error}"]) from error
 
 
 def _at(node: Any, pattern: list[str], path: str = "") -> Iterator[tuple[str, Any]]:

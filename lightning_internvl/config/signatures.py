@@ -61,8 +61,14 @@ def statements(module: str) -> Sequence[ast.stmt]:
     return ()
 
 
-def definition(module: str, name: str, packages: tuple[str, ...] = OURS) -> Definition | None:
-    """Where a name of a module is defined, if there or in `packages`; None for others."""
+def definition(
+    module: str, name: str, packages: tuple[str, ...] = OURS, seen: frozenset[tuple[str, str]] = frozenset()
+) -> Definition | None:
+    """Where a name of a module is defined, if there or in `packages`; None for others, and for a name
+    that modules import from each other in a circle, of those that were `seen` on the way."""
+    if (module, name) in seen:
+        return None
+    seen |= {(module, name)}
     for node in statements(module):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return Definition(module, node)
@@ -71,7 +77,7 @@ def definition(module: str, name: str, packages: tuple[str, ...] = OURS) -> Defi
         source = node.module or ""
         for alias in node.names:
             if name == (alias.asname or alias.name) and f"{source}.".startswith(packages):
-                return definition(source, alias.name, packages)
+                return definition(source, alias.name, packages, seen)
     return None
 
 

@@ -21,6 +21,7 @@ BOUNDS: dict[tuple[float, float | None], tuple[str, ...]] = {
         "every_n_steps", "max_text_tokens", "limit", "accumulate_grad_batches", "length", "num_nodes",
     ),
     (0, None): ("seed", "init_std", "embed_std", "log_every_n_steps", "gradient_clip_val", "eps", "weight_decay"),
+    (1e-6, None): ("init_scale", "max_scale"),
     (0, 1): ("min_ratio", "drop_path", "dropout"),
 }  # fmt: skip
 NUMBERS = {name: bounds for bounds, names in BOUNDS.items() for name in names}
@@ -34,7 +35,7 @@ def type_fault(name: str, annotation: ast.expr, value: Any) -> str | None:
     least, most = NUMBERS.get(name, (None, None))
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and least is not None and not least <= value <= (math.inf if most is None else most):
-        return f"must be a number from {least} {'on' if most is None else f'to {most}'}"
+        return f"must be a number from {least:g} {'on' if most is None else f'to {most}'}"
     return None
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from lightning_internvl.checkpoints import handoff, load_handoff
 from lightning_internvl.checkpoints.weight_source import handoff_of
+from lightning_internvl.config.shapes import check_run_shapes
 from lightning_internvl.config.stage_settings import StageSettings, stage_settings
 from lightning_internvl.config.targets import locate, with_current_targets
 from lightning_internvl.config.trust import Untrusted, check_run, is_trusted, targets_of
@@ -54,8 +55,14 @@ def settings_of(folder: Path) -> StageSettings:
     """
     run = run_of(folder)
     config = with_current_targets(yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8")))
+    check_run_shapes(config, run / RUN_CONFIG)
     check_run(config, run)
-    settings = stage_settings(config, read_json(folder / handoff.MANIFEST)["stage"])
+    stage = read_json(folder / handoff.MANIFEST).get("stage")
+    if stage not in list(config["stages"]):
+        raise ValueError(
+            f"{folder / handoff.MANIFEST}: stage={stage!r} is none of {run / RUN_CONFIG}: {', '.join(config['stages'])}"
+        )
+    settings = stage_settings(config, stage)
     _check_roles(settings, run)
     return settings
 

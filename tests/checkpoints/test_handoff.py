@@ -172,12 +172,38 @@ def test_another_content_than_the_manifest_describes(folder: Path) -> None:
         ('{"format": 1}', "is damaged: it needs `config`, and `parts`"),
         ('{"format": 1, "config": {}, "parts": {"../encoder": {"sha256": ""}}}', "is damaged: it needs"),
         ('{"format": 1, "config": {}, "parts": {"encoder": {}}}', "is damaged: it needs"),
-        ('{"format": 1, "config": {}, "parts": {"encoder": {"sha256": "0"}}}', r"encoder\.safetensors is damaged"),
+        ('{"format": 1, "config": {}, "parts": {"encoder": {"sha256": "0"}}}', r"config\.encoder=None must be a mapping of"),
+        ("[" * 100_000, "is damaged"),
     ],
 )
 def test_manifests_that_are_none(manifest: str, message: str, folder: Path) -> None:
     (folder / "manifest.json").write_text(manifest)
     with pytest.raises(ValueError, match=message):
+        weight_source.read_handoff(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("encoder.dim", "7", r"config\.encoder\.dim='7' must be a whole number"),
+        ("encoder.heads", 0, r"config\.encoder\.heads=0 must be a number from 1 on"),
+        ("encoder._target_", 3, r"config\.encoder\._target_=3 must be a dotted path"),
+        ("middleware.tokenizer", [], r"config\.middleware\.tokenizer=\[\] must be a mapping"),
+        ("objectives", float("nan"), r"config\.objectives=nan must be a mapping"),
+        ("objectives.itc", None, r"config\.objectives\.itc=None must be a mapping"),
+        ("image_token", 3, r"config\.image_token=3 must be a text"),
+        ("decoder", {}, r"config\.decoder has no _target_"),
+    ],
+)
+def test_a_value_that_no_part_takes(path: str, value: Any, told: str, folder: Path) -> None:
+    config = copy.deepcopy(CONFIG)
+    *above, last = path.split(".")
+    section: Any = config
+    for name in above:
+        section = section[name]
+    section[last] = value
+    edit(folder, config=config)
+    with pytest.raises(ValueError, match=told):
         weight_source.read_handoff(folder)
 
 

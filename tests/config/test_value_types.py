@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from omegaconf import OmegaConf
 
 from lightning_internvl.cli import CONF
 from lightning_internvl.config.known_keys import key_faults, stage_key_faults
+from lightning_internvl.config.shapes import check_run_shapes
+from lightning_internvl.config.signatures import signature_of
 from lightning_internvl.config.value_types import type_fault
+from lightning_internvl.messages import ConfigError
 
 NAN, INF = float("nan"), float("inf")
 FITTING: list[tuple[str, list[Any]]] = [
@@ -87,6 +91,30 @@ def test_settings_are_told_by_their_names(setting: str, default: dict[str, Any])
     node[last] = TOLD[setting]
     (fault,) = faults_of(config)
     assert setting.removeprefix("stages.contrastive.") in fault or f"{last!r}" in fault
+
+
+def test_names_that_import_each_other_are_nowhere_defined() -> None:
+    assert signature_of("lightning_internvl.model.vlm.nn") is None  # torch imports nn from torch
+
+
+def test_a_run_has_all_its_groups(default: dict[str, Any]) -> None:
+    path = Path("run/config.yaml")
+    check_run_shapes(default, path)
+    lacking = {name: node for name, node in default.items() if name != "optimizer"}
+    for config, told in (
+        (lacking, "it has no optimizer"),
+        ([1], "it has no encoder, "),
+        ({**default, "quantization": NAN}, "quantization=nan: quantization holds settings"),
+        ({**default, "decoder": 3}, "decoder=3: decoder holds settings"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^run/config\.yaml.*{told}"):
+            check_run_shapes(config, path)
+
+
+def test_null_leaves_a_size_of_the_neighbours_to_the_program(default: dict[str, Any]) -> None:
+    config = copy.deepcopy(default)
+    config["middleware"]["vocab_size"] = None
+    assert faults_of(config) == []
 
 
 def faults_of(config: dict[str, Any]) -> list[str]:
