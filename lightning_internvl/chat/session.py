@@ -23,6 +23,7 @@ from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.images import image_size, read_image
 from lightning_internvl.data.files.lazy_pictures import LazyPictures
 from lightning_internvl.data.templates import IMAGE, Message, message_of
+from lightning_internvl.inference.device import on_device
 from lightning_internvl.inference.predictor import Precision, context_length, stop_options
 from lightning_internvl.model.vlm import VLM
 
@@ -279,12 +280,6 @@ def visible_text(text: str, end: str, finished: bool) -> str:
 
 def _device(model: VLM) -> torch.device:
     return next(model.parameters()).device
-
-
-def on_device(model: VLM, tensor: Tensor) -> Tensor:
-    """A tensor where the model is; numbers with a fraction in the type of its weights."""
-    weight = next(model.encoder.parameters())
-    return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else None)
 
 
 class _StopFlag(StoppingCriteria):

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lightning_internvl.config.model_source import ModelSource
 from lightning_internvl.distributed.placement import computes_in, set_products
@@ -34,6 +35,12 @@ class Place(NamedTuple):
     def precision(self) -> AbstractContextManager[Any]:
         """The context in which the model runs."""
         return torch.autocast(self.device.type, self.products) if self.products else nullcontext()
+
+
+def on_device(model: VLM, tensor: Tensor) -> Tensor:
+    """A tensor where the model is; numbers with a fraction in the type of its first weights."""
+    weight = next(model.parameters())
+    return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else None)
 
 
 def place_for(settings: ModelSource, trained_in: str | int | None = None) -> Place:

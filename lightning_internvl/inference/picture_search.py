@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_internvl.data.collate.chats import pad_rows
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
+from lightning_internvl.inference.device import on_device
 from lightning_internvl.inference.predictor import Precision
 from lightning_internvl.model.vlm import VLM
 
@@ -44,7 +45,7 @@ class Retriever:
         parts = self._parts(images)
         batches = (self.pairs.pixels(x, [f"picture {i}" for i in range(len(x))]) for x in parts)
         with self.precision():
-            found = [self.model.encode_image(pixels, self.mode).float() for pixels in batches]
+            found = [self.model.encode_image(on_device(self.model, pixels), self.mode).float() for pixels in batches]
         embeds = F.normalize(torch.cat(found), dim=-1)
         return embeds if embeds.ndim == 3 else embeds[:, None]
 
@@ -53,7 +54,7 @@ class Retriever:
         """Texts -> (N, E), normalised."""
         batches = (pad_rows(*self.pairs.rows("itc", part)) for part in self._parts(texts))
         with self.precision():
-            embeds = [self.model.encode_text(ids, mask).float() for ids, mask in batches]
+            embeds = [self.model.encode_text(*(on_device(self.model, x) for x in batch)).float() for batch in batches]
         return F.normalize(torch.cat(embeds), dim=-1)
 
     def _parts(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:

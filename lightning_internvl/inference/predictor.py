@@ -25,6 +25,7 @@ from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.data.templates import IMAGE, message_of
 from lightning_internvl.data.tokenizer import token_id
+from lightning_internvl.inference.device import on_device
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.layers.finite import FiniteLogits, check_finite
 from lightning_internvl.model.vlm import VLM
@@ -188,8 +189,7 @@ class Predictor:
 
     def placed(self, tensor: Tensor) -> Tensor:
         """A tensor where the model is; floats in the type of the tower's first weights."""
-        weight = next(self.model.parameters())
-        return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else None)
+        return on_device(self.model, tensor)
 
     # --- batches --------------------------------------------------------------------------------
 
