@@ -177,8 +177,9 @@ def _type_faults(path: str, node: Node, signature: Signature) -> Iterator[str]:
     if not isinstance(node.get("_partial_", True), bool):
         yield f"{path}._partial_={node['_partial_']!r:.80} must be true or false"
     for key, value in node.items():
-        # null leaves what has no default to the program, which knows the sizes of the neighbours
-        annotation = None if value is None and key in signature.required else signature.types.get(key)
+        # null leaves what has no default to the program, which knows the sizes of the neighbours, or what a stage starts from
+        later = value == INHERITED or (value is None and key in signature.required)
+        annotation = None if later else signature.types.get(key)
         if annotation is not None and (fault := type_fault(key, annotation, value)):
             yield f"{path}.{key}={value!r:.80} {fault}"
 

@@ -35,8 +35,9 @@ def _node_faults(path: str, node: Mapping[str, Any]) -> Iterator[str]:
     if "_target_" not in node:
         yield f"{path} has no _target_, the class that is built of it"
         return
-    if "tokenizer" in node and not (isinstance(node["tokenizer"], Mapping) and "_target_" in node["tokenizer"]):
-        yield f"{path}.tokenizer={node['tokenizer']!r:.80} must be a mapping of settings with a _target_"
+    tokenizer = node.get("tokenizer")  # a middleware that reads no text has none
+    if tokenizer is not None and not (isinstance(tokenizer, Mapping) and "_target_" in tokenizer):
+        yield f"{path}.tokenizer={tokenizer!r:.80} must be a mapping of settings with a _target_"
     found = list(type_faults(path, node))
     yield from found
     # anything but a class is no part, and is refused as such

@@ -170,7 +170,11 @@ def test_a_finite_run_is_the_one_without_a_guard(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("setting", "told"),
-    [("on_nan=ignore", "valid choices: stop, skip"), ("limit=0", "must be a whole number above 0"), ("every_n_steps=x", "'x'")],
+    [
+        ("on_nan=ignore", "valid choices: stop, skip"),
+        ("limit=0", "guard.limit=0 must be a number from 1"),
+        ("every_n_steps=x", "'x'"),
+    ],
 )
 def test_settings_that_nobody_knows(setting: str, told: str, tmp_path: Path) -> None:
     outcome = run(tmp_path / "run", f"callbacks.guard.{setting}")
