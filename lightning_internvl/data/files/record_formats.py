@@ -211,10 +211,16 @@ def _text(given: Any, role: str, unread: list[str]) -> tuple[str, list[Shown]]:
 
 
 def text_of(given: Any, what: str) -> str:
-    """A field that must be a text, without a byte order mark. Raises BadSample."""
+    """A field that must be a text, of whole characters, without a byte order mark. Raises
+    BadSample."""
     if not isinstance(given, str):
         kind = "nothing (null)" if is_empty(given) else f"{type(given).__name__} {_cut(given)}"
         raise BadSample(f"{what} is no text, nor a list of parts, but {kind}", "unknown format")
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        half = f"{given[error.start]!r} at character {error.start}"
+        raise BadSample(f"{what} holds half a character, {half}, which is no text in UTF-8", "broken text") from error
     return given.removeprefix(BOM)
 
 

@@ -81,6 +81,11 @@ REFUSED = {
         {"question": "a", "answers": ["b", "c"], "image": A},
         {"conversations": "[{'from': 'human'}]"},
     ],
+    "broken text": [
+        {"image": A, "caption": "a \ud800 cat"},
+        {"messages": [user("\udcff"), said()]},
+        {"question": "a", "answer": "\ud83d"},
+    ],
     "empty caption": [{"image": A, "caption": float("nan")}],
     "placeholders": [
         {"images": [A, B], "messages": [user("<image1> <image1>"), said()]},
