@@ -161,7 +161,9 @@ def outcome(folder: Path, place: Place, value: Any, before: Any, expected: dict[
         return "traceback", f"{error!r} {os.path.basename(frame.filename)}:{frame.lineno}"
     if same(found, expected):
         return "read", "without effect"
-    return ("wrong" if is_another_kind(value, before) or not is_finite(found) else "read"), "with effect"
+    valid = place[-1] in KINDS and value is not MISSING and KINDS[place[-1]].holds(value)
+    odd = not is_finite(found) or (is_another_kind(value, before) and not valid)
+    return ("wrong" if odd else "read"), "with effect"
 
 
 def fuzz(count: int, folder: Path, seed: int, sources: Sequence[Path]) -> tuple[Counter[str], list[str]]:

@@ -87,7 +87,7 @@ class Choice(NamedTuple):
 SIZE, SIDE, TABLE = Numbers(1, 2**20), Numbers(1, 2**16, several=True), Numbers(1, 2**24)
 SHARE, SCALE = Numbers(0, 1, whole=False), Numbers(0, whole=False)
 WORD, SWITCH = Words(str, "a text"), Words(bool, "true or false")
-LAYERS = Numbers(-1000, 1000, several=True)
+LAYERS, ID = Numbers(-1000, 1000), Numbers(-(2**31), 2**31)
 FIELDS: dict[Numbers | Words | Choice, tuple[str, ...]] = {
     SIZE: (
         "hidden_size", "intermediate_size", "encoder_hidden_size", "vision_width", "width", "d_model", "d_ff", "d_kv", "ffn_dim",
@@ -102,10 +102,11 @@ FIELDS: dict[Numbers | Words | Choice, tuple[str, ...]] = {
     TABLE: ("vocab_size", "max_position_embeddings", "seq_length"),
     SIZE._replace(none=True): ("num_key_value_heads", "head_dim", "force_image_size"),
     Numbers(0, 2**20): ("use_backbone_lora", "use_qllama_lora", "use_llm_lora"),
-    Numbers(): ("image_start_id",),
-    Numbers(none=True): ("image_token_id", "image_token_index", "video_token_id", "media_token_id"),
-    Numbers(none=True, several=True): ("bos_token_id", "eos_token_id", "pad_token_id"),
-    LAYERS: ("vision_feature_layer", "mm_vision_select_layer", "select_layer"),
+    ID: ("image_start_id",),
+    ID._replace(none=True): ("image_token_id", "image_token_index", "video_token_id", "media_token_id"),
+    ID._replace(none=True, several=True): ("bos_token_id", "eos_token_id", "pad_token_id"),
+    LAYERS: ("mm_vision_select_layer", "select_layer"),
+    LAYERS._replace(several=True): ("vision_feature_layer",),
     Words(int, "a list of whole numbers", several=True): ("global_attn_indexes", "mrope_section"),
     SHARE: (
         "layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon", "ln_vision_eps", "dropout", "dropout_rate", "attention_dropout",
