@@ -91,7 +91,7 @@ class Checkpoint(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
         WATCH.end()
         if WATCH.received:  # since the last step
-            raise RunStopped.by(WATCH.received)
+            raise RunStopped.by(WATCH.received, alone=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Stage, exception: BaseException) -> None:
         WATCH.end()

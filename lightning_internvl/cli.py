@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -60,6 +61,7 @@ LISTS = "skipped*.jsonl"  # of samples that could not be used
 # may be another on a resume; the order of samples does not depend on it
 WORKERS = "data.num_workers="
 LIMIT = "trainer.max_time="  # of one process
+WITHOUT_FIRST = 10  # seconds after a signal for which a process waits for the first one to end too
 
 OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
@@ -354,9 +356,7 @@ def _command(main: Callable[[], None], signals: Sequence[Signals]) -> None:
     except RunStopped as stop:
         if not is_helper():
             print(f"\n{stop}", file=sys.stderr)
-        # A process that the trainer has started leaves it to the first one to say how the run
-        # ended; the trainer kills that one if another ends with a fault.
-        sys.exit(0 if is_started_by_trainer() else stop.code)
+        sys.exit(_helper_status(stop) if is_started_by_trainer() else stop.code)
     except Exception as error:
         if verbose or not is_fault(error):
             raise
@@ -365,6 +365,18 @@ def _command(main: Callable[[], None], signals: Sequence[Signals]) -> None:
         sys.exit(2)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "1" if verbose else "0"
+
+
+def _helper_status(stop: RunStopped) -> int:
+    """The exit status of a process that the trainer has started. It leaves it to the first one to say
+    how the run ended: the trainer kills that one if another ends with a fault, as it must where it
+    would wait for this one for ever."""
+    first, until = os.getppid(), time.monotonic() + WITHOUT_FIRST
+    while stop.alone and os.getppid() == first:  # a signal to all of them ends the first one too
+        if time.monotonic() > until:
+            return stop.code
+        time.sleep(0.1)
+    return 0
 
 
 def _of_thread(arguments: threading.ExceptHookArgs) -> None:

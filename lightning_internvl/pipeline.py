@@ -28,7 +28,7 @@ from lightning_internvl.distributed.checkpoint_files import checkpoint_step, rea
 from lightning_internvl.distributed.collectives import world_size
 from lightning_internvl.distributed.fsdp2 import FSDP2, check_weights
 from lightning_internvl.distributed.placement import check_type, place_of, set_products
-from lightning_internvl.distributed.signals import RunStopped
+from lightning_internvl.distributed.signals import RunStopped, tell_of_dead_processes
 from lightning_internvl.files import read_json
 from lightning_internvl.filtering.command import is_finished, run_filter, settings_after
 from lightning_internvl.filtering.job import FilterJob, rehearse_filter
@@ -276,6 +276,7 @@ def quiet_lightning() -> None:
     """Leave out what the trainer says at every start and what is so by design here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    tell_of_dead_processes()
     for message in (
         ".*module\\(s\\) in eval mode at the start of training.*",  # frozen parts are, on purpose
         ".*does not have many workers.*",

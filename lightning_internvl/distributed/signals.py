@@ -6,7 +6,9 @@ Nothing here imports PyTorch.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -25,6 +27,7 @@ NOT_FINISHED = 3
 REPEATED = 1.0
 # seconds for which a data worker outlives a SIGTERM, so that the step can be finished
 WORKER_GRACE = 60
+OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"  # watches the processes that the trainer started
 
 
 class RunStopped(SystemExit):
@@ -33,21 +36,22 @@ class RunStopped(SystemExit):
     Args:
         reason: one sentence, or its beginning.
         code: exit status: 128 and the number of a signal, or `NOT_FINISHED`.
+        alone: the other processes of the run need not know of it.
     """
 
     code: int
 
-    def __init__(self, reason: str, code: int) -> None:
+    def __init__(self, reason: str, code: int, *, alone: bool = False) -> None:
         super().__init__(code)
-        self.reason = reason
+        self.reason, self.alone = reason, alone
 
     def __str__(self) -> str:
         return self.reason
 
     @classmethod
-    def by(cls, number: int) -> RunStopped:
+    def by(cls, number: int, *, alone: bool = False) -> RunStopped:
         """Stopped by a signal."""
-        return cls(f"stopped by {NAMES[signal.Signals(number)]}", 128 + number)
+        return cls(f"stopped by {NAMES[signal.Signals(number)]}", 128 + number, alone=alone)
 
 
 class Watch:
@@ -108,7 +112,7 @@ class Watch:
             _say(f"\n{NAMES[signal.Signals(number)]}: finishes the step and saves; once more ends at once\n")
             return
         _say("")
-        raise RunStopped.by(number)
+        raise RunStopped.by(number, alone=True)
 
 
 def _say(text: str) -> None:
@@ -123,6 +127,24 @@ def _say(text: str) -> None:
 
 
 WATCH = Watch()  # signals belong to a process, so there is one
+
+
+def tell_of_dead_processes() -> None:
+    """Let the trainer say in words of ours that it kills all processes of a run because one has
+    ended with a fault, which it tells in its log alone."""
+    observer = logging.getLogger(OBSERVER)
+    if not observer.filters:
+        observer.setLevel(logging.INFO)
+        observer.addFilter(_told_of_dead_process)
+
+
+def _told_of_dead_process(record: logging.LogRecord) -> bool:
+    if found := re.search(r"rank: (\d+)\] Child process with PID \d+ terminated with code (-?\d+)", record.getMessage()):
+        rank, code = map(int, found.groups())
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        told = f"the process of rank {rank} {how}, and the trainer kills the others, which would wait for it"
+        os.write(2, f"\nerror: {told}; go on with resume=RUN\n".encode())
+    return False
 
 
 def _cannot_hand_on(error: BaseException, batch: object) -> None:

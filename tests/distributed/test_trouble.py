@@ -8,15 +8,19 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from pair import BARE, LAST, QUIET, WHOLE_BATCH, copy, run_alone
 from processes import Started
 from runs import once, train, weights
 
 import callbacks
+from lightning_internvl import cli
 from lightning_internvl.distributed.checkpoint_files import checkpoint_step
+from lightning_internvl.distributed.signals import RunStopped, tell_of_dead_processes
 from lightning_internvl.files import from_aside, into_place
 
 WITHIN = 60.0  # seconds
@@ -55,6 +59,33 @@ def test_the_first_process_dies_and_the_run_goes_on_alone(tmp_path: Path) -> Non
     run_alone(*long, *WHOLE_BATCH, f"paths.run={tmp_path / 'whole'}")
     ours, theirs = (weights(tmp_path / run, "contrastive") for run in ("run", "whole"))
     assert all((tensor - theirs[name]).abs().max() < 1e-4 for name, tensor in ours.items())
+
+
+def test_the_trainer_says_that_another_process_has_died(capfd: pytest.CaptureFixture[str]) -> None:
+    """Where nothing else finds it, as an exchange over a network that breaks does."""
+    tell_of_dead_processes()
+    others = [SimpleNamespace(pid=1, returncode=code, poll=lambda: None) for code in (0, -signal.SIGKILL)]
+    observer = _ChildProcessObserver(os.getpid(), others)
+    observer._terminate_all = lambda: None
+    assert observer._run()
+    told = "error: the process of rank 2 was killed by SIGKILL, and the trainer kills the others, which would wait for it"
+    assert capfd.readouterr().err.strip() == f"{told}; go on with resume=RUN"
+
+
+@pytest.mark.parametrize(("alone", "code"), [(True, 143), (False, 0)])
+def test_a_process_that_stops_alone_ends_with_a_fault(alone: bool, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the first one would wait for it in the next sum over all processes."""
+    monkeypatch.setattr(cli, "WITHOUT_FIRST", 0)
+    monkeypatch.setattr(cli, "is_started_by_trainer", lambda: True)
+    monkeypatch.setattr(cli, "is_helper", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def main() -> None:
+        raise RunStopped.by(signal.SIGTERM, alone=alone)
+
+    with pytest.raises(SystemExit) as end:
+        cli.command(main)
+    assert end.value.code == code
 
 
 @pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
