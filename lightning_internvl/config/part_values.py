@@ -42,5 +42,9 @@ def _node_faults(path: str, node: Mapping[str, Any]) -> Iterator[str]:
     yield from found
     # anything but a class is no part, and is refused as such
     signature = None if found or not node["_target_"].rpartition(".")[2][:1].isupper() else signature_of(node["_target_"])
-    if signature is not None and path == "config.encoder" and (lacking := set(signature.required) - node.keys()):
-        yield f"{path} lacks {', '.join(sorted(lacking))}"
+    if (
+        signature is not None
+        and path == "config.encoder"
+        and (lacking := [one for one in signature.required if node.get(one) is None])
+    ):
+        yield f"{path} lacks {', '.join(lacking)}"

@@ -187,6 +187,7 @@ def test_manifests_that_are_none(manifest: str, message: str, folder: Path) -> N
     [
         ("encoder.dim", "7", r"config\.encoder\.dim='7' must be a whole number"),
         ("encoder.heads", 0, r"config\.encoder\.heads=0 must be a number from 1 on"),
+        ("encoder.dim", None, r"config\.encoder lacks dim"),
         ("encoder._target_", 3, r"config\.encoder\._target_=3 must be a dotted path"),
         ("middleware.tokenizer", [], r"config\.middleware\.tokenizer=\[\] must be a mapping"),
         ("objectives", float("nan"), r"config\.objectives=nan must be a mapping"),
