@@ -175,8 +175,13 @@ def read_config(place: Path) -> dict[str, Any]:
     path, config = _read_config(place)
     if path is not None:
         check_values(config, f"{path}", ": ")
-    # sections that a config names and leaves open are those of its defaults
-    return {name: value for name, value in config.items() if value is not None or name not in SECTIONS}
+    return _without_open_sections(config)
+
+
+def _without_open_sections(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose sections of null are left out, at any depth: they are those of its defaults."""
+    kept = {name: value for name, value in config.items() if value is not None or name not in SECTIONS or "rope" in name}
+    return {name: _without_open_sections(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def _read_config(place: Path) -> tuple[Path | None, dict[str, Any]]:

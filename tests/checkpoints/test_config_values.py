@@ -46,8 +46,8 @@ def test_a_value_that_no_such_field_has_is_refused(field: str, value: Any, told:
 
 def test_sections_are_mappings_and_null_leaves_them_out(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"text_config": None, "image_token_id": None}))
-    assert read_config(tmp_path) == {"image_token_id": None}
+    path.write_text(json.dumps({"text_config": None, "image_token_id": None, "visual": {"vision_config": None}}))
+    assert read_config(tmp_path) == {"image_token_id": None, "visual": {}}
     path.write_text(json.dumps({"text_config": [1]}))
     with pytest.raises(ValueError, match=r"text_config=\[1\] must be a mapping"):
         read_config(tmp_path)
