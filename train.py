@@ -3,11 +3,10 @@
 python train.py                                   # the default recipe, toy size, on a CPU
 python train.py experiment=internvl_chat_toy      # another recipe
 python train.py --cfg job                         # show the configuration, train nothing
-python train.py plan=true                         # parameters, FLOPs and memory of each stage,
-train nothing python train.py doctor=true                       # look for silent failures of each
-stage within a minute, train nothing python train.py data=conversations data.path=FILE
-data.validate=true   # what is wrong with your data, train nothing python train.py
-resume=outputs/internvl_toy/RUN   # go on after a crash
+python train.py plan=true                         # parameters, FLOPs and memory of each stage; trains nothing
+python train.py doctor=true                       # silent failures of each stage, within a minute; trains nothing
+python train.py data=conversations data.path=FILE data.validate=true   # what is wrong with your data; trains nothing
+python train.py resume=outputs/internvl_toy/RUN   # go on after a crash
 """
 
 from __future__ import annotations
