@@ -124,7 +124,7 @@ def _configured(config: DictConfig, run_dir: Path, again: bool, command: list[st
             yield plain
     except RunStopped as stop:
         on = "" if "resume=" in str(stop) else f"; go on with python train.py resume={run_dir}"
-        raise RunStopped(with_trust(f"{stop}{on}", plain, run_dir), stop.code) from stop
+        raise stop.told(with_trust(f"{stop}{on}", plain, run_dir)) from stop
     except Exception as error:
         begun = any(any(run_dir.glob(work)) for work in WORK)
         if ours and not begun and is_fault(error):
@@ -371,12 +371,10 @@ def _helper_status(stop: RunStopped) -> int:
     """The exit status of a process that the trainer has started. It leaves it to the first one to say
     how the run ended: the trainer kills that one if another ends with a fault, as it must where it
     would wait for this one for ever."""
-    first, until = os.getppid(), time.monotonic() + WITHOUT_FIRST
-    while stop.alone and os.getppid() == first:  # a signal to all of them ends the first one too
-        if time.monotonic() > until:
-            return stop.code
-        time.sleep(0.1)
-    return 0
+    if not stop.alone:
+        return 0
+    time.sleep(WITHOUT_FIRST)  # a signal to all of them ends the first one, and with it this one
+    return stop.code
 
 
 def _of_thread(arguments: threading.ExceptHookArgs) -> None:

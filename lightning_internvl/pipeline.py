@@ -235,7 +235,7 @@ def explain_stop(settings: Settings, run_dir: Path) -> Iterator[None]:
             step = checkpoint_step(checkpoint)
             state = f"step {step} of {last} is saved in {checkpoint}" if step else f"no step of {last} is saved"
         advice = f"go on with python train.py resume={run_dir}"
-        raise RunStopped(f"{stop}; stage {name}: {state}; {advice}", stop.code) from stop
+        raise stop.told(f"{stop}; stage {name}: {state}; {advice}") from stop
 
 
 @contextmanager

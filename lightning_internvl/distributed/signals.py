@@ -48,6 +48,10 @@ class RunStopped(SystemExit):
     def __str__(self) -> str:
         return self.reason
 
+    def told(self, reason: str) -> RunStopped:
+        """The same stop in other words."""
+        return RunStopped(reason, self.code, alone=self.alone)
+
     @classmethod
     def by(cls, number: int, *, alone: bool = False) -> RunStopped:
         """Stopped by a signal."""

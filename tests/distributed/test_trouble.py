@@ -22,6 +22,7 @@ from lightning_internvl import cli
 from lightning_internvl.distributed.checkpoint_files import checkpoint_step
 from lightning_internvl.distributed.signals import RunStopped, tell_of_dead_processes
 from lightning_internvl.files import from_aside, into_place
+from lightning_internvl.pipeline import explain_stop
 
 WITHIN = 60.0  # seconds
 STAGE = (*QUIET, "pipeline=[contrastive]", "callbacks.checkpoint.every_n_steps=1")
@@ -73,7 +74,9 @@ def test_the_trainer_says_that_another_process_has_died(capfd: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(("alone", "code"), [(True, 143), (False, 0)])
-def test_a_process_that_stops_alone_ends_with_a_fault(alone: bool, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_stops_alone_ends_with_a_fault(
+    alone: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or the first one would wait for it in the next sum over all processes."""
     monkeypatch.setattr(cli, "WITHOUT_FIRST", 0)
     monkeypatch.setattr(cli, "is_started_by_trainer", lambda: True)
@@ -81,7 +84,8 @@ def test_a_process_that_stops_alone_ends_with_a_fault(alone: bool, code: int, mo
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
     def main() -> None:
-        raise RunStopped.by(signal.SIGTERM, alone=alone)
+        with explain_stop(SimpleNamespace(name="one", max_steps=3), tmp_path):
+            raise RunStopped.by(signal.SIGTERM, alone=alone)
 
     with pytest.raises(SystemExit) as end:
         cli.command(main)
