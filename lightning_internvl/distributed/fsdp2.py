@@ -150,7 +150,7 @@ class FSDP2(ModelParallelStrategy):
         tensors = {f"model/{name}": tensor for name, tensor in checkpoint.pop("state_dict").items()}
         states = checkpoint.pop("optimizer_states")
         for name, state in states[0]["state"].items():
-            tensors |= {f"optimizer/{name}/{key}": value for key, value in state.items()}
+            tensors |= {f"optimizer/{name}/{key}": value for key, value in sorted(state.items())}
         if self.is_global_zero:
             path.mkdir(parents=True, exist_ok=True)
             save(checkpoint | {"param_groups": states[0]["param_groups"]}, path / META)
