@@ -148,7 +148,7 @@ def _chat_tab(page: gr.Blocks, talks: Talks, sampling: Sampling, examples: list[
     )  # fmt: skip
     with gr.Row(elem_id="below"):
         with gr.Accordion("Settings", open=False):
-            controls = _controls(sampling)
+            controls = _controls(sampling, talks.limits.longest_answer)
         new = gr.Button("New conversation", size="sm", elem_id="new", scale=0, min_width=160)
 
     async def answer(value: Any, history: list[Any], talk: Talk, *chosen: Any) -> AsyncGenerator[Updates]:
@@ -178,13 +178,12 @@ def _chat_tab(page: gr.Blocks, talks: Talks, sampling: Sampling, examples: list[
     gr.on([new.click, chat.clear], begin_again, None, [chat, session, box], queue=False, **shown)
 
 
-def _controls(sampling: Sampling) -> list[gr.components.Component]:
+def _controls(sampling: Sampling, longest: int) -> list[gr.components.Component]:
     """Temperature, top-p, length and seed, in this order."""
     with gr.Row():
         temperature = gr.Slider(0, 1.5, sampling.temperature, step=0.05, label="Temperature", info="0: the likeliest words")
         top_p = gr.Slider(0.05, 1, sampling.top_p, step=0.05, label="Top-p", info="1: all words may be drawn")
     with gr.Row():
-        longest = max(1024, sampling.max_new_tokens)
         length = gr.Slider(1, longest, sampling.max_new_tokens, step=1, label="Longest answer", info="in tokens")
         seed = gr.Number(sampling.seed, label="Seed", info="of the draws", precision=0, minimum=0)
     return [temperature, top_p, length, seed]

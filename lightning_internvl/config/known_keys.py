@@ -16,7 +16,7 @@ import yaml
 from lightning_internvl.choices import INHERITED, PARTS, is_step
 from lightning_internvl.config.signatures import Signature, definition, signature_of, statements
 from lightning_internvl.config.stage_settings import STAGE_KEYS, DataSettings, SampleSettings, merged
-from lightning_internvl.config.targets import OURS
+from lightning_internvl.config.targets import OURS, target_fault
 from lightning_internvl.config.trust import named_in_conf
 from lightning_internvl.config.value_types import type_fault
 from lightning_internvl.files import CONF
@@ -157,8 +157,8 @@ def node_faults(
     if not isinstance(node, Mapping):
         return
     found = node.get("_target_", target or "")
-    if not isinstance(found, str):
-        yield f"{path}._target_={found!r:.80} must be a dotted path of a class or function, as package.module.Class"
+    if fault := target_fault(found):
+        yield f"{path}.{fault}"
         return
     if found.startswith(OURS) and not _exists(found):
         module, _, name = found.rpartition(".")
@@ -192,8 +192,8 @@ def type_faults(path: str, node: Any) -> Iterator[str]:
     if not isinstance(node, Mapping):
         return
     found = node.get("_target_", "")
-    if not isinstance(found, str):
-        yield f"{path}._target_={found!r:.80} must be a dotted path of a class or function, as package.module.Class"
+    if fault := target_fault(found):
+        yield f"{path}.{fault}"
         return
     if (signature := signature_of(found)) is not None:
         yield from _type_faults(path, node, signature)

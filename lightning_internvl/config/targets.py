@@ -59,14 +59,21 @@ def with_current_targets(config: Any) -> Any:
     }
 
 
+def target_fault(target: Any) -> str | None:
+    """What is wrong with a `_target_`; None for a text."""
+    if isinstance(target, str):
+        return None
+    return f"_target_={target!r:.80} must be a dotted path of a class or function, as package.module.Class"
+
+
 def locate(target: str) -> Any:
     """The class or function behind a dotted path.
 
     Raises:
         ValueError: if there is none.
     """
-    if not isinstance(target, str):
-        raise ValueError(f"_target_={target!r:.80} must be a dotted path of a class or function, as package.module.Class")
+    if fault := target_fault(target):
+        raise ValueError(fault)
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)

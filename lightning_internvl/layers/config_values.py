@@ -118,7 +118,7 @@ FIELDS: dict[Numbers | Words | Choice, tuple[str, ...]] = {
     Numbers(1e-3, 1e15, whole=False): ("rope_theta", "rotary_emb_base"),
     Numbers(-1e6, 1e6, whole=False): ("layer_scale_init_value", "logit_scale_init_value"),
     WORD: (
-        "norm_type", "feed_forward_proj", "dense_act_fn",
+        "norm_type", "feed_forward_proj",
         "mm_projector_type", "mm_vision_select_feature", "mm_patch_merge_type", "vision_feature_select_strategy", "vision_proj",
         "rope_type", "ps_version",
     ),

@@ -113,7 +113,8 @@ class MetaStage:
     """A stage on the meta device with a meter attached to its model.
 
     Args:
-        blank: the batch of a given number of samples; it is made on the meta device, for pictures of large batches fill memory.
+        blank: the batch of a given number of samples; it is made on the meta device, for pictures
+            of large batches fill memory.
         world_size: processes that a contrast gathers from.
         recompute: parts whose blocks are computed again for the backward pass.
     """
