@@ -1,10 +1,9 @@
 """Measure a finished model: the tasks of conf/task/, on built-in scenes or public sets.
 
-python evaluate.py run=outputs/internvl_toy/RUN                       # what training measures at
-the end of its stages, again python evaluate.py run=outputs/internvl_toy/RUN task=[vqa,pope]       #
-other tasks, on the built-in scenes python evaluate.py model=FOLDER_OR_ID task=pope
-task.pope.path=coco_pope_random.json task.pope.images=val2014 python evaluate.py --cfg job
-task=[vqa,pope]                          # all settings, measure nothing
+python evaluate.py run=outputs/internvl_toy/RUN                       what training measures at the end of its stages, again
+python evaluate.py run=outputs/internvl_toy/RUN task=[vqa,pope]       other tasks, on the built-in scenes
+python evaluate.py model=FOLDER_OR_ID task=pope task.pope.path=coco_pope_random.json task.pope.images=val2014
+python evaluate.py --cfg job task=[vqa,pope]                          all settings, measure nothing
 """
 
 from __future__ import annotations
