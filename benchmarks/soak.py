@@ -8,9 +8,10 @@ python benchmarks/soak.py scenarios=scenes steps=60 peft=lora peft.decoder.rank=
 Scenarios: the three stages on drawn scenes, the three on shards (a torn one and empty captions among them), a fine-tune of a
 JSONL file (a broken picture in it). Each is first run once and left alone. Then runs meet up to `most` faults, each at a moment
 drawn from the length of that run, and go on with `resume=` or, as a SLURM job that is started again, with the same words. A run
-has to end with a fitting status and message within `limit` seconds of a fault, and in the end every file must be the same, byte
-for byte; files with times or a place in them are compared by their values, or not at all (`TIMED`). Draws follow from the seed,
-how far a process has come at its moment does not. Prints one JSON line and a sentence; ends with 1 if anything was wrong.
+has to end with a fitting status and message within `limit` seconds of a fault and ten times the length of the run that was left
+alone. In the end every file must be the same, byte for byte; files with times or a place in them are compared by their values,
+or not at all (`TIMED`). Draws follow from the seed, how far a process has come at its moment does not. Prints one JSON line and a
+sentence; ends with 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -148,7 +149,11 @@ def different(whole: Path, run: Path, lost: int) -> list[str]:
 def interrupted(
     words: list[str], run: Path, faults: list[str], seconds: float, limit: float, draw: random.Random
 ) -> dict[str, Any]:
-    """One run with faults, to its end: those that it met, and what was wrong."""
+    """One run with faults, to its end: those that it met, and what was wrong.
+
+    Args:
+        seconds: that it takes when it is left alone; ten times as long is too long, beside `limit`.
+    """
     met, wrong, alone = list[str](), list[str](), "trainer.devices=1" in words
     for start, fault in enumerate([*faults, None]):
         again = (run / RUN_CONFIG).exists() and not (alone and draw.random() < 0.5)
@@ -158,7 +163,7 @@ def interrupted(
             trained.process.process.join(delay)
             if trained.lives() and (FAULTS if alone else OF_PAIRS)[fault](trained, draw):
                 met.append(fault)
-        code = trained.ended(limit if fault else 10 * limit)
+        code = trained.ended((limit if fault else 10 * limit) + 10 * seconds)
         problem = wrong_end(fault, code, trained.said[1]) if fault in met else "hangs" if code is None else code or None
         if problem:
             told = f"{fault} {delay:.1f} s after start {start} ({'resume' if again else 'same words'}): {problem}"

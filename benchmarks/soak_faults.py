@@ -178,6 +178,11 @@ OF_PAIRS = FAULTS | {
 }
 
 
+OF_RANK = ("dead_rank", "SIGTERM_to_a_rank")
+# What the first process says of the end of another one, and what the trainer says before it kills the first one for it.
+RANK_ENDED, ALL_KILLED = "error: another process of this run has ended", "error: the process of rank"
+
+
 def wrong_end(fault: str, code: int | None, said: str) -> str | None:
     """What is wrong with how a run ended after a fault; None if nothing is. It may have been through before the fault."""
     if code is None:
@@ -186,8 +191,14 @@ def wrong_end(fault: str, code: int | None, said: str) -> str | None:
         return None if code in (-signal.SIGKILL, 0) else f"ended with {code}"
     if "Traceback (most recent call last)" in said:
         return f"a traceback, and {code}"
-    name = fault.removesuffix("_to_a_rank")
-    if name in STOPS and code not in (0, -getattr(signal, name), 128 + getattr(signal, name)):
+    others = (code == -signal.SIGKILL and ALL_KILLED in said) or (code > 0 and RANK_ENDED in said)
+    if code == 0 or (others and fault in (*OF_RANK, "dead_worker")):
+        return None
+    number = getattr(signal, fault.removesuffix("_to_a_rank"), None)
+    if fault == "dead_rank" or (code < 0 and number is None):
+        return f"ended with {code}"
+    # A signal that comes early meets no handler of ours; one to another process stops the first one by agreement alone.
+    if number is not None and code not in (128 + number, *((-number,) if fault in STOPS else ())):
         return f"ended with {code}"
     if code > 0 and "stopped by" not in said and "error:" not in said:
         return f"ended with {code} and no message"
