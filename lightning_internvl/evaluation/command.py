@@ -78,7 +78,7 @@ def _jobs(name: str, task: Any, models: list[ModelUnderTest], settings: Config) 
 def _measure(job: EvalJob, predictor: Predictor, folder: Path, settings: EvaluationSettings, build: Build) -> dict[str, float]:
     """The numbers of a task; its record, answers and cases are written to its folder."""
     console.print(f"{job.name}: {job.model.place}", soft_wrap=True, markup=False)
-    record = {**_record(job, settings), "asked": how_asked(settings, job.model.place)}
+    record = {**_record(job, settings), "asked": hidden(how_asked(settings, job.model.place))}
     if settings.record is not None:  # all is asked again
         (folder / ANSWERS).unlink(missing_ok=True)
     _forget_others(folder, record)

@@ -24,6 +24,7 @@ from lightning_internvl.distributed.signals import shield_worker
 from lightning_internvl.files import json_text, write_text
 from lightning_internvl.filtering.measures import READ, TOLD_LANGUAGE, Row, measure_pair
 from lightning_internvl.filtering.sources import JoinedShards
+from lightning_internvl.messages import without_secrets
 from lightning_internvl.model.vlm import VLM
 
 DIGITS = 6  # behind the point of a similarity: `decide` counts each value that this leaves
@@ -122,7 +123,7 @@ class Scorer:
                     row["similarity"] = round(similarity, DIGITS)
             rows += found
             if ends:
-                rows += [{"key": self.shards.name(shard), UNUSABLE: ShardError.kind, "reason": fault}] if fault else []
+                rows += [{"key": told_key(self.shards.name(shard)), UNUSABLE: ShardError.kind, "reason": fault}] if fault else []
                 yield shard, rows
                 rows = []
 
@@ -136,7 +137,7 @@ class Scorer:
                         yield ScoringBatch(shard, records)
                         records = []
             except ShardError as error:
-                fault = str(error)
+                fault = reason_of(error)
             yield ScoringBatch(shard, records, True, fault)
 
 
@@ -153,7 +154,7 @@ class _PreparedRecords(Dataset[Any]):
                 pair = self.shards.pair(record)
                 size, caption = image_size(pair["image"]), pair["caption"]
                 image = read_image(pair["image"], self.shards.decode_at)
-                row = {"key": writable(record["key"]), **measure_pair(image, caption, size, self.language)}
+                row = {"key": told_key(record["key"]), **measure_pair(image, caption, size, self.language)}
                 if told := pair.get("language") or self.shards.language(work.shard):
                     row[TOLD_LANGUAGE] = told
                 # Of a caption of a million letters the first thousands fill any row
@@ -161,13 +162,19 @@ class _PreparedRecords(Dataset[Any]):
                     prepared.append(self.pairs.prepare({"key": record["key"], "image": image, "caption": caption[:READ]}))
                 rows.append(row)
             except Exception as error:
-                rows.append({"key": writable(record["key"]), UNUSABLE: kind_of(error), "reason": reason_of(error)})
+                rows.append({"key": told_key(record["key"]), UNUSABLE: kind_of(error), "reason": reason_of(error)})
         batch = None
         if prepared:
             assert self.pairs is not None  # which has prepared them
             found = self.pairs.stack(prepared)
             batch = found["pixel_values"], found["itc_ids"], found["itc_mask"]
         return ScoredBatch(work.shard, rows, work.ends, work.fault), batch
+
+
+def told_key(key: str) -> str:
+    """The name of a record or a shard as rows have it: without secrets, as addresses may have, and in characters that any file
+    takes."""
+    return without_secrets(writable(key))
 
 
 def scores_file(folder: Path, shard: int) -> Path:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.config.filter_checks import ORDER, RANGES, SIMILARITY
-from lightning_internvl.data.bad_samples import writable
 from lightning_internvl.data.shards.tar import Record, TarShards, TarWriter
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.filtering.decide import BAD, KEPT
 from lightning_internvl.filtering.measures import TOLD_LANGUAGE, Row, language_of
-from lightning_internvl.filtering.scores import UNUSABLE, read_rows, scores_file, write_rows
+from lightning_internvl.filtering.scores import UNUSABLE, read_rows, scores_file, told_key, write_rows
 from lightning_internvl.filtering.shown import Shown, ShownPair, first_of_each, shown_pair
 from lightning_internvl.filtering.sources import JoinedShards
 
@@ -53,7 +52,7 @@ def write_shard(shards: JoinedShards, shard: int, folder: Path, reasons: Sequenc
         with TarWriter(path) as tar:
             for place, record in enumerate(_records(shards, shard, max(kept) + 1)):
                 row = rows[place]
-                if writable(record["key"]) != row["key"]:
+                if told_key(record["key"]) != row["key"]:
                     raise ValueError(
                         f"shard {shards.name(shard)} has changed since it was scored: record {place} is {record['key']!r}, it "
                         f"was {row['key']!r}; delete {scores_file(folder, shard)} and what lies beside `scores`, then resume"

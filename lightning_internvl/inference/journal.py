@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from lightning_internvl.files import append_text, json_text, write_text
+from lightning_internvl.messages import without_secrets
 
 SIDE = 256  # of a picture that is kept to be looked at
 NAMED = 1000  # samples that could not be used and are named in the record; all are counted
@@ -22,7 +23,8 @@ NAMED = 1000  # samples that could not be used and are named in the record; all 
 class Journal:
     """The notes of one task. Answers are appended to a file one by one, so that an evaluation that
     was stopped goes on. An answer is known by its sample, the question as it was asked, and the
-    content of the picture file that was shown.
+    content of the picture file that was shown. A name with a secret, as an address may be, is kept
+    without it, so that its sample is asked again.
 
     Args:
         path: the JSON-lines file of answers; None keeps them in memory alone.
@@ -82,7 +84,8 @@ class Journal:
 
     def record(self) -> dict[str, Any]:
         """The notes, and the samples that could not be used, for the record of the task."""
-        return {**self.notes, "missing": len(self.missing), "missing_named": dict(list(self.missing.items())[:NAMED])}
+        named = {without_secrets(key): without_secrets(reason) for key, reason in list(self.missing.items())[:NAMED]}
+        return {**self.notes, "missing": len(self.missing), "missing_named": named}
 
 
 def with_picture(digest: str | None) -> dict[str, str]:
@@ -99,7 +102,7 @@ def thumbnail(picture: np.ndarray) -> str:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json_text(row) + "\n"
+    return json_text(row | {"key": without_secrets(row["key"])}) + "\n"
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,12 @@ from runs import TINY, losses, read_json, train
 from lightning_internvl.config.secrets import with_secrets
 from lightning_internvl.console import speaking
 from lightning_internvl.data.shards.names import ShardNames
-from lightning_internvl.data.shards.tar import TarWriter
+from lightning_internvl.data.shards.tar import ShardError, Shards, TarWriter
+from lightning_internvl.filtering.decide import BAD, KEPT
+from lightning_internvl.filtering.scores import UNUSABLE, Scorer, scores_file, write_rows
+from lightning_internvl.filtering.sources import JoinedShards
+from lightning_internvl.filtering.write import write_shard
+from lightning_internvl.inference.journal import Journal
 from lightning_internvl.messages import HIDDEN, ConfigError, hidden, told
 
 PASSWORD, SIGNATURE, KEY = "correct-horse", "battery%2Bstaple", "key-of-the-environment"
@@ -75,6 +81,50 @@ def test_secrets_are_put_back_by_address_and_by_name() -> None:
         with_secrets(settings, "RUN", {"shards": "https://u:p@other/a.tar"})
     with pytest.raises(ValueError, match="its secret is not kept"):
         ShardNames(settings["shards"], (".tar",))
+
+
+ADDRESS = f"https://user:{PASSWORD}@host/x.tar?sig={SIGNATURE}"
+
+
+class Behind(Shards):
+    """A shard at an address with secrets, of which two records can be read, one of them named by an address too."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def name(self, shard: int) -> str:
+        return ADDRESS
+
+    def read(self, shard: int, start: int = 0) -> Iterator[dict[str, Any]]:
+        stream = io.BytesIO()
+        Image.new("RGB", (30, 30)).save(stream, "PNG")
+        yield {"key": ADDRESS, "png": stream.getvalue(), "txt": "one"}
+        yield {"key": "2", "png": b"none", "txt": ADDRESS}
+        raise ShardError(ADDRESS, f"{ADDRESS} is cut off")
+
+
+def test_rows_of_a_filter_name_no_secret(tmp_path: Path) -> None:
+    shards = JoinedShards({"one": Behind()})
+    ((_, rows),) = Scorer(shards).score([0])
+    write_rows(scores_file(tmp_path, 0), rows)
+    assert [UNUSABLE in row for row in rows] == [False, True, True]
+    write_shard(shards, 0, tmp_path, [KEPT, BAD, BAD])
+    told = [path.read_bytes() for folder in ("scores", "dropped", "written") for path in (tmp_path / folder).iterdir()]
+    assert len(told) == 3
+    assert not [text for text in told if PASSWORD.encode() in text or SIGNATURE.encode() in text]
+    assert f"user:{HIDDEN}@host".encode() in told[0]
+
+
+def test_answers_that_are_kept_name_no_secret_and_are_asked_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "answers.jsonl")
+    journal.add([(ADDRESS, "what?", "a cat"), ("b.png", "what?", "a dog")])
+    journal.add_missing(ADDRESS, f"{ADDRESS} cannot be read")
+    assert PASSWORD not in journal.path.read_text() + str(journal.record())
+    assert f"user:{HIDDEN}@host" in journal.path.read_text()
+    later = Journal(journal.path)
+    assert (later.answer(ADDRESS, "what?"), later.answer("b.png", "what?")) == (None, "a dog")
+    journal.finish([{"key": ADDRESS, "question": "what?", "answer": "a cat"}])
+    assert PASSWORD not in journal.path.read_text()
 
 
 def test_an_output_shows_what_its_encoding_has(monkeypatch: pytest.MonkeyPatch) -> None:
