@@ -16,6 +16,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 RUN_CONFIG = "config.yaml"  # the resolved configuration of a run; a folder that holds it is a run
 # why a file or folder cannot be written: no room, no right, too many files open, a broken disk
 UNABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO}
+TEMPORARY = "lightning_internvl_"  # begins the name of a folder for temporary files
 DRAFT = ".draft"  # ends the name of what is not whole yet
 
 

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.files import RUN_CONFIG, naming, read_json, write_json
+from lightning_internvl.files import RUN_CONFIG, TEMPORARY, naming, read_json, write_json
 from lightning_internvl.messages import told
 
 # a file with the configuration and the folder of the run that a process belongs to
@@ -128,7 +128,7 @@ def shared_run(config: Mapping[str, Any], run_dir: Path) -> Iterator[None]:
         yield
         return
     before = {name: os.environ.get(name) for name in LEFT_BEHIND}
-    with tempfile.TemporaryDirectory(prefix="lightning_internvl_") as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         file = Path(folder) / "run.json"
         with naming(file):
             file.write_text(json.dumps({"config": config, "run_dir": str(run_dir.resolve())}), encoding="utf-8")

@@ -6,7 +6,6 @@ import hmac
 import logging
 import os
 import re
-import tempfile
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -27,6 +26,7 @@ from lightning_internvl.chat.settings import SIGNALS, ChatSettings
 from lightning_internvl.chat.talks import Talk, Talks
 from lightning_internvl.chat.uploads import KEPT, Guard, visitor_of
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, read_image
+from lightning_internvl.distributed.scratch import scratch_folder
 from lightning_internvl.distributed.signals import WATCH
 from lightning_internvl.inference.picture_search import Gallery
 
@@ -47,10 +47,10 @@ def serve(loaded: Loaded, settings: ChatSettings, sampling: Sampling) -> None:
         ConfigError: for a port that is taken.
     """
     share_heaps()
-    # Uploads and drawn pictures, gone with the program.
-    with WATCH.installed(*SIGNALS), tempfile.TemporaryDirectory(prefix="chat_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
-        page = make_page(loaded, settings, sampling, Path(folder))
+    # Uploads and drawn pictures, gone with the program, or with the next one if it is killed.
+    with WATCH.installed(*SIGNALS), scratch_folder("chat") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+        page = make_page(loaded, settings, sampling, folder)
         print(f"{loaded.name}: {launch(page, settings)} (Ctrl-C ends)")
         if line := told_of_access(settings.host, settings.is_local, settings.password):
             print(line)

@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 
-from lightning_internvl.files import UNABLE, errno_of
+from lightning_internvl.files import TEMPORARY, UNABLE, errno_of
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 OPEN = (errno.EMFILE, errno.ENFILE)
@@ -66,7 +66,7 @@ def _of_system(number: int, name: str | bytes | None, text: str) -> str:
     fault = f"cannot read or write {place}: {os.strerror(number)}" if place else text
     if number in OPEN:
         return f"{fault}; {FILES}"
-    temporary = place.startswith(os.path.join(tempfile.gettempdir(), "")) and "lightning_internvl_" in place
+    temporary = place.startswith(os.path.join(tempfile.gettempdir(), "")) and TEMPORARY in place
     if number in FULL:
         helps = "TMPDIR=FOLDER names another folder for temporary files" if temporary else "what stood there before is untouched"
         return f"{fault}; make room there (df -h tells); {helps}"

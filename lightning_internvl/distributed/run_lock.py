@@ -87,14 +87,15 @@ def _write(lock: Path, launches: Mapping[str, str]) -> None:
     """Write a lock that is not there yet, whole or not at all."""
     with lock.open("x", encoding="utf-8") as file:
         try:
-            json.dump({**_myself(), "launches": dict(launches)}, file)
+            json.dump({**this_process(), "launches": dict(launches)}, file)
             file.flush()
         except OSError:
             lock.unlink()
             raise
 
 
-def _myself() -> Owner:
+def this_process() -> Owner:
+    """What tells this process from all others, in values that JSON has."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -113,7 +114,7 @@ def _machine() -> str:
     return socket.gethostname()  # no Linux, and no containers either
 
 
-def _started(pid: int) -> str | None:
+def _started(pid: int | None) -> str | None:
     """When a process was started, as the kernel counts; None of one that has ended. A number is
     given to another process some time later."""
     try:
@@ -123,12 +124,17 @@ def _started(pid: int) -> str | None:
         if Path("/proc/self").exists():
             return None
     try:
-        os.kill(pid, 0)
+        os.kill(pid or 0, 0)
     except ProcessLookupError:
         return None
     except PermissionError:
         pass
     return ""
+
+
+def has_ended(owner: Owner) -> bool:
+    """Whether a process of this machine has ended; False of those on others, of which nothing is known."""
+    return owner.get("machine") == _machine() and _started(owner.get("pid")) != owner.get("started")
 
 
 def _owner(lock: Path) -> Owner | None:
@@ -151,7 +157,7 @@ def _is_earlier_attempt(other: Owner, launches: Mapping[str, str]) -> bool:
 
 def _lives(other: Owner, lock: Path) -> bool:
     if other.get("machine") == _machine():
-        return _started(other["pid"]) == other["started"]
+        return not has_ended(other)
     console.print(f"{_told(lock.parent, other)}: waits up to {SILENCE:.0f} s for a sign of it", soft_wrap=True, markup=False)
     seen, last = _sign(lock), time.monotonic()
     while time.monotonic() - last < SILENCE:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from lightning_internvl.checkpoints.adapters.layout import Layout
 from lightning_internvl.checkpoints.name_rules import Config, RuleMatch, match_rules
 from lightning_internvl.checkpoints.weight_files import WeightFiles, read_config, write_weights
 from lightning_internvl.config.run_settings import RunSettings
+from lightning_internvl.distributed.scratch import scratch_folder
 from lightning_internvl.export import check
 from lightning_internvl.export.base_folder import is_hub_id
 from lightning_internvl.export.layout_choice import OWN, choose_layout
@@ -85,8 +85,7 @@ def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> Expor
     reference = [check.model_outputs(model, prompt, greedy) for prompt in prompts]
     learnt = trained_names(opened, own_tensors(model))
     whole = [name for name in learnt if not peft.is_update(name)]
-    with atomic_folder(to) as draft, tempfile.TemporaryDirectory(prefix="base-") as place:
-        base = Path(place)
+    with atomic_folder(to) as draft, scratch_folder("base") as base:
         write_base(base, layout, config, model, whole)
         stock = load_stock(base, config, plain)
         names = stock_names(stock, layout)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_internvl.checkpoints.name_rules import Config
+from lightning_internvl.distributed.scratch import scratch_folder
 from lightning_internvl.export import check
 from lightning_internvl.inference.collators import View
 from lightning_internvl.messages import first_of
@@ -37,8 +37,7 @@ def check_elsewhere(
     """
     kind = "AutoModelForImageTextToText" if view.model.decoder is not None else config["architectures"][0]
     collator = view.chats or view.pairs
-    with tempfile.TemporaryDirectory(prefix="elsewhere-") as name:
-        place = Path(name)
+    with scratch_folder("elsewhere") as place:
         tensors: dict[str, Tensor] = {}
         for number, prompt in enumerate(prompts):
             given = check.model_inputs(prompt, view.model)

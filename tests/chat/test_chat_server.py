@@ -24,6 +24,10 @@ if importlib.util.find_spec("gradio") is None:
     pytest.skip("the page needs Gradio: pip install -r requirements-chat.txt", allow_module_level=True)
 import httpx  # which Gradio brings
 
+from lightning_internvl.distributed.run_lock import this_process
+from lightning_internvl.distributed.scratch import OWNER
+from lightning_internvl.files import TEMPORARY, write_json
+
 PASSWORD = "open sesame"
 
 
@@ -106,13 +110,16 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         Image.new("RGB", (20, 20), (80 * number, 0, 0)).save(folder / f"{number}.png")
     here = Path(__file__).parent
     uploads = tmp_path_factory.mktemp("uploads")
+    killed = uploads / f"{TEMPORARY}chat_killed"
+    write_json(killed / OWNER, this_process() | {"started": "long ago"})
     paths = f"{ROOT}{os.pathsep}{here}{os.pathsep}{ROOT / 'tests'}"
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "TMPDIR": str(uploads)}
     command = [sys.executable, str(here / "served_toy.py"), str(folder), json.dumps({"password": PASSWORD})]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as served:
         try:
             line = next(line for line in served.stdout if "Ctrl-C ends" in line)
-            assert list(uploads.glob("chat_*"))
+            assert list(uploads.glob(f"{TEMPORARY}chat_*"))
+            assert not killed.exists()
             address = next(word for word in line.split() if word.startswith("http"))
             yield address
             visit = Visit(address)
@@ -121,7 +128,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 served.send_signal(signal.SIGHUP)  # SIGTERM does the same, and so does Ctrl-C, which a background job ignores
                 assert served.wait(timeout=30) == 128 + signal.SIGHUP
             visit.http.close()
-            assert not list(uploads.glob("chat_*"))
+            assert not list(uploads.glob(f"{TEMPORARY}*"))
         finally:
             served.kill()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,6 +18,8 @@ from processes import together
 
 from lightning_internvl.distributed import run_lock
 from lightning_internvl.distributed.run_lock import LOCK, owned
+from lightning_internvl.distributed.scratch import OWNER, scratch_folder
+from lightning_internvl.files import TEMPORARY, write_json, write_text
 from lightning_internvl.messages import ConfigError
 
 SLURM = {"SLURM job 77": "1 at 2000"}
@@ -36,7 +40,7 @@ def dead() -> int:
 def left(folder: Path, **fields: object) -> Path:
     """A folder with the lock of another process."""
     folder.mkdir()
-    (folder / LOCK).write_text(json.dumps(run_lock._myself() | fields))
+    (folder / LOCK).write_text(json.dumps(run_lock.this_process() | fields))
     return folder
 
 
@@ -116,3 +120,26 @@ def test_a_later_attempt_of_a_launch_takes_the_folder_of_an_earlier_one(tmp_path
     folder = left(tmp_path / "run", machine="another", launches={"SLURM job 77": "0 at 1000"})
     with owned(folder, SLURM):
         assert json.loads((folder / LOCK).read_text())["launches"] == SLURM
+
+
+def test_folders_for_temporary_files_of_dead_processes_alone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    owners = {
+        "killed": {"pid": dead()}, "number": {"pid": os.getpid(), "started": "of another process"}, "alive": {},
+        "far": {"pid": 1, "machine": "another"}, "nobody": {"pid": None, "started": None},
+    }  # fmt: skip
+    for name, fields in owners.items():
+        write_json(tmp_path / f"{TEMPORARY}{name}" / OWNER, run_lock.this_process() | fields)
+        write_text(tmp_path / f"{TEMPORARY}{name}/uploads/one.png", "a picture")
+    for name, text in (("list", "[]"), ("torn", '{"pid'), ("beginning", None)):
+        write_text(tmp_path / f"{TEMPORARY}{name}/one.png", "a picture")
+        if text:
+            write_text(tmp_path / f"{TEMPORARY}{name}" / OWNER, text)
+    shutil.copytree(tmp_path / f"{TEMPORARY}killed", tmp_path / "of_others")
+    (tmp_path / f"{TEMPORARY}linked").symlink_to(tmp_path / "of_others")
+    kept = {path.name for path in tmp_path.iterdir()} - {f"{TEMPORARY}killed", f"{TEMPORARY}number"}
+    with scratch_folder("toy") as first, scratch_folder("toy") as second:
+        assert {path.name for path in tmp_path.iterdir()} == kept | {first.name, second.name}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert (tmp_path / f"{TEMPORARY}alive/uploads/one.png").exists()
+    assert (tmp_path / "of_others/uploads/one.png").exists()
