@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.class_prompts import prompts as class_prompts
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
 from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures, evenly_spread
@@ -49,7 +50,10 @@ class FolderLabels(Dataset[dict[str, Any]]):
     def __getitem__(self, position: int) -> dict[str, Any]:
         files, labels = self.files()
         name = files[position]
-        return {"image": read_image(self.path / name), "label": labels[position], "key": name}
+        try:
+            return {"image": read_image(self.path / name), "label": labels[position], "key": name}
+        except BadSample as error:
+            raise BadSample(str(error), error.kind, name) from error.__cause__
 
     def files(self) -> tuple[list[str], array]:
         """The pictures by their paths below the folder, and the class of each."""
