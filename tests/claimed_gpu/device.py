@@ -314,9 +314,9 @@ def command(*words: str) -> list[str]:
 
 
 def library() -> Path:
-    """The library of `device.cpp`, built once for each version of it and of PyTorch (two seconds)."""
+    """The library of `device.cpp`, built once for each version of it and each PyTorch, whose place it holds (two seconds)."""
     source, torch_home = Path(__file__).with_suffix(".cpp"), Path(torch.__file__).parent
-    version = hashlib.sha256(source.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    version = hashlib.sha256(source.read_bytes() + f"{torch.__version__} {torch_home}".encode()).hexdigest()[:16]
     built = Path(tempfile.gettempdir()) / f"claimed-gpu-{os.getuid()}" / f"{version}.so"
     if not built.exists():
         built.parent.mkdir(mode=0o700, exist_ok=True)
