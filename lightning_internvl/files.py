@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ RUN_CONFIG = "config.yaml"  # the resolved configuration of a run; a folder that
 UNABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO}
 TEMPORARY = "lightning_internvl_"  # begins the name of a folder for temporary files
 DRAFT = ".draft"  # ends the name of what is not whole yet
+LARGE = 2**26  # bytes of a file that is not read again while its size and times are the same
 
 
 def runs_here(newest: int = 5) -> str:
@@ -207,3 +210,56 @@ def remove_if_empty(folder: Path) -> None:
     """Remove a folder that holds nothing."""
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+# --- whether something is still the same ----------------------------------------------------------
+
+
+class UnknownState(ValueError):
+    """Why nobody can tell whether something is still what it was."""
+
+
+def identity_of(source: Any) -> Any:
+    """What changes when the samples of a dataset, or of a source of shards, do beside its settings:
+    plain values, by its method `identity()`.
+
+    Raises:
+        UnknownState: without that method, and for what it cannot tell.
+    """
+    if not callable(getattr(source, "identity", None)):
+        raise UnknownState(f"{type(source).__qualname__} has no identity(), which says what its samples are made of")
+    return source.identity()
+
+
+def state_of(paths: Iterable[str | Path]) -> str:
+    """What changes when one of many files does, as far as its name, size and time of change say."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            found = os.stat(path)
+            state = f"{found.st_size} {found.st_mtime_ns}"
+        except OSError:
+            state = "missing"
+        digest.update(f"{path}\0{state}\0".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def content_of(path: Path) -> str:
+    """What changes when a byte of a file does, or of any file in a folder and its name there."""
+    if not path.is_dir():
+        return _content(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    lines = (f"{file.relative_to(path)}\0{_content(file)}\0" for file in files)
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _content(file: Path) -> str:
+    found = file.stat()
+    read = _sha256 if found.st_size >= LARGE else _sha256.__wrapped__  # a small one may change within a tick of the clock
+    return read(str(file.resolve()), found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.cache
+def _sha256(file: str, *state: int) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

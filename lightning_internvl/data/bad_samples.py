@@ -26,6 +26,7 @@ from lightning_internvl.messages import hidden, without_secrets
 
 TRIES = 32  # samples in a row of which one must be of use
 MINIMUM = 1000  # samples before a share says something; fewer where an epoch has fewer
+TOO_SLOW = "too slow"  # the kind of a sample that a limit of time has left out
 SKIPPED = "skipped"  # what travels with a batch from the process that prepared it to the ledger
 REASON = 2000  # characters of a reason that are kept
 AGAIN = 1.0  # seconds until a limit of time is told again, where a library has swallowed it
@@ -90,7 +91,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     def stop(_: int, frame: FrameType | None) -> None:
         if inside:
             limit = f"data.max_sample_seconds={seconds:g}"
-            raise BadSample(f"it takes longer than {limit}", "too slow")
+            raise BadSample(f"it takes longer than {limit}", TOO_SLOW)
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)

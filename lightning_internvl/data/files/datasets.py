@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lightning_internvl.data.files.picture_sources import Picture, Source
 from lightning_internvl.data.files.record_sources import JoinedRecords, open_records
 from lightning_internvl.data.files.unread import LOOKED_AT, UnreadAccount
 from lightning_internvl.data.files.videos import read_frames, read_video
+from lightning_internvl.files import state_of
 
 
 class FileDataset(Dataset[dict[str, Any]], ABC):
@@ -92,6 +93,26 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         except Exception as error:
             kept = Unwanted if isinstance(error, Unwanted) else BadSample
             raise kept(f"{source.name(line)}{marked}: {reason_of(error)}", kind_of(error), key) from error
+
+    def identity(self) -> dict[str, Any]:
+        """The bytes of the files of records; names, sizes and times of all pictures and videos that
+        these name; the same of a file that is measured on."""
+        sources = [[source.identity(), source.times, str(source.root)] for source in self.records.sources]
+        found: dict[str, Any] = {"records": sources, "pictures": state_of(self._named_files())}
+        if isinstance(self.settings["validation"], str | Path) and (apart := self.held_out()):
+            found["held out"] = apart.identity()
+        return found
+
+    def _named_files(self) -> Iterator[Path]:
+        for source in self.records.sources:
+            root = source.root if self.image_root is None else self.image_root
+            for _, record, _ in source.scan():
+                try:
+                    entry = read_entry(record or {}, self.caption_request)
+                except ValueError:  # which is no sample, whatever stands in its files
+                    continue
+                groups = [(name,) if isinstance(name, str | bytes) else name for name in (*entry.images, *entry.videos)]
+                yield from (root / name for names in groups for name in names if isinstance(name, str))
 
     def unread(self, count: int = LOOKED_AT) -> UnreadAccount:
         """What is not read of some records, spread evenly; those that cannot be used are left

@@ -18,6 +18,7 @@ from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.class_prompts import prompts as class_prompts
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
 from lightning_internvl.data.files.lazy_pictures import LazyPictures, Pictures, evenly_spread
+from lightning_internvl.files import state_of
 
 
 class FolderLabels(Dataset[dict[str, Any]]):
@@ -54,6 +55,10 @@ class FolderLabels(Dataset[dict[str, Any]]):
             return {"image": read_image(self.path / name), "label": labels[position], "key": name}
         except BadSample as error:
             raise BadSample(str(error), error.kind, name) from error.__cause__
+
+    def identity(self) -> str:
+        """Names, sizes and times of all pictures."""
+        return state_of(self.path / name for name in self.files()[0])
 
     def files(self) -> tuple[list[str], array]:
         """The pictures by their paths below the folder, and the class of each."""
@@ -100,6 +105,10 @@ class HeldOutFolder:
         prompts: str = "imagenet",
     ) -> None:
         self.data, self.single, self.prompts = FolderLabels(path, classes), single, prompts
+
+    def identity(self) -> str:
+        """Names, sizes and times of all pictures."""
+        return self.data.identity()
 
     def labelled(self) -> LabelledImages:
         """The pictures, read when asked for, their classes, and the prompts of each."""

@@ -19,6 +19,7 @@ from lightning_internvl.data.files.images import is_image_file
 from lightning_internvl.data.files.meta_files import WeightedSet, read_entry_of_path, read_meta
 from lightning_internvl.data.files.parquet import ParquetRecords
 from lightning_internvl.data.files.records import DIGESTS, KINDS, PARQUET, RecordFile, Records, ScannedRecord, digest_of
+from lightning_internvl.files import state_of
 
 
 class FolderRecords(Records):
@@ -76,6 +77,9 @@ class FolderRecords(Records):
 
     def digest(self, position: int) -> int:
         return digest_of(self.key(position + 1).encode())
+
+    def identity(self) -> str:
+        return state_of(self.path / name for names in self.names for name in names.values())
 
     def name(self, line: int) -> str:
         return str(self.path / self.key(line))

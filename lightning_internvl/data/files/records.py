@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.record_fields import each_once
 from lightning_internvl.data.files.table_rows import BOM, field_count_fault, fields_of, read_rows
+from lightning_internvl.files import content_of
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson", *SEPARATORS)
@@ -62,6 +63,10 @@ class Records(ABC):
     @abstractmethod
     def digest(self, position: int) -> int:
         """A number below 2**32 that depends on the record alone."""
+
+    def identity(self) -> str:
+        """What changes when the records do."""
+        return content_of(self.path)
 
     def name(self, line: int) -> str:
         """How a record is called in messages."""

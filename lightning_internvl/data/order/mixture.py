@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from lightning_internvl.choices import BY_SIZE
 from lightning_internvl.data.order.sampler import permuted
+from lightning_internvl.files import identity_of
 
 ENDLESS = 2**40
 BLOCK = 1024  # positions (or runs) over which the shares are kept to the sample
@@ -77,6 +78,10 @@ class Mixture(Dataset[dict[str, Any]]):
             least = f"{(len(self.names) - 1) / BLOCK:.4f}"
             raise ValueError(f"one of more than two datasets must keep a share above {least} throughout")
         self.blocks: dict[int, _SourceBlock] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """That of each dataset."""
+        return {name: identity_of(dataset) for name, dataset in self.datasets.items()}
 
     def __len__(self) -> int:
         raise TypeError("a mixture has no end; read it with data.endless=true")

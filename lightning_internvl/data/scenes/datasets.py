@@ -33,6 +33,9 @@ class _SceneDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self.length
 
+    def identity(self) -> None:
+        """Its settings say all."""
+
     def scene(self, position: int) -> Scene:
         """The scene of a sample."""
         return self.scenes.scene(self.scene_index(position))

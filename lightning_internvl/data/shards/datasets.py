@@ -18,6 +18,7 @@ from lightning_internvl.data.files.unread import UNREAD
 from lightning_internvl.data.order.mixture import Mixture
 from lightning_internvl.data.shards.sources import knots_of, open_shards, sources_of
 from lightning_internvl.data.shards.tar import Record, Shards, chats_of, pair_of
+from lightning_internvl.files import identity_of
 
 
 class ShardDataset(ABC):
@@ -75,6 +76,10 @@ class ShardDataset(ABC):
         self.lanes, self.turns, self.image, self.caption = lanes, turns, image, caption
         self.decode_at = decode_at
         self.mixture(1, 0)  # finds faults of the weights
+
+    def identity(self) -> dict[str, Any]:
+        """That of each source."""
+        return {name: identity_of(shards) for name, shards in self.sources.items()}
 
     def mixture(self, samples_per_step: int, seed: int) -> Mixture:
         """Which source stands at which place in the stage's data."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.files import check_no_device
+from lightning_internvl.files import UnknownState, check_no_device, state_of
 from lightning_internvl.messages import HIDDEN
 
 LISTS = (".txt", ".list")  # text files with one entry a line
@@ -54,6 +54,16 @@ class ShardNames(Sequence[str]):
 
     def __len__(self) -> int:
         return self.ends[-1]
+
+    def identity(self) -> str:
+        """Names, sizes and times of all files.
+
+        Raises:
+            UnknownState: for a URL, whose contents nobody watches.
+        """
+        if urls := [group[0] for group in self.groups if protocol_of(group[0]) is not None]:
+            raise UnknownState(f"what {without_query(urls[0])} holds may have changed meanwhile")
+        return state_of(self)
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):

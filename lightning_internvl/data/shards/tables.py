@@ -46,6 +46,9 @@ class ParquetShards(Shards):
     def __len__(self) -> int:
         return len(self.names) if self.groups is None else len(self.groups)
 
+    def identity(self) -> str:
+        return self.names.identity()
+
     def name(self, shard: int) -> str:
         if self.groups is None:
             return self.names[shard]

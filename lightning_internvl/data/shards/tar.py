@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 from lightning_internvl.data.shards.names import ShardNames, Urls, protocol_of, without_query
 from lightning_internvl.data.shards.records import DOUBLED, chats_of, pair_of
 from lightning_internvl.data.shards.tar_members import MOST_CONTENT, TarError, TarMembers
-from lightning_internvl.files import check_no_device, draft_of
+from lightning_internvl.files import UnknownState, check_no_device, draft_of
 
 __all__ = ["Record", "ShardError", "Shards", "TarShards", "TarWriter", "chats_of", "pair_of"]
 
@@ -76,6 +76,10 @@ class Shards(ABC):
                 early.
         """
 
+    def identity(self) -> str:
+        """What changes when the shards do; raises UnknownState where nothing tells."""
+        raise UnknownState(f"{type(self).__name__} does not say whether its shards are still the same")
+
     def read_near(self, shard: int, start: int, mark: Mark) -> Iterator[Record]:
         """The same, given the attribute `mark` of a record up to the `start`-th, as it was read
         earlier: a source whose records have one need not look at what stands before it."""
@@ -104,6 +108,9 @@ class TarShards(Shards):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def identity(self) -> str:
+        return self.names.identity()
 
     def name(self, shard: int) -> str:
         return self.names[shard]
