@@ -98,7 +98,7 @@ def local_source(pretrained: str) -> str:
     """
     pretrained = str(pretrained)
     if pretrained.startswith(PACKAGE):
-        return str(_unpacked(_file_of_package(pretrained.removeprefix(PACKAGE))))
+        return str(_unpacked(file_of_package(pretrained.removeprefix(PACKAGE))))
     path = Path(pretrained)
     if path.suffix == ".gguf" and path.is_file():
         return str(_unpacked(path.resolve()))
@@ -181,7 +181,8 @@ def load_weights(models: Any, pretrained: str, setting: str, **options: Any) -> 
     return model
 
 
-def _file_of_package(name: str) -> Path:
+def file_of_package(name: str) -> Path:
+    """The GGUF file in an installed package; raises ValueError without one."""
     found = importlib.util.find_spec(name) if name.isidentifier() else None
     if found is None or found.origin is None:
         advice = f"the one with SmolLM2-135M comes with:  {SMOLLM2}"

@@ -93,7 +93,7 @@ def test_a_gguf_file_gives_model_and_tokenizer_and_is_read_once(
     assert decoder.lm.model.layers[1].self_attn.k_proj.weight.equal(theirs["model.layers.1.self_attn.k_proj.weight"])
     assert decoder.embed(torch.tensor([4]))[0].equal(theirs["model.embed_tokens.weight"][4])
     assert decoder.tied
-    for gone in ("_unpack", "_file_of_package"):
+    for gone in ("_unpack", "file_of_package"):
         monkeypatch.setattr(sources, gone, None)
     sources._unpacked.cache_clear()  # as another process
     assert HFCausalLM(pretrained=str(file)).vocab_size == len(WORDS)

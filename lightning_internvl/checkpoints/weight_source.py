@@ -18,7 +18,7 @@ from lightning_internvl.checkpoints.load_report import lines_of_names
 from lightning_internvl.checkpoints.official import official_model
 from lightning_internvl.config.consent import giving_parts
 from lightning_internvl.config.trust import check_base
-from lightning_internvl.files import RUN_CONFIG
+from lightning_internvl.files import RUN_CONFIG, content_of
 from lightning_internvl.hub import local_folder
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.state_dict import own_tensors
@@ -103,28 +103,82 @@ def fingerprint(place: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _from_base(manifest: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
-    """The tensors that a hand-off leaves at its base.
+def state_of_weights(place: str | Path | None) -> Any:
+    """What changes when a byte of weights does, or of what is read with them: of a hand-off the hashes
+    in its manifest, to which it is held when it is read, with its adapters' settings and its base;
+    of other places all that their files hold. Plain values.
 
     Raises:
-        ValueError: if the base has gone, is another one by now, or lacks one of them.
+        ValueError: as `read_manifest` and `local_folder`.
+    """
+    if place is None:
+        return None
+    if not is_run_or_handoff(Path(place)):
+        return content_of(local_folder(place))
+    manifest = read_manifest(folder := handoff_of(Path(place)))
+    found: dict[str, Any] = {part: entry["sha256"] for part, entry in manifest["parts"].items()}
+    found |= {kind: manifest["config"].get(kind) for kind in ("peft", "quantization") if manifest["config"].get(kind)}
+    if base := manifest.get("base"):
+        parts = {part: state_of_weights(entry["place"]) for part, entry in (base.get("parts") or {}).items()}
+        found["base"] = [state_of_weights(_base_place(base, folder)), base["names"], parts]
+    return found
+
+
+def check_whole(folder: Path) -> None:
+    """Check that a hand-off folder holds what its manifest says, and its base too; no tensor is
+    loaded.
+
+    Raises:
+        ValueError: as `read_handoff`.
+    """
+    manifest = read_manifest(folder)
+    for part, entry in manifest["parts"].items():
+        _check_file(folder / f"{part}.safetensors", entry)
+    if "base" in manifest:
+        _checked_base(manifest, folder)
+
+
+def _check_file(file: Path, entry: Mapping[str, Any]) -> None:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, although {MANIFEST} names it")
+    if sha256_of(file) != entry["sha256"]:
+        fault = f"its contents are not those that {MANIFEST} describes"
+        raise ValueError(f"{file} is damaged: {fault}; take another hand-off")
+
+
+def _base_place(base: Mapping[str, Any], folder: Path) -> str:
+    """Where the base of a hand-off lies: beside it, if both have moved together."""
+    beside = folder / base["beside"] if "beside" in base else None
+    return str(beside.resolve()) if beside is not None and beside.exists() else base["place"]
+
+
+def _checked_base(manifest: Mapping[str, Any], folder: Path) -> str:
+    """The place of the base of a hand-off.
+
+    Raises:
+        ValueError: if it has gone or is another one by now, or parts that it names are.
     """
     check_base(manifest, folder)
     base = manifest["base"]
-    beside = folder / base["beside"] if "beside" in base else None
-    place = str(beside.resolve()) if beside is not None and beside.exists() else base["place"]
-    if beside is not None and not Path(place).exists():
+    place = _base_place(base, folder)
+    if "beside" in base and not Path(place).exists():
         gone = f"holds adapters only, and their base {place} has gone"
         raise ValueError(f"{folder} {gone}; put it back, or move both together")
     if fingerprint(place) != base["fingerprint"]:
         other = f"adapters for another base than what {place} holds now"
         raise ValueError(f"{folder} holds {other}; they cannot be put together")
-    parts = base.get("parts") or {}
-    for part, entry in parts.items():
+    for part, entry in (base.get("parts") or {}).items():
         if fingerprint(entry["place"]) != entry["fingerprint"]:
             fault = f"{entry['place']}, the {part} of the base of {folder}, has gone or holds other weights now"
             raise ValueError(f"{fault}; put it back")
-    with giving_parts({part: entry["place"] for part, entry in parts.items()}):
+    return place
+
+
+def _from_base(manifest: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
+    """The tensors that a hand-off leaves at its base; raises ValueError for those of `_checked_base`,
+    and if it lacks one of them."""
+    place, base = _checked_base(manifest, folder), manifest["base"]
+    with giving_parts({part: entry["place"] for part, entry in (base.get("parts") or {}).items()}):
         tensors = read_weights(place).for_model(manifest["config"].get("peft"))
     if lost := [name for name in base["names"] if name not in tensors]:
         raise ValueError(f"{place}, the base of {folder}, lacks {lines_of_names(lost)}")
@@ -142,11 +196,7 @@ def read_handoff(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     for part, entry in manifest["parts"].items():
         file = folder / f"{part}.safetensors"
-        if not file.is_file():
-            raise ValueError(f"{file} is missing, although {MANIFEST} names it")
-        if sha256_of(file) != entry["sha256"]:
-            fault = f"its contents are not those that {MANIFEST} describes"
-            raise ValueError(f"{file} is damaged: {fault}; take another hand-off")
+        _check_file(file, entry)
         try:
             tensors |= load_file(file)
         except SafetensorError as error:
