@@ -22,6 +22,8 @@ PACKINGS = {None: None, False: None, True: "packed", "packed": "packed", "bucket
 METHODS = {"peft": ("lora", "dora"), "quantization": ("nf4", "int8", "bf16")}
 BY_SIZE = {"size": 1.0, "sqrt": 0.5}  # weights of datasets by their lengths, and the power of these
 
+SWEEP = "sweep"  # where finished stages are looked for
+
 PARTS = ("encoder", "middleware", "decoder")
 GIVEN_PARTS = ("encoder", "decoder")  # that files may lack and only name
 BLOCKWISE: dict[str, tuple[str | bool, ...]] = {  # and their words, beside null

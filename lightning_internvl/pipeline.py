@@ -41,6 +41,8 @@ from lightning_internvl.model.compose import Build
 from lightning_internvl.model.feature_cache import open_cache
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.report.metrics_table import metrics_table
+from lightning_internvl.reuse.keep import keyed
+from lightning_internvl.reuse.take import take_finished
 from lightning_internvl.stages import Stage
 from lightning_internvl.stages.base import BaseWeights
 from lightning_internvl.training.activation_checkpointing import recompute_blocks
@@ -55,7 +57,8 @@ NO_WEIGHTS = "a start without weights (init_from=RUN gives some)"
 
 
 def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[str, float]]:
-    """Run the stages of `config["pipeline"]` that have not finished in this run folder.
+    """Run the stages of `config["pipeline"]` that have not finished in this run folder, nor in
+    another one from which they may be taken (`reuse`).
 
     Args:
         config: the resolved configuration as plain containers.
@@ -73,10 +76,11 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
     quiet_lightning()
     run = RunSettings.of(config)
     source: str | Path | None = run.init_from
-    finished = {name for name in run.stages if (run_dir / "handoff" / name).exists() or is_finished(run_dir / name)}
-    ahead = [one for name, one in run.stages.items() if name not in finished]
-    for one in ahead:  # a refusal comes before a model is built
+    for one in unfinished(run, run_dir):  # a refusal comes before a model is built
         choose_attention(one)
+    take_finished(run, run_dir, build)
+    ahead = unfinished(run, run_dir)
+    finished = run.stages.keys() - {one.name for one in ahead}
     attention = announce_attention((ahead or [*run.stages.values()])[0])
     rehearse(ahead, run_dir, build, fresh=not (source or finished & {one.name for one in run.trained}))
     for name in [*run.stages]:
@@ -92,7 +96,7 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
                 run_filter(FilterJob(one, folder, build, source), run_dir)
         else:
             attention = announce_attention(one, attention)
-            with explain_out_of_memory(one), explain_stop(one, run_dir):
+            with explain_out_of_memory(one), explain_stop(one, run_dir), keyed(one, run.config, run_dir, source, build):
                 run_stage(one, run_dir, build, source)
         run = settings_after(run, folder) if is_filter else run
         source = source if is_filter else folder  # a filter hands on what it was given
@@ -102,6 +106,12 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
     for what, place in {"run folder": run_dir, **files}.items():
         console.print(f"{what:12} {place}", soft_wrap=True)
     return metrics
+
+
+def unfinished(run: RunSettings, run_dir: Path) -> list[Settings]:
+    """The stages and filters that this run has not finished, nor taken from another."""
+    done = {name for name in run.stages if (run_dir / "handoff" / name).exists() or is_finished(run_dir / name)}
+    return [one for name, one in run.stages.items() if name not in done]
 
 
 def choose_attention(settings: Settings) -> str:

@@ -22,7 +22,7 @@ HOUSE = (
     "callbacks doctor",
     "pipeline.py evaluation",
     "cli.py filtering plan export",
-    "chat validate training",
+    "chat validate training reuse",
     "__init__.py inference",
     "checkpoints",
     "stages",

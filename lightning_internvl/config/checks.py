@@ -16,6 +16,7 @@ from lightning_internvl.choices import (
     PACKINGS,
     PARTS,
     PRODUCTS,
+    SWEEP,
     block_faults,
     cache_faults,
     is_step,
@@ -34,7 +35,7 @@ from lightning_internvl.messages import ConfigError, did_you_mean, number_faults
 
 KEYS = (
     "name", "seed", "pipeline", "max_steps", "epochs", "batch_size", "init_from", "init_parts", "resume", "trust",
-    "attention", "matmul_precision", "plan", "doctor", *PLANNED, "objective_metric",
+    "attention", "matmul_precision", "plan", "doctor", "reuse", *PLANNED, "objective_metric",
     "encoder", "middleware", "decoder", "stages", "data", "peft", "quantization",
     "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
     *BLOCKWISE,
@@ -133,6 +134,7 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     if not isinstance(config.get("doctor", False), bool):  # runs from before it have none
         choices = "true (check each stage on a few samples) or false (run)"
         yield f"doctor={config['doctor']!r} must be {choices}"
+    yield from _reuse_faults(config)
     if config.get("max_steps") is not None:
         yield from number_faults("max_steps", config["max_steps"], above=0, whole=True)
     if config.get("epochs") is not None:
@@ -171,6 +173,15 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
         yield f"init_from={start}: there is no such folder; give {sources}"
     yield from _init_part_faults(config)
     yield from _trust_faults(config)
+
+
+def _reuse_faults(config: Mapping[str, Any]) -> Iterable[str]:
+    reuse = config.get("reuse", False)  # runs from before it have none
+    choices = "sweep (from jobs of the same sweep), true (from the runs in paths.root), a folder of runs, or false"
+    if not isinstance(reuse, bool | str):
+        yield f"reuse={reuse!r:.80} must be {choices}"
+    elif isinstance(reuse, str) and reuse != SWEEP and not config["resume"] and not Path(reuse).is_dir():
+        yield f"reuse={reuse}: there is no such folder; give {choices}"
 
 
 def _init_part_faults(config: Mapping[str, Any]) -> Iterable[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from lightning_internvl.choices import INHERITED, PARTS
+from lightning_internvl.choices import INHERITED, PARTS, SWEEP, is_step
 from lightning_internvl.config.given import DELETED, VALUE, Given, Path
 
 Config = Mapping[str, Any]
@@ -18,6 +18,7 @@ AS_STARTED = "the model is taken as init_from has it; a recipe that builds its p
 HOLD_OUT = "nothing is held out of this data; give data.validation=0.1 (a share of it) or a file"
 NOTHING = "this data has no held-out records; data of files has, with data.validation=0.1"
 WHEN = f"nothing is measured while a stage trains; give {TRACKING}.every_n_steps=N or times=N too"
+NOT_TAKEN = "the pipeline begins with a filter, which is never taken from another run, nor is what follows it"
 WHICH = f"no weights are compared; give {TRACKING}.best=METRIC too"
 
 
@@ -92,6 +93,11 @@ def _training(run: _Run, one: Given) -> str:
     return "" if run.trained else f"{run.shown} trains nothing; name a stage that does"
 
 
+def _reuse(run: _Run, one: Given) -> str:
+    first = run.stages[next(iter(run.stages))]
+    return _training(run, one) or (NOT_TAKEN if one.value not in (False, SWEEP) and is_step(first) else "")
+
+
 def _planned(run: _Run, one: Given) -> str:
     return "" if run.config.get("plan") else "it is for plan=true"
 
@@ -145,6 +151,7 @@ RULES: dict[Path, Callable[[_Run, Given], str]] = {
     ("data", "video_token"): _token,
     **{(word,): _training for word in ("optimizer", "scheduler", "max_steps", "epochs", "batch_size")},
     **{(word,): _planned for word in PLANNED},
+    ("reuse",): _reuse,
     ("callbacks", "validation"): _validation,
     ("callbacks", "tracking"): _tracking,
 }

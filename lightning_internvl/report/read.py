@@ -29,6 +29,7 @@ class StageFiles:
     finished: bool = False
     summary: dict[str, Any] = field(default_factory=dict)
     cases: list[dict[str, Any]] = field(default_factory=list)
+    taken_from: str = ""  # the run that has trained it
 
     @property
     def seconds(self) -> float:
@@ -107,8 +108,9 @@ class _Reader:
             config = {}
         return text, config if isinstance(config, dict) else {}
 
-    def stage(self, name: str, start: int, metrics: dict[str, Any], timing: dict[str, Any]) -> StageFiles:
-        """What is on file of one stage; `start` is its first step on the axis of the whole run."""
+    def stage(self, name: str, start: int, metrics: dict[str, Any], timing: dict[str, Any], taken: Any = None) -> StageFiles:
+        """What is on file of one stage; `start` is its first step on the axis of the whole run, `taken`
+        the run that has trained it."""
         folder = self.run_dir / "stages" / name
         history = self.history(folder / "history.jsonl")
         freezing = [entry for entry in self.json(folder / "freezing.json", list) if _is_freezing(entry)]
@@ -127,6 +129,7 @@ class _Reader:
             timing=timing,
             cases=[case for case in self.json(folder / "cases.json", list) if isinstance(case, dict)],
             summary=self.json(self.run_dir / name / "summary.json", dict),
+            taken_from=taken if isinstance(taken, str) else "",
             finished=bool(timing) or (self.run_dir / "handoff" / name / "manifest.json").is_file(),
         )
 
@@ -175,10 +178,11 @@ def read_run(run_dir: Path) -> RunFiles:
     config_text, config = reader.config(run_dir / "config.yaml")
     metrics = reader.json(run_dir / "metrics.json", dict)
     timing = reader.json(run_dir / "timing.json", dict)
+    taken = reader.json(run_dir / "reused.json", dict)
     folders = sorted(path.name for path in (run_dir / "stages").glob("*") if path.is_dir())
     stages: list[StageFiles] = []
     for name in _stage_names(config, list(timing), list(metrics), folders):
         start = stages[-1].start + stages[-1].steps if stages else 0
-        stages.append(reader.stage(name, start, metrics.get(name), timing.get(name)))
+        stages.append(reader.stage(name, start, metrics.get(name), timing.get(name), taken.get(name)))
     folder = run_dir.resolve().name
     return RunFiles(folder, _name(config, folder), stages, config_text, list(dict.fromkeys(reader.damaged)))

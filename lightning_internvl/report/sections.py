@@ -95,7 +95,8 @@ def _pipeline_step(stage: StageFiles, ends: dict[str, float]) -> str:
         kept, pairs = (numbers(stage.summary).get(name, 0) for name in ("kept", "pairs"))
         text = f"keeps {kept:,.0f} of {pairs:,.0f} pairs · {_minutes(stage.seconds)}"
     trains = f"<small>trains {escape(', '.join(trained))}</small>" if trained else ""
-    return f'<li class="{state}"><b>{escape(stage.name)}</b><span>{text}</span>{trains}{"".join(_tiles(stage, ends))}</li>'
+    taken = f"<small>not trained here: taken from <code>{escape(stage.taken_from)}</code></small>" if stage.taken_from else ""
+    return f'<li class="{state}"><b>{escape(stage.name)}</b><span>{text}</span>{trains}{taken}{"".join(_tiles(stage, ends))}</li>'
 
 
 def _tiles(stage: StageFiles, ends: dict[str, float]) -> Iterator[str]:

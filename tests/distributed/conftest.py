@@ -69,6 +69,9 @@ def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
             whole, run = folder / f"{strategy}_schedule", folder / f"{strategy}_from_{step}"
             jobs += [{"stopped_at": [step, str(whole), str(run)]}, {"train": [f"resume={run}"]}]
     jobs.append({"train": [f"resume={folder / 'one_to_two'}", "trainer.devices=2"]})
+    jobs.append(
+        pair("reused", *STRATEGIES["ddp"], *QUIET, *BOTH_WAYS, f"reuse={folder}", "stages.supervised.optimizer.lr=2.0e-3")
+    )
     run_pair(folder, jobs)
     stopped_at(2, folder / "fsdp2_schedule", folder / "two_to_one")
     run_alone(f"resume={folder / 'two_to_one'}", "trainer.devices=1")

@@ -105,3 +105,14 @@ def test_resume_with_another_number_of_processes(run: str, runs_of: Path) -> Non
     assert losses(runs_of / run, "contrastive") == [pytest.approx(row, rel=CLOSE) for row in losses(whole, "contrastive")[2:]]
     ours, theirs = weights(runs_of / run, "contrastive"), weights(whole, "contrastive")
     assert all((tensor - theirs[name]).abs().max() < CLOSE for name, tensor in ours.items())
+
+
+def test_both_take_the_stages_that_two_have_finished_and_train_the_last_together(runs_of: Path) -> None:
+    run, ddp = runs_of / "reused", runs_of / "ddp"
+    assert read_json(run / "reused.json") == {"contrastive": str(ddp), "generative": str(ddp)}
+    assert same_weights(run, ddp, "contrastive")
+    assert same_weights(run, ddp, "generative")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["supervised"]
+    first, second = losses(run, "supervised"), losses(ddp, "supervised")
+    assert first[0] == second[0]
+    assert first[-1] != second[-1]
