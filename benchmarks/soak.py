@@ -38,8 +38,9 @@ from lightning_internvl.data.shards.tar import TarWriter
 from lightning_internvl.files import RUN_CONFIG
 
 SETTINGS = {"minutes": 5.0, "seed": 0, "most": 3, "limit": 120, "steps": 10, "scenarios": "", "processes": "1,2", "faults": ""}
-# The last one describes a divided checkpoint, and holds a number that PyTorch draws anew for each.
-TIMED = ("*/events.out.*", RUN_CONFIG, "report.html", "timing.json", "launch.json", ".lock*", ".metadata")
+# `.metadata` describes a divided checkpoint, and holds a number that PyTorch draws anew for each; a key holds the times of its
+# stage, and is not left by one that is killed before its last word.
+TIMED = ("*/events.out.*", RUN_CONFIG, "report.html", "timing.json", "launch.json", ".lock*", ".metadata", "stage_key.json")
 BAD = ("data.max_bad_fraction=0.5", "data.num_workers=1")
 JOB = {
     "SLURM_NTASKS": "1", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
