@@ -11,8 +11,8 @@ import lightning as L
 
 from callbacks.pictures import log_pictures, sample_pictures
 from lightning_internvl.evaluation.own_data import OwnData, sample_of
-from lightning_internvl.evaluation.own_pairs import RANKED, pairs_predictor
-from lightning_internvl.evaluation.probe_samples import sample
+from lightning_internvl.evaluation.own_pairs import pairs_predictor
+from lightning_internvl.evaluation.probe_samples import POOL, sample
 from lightning_internvl.files import write_json
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.context import StageContext
@@ -52,15 +52,14 @@ class Samples(L.Callback):
         if not (trainer.is_global_zero or stage.is_sharded):
             return
         step, precision = trainer.global_step, trainer.precision_plugin.forward_context
-        last = step == stage.max_steps
         own = OwnData.of(trainer, self.context) if self.predictor is None else None
-        chosen = self.predictor if own is None else pairs_predictor(own, RANKED if last else self.images)
+        chosen = self.predictor if own is None else pairs_predictor(own, POOL)
         found: dict[str, Any] = {}
         # a probe neither compares pictures and texts nor writes
         if chosen is not None and (self.shown.writer is not None or chosen.pairs is not None):
             options = {**dataclasses.asdict(self.shown), "images": self.images}
             with chosen.evaluating(precision) as predictor:
-                found = stage.use(partial(sample, predictor, stage=stage.name, step=step, last=last, **options))
+                found = stage.use(partial(sample, predictor, stage=stage.name, step=step, **options))
         elif own is not None and (asked := stage.use(own.ask, precision, self.images)):
             found = {"stage": stage.name, "step": step, **sample_of(asked)}
         if found and trainer.is_global_zero:

@@ -12,8 +12,6 @@ from lightning_internvl.evaluation.tasks import Matching
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.inference.predictor import Metrics, Precision, Predictor
 
-RANKED = 64  # pictures among which the nearest to a caption are shown
-
 
 class OwnPairs:
     """Pairs in place of `HeldOutScenes`.

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from lightning_internvl.data.scenes.held_out import AskedImages, CaptionedImages
+import numpy as np
+from torch import Tensor
+
+from lightning_internvl.data.scenes.held_out import AskedImages
 from lightning_internvl.evaluation.tasks import is_right, write_captions
 from lightning_internvl.inference.journal import thumbnail
 from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.objectives import similarities
 
+POOL = 64  # pictures among which the nearest to a caption are found, the fixed ones among them
+NEAREST = 4  # that are kept of each caption
+SIDE = 96  # of their pictures
 
-def sample(
-    predictor: Predictor, *, stage: str, step: int, mode: str, writer: str | None, images: int = 10, last: bool = False
-) -> dict[str, Any]:
-    """Similarities, captions and answers for the probe pictures; at the end also retrieval.
+
+def sample(predictor: Predictor, *, stage: str, step: int, mode: str, writer: str | None, images: int = 10) -> dict[str, Any]:
+    """Similarities, nearest pictures, captions and answers for the first held-out pictures.
 
     Args:
         mode: image embedding of the similarities, "c" or "g".
@@ -24,14 +30,14 @@ def sample(
     probes, captions = data.images[:images], data.captions[:images]
     found: dict[str, Any] = {"stage": stage, "step": step, "images": [thumbnail(p) for p in probes], "captions_true": captions}
     if writer != "decoder":
-        similarity = similarities(predictor.embed_images(probes, mode), predictor.embed_texts(captions))
-        found["similarity"] = [[round(v, 4) for v in row] for row in similarity.tolist()]
+        pool = data.images[: max(POOL, images)]
+        scores = similarities(predictor.embed_images(pool, mode), predictor.embed_texts(captions))
+        found["similarity"] = [[round(v, 4) for v in row] for row in scores[: len(probes)].tolist()]
+        found["neighbours"] = _neighbours(scores, pool)
     if writer is not None:
         found["captions"] = write_captions(predictor, probes, writer)
     if writer == "decoder":
         found["answers"] = _answers(predictor, predictor.held_out.questioned(), images)
-    if last and writer != "decoder":
-        found["retrieval"] = _retrieval(predictor, data, mode)
     return found
 
 
@@ -44,14 +50,19 @@ def _answers(predictor: Predictor, asked: AskedImages, images: int) -> list[list
     ]
 
 
-def _retrieval(predictor: Predictor, data: CaptionedImages, mode: str, queries: int = 6, shown: int = 5) -> list[dict[str, Any]]:
-    scores = similarities(predictor.embed_images(data.images, mode), predictor.embed_texts(data.captions[:queries])).T
-    rows = []
-    for truth, (text, row) in enumerate(zip(data.captions, scores, strict=False)):
-        best, places = row.topk(min(shown, len(row)))
-        ranked = [
-            {"png": thumbnail(data.images[place]), "score": round(score, 4), "correct": place == truth}
-            for score, place in zip(best.tolist(), places.tolist(), strict=True)
-        ]
-        rows.append({"text": text, "truth": truth, "ranked": ranked})
-    return rows
+def _neighbours(scores_NC: Tensor, pictures: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The pictures nearest to each caption, whose own picture has its place: `ranked`, (place, score)
+    of the first ones; `ranks`, from 1 on, that of the own picture; and the `pictures` by place."""
+    order_CN = scores_NC.T.argsort(dim=1, descending=True, stable=True)
+    ranked = [
+        [(place, round(float(scores_NC[place, caption]), 4)) for place in row[:NEAREST]]
+        for caption, row in enumerate(order_CN.tolist())
+    ]
+    ranks = [row.index(caption) + 1 for caption, row in enumerate(order_CN.tolist())]
+    shown = sorted({place for row in ranked for place, _ in row})
+    return {
+        "among": len(pictures),
+        "ranked": ranked,
+        "ranks": ranks,
+        "pictures": {str(place): thumbnail(pictures[place], SIDE) for place in shown},
+    }

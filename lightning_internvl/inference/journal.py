@@ -93,10 +93,10 @@ def with_picture(digest: str | None) -> dict[str, str]:
     return {} if digest is None else {"picture": digest}
 
 
-def thumbnail(picture: np.ndarray) -> str:
-    """(H, W, 3) uint8 -> base64 PNG, at most SIDE pixels wide and high."""
+def thumbnail(picture: np.ndarray, side: int = SIDE) -> str:
+    """(H, W, 3) uint8 -> base64 PNG, at most `side` pixels wide and high."""
     image, stream = Image.fromarray(picture), io.BytesIO()
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((side, side))
     image.save(stream, "PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode()
 

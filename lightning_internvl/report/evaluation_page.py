@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from lightning_internvl.files import read_json, write_text
 from lightning_internvl.report.cases import case_lists
+from lightning_internvl.report.frame import page
 from lightning_internvl.report.metrics_table import format_number, scored_of, times_chance, values_of
 from lightning_internvl.report.pictures import Pictures
 from lightning_internvl.report.sections import html_table, section
 
-# Should a text slip through, it runs nothing.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 NAMED = 20  # samples without a score that are named on the page
 
 
 def write_page(folder: Path) -> Path:
     """Write FOLDER/index.html from what the tasks have left; return its path."""
-    pictures, parts, links = Pictures(), [], []
+    pictures, sections = Pictures(), []
     for number, (task, metrics) in enumerate(read_json(folder / "metrics.json", {}).items()):
         record, cases = read_json(folder / task / "record.json", {}), read_json(folder / task / "cases.json", [])
-        parts.append(_section(f"task-{number}", task, metrics, record, cases, pictures))
-        links.append(f'<a href="#task-{number}">{escape(task)}</a>')
-    style = resources.files("lightning_internvl.report").joinpath("page.css").read_text(encoding="utf-8")
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>Evaluation: {escape(folder.name)}</title><style>{style}</style></head><body>"
-        f'<svg class="definitions" aria-hidden="true"><defs>{pictures.symbols()}</defs></svg>'
-        f"<main><header><h1>Evaluation</h1><nav>{''.join(links)}</nav></header>{''.join(parts)}"
-        f"<footer>Made from the files in <code>{escape(str(folder))}</code>.</footer></main></body></html>"
-    )
-    write_text(folder / "index.html", page)
+        name = f"task-{number}"
+        sections.append((name, task, _section(name, task, metrics, record, cases, pictures)))
+    footer = f"Made from the files in <code>{escape(str(folder))}</code>."
+    html = page(f"Evaluation: {folder.name}", "<header><h1>Evaluation</h1></header>", sections, pictures, footer)
+    write_text(folder / "index.html", html)
     return folder / "index.html"
 
 

@@ -79,22 +79,26 @@ function row(colour, label, value) {
   return element;
 }
 
-// Captions and answers: the frames of one sample time at a time.
-const scrub = document.querySelector(".scrub");
-if (scrub) {
-  const range = scrub.querySelector("input");
-  const play = scrub.querySelector("[data-play]");
+// The film: one moment of the run at a time.
+const film = document.querySelector(".film");
+if (film) {
+  const { texts, matrix } = JSON.parse(film.querySelector("script").textContent);
+  const range = film.querySelector("input[type=range]");
+  const play = film.querySelector("[data-play]");
   const shown = document.getElementById("time");
-  const times = [...document.querySelectorAll("#times li")].map((item) => item.textContent);
-  const frames = document.querySelectorAll(".frame");
+  const frames = film.querySelectorAll(".frame");
+  const marks = film.querySelectorAll(".marks i");
+  const last = texts.length - 1;
   let timer = null;
 
   const go = (index) => {
-    const time = Math.min(Math.max(index, 0), times.length - 1);
+    const time = Math.min(Math.max(index, 0), last);
     range.value = time;
-    range.setAttribute("aria-valuetext", times[time]);
-    shown.textContent = times[time];
+    range.setAttribute("aria-valuetext", texts[time]);
+    shown.textContent = texts[time];
     for (const frame of frames) frame.hidden = Number(frame.dataset.time) !== time;
+    marks.forEach((mark, place) => mark.classList.toggle("now", place === time));
+    if (matrix) drawMatrix(film.querySelector(".matrix"), matrix, time);
   };
   const stop = () => {
     clearInterval(timer);
@@ -103,25 +107,45 @@ if (scrub) {
     play.setAttribute("aria-label", "Play");
   };
   const start = () => {
-    if (Number(range.value) === times.length - 1) go(0);
+    if (Number(range.value) === last) go(0);
     play.textContent = "❚❚";
     play.setAttribute("aria-label", "Pause");
     timer = setInterval(() => {
       go(Number(range.value) + 1);
-      if (Number(range.value) === times.length - 1) stop();
-    }, 700);
+      if (Number(range.value) === last) stop();
+    }, 1000);
+  };
+  const toggle = () => (timer === null ? start() : stop());
+  const step = (by) => {
+    stop();
+    go(Number(range.value) + by);
   };
 
-  range.addEventListener("input", () => {
-    stop();
-    go(Number(range.value));
-  });
-  for (const button of scrub.querySelectorAll("[data-move]")) {
-    button.addEventListener("click", () => {
-      stop();
-      go(Number(range.value) + Number(button.dataset.move));
-    });
+  range.addEventListener("input", () => step(0));
+  for (const button of film.querySelectorAll("[data-move]")) {
+    button.addEventListener("click", () => step(Number(button.dataset.move)));
   }
-  play.addEventListener("click", () => (timer === null ? start() : stop()));
-  go(times.length - 1);
+  play.addEventListener("click", toggle);
+  film.addEventListener("keydown", (event) => {
+    const moves = { ArrowLeft: -1, ArrowRight: 1, Home: -last, End: last };
+    const inButton = event.target.closest("button");
+    if (event.key === " " && !inButton) toggle();
+    else if (event.key in moves) step(moves[event.key]);
+    else return;
+    event.preventDefault();
+  });
+  go(last);
+}
+
+function drawMatrix(figure, { values, closest, at, texts }, time) {
+  const place = at[time];
+  const svg = figure.querySelector("svg.heat");
+  svg.querySelectorAll(".cell").forEach((cell, index) => {
+    cell.style.fillOpacity = 0.04 + 0.0096 * values[place][index]; // as similarity.py draws the last one
+  });
+  svg.querySelectorAll(".closest").forEach((dot, row) => {
+    dot.style.transform = `translateX(${svg.dataset.cell * closest[place][row]}px)`;
+  });
+  figure.classList.toggle("past", time !== at.indexOf(place));
+  figure.querySelector("figcaption span").textContent = texts[time];
 }

@@ -1,4 +1,4 @@
-"""The tables at the end of the page: metrics, time, freezing, and the resolved configuration."""
+"""The sections at the end of the page: metrics, time, freezing, and the resolved configuration."""
 
 from __future__ import annotations
 
@@ -20,23 +20,13 @@ TIMING = {
 }
 
 
-def tables(run: RunFiles) -> str:
-    """Metrics, timing and freezing in full, and the resolved configuration."""
-    config = f"<details><summary>Resolved configuration</summary><pre>{escape(run.config_text)}</pre></details>"
-    return (
-        section("metrics", "All metrics", "The notch in a bar is the chance level.", _metrics(run))
-        + section("timing", "Time", "Measured on the machine of this run.", _timing(run))
-        + section("freezing", "Freezing", "Parameters that each stage trained, and why the others rest.", _freezing(run))
-        + (section("config", "Configuration", "Everything that defines this run.", config) if run.config_text else "")
-    )
-
-
 def _breakable(name: str) -> str:
     """A name as it is written in files, that a narrow screen may break after "_" and "/"."""
     return escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
 
 
-def _metrics(run: RunFiles) -> str:
+def metrics(run: RunFiles) -> str:
+    """Every metric of every stage beside its chance level."""
     ends = tops(run)
     bodies = []
     for stage in run.stages:
@@ -49,10 +39,12 @@ def _metrics(run: RunFiles) -> str:
         if rows:
             group = f'<tr><th colspan="5" scope="rowgroup">{escape(stage.name)}</th></tr>'
             bodies.append(f'<tbody class="group">{group}{rows}</tbody>')
-    return html_table(["metric", "value", "chance", "× chance", ""], bodies) if bodies else ""
+    table = html_table(["metric", "value", "chance", "× chance", ""], bodies) if bodies else ""
+    return section("metrics", "All metrics", "The notch in a bar is the chance level.", table)
 
 
-def _timing(run: RunFiles) -> str:
+def timing(run: RunFiles) -> str:
+    """What each stage took."""
     timed = [stage for stage in run.stages if stage.timing]
     keys = dict.fromkeys([*TIMING, *(key for stage in timed for key in stage.timing)])
     rows = []
@@ -62,10 +54,12 @@ def _timing(run: RunFiles) -> str:
         if any(value is not None for value in values):
             cells = "".join(f"<td>{'' if v is None else format(v * factor, decimals)}</td>" for v in values)
             rows.append(f'<tr><th scope="row">{escape(title)}</th>{cells}</tr>')
-    return html_table(["", *(stage.name for stage in timed)], [f"<tbody>{''.join(rows)}</tbody>"]) if rows else ""
+    table = html_table(["", *(stage.name for stage in timed)], [f"<tbody>{''.join(rows)}</tbody>"]) if rows else ""
+    return section("timing", "Time", "Measured on the machine of this run.", table)
 
 
-def _freezing(run: RunFiles) -> str:
+def freezing(run: RunFiles) -> str:
+    """What trained when and why."""
     bodies = []
     for stage in run.stages:
         for entry in stage.freezing:
@@ -76,4 +70,11 @@ def _freezing(run: RunFiles) -> str:
             )
             group = f"{escape(stage.name)}, from step {entry['step']:,}"
             bodies.append(f'<tbody class="group"><tr><th colspan="4" scope="rowgroup">{group}</th></tr>{rows}</tbody>')
-    return html_table(["group", "trained", "frozen", "why"], bodies) if bodies else ""
+    table = html_table(["group", "trained", "frozen", "why"], bodies) if bodies else ""
+    return section("freezing", "Freezing", "Parameters that each stage trained, and why the others rest.", table)
+
+
+def configuration(run: RunFiles) -> str:
+    """The resolved configuration, folded."""
+    text = f"<details><summary>Resolved configuration</summary><pre>{escape(run.config_text)}</pre></details>"
+    return section("config", "Configuration", "Everything that defines this run.", text) if run.config_text else ""

@@ -49,7 +49,8 @@ def shows_its_pairs(run: Path) -> None:
     for found in of.values():
         assert len(found["images"]) == len(found["similarity"]) == 2
         assert found["captions_true"] == ["picture 0", "picture 1"]
-        assert [len(query["ranked"]) for query in found["retrieval"]] == [4] * 4
+        assert found["neighbours"]["among"] == 4
+        assert [len(row) for row in found["neighbours"]["ranked"]] == [4] * 2
     assert len(of["generative"]["captions"]) == 2
     cases = read_json(run / "stages/generative/cases.json")
     assert {(case["right"], case["answer"].split()[0] == case["truth"]) for case in cases} <= {(True, True), (False, False)}
@@ -57,7 +58,7 @@ def shows_its_pairs(run: Path) -> None:
     metrics = read_json(run / "metrics.json")["generative"]
     assert metrics["validation_itm_hard_accuracy"] * 8 == len([case for case in cases if case["right"]])  # all have room
     page = (run / "report.html").read_text()
-    assert all(f'<section id="{name}">' in page for name in ("similarity", "retrieval", "over-time", "cases"))
+    assert all(f'<section id="{name}">' in page for name in ("film", "cases"))
     assert any(b"nearest: picture" in file.read_bytes() for file in (run / "tensorboard").rglob("events*"))
 
 

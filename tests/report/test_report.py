@@ -20,6 +20,7 @@ from lightning_internvl.report import write_report
 
 STAGES = {"contrastive": ["itc"], "generative": ["itc", "itm", "itg"], "supervised": ["next_token"]}
 STEPS = 60
+MOST = 4_000_000  # bytes of a page
 COLOURS = ["red", "green", "blue", "gold"]
 CAPTIONS = [f"one {colour} ball on a grey field" for colour in COLOURS]
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -53,9 +54,10 @@ def sample(stage: str, step: int, text: str) -> dict[str, Any]:
         content["answers"] = [
             [{"question": f"Colour? {text}", "truth": c, "answer": "red", "correct": c == "red"}] for c in COLOURS
         ]
-    if stage != "supervised" and step == STEPS:
-        ranked = [{"png": images[i % 4], "score": 0.9 - i / 10, "correct": i == 1} for i in range(5)]
-        content["retrieval"] = [{"text": f"query {text}", "truth": 1, "ranked": ranked}]
+    if stage != "supervised":
+        others = {str(place): one for place, one in enumerate([*images, picture("black")])}
+        ranked = [[(4, 0.9), (1, 0.8), (2, 0.1), (3, 0.0)]] * 4
+        content["neighbours"] = {"among": 64, "ranked": ranked, "ranks": [9, 2, 3, 4], "pictures": others}
     return content
 
 
@@ -138,7 +140,21 @@ def read(run: Path) -> tuple[Page, str]:
     return Page(html), html
 
 
-ALL_SECTIONS = ["curves", "similarity", "retrieval", "over-time", "metrics", "timing", "freezing", "config"]
+ALL_SECTIONS = ["film", "curves", "metrics", "timing", "freezing", "config"]
+
+
+def film_data(page: Page) -> dict[str, Any]:
+    """What changes in the film from frame to frame."""
+    return next(found for found in json_in(page) if isinstance(found, dict))
+
+
+def curve_data(page: Page) -> list[dict[str, Any]]:
+    """The series of the first chart."""
+    return next(found for found in json_in(page) if isinstance(found, list))
+
+
+def json_in(page: Page) -> list[Any]:
+    return [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
 
 
 def test_whole_run_has_every_section_in_order(tmp_path: Path) -> None:
@@ -150,7 +166,7 @@ def test_whole_run_has_every_section_in_order(tmp_path: Path) -> None:
     assert "60 steps · 2.0 min" in page.text
     assert len(page.all("div", class_="tile")) == 6
     assert "chance 0.002" in page.text
-    assert len(html.encode()) < 5_000_000
+    assert len(html.encode()) < MOST
 
 
 def test_every_stage_border_stands_at_its_step(tmp_path: Path) -> None:
@@ -173,7 +189,7 @@ def test_each_objective_has_its_own_colour_and_name(tmp_path: Path) -> None:
 
 def test_hover_data_follows_the_stages(tmp_path: Path) -> None:
     page, _ = read(fake_run(tmp_path))
-    series = json.loads(page.scripts[0][1])
+    series = curve_data(page)
     itm = next(one for one in series if one["label"] == "itm")
     assert [len(steps) for steps, _ in itm["lines"]] == [0, 60, 0]
     assert itm["lines"][1][0][0] == 61
@@ -194,24 +210,63 @@ def test_bands_show_changes_within_a_stage(tmp_path: Path) -> None:
 def test_pictures_are_held_once(tmp_path: Path) -> None:
     page, _ = read(fake_run(tmp_path))
     images = page.all("image")
-    assert len(images) == 4
+    assert len(images) == 5
     assert all((attrs["href"] or "").startswith("data:image/png;base64,") for attrs in images)
-    heat_maps, retrieved, frames = 4 * 4, 2 * 5, 9 * 4
-    assert len(page.all("use")) == heat_maps + retrieved + frames
+    heat_map, near, frames = 4, 6 * 4 * 4, 9 * 4
+    assert len(page.all("use")) == heat_map + near + frames
 
 
-def test_similarity_retrieval_captions_and_answers(tmp_path: Path) -> None:
+def test_the_film_has_a_frame_for_each_picture_and_time_and_shows_the_last(tmp_path: Path) -> None:
     page, html = read(fake_run(tmp_path))
-    assert len(page.all("svg", class_="heat")) == 4
-    assert len(page.all("rect", class_="right")) == 4 * 4
-    assert len(page.all("li", class_="right")) == 2
-    assert "right one at rank 2" in page.text
     frames = page.all("div", class_="frame")
     assert len(frames) == 9 * 4
     assert [attrs["data-time"] for attrs in frames if "hidden" not in attrs] == ["8"] * 4
     assert "<mark>two</mark> <mark>red</mark> <mark>balls</mark> on a grey field" in html
     assert page.all("input", type="range", max="8", value="8")
-    assert "supervised · step 60 · 1 of 4 answers right · 2 of 4 captions word for word" in page.text
+    last = "supervised, step 60 · 1 of 4 answers right · 2 of 4 captions word for word"
+    assert last in page.text
+    texts = film_data(page)["texts"]
+    assert texts[0] == "contrastive, step 0 · right caption closest for 0 of 4"
+    assert texts[8] == last
+
+
+def test_the_film_has_one_axis_with_marks_where_stages_begin(tmp_path: Path) -> None:
+    page, _ = read(fake_run(tmp_path))
+    marks = [attrs for attrs in page.all("i") if "left:" in (attrs.get("style") or "")]
+    assert [attrs["style"] for attrs in marks] == [f"left:{100 * time / 8:.2f}%" for time in range(9)]
+    assert [place for place, attrs in enumerate(marks) if attrs.get("class") == "first"] == [0, 3, 6]
+
+
+def test_the_matrix_of_the_film_sharpens_and_stays_where_none_is_measured(tmp_path: Path) -> None:
+    page, _ = read(fake_run(tmp_path))
+    assert len(page.all("svg", class_="heat")) == 1
+    assert len(page.all("rect", class_="right")) == 4
+    matrix = film_data(page)["matrix"]
+    assert [values[:2] for values in matrix["values"]] == [[0, 10], [50, 10], [100, 10]] * 2
+    assert matrix["closest"][2] == [0, 1, 2, 3]
+    assert matrix["at"] == [0, 1, 2, 3, 4, 5, 5, 5, 5]
+    assert matrix["texts"][8].startswith("generative, step 60: right caption closest for 4 of 4 (by chance 1)")
+    cells = [attrs["style"] for attrs in page.all("rect", class_="cell")]
+    assert cells[:2] == ["fill-opacity:1.0", "fill-opacity:0.136"]
+
+
+def test_the_nearest_pictures_of_each_caption_are_shown_with_the_right_one(tmp_path: Path) -> None:
+    page, _ = read(fake_run(tmp_path))
+    assert len(page.all("div", class_="near")) == 6 * 4
+    assert len(page.all("li", class_="right")) == 6 * 3  # that of the first card is not among them
+    text = "".join(page.text)
+    assert text.count("nearest of 64 pictures to this caption ✗ own at rank 9") == 6
+    assert "✓ own" not in text
+
+
+@pytest.mark.parametrize("broken", [None, 3, [], {}, {"among": 2, "ranks": [1], "ranked": [[[0]]], "pictures": {}}])
+def test_neighbours_that_are_none_are_left_out(tmp_path: Path, broken: Any) -> None:
+    run = fake_run(tmp_path, {"contrastive": ["itc"]})
+    for path in (run / "stages" / "contrastive" / "samples").iterdir():
+        dump(path, json.loads(path.read_text()) | {"neighbours": broken})
+    page, _ = read(run)
+    assert page.sections == ALL_SECTIONS
+    assert not page.all("div", class_="near")
 
 
 def test_nothing_is_requested_from_anywhere(tmp_path: Path) -> None:
@@ -269,7 +324,7 @@ def test_empty_folder_gives_a_page_without_sections(tmp_path: Path) -> None:
         ("config.yaml", {"config"}),
         ("metrics.json", {"metrics"}),
         ("timing.json", {"timing"}),
-        ("stages", {"curves", "similarity", "retrieval", "over-time", "freezing"}),
+        ("stages", {"film", "curves", "freezing"}),
     ],
 )
 def test_missing_files_are_absent_sections(tmp_path: Path, missing: str, gone: set[str]) -> None:
@@ -291,7 +346,7 @@ def test_one_stage_of_unknown_name_without_one_of_its_files(tmp_path: Path, miss
     else:
         target.unlink()
     page, _ = read(run)
-    gone = {"freezing.json": ["freezing"], "samples": ["similarity", "retrieval", "over-time"]}.get(missing, [])
+    gone = {"freezing.json": ["freezing"], "samples": ["film"]}.get(missing, [])
     assert page.sections == [name for name in ALL_SECTIONS if name not in gone]
     assert "distillation" in page.text
 
@@ -345,7 +400,7 @@ def test_resumed_history_and_values_that_are_not_finite(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps(row) for row in rows + again))
     dump(run / "metrics.json", {"contrastive": {"R@1": float("nan"), "R@1_chance": 0.0}})
     page, _ = read(run)
-    series = json.loads(page.scripts[0][1])
+    series = curve_data(page)
     assert [one["lines"] for one in series] == [[[[1, 2, 3], [3.0, 2.0, 1.0]]]]
     assert "nan" in page.text
 
@@ -372,14 +427,15 @@ def test_large_run_stays_small(tmp_path: Path) -> None:
         lines = (json.dumps({"step": step, **row}) for step in range(0, 40_000, 20))
         (folder / "history.jsonl").write_text("\n".join(lines))
         for step in range(0, 40_000, 1_000):
-            dump(folder / "samples" / f"step-{step:06d}.json", {"step": step, "images": noise[:2] * 6, **words})
-        hits = [{"png": encoded, "score": 0.5, "correct": False} for encoded in noise[2:]]
-        queries = [{"text": "q", "truth": 0, "ranked": hits[5 * i : 5 * i + 5]} for i in range(12)]
-        dump(folder / "samples" / "step-040000.json", {"step": 40_000, "images": noise[:12], "retrieval": queries})
+            near = {
+                "among": 64, "ranks": [7] * 12, "ranked": [[(step // 1000 + i, 0.5) for i in range(4)]] * 12,
+                "pictures": {str(place): one for place, one in enumerate(noise)},
+            }  # fmt: skip
+            matrix = [[(i * j + step) % 97 / 97 for j in range(12)] for i in range(12)]
+            content = {"step": step, "images": noise[:2] * 6, "similarity": matrix, "neighbours": near, **words}
+            dump(folder / "samples" / f"step-{step:06d}.json", content)
     page, html = read(run)
-    assert len(html.encode()) < 5_000_000
-    assert len(page.all("article", class_="query")) == 3 * 10
-    assert "10 of 12 queries shown." in page.text
+    assert len(html.encode()) < MOST
     assert len(page.all("div", class_="frame")) == 48 * 12
 
 

@@ -1,0 +1,192 @@
+"""The alignment film: fixed pictures followed through all stages, a frame for each sample time.
+
+Without JavaScript the last frame shows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html import escape
+from typing import Any
+
+from lightning_internvl.report.charts import script_json, thin
+from lightning_internvl.report.pictures import Pictures
+from lightning_internvl.report.read import RunFiles, StageFiles
+from lightning_internvl.report.sections import section
+from lightning_internvl.report.similarity import closest, heat_map, matrix_of, strengths, summary
+
+MAX_TIMES = 48  # over all stages
+Time = tuple[StageFiles, dict[str, Any]]
+
+
+def film(run: RunFiles, pictures: Pictures) -> str:
+    """The section: controls with the time axis, the similarity matrix, a card for each picture."""
+    times = list(_times(run))
+    if not times:
+        return ""
+    texts = [_time_text(*time) for time in times]
+    matrix, changes = _matrix(times, pictures)
+    told = script_json({"texts": texts, "matrix": changes})
+    lead = (
+        "The same pictures, never trained on, at several moments of every stage. Play it, drag the slider, or press space "
+        "and the arrow keys. Words that the true caption does not hold are marked."
+    )
+    body = (
+        f'<div class="film" tabindex="-1"><div class="scrub">{_controls(times)}'
+        f'<p id="time" role="status">{escape(texts[-1])}</p></div>'
+        f'<div class="scene">{matrix}<div class="cards">{"".join(_cards(times, pictures))}</div></div>'
+        f'<script type="application/json">{told}</script></div>'
+    )
+    return section("film", "The alignment film", lead, body)
+
+
+def _times(run: RunFiles) -> Iterator[Time]:
+    of_stages = [
+        (stage, [sample for sample in stage.samples if isinstance(sample.get("images"), list) and sample["images"]])
+        for stage in run.stages
+    ]
+    sampled = [(stage, samples) for stage, samples in of_stages if samples]
+    for stage, samples in sampled:
+        for sample in thin(samples, max(2, MAX_TIMES // len(sampled))):
+            yield stage, sample
+
+
+def _time_text(stage: StageFiles, sample: dict[str, Any]) -> str:
+    counts = []
+    answers = [answer for of_picture in sample.get("answers") or [] for answer in of_picture or []]
+    if answers:
+        counts.append(f"{sum(bool(answer.get('correct')) for answer in answers)} of {len(answers)} answers right")
+    captions = list(zip(sample.get("captions") or [], sample.get("captions_true") or [], strict=False))
+    if captions:
+        same = sum(_words(str(caption)) == _words(str(truth)) for caption, truth in captions)
+        counts.append(f"{same} of {len(captions)} captions word for word")
+    matrix = matrix_of(sample)
+    if matrix and not captions:
+        right = sum(closest(row) == index for index, row in enumerate(matrix))
+        counts.append(f"right caption closest for {right} of {len(matrix)}")
+    return " · ".join([_moment(stage, sample), *counts])
+
+
+def _moment(stage: StageFiles, sample: dict[str, Any]) -> str:
+    return f"{stage.name}, step {sample['step']:,}"
+
+
+def _controls(times: list[Time]) -> str:
+    """Buttons, slider, and under it a mark for each time, with the name where a stage begins."""
+    last, before, marks = len(times) - 1, None, []
+    for time, (stage, _) in enumerate(times):
+        place = f'style="left:{100 * time / max(1, last):.2f}%"'
+        name = "" if stage is before else f"<b>{escape(stage.name)}</b>"
+        marks.append(f"<i {'' if stage is before else 'class=first '}{place}>{name}</i>")
+        before = stage
+    return (
+        '<div class="controls"><button type="button" data-play aria-label="Play">▶</button>'
+        '<button type="button" data-move="-1" aria-label="Earlier">‹</button>'
+        '<button type="button" data-move="1" aria-label="Later">›</button><div class="track">'
+        f'<input type="range" min="0" max="{last}" value="{last}" step="1" aria-label="Sample time">'
+        f'<div class="marks" aria-hidden="true">{"".join(marks)}</div></div></div>'
+    )
+
+
+def _matrix(times: list[Time], pictures: Pictures) -> tuple[str, dict[str, Any] | None]:
+    """The heat map as it is at the end, and what of it changes: for each time the place in
+    `values` (percent of the scale) and `closest`, and the text. A time without a matrix of these
+    pictures shows the one before."""
+    found = [(time, matrix, sample) for time, (_, sample) in enumerate(times) if (matrix := matrix_of(sample))]
+    if not found:
+        return "", None
+    _, final, end = found[-1]
+    same = [
+        (time, matrix)
+        for time, matrix, sample in found
+        if (len(matrix), len(matrix[0]), sample.get("captions_true")) == (len(final), len(final[0]), end.get("captions_true"))
+    ]
+    everything = [value for _, matrix in same for row in matrix for value in row]
+    low, high = min(everything), max(everything)
+    at = [max((place for place, (measured, _) in enumerate(same) if measured <= time), default=0) for time in range(len(times))]
+    texts = [f"{_moment(*times[same[place][0]])}: {summary(same[place][1])}" for place in at]
+    changes = {
+        "values": [strengths(matrix, low, high) for _, matrix in same],
+        "closest": [[closest(row) for row in matrix] for _, matrix in same],
+        "at": at,
+        "texts": texts,
+    }
+    caption = f"<b>Similarity of pictures and captions</b><span>{escape(texts[-1])}</span>"
+    scale = f'<p class="scale"><span>{low:.2f}</span><i></i><span>{high:.2f}</span> cosine similarity</p>'
+    about = "Rows are pictures, columns captions; the right pairs are outlined, and a dot marks the caption closest to a picture."
+    heat = heat_map(final, end["images"], (low, high), pictures)
+    return f'<figure class="matrix"><figcaption>{caption}</figcaption>{heat}{scale}<p>{about}</p></figure>', changes
+
+
+def _cards(times: list[Time], pictures: Pictures) -> Iterator[str]:
+    last = len(times) - 1
+    for index in range(max(len(sample["images"]) for _, sample in times)):
+        frames = [_frame(sample, index, time, time == last, pictures) for time, (_, sample) in enumerate(times)]
+        yield f'<article class="card">{"".join(frames)}</article>'
+
+
+def _frame(sample: dict[str, Any], index: int, time: int, shown: bool, pictures: Pictures) -> str:
+    images, truths = sample["images"], sample.get("captions_true") or []
+    if index >= len(images):
+        return ""
+    truth = str(truths[index]) if index < len(truths) else ""
+    parts = [f'<p class="truth"><small>caption {index + 1}, the true one</small>{escape(truth)}</p>'] if truth else []
+    said = sample.get("captions") or []
+    matrix = matrix_of(sample)
+    if index < len(said):
+        parts.append(f'<p class="said"><small>generated</small>{_marked(str(said[index]), truth)}</p>')
+    elif index < len(matrix) and len(truths) == len(matrix[index]):
+        best = closest(matrix[index])
+        mark = _verdict(best == index)
+        parts.append(f'<p class="said"><small>closest caption {mark}</small>{_marked(str(truths[best]), truth)}</p>')
+    answers = sample.get("answers") or []
+    asked = answers[index] if index < len(answers) else []
+    below = f'<ul class="answers">{"".join(map(_answer, asked))}</ul>' if asked else ""
+    below += _nearest(sample.get("neighbours"), index, pictures)
+    picture = pictures.use(images[index], truth or f"picture {index + 1}")
+    hidden = "" if shown else " hidden"
+    return f'<div class="frame" data-time="{time}"{hidden}>{picture}<div>{"".join(parts)}</div>{below}</div>'
+
+
+def _nearest(found: Any, index: int, pictures: Pictures) -> str:
+    """The pictures nearest to the caption of a card, its own among them marked."""
+    try:
+        row, rank, among = found["ranked"][index], int(found["ranks"][index]), int(found["among"])
+        shown = [(int(place), float(score), found["pictures"].get(str(place))) for place, score in row]
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError):  # of a time or a run without them
+        return ""
+    items = []
+    for number, (place, score, png) in enumerate(shown, start=1):
+        own = place == index
+        text = f"rank {number}, similarity {score:.2f}{', the right one' if own else ''}"
+        items.append(f"<li{' class=right' if own else ''}>{pictures.use(png, text)}</li>")
+    told = f"<small>nearest of {among} pictures to this caption {_verdict(rank == 1)} own at rank {rank}</small>"
+    return f'<div class="near">{told}<ol>{"".join(items)}</ol></div>'
+
+
+def _marked(said: str, truth: str) -> str:
+    """`said` with the words marked that `truth`, if any, does not hold."""
+    right = set(_words(truth))
+    words = []
+    for word in said.split():
+        wrong = right and not right.issuperset(_words(word))
+        words.append(f"<mark>{escape(word)}</mark>" if wrong else escape(word))
+    return " ".join(words) or "<i>nothing</i>"
+
+
+def _words(text: str) -> list[str]:
+    """Words to compare: lower case, without punctuation."""
+    return re.sub(r"[^\w\s]", "", text.lower()).split()
+
+
+def _verdict(right: bool) -> str:
+    return '<b class="yes" title="right">✓</b>' if right else '<b class="no" title="wrong">✗</b>'
+
+
+def _answer(answer: dict[str, Any]) -> str:
+    question, said = escape(str(answer.get("question", ""))), escape(str(answer.get("answer", "")))
+    right = bool(answer.get("correct"))
+    truth = "" if right else f' <span class="instead">right: {escape(str(answer.get("truth", "")))}</span>'
+    given = f'<span class="answer">{_verdict(right)} {said or "<i>nothing</i>"}</span>'
+    return f"<li>{question} {given}{truth}</li>"
