@@ -24,10 +24,12 @@ class Samples(L.Callback):
     Args:
         at: moments, as shares of the stage; the start (0) and the end (1) among them if wanted.
         images: how many pictures.
+        relevance: whether it is found where in them scores come from, a forward and a backward pass
+            for each; never of weights that are divided among processes.
     """
 
-    def __init__(self, *, at: Sequence[float], images: int) -> None:
-        self.at, self.images = tuple(at), images
+    def __init__(self, *, at: Sequence[float], images: int, relevance: bool = True) -> None:
+        self.at, self.images, self.relevance = tuple(at), images, relevance
 
     def setup_stage(self, context: StageContext) -> None:
         """Without held-out data nothing is kept."""
@@ -57,7 +59,8 @@ class Samples(L.Callback):
         found: dict[str, Any] = {}
         # a probe neither compares pictures and texts nor writes
         if chosen is not None and (self.shown.writer is not None or chosen.pairs is not None):
-            options = {**dataclasses.asdict(self.shown), "images": self.images}
+            relevance = self.relevance and not stage.is_sharded  # backward passes would wait for all processes
+            options = {**dataclasses.asdict(self.shown), "images": self.images, "relevance": relevance}
             with chosen.evaluating(precision) as predictor:
                 found = stage.use(partial(sample, predictor, stage=stage.name, step=step, **options))
         elif own is not None and (asked := stage.use(own.ask, precision, self.images)):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
+from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.held_out import AskedImages
+from lightning_internvl.data.scenes.language import Turn
 from lightning_internvl.evaluation.tasks import is_right, write_captions
 from lightning_internvl.inference.journal import thumbnail
 from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.inference.relevance import of_answer, of_caption, of_similarity
 from lightning_internvl.objectives import similarities
 
 POOL = 64  # pictures among which the nearest to a caption are found, the fixed ones among them
@@ -19,12 +21,15 @@ NEAREST = 4  # that are kept of each caption
 SIDE = 96  # of their pictures
 
 
-def sample(predictor: Predictor, *, stage: str, step: int, mode: str, writer: str | None, images: int = 10) -> dict[str, Any]:
+def sample(
+    predictor: Predictor, *, stage: str, step: int, mode: str, writer: str | None, images: int = 10, relevance: bool = False
+) -> dict[str, Any]:
     """Similarities, nearest pictures, captions and answers for the first held-out pictures.
 
     Args:
         mode: image embedding of the similarities, "c" or "g".
         writer: who writes captions, "middleware" or "decoder"; None writes none.
+        relevance: whether it is also found where in the pictures the scores of true texts come from.
     """
     data = predictor.held_out.captioned()
     probes, captions = data.images[:images], data.captions[:images]
@@ -36,9 +41,28 @@ def sample(predictor: Predictor, *, stage: str, step: int, mode: str, writer: st
         found["neighbours"] = _neighbours(scores, pool)
     if writer is not None:
         found["captions"] = write_captions(predictor, probes, writer)
-    if writer == "decoder":
-        found["answers"] = _answers(predictor, predictor.held_out.questioned(), images)
+    asked = predictor.held_out.questioned() if writer == "decoder" else None
+    if asked is not None:
+        found["answers"] = _answers(predictor, asked, images)
+    if relevance:
+        turns = asked.turns[:images] if asked is not None else []
+        found["relevance"] = _relevance(predictor, probes, captions, turns, mode, writer)
     return found
+
+
+def _relevance(
+    predictor: Predictor, probes: Pictures, captions: Sequence[str], turns: Sequence[Turn], mode: str, writer: str | None
+) -> dict[str, Any]:
+    """Where the score of each true text comes from: `of`, its kind, and a grid for each picture, or
+    None (see `lightning_internvl.inference.relevance`)."""
+    if writer == "decoder":
+        grids = [of_answer(predictor, p, turn.question, turn.answer) for p, turn in zip(probes, turns, strict=False)]
+        return {"of": "answer", "grids": grids}
+    if writer == "middleware":
+        return {"of": "caption", "grids": [of_caption(predictor, *pair) for pair in zip(probes, captions, strict=True)]}
+    texts = predictor.embed_texts(captions)
+    pairs = zip(probes, texts[:, None], strict=True)
+    return {"of": "similarity", "grids": [of_similarity(predictor, *pair, mode) for pair in pairs]}
 
 
 def _answers(predictor: Predictor, asked: AskedImages, images: int) -> list[list[dict[str, Any]]]:
@@ -50,7 +74,7 @@ def _answers(predictor: Predictor, asked: AskedImages, images: int) -> list[list
     ]
 
 
-def _neighbours(scores_NC: Tensor, pictures: Sequence[np.ndarray]) -> dict[str, Any]:
+def _neighbours(scores_NC: Tensor, pictures: Pictures) -> dict[str, Any]:
     """The pictures nearest to each caption, whose own picture has its place: `ranked`, (place, score)
     of the first ones; `ranks`, from 1 on, that of the own picture; and the `pictures` by place."""
     order_CN = scores_NC.T.argsort(dim=1, descending=True, stable=True)

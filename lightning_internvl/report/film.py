@@ -5,7 +5,9 @@ Without JavaScript the last frame shows.
 
 from __future__ import annotations
 
+import math
 import re
+import string
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -17,6 +19,14 @@ from lightning_internvl.report.sections import section
 from lightning_internvl.report.similarity import closest, heat_map, matrix_of, strengths, summary
 
 MAX_TIMES = 48  # over all stages
+DIGITS = string.digits + string.ascii_lowercase  # from dark to lit
+COARSE = 8  # parts along a side below which they are drawn with their edges
+SEEN = {
+    "similarity": "lit is what speaks for the true caption",
+    "caption": "lit is what makes the true caption likely to be written",
+    "answer": "lit is what makes the true answer likely to be given",
+}
+LOOK = '<label class="look"><input type="checkbox" checked> where it looks <small></small></label>'
 Time = tuple[StageFiles, dict[str, Any]]
 
 
@@ -27,14 +37,15 @@ def film(run: RunFiles, pictures: Pictures) -> str:
         return ""
     texts = [_time_text(*time) for time in times]
     matrix, changes = _matrix(times, pictures)
-    told = script_json({"texts": texts, "matrix": changes})
+    seen = [_seen(sample) for _, sample in times]
+    told = script_json({"texts": texts, "seen": seen, "matrix": changes})
     lead = (
         "The same pictures, never trained on, at several moments of every stage. Play it, drag the slider, or press space "
         "and the arrow keys. Words that the true caption does not hold are marked."
     )
     body = (
         f'<div class="film" tabindex="-1"><div class="scrub">{_controls(times)}'
-        f'<p id="time" role="status">{escape(texts[-1])}</p></div>'
+        f'<p id="time" role="status">{escape(texts[-1])}</p>{LOOK if any(seen) else ""}</div>'
         f'<div class="scene">{matrix}<div class="cards">{"".join(_cards(times, pictures))}</div></div>'
         f'<script type="application/json">{told}</script></div>'
     )
@@ -59,7 +70,7 @@ def _time_text(stage: StageFiles, sample: dict[str, Any]) -> str:
         counts.append(f"{sum(bool(answer.get('correct')) for answer in answers)} of {len(answers)} answers right")
     captions = list(zip(sample.get("captions") or [], sample.get("captions_true") or [], strict=False))
     if captions:
-        same = sum(_words(str(caption)) == _words(str(truth)) for caption, truth in captions)
+        same = sum(plain_words(str(caption)) == plain_words(str(truth)) for caption, truth in captions)
         counts.append(f"{same} of {len(captions)} captions word for word")
     matrix = matrix_of(sample)
     if matrix and not captions:
@@ -87,6 +98,13 @@ def _controls(times: list[Time]) -> str:
         f'<input type="range" min="0" max="{last}" value="{last}" step="1" aria-label="Sample time">'
         f'<div class="marks" aria-hidden="true">{"".join(marks)}</div></div></div>'
     )
+
+
+def _seen(sample: dict[str, Any]) -> str:
+    """What the light on the pictures of a time means; nothing where there is none."""
+    found = sample.get("relevance")
+    found = found if isinstance(found, dict) else {}
+    return SEEN.get(str(found.get("of")), "") if any(_letters(sample, index) for index in range(len(sample["images"]))) else ""
 
 
 def _matrix(times: list[Time], pictures: Pictures) -> tuple[str, dict[str, Any] | None]:
@@ -138,15 +156,40 @@ def _frame(sample: dict[str, Any], index: int, time: int, shown: bool, pictures:
         parts.append(f'<p class="said"><small>generated</small>{_marked(str(said[index]), truth)}</p>')
     elif index < len(matrix) and len(truths) == len(matrix[index]):
         best = closest(matrix[index])
-        mark = _verdict(best == index)
+        mark = verdict(best == index)
         parts.append(f'<p class="said"><small>closest caption {mark}</small>{_marked(str(truths[best]), truth)}</p>')
     answers = sample.get("answers") or []
     asked = answers[index] if index < len(answers) else []
     below = f'<ul class="answers">{"".join(map(_answer, asked))}</ul>' if asked else ""
     below += _nearest(sample.get("neighbours"), index, pictures)
     picture = pictures.use(images[index], truth or f"picture {index + 1}")
+    picture = f'<div class="seen">{picture}{_veil(sample, index, pictures)}</div>'
     hidden = "" if shown else " hidden"
     return f'<div class="frame" data-time="{time}"{hidden}>{picture}<div>{"".join(parts)}</div>{below}</div>'
+
+
+def _veil(sample: dict[str, Any], index: int, pictures: Pictures) -> str:
+    """What dims a picture but for where a score comes from."""
+    letters = _letters(sample, index)
+    if not letters:
+        return ""
+    side = math.isqrt(len(letters))
+    kind = "veil coarse" if side < COARSE else "veil"
+    place = pictures.place(sample["images"][index])
+    given = f'width="{side}" height="{side}" data-seen="{letters}" style="{place}"'
+    return f'<canvas class="{kind}" {given} aria-hidden="true"></canvas>'
+
+
+def _letters(sample: dict[str, Any], index: int) -> str:
+    """How much each part of a picture adds to a score, a digit each, row by row; nothing where that
+    is not known."""
+    try:
+        grid = sample["relevance"]["grids"][index]
+        levels = [int(value) * 36 // 100 for row in grid for value in row]
+        square = len(grid) > 1 and all(len(row) == len(grid) for row in grid)
+    except (TypeError, KeyError, IndexError, ValueError, OverflowError):  # of a time or a run without it
+        return ""
+    return "".join(DIGITS[level] for level in levels) if square and min(levels) >= 0 and max(levels) < len(DIGITS) else ""
 
 
 def _nearest(found: Any, index: int, pictures: Pictures) -> str:
@@ -161,26 +204,27 @@ def _nearest(found: Any, index: int, pictures: Pictures) -> str:
         own = place == index
         text = f"rank {number}, similarity {score:.2f}{', the right one' if own else ''}"
         items.append(f"<li{' class=right' if own else ''}>{pictures.use(png, text)}</li>")
-    told = f"<small>nearest of {among} pictures to this caption {_verdict(rank == 1)} own at rank {rank}</small>"
+    told = f"<small>nearest of {among} pictures to this caption {verdict(rank == 1)} own at rank {rank}</small>"
     return f'<div class="near">{told}<ol>{"".join(items)}</ol></div>'
 
 
 def _marked(said: str, truth: str) -> str:
     """`said` with the words marked that `truth`, if any, does not hold."""
-    right = set(_words(truth))
+    right = set(plain_words(truth))
     words = []
     for word in said.split():
-        wrong = right and not right.issuperset(_words(word))
+        wrong = right and not right.issuperset(plain_words(word))
         words.append(f"<mark>{escape(word)}</mark>" if wrong else escape(word))
     return " ".join(words) or "<i>nothing</i>"
 
 
-def _words(text: str) -> list[str]:
+def plain_words(text: str) -> list[str]:
     """Words to compare: lower case, without punctuation."""
     return re.sub(r"[^\w\s]", "", text.lower()).split()
 
 
-def _verdict(right: bool) -> str:
+def verdict(right: bool) -> str:
+    """A mark for right or wrong."""
     return '<b class="yes" title="right">✓</b>' if right else '<b class="no" title="wrong">✗</b>'
 
 
@@ -188,5 +232,5 @@ def _answer(answer: dict[str, Any]) -> str:
     question, said = escape(str(answer.get("question", ""))), escape(str(answer.get("answer", "")))
     right = bool(answer.get("correct"))
     truth = "" if right else f' <span class="instead">right: {escape(str(answer.get("truth", "")))}</span>'
-    given = f'<span class="answer">{_verdict(right)} {said or "<i>nothing</i>"}</span>'
+    given = f'<span class="answer">{verdict(right)} {said or "<i>nothing</i>"}</span>'
     return f"<li>{question} {given}{truth}</li>"

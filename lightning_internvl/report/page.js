@@ -82,12 +82,13 @@ function row(colour, label, value) {
 // The film: one moment of the run at a time.
 const film = document.querySelector(".film");
 if (film) {
-  const { texts, matrix } = JSON.parse(film.querySelector("script").textContent);
+  const { texts, seen, matrix } = JSON.parse(film.querySelector("script").textContent);
   const range = film.querySelector("input[type=range]");
   const play = film.querySelector("[data-play]");
   const shown = document.getElementById("time");
   const frames = film.querySelectorAll(".frame");
   const marks = film.querySelectorAll(".marks i");
+  const look = film.querySelector(".look");
   const last = texts.length - 1;
   let timer = null;
 
@@ -98,6 +99,7 @@ if (film) {
     shown.textContent = texts[time];
     for (const frame of frames) frame.hidden = Number(frame.dataset.time) !== time;
     marks.forEach((mark, place) => mark.classList.toggle("now", place === time));
+    if (look) look.querySelector("small").textContent = seen[time];
     if (matrix) drawMatrix(film.querySelector(".matrix"), matrix, time);
   };
   const stop = () => {
@@ -126,15 +128,27 @@ if (film) {
     button.addEventListener("click", () => step(Number(button.dataset.move)));
   }
   play.addEventListener("click", toggle);
+  look?.addEventListener("change", () => film.classList.toggle("plain", !look.firstChild.checked));
+  for (const veil of film.querySelectorAll(".veil")) drawVeil(veil);
   film.addEventListener("keydown", (event) => {
     const moves = { ArrowLeft: -1, ArrowRight: 1, Home: -last, End: last };
-    const inButton = event.target.closest("button");
-    if (event.key === " " && !inButton) toggle();
+    const hasSpace = event.target.closest("button, [type=checkbox]");
+    if (event.key === " " && !hasSpace) toggle();
     else if (event.key in moves) step(moves[event.key]);
     else return;
     event.preventDefault();
   });
   go(last);
+}
+
+// A dark picture of as many pixels as the grid has parts, clear where a score comes from.
+function drawVeil(canvas) {
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(canvas.width, canvas.height);
+  [...canvas.dataset.seen].forEach((letter, index) => {
+    image.data[4 * index + 3] = 205 * (1 - parseInt(letter, 36) / 35);
+  });
+  context.putImageData(image, 0, 0);
 }
 
 function drawMatrix(figure, { values, closest, at, texts }, time) {

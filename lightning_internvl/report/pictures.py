@@ -19,6 +19,7 @@ class Pictures:
     def __init__(self) -> None:
         self._ids: dict[str, str | None] = {}
         self._symbols: list[str] = []
+        self._sides: dict[str, tuple[int, int]] = {}  # width and height of those that could be read
         self._size = 0
 
     def use(self, encoded: Any, label: str, placed: str = 'class="picture"') -> str:
@@ -31,9 +32,15 @@ class Pictures:
         start = f'<svg {placed} viewBox="0 0 100 100" role="img" aria-label="{escape(label)}">'
         return start + (f'<use href="#{name}"/></svg>' if name else '<rect class="missing" width="100" height="100"/></svg>')
 
+    def place(self, encoded: Any) -> str:
+        """Where a picture that was used lies in its square, which it need not fill, as CSS."""
+        width, height = self._sides.get(encoded, (1, 1))
+        across, down = (100 * side / max(width, height) for side in (width, height))
+        return f"left:{50 - across / 2:.4g}%;top:{50 - down / 2:.4g}%;width:{across:.4g}%;height:{down:.4g}%"
+
     def _add(self, encoded: str) -> str | None:
         try:
-            data, mime = self._small(base64.b64decode(encoded, validate=True))
+            data, mime, self._sides[encoded] = self._small(base64.b64decode(encoded, validate=True))
         except (ValueError, OSError, UnidentifiedImageError):
             return None
         self._size += len(data)
@@ -43,10 +50,11 @@ class Pictures:
         self._symbols.append(f'<symbol id="{name}" viewBox="0 0 100 100">{image}</symbol>')
         return name
 
-    def _small(self, data: bytes) -> tuple[bytes, str]:
+    def _small(self, data: bytes) -> tuple[bytes, str, tuple[int, int]]:
         with Image.open(io.BytesIO(data)) as image:
+            sides = image.size
             if len(data) <= KEPT_AS_IS and self._size < ROOMY:
-                return data, Image.MIME[str(image.format)]
+                return data, Image.MIME[str(image.format)], sides
             side = 192 if self._size < ROOMY else 64
             image.thumbnail((side, side))
             flat = Image.new("RGB", image.size, "white")
@@ -54,7 +62,7 @@ class Pictures:
             flat.paste(rgba, mask=rgba)
         smaller = io.BytesIO()
         flat.save(smaller, "JPEG", quality=80)
-        return smaller.getvalue(), "image/jpeg"
+        return smaller.getvalue(), "image/jpeg", sides
 
     def symbols(self) -> str:
         return "".join(self._symbols)
