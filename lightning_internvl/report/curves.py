@@ -7,8 +7,9 @@ import re
 from html import escape
 
 from lightning_internvl.report.charts import Axis, Line, Series, Span, band, plot, script_json, step_ticks
+from lightning_internvl.report.metric_words import words
 from lightning_internvl.report.read import RunFiles, StageFiles
-from lightning_internvl.report.sections import count, section, words
+from lightning_internvl.report.sections import count, section
 
 OBJECTIVES = {
     "itc": "ITC, image-text contrastive",
@@ -70,7 +71,7 @@ def _charts(stages: list[StageFiles]) -> dict[str, list[Series]]:
     for key in keys:
         split, name = _split_key(key)
         measured = split == "val"
-        lines = [_line(stage, key) for stage in stages if measured or not _covers_another(name, stage)]
+        lines = [line_of(stage, key, stage.start) for stage in stages if measured or not _covers_another(name, stage)]
         if not any(lines):
             continue
         title = _title(key, name, lines)
@@ -88,6 +89,12 @@ def _charts(stages: list[StageFiles]) -> dict[str, list[Series]]:
     for series in charts.values():
         series.sort(key=lambda one: order.index(next((name for name in order if name and one.label.startswith(name)), None)))
     return charts
+
+
+def title_of(key: str) -> str:
+    """What a logged quantity is called: "ITC, image-text contrastive" of "train/itc"."""
+    split, name = _split_key(key)
+    return OBJECTIVES.get(name, name) + (", held-out" if split == "val" else "")
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -120,8 +127,9 @@ def _covers_another(name: str, stage: StageFiles) -> bool:
     return name == TOTAL and _objectives(stage) == 1
 
 
-def _line(stage: StageFiles, key: str) -> Line:
-    points = ((stage.start + row["step"], row.get(key, math.nan)) for row in stage.history)
+def line_of(stage: StageFiles, key: str, start: int) -> Line:
+    """A logged quantity of a stage that begins at `start` of an axis."""
+    points = ((start + row["step"], row.get(key, math.nan)) for row in stage.history)
     return [(step, value) for step, value in points if math.isfinite(value)]
 
 

@@ -11,7 +11,7 @@ from lightning_internvl.report.cases import case_lists
 from lightning_internvl.report.frame import page
 from lightning_internvl.report.metrics_table import format_number, scored_of, times_chance, values_of
 from lightning_internvl.report.pictures import Pictures
-from lightning_internvl.report.sections import html_table, section
+from lightning_internvl.report.sections import html_table, metric_cell, section
 
 NAMED = 20  # samples without a score that are named on the page
 
@@ -41,7 +41,7 @@ def _section(
 
 def _table(metrics: dict[str, float]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{format_number(value)}</td>'
+        f"<tr>{metric_cell(name)}<td>{format_number(value)}</td>"
         f"<td>{'' if chance is None else format_number(chance)}</td><td>{times_chance(value, chance)}</td></tr>"
         for name, value, chance in values_of(metrics)
     )

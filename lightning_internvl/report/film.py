@@ -138,13 +138,25 @@ def _matrix(times: list[Time], pictures: Pictures) -> tuple[str, dict[str, Any] 
 
 
 def _cards(times: list[Time], pictures: Pictures) -> Iterator[str]:
-    last = len(times) - 1
+    last, before = len(times) - 1, [_neighbours_before(times, time) for time in range(len(times))]
     for index in range(max(len(sample["images"]) for _, sample in times)):
-        frames = [_frame(sample, index, time, time == last, pictures) for time, (_, sample) in enumerate(times)]
+        frames = [_frame(sample, before[time], index, time, time == last, pictures) for time, (_, sample) in enumerate(times)]
         yield f'<article class="card">{"".join(frames)}</article>'
 
 
-def _frame(sample: dict[str, Any], index: int, time: int, shown: bool, pictures: Pictures) -> str:
+def _neighbours_before(times: list[Time], time: int) -> Any:
+    """The last neighbours that were found of the same captions."""
+    captions = times[time][1].get("captions_true")
+    earlier = (
+        sample["neighbours"]
+        for _, sample in times[:time][::-1]
+        if sample.get("captions_true") == captions and "neighbours" in sample
+    )
+    return next(earlier, None)
+
+
+def _frame(sample: dict[str, Any], before: Any, index: int, time: int, shown: bool, pictures: Pictures) -> str:
+    """A picture at one time; `before` are the neighbours of the time before that had some."""
     images, truths = sample["images"], sample.get("captions_true") or []
     if index >= len(images):
         return ""
@@ -161,7 +173,7 @@ def _frame(sample: dict[str, Any], index: int, time: int, shown: bool, pictures:
     answers = sample.get("answers") or []
     asked = answers[index] if index < len(answers) else []
     below = f'<ul class="answers">{"".join(map(_answer, asked))}</ul>' if asked else ""
-    below += _nearest(sample.get("neighbours"), index, pictures)
+    below += _nearest(sample.get("neighbours"), index, pictures) or _nearest(before, index, pictures, " past")
     picture = pictures.use(images[index], truth or f"picture {index + 1}")
     picture = f'<div class="seen">{picture}{_veil(sample, index, pictures)}</div>'
     hidden = "" if shown else " hidden"
@@ -192,7 +204,7 @@ def _letters(sample: dict[str, Any], index: int) -> str:
     return "".join(DIGITS[level] for level in levels) if square and min(levels) >= 0 and max(levels) < len(DIGITS) else ""
 
 
-def _nearest(found: Any, index: int, pictures: Pictures) -> str:
+def _nearest(found: Any, index: int, pictures: Pictures, past: str = "") -> str:
     """The pictures nearest to the caption of a card, its own among them marked."""
     try:
         row, rank, among = found["ranked"][index], int(found["ranks"][index]), int(found["among"])
@@ -204,8 +216,8 @@ def _nearest(found: Any, index: int, pictures: Pictures) -> str:
         own = place == index
         text = f"rank {number}, similarity {score:.2f}{', the right one' if own else ''}"
         items.append(f"<li{' class=right' if own else ''}>{pictures.use(png, text)}</li>")
-    told = f"<small>nearest of {among} pictures to this caption {verdict(rank == 1)} own at rank {rank}</small>"
-    return f'<div class="near">{told}<ol>{"".join(items)}</ol></div>'
+    told = f"<small>nearest of {among} pictures {verdict(rank == 1)} own at rank {rank}</small>"
+    return f'<div class="near{past}">{told}<ol>{"".join(items)}</ol></div>'
 
 
 def _marked(said: str, truth: str) -> str:

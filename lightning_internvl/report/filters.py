@@ -7,10 +7,11 @@ from html import escape
 from typing import Any
 
 from lightning_internvl.report.charts import bar
+from lightning_internvl.report.metric_words import words
 from lightning_internvl.report.metrics_table import format_number
 from lightning_internvl.report.pictures import Pictures
 from lightning_internvl.report.read import RunFiles, StageFiles, numbers
-from lightning_internvl.report.sections import section, words
+from lightning_internvl.report.sections import section
 
 SIMILARITY = "similarity"  # the axes of other scores are logarithmic
 APART = 12  # percent of a chart's width between two numbers under it

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
+from lightning_internvl.report.metric_words import words
+
 SCORED, ASKED, TOTAL = "samples", "samples_asked", "samples_total"
 
 CHANCE_SUFFIX = "_chance"
@@ -63,7 +65,7 @@ def values_of(metrics: Mapping[str, float]) -> list[tuple[str, float, float | No
 def metrics_table(
     metrics: Mapping[str, Mapping[str, float]], *, title: str = "Metrics", group: str = "stage", samples: bool = False
 ) -> Table:
-    """One table, rows grouped by stage or task: metric, value, chance, times chance.
+    """One table, rows grouped by stage or task: metric in words, value, chance, times chance.
 
     Args:
         metrics: the content of a metrics.json, {stage: {metric: value, "<metric>_chance": value}}.
@@ -81,7 +83,7 @@ def metrics_table(
             cells = [format_number(value), "" if chance is None else format_number(chance), times_chance(value, chance)]
             first, count = firsts
             # Text, not str: a bracket in a name is no markup.
-            table.add_row(Text(first), Text(name), *cells, *([count] if samples else []))
+            table.add_row(Text(first), Text(words(name)), *cells, *([count] if samples else []))
             firsts = ["", ""]
         table.add_section()
     return table

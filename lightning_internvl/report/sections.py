@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from lightning_internvl.report.charts import bar
+from lightning_internvl.report.metric_words import about, words
 from lightning_internvl.report.metrics_table import format_number, times_chance, with_chance
 from lightning_internvl.report.read import RunFiles, StageFiles, numbers
 
@@ -31,9 +32,6 @@ def html_table(head: Sequence[str], bodies: Sequence[str]) -> str:
     return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>{"".join(bodies)}</table></div>'
 
 
-RETRIEVAL = re.compile(r"([cg])_(\w+)_r(\d+)")  # a share of questions whose answer is among the first
-
-
 def count(number: float) -> str:
     """812345 as "812 k"."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -42,16 +40,14 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def words(name: str) -> str:
-    """A logged name as text that can break into lines: "train/grad_norm" as "grad norm",
-    "c_image_to_text_r1" as "image to text, R@1 (mode C)"."""
-    if found := RETRIEVAL.fullmatch(name):
-        mode, way, rank = found.groups()
-        return f"{way.replace('_', ' ')}, R@{rank} (mode {mode.upper()})"
-    return name.removeprefix("train/").replace("_", " ").replace("/", ", ")
+def metric_cell(name: str) -> str:
+    """The first cell of a metric's row: what it is called, and what it says."""
+    said = about(name)
+    return f'<th scope="row" title="{escape(name)}">{escape(words(name))}{f"<small>{escape(said)}</small>" if said else ""}</th>'
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
+    """A time as "40 s" or "3.7 min"."""
     return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
@@ -71,29 +67,31 @@ def metric_bar(name: str, value: float, chance: float | None, ends: dict[str, fl
 
 
 def header(run: RunFiles) -> str:
-    """Title, and the pipeline as a diagram with each stage's key metrics."""
+    """Title, what was trained, and what could not be read."""
     seconds = sum(stage.seconds for stage in run.stages)
-    total = f"{run.total_steps:,} steps · {_minutes(seconds)}" if run.total_steps else "nothing trained yet"
+    total = f"{run.total_steps:,} steps · {minutes(seconds)}" if run.total_steps else "nothing trained yet"
     damaged = "".join(f"<li><code>{escape(name)}</code></li>" for name in run.damaged)
     note = f'<div class="note">These files could not be read:<ul>{damaged}</ul></div>' if damaged else ""
+    return f'<header><h1>Alignment report</h1><p class="recipe"><b>{escape(run.recipe)}</b> · {total}</p>{note}</header>'
+
+
+def stages(run: RunFiles) -> str:
+    """The pipeline as a diagram with each stage's key metrics."""
     ends = tops(run)
     steps = "".join(_pipeline_step(stage, ends) for stage in run.stages)
-    return (
-        f'<header><h1>Alignment report</h1><p class="recipe"><b>{escape(run.recipe)}</b> · {total}</p>{note}'
-        + (f'<ol class="pipeline">{steps}</ol>' if steps else "")
-        + "</header>"
-    )
+    body = f'<ol class="pipeline">{steps}</ol>' if steps else ""
+    return section("stages", "Stages", "What each stage trained, and its main measures on held-out data.", body)
 
 
 def _pipeline_step(stage: StageFiles, ends: dict[str, float]) -> str:
     trained = [str(row.get("group")) for row in stage.last_rows if row.get("trained")]
-    state, text = "done", f"{stage.steps:,} steps · {_minutes(stage.seconds)}"
+    state, text = "done", f"{stage.steps:,} steps · {minutes(stage.seconds)}"
     if not stage.finished:
         state = "stopped" if stage.steps else "planned"
-        text = f"unfinished, step {stage.steps:,} · {_minutes(stage.seconds)}" if stage.steps else "not started"
+        text = f"unfinished, step {stage.steps:,} · {minutes(stage.seconds)}" if stage.steps else "not started"
     if stage.summary:
         kept, pairs = (numbers(stage.summary).get(name, 0) for name in ("kept", "pairs"))
-        text = f"keeps {kept:,.0f} of {pairs:,.0f} pairs · {_minutes(stage.seconds)}"
+        text = f"keeps {kept:,.0f} of {pairs:,.0f} pairs · {minutes(stage.seconds)}"
     trains = f"<small>trains {escape(', '.join(trained))}</small>" if trained else ""
     taken = f"<small>not trained here: taken from <code>{escape(stage.taken_from)}</code></small>" if stage.taken_from else ""
     return f'<li class="{state}"><b>{escape(stage.name)}</b><span>{text}</span>{trains}{taken}{"".join(_tiles(stage, ends))}</li>'

@@ -6,7 +6,7 @@ from html import escape
 
 from lightning_internvl.report.metrics_table import format_number, times_chance, with_chance
 from lightning_internvl.report.read import RunFiles
-from lightning_internvl.report.sections import html_table, metric_bar, section, tops
+from lightning_internvl.report.sections import html_table, metric_bar, metric_cell, section, tops
 
 TIMING = {
     "train_seconds": ("training, minutes", 1 / 60, ".2f"),
@@ -20,18 +20,13 @@ TIMING = {
 }
 
 
-def _breakable(name: str) -> str:
-    """A name as it is written in files, that a narrow screen may break after "_" and "/"."""
-    return escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
-
-
 def metrics(run: RunFiles) -> str:
     """Every metric of every stage beside its chance level."""
     ends = tops(run)
     bodies = []
     for stage in run.stages:
         rows = "".join(
-            f'<tr><th scope="row">{_breakable(name)}</th><td>{format_number(value)}</td>'
+            f"<tr>{metric_cell(name)}<td>{format_number(value)}</td>"
             f"<td>{'' if chance is None else format_number(chance)}</td><td>{times_chance(value, chance)}</td>"
             f'<td class="wide">{metric_bar(name, value, chance, ends)}</td></tr>'
             for name, value, chance in with_chance(stage.metrics)
@@ -43,17 +38,27 @@ def metrics(run: RunFiles) -> str:
     return section("metrics", "All metrics", "The notch in a bar is the chance level.", table)
 
 
+def timing_title(key: str) -> str:
+    """What is called so in timing.json, with its unit."""
+    return TIMING[key][0] if key in TIMING else key
+
+
+def timing_text(key: str, value: float | None) -> str:
+    """A value of timing.json in that unit; empty for None."""
+    _, factor, decimals = TIMING.get(key, (key, 1, ".4g"))
+    return "" if value is None else format(value * factor, decimals)
+
+
 def timing(run: RunFiles) -> str:
     """What each stage took."""
     timed = [stage for stage in run.stages if stage.timing]
     keys = dict.fromkeys([*TIMING, *(key for stage in timed for key in stage.timing)])
     rows = []
     for key in keys:
-        title, factor, decimals = TIMING.get(key, (key, 1, ".4g"))
-        values = [stage.timing.get(key) for stage in timed]
-        if any(value is not None for value in values):
-            cells = "".join(f"<td>{'' if v is None else format(v * factor, decimals)}</td>" for v in values)
-            rows.append(f'<tr><th scope="row">{escape(title)}</th>{cells}</tr>')
+        texts = [timing_text(key, stage.timing.get(key)) for stage in timed]
+        if any(texts):
+            cells = "".join(f"<td>{text}</td>" for text in texts)
+            rows.append(f'<tr><th scope="row">{escape(timing_title(key))}</th>{cells}</tr>')
     table = html_table(["", *(stage.name for stage in timed)], [f"<tbody>{''.join(rows)}</tbody>"]) if rows else ""
     return section("timing", "Time", "Measured on the machine of this run.", table)
 

@@ -34,6 +34,7 @@ def render(run: RunFiles) -> str:
     pictures = Pictures()
     shown = [
         ("film", "Film", film.film(run, pictures)),
+        ("stages", "Stages", sections.stages(run)),
         ("curves", "Curves", curves.curves(run)),
         ("filter", "Filter", filters.filters(run, pictures)),
         ("cases", "Right and wrong", cases.cases(run, pictures)),

@@ -26,7 +26,7 @@ def test_table_has_one_row_per_metric_with_chance_beside_it() -> None:
     assert words == [
         ["contrastive", "R@1", "0.46", "0.002", "230×"],
         ["margin[mean]", "0.31"],
-        ["supervised", "accuracy", "0.75", "0.25", "3.0×"],
+        ["supervised", "answers,", "accuracy", "0.75", "0.25", "3.0×"],
         ["cider", "3.20"],
     ]
 

@@ -140,7 +140,7 @@ def read(run: Path) -> tuple[Page, str]:
     return Page(html), html
 
 
-ALL_SECTIONS = ["film", "curves", "metrics", "timing", "freezing", "config"]
+ALL_SECTIONS = ["film", "stages", "curves", "metrics", "timing", "freezing", "config"]
 
 
 def film_data(page: Page) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def test_pictures_are_held_once(tmp_path: Path) -> None:
     images = page.all("image")
     assert len(images) == 5
     assert all((attrs["href"] or "").startswith("data:image/png;base64,") for attrs in images)
-    heat_map, near, frames = 4, 6 * 4 * 4, 9 * 4
+    heat_map, near, frames = 4, 9 * 4 * 4, 9 * 4
     assert len(page.all("use")) == heat_map + near + frames
 
 
@@ -252,10 +252,11 @@ def test_the_matrix_of_the_film_sharpens_and_stays_where_none_is_measured(tmp_pa
 
 def test_the_nearest_pictures_of_each_caption_are_shown_with_the_right_one(tmp_path: Path) -> None:
     page, _ = read(fake_run(tmp_path))
-    assert len(page.all("div", class_="near")) == 6 * 4
-    assert len(page.all("li", class_="right")) == 6 * 3  # that of the first card is not among them
+    assert len(page.all("div", class_="near")) == 9 * 4
+    assert len(page.all("div", class_="past")) == 3 * 4  # where none are found the last ones stay
+    assert len(page.all("li", class_="right")) == 9 * 3  # that of the first card is not among them
     text = "".join(page.text)
-    assert text.count("nearest of 64 pictures to this caption ✗ own at rank 9") == 6
+    assert text.count("nearest of 64 pictures ✗ own at rank 9") == 9
     assert "✓ own" not in text
 
 
@@ -307,8 +308,8 @@ def test_tiles_show_each_kind_of_metric_before_a_second_of_one(tmp_path: Path) -
     names = ["c_image_to_text_r1", "c_text_to_image_r1", "c_image_to_text_r10", "itm_accuracy", "caption_cider", "loss"]
     dump(tmp_path / "metrics.json", {"generative": {**dict.fromkeys(names, 0.5), "c_image_to_text_r1_chance": 0.1}})
     page, _ = read(tmp_path)
-    tiles = ["image to text, R@1 (mode C)", "itm accuracy", "caption cider", "text to image, R@1 (mode C)"]
-    assert [text for text in page.text if text in tiles] == tiles
+    tiles = ["captions found, R@1 (mode C)", "itm accuracy", "captions, CIDEr", "pictures found, R@1 (mode C)"]
+    assert [text for text in page.text if text in tiles][:4] == tiles
     assert len(page.all("div", class_="tile")) == 4
 
 
