@@ -52,6 +52,7 @@ class RunFiles:
     recipe: str
     stages: list[StageFiles]
     config_text: str
+    config: dict[str, Any]
     damaged: list[str]
 
     @property
@@ -185,4 +186,4 @@ def read_run(run_dir: Path) -> RunFiles:
         start = stages[-1].start + stages[-1].steps if stages else 0
         stages.append(reader.stage(name, start, metrics.get(name), timing.get(name), taken.get(name)))
     folder = run_dir.resolve().name
-    return RunFiles(folder, _name(config, folder), stages, config_text, list(dict.fromkeys(reader.damaged)))
+    return RunFiles(folder, _name(config, folder), stages, config_text, config, list(dict.fromkeys(reader.damaged)))
