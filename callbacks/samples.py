@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from callbacks.pictures import log_pictures, sample_pictures
-from lightning_internvl.evaluation.own_data import OwnData, sample_of
+from lightning_internvl.evaluation.own_data import OwnData, answer_relevance, sample_of
 from lightning_internvl.evaluation.own_pairs import pairs_predictor
 from lightning_internvl.evaluation.probe_samples import POOL, sample
 from lightning_internvl.files import write_json
@@ -56,15 +56,16 @@ class Samples(L.Callback):
         step, precision = trainer.global_step, trainer.precision_plugin.forward_context
         own = OwnData.of(trainer, self.context) if self.predictor is None else None
         chosen = self.predictor if own is None else pairs_predictor(own, POOL)
+        relevance = self.relevance and not stage.is_sharded  # backward passes would wait for all processes
         found: dict[str, Any] = {}
         # a probe neither compares pictures and texts nor writes
         if chosen is not None and (self.shown.writer is not None or chosen.pairs is not None):
-            relevance = self.relevance and not stage.is_sharded  # backward passes would wait for all processes
             options = {**dataclasses.asdict(self.shown), "images": self.images, "relevance": relevance}
             with chosen.evaluating(precision) as predictor:
                 found = stage.use(partial(sample, predictor, stage=stage.name, step=step, **options))
         elif own is not None and (asked := stage.use(own.ask, precision, self.images)):
             found = {"stage": stage.name, "step": step, **sample_of(asked)}
+            found |= answer_relevance(own.view, precision, asked) if relevance else {}
         if found and trainer.is_global_zero:
             self._write(trainer, stage, found)
 

@@ -22,6 +22,7 @@ from lightning_internvl.evaluation.metrics.token_f1 import token_f1
 from lightning_internvl.inference.collators import View
 from lightning_internvl.inference.journal import Journal, thumbnail
 from lightning_internvl.inference.predictor import Metrics, Precision, Predictor
+from lightning_internvl.inference.relevance import of_answer
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.context import StageContext
 
@@ -179,6 +180,15 @@ class OwnData:
                 self.unusable[place] = str(error)
         firsts_first = chain.from_iterable(zip_longest(*by_sample))
         return list(islice((one for one in firsts_first if one), count))
+
+
+def answer_relevance(view: View, precision: Precision, asked: Sequence[Asked]) -> dict[str, Any]:
+    """Where in its picture the true answer to each question comes from, as the report shows it (see
+    `lightning_internvl.inference.relevance`)."""
+    scenes: Any = None  # the questions are of the user's own data
+    predictor = Predictor(view.model, scenes, chats=view.chats)
+    with predictor.evaluating(precision):
+        return {"relevance": {"of": "answer", "grids": [of_answer(predictor, one.sample, one.truth) for one in asked]}}
 
 
 def turns_of(sample: dict[str, Any]) -> Iterator[Asked]:

@@ -12,7 +12,7 @@ from lightning_internvl.data.scenes.held_out import AskedImages
 from lightning_internvl.data.scenes.language import Turn
 from lightning_internvl.evaluation.tasks import is_right, write_captions
 from lightning_internvl.inference.journal import thumbnail
-from lightning_internvl.inference.predictor import Predictor
+from lightning_internvl.inference.predictor import Predictor, as_sample
 from lightning_internvl.inference.relevance import of_answer, of_caption, of_similarity
 from lightning_internvl.objectives import similarities
 
@@ -56,8 +56,8 @@ def _relevance(
     """Where the score of each true text comes from: `of`, its kind, and a grid for each picture, or
     None (see `lightning_internvl.inference.relevance`)."""
     if writer == "decoder":
-        grids = [of_answer(predictor, p, turn.question, turn.answer) for p, turn in zip(probes, turns, strict=False)]
-        return {"of": "answer", "grids": grids}
+        asked = [(as_sample([p], turn.question, "probe"), turn.answer) for p, turn in zip(probes, turns, strict=False)]
+        return {"of": "answer", "grids": [of_answer(predictor, *one) for one in asked]}
     if writer == "middleware":
         return {"of": "caption", "grids": [of_caption(predictor, *pair) for pair in zip(probes, captions, strict=True)]}
     texts = predictor.embed_texts(captions)

@@ -10,7 +10,7 @@ Letters: P visual tokens, D width, G patches along a side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.choices import IGNORE_INDEX
+from lightning_internvl.data.collate.encode import TooLong
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.encoders.tower import special_tokens
-from lightning_internvl.inference.predictor import Predictor, as_sample, in_precision
+from lightning_internvl.inference.predictor import Predictor, in_precision
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.vlm import VLM, shifts_labels
 from lightning_internvl.objectives import NextToken, similarities
@@ -125,13 +126,17 @@ def _caption_score(predictor: Predictor, pixels: Tensor, stream: TextStream, lab
     return likelihood(states_1LM, labels_1L, middleware.head)
 
 
-def of_answer(predictor: Predictor, picture: np.ndarray, question: str, answer: str) -> Grid | None:
-    """Of the log-likelihood of the decoder's answer to a question about a picture (H, W, 3) uint8."""
-    if not sees_whole(predictor.chats.processor, *picture.shape[:2]):
+def of_answer(predictor: Predictor, sample: Mapping[str, Any], answer: str) -> Grid | None:
+    """Of the log-likelihood of an answer to a conversation that ends with a question, a sample as
+    `Predictor.complete` takes it; None unless it shows one picture."""
+    shown = sample["images"]
+    if len(shown) != 1 or not sees_whole(predictor.chats.processor, *shown[0].shape[:2]):
         return None
-    sample = as_sample([picture], question, "probe")
-    sample["conversation"].append({"role": "assistant", "content": answer})
-    batch = _placed(predictor, predictor.chats([sample]))
+    said = [*sample["conversation"], {"role": "assistant", "content": answer}]
+    try:
+        batch = _placed(predictor, predictor.chats([{**sample, "conversation": said}]))
+    except TooLong:  # a conversation that training would leave out too
+        return None
     return relevance(predictor.model, lambda: _answer_score(predictor, batch))
 
 

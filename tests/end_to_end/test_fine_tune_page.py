@@ -64,7 +64,7 @@ def test_its_commands_run(places: dict[str, str]) -> None:
     assert "answers about held-out data, 3 of " in told[1]
     report = (Path(places["RUN"]) / "report.html").read_text()
     assert 'data-label="validation loss"' in report
-    assert '<section id="over-time">' in report
+    assert '<section id="film">' in report
     assert "transformers.LlavaForConditionalGeneration" in told[2]
     assert (Path(places["MODEL"]) / "model.safetensors").is_file()
     adapters = Path(places["RUN"]) / "handoff" / "finetune" / "decoder.safetensors"

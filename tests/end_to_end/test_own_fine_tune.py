@@ -105,7 +105,7 @@ def test_the_loss_on_held_out_data_is_a_curve(whole: tuple[Path, str]) -> None:
     page = (run / "report.html").read_text()
     assert 'data-label="validation loss"' in page
     table = page[page.index('<section id="metrics">') :]
-    row = table[table.index("validation_<wbr>loss") :].partition("</tr>")[0]
+    row = table[table.index('title="validation_loss"') :].partition("</tr>")[0]
     assert 'class="bar"' not in row
 
 
@@ -116,10 +116,12 @@ def test_pictures_with_questions_answers_and_truths_over_time(whole: tuple[Path,
     one = read_json(times[0])
     assert len(one["images"]) == len(one["answers"]) == 2
     assert one["answers"][0][0].keys() == {"question", "answer", "truth", "correct"}
+    assert one["relevance"]["of"] == "answer"
+    assert len(one["relevance"]["grids"]) == 2
     cases = read_json(run / "stages/finetune/cases.json")
     assert {case["question"] for case in cases} <= {"Which colour?", "Describe the picture."}
     page = (run / "report.html").read_text()
-    assert all(f'<section id="{name}">' in page for name in ("over-time", "cases"))
+    assert all(f'<section id="{name}">' in page for name in ("film", "cases"))
     assert any((run / "tensorboard").rglob("events*"))
 
 
