@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_report import MOST, STAGES, Page, dump, fake_run
+from fake_runs import MOST, STAGES, Page, dump, fake_run
 
 from lightning_internvl.report.__main__ import main
 from lightning_internvl.report.compare import write_comparison

@@ -4,157 +4,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import random
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
+from fake_runs import ALL_SECTIONS, HOSTILE, MOST, STAGES, STEPS, Page, dump, encode, fake_run, json_in, read
+from PIL import Image
 
 from lightning_internvl.report import write_report
-
-STAGES = {"contrastive": ["itc"], "generative": ["itc", "itm", "itg"], "supervised": ["next_token"]}
-STEPS = 60
-MOST = 4_000_000  # bytes of a page
-COLOURS = ["red", "green", "blue", "gold"]
-CAPTIONS = [f"one {colour} ball on a grey field" for colour in COLOURS]
-HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
-
-
-def picture(colour: str, side: int = 48) -> str:
-    image = Image.new("RGB", (side, side), "lightgrey")
-    ImageDraw.Draw(image).ellipse((8, 8, side - 8, side - 8), fill=colour)
-    return encode(image)
-
-
-def encode(image: Image.Image) -> str:
-    data = io.BytesIO()
-    image.save(data, "PNG", compress_level=1)
-    return base64.b64encode(data.getvalue()).decode()
-
-
-def dump(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def sample(stage: str, step: int, text: str) -> dict[str, Any]:
-    images = [picture(colour) for colour in COLOURS]
-    content: dict[str, Any] = {"stage": stage, "step": step, "images": images, "captions_true": CAPTIONS}
-    if stage != "supervised":
-        content["similarity"] = [[step / STEPS if i == j else 0.1 for j in range(4)] for i in range(4)]
-    if stage != "contrastive":
-        content["captions"] = [CAPTIONS[0], "two red balls on a grey field", CAPTIONS[2], text]
-    if stage == "supervised":
-        content["answers"] = [
-            [{"question": f"Colour? {text}", "truth": c, "answer": "red", "correct": c == "red"}] for c in COLOURS
-        ]
-    if stage != "supervised":
-        others = {str(place): one for place, one in enumerate([*images, picture("black")])}
-        ranked = [[(4, 0.9), (1, 0.8), (2, 0.1), (3, 0.0)]] * 4
-        content["neighbours"] = {"among": 64, "ranked": ranked, "ranks": [9, 2, 3, 4], "pictures": others}
-    return content
-
-
-def fake_run(run: Path, stages: dict[str, list[str]] = STAGES, text: str = "a tree") -> Path:
-    """A finished run; `text` goes wherever words of a data set, a model or a user can."""
-    run.mkdir(exist_ok=True)
-    pipeline = "".join(f"- {json.dumps(name)}\n" for name in stages)
-    (run / "config.yaml").write_text(f"recipe: {json.dumps(text)}\npipeline:\n{pipeline}url: https://example.org\n")
-    metrics = {"R@1": 0.46, "R@1_chance": 0.002, f"accuracy {text}": 0.7, f"accuracy {text}_chance": 0.25, "loss": 1.5}
-    dump(run / "metrics.json", dict.fromkeys(stages, metrics))
-    timing = {"train_seconds": 90.0, "eval_seconds": 30.0, "steps": STEPS, "padding_share": 0.1, "odd": 2.0}
-    dump(run / "timing.json", dict.fromkeys(stages, timing))
-    for name, objectives in stages.items():
-        folder = run / "stages" / name
-        rows = []
-        for step in range(1, STEPS + 1):
-            losses = {f"train/{objective}": 3 / step + 0.1 for objective in objectives}
-            row = {"step": step, "seconds": 1.5 * step, "lr": 1e-3, "train/loss": sum(losses.values()), **losses}
-            rows.append(json.dumps(row | ({"val/itc": 1.0, f"val/{text}": 0.5} if step % 30 == 0 else {})))
-        folder.mkdir(parents=True)
-        (folder / "history.jsonl").write_text("\n".join(rows) + "\n")
-        why = f"not listed {text}"
-        early = [
-            {"group": "encoder", "trained": 0, "frozen": 812345, "why": why},
-            {"group": "middleware", "trained": 9, "frozen": 0},
-        ]
-        late = [{"group": "encoder", "trained": 203086, "frozen": 609259, "why": why}, early[1]]
-        dump(folder / "freezing.json", [{"step": 0, "rows": early}, {"step": 20, "rows": late}])
-        for step in (0, 30, STEPS):
-            dump(folder / "samples" / f"step-{step:06d}.json", sample(name, step, text))
-    return run
-
-
-class Page(HTMLParser):
-    """Every start tag with its attributes, all text, and the text of each script."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.scripts: list[tuple[str | None, str]] = []
-        self._open = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._open = tag
-        if tag == "script":
-            self.scripts.append((dict(attrs).get("type"), ""))
-
-    def handle_endtag(self, tag: str) -> None:
-        self._open = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._open == "script":
-            kind, before = self.scripts[-1]
-            self.scripts[-1] = (kind, before + data)
-        else:
-            self.text.append(data)
-
-    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
-        """Attributes of the elements of a kind; `class_` and `data_x` as in HTML, a class being one of several."""
-        names = {name: name.rstrip("_").replace("_", "-") for name in wanted}
-        return [
-            attrs
-            for found, attrs in self.tags
-            if found == tag and all(wanted[key] in (attrs.get(names[key]) or "").split(" ") for key in wanted)
-        ]
-
-    @property
-    def sections(self) -> list[str | None]:
-        return [attrs.get("id") for attrs in self.all("section")]
-
-
-def read(run: Path) -> tuple[Page, str]:
-    path = write_report(run)
-    assert path == run / "report.html"
-    html = path.read_text(encoding="utf-8")
-    return Page(html), html
-
-
-ALL_SECTIONS = ["film", "stages", "curves", "metrics", "timing", "freezing", "config"]
-
-
-def film_data(page: Page) -> dict[str, Any]:
-    """What changes in the film from frame to frame."""
-    return next(found for found in json_in(page) if isinstance(found, dict))
 
 
 def curve_data(page: Page) -> list[dict[str, Any]]:
     """The series of the first chart."""
     return next(found for found in json_in(page) if isinstance(found, list))
-
-
-def json_in(page: Page) -> list[Any]:
-    return [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
 
 
 def test_whole_run_has_every_section_in_order(tmp_path: Path) -> None:
@@ -214,60 +80,6 @@ def test_pictures_are_held_once(tmp_path: Path) -> None:
     assert all((attrs["href"] or "").startswith("data:image/png;base64,") for attrs in images)
     heat_map, near, frames = 4, 9 * 4 * 4, 9 * 4
     assert len(page.all("use")) == heat_map + near + frames
-
-
-def test_the_film_has_a_frame_for_each_picture_and_time_and_shows_the_last(tmp_path: Path) -> None:
-    page, html = read(fake_run(tmp_path))
-    frames = page.all("div", class_="frame")
-    assert len(frames) == 9 * 4
-    assert [attrs["data-time"] for attrs in frames if "hidden" not in attrs] == ["8"] * 4
-    assert "<mark>two</mark> <mark>red</mark> <mark>balls</mark> on a grey field" in html
-    assert page.all("input", type="range", max="8", value="8")
-    last = "supervised, step 60 · 1 of 4 answers right · 2 of 4 captions word for word"
-    assert last in page.text
-    texts = film_data(page)["texts"]
-    assert texts[0] == "contrastive, step 0 · right caption closest for 0 of 4"
-    assert texts[8] == last
-
-
-def test_the_film_has_one_axis_with_marks_where_stages_begin(tmp_path: Path) -> None:
-    page, _ = read(fake_run(tmp_path))
-    marks = [attrs for attrs in page.all("i") if "left:" in (attrs.get("style") or "")]
-    assert [attrs["style"] for attrs in marks] == [f"left:{100 * time / 8:.2f}%" for time in range(9)]
-    assert [place for place, attrs in enumerate(marks) if attrs.get("class") == "first"] == [0, 3, 6]
-
-
-def test_the_matrix_of_the_film_sharpens_and_stays_where_none_is_measured(tmp_path: Path) -> None:
-    page, _ = read(fake_run(tmp_path))
-    assert len(page.all("svg", class_="heat")) == 1
-    assert len(page.all("rect", class_="right")) == 4
-    matrix = film_data(page)["matrix"]
-    assert [values[:2] for values in matrix["values"]] == [[0, 10], [50, 10], [100, 10]] * 2
-    assert matrix["closest"][2] == [0, 1, 2, 3]
-    assert matrix["at"] == [0, 1, 2, 3, 4, 5, 5, 5, 5]
-    assert matrix["texts"][8].startswith("generative, step 60: right caption closest for 4 of 4 (by chance 1)")
-    cells = [attrs["style"] for attrs in page.all("rect", class_="cell")]
-    assert cells[:2] == ["fill-opacity:1.0", "fill-opacity:0.136"]
-
-
-def test_the_nearest_pictures_of_each_caption_are_shown_with_the_right_one(tmp_path: Path) -> None:
-    page, _ = read(fake_run(tmp_path))
-    assert len(page.all("div", class_="near")) == 9 * 4
-    assert len(page.all("div", class_="past")) == 3 * 4  # where none are found the last ones stay
-    assert len(page.all("li", class_="right")) == 9 * 3  # that of the first card is not among them
-    text = "".join(page.text)
-    assert text.count("nearest of 64 pictures ✗ own at rank 9") == 9
-    assert "✓ own" not in text
-
-
-@pytest.mark.parametrize("broken", [None, 3, [], {}, {"among": 2, "ranks": [1], "ranked": [[[0]]], "pictures": {}}])
-def test_neighbours_that_are_none_are_left_out(tmp_path: Path, broken: Any) -> None:
-    run = fake_run(tmp_path, {"contrastive": ["itc"]})
-    for path in (run / "stages" / "contrastive" / "samples").iterdir():
-        dump(path, json.loads(path.read_text()) | {"neighbours": broken})
-    page, _ = read(run)
-    assert page.sections == ALL_SECTIONS
-    assert not page.all("div", class_="near")
 
 
 def test_nothing_is_requested_from_anywhere(tmp_path: Path) -> None:
