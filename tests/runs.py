@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import io
 import json
+import pickle
 import runpy
 import shutil
 import sys
@@ -44,12 +44,17 @@ TINY = (
 WITHOUT_DECODER = {"contrastive", "generative", "probe", "retrieval", "filter"}  # stages
 
 
-_loaded, _parsed = OmegaConf.load, functools.lru_cache(maxsize=None)(OmegaConf.create)
+_loaded = OmegaConf.load
+
+
+@functools.cache
+def _pickled(text: str) -> bytes:
+    return pickle.dumps(OmegaConf.create(text))
 
 
 def _load(file_: Any) -> Any:
-    """For Hydra, which reads the same files in every test: a copy costs a fifth of reading YAML again."""
-    return copy.deepcopy(_parsed(file_.read())) if hasattr(file_, "read") else _loaded(file_)
+    """For Hydra, which reads the same files in every test: a copy made so costs a seventh of a deep copy, and that less than YAML."""
+    return pickle.loads(_pickled(file_.read())) if hasattr(file_, "read") else _loaded(file_)
 
 
 OmegaConf.load = staticmethod(_load)
