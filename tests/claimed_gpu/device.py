@@ -335,11 +335,15 @@ def library() -> Path:
     return built
 
 
+def variables() -> dict[str, str]:
+    """The environment of a process that has the library; one without begins anew with it, and imports PyTorch twice."""
+    return {**os.environ, LOADED: "1", "LD_PRELOAD": str(library())}
+
+
 def main() -> None:
     """Run a script as on a machine with one GPU, and say at its end where the host waited."""
     if LOADED not in os.environ:
-        here = {**os.environ, LOADED: "1", "LD_PRELOAD": str(library())}
-        os.execve(sys.executable, [sys.executable, *sys.argv], here)
+        os.execve(sys.executable, [sys.executable, *sys.argv], variables())
     options = argparse.ArgumentParser(allow_abbrev=False)
     options.add_argument("--xformers", action="store_true")
     options.add_argument("--capability", type=lambda text: tuple(map(int, text.split("."))), default=(9, 0))

@@ -37,7 +37,7 @@ CASES = {
 
 
 def on_the_claim(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(device.command(*words), cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(device.command(*words), cwd=ROOT, env=device.variables(), capture_output=True, text=True)
 
 
 @needs_claim
