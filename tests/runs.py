@@ -53,7 +53,7 @@ def _pickled(text: str) -> bytes:
 
 
 def _load(file_: Any) -> Any:
-    """For Hydra, which reads the same files in every test: a copy made so costs a seventh of a deep copy, and that less than YAML."""
+    """For Hydra, which reads the same files in every test: a pickled copy costs a seventh of a deep one."""
     return pickle.loads(_pickled(file_.read())) if hasattr(file_, "read") else _loaded(file_)
 
 
