@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.choices import Config
+from lightning_internvl.choices import SWEEP, Config
 from lightning_internvl.config.stage_settings import StageSettings
+from lightning_internvl.config.sweep import JOBS
 from lightning_internvl.data.bad_samples import TOO_SLOW
 from lightning_internvl.files import content_of, read_json, write_json
 from lightning_internvl.launch import is_helper
@@ -32,23 +33,32 @@ def keyed(settings: StageSettings, config: Config, run_dir: Path, source: str | 
         yield
         return
     begun = run_dir / "stages" / settings.name / KEY
+    asked = place_to_look(config, run_dir) is not None
     if not (run_dir / "checkpoints" / settings.name / "last.ckpt").exists():
-        write_json(begun, pieces_of(settings, config, source, build))
+        write_json(begun, pieces_of(settings, config, source, build, asked=asked))
     yield
-    pieces = pieces_of(settings, config, source, build)
+    pieces = pieces_of(settings, config, source, build, asked=asked)
     if UNKNOWN not in pieces and read_json(begun) == pieces and not _is_slow(begun.parent):
         handoff = run_dir / "handoff" / settings.name
         rows = {name: read_json(run_dir / name, {}).get(settings.name) for name in ROWS}
         write_json(handoff / KEY, {"format": FORMAT, "made_of": pieces, "rows": rows, "beside": state_beside(handoff)})
 
 
-def pieces_of(settings: StageSettings, config: Config, source: str | Path | None, build: Build) -> Pieces:
+def pieces_of(settings: StageSettings, config: Config, source: str | Path | None, build: Build, *, asked: bool = True) -> Pieces:
     """What a stage is made of, or why that cannot be told; what is wrong with it, it says itself when
     it is built."""
     try:
-        return made_of(settings, config, source, build)
+        return made_of(settings, config, source, build, asked=asked)
     except (ValueError, OSError) as error:
         return {UNKNOWN: str(error)}
+
+
+def place_to_look(config: Config, run_dir: Path) -> Path | None:
+    """The folder below which runs are looked for; None for nowhere."""
+    reuse = config.get("reuse")  # runs from before it have none
+    if reuse == SWEEP:
+        return next((folder for folder in run_dir.absolute().parents[:3] if (folder / JOBS).is_dir()), None)
+    return Path(config["paths"]["root"] if reuse is True else reuse) if reuse else None
 
 
 def state_beside(handoff: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_internvl.config.known_keys import KINDS
 from lightning_internvl.config.stage_settings import COMMON, StageSettings
 from lightning_internvl.config.targets import locate
 from lightning_internvl.config.trust import FETCHING, WEIGHTS
+from lightning_internvl.data.scenes.datasets import ENDLESS
 from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.files import UnknownState, content_of, identity_of, state_of
 from lightning_internvl.hub import PACKAGE, cached_folder, file_of_package
@@ -44,17 +45,19 @@ NO_PIECES_OF_TRAINERS = ("max_time", "enable_progress_bar", "enable_model_summar
 WATCHING = {f"callbacks.{name}" for name in ("Throughput", "Samples", "Progress", "Checkpoint", "Report")}
 READ = {*WEIGHTS, "folder", "tokenizer", "template"}  # settings that name what is read from its first byte to its last
 LONGEST = 1000  # characters of a text that may name a file
+MOST = 20_000  # samples of files that a run looks at for others, unasked: it takes 3 seconds, and of a million minutes
 
 Pieces = dict[str, Any]
 
 
-def made_of(settings: StageSettings, config: Config, source: str | Path | None, build: Build) -> Pieces:
+def made_of(settings: StageSettings, config: Config, source: str | Path | None, build: Build, *, asked: bool = True) -> Pieces:
     """All that a stage's result depends on, by name, as plain values.
 
     Args:
         config: of its run.
         source: where its weights come from.
         build: makes the dataset, which says what its samples are made of.
+        asked: whether the run takes stages itself; if not, data of many files is not looked at.
 
     Raises:
         ValueError: where something cannot be compared with what it was (`UnknownState`), or read.
@@ -71,7 +74,7 @@ def made_of(settings: StageSettings, config: Config, source: str | Path | None, 
     if source is not None:
         found |= {f"the {part} of init_parts": state_of_weights(place) for part, place in given_parts().items()}
     for name, node in (("data", settings.data.dataset(settings.reads)), ("held-out data", settings.data.measured_on)):
-        found[f"the files of its {name}"] = _state_of_data(node, build) if node else None
+        found[f"the files of its {name}"] = _state_of_data(node, build, asked) if node else None
     found |= {f"the content of {place}": state for place, state in _named_places(own)}
     found = json.loads(json.dumps(found, default=str))
     if secret := [name for name, value in hidden(found).items() if value != found[name]]:
@@ -112,11 +115,14 @@ def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(value, f"{path}.{key}" if path else str(key))
 
 
-def _state_of_data(node: Config, build: Build) -> Any:
+def _state_of_data(node: Config, build: Build, asked: bool) -> Any:
     # the class is asked first: one of the user's own may take long to read its files
     if not hasattr(locate(node["_target_"]), "identity"):
         raise UnknownState(f"{node['_target_']} has no identity(), which says what its samples are made of (docs/extend.md)")
-    return identity_of(build(node))
+    dataset = build(node)
+    if not asked and isinstance(dataset, Sized) and MOST < len(dataset) < ENDLESS:
+        raise UnknownState(f"its {len(dataset)} samples are compared only where reuse asks for it")
+    return identity_of(dataset)
 
 
 def _named_places(node: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.checkpoints.weight_source import check_whole
-from lightning_internvl.choices import SWEEP, Config
+from lightning_internvl.choices import SWEEP
 from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.config.stage_settings import StageSettings
-from lightning_internvl.config.sweep import JOBS
 from lightning_internvl.console import console
 from lightning_internvl.files import DRAFT, RUN_CONFIG, atomic_folder, read_json, remove, write_json
 from lightning_internvl.launch import is_helper
 from lightning_internvl.model.compose import Build
 from lightning_internvl.report import write_report
-from lightning_internvl.reuse.keep import KEY, UNKNOWN, pieces_of, read_key, state_beside
+from lightning_internvl.reuse.keep import KEY, UNKNOWN, pieces_of, place_to_look, read_key, state_beside
 
 NOTE = "reused.json"  # in a run's folder: where its stages were taken from; there once that is decided
 BESIDE = ("stages", "best", "tensorboard", "csv")  # folders of a run with one for each stage
@@ -60,14 +59,6 @@ def take_finished(run: RunSettings, run_dir: Path, build: Build) -> None:
     write_json(note, taken)
     if taken and (run.config.get("callbacks") or {}).get("report"):
         write_report(run_dir)
-
-
-def place_to_look(config: Config, run_dir: Path) -> Path | None:
-    """The folder below which runs are looked for; None for nowhere."""
-    reuse = config.get("reuse")  # runs from before it have none
-    if reuse == SWEEP:
-        return next((folder for folder in run_dir.absolute().parents[:3] if (folder / JOBS).is_dir()), None)
-    return Path(config["paths"]["root"] if reuse is True else reuse) if reuse else None
 
 
 def _take(

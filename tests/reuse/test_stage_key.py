@@ -27,7 +27,7 @@ from lightning_internvl.data.scene_shards import write_scene_shards
 from lightning_internvl.data.scenes.datasets import ScenePairs
 from lightning_internvl.data.shards.datasets import ShardPairs
 from lightning_internvl.files import UnknownState, identity_of, write_json
-from lightning_internvl.reuse import code, keep, key, take
+from lightning_internvl.reuse import code, keep, key
 from lightning_internvl.reuse.code import LIBRARIES, foreign_code
 from lightning_internvl.reuse.keep import KEY, UNKNOWN, keyed, pieces_of
 from lightning_internvl.reuse.key import made_of
@@ -317,6 +317,18 @@ def test_what_nobody_can_compare_says_why(config: dict[str, Any]) -> None:
     assert "no/where is not on this machine yet" in reason(("decoder", "pretrained"), "no/where")
 
 
+def test_many_files_are_looked_at_only_where_reuse_asks(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key, "MOST", 1)
+    pairs = {"_target_": "lightning_internvl.data.files.datasets.PairsFile", "path": str(pictures(tmp_path))}
+    other = changed(config, ("data", "pairs"), pairs)
+    of_files, drawn = ((stage_settings(one, "contrastive"), one, None, build) for one in (other, config))
+    assert UNKNOWN not in pieces_of(*of_files)
+    assert UNKNOWN not in pieces_of(*drawn, asked=False)
+    assert "samples are compared only where reuse asks for it" in pieces_of(*of_files, asked=False)[UNKNOWN]
+
+
 # --- a stage that was not always the same -----------------------------------------------------------------------------
 
 
@@ -376,9 +388,9 @@ def test_one_that_cannot_be_compared_leaves_none(stage: Any, monkeypatch: pytest
 
 def test_where_runs_are_looked_for(tmp_path: Path) -> None:
     job, paths = tmp_path / "sweep" / "3", {"paths": {"root": "outputs"}}
-    assert take.place_to_look({"reuse": "sweep", **paths}, job) is None
+    assert keep.place_to_look({"reuse": "sweep", **paths}, job) is None
     (tmp_path / "sweep" / ".jobs").mkdir(parents=True)
-    found = [take.place_to_look({"reuse": reuse, **paths}, job) for reuse in ("sweep", True, "folder", False)]
+    found = [keep.place_to_look({"reuse": reuse, **paths}, job) for reuse in ("sweep", True, "folder", False)]
     assert found == [tmp_path / "sweep", Path("outputs"), Path("folder"), None]
-    assert take.place_to_look(paths, job) is None
+    assert keep.place_to_look(paths, job) is None
     assert code.own_code() == code.own_code()
