@@ -24,7 +24,7 @@ class Samples(L.Callback):
     Args:
         at: moments, as shares of the stage; the start (0) and the end (1) among them if wanted.
         images: how many pictures.
-        relevance: whether it is found where in them scores come from, a forward and a backward pass
+        relevance: whether it is found what in them scores hang on, a forward and a backward pass
             for each; never of weights that are divided among processes.
     """
 

@@ -183,7 +183,7 @@ class OwnData:
 
 
 def answer_relevance(view: View, precision: Precision, asked: Sequence[Asked]) -> dict[str, Any]:
-    """Where in its picture the true answer to each question comes from, as the report shows it (see
+    """What in its picture the true answer to each question hangs on, as the report shows it (see
     `lightning_internvl.inference.relevance`)."""
     scenes: Any = None  # the questions are of the user's own data
     predictor = Predictor(view.model, scenes, chats=view.chats)

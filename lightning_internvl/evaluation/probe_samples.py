@@ -29,7 +29,7 @@ def sample(
     Args:
         mode: image embedding of the similarities, "c" or "g".
         writer: who writes captions, "middleware" or "decoder"; None writes none.
-        relevance: whether it is also found where in the pictures the scores of true texts come from.
+        relevance: whether it is also found what in the pictures the scores of true texts hang on.
     """
     data = predictor.held_out.captioned()
     probes, captions = data.images[:images], data.captions[:images]
@@ -53,7 +53,7 @@ def sample(
 def _relevance(
     predictor: Predictor, probes: Pictures, captions: Sequence[str], turns: Sequence[Turn], mode: str, writer: str | None
 ) -> dict[str, Any]:
-    """Where the score of each true text comes from: `of`, its kind, and a grid for each picture, or
+    """What the score of each true text hangs on: `of`, its kind, and a grid for each picture, or
     None (see `lightning_internvl.inference.relevance`)."""
     if writer == "decoder":
         asked = [(as_sample([p], turn.question, "probe"), turn.answer) for p, turn in zip(probes, turns, strict=False)]

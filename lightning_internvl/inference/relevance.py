@@ -1,8 +1,10 @@
-"""Where in a picture a score comes from: gradient times input at the encoder's output.
+"""What in a picture a score hangs on: gradient times input at the encoder's output.
 
-To first order that is how far the score would fall if a patch said what the picture says on average
-(Simonyan et al. 2014; Ancona et al. 2018, section 3). It needs no attention weights, so it holds for
-every encoder, middleware and decoder, and costs a forward and a backward pass behind the encoder.
+For each number that the encoder gives for a patch that is, to first order, how far the score would
+move if it were what it is in the picture on average (Simonyan et al. 2014; Ancona et al. 2018,
+section 3); a patch has the sum of their sizes, whatever speaks for the score or against it. It needs
+no attention weights, so it holds for every encoder, middleware and decoder, and costs a forward and
+a backward pass behind the encoder.
 
 Letters: P visual tokens, D width, G patches along a side.
 """
@@ -35,7 +37,7 @@ NEAR = 8  # of 255: how far a corner may lie inside
 
 
 def relevance(model: VLM, score: Callable[[], Tensor]) -> Grid | None:
-    """What each part of a picture adds to a score; what speaks against it counts as nothing.
+    """How much a score hangs on each part of a picture.
 
     No gradient reaches the weights, and no random number is drawn if the score draws none.
 
@@ -43,7 +45,7 @@ def relevance(model: VLM, score: Callable[[], Tensor]) -> Grid | None:
         score: runs the model on one square and returns a scalar.
 
     Returns:
-        None where the encoder's tokens form no square, or no part adds anything
+        None where the encoder's tokens form no square, or the score hangs on no part
     """
     with torch.enable_grad(), _uncompiled(model), _states(model.encoder) as states:
         slopes = torch.autograd.grad(score(), states, allow_unused=True)
@@ -55,7 +57,6 @@ def relevance(model: VLM, score: Callable[[], Tensor]) -> Grid | None:
     total_GG = torch.stack(known).sum(dim=0)
     if len(total_GG) > SIDE:
         total_GG = F.adaptive_avg_pool2d(total_GG[None], SIDE)[0]
-    total_GG = total_GG.clamp(min=0)
     top = float(total_GG.max())
     return (total_GG * MOST / top).round().int().tolist() if 0 < top < math.inf else None
 
@@ -98,7 +99,7 @@ def _grid(state_1PD: Tensor, slope_1PD: Tensor, special: int) -> Tensor | None:
     if first not in (0, special):
         return None
     state_PD, slope_PD = state_1PD[0, first:].float(), slope_1PD[0, first:].float()
-    return (slope_PD * (state_PD - state_PD.mean(dim=0))).sum(dim=-1).view(side, side).cpu()
+    return (slope_PD * (state_PD - state_PD.mean(dim=0))).abs().sum(dim=-1).view(side, side).cpu()
 
 
 def of_similarity(predictor: Predictor, picture: np.ndarray, text_1E: Tensor, mode: str) -> Grid | None:

@@ -20,11 +20,12 @@ from lightning_internvl.report.similarity import closest, heat_map, matrix_of, s
 
 MAX_TIMES = 48  # over all stages
 DIGITS = string.digits + string.ascii_lowercase  # from dark to lit
+LATE = 0.8  # of the axis, behind which a name stands before its mark
 COARSE = 8  # parts along a side below which they are drawn with their edges
 SEEN = {
-    "similarity": "lit is what speaks for the true caption",
-    "caption": "lit is what makes the true caption likely to be written",
-    "answer": "lit is what makes the true answer likely to be given",
+    "similarity": "lit is what the similarity to the true caption hangs on",
+    "caption": "lit is what the probability of the true caption hangs on",
+    "answer": "lit is what the probability of the true answer hangs on",
 }
 LOOK = '<label class="look"><input type="checkbox" checked> where it looks <small></small></label>'
 Time = tuple[StageFiles, dict[str, Any]]
@@ -87,9 +88,10 @@ def _controls(times: list[Time]) -> str:
     """Buttons, slider, and under it a mark for each time, with the name where a stage begins."""
     last, before, marks = len(times) - 1, None, []
     for time, (stage, _) in enumerate(times):
-        place = f'style="left:{100 * time / max(1, last):.2f}%"'
+        share = time / max(1, last)
+        kind = "" if stage is before else ' class="first late"' if share > LATE else ' class="first"'
         name = "" if stage is before else f"<b>{escape(stage.name)}</b>"
-        marks.append(f"<i {'' if stage is before else 'class=first '}{place}>{name}</i>")
+        marks.append(f'<i{kind} style="left:{100 * share:.2f}%">{name}</i>')
         before = stage
     return (
         '<div class="controls"><button type="button" data-play aria-label="Play">▶</button>'
@@ -181,7 +183,7 @@ def _frame(sample: dict[str, Any], before: Any, index: int, time: int, shown: bo
 
 
 def _veil(sample: dict[str, Any], index: int, pictures: Pictures) -> str:
-    """What dims a picture but for where a score comes from."""
+    """What dims a picture but for what a score hangs on."""
     letters = _letters(sample, index)
     if not letters:
         return ""
@@ -193,7 +195,7 @@ def _veil(sample: dict[str, Any], index: int, pictures: Pictures) -> str:
 
 
 def _letters(sample: dict[str, Any], index: int) -> str:
-    """How much each part of a picture adds to a score, a digit each, row by row; nothing where that
+    """How much a score hangs on each part of a picture, a digit each, row by row; nothing where that
     is not known."""
     try:
         grid = sample["relevance"]["grids"][index]

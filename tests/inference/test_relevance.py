@@ -45,11 +45,11 @@ def found(states_PD: Tensor, slope_D: Tensor) -> Any:
     return grid
 
 
-def test_of_a_linear_score_it_is_how_far_a_patch_lies_above_the_mean() -> None:
+def test_of_a_linear_score_it_is_how_far_a_patch_lies_from_the_mean() -> None:
     states = torch.zeros(4, 2)
     states[1, 0], states[2, 0], states[3, 1] = 8.0, 4.0, 90.0  # the last one in what the score does not read
     # means are 3, so the differences are -3, 5, 1, -3
-    assert found(states, torch.tensor([1.0, 0.0])) == [[0, MOST], [round(MOST / 5), 0]]
+    assert found(states, torch.tensor([1.0, 0.0])) == [[round(MOST * 3 / 5), MOST], [round(MOST / 5), round(MOST * 3 / 5)]]
 
 
 def test_a_fine_grid_becomes_a_smaller_one() -> None:
