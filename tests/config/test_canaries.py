@@ -136,7 +136,7 @@ PLANTS: dict[str, tuple[Callable[[Path, Path], None], int]] = {
 def test_a_model_folder(name: str, model: Path, ran: Path, tmp_path: Path) -> None:
     plant, code = PLANTS[name]
     plant(model, ran)
-    records = [{"image": str(ROOT / "docs" / "run.png"), "caption": f"a page, {i}"} for i in range(4)]
+    records = [{"image": str(ROOT / "docs" / "film.png"), "caption": f"a page, {i}"} for i in range(4)]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, records)))
     tuned = ("experiment=finetune", f"init_from={model}", f"data.path={tmp_path / 'captions.jsonl'}", "data.validation=null")
     for script, *words in (

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path = folder / name.removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(rest)
-    records = [{"image": str(ROOT / "docs" / "run.png"), "caption": f"a page, {i}"} for i in range(8)]
+    records = [{"image": str(ROOT / "docs" / "film.png"), "caption": f"a page, {i}"} for i in range(8)]
     (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, records)))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder / "MYCODE"))
@@ -133,7 +133,7 @@ def test_what_was_trained_is_measured_talked_to_exported_and_fine_tuned(folder: 
     measured = own(folder, "evaluate.py", *filled(task, folder), "samples=4")
     assert measured.code == 0, measured.err
     assert read_json(folder / "run" / "evaluation" / "metrics.json")["first_letter"]["samples"] == 4
-    asked = {"typed": f"/image {ROOT / 'docs' / 'run.png'}\nwhich colour?\n/quit\n"}
+    asked = {"typed": f"/image {ROOT / 'docs' / 'film.png'}\nwhich colour?\n/quit\n"}
     for script, *words in commands()[-6:]:
         settings = filled(words, folder)
         refused = call(script, *(word for word in settings if not word.startswith("trust=")))
