@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_internvl.choices import Config, is_step
-from lightning_internvl.config.filter_checks import LANGUAGES, needs_model
+from lightning_internvl.config.filter_checks import LANGUAGES, SIMILARITY, needs_model
 from lightning_internvl.config.stage_settings import StageSettings, TrainerSettings, settings_of_stage
 from lightning_internvl.data.shards.sources import ONLY, sources_of
 
@@ -56,6 +56,12 @@ class FilterSettings:
     def needs_language(self) -> bool:
         """Whether a rule asks for the language of captions."""
         return self.rules.get(LANGUAGES[1]) is not None
+
+    @property
+    def shares_by_language(self) -> bool:
+        """Whether a rule keeps something of each language."""
+        share = (self.rules.get(SIMILARITY) or {}).get("keep_share")
+        return share is not None or self.rules.get("same_picture") is not None
 
 
 def filter_settings(config: Config, name: str) -> FilterSettings:

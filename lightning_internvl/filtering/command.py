@@ -18,7 +18,7 @@ import numpy as np
 from rich.table import Table
 
 from lightning_internvl.choices import Config
-from lightning_internvl.config.filter_checks import ORDER, SIMILARITY, TOP_SHARE
+from lightning_internvl.config.filter_checks import ORDER, SCRIPTS, SIMILARITY, TOP_SHARE
 from lightning_internvl.config.filter_settings import shard_list
 from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.console import console
@@ -26,6 +26,7 @@ from lightning_internvl.distributed import collectives as distributed
 from lightning_internvl.files import DRAFT, read_json, write_json, write_text
 from lightning_internvl.filtering.decide import BAD, KEPT, Columns, decide
 from lightning_internvl.filtering.job import FilterJob
+from lightning_internvl.filtering.measures import INSTALL
 from lightning_internvl.filtering.scores import UNUSABLE
 from lightning_internvl.filtering.write import new_shard, sum_counts
 from lightning_internvl.launch import started_from_outside, started_processes
@@ -185,6 +186,11 @@ def _sum_up(job: FilterJob, run_dir: Path, count: int, scored: int, scoring: flo
         {"shards": count, "new_shards": sum(map(len, names.values())), **decision, **total, "rules": job.settings.rules},
     )
     console.print(_table(total, job))
+    scripts = [name for name in total["languages"] if name in SCRIPTS]
+    if scripts and job.settings.shares_by_language:
+        remedy = "say them in data.sources.NAME.language or the records, or have them guessed"
+        told = f"captions in {', '.join(scripts)} share a rule, whatever their languages, which nobody says; {remedy}: {INSTALL}"
+        console.print(told, soft_wrap=True)
     from lightning_internvl.report import write_report
 
     write_report(run_dir)

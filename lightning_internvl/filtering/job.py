@@ -22,7 +22,7 @@ from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.data.bad_samples import Ledger, Skipped
 from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.filtering.decide import Columns, write_columns
-from lightning_internvl.filtering.measures import Row, language_identifier
+from lightning_internvl.filtering.measures import Row, can_guess_languages, language_identifier
 from lightning_internvl.filtering.scores import UNUSABLE, Scorer, SimilarityModel, read_rows, scores_file, write_rows
 from lightning_internvl.filtering.sources import JoinedShards, join_sources
 from lightning_internvl.filtering.write import write_shard, written_marker
@@ -74,7 +74,8 @@ class FilterJob(NamedTuple):
             assert self.source is not None  # the check before the run has seen to it
             model = load_filter_model(settings, self.build, self.source)
         sizes = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
-        return Scorer(self.shards(), model, language=settings.needs_language, **sizes)
+        untold = settings.shares_by_language and can_guess_languages()
+        return Scorer(self.shards(), model, language=settings.needs_language, untold=untold, **sizes)
 
     def keep(self, number: int, rows: Sequence[Row]) -> None:
         """Write the scores of a shard, and before them, because they mark it as scored, what is
@@ -98,9 +99,9 @@ class FilterJob(NamedTuple):
             )
         for number in self.unscored(numbers):
             rows = read_rows(scores_file(place, number))
-            good = next((row for row in rows if UNUSABLE not in row), {})
+            good = [row for row in rows if UNUSABLE not in row]
             rules = [rule for rule in (SIMILARITY, "language") if self.settings.rules.get(rule)]
-            if lacking := [rule for rule in rules if good and rule not in good]:
+            if lacking := [rule for rule in rules if any(rule not in row for row in good)]:
                 remedy = f"set stages.{self.name}.rules.{lacking[0]}=null"
                 raise ValueError(f"scores_from={place} has no {lacking[0]}; {remedy}")
             self.keep(number, rows)

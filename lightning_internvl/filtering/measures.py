@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import re
 import unicodedata
 from collections import Counter
@@ -25,6 +26,8 @@ ALIASES = {"cjk": "han", "hiragana": "kana", "katakana": "kana", "fullwidth": "l
 DENSE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 READ = 10_000  # characters of a caption whose script and words are looked at
 INSTALL = "pip install -r requirements-language.txt"
+SURE = 0.5  # probability from which on a guessed language counts
+JAPANESE = 0.1  # share of kana among Chinese characters from which on a text is Japanese
 
 
 def measure_pair(image: np.ndarray, caption: str, size: tuple[int, int], language: bool = False) -> Row:
@@ -53,9 +56,16 @@ def measure_pair(image: np.ndarray, caption: str, size: tuple[int, int], languag
 
 
 def language_of(row: Row) -> str:
-    """What a caption is written in: as its record or source says, as it was guessed, or else the
-    script of most of its letters."""
-    return row.get(TOLD_LANGUAGE) or row.get("language") or next(iter(row.get("scripts", ())), "")
+    """What a caption is written in: as its record or source says, as it was guessed where that is
+    sure, or else the script of most of its letters; kana, where Chinese characters stand among
+    them."""
+    if told := row.get(TOLD_LANGUAGE):
+        return str(told)
+    if row.get("language") and row.get("language_probability", 1.0) >= SURE:
+        return str(row["language"])
+    shares = row.get("scripts", {})
+    script = next(iter(shares), "")
+    return "kana" if script == "han" and shares.get("kana", 0.0) >= JAPANESE else script
 
 
 def script_shares(text: str) -> dict[str, float]:
@@ -96,6 +106,11 @@ def picture_hash(image: np.ndarray) -> int:
     found = (_cosines() @ np.asarray(small, dtype=np.int64) @ _cosines().T).ravel()
     above = 2 * found > np.sort(found)[KEPT * KEPT // 2 - 1 :][:2].sum()
     return int.from_bytes(np.packbits(above).tobytes())
+
+
+def can_guess_languages() -> bool:
+    """Whether the package that guesses languages is there."""
+    return importlib.util.find_spec("py3langid") is not None
 
 
 @functools.cache

@@ -84,7 +84,8 @@ class Scorer:
 
     Args:
         model: None leaves the similarity out.
-        language: whether the language of captions is guessed.
+        language: whether the language of captions is guessed, and with `untold` whether it is of
+            those whose record and source say none.
         batch_size: pairs that are prepared and compared at a time. Shards share no batch, so that a
             shard's scores do not depend on what came before it.
         num_workers: processes that decode; 0 decodes in this one.
@@ -96,12 +97,13 @@ class Scorer:
         model: SimilarityModel | None = None,
         *,
         language: bool = False,
+        untold: bool = False,
         batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
         self.shards, self.model = shards, model
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.preparing = _PreparedRecords(shards, model and model.pairs, language)
+        self.preparing = _PreparedRecords(shards, model and model.pairs, language, untold)
 
     def score(self, numbers: Iterable[int]) -> Iterator[tuple[int, list[Row]]]:
         """The rows of each shard, a row for each record and one for what ended a shard early."""
@@ -144,8 +146,8 @@ class Scorer:
 class _PreparedRecords(Dataset[Any]):
     """All that needs no model, for a process of its own. A "place" is the records themselves."""
 
-    def __init__(self, shards: JoinedShards, pairs: PairCollator | None, language: bool) -> None:
-        self.shards, self.pairs, self.language = shards, pairs, language
+    def __init__(self, shards: JoinedShards, pairs: PairCollator | None, language: bool, untold: bool) -> None:
+        self.shards, self.pairs, self.language, self.untold = shards, pairs, language, untold
 
     def __getitem__(self, work: ScoringBatch) -> tuple[ScoredBatch, tuple[Tensor, Tensor, Tensor] | None]:
         rows, prepared = list[Row](), list[dict[str, Any]]()
@@ -154,8 +156,10 @@ class _PreparedRecords(Dataset[Any]):
                 pair = self.shards.pair(record)
                 size, caption = image_size(pair["image"]), pair["caption"]
                 image = read_image(pair["image"], self.shards.decode_at)
-                row = {"key": told_key(record["key"]), **measure_pair(image, caption, size, self.language)}
-                if told := pair.get("language") or self.shards.language(work.shard):
+                told = pair.get("language") or self.shards.language(work.shard)
+                guessed = self.language or (self.untold and not told)
+                row = {"key": told_key(record["key"]), **measure_pair(image, caption, size, guessed)}
+                if told:
                     row[TOLD_LANGUAGE] = told
                 # Of a caption of a million letters the first thousands fill any row
                 if self.pairs is not None:

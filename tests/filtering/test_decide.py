@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from runs import ROOT
 
 from lightning_internvl.filtering import decide as module
 from lightning_internvl.filtering.decide import (
@@ -19,6 +21,7 @@ from lightning_internvl.filtering.decide import (
     repeated_pairs,
     write_columns,
 )
+from lightning_internvl.filtering.measures import TOLD_LANGUAGE, language_of, measure_pair
 
 NO_RULES: dict[str, Any] = {}
 
@@ -105,6 +108,43 @@ def test_the_top_share_is_that_of_each_language(tmp_path: Path, piece: int) -> N
     found = columns(tmp_path, [rows])
     assert decide(found, {"similarity": {"keep_share": 0.3}}) == pytest.approx(0.17)
     assert [place for place, reason in enumerate(reasons(found)) if reason == KEPT] == [7, 8, 9, 17, 18, 19]
+
+
+FIVE = {
+    "en": ("a red car stands in front of the old house", "two children play with a ball on the beach"),
+    "de": ("ein rotes Auto steht vor dem alten Haus", "zwei Kinder spielen am Strand mit einem Ball"),
+    "zh": ("一辆红色的汽车停在老房子前面", "两个孩子在海滩上玩球"),
+    "ja": ("赤い車が古い家の前に止まっています", "二人の子供が海岸でボール遊びをしている"),
+    "ko": ("빨간 자동차가 오래된 집 앞에 서 있다", "두 아이가 해변에서 공놀이를 하고 있다"),
+}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_defaults_keep_as_much_of_each_of_five_languages(tmp_path: Path, told: bool) -> None:
+    """Of twenty pictures, each with a caption in every language; the model is surer of some. Nobody tells or all records do."""
+    if not told:
+        pytest.importorskip("py3langid", reason="guessing languages needs py3langid: pip install -r requirements-language.txt")
+    picture, rows, names = np.zeros((32, 32, 3), dtype=np.uint8), [], []
+    for number in range(20):
+        for place, (name, texts) in enumerate(FIVE.items()):
+            scores = measure_pair(picture, f"{texts[number % 2]} {number}", (32, 32), language=not told)
+            scores |= {"key": "k", "picture": f"{number + 1:x}", "similarity": 0.5 - 0.1 * place + number / 1000}
+            rows.append(scores | ({TOLD_LANGUAGE: name} if told else {}))
+            names.append(name)
+    rules = yaml.safe_load((ROOT / "conf" / "stage" / "filter.yaml").read_text())["rules"]
+    found = columns(tmp_path, [rows], rules)
+    decide(found, rules)
+    kept = [name for name, reason in zip(names, reasons(found), strict=True) if reason == KEPT]
+    assert {name: kept.count(name) for name in FIVE} == dict.fromkeys(FIVE, 10)
+
+
+def test_what_a_caption_is_written_in() -> None:
+    unsure = {"language": "nl", "language_probability": 0.2, "scripts": {"latin": 1.0}}
+    assert language_of(unsure) == "latin"
+    assert language_of(unsure | {"language_probability": 0.9}) == "nl"
+    assert language_of({"scripts": {"han": 0.7, "kana": 0.3}}) == "kana"
+    assert language_of({"scripts": {"han": 0.98, "kana": 0.02}}) == "han"
+    assert language_of({}) == ""
 
 
 def test_rare_languages_share_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
