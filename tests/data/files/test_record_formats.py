@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from published_records import CODED, READ, A, B, png, said, user
+from runs import ROOT
+from test_conversations import FORMATS
 
 from lightning_internvl.data.bad_samples import BadSample, kind_of
 from lightning_internvl.data.files.conversations import read_entry
@@ -22,6 +26,21 @@ def test_read_whole(name: str) -> None:
     entry = read_entry(record)
     assert [message["content"] for message in entry.messages] == texts
     assert (entry.images, entry.videos, entry.unread) == (images, videos, [])
+
+
+def test_the_table_of_formats_names_a_test_for_each_row_and_each_record() -> None:
+    lines = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
+    rows = [
+        line.split(" | ") for line in lines if line.startswith("| ") and not line.startswith(("| ---", "| format", "| what |"))
+    ]
+    named = [re.findall(r"`([^`]+)`", cells[-1]) for cells in rows]
+    assert len(named) > 10
+    assert all(named)
+    names = set(itertools.chain(*named))
+    files = [Path(__file__), Path(__file__).with_name("test_conversations.py")]
+    tests = set(re.findall(r"^def (test_\w+)", "".join(file.read_text(encoding="utf-8") for file in files), re.MULTILINE))
+    assert names <= tests | set(READ) | set(FORMATS)
+    assert set(READ) - names == {"a byte order mark", "bytes and a name"}  # which are no format
 
 
 def test_the_answer_that_has_no_weight_is_read_and_not_learnt() -> None:
