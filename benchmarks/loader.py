@@ -5,10 +5,11 @@
     python benchmarks/loader.py pictures=128 rounds=3 batch=32
 
 Each side lives in a process of its own with one thread and no workers; they take turns. Both read the same shards, shuffle among
-200 records and hand over the same batches: captions, and pictures squashed to 448x448, once as bytes and once normalised in
-float32 (`products`). `webdataset` decodes with Pillow, as `decode("pilrgb")` does, resizes with its bicubic filter, and makes
-tensors as torchvision's ToTensor and Normalize do. `ours` are the lanes of data=webdataset with a collator of pictures alone:
-`ours_exact` gives the same bytes, `ours_torch` (data.processor.resize=torch, the default of random parts) nearly the same:
+200 records and hand over the same batches: captions, and pictures squashed to 448x448, once as bytes (B, S, S, 3), as they go
+to the device, and once normalised in float32 (B, 3, S, S) on the host (`products`). `webdataset` decodes with Pillow, as
+`decode("pilrgb")` does, resizes with its bicubic filter, and makes tensors as torchvision's ToTensor and Normalize do. `ours` are
+the lanes of data=webdataset with a collator of pictures alone: `ours_exact` gives the same bytes, `ours_torch`
+(data.processor.resize=torch, the default of random parts) nearly the same:
 `differing` is the share of values
 that do, `largest` by how much of 255. A core's second is one of processor time, which other programs do not lengthen; `ratio` is
 the median over rounds. `peak_MiB` is the largest resident memory of the process, `imports_MiB` what it was before the first
@@ -35,7 +36,7 @@ from alternating import arguments, report
 from PIL import Image
 
 from lightning_internvl.data.processors.basic import Squash
-from lightning_internvl.data.processors.pixels import IMAGENET_MEAN, IMAGENET_STD, to_pixels
+from lightning_internvl.data.processors.pixels import IMAGENET_MEAN, IMAGENET_STD
 from lightning_internvl.data.shards.cursor import ReaderLayout
 from lightning_internvl.data.shards.datasets import ShardPairs
 from lightning_internvl.data.shards.stream import ShardStream
@@ -86,8 +87,8 @@ def their_batches(urls: str, product: str, pictures: int, size: int, shuffle: in
 
     def transform(image: Image.Image) -> torch.Tensor:
         small = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
-        return pixels if product == "uint8" else pixels.float().div(255).sub_(mean).div_(std)
+        pixels = torch.from_numpy(np.array(small))
+        return pixels if product == "uint8" else pixels.permute(2, 0, 1).contiguous().float().div(255).sub_(mean).div_(std)
 
     found = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
     found = found.shuffle(shuffle) if shuffle > 1 else found
@@ -107,11 +108,9 @@ class Pictures:
 
     def stack(self, prepared: list[dict[str, Any]]) -> dict[str, Any]:
         """The squares as one tensor."""
-        squares, captions = [one["square"] for one in prepared], [one["caption"] for one in prepared]
-        if self.product == "float32":
-            return {"pixel_values": to_pixels(np.concatenate(squares)), "captions": captions}
-        pixels = torch.from_numpy(np.concatenate(squares)).permute(0, 3, 1, 2).contiguous()
-        return {"pixel_values": pixels, "captions": captions}
+        batch = self.processor.inputs([one["square"] for one in prepared])
+        batch = batch if self.product == "uint8" else self.processor.normalised(batch)
+        return {**batch, "captions": [one["caption"] for one in prepared]}
 
 
 def our_batches(urls: str, product: str, pictures: int, size: int, shuffle: int, resize: str) -> Iterator[Batch]:

@@ -42,8 +42,15 @@ def to_pixels(
 ) -> Tensor:
     """Normalise (B, H, W, 3) uint8 to (B, 3, H, W) float32: (value / 255 - mean) / std per channel;
     into `out` if it is given."""
-    images = to_tensor(images).permute(0, 3, 1, 2).contiguous()
-    return normalise_channels(images.float() if out is None else out.copy_(images), mean, std)
+    pixels = to_tensor(images)
+    count, height, width, channels = pixels.shape
+    values = pixels.new_empty((count, channels, height, width), dtype=torch.float32) if out is None else out
+    # On the host one picture at a time, which stays in the cache of the processor
+    step = 1 if values.device.type == "cpu" else max(1, count)
+    for start in range(0, count, step):
+        part = pixels[start : start + step].permute(0, 3, 1, 2).contiguous()
+        normalise_channels(values[start : start + step].copy_(part), mean, std)
+    return values
 
 
 def to_tensor(images: np.ndarray | Tensor) -> Tensor:
