@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from seeing_toys import seeing_predictor
+from seeing_toys import measured, seeing_predictor
 from torch import Tensor
 
 from lightning_internvl.evaluation.classification import ZeroShotClassification, class_scores
@@ -36,32 +36,18 @@ def predictor() -> Predictor:
     return seeing_predictor()
 
 
-def measured(task: Any, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, value: float) -> dict[str, float]:
-    """What a task says of a tower that gives one value for every picture."""
-    tower = predictor.model.encoder
-    see = tower.forward
-
-    def blind(*args: Any, **options: Any) -> Any:
-        seen = see(*args, **options)
-        return [torch.full_like(x, value) for x in seen] if isinstance(seen, list) else torch.full_like(seen, value)
-
-    monkeypatch.setattr(tower, "forward", blind)
-    with predictor.evaluating():
-        return task(predictor)
-
-
 @pytest.mark.parametrize("task", TASKS)
-def test_a_tower_that_sees_nothing_is_not_above_chance(task: str, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measured(TASKS[task](), predictor, monkeypatch, 0.1)
+def test_a_tower_that_sees_nothing_is_not_above_chance(task: str, predictor: Predictor) -> None:
+    found = measured(TASKS[task](), predictor, 0.1)
     levels = {name.removesuffix("_chance"): value for name, value in found.items() if name.endswith("_chance")}
     assert levels
     assert {name: found[name] for name in levels if found[name] > levels[name] + 1e-6} == {}
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_nan_is_an_error(task: str, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_is_an_error(task: str, predictor: Predictor) -> None:
     with pytest.raises(ValueError, match="are NaN or infinite: the weights are damaged"):
-        measured(TASKS[task](), predictor, monkeypatch, float("nan"))
+        measured(TASKS[task](), predictor, float("nan"))
 
 
 def test_ties_count_against_the_model() -> None:
