@@ -184,7 +184,7 @@ def main() -> None:
             pipes[side].send(what)
             return pipes[side].recv()
 
-        differences = compare(ask, f"{folder}/00000.tar", 16)
+        differences = compare(ask, f"{folder}/00000.tar", min(16, options["pictures"] // SHARDS))
         times: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
         for _ in range(options["rounds"]):
             for product in PRODUCTS:
