@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lightning_internvl.config.filter_checks import LANGUAGES, ORDER, RANGES, SIMILARITY, TOP_SHARE
-from lightning_internvl.files import atomic_file
+from lightning_internvl.files import atomic_file, naming
 from lightning_internvl.filtering.measures import Row, language_of
 from lightning_internvl.filtering.scores import DIGITS, UNUSABLE
 
@@ -44,14 +44,14 @@ class Columns:
     def join(cls, folder: Path, shards: int) -> Columns:
         """The columns of all shards (see `write_columns`) one after the other."""
         starts = np.zeros(shards + 1, dtype=np.int64)
-        with contextlib.ExitStack() as stack:
+        with naming(folder), contextlib.ExitStack() as stack:
             files = {name: stack.enter_context((folder / name).open("wb")) for name in KINDS}
             for shard in range(shards):
                 found = np.load(columns_file(folder, shard))
                 starts[shard + 1] = starts[shard] + len(found)
                 for name, file in files.items():
                     file.write(found[name].tobytes())
-        np.save(folder / "starts.npy", starts)
+            np.save(folder / "starts.npy", starts)
         return cls(folder)
 
     def __len__(self) -> int:
@@ -181,7 +181,7 @@ def repeated_pairs(columns: Columns, name: str, copies: int) -> np.ndarray:
             values = values ^ (columns.column("language")[places] * MIX)
         order = np.argsort(values, kind="stable")  # places rise within equal values
         values, places = values[order], places[order]
-        found.append(places[copies:][values[copies:] == values[: len(values) - copies]])
+        found.append(places[copies:][values[copies:] == values[: max(0, len(values) - copies)]])
     return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 

@@ -202,6 +202,12 @@ def test_the_top_share_is_exact_and_keeps_ties(tmp_path: Path, share: float, pie
     assert kept == [value for value in values if value >= expected]
 
 
+def test_fewer_pairs_than_copies_are_allowed(tmp_path: Path) -> None:
+    found = columns(tmp_path, [[row(), row()]])
+    assert repeated_pairs(found, "caption", 5).tolist() == []
+    assert repeated_pairs(found, "caption", 1).tolist() == [1]
+
+
 def test_no_pairs_at_all(tmp_path: Path) -> None:
     found = columns(tmp_path, [[], []])
     assert decide(found, {"same_picture": {"distance": 2}, "same_caption": {"copies": 1}}) is None
