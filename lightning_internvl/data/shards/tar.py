@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 from lightning_internvl.data.shards.names import ShardNames, Urls, protocol_of, without_query
 from lightning_internvl.data.shards.records import DOUBLED, chats_of, pair_of
 from lightning_internvl.data.shards.tar_members import MOST_CONTENT, TarError, TarMembers
-from lightning_internvl.files import UnknownState, check_no_device, draft_of
+from lightning_internvl.files import UnknownState, atomic_file, check_no_device
 
 __all__ = ["Record", "ShardError", "Shards", "TarShards", "TarWriter", "chats_of", "pair_of"]
 
@@ -204,12 +204,12 @@ class TarWriter:
         if protocol_of(str(path)) is not None:
             raise ValueError(f"{path}: shards are written to paths only, not to URLs")
         self.path = Path(path)
-        self.draft = draft_of(self.path)
         self.written = 0
 
     def __enter__(self) -> TarWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._tar = tarfile.open(self.draft, "w", format=tarfile.PAX_FORMAT)
+        self._open = contextlib.ExitStack()
+        draft = self._open.enter_context(atomic_file(self.path))
+        self._tar = self._open.enter_context(tarfile.open(draft, "w", format=tarfile.PAX_FORMAT))
         return self
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -233,12 +233,8 @@ class TarWriter:
             self._tar.addfile(member, io.BytesIO(content))
         self.written += 1
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._tar.close()
-        if kind is None:
-            self.draft.replace(self.path)
-        else:
-            self.draft.unlink()
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
 
 def _content(value: Any, name: str) -> bytes:
