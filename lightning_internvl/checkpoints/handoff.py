@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lightning_internvl.config.part_values import part_value_faults
+from lightning_internvl.config.part_values import manifest_faults
 from lightning_internvl.config.trust import FETCHING, foreign_targets, trusting, without_notes
 from lightning_internvl.distributed.collectives import full_tensor
 from lightning_internvl.files import atomic_folder
@@ -177,7 +177,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not hashed:
         needs = f"`config`, and `parts` with a sha256 for some of {', '.join(PARTS)}"
         raise ValueError(f"{path} is damaged: it needs {needs}")
-    if faults := list(part_value_faults(config)):
+    if faults := list(manifest_faults(manifest)):
         raise ValueError(f"{path} is damaged: {first_of(faults)}")
     return manifest
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.checkpoints.handoff import TOKENIZERS
+from lightning_internvl.checkpoints.handoff import MANIFEST, TOKENIZERS
 from lightning_internvl.checkpoints.load_report import LoadReport
 from lightning_internvl.checkpoints.weight_source import read_handoff
 from lightning_internvl.config.trust import check_parts, without_notes
@@ -40,7 +40,10 @@ def load(folder: Path) -> tuple[VLM, dict[str, Any], dict[str, Any]]:
     """
     tensors, manifest = read_handoff(folder)
     config = trusted_config(folder, manifest)
-    model, tokenizers = compose_model(config, trusted_build)
+    try:
+        model, tokenizers = compose_model(config, trusted_build)
+    except ValueError as error:
+        raise ValueError(f"{folder / MANIFEST}: {error}") from error
     LoadReport.of(model, tensors, source=str(folder), new=(), dropped=()).load(model, tensors)
     quantize(model, config.get("quantization"), keep=manifest.get("trained", ()))
     return model.eval(), tokenizers, manifest

@@ -28,6 +28,7 @@ from lightning_internvl.config.hardware import hardware_faults, precision_faults
 from lightning_internvl.config.known_keys import KINDS, full_names, key_faults, stage_key_faults
 from lightning_internvl.config.logger_checks import logger_faults
 from lightning_internvl.config.pair_checks import pair_faults
+from lightning_internvl.config.part_values import adapter_faults
 from lightning_internvl.config.stage_settings import merged, stage_settings
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.launch import is_helper
@@ -40,7 +41,6 @@ KEYS = (
     "optimizer", "scheduler", "strategy", "trainer", "callbacks", "logger", "paths",
     *BLOCKWISE,
 )  # fmt: skip
-ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
 # settings of data from shards that are looked into before the start
 STREAMED = ("shards", "sources", "weights", "schedule")
 
@@ -160,7 +160,7 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     yield from _packing_faults(config["data"])
     yield from _stream_faults(config, {}, look=not config["plan"])
     yield from _schedule_faults(config["optimizer"], config["scheduler"])
-    yield from _adapter_faults(config)
+    yield from adapter_faults(config)
     yield from block_faults(config)
     yield from _trainer_faults(config["trainer"])
     yield from logger_faults(config.get("logger"))
@@ -250,30 +250,6 @@ def _may_be_hub_id(text: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+", name)) and bool(re.fullmatch(r"\w[\w.-]*", owner)) and not Path(owner).exists()
 
 
-def _adapter_faults(settings: Mapping[str, Any]) -> Iterable[str]:
-    for part, own in (settings.get("peft") or {}).items():
-        if part not in PARTS:
-            yield f"peft: there is no part {part!r}; {did_you_mean(part, PARTS)}"
-        elif own and (lacking := [key for key in ADAPTER_KEYS if own.get(key) is None]):
-            yield f"peft.{part} lacks {', '.join(lacking)}; take them from a file: peft/part@peft.{part}=lora"
-        elif own:
-            for key in own:
-                if key not in ADAPTER_KEYS:
-                    yield f"peft.{part}: there is no setting {key!r}; {did_you_mean(key, ADAPTER_KEYS)}"
-            if own["method"] not in METHODS["peft"]:
-                method, choices = own["method"], METHODS["peft"]
-                yield f"peft.{part}.{method=} is not known; {did_you_mean(method, choices)}"
-            yield from number_faults(f"peft.{part}.rank", own["rank"], above=0, whole=True)
-            yield from number_faults(f"peft.{part}.alpha", own["alpha"], above=0)
-            yield from number_faults(f"peft.{part}.dropout", own["dropout"], least=0)
-    for part, method in (settings.get("quantization") or {}).items():
-        if part not in PARTS:
-            yield f"quantization: there is no part {part!r}; {did_you_mean(part, PARTS)}"
-        elif method and method not in METHODS["quantization"]:
-            advice = did_you_mean(method, METHODS["quantization"])
-            yield f"quantization.{part}={method!r} is not known; {advice}, null"
-
-
 def _objective_faults(objective: Any, pipeline: Any) -> Iterable[str]:
     for name in objective if isinstance(objective, list) else [objective]:
         stage, _, metric = str(name).partition("/")
@@ -333,7 +309,7 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
             yield f"parts: {part!r} is no part; {did_you_mean(part, PARTS)}"
     if missing := [part for part in ("encoder", "middleware") if part not in parts]:
         yield f"parts={stage['parts']} lacks {' and '.join(missing)}; only the decoder may be left out"
-    yield from _adapter_faults({kind: merged(config.get(kind), stage.get(kind)) for kind in METHODS})
+    yield from adapter_faults({kind: merged(config.get(kind), stage.get(kind)) for kind in METHODS})
     yield from _packing_faults(stage.get("datasets") or {})
     yield from _trainer_faults(stage.get("trainer"))
     own = stage.get("datasets") or {}

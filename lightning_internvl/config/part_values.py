@@ -1,15 +1,54 @@
-"""Faults in the configuration of a model that comes with a hand-off: what holds settings does, and
-values are of the types of the parts."""
+"""Faults in the manifest of a hand-off, and in the configuration of its model: what holds settings
+does, and values are of the types of the parts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from lightning_internvl.choices import METHODS, PARTS
 from lightning_internvl.config.known_keys import type_faults
 from lightning_internvl.config.signatures import signature_of
+from lightning_internvl.messages import did_you_mean, number_faults
 
+ADAPTER_KEYS = ("method", "rank", "alpha", "dropout", "targets")
 OPTIONAL = ("decoder", "objectives", "peft", "quantization")
+
+
+def manifest_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a manifest whose `config` and `parts` are mappings."""
+    yield from part_value_faults(manifest["config"])
+    yield from _text_faults("", manifest, ("stage",))
+    yield from number_faults("step", manifest.get("step"), least=0, whole=True)
+    yield from list_faults("trained", manifest.get("trained", []))
+    for part, entry in manifest["parts"].items():
+        yield from _text_faults(f"parts.{part}.", entry, ("sha256",))
+    if "base" not in manifest:
+        return
+    if not isinstance(base := manifest["base"], Mapping):
+        yield f"base={base!r:.80} must be a mapping"
+        return
+    yield from _text_faults("base.", base, ("place", "fingerprint", *({"beside"} & set(base))))
+    yield from list_faults("base.names", base.get("names"))
+    parts = base.get("parts", {})
+    for part, entry in parts.items() if isinstance(parts, Mapping) else [("", parts)]:
+        path = f"base.parts.{part}".removesuffix(".")
+        if isinstance(entry, Mapping):
+            yield from _text_faults(f"{path}.", entry, ("place", "fingerprint"))
+        else:
+            yield f"{path}={entry!r:.80} must be a mapping"
+
+
+def _text_faults(path: str, node: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        if not isinstance(node.get(name), str):
+            yield f"{path}{name}={node.get(name)!r:.80} must be a text"
+
+
+def list_faults(path: str, value: Any) -> Iterator[str]:
+    """The fault of a value that is no list of texts."""
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        yield f"{path}={value!r:.80} must be a list of names"
 
 
 def part_value_faults(config: Mapping[str, Any]) -> Iterator[str]:
@@ -26,9 +65,44 @@ def part_value_faults(config: Mapping[str, Any]) -> Iterator[str]:
             yield from _node_faults(f"config.{name}", node)
         elif "." in name:
             yield f"config.{name}={node!r:.80} must be a mapping of settings"
+    kinds = {kind: config[kind] for kind in METHODS if isinstance(config.get(kind), Mapping)}
+    yield from (f"config.{fault}" for fault in adapter_faults(kinds))
     for token in ("image_token", "video_token"):
         if not isinstance(config.get(token), str | None):
             yield f"config.{token}={config[token]!r:.80} must be a text"
+
+
+def adapter_faults(settings: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with `peft` and `quantization` of a run, a stage or a model."""
+    for part, own in (settings.get("peft") or {}).items():
+        if part not in PARTS:
+            yield f"peft: there is no part {part!r}; {did_you_mean(part, PARTS)}"
+        elif own and not isinstance(own, Mapping):
+            yield f"peft.{part}={own!r:.80} must be a mapping of settings"
+        elif own and (lacking := [key for key in ADAPTER_KEYS if own.get(key) is None]):
+            yield f"peft.{part} lacks {', '.join(lacking)}; take them from a file: peft/part@peft.{part}=lora"
+        elif own:
+            yield from _method_faults(f"peft.{part}", own)
+    for part, method in (settings.get("quantization") or {}).items():
+        if part not in PARTS:
+            yield f"quantization: there is no part {part!r}; {did_you_mean(part, PARTS)}"
+        elif method and method not in METHODS["quantization"]:
+            advice = did_you_mean(method, METHODS["quantization"])
+            yield f"quantization.{part}={method!r} is not known; {advice}, null"
+
+
+def _method_faults(path: str, own: Mapping[str, Any]) -> Iterator[str]:
+    for key in own:
+        if key not in ADAPTER_KEYS:
+            yield f"{path}: there is no setting {key!r}; {did_you_mean(key, ADAPTER_KEYS)}"
+    if own["method"] not in METHODS["peft"]:
+        method, choices = own["method"], METHODS["peft"]
+        yield f"{path}.{method=} is not known; {did_you_mean(method, choices)}"
+    yield from number_faults(f"{path}.rank", own["rank"], above=0, whole=True)
+    yield from number_faults(f"{path}.alpha", own["alpha"], above=0)
+    yield from number_faults(f"{path}.dropout", own["dropout"], least=0)
+    if not isinstance(own["targets"], str):
+        yield from list_faults(f"{path}.targets", own["targets"])
 
 
 def _node_faults(path: str, node: Mapping[str, Any]) -> Iterator[str]:

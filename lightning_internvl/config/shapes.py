@@ -16,7 +16,7 @@ MAPPINGS = (
     *(f"data.{kind}" for kind in ("pairs", "chats", "labels", "held_out")),
     *(f"data.{name}" for name in ("processor", "eval_processor", "pairs_collate", "chats_collate")),
     "stages.*", *(f"stages.*.{group}" for group in GROUPS), "stages.*.peft.*",
-    *(f"stages.*.{name}" for name in ("module", "objectives", "evaluation", "samples", "collate", "datasets")),
+    *(f"stages.*.{name}" for name in ("module", "objectives", "evaluation", "samples", "collate", "datasets", "feature_cache")),
     "stages.*.evaluation.*", "stages.*.objectives.*", "optimizer.part_lr", "stages.*.optimizer.part_lr",
 )  # fmt: skip
 # of which null is no choice

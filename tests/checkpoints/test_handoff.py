@@ -42,6 +42,9 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
+LORA = {"method": "lora", "rank": 2, "alpha": 2, "dropout": 0.0, "targets": "blocks"}
+
+
 def composed() -> VLM:
     return compose_model(CONFIG, trusted_build)[0]
 
@@ -194,9 +197,17 @@ def test_manifests_that_are_none(manifest: str, message: str, folder: Path) -> N
         ("objectives.itc", None, r"config\.objectives\.itc=None must be a mapping"),
         ("image_token", 3, r"config\.image_token=3 must be a text"),
         ("decoder", {}, r"config\.decoder has no _target_"),
+        ("peft", {"decoder": "foo"}, r"config\.peft\.decoder='foo' must be a mapping"),
+        ("peft", {"decoder": {"method": "lora"}}, r"config\.peft\.decoder lacks rank, alpha, dropout, targets"),
+        ("peft", {"decoder": LORA | {"rank": float("nan")}}, r"config\.peft\.decoder\.rank=nan must be a whole number above 0"),
+        ("peft", {"decoder": LORA | {"dropout": {}}}, r"config\.peft\.decoder\.dropout=\{\} must be a number"),
+        ("peft", {"decoder": LORA | {"targets": -1}}, r"config\.peft\.decoder\.targets=-1 must be a list of names"),
+        ("quantization", {"decoder": []}, None),
+        ("quantization", {"decoder": ["a"]}, r"config\.quantization\.decoder=\['a'\] is not known"),
+        ("decoder.config.num_hidden_layers", "7", r": decoder\.config.*num_hidden_layers"),
     ],
 )
-def test_a_value_that_no_part_takes(path: str, value: Any, told: str, folder: Path) -> None:
+def test_a_value_that_no_part_takes(path: str, value: Any, told: str | None, folder: Path) -> None:
     config = copy.deepcopy(CONFIG)
     *above, last = path.split(".")
     section: Any = config
@@ -204,8 +215,34 @@ def test_a_value_that_no_part_takes(path: str, value: Any, told: str, folder: Pa
         section = section[name]
     section[last] = value
     edit(folder, config=config)
-    with pytest.raises(ValueError, match=told):
-        weight_source.read_handoff(folder)
+    if told is None:
+        load_handoff.load(folder)
+        return
+    with pytest.raises(ValueError, match=rf"{folder}/manifest\.json.*{told}"):
+        load_handoff.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"stage": 3}, "stage=3 must be a text"),
+        ({"step": "foo"}, "step='foo' must be a whole number from 0 on"),
+        ({"trained": 3}, "trained=3 must be a list of names"),
+        ({"parts": {"encoder": {"sha256": None}}}, r"parts\.encoder\.sha256=None must be a text"),
+        ({"base": None}, "base=None must be a mapping"),
+        ({"base": {"place": 3, "fingerprint": "", "names": []}}, r"base\.place=3 must be a text"),
+        ({"base": {"place": "a", "fingerprint": "", "names": [3]}}, r"base\.names=\[3\] must be a list of names"),
+        ({"base": {"place": "a", "fingerprint": "", "names": [], "beside": 3}}, r"base\.beside=3 must be a text"),
+        ({"base": {"place": "a", "fingerprint": "", "names": [], "parts": []}}, r"base\.parts=\[\] must be a mapping"),
+        (
+            {"base": {"place": "a", "fingerprint": "", "names": [], "parts": {"encoder": 3}}},
+            r"base\.parts\.encoder=3 must be a map",
+        ),
+    ],
+)
+def test_a_field_of_a_manifest_that_is_none(changes: dict[str, Any], told: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{folder}/manifest\.json is damaged: {told}"):
+        weight_source.read_handoff(edit(folder, **changes))
 
 
 def test_a_file_or_the_manifest_is_missing(folder: Path) -> None:
