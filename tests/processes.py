@@ -83,6 +83,8 @@ def _command(
     for number in (1, 2):
         os.dup2(os.open(f"{folder}/{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     gc.freeze()  # what was imported before the fork
+    # Or its data processes would be started as this one was: anew, and unseen by their parent's end.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # the system's own
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
     os.environ.clear()
     os.environ.update(environment)
