@@ -61,6 +61,7 @@ LISTS = "skipped*.jsonl"  # of samples that could not be used
 # may be another on a resume; the order of samples does not depend on it
 WORKERS = "data.num_workers="
 LIMIT = "trainer.max_time="  # of one process
+VERBOSE = "LIGHTNING_INTERNVL_VERBOSE"  # whether who started the run has asked for tracebacks
 WITHOUT_FIRST = 10  # seconds after a signal for which a process waits for the first one to end too
 
 OmegaConf.register_new_resolver("launch_time", launch_time, use_cache=True, replace=True)
@@ -346,8 +347,9 @@ def command(main: Callable[[], None], signals: Sequence[Signals] = tuple(NAMES))
 
 
 def _command(main: Callable[[], None], signals: Sequence[Signals]) -> None:
-    verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on to us
+    verbose = os.environ.get(VERBOSE, os.environ.get("HYDRA_FULL_ERROR")) == "1"
+    # Hydra then hands errors on to us. The processes that the trainer starts have this environment.
+    os.environ |= {"HYDRA_FULL_ERROR": "1", VERBOSE: str(int(verbose))}
     try:
         with WATCH.installed(*signals), sweep_table():
             sys.argv[1:] = take_secrets([with_place(word) for word in sys.argv[1:]], given_settings)
@@ -364,7 +366,7 @@ def _command(main: Callable[[], None], signals: Sequence[Signals]) -> None:
         print(f"\nerror: {on_a_screen(explain(error))}\n{where}", file=sys.stderr)
         sys.exit(2)
     finally:
-        os.environ["HYDRA_FULL_ERROR"] = "1" if verbose else "0"
+        os.environ["HYDRA_FULL_ERROR"] = os.environ.pop(VERBOSE)
 
 
 def _helper_status(stop: RunStopped) -> int:

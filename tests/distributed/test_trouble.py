@@ -92,6 +92,30 @@ def test_a_process_that_stops_alone_ends_with_a_fault(
     assert end.value.code == code
 
 
+@pytest.mark.parametrize("asked", ["0", "1"])
+def test_a_process_that_the_trainer_starts_shows_tracebacks_where_they_are_asked_for(
+    asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its environment is that of the first one, in which Hydra shows them."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", asked)
+    environments = []
+
+    def first() -> None:
+        environments.append(dict(os.environ))
+
+    def other() -> None:
+        raise ValueError("another process of this run has ended")
+
+    cli.command(first)
+    assert os.environ["HYDRA_FULL_ERROR"] == asked
+    for name in ("HYDRA_FULL_ERROR", cli.VERBOSE):
+        monkeypatch.setenv(name, environments[0][name])
+    with pytest.raises(ValueError if asked == "1" else SystemExit):
+        cli.command(other)
+    assert ("error: another process" in capsys.readouterr().err) == (asked == "0")
+
+
 @pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
 def test_a_full_disk_leaves_the_checkpoint_before_it(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, limits = callbacks.Checkpoint.save, resource.getrlimit(resource.RLIMIT_FSIZE)
