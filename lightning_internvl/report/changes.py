@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from lightning_internvl.report.sections import section
 
 MOST = 60  # of a stage; the page stays small
 CAPTION = "caption"
+SURE = re.compile(r" \(\d+%\)$")
 
 
 class Asked(NamedTuple):
@@ -29,6 +31,11 @@ class Said(NamedTuple):
     text: str
     right: bool
 
+    @property
+    def bare(self) -> str:
+        """The answer without how sure it is: "yes" of "yes (72%)"."""
+        return SURE.sub("", self.text)
+
 
 def changes(runs: Mapping[str, RunFiles], pictures: Pictures) -> str:
     """For each stage what its last samples and its cases answer differently in the runs."""
@@ -37,7 +44,7 @@ def changes(runs: Mapping[str, RunFiles], pictures: Pictures) -> str:
     for name in names:
         of = {a: dict(_said(stage)) for a, run in runs.items() for stage in run.stages if stage.name == name}
         both = [asked for asked in dict.fromkeys(asked for said in of.values() for asked in said) if _several(asked, of)]
-        differ = [asked for asked in both if len({said[asked].text for said in of.values() if asked in said}) > 1]
+        differ = [asked for asked in both if len({said[asked].bare for said in of.values() if asked in said}) > 1]
         if both:
             counts = f"{len(differ)} of {len(both)} differ" + (f"; the first {MOST} are shown" if len(differ) > MOST else "")
             items = "".join(_item(asked, of, pictures) for asked in differ[:MOST])
@@ -74,4 +81,4 @@ def _item(asked: Asked, of: Mapping[str, Mapping[Asked, Said]], pictures: Pictur
         if asked in said
     )
     told = f"<dt>question</dt><dd>{escape(asked.question)}</dd><dt>truth</dt><dd>{escape(asked.truth)}</dd>"
-    return f"<li>{pictures.use(asked.png, asked.question)}<dl>{told}{rows}</dl></li>"
+    return f"<li class=changed>{pictures.use(asked.png, asked.question)}<dl>{told}{rows}</dl></li>"

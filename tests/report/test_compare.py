@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_runs import MOST, STAGES, Page, dump, fake_run
+from fake_runs import MOST, STAGES, Page, dump, fake_run, picture
 
 from lightning_internvl.report.__main__ import main
 from lightning_internvl.report.compare import write_comparison
@@ -25,6 +25,9 @@ def runs(tmp_path: Path) -> list[Path]:
     metrics = json.loads((two / "metrics.json").read_text())
     metrics["contrastive"]["R@1"] = 0.56
     dump(two / "metrics.json", metrics)
+    for run, sure in ((one, 72), (two, 98)):  # the same judgement is no change
+        case = {"png": picture("red"), "question": "Does this belong?", "answer": f"yes ({sure}%)", "truth": "yes", "right": True}
+        dump(run / "stages" / "supervised" / "cases.json", [case])
     path = two / "stages" / "supervised" / "samples" / "step-000060.json"
     found = json.loads(path.read_text())
     found["answers"][1][0] |= {"answer": "green", "correct": True}
@@ -68,8 +71,8 @@ def test_curves_of_a_stage_begin_at_one_place(runs: list[Path], tmp_path: Path) 
 def test_answers_that_changed_are_shown_and_no_others(runs: list[Path], tmp_path: Path) -> None:
     page, html = compared(runs, tmp_path)
     changed = html[html.index('<section id="changes">') : html.index('<section id="timing">')]
-    assert "2 of 8 differ" in changed
-    assert changed.count("<li>") == 2
+    assert "2 of 9 differ" in changed
+    assert changed.count("<li class=changed>") == 2
     assert changed.count("<dt>question</dt>") == 2
     assert "<dd>no ball at all</dd>" in changed
     assert "<dd>green</dd>" in changed
