@@ -14,6 +14,7 @@ from lightning_internvl.config.sweep import JOBS
 from lightning_internvl.data.bad_samples import TOO_SLOW
 from lightning_internvl.files import content_of, read_json, write_json
 from lightning_internvl.launch import is_helper
+from lightning_internvl.messages import hidden
 from lightning_internvl.model.compose import Build
 from lightning_internvl.reuse.key import Pieces, made_of
 
@@ -50,7 +51,7 @@ def pieces_of(settings: StageSettings, config: Config, source: str | Path | None
     try:
         return made_of(settings, config, source, build, asked=asked)
     except (ValueError, OSError) as error:
-        return {UNKNOWN: str(error)}
+        return {UNKNOWN: hidden(str(error))}
 
 
 def place_to_look(config: Config, run_dir: Path) -> Path | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lightning_internvl.config.known_keys import KINDS
 from lightning_internvl.config.stage_settings import COMMON, StageSettings
 from lightning_internvl.config.targets import locate
 from lightning_internvl.config.trust import FETCHING, WEIGHTS
-from lightning_internvl.data.scenes.datasets import ENDLESS
+from lightning_internvl.data.order.mixture import Mixture, known_length
 from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.files import UnknownState, content_of, identity_of, state_of
 from lightning_internvl.hub import PACKAGE, cached_folder, file_of_package
@@ -120,8 +120,9 @@ def _state_of_data(node: Config, build: Build, asked: bool) -> Any:
     if not hasattr(locate(node["_target_"]), "identity"):
         raise UnknownState(f"{node['_target_']} has no identity(), which says what its samples are made of (docs/extend.md)")
     dataset = build(node)
-    if not asked and isinstance(dataset, Sized) and MOST < len(dataset) < ENDLESS:
-        raise UnknownState(f"its {len(dataset)} samples are compared only where reuse asks for it")
+    mixed = dataset.datasets.values() if isinstance(dataset, Mixture) else [dataset]
+    if not asked and (samples := sum(known_length(one) or 0 for one in mixed)) > MOST:
+        raise UnknownState(f"its {samples} samples are compared only where reuse asks for it")
     return identity_of(dataset)
 
 

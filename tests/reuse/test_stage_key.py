@@ -254,7 +254,7 @@ def test_weights_count_by_their_bytes(config: dict[str, Any], tmp_path: Path) ->
 def test_a_hand_off_counts_by_its_hashes_and_its_base(tmp_path: Path) -> None:
     def handoff(name: str, sha: str, **more: Any) -> Path:
         parts = {part: {"_target_": "x"} for part in ("encoder", "middleware")}
-        about = {"format": 1, "parts": {"encoder": {"sha256": sha}}, "config": parts, **more}
+        about = {"format": 1, "stage": "contrastive", "step": 1, "parts": {"encoder": {"sha256": sha}}, "config": parts, **more}
         write_json(tmp_path / name / "manifest.json", about)
         return tmp_path / name
 

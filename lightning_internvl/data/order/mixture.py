@@ -99,7 +99,7 @@ class Mixture(Dataset[dict[str, Any]]):
         block = self._block(number)
         source = int(block.sources[slot])
         name, count = self.names[source], int(block.earlier[slot]) * self.run + inside
-        length = _length(self.datasets[name])
+        length = known_length(self.datasets[name])
         if length is None:
             return name, count
         epoch, index = divmod(count, length)
@@ -123,7 +123,7 @@ class Mixture(Dataset[dict[str, Any]]):
         if rule not in BY_SIZE:
             choices = f"{', '.join(BY_SIZE)}, or a weight for each name"
             raise ValueError(f"weights={rule!r} is not known; valid choices: {choices}")
-        lengths = {name: _length(dataset) for name, dataset in self.datasets.items()}
+        lengths = {name: known_length(dataset) for name, dataset in self.datasets.items()}
         weights = {name: n ** BY_SIZE[rule] for name, n in lengths.items() if n is not None}
         if endless := ", ".join(name for name in lengths if name not in weights):
             raise ValueError(f"weights={rule!r} needs datasets with a length; without one: {endless}")
@@ -155,7 +155,7 @@ class Mixture(Dataset[dict[str, Any]]):
         return self.blocks[number]
 
 
-def _length(dataset: Dataset[Any]) -> int | None:
+def known_length(dataset: Dataset[Any]) -> int | None:
     """Samples of a dataset; None for an endless one (no length, or `ENDLESS`)."""
     try:
         length = len(dataset)  # type: ignore[arg-type]

@@ -173,8 +173,8 @@ def test_what_was_skipped_is_counted_by_source_and_told_everywhere(tmp_path: Pat
     assert resumed.note() == ledger.note()
     with (folder / "skipped.1.jsonl").open("w") as file:
         file.write('{"kind": "empty')
-    page = skipped_samples(RunFiles(str(tmp_path), "", [StageFiles("contrastive"), StageFiles("generative")], "", []))
+    page = skipped_samples(RunFiles(str(tmp_path), "", [StageFiles("contrastive"), StageFiles("generative")], "", {}, []))
     row = '<th scope="row">empty caption</th><td>a</td><td>2</td><td class="why">s/1: &lt;none&gt;</td>'
     assert row in page
     assert page.count("rowgroup") == 1
-    assert skipped_samples(RunFiles(str(tmp_path), "", [StageFiles("generative")], "", [])) == ""
+    assert skipped_samples(RunFiles(str(tmp_path), "", [StageFiles("generative")], "", {}, [])) == ""
