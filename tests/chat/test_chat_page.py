@@ -120,7 +120,7 @@ def test_an_answer_streams_and_can_be_stopped(browser: Any, tmp_path: Path, monk
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     model, chats = talker(context=4096)
     gate, talks = Gate(8), []
-    model.decoder.register_forward_pre_hook(gate)
+    model.decoder.lm.register_forward_pre_hook(gate)
 
     def begin() -> Session:
         talks.append(Session(model, chats))
