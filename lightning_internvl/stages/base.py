@@ -3,6 +3,7 @@ ever train, exact resume."""
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -271,8 +272,18 @@ class Stage(L.LightningModule):
         if not self.strict_loading and wanted != checkpoint["state_dict"].keys():
             other = f"other tensors than stage {self.name} writes"
             raise ValueError(f"{self.checkpoint} holds {other}; start it again")
+        if "optimizer_states" in checkpoint:  # divided ones come by another way
+            checkpoint["optimizer_states"] = [with_names_of_code(one) for one in checkpoint["optimizer_states"]]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.model, self.plan)
         scheduler = self.scheduler(optimizer, total_steps=self.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def with_names_of_code(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer as it was loaded, with the very names that code gives to new state. A
+    file holds a name once where it is one object, so that a parameter with its first state behind a
+    resume would else make other bytes of the same values."""
+    states = optimizer["state"].items()
+    return {**optimizer, "state": {key: {sys.intern(name): value for name, value in one.items()} for key, one in states}}
