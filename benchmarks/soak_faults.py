@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -189,7 +190,8 @@ def wrong_end(fault: str, code: int | None, said: str) -> str | None:
         return "hangs"
     if fault == "killed":
         return None if code in (-signal.SIGKILL, 0) else f"ended with {code}"
-    if "Traceback (most recent call last)" in said:
+    # at the start of a line: PyTorch's log may hold one, of what it has caught while it looks for packages
+    if re.search(r"^Traceback \(most recent call last\)", said, re.MULTILINE):
         return f"a traceback, and {code}"
     others = (code == -signal.SIGKILL and ALL_KILLED in said) or (code > 0 and RANK_ENDED in said)
     if code == 0 or (others and fault in (*OF_RANK, "dead_worker")):

@@ -52,6 +52,7 @@ from lightning_internvl.training.length import describe_length
 from lightning_internvl.training.out_of_memory import explain_out_of_memory
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "NCCL communicator was aborted")
+NEVER_MET = (torch.distributed.DistNetworkError, torch.distributed.DistStoreError)
 Settings = StageSettings | FilterSettings
 NO_WEIGHTS = "a start without weights (init_from=RUN gives some)"
 
@@ -258,7 +259,9 @@ def explain_lost_process(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if world_size() > 1 and any(sign in str(error) for sign in LOST):
+        # before all have met there is no group yet, and no size of it
+        lost = world_size() > 1 and any(sign in str(error) for sign in LOST)
+        if lost or isinstance(error, NEVER_MET):
             raise ValueError(
                 f"another process of this run has ended ({str(error).splitlines()[0][:200]}); what "
                 f"it said itself is the reason. Go on with resume={run_dir}"
