@@ -19,10 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
 
+from lightning_internvl.report.metrics_table import with_chance
+
 ROOT = Path(__file__).resolve().parents[1]
-LEVEL = "_chance"  # ends the name of the level that chance reaches
 
 
 def one_run(seed: int, words: list[str], folder: Path) -> dict[str, Any]:
@@ -42,14 +45,11 @@ def one_run(seed: int, words: list[str], folder: Path) -> dict[str, Any]:
 def table(runs: list[dict[str, Any]]) -> str:
     """A row a metric: mean, spread, and the level of chance where there is one."""
     lines = ["| metric | mean | spread | chance |", "| --- | ---: | ---: | ---: |"]
-    every = {name: [run["metrics"][name] for run in runs] for name in runs[0]["metrics"]}
-    every |= {"seconds": [run["seconds"] for run in runs], "peak memory, GiB": [run["peak_gib"] for run in runs]}
-    for name, values in every.items():
-        if name.endswith(LEVEL):
-            continue
-        chance = every.get(name + LEVEL)
-        level = f"{statistics.mean(chance):.3f}" if chance else ""
-        lines.append(f"| {name} | {statistics.mean(values):.3f} | {max(values) - min(values):.3f} | {level} |")
+    measured = [{**run["metrics"], "seconds": run["seconds"], "peak memory, GiB": run["peak_gib"]} for run in runs]
+    for rows in zip(*map(with_chance, measured), strict=True):
+        (name, *_), values, levels = rows[0], [row[1] for row in rows], [row[2] for row in rows]
+        chance = "" if None in levels else f"{statistics.mean(levels):.3f}"
+        lines.append(f"| {name} | {statistics.mean(values):.3f} | {max(values) - min(values):.3f} | {chance} |")
     return "\n".join(lines)
 
 

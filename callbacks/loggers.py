@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks.pictures import case_pictures
 from lightning_internvl.console import console
 from lightning_internvl.files import RUN_CONFIG, read_json, write_json
+from lightning_internvl.messages import flat
 
 IDS = "trackers.json"  # in a run's folder: the ids that trackers have for its stages
 WANDB = "https://api.wandb.ai"
@@ -265,13 +266,7 @@ def _log_settings(client: Any, run: str, config: Mapping[str, Any]) -> None:
     """Settings as parameters, which MLflow compares; it takes a hundred at once."""
     from mlflow.entities import Param
 
-    found = [Param(re.sub(r"[^\w\-. :/]", "_", key), str(value)[:250]) for key, value in _flat(config)]
+    told = [(key, value) for key, value in flat(config) if not isinstance(value, Mapping)]
+    found = [Param(re.sub(r"[^\w\-. :/]", "_", key), str(value)[:250]) for key, value in told]
     for start in range(0, len(found), 100):
         client.log_batch(run, params=found[start : start + 100])
-
-
-def _flat(node: Any, path: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(node, Mapping):
-        return [(path, node)]
-    inner = [_flat(value, f"{path}.{key}" if path else str(key)) for key, value in node.items()]
-    return [pair for pairs in inner for pair in pairs]

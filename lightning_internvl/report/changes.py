@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lightning_internvl.report.film import plain_words, verdict
 from lightning_internvl.report.pictures import Pictures
-from lightning_internvl.report.read import RunFiles, StageFiles
+from lightning_internvl.report.read import StageFiles
 from lightning_internvl.report.sections import section
 
 MOST = 60  # of a stage; the page stays small
@@ -37,12 +37,12 @@ class Said(NamedTuple):
         return SURE.sub("", self.text)
 
 
-def changes(runs: Mapping[str, RunFiles], pictures: Pictures) -> str:
-    """For each stage what its last samples and its cases answer differently in the runs."""
-    names = dict.fromkeys(stage.name for run in runs.values() for stage in run.stages)
+def changes(stages: Mapping[str, Mapping[str, StageFiles]], pictures: Pictures) -> str:
+    """For each stage, by name and then by run, what its last samples and its cases answer
+    differently in the runs."""
     parts = []
-    for name in names:
-        of = {a: dict(_said(stage)) for a, run in runs.items() for stage in run.stages if stage.name == name}
+    for name, runs in stages.items():
+        of = {letter: dict(_said(stage)) for letter, stage in runs.items()}
         both = [asked for asked in dict.fromkeys(asked for said in of.values() for asked in said) if _several(asked, of)]
         differ = [asked for asked in both if len({said[asked].bare for said in of.values() if asked in said}) > 1]
         if both:

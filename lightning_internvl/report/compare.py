@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from lightning_internvl.files import RUN_CONFIG, write_text
-from lightning_internvl.messages import hidden
+from lightning_internvl.messages import flat, hidden
 from lightning_internvl.report.changes import changes
 from lightning_internvl.report.charts import Axis, Line, Series, plot, script_json
 from lightning_internvl.report.curves import NO_CURVE, line_of, title_of
@@ -18,7 +18,7 @@ from lightning_internvl.report.metric_words import about
 from lightning_internvl.report.metrics_table import format_number, with_chance
 from lightning_internvl.report.pictures import Pictures
 from lightning_internvl.report.read import RunFiles, StageFiles, read_run
-from lightning_internvl.report.sections import html_table, metric_cell, minutes, section
+from lightning_internvl.report.sections import html_table, metric_cell, minutes, row_group, section
 from lightning_internvl.report.tables import timing_text, timing_title
 
 LETTERS = "ABCDEFGH"
@@ -47,7 +47,7 @@ def write_comparison(run_dirs: Sequence[Path], target: Path) -> Path:
         ("settings", "Settings", settings(runs)),
         ("metrics", "Metrics", metrics(runs)),
         ("curves", "Curves", curves(runs)),
-        ("changes", "Answers", changes(runs, pictures)),
+        ("changes", "Answers", changes(_stages(runs), pictures)),
         ("timing", "Time", timing(runs)),
     ]
     footer = "Made from the files in " + ", ".join(f"<code>{escape(str(run))}</code>" for run in run_dirs) + "."
@@ -77,7 +77,7 @@ def _header(runs: Runs) -> str:
 
 def settings(runs: Runs) -> str:
     """The settings that are not the same in all runs; secrets stay hidden."""
-    of = {letter: dict(leaves(hidden(run.config))) for letter, run in runs.items()}
+    of = {letter: {name: _text(value) for name, value in flat(hidden(run.config))} for letter, run in runs.items()}
     names = dict.fromkeys(name for known in of.values() for name in known if not name.startswith(OWN))
     rows = []
     for name in names:
@@ -91,13 +91,8 @@ def settings(runs: Runs) -> str:
     return section("settings", "Settings that differ", "All others are the same.", f'<div class="settings">{table}</div>')
 
 
-def leaves(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names of settings with their values as text; a list is one value."""
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from leaves(value, f"{path}.{key}" if path else str(key))
-    elif path:
-        yield path, node if isinstance(node, str) else json.dumps(node, default=str)
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _stages(runs: Runs) -> dict[str, dict[str, StageFiles]]:
@@ -122,8 +117,7 @@ def metrics(runs: Runs) -> str:
                 cells.append(f"{b[0] - a[0]:+.3g}" if a and b else "")
             rows.append(f"<tr>{metric_cell(key)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
         if rows:
-            group = f'<tr><th colspan="{len(runs) + 2 + two}" scope="rowgroup">{escape(name)}</th></tr>'
-            bodies.append(f'<tbody class="group">{group}{"".join(rows)}</tbody>')
+            bodies.append(row_group(name, len(runs) + 2 + two, rows))
     head = ["metric", *runs, "chance", *(["B − A"] if two else [])]
     return section(
         "metrics", "Metrics", "On held-out data, at the end of each stage.", html_table(head, bodies) if bodies else ""
@@ -172,8 +166,7 @@ def timing(runs: Runs) -> str:
             cells = "".join(f"<td>{text}</td>" for text in texts)
             rows.append(f'<tr><th scope="row">{escape(timing_title(key))}</th>{cells}</tr>')
         if rows:
-            group = f'<tr><th colspan="{len(runs) + 1}" scope="rowgroup">{escape(name)}</th></tr>'
-            bodies.append(f'<tbody class="group">{group}{"".join(rows)}</tbody>')
+            bodies.append(row_group(name, len(runs) + 1, rows))
     return section(
         "timing", "Time", "Each measured on the machine of its run.", html_table(["", *runs], bodies) if bodies else ""
     )

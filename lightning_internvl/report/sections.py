@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from lightning_internvl.report.charts import bar
@@ -30,6 +30,12 @@ def html_table(head: Sequence[str], bodies: Sequence[str]) -> str:
     """A table of whole <tbody> elements that scrolls where it is too wide."""
     cells = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
     return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>{"".join(bodies)}</table></div>'
+
+
+def row_group(title: str, columns: int, rows: Iterable[str]) -> str:
+    """Rows of a table, a <tbody> of their own under a title over all columns."""
+    head = f'<tr><th colspan="{columns}" scope="rowgroup">{escape(title)}</th></tr>'
+    return f'<tbody class="group">{head}{"".join(rows)}</tbody>'
 
 
 def count(number: float) -> str:

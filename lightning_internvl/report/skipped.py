@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from lightning_internvl.report.read import RunFiles
-from lightning_internvl.report.sections import html_table, section
+from lightning_internvl.report.sections import html_table, row_group, section
 
 LONGEST = 300  # characters of an example
 
@@ -34,8 +34,7 @@ def _stage(name: str, folder: Path) -> str:
         f'<td class="why">{escape(examples[kind, source])}</td></tr>'
         for (kind, source), count in counts.most_common()
     )
-    group = f'<tr><th colspan="4" scope="rowgroup">{escape(name)}</th></tr>'
-    return f'<tbody class="group">{group}{rows}</tbody>' if rows else ""
+    return row_group(name, 4, [rows]) if rows else ""
 
 
 def _row(line: str) -> dict[str, str]:

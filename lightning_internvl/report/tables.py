@@ -6,7 +6,7 @@ from html import escape
 
 from lightning_internvl.report.metrics_table import format_number, times_chance, with_chance
 from lightning_internvl.report.read import RunFiles
-from lightning_internvl.report.sections import html_table, metric_bar, metric_cell, section, tops
+from lightning_internvl.report.sections import html_table, metric_bar, metric_cell, row_group, section, tops
 
 TIMING = {
     "train_seconds": ("training, minutes", 1 / 60, ".2f"),
@@ -32,8 +32,7 @@ def metrics(run: RunFiles) -> str:
             for name, value, chance in with_chance(stage.metrics)
         )
         if rows:
-            group = f'<tr><th colspan="5" scope="rowgroup">{escape(stage.name)}</th></tr>'
-            bodies.append(f'<tbody class="group">{group}{rows}</tbody>')
+            bodies.append(row_group(stage.name, 5, [rows]))
     table = html_table(["metric", "value", "chance", "× chance", ""], bodies) if bodies else ""
     return section("metrics", "All metrics", "The notch in a bar is the chance level.", table)
 
@@ -73,8 +72,7 @@ def freezing(run: RunFiles) -> str:
                 f'<td>{row.get("frozen") or 0:,}</td><td class="why">{escape(str(row.get("why") or ""))}</td></tr>'
                 for row in entry["rows"]
             )
-            group = f"{escape(stage.name)}, from step {entry['step']:,}"
-            bodies.append(f'<tbody class="group"><tr><th colspan="4" scope="rowgroup">{group}</th></tr>{rows}</tbody>')
+            bodies.append(row_group(f"{stage.name}, from step {entry['step']:,}", 4, [rows]))
     table = html_table(["group", "trained", "frozen", "why"], bodies) if bodies else ""
     return section("freezing", "Freezing", "Parameters that each stage trained, and why the others rest.", table)
 

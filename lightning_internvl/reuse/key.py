@@ -24,7 +24,7 @@ from lightning_internvl.distributed.placement import place_of
 from lightning_internvl.files import UnknownState, content_of, identity_of, state_of
 from lightning_internvl.hub import PACKAGE, cached_folder, file_of_package
 from lightning_internvl.layers.attention import choose_backend
-from lightning_internvl.messages import hidden
+from lightning_internvl.messages import flat, hidden
 from lightning_internvl.model.compose import Build
 from lightning_internvl.reuse.code import foreign_code, library_versions, machine, own_code
 
@@ -64,7 +64,7 @@ def made_of(settings: StageSettings, config: Config, source: str | Path | None, 
     """
     own = _settings(settings)
     rest = {name: value for name, value in config.items() if name not in IN_STAGES | NO_PIECES}
-    found = dict(_flat({**rest, **own}))
+    found = dict(flat({**rest, **own}))
     found["attention in force"], _ = choose_backend(settings.attention, *place_of(settings.trainer))
     found |= {f"the machine's {name}": value for name, value in machine(settings.trainer).items()}
     found |= {f"the version of {name}": value for name, value in library_versions().items()}
@@ -105,14 +105,6 @@ def _settings(settings: StageSettings) -> Config:
         if node is not None:
             node.pop(name)
     return found
-
-
-def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, Mapping) or not node:
-        yield path, node
-        return
-    for key, value in node.items():
-        yield from _flat(value, f"{path}.{key}" if path else str(key))
 
 
 def _state_of_data(node: Config, build: Build, asked: bool) -> Any:
