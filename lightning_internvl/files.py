@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -244,22 +245,35 @@ def state_of(paths: Iterable[str | Path]) -> str:
     return digest.hexdigest()
 
 
-def content_of(path: Path) -> str:
-    """What changes when a byte of a file does, or of any file in a folder and its name there."""
+def content_of(path: Path, most: float = math.inf) -> str:
+    """What changes when a byte of a file does, or of any file in a folder and its name there.
+
+    Raises:
+        UnknownState: where there are more than `most` bytes to read.
+    """
+    inside = path.rglob("*") if path.is_dir() else [path]
+    files = sorted(file for file in inside if file.is_file() and "__pycache__" not in file.parts)
+    if (size := sum(file.stat().st_size for file in files)) > most:
+        raise UnknownState(f"the {size / 2**30:,.1f} GiB of {path} are compared only where reuse asks for it")
     if not path.is_dir():
         return _content(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
     lines = (f"{file.relative_to(path)}\0{_content(file)}\0" for file in files)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _content(file: Path) -> str:
     found = file.stat()
-    read = _sha256 if found.st_size >= LARGE else _sha256.__wrapped__  # a small one may change within a tick of the clock
-    return read(str(file.resolve()), found.st_size, found.st_mtime_ns, found.st_ino)
+    if found.st_size < LARGE:  # which may change within a tick of the clock
+        return sha256_of(file)
+    return _unchanged(file.resolve(), found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 @functools.cache
-def _sha256(file: str, *state: int) -> str:
-    with open(file, "rb") as stream:
+def _unchanged(file: Path, *state: int) -> str:
+    return sha256_of(file)
+
+
+def sha256_of(file: Path) -> str:
+    """The hash of a file's bytes, which may be many."""
+    with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import json
 import pickle
@@ -23,7 +22,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import find_adapter_config_file, logging as hf_logging
 
 from lightning_internvl.console import console
-from lightning_internvl.files import atomic_folder
+from lightning_internvl.files import atomic_folder, sha256_of
 from lightning_internvl.messages import SMOLLM2, first_of
 
 PACKAGE = "package:"
@@ -200,8 +199,7 @@ def _unpacked(file: Path) -> Path:
     if importlib.util.find_spec("gguf") is None:
         missing = f"the package gguf that reads it is not installed:  {SMOLLM2}"
         raise ValueError(f"{file.name} is a GGUF file, and {missing}")
-    with file.open("rb") as stream:
-        folder = Path(HF_HOME) / "lightning_internvl" / f"{file.stem}-{hashlib.file_digest(stream, 'sha256').hexdigest()[:12]}"
+    folder = Path(HF_HOME) / "lightning_internvl" / f"{file.stem}-{sha256_of(file)[:12]}"
     if folder.is_dir():
         return folder
     console.print(f"unpacking {file.name} into {folder}, once, in half a minute", soft_wrap=True)

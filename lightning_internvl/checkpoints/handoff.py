@@ -8,7 +8,6 @@ folder that exists is a stage that finished.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lightning_internvl.config.part_values import manifest_faults
 from lightning_internvl.config.trust import FETCHING, foreign_targets, trusting, without_notes
 from lightning_internvl.distributed.collectives import full_tensor
-from lightning_internvl.files import atomic_folder
+from lightning_internvl.files import atomic_folder, sha256_of
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.messages import first_of
 from lightning_internvl.model.compose import check_trusted
@@ -180,8 +179,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if faults := list(manifest_faults(manifest)):
         raise ValueError(f"{path} is damaged: {first_of(faults)}")
     return manifest
-
-
-def sha256_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightning_internvl.checkpoints.handoff import MANIFEST, read_manifest, sha256_of
+from lightning_internvl.checkpoints.handoff import MANIFEST, read_manifest
 from lightning_internvl.checkpoints.load_report import lines_of_names
 from lightning_internvl.checkpoints.official import official_model
 from lightning_internvl.config.consent import giving_parts
 from lightning_internvl.config.trust import check_base
-from lightning_internvl.files import RUN_CONFIG, content_of
+from lightning_internvl.files import RUN_CONFIG, content_of, sha256_of
 from lightning_internvl.hub import local_folder
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.state_dict import own_tensors
@@ -103,24 +104,25 @@ def fingerprint(place: str | Path) -> str:
     return digest.hexdigest()
 
 
-def state_of_weights(place: str | Path | None) -> Any:
+def state_of_weights(place: str | Path | None, most: float = math.inf) -> Any:
     """What changes when a byte of weights does, or of what is read with them: of a hand-off the hashes
     in its manifest, to which it is held when it is read, with its adapters' settings and its base;
     of other places all that their files hold. Plain values.
 
     Raises:
-        ValueError: as `read_manifest` and `local_folder`.
+        ValueError: as `read_manifest` and `local_folder`; `UnknownState` where more than `most` bytes
+            of another place would be read.
     """
     if place is None:
         return None
     if not is_run_or_handoff(Path(place)):
-        return content_of(local_folder(place))
+        return content_of(local_folder(place), most)
     manifest = read_manifest(folder := handoff_of(Path(place)))
     found: dict[str, Any] = {part: entry["sha256"] for part, entry in manifest["parts"].items()}
     found |= {kind: manifest["config"].get(kind) for kind in ("peft", "quantization") if manifest["config"].get(kind)}
     if base := manifest.get("base"):
-        parts = {part: state_of_weights(entry["place"]) for part, entry in (base.get("parts") or {}).items()}
-        found["base"] = [state_of_weights(_base_place(base, folder)), base["names"], parts]
+        parts = {part: state_of_weights(entry["place"], most) for part, entry in (base.get("parts") or {}).items()}
+        found["base"] = [state_of_weights(_base_place(base, folder), most), base["names"], parts]
     return found
 
 

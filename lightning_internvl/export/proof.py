@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.handoff import sha256_of
 from lightning_internvl.choices import PARTS, Config
 from lightning_internvl.export import check
 from lightning_internvl.export.base_folder import base_folder, files_of, is_hub_id, licence_of
-from lightning_internvl.files import read_json, write_json
+from lightning_internvl.files import read_json, sha256_of, write_json
 from lightning_internvl.messages import first_of
 from lightning_internvl.model.vlm import VLM
 

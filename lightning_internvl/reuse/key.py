@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ NO_PIECES_OF_TRAINERS = ("max_time", "enable_progress_bar", "enable_model_summar
 WATCHING = {f"callbacks.{name}" for name in ("Throughput", "Samples", "Progress", "Checkpoint", "Report")}
 READ = {*WEIGHTS, "folder", "tokenizer", "template"}  # settings that name what is read from its first byte to its last
 LONGEST = 1000  # characters of a text that may name a file
+MOST_BYTES = 2**32  # of weights that it reads through unasked, in seconds; of a large model that takes minutes
 MOST = 20_000  # samples of files that a run looks at for others, unasked: it takes 3 seconds, and of a million minutes
 
 Pieces = dict[str, Any]
@@ -57,7 +59,8 @@ def made_of(settings: StageSettings, config: Config, source: str | Path | None, 
         config: of its run.
         source: where its weights come from.
         build: makes the dataset, which says what its samples are made of.
-        asked: whether the run takes stages itself; if not, data of many files is not looked at.
+        asked: whether the run takes stages itself; if not, data of many files and large weights are
+            not looked at.
 
     Raises:
         ValueError: where something cannot be compared with what it was (`UnknownState`), or read.
@@ -70,12 +73,13 @@ def made_of(settings: StageSettings, config: Config, source: str | Path | None, 
     found |= {f"the version of {name}": value for name, value in library_versions().items()}
     found["the code of this project"] = own_code()
     found |= {f"the code of {name}": value for name, value in foreign_code(own).items()}
-    found["the weights it starts from"] = state_of_weights(source)
+    most = math.inf if asked else MOST_BYTES
+    found["the weights it starts from"] = state_of_weights(source, most)
     if source is not None:
-        found |= {f"the {part} of init_parts": state_of_weights(place) for part, place in given_parts().items()}
+        found |= {f"the {part} of init_parts": state_of_weights(place, most) for part, place in given_parts().items()}
     for name, node in (("data", settings.data.dataset(settings.reads)), ("held-out data", settings.data.measured_on)):
         found[f"the files of its {name}"] = _state_of_data(node, build, asked) if node else None
-    found |= {f"the content of {place}": state for place, state in _named_places(own)}
+    found |= {f"the content of {place}": state for place, state in _named_places(own, most)}
     found = json.loads(json.dumps(found, default=str))
     if secret := [name for name, value in hidden(found).items() if value != found[name]]:
         raise UnknownState(f"{secret[0]} holds a secret, which is not kept to be compared")
@@ -118,24 +122,24 @@ def _state_of_data(node: Config, build: Build, asked: bool) -> Any:
     return identity_of(dataset)
 
 
-def _named_places(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _named_places(node: Any, most: float, key: str = "") -> Iterator[tuple[str, str]]:
     """Files, folders and hub ids that settings name, but those of data, with what changes when their
     contents do."""
     if isinstance(node, Mapping):
         own_data = {*KINDS, "held_out"}
         for name, value in node.items():
             if not (key == "data" and name in own_data):
-                yield from _named_places(value, str(name))
+                yield from _named_places(value, most, str(name))
     elif isinstance(node, list | tuple):
         for value in node:
-            yield from _named_places(value, key)
+            yield from _named_places(value, most, key)
     elif isinstance(node, str) and (key in READ or "/" in node or "." in node):
         place = Path(node)
         if len(node) < LONGEST and place.name and place.exists():
             read = key in READ or place.is_file()
-            yield node, content_of(place) if read else state_of(sorted(place.rglob("*")))
+            yield node, content_of(place, most) if read else state_of(sorted(place.rglob("*")))
         elif key in FETCHING and node.startswith(PACKAGE):
-            yield node, content_of(file_of_package(node.removeprefix(PACKAGE)))
+            yield node, content_of(file_of_package(node.removeprefix(PACKAGE)), most)
         elif key in WEIGHTS or (key == "tokenizer" and "/" in node):
             yield node, _commit(node)
 

@@ -317,16 +317,18 @@ def test_what_nobody_can_compare_says_why(config: dict[str, Any]) -> None:
     assert "no/where is not on this machine yet" in reason(("decoder", "pretrained"), "no/where")
 
 
-def test_many_files_are_looked_at_only_where_reuse_asks(
-    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_much_is_looked_at_only_where_reuse_asks(tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key, "MOST", 1)
+    monkeypatch.setattr(key, "MOST_BYTES", 9)
     pairs = {"_target_": "lightning_internvl.data.files.datasets.PairsFile", "path": str(pictures(tmp_path))}
-    other = changed(config, ("data", "pairs"), pairs)
+    other, weights = changed(config, ("data", "pairs"), pairs), tmp_path / "weights"
     of_files, drawn = ((stage_settings(one, "contrastive"), one, None, build) for one in (other, config))
-    assert UNKNOWN not in pieces_of(*of_files)
-    assert UNKNOWN not in pieces_of(*drawn, asked=False)
+    weights.mkdir()
+    (weights / "model.safetensors").write_bytes(b"ten bytes.")
+    of_weights = *drawn[:2], weights, build
+    assert not any(UNKNOWN in one for one in (pieces_of(*of_files), pieces_of(*of_weights), pieces_of(*drawn, asked=False)))
     assert "samples are compared only where reuse asks for it" in pieces_of(*of_files, asked=False)[UNKNOWN]
+    assert f"of {weights} are compared only where reuse asks for it" in pieces_of(*of_weights, asked=False)[UNKNOWN]
 
 
 # --- a stage that was not always the same -----------------------------------------------------------------------------
