@@ -21,6 +21,7 @@ from lightning_internvl.chat.settings import SIGNALS, check_settings, hide_passw
 from lightning_internvl.cli import as_dict, command
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
+from lightning_internvl.launch import without_collecting
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="chat")
@@ -29,8 +30,8 @@ def main(config: DictConfig) -> None:
     answered at once."""
     settings = as_dict(config, resolve=True)
     check_settings(settings)
-    from lightning_internvl.chat.command import run_chat
-
+    with without_collecting():
+        from lightning_internvl.chat.command import run_chat
     with trusting(settings["trust"]):
         run_chat(with_password(settings), build)
 

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from lightning_internvl.cli import as_dict, command
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
+from lightning_internvl.launch import without_collecting
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -28,8 +29,8 @@ def main(config: DictConfig) -> None:
 
     settings = with_record(as_dict(config, resolve=True))
     check_settings(settings)
-    from lightning_internvl.evaluation.command import run_evaluation
-
+    with without_collecting():
+        from lightning_internvl.evaluation.command import run_evaluation
     with trusting(settings["trust"]):
         run_evaluation(settings, build)
 

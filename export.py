@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from lightning_internvl.cli import as_dict, command
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
+from lightning_internvl.launch import without_collecting
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
@@ -24,8 +25,8 @@ def main(config: DictConfig) -> None:
     from lightning_internvl.export.settings import check_settings
 
     settings = check_settings(as_dict(config, resolve=True, throw_on_missing=True))
-    from lightning_internvl.export.command import run_export, run_verify
-
+    with without_collecting():
+        from lightning_internvl.export.command import run_export, run_verify
     with trusting(settings.trust):
         if settings.verify is not None:
             run_verify(settings)

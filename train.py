@@ -25,7 +25,7 @@ from lightning_internvl.cli import command, named_by_user, nothing_written, run_
 from lightning_internvl.config.sweep import check_search, objective_of
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
-from lightning_internvl.launch import is_started_by_trainer, shared_config
+from lightning_internvl.launch import is_started_by_trainer, shared_config, without_collecting
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -54,8 +54,8 @@ def main(config: DictConfig) -> float | tuple[float, ...] | None:
             sys.exit(0 if run_validation(plain, run_dir, build) else 1)
     check_search(HydraConfig.get(), config.objective_metric)
     with run_folder(config, run_dir) as (plain, run_dir):
-        from lightning_internvl.pipeline import run_pipeline
-
+        with without_collecting():
+            from lightning_internvl.pipeline import run_pipeline
         run_pipeline(plain, run_dir, build)
         return objective_of(run_dir, plain.get("objective_metric"))
 
@@ -63,8 +63,8 @@ def main(config: DictConfig) -> float | tuple[float, ...] | None:
 def join() -> None:
     """Take part in a run, as a process that the first one has started."""
     plain, run_dir = shared_config()
-    from lightning_internvl.pipeline import run_pipeline
-
+    with without_collecting():
+        from lightning_internvl.pipeline import run_pipeline
     with trusting(named_by_user(plain)):
         run_pipeline(plain, run_dir, build)
 
