@@ -10,6 +10,7 @@ reader can tell: Python's own tarfile and json find the same pair in them. They 
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import json
@@ -301,18 +302,22 @@ def kinds(folder: Path) -> dict[str, tuple[list[tuple[str, bytes]], Reading]]:
 
 @contextmanager
 def alarm(seconds: int) -> Iterator[None]:
-    """Inside, a Hang is raised after a time."""
+    """Inside, a Hang is raised after a time, and no garbage is collected: of others, it could take longer than a reading."""
 
     def raise_hang(*_: object) -> None:
         raise Hang
 
     before = signal.signal(signal.SIGALRM, raise_hang)
+    collects = gc.isenabled()
+    gc.disable()
     left = signal.alarm(seconds)
     try:
         yield
     finally:
         signal.alarm(left)
         signal.signal(signal.SIGALRM, before)
+        if collects:
+            gc.enable()
 
 
 def outcome(kind: str, path: Path, read: Reading) -> tuple[str, str]:
@@ -335,6 +340,7 @@ def outcome(kind: str, path: Path, read: Reading) -> tuple[str, str]:
 def fuzz(count: int, folder: Path, seed: int = 0) -> tuple[dict[str, Counter[str]], list[str]]:
     """So many mutations over all kinds: outcomes by kind, and what is neither named nor read."""
     found, faults = dict[str, Counter[str]](), list[str]()
+    gc.collect()  # what ran before in this process may have left data processes, which take seconds to end
     for name, (files, read) in kinds(folder).items():
         rng, found[name] = random.Random(f"{seed} {name}"), Counter()
         for number in range(count // 6):

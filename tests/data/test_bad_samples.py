@@ -74,7 +74,10 @@ def stage(folder: Path, data: Dataset[Any], workers: int = 0, start: int = 0, sh
 def read(data: StageData, batches: int = BATCHES) -> list[dict[str, Any]]:
     """So many batches, as the trainer takes them."""
     found = iter(data.train_dataloader())
-    return [data.on_before_batch_transfer(next(found), 0) for _ in range(batches)]
+    try:
+        return [data.on_before_batch_transfer(next(found), 0) for _ in range(batches)]
+    finally:
+        del found  # with its processes: an error that is looked at keeps this frame
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
