@@ -1,5 +1,6 @@
-"""The decoder of Qwen2-VL: Qwen2 with rotary positions of three streams, time, row and column (Wang
-et al. 2024, section 2.1; M-RoPE of the official `modeling_qwen2_vl.py`).
+"""The decoder of Qwen2-VL and Qwen2.5-VL: Qwen2 with rotary positions of three streams, time, row and
+column (Wang et al. 2024, section 2.1; M-RoPE of the official `modeling_qwen2_vl.py`); in Qwen2.5-VL
+time is that of the clock (Bai et al. 2025, section 2.1.2).
 
 Letters: B rows, L text length, H width, N pictures or videos, M merged visual tokens of all of
 them.
@@ -7,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ from lightning_internvl.layers.basic import lowered
 from lightning_internvl.layers.hf_attention import packed_inputs, right_padded_inputs
 
 Grid = tuple[int, int, int]
-KINDS = ("qwen2", "qwen2_vl_text")
+KINDS = ("qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
 
 
 class MRopeLM(Qwen2VLPreTrainedModel, GenerationMixin):
@@ -89,6 +91,8 @@ class MRopeCausalLM(HFCausalLM):
         time_counts: whether text after a video goes on behind its last step also where that lies
             beyond its rows and columns, as in the released code of 2024; False: behind rows and
             columns alone, as in transformers 5. They differ for long videos of small frames only.
+        tokens_per_second: by how much the positions of a video go on in a second; None: by one with
+            each of its steps, whatever time passes between them.
         pretrained: a folder or id of a Qwen2; it may hold a plain Qwen2, as the first stage starts
             from one.
 
@@ -96,12 +100,16 @@ class MRopeCausalLM(HFCausalLM):
     many of the frequencies of a head turn with time, row and column.
     """
 
-    inputs = ("visual_places", "video_places", "image_grid_thw", "video_grid_thw", "segments", "right_padded")
+    inputs = (
+        "visual_places", "video_places", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "segments", "right_padded",
+    )  # fmt: skip
     configs, models = _Configs, MRopeLM
 
-    def __init__(self, *, merge_size: int = 2, time_counts: bool = False, **options: Any) -> None:
+    def __init__(
+        self, *, merge_size: int = 2, time_counts: bool = False, tokens_per_second: float | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
-        self.merge_size, self.time_counts = merge_size, time_counts
+        self.merge_size, self.time_counts, self.tokens_per_second = merge_size, time_counts, tokens_per_second
         rope, config = self.lm.config.rope_parameters, self.lm.config
         half, section = config.hidden_size // config.num_attention_heads // 2, rope.get("mrope_section", [16, 24, 24])
         if len(section) != 3 or sum(section) != half:
@@ -115,6 +123,7 @@ class MRopeCausalLM(HFCausalLM):
         video_places: Tensor | None = None,
         image_grid_thw: Tensor | Sequence[Grid] | None = None,
         video_grid_thw: Tensor | Sequence[Grid] | None = None,
+        second_per_grid_ts: Tensor | Sequence[float] | None = None,
         segments: Segments | None = None,
     ) -> Tensor:
         """Time, row and column of every token: (3, B, L), 0 at padding.
@@ -126,11 +135,14 @@ class MRopeCausalLM(HFCausalLM):
         Args:
             visual_places: bool (B, L), where visual tokens stand, and `video_places` which of them
                 are of videos.
+            second_per_grid_ts: the seconds from one step of each video to its next (videos,), which
+                `tokens_per_second` counts in.
             segments: for each row the lengths of its samples, where rows are packed; each begins at
                 0 again.
 
         Raises:
-            ValueError: if grids and places differ in number.
+            ValueError: if grids and places differ in number, or where time counts and a video has
+                none, or one that does not go on.
         """
         seen = attention_mask.bool()
         none = torch.zeros_like(seen)
@@ -142,8 +154,10 @@ class MRopeCausalLM(HFCausalLM):
         videos = none if video_places is None else video_places & visual
         steps = seen.long()  # by how much a token moves the text behind it
         inside = torch.zeros(*seen.shape, 3, dtype=torch.long, device=seen.device)
-        for places, grids in ((visual & ~videos, image_grid_thw), (videos, video_grid_thw)):
-            offsets, moves = self._inside(_listed(grids), seen.device)
+        stills, films = _listed(image_grid_thw), _listed(video_grid_thw)
+        shown = (visual & ~videos, stills, [1] * len(stills)), (videos, films, self._paces(films, second_per_grid_ts))
+        for places, grids, paces in shown:
+            offsets, moves = self._inside(grids, paces, seen.device)
             _check(places, len(moves))
             inside = inside.masked_scatter(places[..., None], offsets)
             steps = steps.masked_scatter(places, moves)
@@ -154,15 +168,30 @@ class MRopeCausalLM(HFCausalLM):
         # The last token of a picture moves the text on, so all of them see the same start.
         return ((before[..., None] + inside) * seen[..., None]).permute(2, 0, 1)
 
-    def _inside(self, grids: list[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Step, row and column of each visual token within its picture (M, 3), and by how much it
+    def _paces(self, grids: list[Grid], seconds: Tensor | Sequence[float] | None) -> Sequence[Any]:
+        """By how much time goes on with each step of each video."""
+        if self.tokens_per_second is None or not grids:
+            return [1] * len(grids)
+        name, counts = "second_per_grid_ts", f"decoder.tokens_per_second={self.tokens_per_second} counts in it"
+        if seconds is None:
+            raise ValueError(f"videos need {name}, the seconds from one step of each to its next: {counts}")
+        if len(seconds) != len(grids):
+            raise ValueError(f"{name} has {len(seconds)} values for {len(grids)} videos; it must have one for each")
+        seconds = seconds.cpu() if isinstance(seconds, Tensor) else seconds
+        if odd := [float(step) for step in seconds if not 0 < step < math.inf]:
+            raise ValueError(f"{name} has {odd[0]}: time must go on from one step of a video to its next")
+        return [self.tokens_per_second * step for step in seconds]
+
+    def _inside(self, grids: list[Grid], paces: Sequence[Any], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Time, row and column of each visual token within its picture (M, 3), and by how much it
         moves the text (M,)."""
         offsets, moves = [torch.zeros(0, 3, dtype=torch.long, device=device)], []
-        for t, h, w in grids:
-            merged = (t, h // self.merge_size, w // self.merge_size)
-            axes = [torch.arange(n, device=device) for n in merged]
+        for (t, h, w), pace in zip(grids, paces, strict=True):
+            h, w = h // self.merge_size, w // self.merge_size
+            times = (torch.arange(t, device="cpu") * pace).long()
+            axes = [on_device(times, device), *(torch.arange(n, device=device) for n in (h, w))]
             offsets.append(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2))
-            moves += [0] * (merged[0] * merged[1] * merged[2] - 1) + [max(merged if self.time_counts else merged[1:])]
+            moves += [0] * (t * h * w - 1) + [max(int(times[-1]) + 1, h, w) if self.time_counts else max(h, w)]
         return torch.cat(offsets), on_device(torch.tensor(moves, dtype=torch.long, device="cpu"), device)
 
     def hidden(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, *, right_padded: bool = False, **where: Any) -> Tensor:

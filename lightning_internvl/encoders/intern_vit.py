@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_internvl.encoders.tower import Tower, embed_patches
 from lightning_internvl.layers.attention import attend
 from lightning_internvl.layers.basic import (
+    NORMS,
     DropPath,
     LayerNorm,
     RMSNorm,
@@ -75,7 +76,7 @@ class InternViT(Tower):
         embed_std: float | None = None,
     ) -> None:
         super().__init__()
-        check_choice("encoder norm", norm, _NORMS)
+        check_choice("encoder norm", norm, NORMS)
         if dim % heads:
             raise ValueError(f"{dim=} must divide by {heads=}")
         self.dim, self.depth, self.image_size, self.patch_size = dim, depth, image_size, patch_size
@@ -133,9 +134,6 @@ class InternViT(Tower):
         return self.layernorm(x_NPD)
 
 
-_NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
-
-
 class _Embeddings(nn.Module):
     def __init__(self, image_size: int, patch_size: int, dim: int) -> None:
         super().__init__()
@@ -158,7 +156,7 @@ class _Block(nn.Module):
     def __init__(self, attn: _Attention, mlp_dim: int, norm: str, eps: float, scale: float, drop: float) -> None:
         super().__init__()
         dim = attn.proj.out_features
-        self.norm1, self.norm2 = _NORMS[norm](dim, eps=eps), _NORMS[norm](dim, eps=eps)
+        self.norm1, self.norm2 = NORMS[norm](dim, eps=eps), NORMS[norm](dim, eps=eps)
         self.attn = attn
         self.mlp = MLP(dim, mlp_dim, "gelu")
         self.ls1, self.ls2 = nn.Parameter(scale * torch.ones(dim)), nn.Parameter(scale * torch.ones(dim))

@@ -1,6 +1,7 @@
-"""The vision tower of Qwen2-VL: pictures of any size and videos in one sequence, without a position
-table (Wang et al. 2024, section 2.1; official `modeling_qwen2_vl.py`). Parameter names are those of
-the official checkpoint, below `visual.`.
+"""The vision towers of Qwen2-VL and Qwen2.5-VL: pictures of any size and videos in one sequence,
+without a position table (Wang et al. 2024, section 2.1, official `modeling_qwen2_vl.py`; Bai et al.
+2025, section 2.1.1, official `modeling_qwen2_5_vl.py`). Parameter names are those of the official
+checkpoints, below `visual.`.
 
 Letters: P patches of all pictures, one after the other, C values of a patch, D width, H heads, K
 width of a head; a picture is a grid of t (steps of two frames) x h x w patches.
@@ -8,7 +9,6 @@ width of a head; a picture is a grid of t (steps of two frames) x h x w patches.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -17,17 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_internvl.encoders.tower import Tower
+from lightning_internvl.encoders.windows import Grid, step_lengths, window_order
 from lightning_internvl.layers.attention import attend
-from lightning_internvl.layers.basic import init_normal, merge_heads
-from lightning_internvl.layers.transformer import ACTIVATIONS, MLP
+from lightning_internvl.layers.attention_masks import Mask, on_device, packed
+from lightning_internvl.layers.basic import NORMS, init_normal, merge_heads
+from lightning_internvl.layers.transformer import ACTIVATIONS, GATES, MLP, GatedMLP
 from lightning_internvl.messages import check_choice
-
-Grid = tuple[int, int, int]
-Runs = list[tuple[int, int]]
 
 
 class Qwen2ViT(Tower):
-    """Patches of pictures to visual tokens, one a patch; each step attends within itself.
+    """Patches of pictures to visual tokens, one a patch; each step attends within itself, or within
+    its windows.
 
     Args:
         image_size: side in pixels of the largest square picture that is expected; nothing in the
@@ -38,7 +38,12 @@ class Qwen2ViT(Tower):
         merge_size: the middleware merges this many patches to a side, so they arrive block by
             block.
         theta: base of the rotary angles, half of which turn with the row and half with the column.
-        activation: "quick_gelu" or "gelu".
+        activation: "quick_gelu" or "gelu", with a gate "silu" too.
+        gated: whether the MLP has a gate (SwiGLU), as in Qwen2.5-VL.
+        window: side in pixels of the squares within which patches see each other; None: each step as
+            a whole.
+        full_layers: with windows, the blocks, counted from 0, in which a step sees itself whole.
+        norm: "layer_norm", or "rms_norm" as in Qwen2.5-VL.
         norm_eps: added to the variance.
         init_std: deviation of the initial weights.
         channels: of a picture.
@@ -61,19 +66,30 @@ class Qwen2ViT(Tower):
         merge_size: int = 2,
         theta: float = 10000.0,
         activation: str = "quick_gelu",
+        gated: bool = False,
+        window: int | None = None,
+        full_layers: Sequence[int] = (),
+        norm: str = "layer_norm",
         norm_eps: float = 1e-6,
         init_std: float = 0.02,
         channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("encoder activation", activation, ACTIVATIONS)
+        check_choice("encoder activation", activation, GATES if gated else ACTIVATIONS)
+        check_choice("encoder norm", norm, NORMS)
         if dim % heads or dim // heads % 4:
             four = "4 (rows and columns, sine and cosine)"
             raise ValueError(f"{dim=} must divide by {heads=}, and the width of a head by {four}")
         self.dim, self.depth, self.heads, self.image_size, self.patch_size = dim, depth, heads, image_size, patch_size
         self.frames, self.merge_size, self.theta, self.activation = frames, merge_size, theta, activation
+        self.window, self.full_layers, self.gated, self.norm, self.mlp_dim = window, tuple(full_layers), gated, norm, mlp_dim
+        self._check_windows()
         self.patch_embed = _PatchEmbed(channels, dim, (frames, patch_size, patch_size))
-        self.blocks = nn.ModuleList(_Block(dim, heads, mlp_dim, norm_eps, activation) for _ in range(depth))
+        blocks = []
+        for number in range(depth):
+            mlp = (GatedMLP if gated else MLP)(dim, mlp_dim, activation)
+            blocks.append(_Block(dim, heads, mlp, norm, norm_eps, number not in self.full_layers))
+        self.blocks = nn.ModuleList(blocks)
         init_normal(self, init_std)
         # Patches enter at about unit size whatever their number of pixels; a still picture is the
         # sum of equal frames.
@@ -114,8 +130,24 @@ class Qwen2ViT(Tower):
         grids = as_grids(image_grid_thw)
         self._check(grids, pixels_PC)
         x = self.patch_embed(pixels_PC)
-        table, runs = self._rotary(grids, x.device), frame_runs(grids)
-        return self.hidden_states(x, numbers, table, runs)
+        places = torch.cat([patch_places(grid, self.merge_size, x.device) for grid in grids])
+        steps = packed([step_lengths(grids)], len(x), causal=False)
+        if self.window is None:
+            return self.hidden_states(x, numbers, self._rotary(places), steps, steps)
+        order, lengths = window_order(grids, self.merge_size, self.window // self.patch_size // self.merge_size)
+        order, back = (on_device(indices, x.device) for indices in (order, order.argsort()))
+        windows = packed([lengths], len(x), causal=False)
+        states = self.hidden_states(x[order], numbers, self._rotary(places[order]), steps, windows)
+        return [state[back] for state in states]
+
+    def _check_windows(self) -> None:
+        block = self.patch_size * self.merge_size
+        if self.window is not None and self.window < block:
+            raise ValueError(f"encoder window={self.window} px holds no block of {block} px (patch_size x merge_size)")
+        if odd := [layer for layer in self.full_layers if not 0 <= layer < self.depth]:
+            raise ValueError(f"encoder full_layers={odd} do not exist; with depth={self.depth} they are 0 to {self.depth - 1}")
+        if self.full_layers and self.window is None:
+            raise ValueError(f"encoder full_layers={list(self.full_layers)} are exceptions from windows; give window too")
 
     def _check(self, grids: list[Grid], pixels_PC: Tensor) -> None:
         values = self.patch_embed.proj.weight[0].numel()
@@ -130,12 +162,11 @@ class Qwen2ViT(Tower):
             needs = f"at least 1 and divide by merge_size={self.merge_size}"
             raise ValueError(f"grids {odd[:8]} must be {needs} in rows and columns")
 
-    def _rotary(self, grids: list[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of all patches, each (P, K), float32."""
+    def _rotary(self, places_P2: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of patches by row and column, each (P, K), float32."""
         quarter = self.dim // self.heads // 4
-        frequency = self.theta ** -(torch.arange(quarter, device=device).float() / quarter)
-        places = torch.cat([patch_places(grid, self.merge_size, device) for grid in grids])
-        angles = (places[..., None].float() * frequency).flatten(1)
+        frequency = self.theta ** -(torch.arange(quarter, device=places_P2.device).float() / quarter)
+        angles = (places_P2[..., None].float() * frequency).flatten(1)
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos(), angles.sin()
 
@@ -144,12 +175,6 @@ def as_grids(grid_thw: Tensor | Sequence[Grid]) -> list[Grid]:
     """(N, 3) as a list of (t, h, w)."""
     rows = grid_thw.tolist() if isinstance(grid_thw, Tensor) else grid_thw
     return [(t, h, w) for t, h, w in rows]
-
-
-def frame_runs(grids: Sequence[Grid]) -> Runs:
-    """(patches of a step, number of steps) for steps of equal length that follow each other."""
-    lengths = (h * w for t, h, w in grids for _ in range(t))
-    return [(length, len(list(equal))) for length, equal in itertools.groupby(lengths)]
 
 
 def patch_places(grid: Grid, merge: int, device: torch.device | str = "cpu") -> Tensor:
@@ -174,14 +199,13 @@ class _PatchEmbed(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, dim: int, heads: int, mlp_dim: int, eps: float, activation: str) -> None:
+    def __init__(self, dim: int, heads: int, mlp: nn.Module, norm: str, eps: float, windowed: bool) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
-        self.attn = _Attention(dim, heads)
-        self.mlp = MLP(dim, mlp_dim, activation)
+        self.norm1, self.norm2 = NORMS[norm](dim, eps=eps), NORMS[norm](dim, eps=eps)
+        self.attn, self.mlp, self.windowed = _Attention(dim, heads), mlp, windowed
 
-    def forward(self, x_PD: Tensor, table: tuple[Tensor, Tensor], runs: Runs) -> Tensor:
-        x = x_PD + self.attn(self.norm1(x_PD), table, runs)
+    def forward(self, x_PD: Tensor, table: tuple[Tensor, Tensor], steps: Mask, windows: Mask) -> Tensor:
+        x = x_PD + self.attn(self.norm1(x_PD), table, windows if self.windowed else steps)
         return x + self.mlp(self.norm2(x))
 
 
@@ -191,13 +215,11 @@ class _Attention(nn.Module):
         self.heads = heads
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
-    def forward(self, x_PD: Tensor, table: tuple[Tensor, Tensor], runs: Runs) -> Tensor:
+    def forward(self, x_PD: Tensor, table: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
         q, k, v = (x.unflatten(-1, (self.heads, -1)) for x in self.qkv(x_PD).chunk(3, dim=-1))
         q, k = (_rotated(x, table) for x in (q, k))
-        # Steps of equal length are a batch, so that no mask over all patches is needed.
-        sizes = [length * steps for length, steps in runs]
-        parts = zip(runs, *(x.split(sizes) for x in (q, k, v)), strict=True)
-        return self.proj(torch.cat([_within(steps, *qkv) for (_, steps), *qkv in parts]))
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        return self.proj(merge_heads(attend(q, k, v, mask=mask))[0])
 
 
 def _rotated(x_PHK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
@@ -205,9 +227,3 @@ def _rotated(x_PHK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = (t[:, None] for t in table)
     first, second = x_PHK.float().chunk(2, dim=-1)
     return (x_PHK.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(x_PHK.dtype)
-
-
-def _within(steps: int, *qkv: Tensor) -> Tensor:
-    """Attention of each step within itself: three (steps * T, H, K) -> (steps * T, D)."""
-    q, k, v = (x.unflatten(0, (steps, -1)).transpose(1, 2) for x in qkv)
-    return merge_heads(attend(q, k, v)).flatten(0, 1)

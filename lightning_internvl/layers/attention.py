@@ -230,19 +230,33 @@ def _by_pieces(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, scal
 
 def _pieces_of_row(q: Tensor, k: Tensor, v: Tensor, mask: Mask, row: int, dropout: float, scale: float | None) -> Tensor:
     parts, done = [], 0
-    for piece in mask.rows[row]:
+    for piece, count in mask.alike(row):
         (start, end), (queries, keys) = piece.queries, piece.counts
-        seen_k, seen_v = (_taken(x, piece.keys) for x in (k, v))
-        square = None
-        if piece.causal and keys > queries:  # PyTorch's flag means the first keys, not the last
-            square = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        attended = _sdpa(q[:, :, start:end], seen_k, seen_v, square, piece.causal and square is None, dropout, scale)
+        end += (count - 1) * queries
+        if count > 1:
+            own_q, own_k, own_v = (_stacked(x[:, :, start:end], count) for x in (q, k, v))
+            attended = _unstacked(_sdpa(own_q, own_k, own_v, None, piece.causal, dropout, scale), count)
+        else:
+            seen_k, seen_v = (_taken(x, piece.keys) for x in (k, v))
+            square = None
+            if piece.causal and keys > queries:  # PyTorch's flag means the first keys, not the last
+                square = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+            attended = _sdpa(q[:, :, start:end], seen_k, seen_v, square, piece.causal and square is None, dropout, scale)
         parts += [attended.new_zeros(*q.shape[:2], start - done, v.shape[-1]), attended]
         done = end
     last = parts[-1] if parts else v
     rest = last.new_zeros(*q.shape[:2], q.shape[2] - done, v.shape[-1])
     parts = [part for part in (*parts, rest) if part.shape[2]]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _stacked(x_BHTK: Tensor, count: int) -> Tensor:
+    """So many runs of one length as rows: (B * count, H, T / count, K)."""
+    return x_BHTK.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _unstacked(x: Tensor, count: int) -> Tensor:
+    return x.unflatten(0, (-1, count)).transpose(1, 2).flatten(2, 3)
 
 
 def _taken(x: Tensor, runs: tuple[Run, ...]) -> Tensor:

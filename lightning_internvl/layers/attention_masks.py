@@ -92,6 +92,11 @@ class Mask:
             self.made[key] = make()
         return self.made[key]
 
+    def alike(self, row: int) -> list[tuple[Piece, int]]:
+        """The pieces of a row; those of one length that follow each other and see themselves alone
+        are the first of them and how many there are, which may be computed as one batch."""
+        return self.once(("alike", row), lambda: _alike(self.rows[row]))
+
     def limits(self) -> Tensor:
         """First key and end of each run that a query sees: (B, R, T, 2), or empty."""
         runs = max((len(piece.keys) for row in self.rows for piece in row), default=1)
@@ -145,6 +150,19 @@ class Mask:
             return seen
 
         return look
+
+
+def _alike(pieces: Sequence[Piece]) -> list[tuple[Piece, int]]:
+    found: list[tuple[Piece, int]] = []
+    for piece in pieces:
+        first, count = found[-1] if found else (piece, 0)
+        start, length = first.queries[0] + count * first.counts[0], first.counts[0]
+        follows = first.keys == (first.queries,) and first.causal == piece.causal
+        if count and follows and (start, start + length) == piece.queries and piece.keys == (piece.queries,):
+            found[-1] = first, count + 1
+        else:
+            found.append((piece, 1))
+    return found
 
 
 def _count(start: int, end: int) -> Tensor:

@@ -79,6 +79,9 @@ class LayerNorm(nn.LayerNorm):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
+NORMS: dict[str, type[RMSNorm | LayerNorm]] = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
+
+
 class DropPath(nn.Module):
     """Stochastic depth: drops the residual branch of a sample with probability `rate`."""
 

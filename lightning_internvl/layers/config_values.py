@@ -95,6 +95,7 @@ FIELDS: dict[Numbers | Words | Choice, tuple[str, ...]] = {
         "output_channels", "kv_channels", "num_attention_heads", "num_heads", "heads", "attn_pool_num_heads", "head_width",
         "num_query_token", "num_query_tokens", "n_queries", "num_latents", "cross_attention_freq", "cross_attention_frequency",
         "cross_attn_every_n_layers", "num_channels", "in_channels", "spatial_merge_size", "window_size", "num_pos_feats",
+        "out_hidden_size", "tokens_per_second",
         "lora_r", "concat", "relative_attention_num_buckets", "relative_attention_max_distance",
     ),
     Numbers(1, 500): ("num_hidden_layers", "num_layers", "num_decoder_layers", "depth", "layers"),
@@ -107,7 +108,7 @@ FIELDS: dict[Numbers | Words | Choice, tuple[str, ...]] = {
     ID._replace(none=True, several=True): ("bos_token_id", "eos_token_id", "pad_token_id"),
     LAYERS: ("mm_vision_select_layer", "select_layer"),
     LAYERS._replace(several=True): ("vision_feature_layer",),
-    Words(int, "a list of whole numbers", several=True): ("global_attn_indexes", "mrope_section"),
+    Words(int, "a list of whole numbers", several=True): ("global_attn_indexes", "fullatt_block_indexes", "mrope_section"),
     SHARE: (
         "layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon", "ln_vision_eps", "dropout", "dropout_rate", "attention_dropout",
         "hidden_dropout_prob", "attention_probs_dropout_prob", "projection_dropout", "drop_path_rate", "label_smoothing",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.layers.attention import attend
 from lightning_internvl.layers.basic import LayerNorm, merge_heads, split_heads
+from lightning_internvl.messages import check_choice
 from lightning_internvl.protocols import TensorPlan
 
 
@@ -27,6 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
 }
+GATES = {**ACTIVATIONS, "silu": F.silu}  # of MLPs with a gate
 
 
 class Block(nn.Module):
@@ -88,6 +90,25 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
+
+
+class GatedMLP(nn.Module):
+    """The activation of one linear layer times another, then a third: SwiGLU (Shazeer 2020) with
+    "silu". Parameter names are those of LLaMA.
+
+    Args:
+        act: a name in `GATES`.
+    """
+
+    def __init__(self, dim: int, mlp_dim: int, act: str = "silu", bias: bool = True) -> None:
+        super().__init__()
+        check_choice("activation", act, GATES)
+        self.act = act
+        self.gate_proj, self.up_proj = nn.Linear(dim, mlp_dim, bias=bias), nn.Linear(dim, mlp_dim, bias=bias)
+        self.down_proj = nn.Linear(mlp_dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(GATES[self.act](self.gate_proj(x)) * self.up_proj(x))
 
 
 def block_plan(blocks: str, heads: int, mlp_dim: int) -> TensorPlan:

@@ -1,6 +1,6 @@
-"""The connector of Qwen2-VL: neighbouring patches side by side through a two-layer MLP (Wang et al.
-2024, section 2.1; official `modeling_qwen2_vl.py`, `PatchMerger`). Parameter names are those of the
-official checkpoint, below `visual.merger.`.
+"""The connector of Qwen2-VL and Qwen2.5-VL: neighbouring patches side by side through a two-layer MLP (Wang et al.
+2024, section 2.1; official `modeling_qwen2_vl.py` and `modeling_qwen2_5_vl.py`, `PatchMerger`).
+Parameter names are those of the official checkpoints, below `visual.merger.`.
 
 Letters: P patches of all pictures, D encoder width, F neighbours to a side, H decoder width.
 """
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_internvl.layers.basic import NORMS
+from lightning_internvl.messages import check_choice
 from lightning_internvl.protocols import Part
 
 
 class PatchMerger(Part):
-    """LayerNorm of each patch, then F x F neighbours as one token through an MLP.
+    """A norm of each patch, then F x F neighbours as one token through an MLP.
 
     Neighbours must follow each other, as the processor of any resolution and the tower keep them,
     so the merger needs no grid.
@@ -23,20 +25,29 @@ class PatchMerger(Part):
         decoder_dim: width of the decoder's embeddings (completed from the decoder).
         factor: F.
         patch_layer: which hidden state of the encoder is read.
+        norm: "layer_norm", or "rms_norm" as in Qwen2.5-VL.
         norm_eps: added to the variance.
     """
 
     reads = "blocks"  # of neighbouring patches, as the tower of Qwen2-VL orders them
 
     def __init__(
-        self, *, encoder_dim: int, decoder_dim: int, factor: int = 2, patch_layer: int = -1, norm_eps: float = 1e-6
+        self,
+        *,
+        encoder_dim: int,
+        decoder_dim: int,
+        factor: int = 2,
+        patch_layer: int = -1,
+        norm: str = "layer_norm",
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
+        check_choice("patch merger norm", norm, NORMS)
         if factor < 1:
             raise ValueError(f"patch merger {factor=} must be 1 or more")
-        self.layers, self.factor = (patch_layer,), factor
+        self.layers, self.factor, self.norm = (patch_layer,), factor, norm
         dim = encoder_dim * factor**2
-        self.ln_q = nn.LayerNorm(encoder_dim, eps=norm_eps)
+        self.ln_q = NORMS[norm](encoder_dim, eps=norm_eps)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, decoder_dim))
 
     def tokens_out(self, tokens_in: int) -> int:

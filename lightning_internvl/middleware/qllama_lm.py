@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, cat, nn
 
 from lightning_internvl.layers.attention import attend
 from lightning_internvl.layers.basic import RMSNorm, merge_heads, rotate, split_heads
+from lightning_internvl.layers.transformer import GatedMLP
 
 KeyValues = tuple[Tensor, Tensor]
 
@@ -80,7 +80,7 @@ class QLlamaLayer(nn.Module):
         super().__init__()
         self.self_attn = _SelfAttention(dim, heads)
         self.cross_attn = _CrossAttention(dim, visual_dim, heads, eps) if visual_dim else None
-        self.mlp = _GatedMLP(dim, mlp_dim)
+        self.mlp = GatedMLP(dim, mlp_dim, bias=False)
         self.input_layernorm, self.post_attention_layernorm = RMSNorm(dim, eps), RMSNorm(dim, eps)
 
     def forward(
@@ -135,13 +135,3 @@ class _CrossAttention(nn.Module):
         streams = len(x_RQM) // len(visual_BPD)
         k, v = (split_heads(p(visual), self.heads).repeat(streams, 1, 1, 1) for p in (self.k_proj, self.v_proj))
         return self.o_proj(merge_heads(attend(q, k, v)))
-
-
-class _GatedMLP(nn.Module):
-    def __init__(self, dim: int, mlp_dim: int) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj = nn.Linear(dim, mlp_dim, bias=False), nn.Linear(dim, mlp_dim, bias=False)
-        self.down_proj = nn.Linear(mlp_dim, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
-from lightning_internvl.encoders.qwen2_vit import Qwen2ViT, frame_runs, patch_places
+from lightning_internvl.encoders.qwen2_vit import Qwen2ViT, patch_places
+from lightning_internvl.encoders.windows import step_lengths, window_order
 from lightning_internvl.layers.attention import choose_backend
 from lightning_internvl.middleware.patch_merger import PatchMerger
 
@@ -69,11 +70,40 @@ def test_tower_and_merger_equal_those_of_transformers(merge: int) -> None:
 def test_patches_come_in_blocks() -> None:
     assert patch_places((1, 2, 4), 2).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
     assert patch_places((2, 2, 2), 2).tolist() == 2 * [[0, 0], [0, 1], [1, 0], [1, 1]]
-    assert frame_runs([(1, 2, 2), (3, 2, 2), (1, 2, 4)]) == [(4, 4), (8, 1)]
+    assert step_lengths([(1, 2, 2), (3, 2, 2), (1, 2, 4)]) == [4, 4, 4, 4, 8]
+
+
+def test_windows_are_described_by_an_order_and_lengths() -> None:
+    grids = [(1, 4, 6), (2, 4, 2), (1, 10, 10)]
+    order, lengths = window_order(grids, merge=2, side=2)
+    assert order.sort().values.equal(torch.arange(40 + 100))
+    assert lengths == [16, 8, 8, 8, 16, 16, 16, 16, 8, 8, 8, 8, 4]
+    places = torch.cat([patch_places(grid, 2) for grid in grids])[order]
+    for window in places.split(lengths):
+        low, high = window.amin(dim=0), window.amax(dim=0)
+        assert int((high - low + 1).prod()) == len(window)  # a rectangle
+        assert (low % 4 == 0).all()
+        assert (high - low < 4).all()
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "math"])
+def test_a_patch_sees_its_window_and_in_full_layers_its_step(backend: str) -> None:
+    pixels = patches([(2, 6, 8)]).requires_grad_()
+    places, step = patch_places((2, 6, 8), 2), torch.arange(96) // 48
+    near = (step == 0) & (places < 4).all(dim=1)
+    choose_backend(backend)
+    try:
+        for options, seen in (({"full_layers": []}, near), ({"full_layers": [1]}, step == 0)):
+            encoder = tower(window=16, gated=True, norm="rms_norm", activation="silu", **options)
+            (found,) = encoder(pixels, image_grid_thw=[(2, 6, 8)])
+            (gradient,) = torch.autograd.grad(found[0].sum(), pixels)
+            assert (gradient.abs().sum(dim=1) > 0).equal(seen)
+    finally:
+        choose_backend("sdpa")
 
 
 def test_the_blank_picture_reaches_every_parameter() -> None:
-    encoder, merger = tower(), PatchMerger(encoder_dim=24, decoder_dim=16)
+    encoder, merger = tower(window=16, gated=True, norm="rms_norm"), PatchMerger(encoder_dim=24, decoder_dim=16)
     blank = encoder.blank(torch.zeros(0, 96))
     merger(encoder(blank.pop("pixel_values"), **blank)).sum().backward()
     assert all(p.grad is not None for p in [*encoder.parameters(), *merger.parameters()])
@@ -81,7 +111,7 @@ def test_the_blank_picture_reaches_every_parameter() -> None:
 
 def test_it_runs_on_the_meta_device_with_grids_as_numbers() -> None:
     with torch.device("meta"):
-        encoder, merger = Qwen2ViT(image_size=16, **SIZES), PatchMerger(encoder_dim=24, decoder_dim=16)
+        encoder, merger = Qwen2ViT(image_size=16, window=8, **SIZES), PatchMerger(encoder_dim=24, decoder_dim=16)
         found = merger(encoder(torch.zeros(56, 96), image_grid_thw=[(1, 4, 6), (2, 4, 4)]))
     assert found.shape == (14, 16)
 
@@ -106,6 +136,14 @@ def test_settings_that_do_not_exist() -> None:
         tower()(torch.zeros(16, 96), image_grid_thw=[(1, 4, 4)], keep=0.5)
     with pytest.raises(ValueError, match="activation='relu' is not known; valid choices: quick_gelu, gelu"):
         tower(activation="relu")
+    with pytest.raises(ValueError, match=r"activation='relu' is not known; valid choices: quick_gelu, .*silu"):
+        tower(activation="relu", gated=True)
+    with pytest.raises(ValueError, match="norm='batch' is not known; valid choices: rms_norm, layer_norm"):
+        tower(norm="batch")
+    with pytest.raises(ValueError, match=r"full_layers=\[2\] do not exist; with depth=2 they are 0 to 1"):
+        tower(window=16, full_layers=[0, 2])
+    with pytest.raises(ValueError, match="give window too"):
+        tower(full_layers=[0])
     with pytest.raises(ValueError, match="dim=20 must divide by heads=2, and the width of a head by 4"):
         tower(dim=20)
     with pytest.raises(ValueError, match="6 patches do not divide into blocks of 2 x 2"):

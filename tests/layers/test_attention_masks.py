@@ -14,11 +14,16 @@ from lightning_internvl.layers.attention_masks import Mask, Piece
 
 CPU = torch.device("cpu")
 SEGMENTS = [[3, 4, 2], [5], [1, 1, 8]]
+EQUAL = [[3, 3, 2, 2], [4, 4], [1, 8, 1]]
 # Every kind of mask, three rows each, and who may look at whom, written out for one row, query and key.
 KINDS: dict[str, tuple[Mask, Callable[[int, int, int], bool]]] = {
     "causal": (masks.packed([[10]] * 3, 10), lambda row, q, k: k <= q),
     "packed": (masks.packed(SEGMENTS, 10), lambda row, q, k: k <= q and sample(row, q) == sample(row, k) >= 0),
     "packed, both ways": (masks.packed(SEGMENTS, 10, causal=False), lambda row, q, k: sample(row, q) == sample(row, k) >= 0),
+    "of equal lengths": (
+        masks.packed(EQUAL, 10),
+        lambda row, q, k: k <= q and sample(row, q, EQUAL) == sample(row, k, EQUAL) >= 0,
+    ),
     "padded": (masks.packed([[10], [4], [1]], 10, causal=False), lambda row, q, k: max(q, k) < [10, 4, 1][row]),
     "padded, causal": (masks.packed([[10], [4], [1]], 10), lambda row, q, k: k <= q < [10, 4, 1][row]),
     "prefix": (masks.prefix([4, 0, 3], [10, 6, 3], 10), lambda row, q, k: q < [10, 6, 3][row] and k <= max(q, [3, -1, 2][row])),
@@ -43,9 +48,9 @@ KINDS: dict[str, tuple[Mask, Callable[[int, int, int], bool]]] = {
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-def sample(row: int, place: int) -> int:
+def sample(row: int, place: int, segments: list[list[int]] = SEGMENTS) -> int:
     """Which sample of the packed rows a place belongs to; -1 for padding."""
-    flat = [index for index, length in enumerate(SEGMENTS[row]) for _ in range(length)]
+    flat = [index for index, length in enumerate(segments[row]) for _ in range(length)]
     return flat[place] if place < len(flat) else -1
 
 
@@ -81,6 +86,14 @@ def test_xformers_masks_are_the_dense_one(kind: str) -> None:
 
 def all_or(places: Tensor | None, count: int) -> Tensor:
     return torch.arange(count) if places is None else places
+
+
+def test_pieces_of_one_length_that_follow_each_other_are_told() -> None:
+    mask = masks.packed(EQUAL, 10)
+    told = [[(piece.queries, count) for piece, count in mask.alike(row)] for row in range(3)]
+    assert told == [[((0, 3), 2), ((6, 8), 2)], [((0, 4), 2)], [((0, 1), 1), ((1, 9), 1), ((9, 10), 1)]]
+    apart = Mask(((Piece((0, 2), ((0, 2),)), Piece((3, 5), ((3, 5),)), Piece((5, 7), ((3, 5),))),), 10, 10)
+    assert [count for _, count in apart.alike(0)] == [1, 1, 1]
 
 
 def test_full_rows_are_read_where_they_lie() -> None:

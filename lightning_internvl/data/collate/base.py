@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_internvl.data.processors.basic import Processor
 
 # What the host reads of a batch's pictures, sizes and numbers; a device would have to be asked.
-ON_HOST = ("image_grid_thw", "video_grid_thw", "image_counts")
+ON_HOST = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "image_counts")
 Sample = Mapping[str, Any]
 Prepared = dict[str, Any]
 Whole = TypeVar("Whole")

@@ -1,4 +1,5 @@
-"""Qwen2-VL: logits, loss, visual features, rotary positions, gradients and greedy tokens, for pictures and videos."""
+"""Qwen2-VL and Qwen2.5-VL: logits, loss, visual features, rotary positions, gradients and greedy tokens, for pictures
+and videos."""
 
 from __future__ import annotations
 
@@ -10,15 +11,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import qwen2_vl
+from lightning_internvl.checkpoints.adapters import qwen2_5_vl, qwen2_vl
 from lightning_internvl.model.vlm import VLM
 
-SYSTEM = "Qwen2-VL (Qwen2VLForConditionalGeneration)"
+SYSTEM = "Qwen2-VL and Qwen2.5-VL (Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration)"
+LAYOUTS = qwen2_vl.LAYOUT, qwen2_5_vl.LAYOUT
 ECHOES: frozenset[str] = frozenset()
 
 
 def knows(fixture: Fixture) -> bool:
-    return qwen2_vl.LAYOUT.recognises(fixture.config, {})
+    return any(layout.recognises(fixture.config, {}) for layout in LAYOUTS)
 
 
 def run(fixture: Fixture) -> dict[str, Tensor]:
@@ -28,7 +30,8 @@ def run(fixture: Fixture) -> dict[str, Tensor]:
     seen = inputs["attention_mask"].bool()
     # What stands at padding depends on the attention kernel; the reference is only good, and only compared, where the mask is 1.
     logits = torch.where(seen[..., None], output.logits.detach(), fixture.outputs["logits"])
-    gradients = qwen2_vl.LAYOUT.official_tensors(model.config, {name: _gradient(p) for name, p in model.named_parameters()})
+    layout = next(layout for layout in LAYOUTS if layout.recognises(fixture.config, {}))
+    gradients = layout.official_tensors(model.config, {name: _gradient(p) for name, p in model.named_parameters()})
     found = {"logits": logits, "loss": output.loss.detach()}
     found |= _features(model, inputs) | _positions(model, inputs)
     found |= {f"grad.{name}": gradient for name, gradient in gradients.items()}
@@ -53,7 +56,7 @@ def _positions(model: VLM, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     videos = ids == model.video_token_id
     places = {"visual_places": (ids == model.image_token_id) | videos, "video_places": videos}
-    grids = {name: inputs[name] for name in ("image_grid_thw", "video_grid_thw") if name in inputs}
+    grids = {name: inputs[name] for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if name in inputs}
     positions = model.decoder.positions(mask, **places, **grids)
     deltas = positions.amax(dim=(0, 2)) + 1 - mask.sum(dim=1)
     return {"rope.position_ids": positions, "rope.deltas": deltas[:, None]}
