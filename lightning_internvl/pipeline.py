@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.model.compose import Build
 from lightning_internvl.model.feature_cache import open_cache
 from lightning_internvl.model.vlm import VLM
+from lightning_internvl.plan.cost import counted_flops
 from lightning_internvl.report.metrics_table import metrics_table
 from lightning_internvl.reuse.keep import keyed
 from lightning_internvl.reuse.take import take_finished
@@ -50,6 +52,7 @@ from lightning_internvl.training.assembly import assemble
 from lightning_internvl.training.compile import check_compiler, chosen_blocks, compile_blocks
 from lightning_internvl.training.length import describe_length
 from lightning_internvl.training.out_of_memory import explain_out_of_memory
+from lightning_internvl.training.time_left import TimeLeft
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "NCCL communicator was aborted")
 NEVER_MET = (torch.distributed.DistNetworkError, torch.distributed.DistStoreError)
@@ -84,6 +87,7 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
     finished = run.stages.keys() - {one.name for one in ahead}
     attention = announce_attention((ahead or [*run.stages.values()])[0])
     rehearse(ahead, run_dir, build, fresh=not (source or finished & {one.name for one in run.trained}))
+    time_left = TimeLeft([*run.stages], ahead, run_dir, partial(counted_flops, build=build))
     for name in [*run.stages]:
         one = run.stages[name]
         set_products(run.matmul_precision, place_of(one.trainer)[0])
@@ -98,7 +102,7 @@ def run_pipeline(config: Config, run_dir: Path, build: Build) -> dict[str, dict[
         else:
             attention = announce_attention(one, attention)
             with explain_out_of_memory(one), explain_stop(one, run_dir), keyed(one, run.config, run_dir, source, build):
-                run_stage(one, run_dir, build, source)
+                run_stage(one, run_dir, build, source, time_left)
         run = settings_after(run, folder) if is_filter else run
         source = source if is_filter else folder  # a filter hands on what it was given
     metrics = read_json(run_dir / "metrics.json", {})
@@ -186,14 +190,16 @@ def _rehearsed_model(settings: StageSettings, run_dir: Path, build: Build) -> VL
     return stage.model
 
 
-def run_stage(settings: StageSettings, run_dir: Path, build: Build, source: str | Path | None) -> None:
+def run_stage(
+    settings: StageSettings, run_dir: Path, build: Build, source: str | Path | None, time_left: TimeLeft | None = None
+) -> None:
     """Build one stage, give it its weights (or its checkpoint) and train it."""
     name = settings.name
     console.rule(f"[bold]{name}")
     checkpoint = run_dir / "checkpoints" / name / "last.ckpt"
     start_step = checkpoint_step(checkpoint)
     torch.manual_seed(settings.seed)
-    _, stage, data, trainer = assemble(settings, run_dir, build, start_step or 0)
+    _, stage, data, trainer = assemble(settings, run_dir, build, start_step or 0, time_left)
     if start_step is not None:
         console.print(f"{name}: goes on from step {start_step} ({checkpoint})", soft_wrap=True)
     needs = None if start_step is None else read_checkpoint(checkpoint).get("source")

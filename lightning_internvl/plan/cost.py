@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from lightning_internvl.config.stage_settings import StageSettings
+from lightning_internvl.distributed.collectives import single_process
+from lightning_internvl.layers.attention import choose_backend, keep_backend, requested_backend
+from lightning_internvl.model.compose import Build
 from lightning_internvl.plan.flops import stated_peak
-from lightning_internvl.plan.stage_plan import StagePlan
+from lightning_internvl.plan.stage_plan import StagePlan, stage_plan
 
 TFLOPS = 989  # of a device that nothing is known of: an H100, dense bf16
 UTILISATION = 0.4  # of it, as training of this kind reaches on GPUs
@@ -52,6 +58,17 @@ def step_flops(plan: StagePlan) -> float:
     if measured.cached:
         again += sum(forward.values()) * max(0.0, 1 - measured.cached / batch)
     return (sum(training.values()) + again) * plan.accumulate / plan.setup.tensor_parallel_size
+
+
+def counted_flops(settings: StageSettings, build: Build) -> float | None:
+    """`step_flops` of a stage as its configuration describes it; None where it cannot be measured on
+    the meta device. What this process trains with stays as it is."""
+    with keep_backend(), single_process(), torch.random.fork_rng(devices=[]):
+        choose_backend("math" if requested_backend() == "math" else "sdpa")  # all others compute the same
+        try:
+            return step_flops(stage_plan(settings, build))
+        except (RuntimeError, TypeError, ValueError):  # for the reason: plan=true
+            return None
 
 
 def cost_of(plan: StagePlan, rate: Rate) -> str:

@@ -28,6 +28,7 @@ from lightning_internvl.stages import Stage
 from lightning_internvl.stages.freezing import FreezePlan
 from lightning_internvl.training.compile import AUTO
 from lightning_internvl.training.context import StageContext
+from lightning_internvl.training.time_left import TimeLeft
 
 
 class Assembly(NamedTuple):
@@ -39,11 +40,14 @@ class Assembly(NamedTuple):
     trainer: L.Trainer
 
 
-def assemble(settings: StageSettings, run_dir: Path, build: Build, start_step: int = 0) -> Assembly:
+def assemble(
+    settings: StageSettings, run_dir: Path, build: Build, start_step: int = 0, time_left: TimeLeft | None = None
+) -> Assembly:
     """One stage with fresh weights. Writes nothing.
 
     Args:
         start_step: the optimizer step from which the stage goes on; 0 starts it.
+        time_left: of the run that it belongs to.
 
     Raises:
         ValueError: for settings that do not fit together.
@@ -53,7 +57,7 @@ def assemble(settings: StageSettings, run_dir: Path, build: Build, start_step: i
         model, tokenizers = compose_model(parts.config, build)
     stage = build_stage(settings, model, run_dir, build, start_step)
     view = make_view(settings, model, tokenizers, build)
-    callbacks = build_callbacks(settings.callbacks, stage_context(settings, view, tokenizers, build))
+    callbacks = build_callbacks(settings.callbacks, stage_context(settings, view, tokenizers, build, time_left))
     trainer = build(
         {key: value for key, value in trainer_settings.node.items() if key not in ("max_time", "plugins")},
         max_steps=settings.max_steps,
@@ -99,13 +103,15 @@ def build_stage(settings: StageSettings, model: VLM, run_dir: Path, build: Build
     )
 
 
-def stage_context(settings: StageSettings, view: View, tokenizers: Mapping[str, Any], build: Build) -> StageContext:
+def stage_context(
+    settings: StageSettings, view: View, tokenizers: Mapping[str, Any], build: Build, time_left: TimeLeft | None = None
+) -> StageContext:
     """What callbacks can know of a stage."""
     predictor, held_out = None, settings.data.measured_on
     if held_out is not None:
         predictor = Predictor(view.model, build(held_out), pairs=view.pairs, chats=view.chats, labels=view.labels)
     tasks = {name: build(task) for name, task in settings.evaluation.items() if task}
-    return StageContext(settings, view, predictor, tasks, tokenizers, build)
+    return StageContext(settings, view, predictor, tasks, tokenizers, build, time_left)
 
 
 def build_callbacks(nodes: Mapping[str, Config | None], context: StageContext) -> list[Any]:

@@ -10,6 +10,7 @@ from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.inference.collators import View
 from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.model.compose import Build
+from lightning_internvl.training.time_left import TimeLeft
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class StageContext:
         tasks: what is measured, by name (see `lightning_internvl.evaluation.tasks`).
         tokenizers: of the parts that read text.
         build: makes an object from a configuration with `_target_`.
+        time_left: of the run that the stage belongs to; None where it stands alone.
     """
 
     settings: StageSettings
@@ -32,3 +34,4 @@ class StageContext:
     tasks: Mapping[str, Callable[[Predictor], dict[str, float]]]
     tokenizers: Mapping[str, Any]
     build: Build
+    time_left: TimeLeft | None = None
