@@ -18,10 +18,12 @@ from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.distributed.collectives import gather_objects
 from lightning_internvl.evaluation.own_data import OwnData, answer_scores, keep_cases
 from lightning_internvl.evaluation.own_pairs import matching
+from lightning_internvl.files import write_json
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.inference.predictor import Predictor
 from lightning_internvl.messages import ConfigError, did_you_mean
 from lightning_internvl.report.metrics_table import CHANCE_SUFFIX
+from lightning_internvl.report.read import TRACKED_CHANCE
 from lightning_internvl.stages import Stage
 from lightning_internvl.training.context import StageContext
 
@@ -157,7 +159,7 @@ class Tracking(L.Callback):
             several = "of several stages some are named with best={STAGE: METRIC}"
             raise ConfigError([f"callbacks.tracking.best={best}: {lacking}; {several}"])
         if trainer.is_global_zero:
-            self._log(trainer, found, journal)
+            self._log(trainer, stage, found, journal)
         if best is not None:
             self.weights.see(trainer, stage, best, found[best], self.context.tokenizers)
             self._end_early(trainer, stage)
@@ -186,13 +188,15 @@ class Tracking(L.Callback):
             found |= answer_scores(asked) | matching(self.own, precision, journal, self.samples)
         return found
 
-    def _log(self, trainer: L.Trainer, found: Mapping[str, float], journal: Journal) -> None:
+    def _log(self, trainer: L.Trainer, stage: Stage, found: Mapping[str, float], journal: Journal) -> None:
         step = max(0, trainer.global_step - 1)  # as Lightning counts what is logged after a step
-        values = {
-            f"val/{name.removeprefix('validation_')}": value for name, value in found.items() if not name.endswith(NO_SCORE)
-        }
+        plain = {name.removeprefix("validation_"): value for name, value in found.items()}
+        values = {f"val/{name}": value for name, value in plain.items() if not name.endswith(NO_SCORE)}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
+        chances = {name.removesuffix(CHANCE_SUFFIX): value for name, value in plain.items() if name.endswith(CHANCE_SUFFIX)}
+        if chances:  # of as many samples as the curves are measured on, fewer than those of metrics.json
+            write_json(stage.folder / TRACKED_CHANCE, chances)
         for kind, right in {"val/right": True, "val/wrong": False}.items():
             if cases := [case for case in journal.shown if case["right"] == right]:
                 log_pictures(trainer.loggers, kind, case_pictures(cases), step)

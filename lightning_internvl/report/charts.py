@@ -24,12 +24,14 @@ SPARSE = 20  # fewer points than this are drawn as dots and not smoothed
 
 @dataclass(frozen=True)
 class Series:
-    """One measured quantity: a line of (step over the whole run, value) per stage."""
+    """One measured quantity: a line of (step over the whole run, value) per stage. `chance` is its
+    level for each stage that has a line; without any, none is known."""
 
     label: str
     colour: str
     lines: list[Line]
     dotted: bool = False
+    chance: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,10 @@ def smooth(line: Line) -> Line:
 
 
 def value_range(series: list[Series]) -> tuple[float, float]:
-    """The range to show: all of the smoothed lines, from zero unless that would waste the chart."""
+    """The range to show: all of the smoothed lines and chance levels, from zero unless that would
+    waste the chart."""
     values = [value for one in series for line in one.lines for _, value in smooth(line)]
+    values += [level for one in series for level in one.chance if level is not None]
     low, high = min(values), max(values)
     if low >= 0:
         low = 0.0 if low <= 0.7 * high else low
@@ -111,6 +115,16 @@ def _curves(series: list[Series], axis: Axis, low: float, high: float) -> str:
                 dots = "".join(_path([point], axis, low, high) for point in line)
                 smoothed.append(f'<path class="dots {one.colour}" d="{dots}"/>')
     return "".join(raw + smoothed)
+
+
+def _levels(series: list[Series], axis: Axis, low: float, high: float) -> str:
+    """A horizontal line at the chance level of each stage."""
+    parts = []
+    for one in series:
+        for level, (_, first, last) in zip(one.chance, axis.stages, strict=False):
+            if level is not None:
+                parts.append(f'<path class="level {one.colour}" d="{_path([(first, level), (last, level)], axis, low, high)}"/>')
+    return "".join(parts)
 
 
 def _borders(axis: Axis, height: int, labels: bool) -> str:
@@ -148,7 +162,7 @@ def plot(series: list[Series], axis: Axis, label: str, height: int = 220, small:
         y = f"{height - height * (mark - low) / (high - low):.1f}"
         grid.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
         grid.append(f'<text class="tick y" x="-8" y="{y}" dy="4">{format_number(round(mark, 12))}</text>')
-    curves = _curves(series, axis, low, high)
+    curves = _levels(series, axis, low, high) + _curves(series, axis, low, high)
     return (
         f'<div class="box"><svg class="plot" tabindex="0" role="img" aria-label="{escape(label)}" height="{height}">'
         f"{''.join(grid)}{_borders(axis, height, labels=not small)}"
@@ -165,7 +179,7 @@ def _for_hover(series: Series) -> dict[str, Any]:
         shown = thin(smooth(line), MAX_POINTS)
         lines.append([[step for step, _ in shown], [float(f"{value:.4g}") for _, value in shown]])
     colour = f"{series.colour} dotted" if series.dotted else series.colour
-    return {"label": series.label, "colour": colour, "lines": lines}
+    return {"label": series.label, "colour": colour, "lines": lines, "chance": series.chance}
 
 
 def script_json(value: Any) -> str:

@@ -12,7 +12,7 @@ from lightning_internvl.files import RUN_CONFIG, write_text
 from lightning_internvl.messages import flat, hidden
 from lightning_internvl.report.changes import changes
 from lightning_internvl.report.charts import Axis, Line, Series, plot, script_json
-from lightning_internvl.report.curves import NO_CURVE, line_of, title_of
+from lightning_internvl.report.curves import LEVEL, NO_CURVE, chance_of, line_of, title_of
 from lightning_internvl.report.frame import page
 from lightning_internvl.report.metric_words import about
 from lightning_internvl.report.metrics_table import format_number, with_chance
@@ -142,6 +142,10 @@ def curves(runs: Runs) -> str:
         if series := [one for one in series if any(one.lines)]:
             title = title_of(key)
             legend = "".join(f'<li class="{one.colour}"><i></i>{one.label}</li>' for one in series)
+            levels = [_chance(of, key) for of in stages.values()]
+            if any(level is not None for level in levels):
+                series.append(Series("chance", "c-total", [[] for _ in spans], chance=tuple(levels)))
+                legend += LEVEL
             caption = (
                 f'<figcaption title="{escape(about(key))}"><b>{escape(title)}</b><ul class="legend">{legend}</ul></figcaption>'
             )
@@ -150,6 +154,12 @@ def curves(runs: Runs) -> str:
     body = f'<div class="small" data-axis="{described}">{"".join(panels)}</div>' if panels else ""
     lead = "By optimizer steps, stage by stage. Point at a chart, or focus it and use the arrow keys, to read its values."
     return section("curves", "Curves over each other", lead, body)
+
+
+def _chance(of: dict[str, StageFiles], key: str) -> float | None:
+    """The chance level of a curve in one stage of several runs, as the first that has one knows it."""
+    levels = (level for stage in of.values() for level in chance_of([stage], key))
+    return next(levels, None)
 
 
 def _line(stage: StageFiles | None, key: str, start: int) -> Line:

@@ -20,6 +20,9 @@ OBJECTIVES = {
 }
 NO_CURVE = {"step", "seconds", "epoch"}
 LOSSES, SHARES, RATES = "Loss, nats", "Metrics while training, 0 to 1", "Learning rate"
+HELD_OUT = ", held-out"
+NEAREST = re.compile(r", (R@\d+|top \d+)")  # what differs in the words of metrics that share a chart
+LEVEL = '<li class="level"><i></i>dashed: chance</li>'
 COLOURS = 8  # that the style sheet has beside those of the objectives
 TOTAL = "sum of the objectives"
 
@@ -31,7 +34,8 @@ def curves(run: RunFiles) -> str:
     charts = _charts(trained)
     heights = {title: height for title, height in ((LOSSES, 230), (SHARES, 180)) if title in charts}
     large = "".join(_panel(title, charts.pop(title), axis, heights[title]) for title in heights)
-    small = "".join(_panel(title, series, axis, height=90) for title, series in charts.items())
+    ordered = sorted(charts, key=lambda title: not title.endswith(HELD_OUT))  # the others say how it went, not how well
+    small = "".join(_panel(title, charts[title], axis, height=90) for title in ordered)
     parts = large + _bands(trained, axis) + (f'<div class="small">{small}</div>' if small else "")
     if not parts:
         return ""
@@ -45,14 +49,19 @@ def curves(run: RunFiles) -> str:
 
 def _panel(title: str, series: list[Series], axis: Axis, height: int) -> str:
     chart = plot(series, axis, f"{title} over optimizer steps", height, small=height < 100)
-    legend = _legend(series) if len(series) > 1 or title in (LOSSES, SHARES) else ""
+    legend = _legend(series) if len(series) > 1 or title in (LOSSES, SHARES) or _leveled(series) else ""
     return f'<figure class="panel"><figcaption><b>{escape(title)}</b>{legend}</figcaption>{chart}</figure>'
 
 
+def _leveled(series: list[Series]) -> bool:
+    return any(level is not None for one in series for level in one.chance)
+
+
 def _legend(series: list[Series]) -> str:
-    """One entry per colour, and one for all dotted lines together."""
+    """One entry per colour where there are several, one for all dotted lines together, and one for
+    all chance levels."""
     named: dict[str, str] = {}
-    for one in sorted(series, key=lambda one: one.dotted):
+    for one in sorted(series, key=lambda one: one.dotted) if len(series) > 1 else series * (not _leveled(series)):
         named.setdefault(one.colour, one.label)
     items = [
         f'<li class="{colour}" data-label="{escape(label)}"><i></i>{escape(OBJECTIVES.get(label, label))}</li>'
@@ -60,6 +69,7 @@ def _legend(series: list[Series]) -> str:
     ]
     if any(one.dotted for one in series):
         items.append('<li class="c-total dotted"><i></i>dotted: validation</li>')
+    items += [LEVEL] * _leveled(series)
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
@@ -71,7 +81,8 @@ def _charts(stages: list[StageFiles]) -> dict[str, list[Series]]:
     for key in keys:
         split, name = _split_key(key)
         measured = split == "val"
-        lines = [line_of(stage, key, stage.start) for stage in stages if measured or not _covers_another(name, stage)]
+        covered = [not measured and _covers_another(name, stage) for stage in stages]
+        lines = [[] if other else line_of(stage, key, stage.start) for stage, other in zip(stages, covered, strict=True)]
         if not any(lines):
             continue
         title = _title(key, name, lines)
@@ -81,20 +92,32 @@ def _charts(stages: list[StageFiles]) -> dict[str, list[Series]]:
         colour = f"c-{name}" if name in OBJECTIVES else f"c-{known.index(name) % COLOURS}"
         if name == TOTAL or title == name or (title == RATES and len(known) == 1):
             colour = "c-total"
-        label = f"{name}, {split}" if measured else name
-        if measured and name == TOTAL:
-            label = "validation loss"
-        charts.setdefault(title, []).append(Series(label, colour, lines, dotted=measured))
+        if not measured:
+            one = Series(name, colour, lines)
+        elif title == LOSSES:
+            one = Series("validation loss" if name == TOTAL else f"{name}, {split}", colour, lines, dotted=True)
+        else:
+            found = NEAREST.search(name)
+            one = Series(found[1] if found else name, f"c-{known.index(name) % COLOURS}", lines, chance=chance_of(stages, key))
+        charts.setdefault(title, []).append(one)
     order = [*OBJECTIVES, None, TOTAL]
     for series in charts.values():
         series.sort(key=lambda one: order.index(next((name for name in order if name and one.label.startswith(name)), None)))
     return charts
 
 
+def chance_of(stages: list[StageFiles], key: str) -> tuple[float | None, ...]:
+    """The chance level of what is measured while stages train, for each of them that has a curve;
+    nothing where none is known."""
+    name = key.removeprefix("val/")
+    levels = tuple(stage.chance.get(name) if any(key in row for row in stage.history) else None for stage in stages)
+    return levels if any(level is not None for level in levels) else ()
+
+
 def title_of(key: str) -> str:
     """What a logged quantity is called: "ITC, image-text contrastive" of "train/itc"."""
     split, name = _split_key(key)
-    return OBJECTIVES.get(name, name) + (", held-out" if split == "val" else "")
+    return OBJECTIVES.get(name, name) + (HELD_OUT if split == "val" else "")
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -113,8 +136,10 @@ def _title(key: str, name: str, lines: list[Line]) -> str:
         return LOSSES
     if re.match(r"lr\b|learning rate", name):
         return RATES
+    if key.startswith("val/"):
+        return NEAREST.sub("", name) + HELD_OUT
     between = all(0 <= value <= 1 for line in lines for _, value in line)
-    return SHARES if "/" in key and between else name
+    return SHARES if key.startswith("train/") and between else name
 
 
 def _objectives(stage: StageFiles) -> int:

@@ -24,9 +24,9 @@ for (const group of document.querySelectorAll("[data-axis]")) {
       at = Math.round(Math.min(Math.max(step, 0), total));
       const stage = Math.max(0, stages.findLastIndex(([, first]) => first <= at));
       moveCursor(at);
-      const rows = series.flatMap(({ label, colour, lines }) => {
+      const rows = series.flatMap(({ label, colour, lines, chance }) => {
         const value = nearest(lines[stage], at);
-        return value === null ? [] : [row(colour, label, value)];
+        return value === null ? [] : [row(colour, label, value, chance[stage])];
       });
       tip.replaceChildren(heading(`${stages[stage][0]} · step ${(at - stages[stage][1]).toLocaleString("en")}`), ...rows);
       tip.hidden = false;
@@ -70,11 +70,15 @@ function heading(text) {
   return element;
 }
 
-function row(colour, label, value) {
+function short(value) {
+  return Math.abs(value) >= 0.001 || value === 0 ? String(Number(value.toPrecision(3))) : value.toExponential(1);
+}
+
+function row(colour, label, value, chance = null) {
   const element = document.createElement("span");
   element.className = colour;
   const number = document.createElement("strong");
-  number.textContent = Math.abs(value) >= 0.001 || value === 0 ? Number(value.toPrecision(3)) : value.toExponential(1);
+  number.textContent = chance === null ? short(value) : `${short(value)}, chance ${short(chance)}`;
   element.append(document.createElement("i"), label, number);
   return element;
 }

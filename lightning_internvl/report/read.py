@@ -10,13 +10,15 @@ from typing import Any
 
 import yaml
 
+TRACKED_CHANCE = "tracked_chance.json"  # in a stage's folder: chance levels by metric
 USUAL_ORDER = ("contrastive", "generative", "supervised")
 
 
 @dataclass(frozen=True)
 class StageFiles:
     """One stage of a run. `start` counts the optimizer steps of the stages before it; all other
-    steps are its own. A filter has a `summary` and no steps."""
+    steps are its own. A filter has a `summary` and no steps. `chance` is that of what is measured
+    while it trains."""
 
     name: str
     start: int = 0
@@ -29,6 +31,7 @@ class StageFiles:
     finished: bool = False
     summary: dict[str, Any] = field(default_factory=dict)
     cases: list[dict[str, Any]] = field(default_factory=list)
+    chance: dict[str, float] = field(default_factory=dict)
     taken_from: str = ""  # the run that has trained it
 
     @property
@@ -129,6 +132,7 @@ class _Reader:
             metrics=numbers(metrics),
             timing=timing,
             cases=[case for case in self.json(folder / "cases.json", list) if isinstance(case, dict)],
+            chance=numbers(self.json(folder / TRACKED_CHANCE, dict)),
             summary=self.json(self.run_dir / name / "summary.json", dict),
             taken_from=taken if isinstance(taken, str) else "",
             finished=bool(timing) or (self.run_dir / "handoff" / name / "manifest.json").is_file(),

@@ -102,6 +102,7 @@ def test_metrics_and_pictures_are_logged(tmp_path: Path) -> None:
     assert logger.pictures[-1] == ("val/wrong/0", (8, 8, 3), 3)
     assert logger.texts[-1] == "what? pig (true: cow)"
     assert task.scenes == [10, 10, 10]  # fewer than at the end
+    assert read_json(tmp_path / "stages" / "first" / "tracked_chance.json") == {"score": 0.5}
     track(tmp_path, Task(0.1), range(1), other)
     assert other.pictures == [("val/wrong", 1, 0)]
 
