@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_toys import chat_settings, talker
+from headless import chromium, without_chromium
 from PIL import Image
 from runs import ROOT, tiny_run
 
@@ -24,9 +24,8 @@ from lightning_internvl.chat.session import Sampling, Session
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install -r requirements-chat.txt")
 web = pytest.importorskip("lightning_internvl.chat.web")
-playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright: pip install playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright: pip install playwright")
+pytestmark = without_chromium
 LIMIT = 40_000  # ms for anything on a slow machine
 
 
@@ -46,10 +45,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
