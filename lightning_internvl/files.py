@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
 RUN_CONFIG = "config.yaml"  # the resolved configuration of a run; a folder that holds it is a run
 # why a file or folder cannot be written: no room, no right, too many files open, a broken disk
@@ -195,6 +197,15 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, default: Any = None) -> Any:
     """The contents of a JSON file, or the default where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def parsed_yaml(text: str) -> Any:
+    """Plain values; by the parser in C, which takes a fifth of the time, where PyYAML has been built with it.
+
+    Raises:
+        yaml.YAMLError: if it is no YAML.
+    """
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def remove_all_but(path: Path, pattern: str) -> None:

@@ -117,17 +117,26 @@ def names_secret(name: str) -> bool:
     return bool(_SECRET.fullmatch(name))
 
 
-def without_secrets(text: str) -> str:
+def secrets_of_environment(text: str | None = None) -> list[str]:
+    """The values of variables whose names say that they are secrets; of all, or of those that a text holds."""
+    found = ((name, value) for name, value in os.environ.items() if len(value) >= LEAST)
+    return [value for name, value in found if (text is None or value in text) and _OF_ENVIRONMENT.fullmatch(name)]
+
+
+def without_secrets(text: str, known: Iterable[str] | None = None) -> str:
     """A text in which nobody reads the passwords and tokens of addresses (user:password@,
-    ?signature=...), tokens of well-known forms, and secrets of the environment."""
+    ?signature=...), tokens of well-known forms, and secrets of the environment.
+
+    Args:
+        known: the last, where they have been looked up.
+    """
     if "://" in text:
         text = _USER.sub(lambda found: f"{HIDDEN}@" if found[1] is None else f"{found[1]}:{HIDDEN}@", text)
     if "?" in text:
         text = _QUERY.sub(_hidden_value, text)
     text = _KNOWN.sub(HIDDEN, text)
-    for name, value in os.environ.items():
-        if len(value) >= LEAST and value in text and _OF_ENVIRONMENT.fullmatch(name):
-            text = text.replace(value, HIDDEN)
+    for value in secrets_of_environment(text) if known is None else known:
+        text = text.replace(value, HIDDEN)
     return text
 
 
@@ -152,12 +161,18 @@ def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, node
 
 
-def hidden(node: Any, name: str = "") -> Any:
-    """Settings in plain containers, without their secrets."""
+def hidden(node: Any, name: str = "", known: Collection[str] | None = None) -> Any:
+    """Settings in plain containers, without their secrets.
+
+    Args:
+        name: of the setting.
+        known: secrets of the environment, where they have been looked up.
+    """
+    known = secrets_of_environment() if known is None else known
     if isinstance(node, dict):
-        return {key: hidden(value, str(key)) for key, value in node.items()}
+        return {key: hidden(value, str(key), known) for key, value in node.items()}
     if isinstance(node, list):
-        return [hidden(value, name) for value in node]
+        return [hidden(value, name, known) for value in node]
     if names_secret(name) and node and not isinstance(node, bool):
         return HIDDEN
-    return without_secrets(node) if isinstance(node, str) else node
+    return without_secrets(node, known) if isinstance(node, str) else node

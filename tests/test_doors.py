@@ -42,20 +42,17 @@ DOORS: dict[str, dict[str, str]] = {
     "lightning_internvl/checkpoints/load_handoff.py": {"trusted_build": GATED},
     "lightning_internvl/checkpoints/torchscript.py": {"pickle.Unpickler": "names modules, which stay plain, and tensors"},
     "lightning_internvl/checkpoints/weight_files.py": {"torch.load": WEIGHTS_ONLY},
-    "lightning_internvl/checkpoints/weight_source.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/cli.py": {"OmegaConf.load": "plain values; check_run refuses interpolations before they are resolved"},
     "lightning_internvl/config/hf_pictures.py": {
         "hf_hub_download": "of an id that the user names; a run's interpolations are refused",
     },
-    "lightning_internvl/config/known_keys.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/config/targets.py": {
         "hydra.utils.instantiate": "of the user's configuration, or after check_run",
         "importlib.import_module": "of the user's configuration, or after check_run",
         "locate": "of the user's configuration, or after check_run",
     },
     "lightning_internvl/config/secrets.py": {"yaml.safe_load": PLAIN},
-    "lightning_internvl/config/trust.py": {"locate": "of a name that the user trusts", "yaml.safe_load": PLAIN},
-    "lightning_internvl/data/files/class_prompts.py": {"yaml.safe_load": PLAIN},
+    "lightning_internvl/config/trust.py": {"locate": "of a name that the user trusts"},
     "lightning_internvl/data/scene_shards.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/data/shards/names.py": {
         "fsspec.get_filesystem_class": USER,
@@ -84,7 +81,6 @@ DOORS: dict[str, dict[str, str]] = {
         "AutoConfig.from_pretrained": f"{NO_CODE}; after model_source: no adapters' base, no kernels",
         "AutoModel.from_config": f"{NO_CODE}; check_no_kernels",
     },
-    "lightning_internvl/evaluation/lmms_adapter.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/evaluation/metrics/ptb_tokenizer.py": {"subprocess.run": "java with the file of an installed package"},
     "lightning_internvl/export/adapter.py": {"_library().PeftModel.from_pretrained": OURS},
     "lightning_internvl/export/base_folder.py": {"yaml.safe_load": PLAIN},
@@ -99,7 +95,8 @@ DOORS: dict[str, dict[str, str]] = {
         "AutoTokenizer.from_pretrained": f"{OURS}; {NO_CODE}",
     },
     "lightning_internvl/export/reload.py": {"auto.from_pretrained": f"{OURS}; {NO_CODE}"},
-    "lightning_internvl/export/run_facts.py": {"locate": "of this project or trusted", "yaml.safe_load": PLAIN},
+    "lightning_internvl/export/run_facts.py": {"locate": "of this project or trusted"},
+    "lightning_internvl/files.py": {"yaml.load": "SafeLoader, or the one in C, makes plain values"},
     "lightning_internvl/filtering/decide.py": {"np.load": "no pickles, which is its default"},
     "lightning_internvl/hub.py": {
         "AutoModelForCausalLM.from_pretrained": f"a GGUF file; {NO_CODE}",
@@ -109,7 +106,7 @@ DOORS: dict[str, dict[str, str]] = {
         "models.from_pretrained": f"{NO_CODE}; after model_source: no adapters' base, no kernels",
     },
     "lightning_internvl/inference/load_official.py": {"trusted_build": GATED},
-    "lightning_internvl/inference/load_run.py": {"locate": GATED, "yaml.safe_load": PLAIN},
+    "lightning_internvl/inference/load_run.py": {"locate": GATED},
     "lightning_internvl/layers/attention_trial.py": {"ctypes.CDLL": CONSTANT, "importlib.import_module": CONSTANT},
     "lightning_internvl/layers/peft.py": {"import_module": CONSTANT},
     "lightning_internvl/middleware/qformer_init.py": {
@@ -117,7 +114,6 @@ DOORS: dict[str, dict[str, str]] = {
     },
     "lightning_internvl/middleware/qllama_init.py": {"AutoConfig.from_pretrained": NO_CODE},
     "lightning_internvl/model/compose.py": {"_built": GATED, "locate": GATED},
-    "lightning_internvl/report/read.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/reuse/key.py": {"locate": "of the user's configuration, or after check_run"},
     "lightning_internvl/training/inherit.py": {"locate": GATED, "trusted_build": GATED},
 }  # fmt: skip

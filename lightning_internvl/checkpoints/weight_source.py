@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,7 +18,7 @@ from lightning_internvl.checkpoints.load_report import lines_of_names
 from lightning_internvl.checkpoints.official import official_model
 from lightning_internvl.config.consent import giving_parts
 from lightning_internvl.config.trust import check_base
-from lightning_internvl.files import RUN_CONFIG, content_of, sha256_of
+from lightning_internvl.files import RUN_CONFIG, content_of, parsed_yaml, sha256_of
 from lightning_internvl.hub import local_folder
 from lightning_internvl.layers import peft
 from lightning_internvl.layers.state_dict import own_tensors
@@ -75,7 +74,7 @@ def handoffs_of(place: Path) -> list[Path]:
         return [place]
     if not (place / RUN_CONFIG).is_file():
         raise ValueError(f"{place} is neither a run ({RUN_CONFIG}) nor a hand-off folder ({MANIFEST})")
-    pipeline = yaml.safe_load((place / RUN_CONFIG).read_text(encoding="utf-8"))["pipeline"]
+    pipeline = parsed_yaml((place / RUN_CONFIG).read_text(encoding="utf-8"))["pipeline"]
     finished = [stage for stage in pipeline if (place / "handoff" / stage / MANIFEST).is_file()]
     if not finished:
         raise ValueError(f"{place}: no stage of this run has finished; use resume={place} to go on with it")

@@ -11,15 +11,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_internvl.choices import INHERITED, PARTS, is_step
 from lightning_internvl.config.signatures import Signature, definition, signature_of, statements
 from lightning_internvl.config.stage_settings import STAGE_KEYS, DataSettings, SampleSettings, merged
 from lightning_internvl.config.targets import OURS, target_fault
 from lightning_internvl.config.trust import named_in_conf
 from lightning_internvl.config.value_types import type_fault
-from lightning_internvl.files import CONF
+from lightning_internvl.files import CONF, parsed_yaml
 from lightning_internvl.messages import did_you_mean
 
 Node = Mapping[str, Any]
@@ -300,7 +298,7 @@ def _weight_faults(module: Node, objectives: Node) -> Iterator[str]:
 @functools.cache
 def _stage_modules() -> list[Node]:
     """The modules of all files of `conf/stage/`."""
-    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONF.glob("stage/*.yaml")]
+    files = [parsed_yaml(path.read_text(encoding="utf-8")) for path in CONF.glob("stage/*.yaml")]
     return [file.get("module") or {} for file in files]
 
 
@@ -335,7 +333,7 @@ def variables_of(config: Any, data_file: str | None = None) -> set[str]:
         data_file: the name of that file; one of the user's own counts for what refers to it alone.
     """
     path = Path(CONF, "data", f"{data_file}.yaml")
-    own = yaml.safe_load(path.read_text(encoding="utf-8")) if data_file and path.is_file() else {}
+    own = parsed_yaml(path.read_text(encoding="utf-8")) if data_file and path.is_file() else {}
     return set(_references(config, ())) | {f"data.{key}" for key in own}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 import inspect
 from collections.abc import Mapping
@@ -12,6 +14,8 @@ import hydra
 from lightning_internvl.messages import ConfigError
 
 OURS = ("lightning_internvl.", "callbacks.")
+# of a configuration: words with a meaning for Hydra
+BUILDS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 # How a class of the user's own comes to settings that are not its own
 MERGED = "; settings of the file that it stands in for come along: ~PATH.NAME leaves one out, data=own has none"
 
@@ -129,7 +133,7 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
     """
 
     check_arguments(node)
-    maker = hydra.utils.instantiate(node, _partial_=True, _convert_="all")
+    maker = _maker(node)
     if node.get("_partial_") and not extra:
         return maker
     try:
@@ -138,3 +142,24 @@ def build(node: Mapping[str, Any], **extra: Any) -> Any:
         raise
     except Exception as error:  # of any kind, by parts and libraries that do not check what they are given
         raise ConfigError([f"{node['_target_']} cannot be built from its settings: {error}"]) from error
+
+
+def _maker(node: Mapping[str, Any]) -> Any:
+    """What makes the object of a node. Hydra copies each setting several times, which takes longer than all
+    else of a small model: it finds the target alone where the settings are plain values."""
+    settings = {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}
+    if not _is_plain(settings):
+        return hydra.utils.instantiate(node, _partial_=True, _convert_="all")
+    target = hydra.utils.instantiate({"_target_": node["_target_"], "_partial_": True})
+    return functools.partial(target, **copy.deepcopy(settings))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether Hydra would hand on a value as it is: no object is made for it, and it refers to no other."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and name not in BUILDS and _is_plain(one) for name, one in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, str):
+        return "${" not in value and value != "???"
+    return value is None or isinstance(value, bool | int | float)

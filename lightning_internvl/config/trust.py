@@ -30,8 +30,8 @@ from lightning_internvl.config.consent import (
     url_faults,
 )
 from lightning_internvl.config.signatures import definition
-from lightning_internvl.config.targets import OURS, locate, with_current_targets
-from lightning_internvl.files import CONF, RUN_CONFIG
+from lightning_internvl.config.targets import BUILDS, OURS, locate, with_current_targets
+from lightning_internvl.files import CONF, RUN_CONFIG, parsed_yaml
 
 PACKAGE = "lightning_internvl"
 MANIFEST = "manifest.json"
@@ -39,8 +39,6 @@ FETCHING = {"pretrained", "init_from_llm", "trust_remote_code", "auto_map", "_na
 # what of a run names a place of weights, a tokenizer or a data set of the hub
 WEIGHTS = ("pretrained", "init_from_llm")
 READERS = {"saved_tokenizer": "folder", "HfShards": "path"}
-# of a configuration: words with a meaning for Hydra
-BUILDS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 SHOWN = 8  # faults of one folder that are told
 
 _ADVICE = re.compile(r"trust=\[(.+?)\]")
@@ -75,7 +73,7 @@ def check_folder(place: Path) -> None:
     """
     inside = (place / MANIFEST).is_file()
     for file in (place, *place.resolve().parents[1:2]) if inside else (place,):
-        config = _read(file / RUN_CONFIG, yaml.safe_load)
+        config = _read(file / RUN_CONFIG, parsed_yaml)
         if isinstance(config, Mapping):
             check_run(with_current_targets(config), file)
     for file in [place / MANIFEST] if inside else sorted(place.glob(f"handoff/*/{MANIFEST}")):

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
@@ -23,6 +22,7 @@ from lightning_internvl.data.files.images import read_image
 from lightning_internvl.evaluation.lmms import NAME
 from lightning_internvl.evaluation.models import model_for, models_under_test
 from lightning_internvl.evaluation.settings import EvaluationSettings, check_settings
+from lightning_internvl.files import parsed_yaml
 from lightning_internvl.inference.predictor import Predictor, as_sample
 from lightning_internvl.messages import ConfigError, did_you_mean
 from lightning_internvl.model.vlm import shifts_labels
@@ -49,7 +49,7 @@ class LightningInternVL(lmms):
         choice = {name: value for name, value in choice.items() if name != "max_batch_size"}
         if unknown := [name for name in choice if name not in CHOICES]:
             raise ConfigError(f"--model_args {name}: {did_you_mean(name, CHOICES)}" for name in unknown)
-        plain = yaml.safe_load((CONF / "evaluate.yaml").read_text(encoding="utf-8"))
+        plain = parsed_yaml((CONF / "evaluate.yaml").read_text(encoding="utf-8"))
         settings = plain | choice | {"batch_size": int(choice.get("batch_size") or 1)}
         named = choice.get("trust")
         # Written as trust=one+two, since a comma parts settings.

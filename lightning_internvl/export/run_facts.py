@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from lightning_internvl.checkpoints import handoff
@@ -14,7 +13,7 @@ from lightning_internvl.config.run_settings import RunSettings
 from lightning_internvl.config.stage_settings import PartsSettings
 from lightning_internvl.config.targets import locate, with_current_targets
 from lightning_internvl.config.trust import is_trusted
-from lightning_internvl.files import RUN_CONFIG, read_json
+from lightning_internvl.files import RUN_CONFIG, parsed_yaml, read_json
 from lightning_internvl.inference.load_run import LoadedRun, run_of
 from lightning_internvl.layers.peft import is_update
 from lightning_internvl.model.compose import TRUSTED
@@ -66,4 +65,4 @@ def adapted_weight(name: str) -> str:
 def run_config(opened: LoadedRun) -> dict[str, Any]:
     """The resolved configuration of the run."""
     text = (run_of(opened.folder) / RUN_CONFIG).read_text(encoding="utf-8")
-    return with_current_targets(yaml.safe_load(text))
+    return with_current_targets(parsed_yaml(text))

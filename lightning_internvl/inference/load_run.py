@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from lightning_internvl.checkpoints import handoff, load_handoff
 from lightning_internvl.checkpoints.weight_source import handoff_of
 from lightning_internvl.config.shapes import check_run_shapes
@@ -16,7 +14,7 @@ from lightning_internvl.config.trust import Untrusted, check_run, is_trusted, ta
 from lightning_internvl.data.files.labelled_folder import HeldOutFolder
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
-from lightning_internvl.files import RUN_CONFIG, read_json
+from lightning_internvl.files import RUN_CONFIG, parsed_yaml, read_json
 from lightning_internvl.inference.collators import View, make_view
 from lightning_internvl.model.compose import Build
 
@@ -54,7 +52,7 @@ def settings_of(folder: Path) -> StageSettings:
             `lightning_internvl.config.trust`).
     """
     run = run_of(folder)
-    config = with_current_targets(yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8")))
+    config = with_current_targets(parsed_yaml((run / RUN_CONFIG).read_text(encoding="utf-8")))
     check_run_shapes(config, run / RUN_CONFIG)
     check_run(config, run)
     stage = read_json(folder / handoff.MANIFEST).get("stage")

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from lightning_internvl.files import parsed_yaml
+
 TRACKED_CHANCE = "tracked_chance.json"  # in a stage's folder: chance levels by metric
 USUAL_ORDER = ("contrastive", "generative", "supervised")
 
@@ -106,7 +108,7 @@ class _Reader:
     def config(self, path: Path) -> tuple[str, dict[str, Any]]:
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         try:
-            config = yaml.safe_load(text)
+            config = parsed_yaml(text)
         except yaml.YAMLError:
             self.report(path)
             config = {}

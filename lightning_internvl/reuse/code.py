@@ -34,6 +34,7 @@ def library_versions() -> dict[str, str | None]:
     return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
 
 
+@functools.cache
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)

@@ -14,13 +14,15 @@ from typing import Any
 
 import yaml
 
+from lightning_internvl.files import parsed_yaml
+
 SETS_FILE = Path(__file__).with_suffix(".yaml")
 
 
 @functools.cache
 def prompt_sets() -> Mapping[str, Sequence[str]]:
     """The sets that come with this project, by name."""
-    return yaml.safe_load(SETS_FILE.read_text(encoding="utf-8"))
+    return parsed_yaml(SETS_FILE.read_text(encoding="utf-8"))
 
 
 def prompts(names: Sequence[str], kind: str = "imagenet") -> list[list[str]]:
@@ -55,7 +57,7 @@ def read_prompts(kind: str) -> Sequence[str] | Mapping[str, Sequence[str]]:
     if not Path(kind).is_file():
         raise ValueError(f"{kind}: there is no such file of prompts")
     try:
-        found = yaml.safe_load(Path(kind).read_text(encoding="utf-8"))
+        found = parsed_yaml(Path(kind).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{kind} is no YAML: {error}") from error
     if isinstance(found, Mapping) and found and all(_texts(own) for own in found.values()):
