@@ -18,6 +18,7 @@ from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.export.official_code import conversation_fields
 
 Fields = dict[str, Any]
+QWEN = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}  # by layout
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ def _processor_fields(layout: str, config: Mapping[str, Any], chats: ChatCollato
             "image_token": names.context,
         }
         return {"kind": "LlavaProcessor", "settings": settings, "tokens": {"image_token": names.context}}
-    if layout == "qwen2_vl" and isinstance(chats.processor, AnyResolution):
+    if layout in QWEN and isinstance(chats.processor, AnyResolution):
         special = {"image_token": names.context, "video_token": names.video or names.context}
-        return {"kind": "Qwen2VLProcessor", "tokens": special, "video": _qwen_video_fields(chats.processor)}
+        return {"kind": QWEN[layout], "tokens": special, "video": _qwen_video_fields(chats.processor)}
     if layout in ("blip2_hf", "instructblip_hf") and not (names.start or names.end):
         # These classes put the pictures before the text by themselves, and know their placeholder
         # by this name only.
@@ -218,7 +219,7 @@ def config_fields(config: Mapping[str, Any], chats: ChatCollator | None) -> Fiel
     (`get_rope_index`)."""
     if chats is None:
         return {}
-    if config.get("model_type") == "qwen2_vl":
+    if config.get("model_type") in QWEN:
         frame = {"start": chats.image_tokens.start, "end": chats.image_tokens.end}
         ids = {name: chats.tokenizer.convert_tokens_to_ids(token) for name, token in frame.items() if token}
         return {f"vision_{name}_token_id": number for name, number in ids.items()}

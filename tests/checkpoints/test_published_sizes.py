@@ -72,6 +72,11 @@ QWEN2_7B = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
 }
+QWEN2_5_VL = {
+    "model_type": "qwen2_5_vl",
+    "image_token_id": 151655,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+}
 # model_type, config, a tensor that tells tied from untied, names, bytes, bytes of a number; where the last three are written
 INDEXES = {
     # model.safetensors.index.json as quoted in github.com/cuijunjie18/my_notebook uv/ICT_note.md
@@ -191,6 +196,26 @@ STOCK: dict[str, tuple[str, str, Config]] = {
             "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
             "vision_config": {"hidden_size": 1536},
         },
+    ),
+    "Qwen2.5-VL-3B": (
+        "qwen2_5_vl",
+        "Qwen2_5_VLForConditionalGeneration",
+        QWEN2_5_VL
+        | {
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 36,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "tie_word_embeddings": True,
+            "vision_config": {"hidden_size": 1280, "out_hidden_size": 2048, "tokens_per_second": 2},
+        },
+    ),
+    "Qwen2.5-VL-7B": (
+        "qwen2_5_vl",
+        "Qwen2_5_VLForConditionalGeneration",
+        QWEN2_7B | QWEN2_5_VL | {"vision_config": {"hidden_size": 1280, "out_hidden_size": 3584, "tokens_per_second": 2}},
     ),
     "blip2-opt-2.7b": (
         "blip2_hf",

@@ -25,9 +25,10 @@ def toys(group: str, *others: str) -> list[str]:
 ENCODERS = toys("encoder")
 MIDDLEWARES = toys("middleware", "concat", "linear", "mlp", "pixel_shuffle_mlp", "patch_merger", "hybrid_mlp", "linear_probe")
 DECODERS = toys("decoder")
-PROCESSORS = {"qwen2_vit_toy": "any_resolution", "deepseek_hybrid_toy": "padded_pair"}
+ANY_RESOLUTION = ("qwen2_vit_toy", "qwen2_5_vit_toy")
+PROCESSORS = {**dict.fromkeys(ANY_RESOLUTION, "any_resolution"), "deepseek_hybrid_toy": "padded_pair"}
 SIZES = {
-    "qwen2_vit_toy": ["data.processor.patch_size=${encoder.patch_size}", "data.processor.min_pixels=2304"],
+    **{name: ["data.processor.patch_size=${encoder.patch_size}", "data.processor.min_pixels=2304"] for name in ANY_RESOLUTION},
     "deepseek_hybrid_toy": [],
 }
 HANDS_NOTHING = {"clip_text_toy", "linear_probe"}
@@ -39,12 +40,14 @@ def reason(encoder: str, middleware: str, decoder: str) -> str | None:
         return "do not fit"
     if middleware == "clip_text_toy" and encoder in NO_SUMMARY:
         return "puts no token before its patches"
-    if (encoder, decoder) == ("qwen2_vit_toy", "flamingo_toy"):
+    if encoder in ANY_RESOLUTION and decoder == "flamingo_toy":
         return "attends to equally many tokens"
     return "hands nothing to a decoder" if middleware in HANDS_NOTHING else None
 
 
-KINDS = {"qwen2_vit_toy": "blocks", "patch_merger": "blocks", "deepseek_hybrid_toy": "pair", "hybrid_mlp": "pair"}
+KINDS = {
+    **dict.fromkeys((*ANY_RESOLUTION, "patch_merger"), "blocks"), **dict.fromkeys(("deepseek_hybrid_toy", "hybrid_mlp"), "pair"),
+}  # fmt: skip
 NO_SUMMARY = {"siglip_chat_toy", "openclip_toy", "sam_toy", "deepseek_hybrid_toy"}
 
 

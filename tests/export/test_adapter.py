@@ -28,6 +28,7 @@ CASES = {
     "dora": ("llava_toy", "peft=dora", "peft.decoder.rank=4"),
     "fused query, key and value": ("internvl_1_5_toy", *LORA, "peft/part@peft.encoder=lora"),
     "qwen2_vl": ("qwen2_vl_toy", *LORA),
+    "qwen2_5_vl": ("qwen2_5_vl_toy", *LORA),
     "embeddings": ("llava_toy", *LORA, "stages.supervised.module.train=[middleware,decoder,decoder.lm.model.embed_tokens]"),
 }
 

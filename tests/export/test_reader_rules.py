@@ -15,6 +15,14 @@ from lightning_internvl.export.report import ExportReport
 Exported = Callable[..., tuple[Path, ExportReport]]
 
 
+def test_the_rules_of_vllm_hold_for_what_llama_cpp_is_not_given(exported: Exported) -> None:
+    folder, _ = exported("qwen2_5_vl_toy")
+    (line,) = check_rules(folder, "qwen2_5_vl", ("vllm",))
+    assert line.endswith("rules of its source hold")
+    with pytest.raises(ValueError, match=r"layout qwen2_5_vl has no form in llama\.cpp"):
+        check_rules(folder, "qwen2_5_vl", ("llama_cpp",))
+
+
 @pytest.mark.parametrize(("recipe", "layout"), [("llava_toy", "llava_native"), ("qwen2_vl_toy", "qwen2_vl")])
 def test_exports_keep_them(exported: Exported, recipe: str, layout: str) -> None:
     folder, _ = exported(recipe)

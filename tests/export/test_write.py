@@ -29,6 +29,7 @@ NATIVE = {
     "internvl_1_5_toy": ("internvl_native", "InternVLProcessor"),
     "llava_toy": ("llava_native", "LlavaProcessor"),
     "qwen2_vl_toy": ("qwen2_vl", "Qwen2VLProcessor"),
+    "qwen2_5_vl_toy": ("qwen2_5_vl", "Qwen2_5_VLProcessor"),
     "blip2_toy": ("blip2_hf", "Blip2Processor"),
     "instructblip_toy": ("instructblip_hf", "InstructBlipProcessor"),
     "deepseek_vl_toy": ("deepseek_vl_hf", "DeepseekVLHybridProcessor"),
@@ -127,8 +128,8 @@ def test_the_card_names_base_models_of_the_hub_only() -> None:
 
 # --- what other programs read -----------------------------------------------------------------------------------------
 
-# vLLM: `interns1.py` (native InternVL), `llava.py`, `qwen2_vl.py`; lmms-eval: `llava_hf.py`, `qwen2_vl.py`, which take the folder
-# through AutoConfig, AutoProcessor and the tokenizer's chat template. Neither program is run here.
+# vLLM: `interns1.py` (native InternVL), `llava.py`, `qwen2_vl.py`, `qwen2_5_vl.py`; lmms-eval: `llava_hf.py`,
+# `qwen2_vl.py`, which take the folder through AutoConfig, AutoProcessor and the tokenizer's chat template. Neither is run here.
 SERVED = {
     "internvl_1_5_toy": (
         {"downsample_ratio", "image_token_id", "vision_config", "text_config"},
@@ -139,16 +140,21 @@ SERVED = {
         {"image_token_id", "video_token_id", "vision_config"},
         {"patch_size", "merge_size", "min_pixels", "max_pixels"},
     ),
+    "qwen2_5_vl_toy": (
+        {"image_token_id", "video_token_id", "vision_config"},
+        {"patch_size", "merge_size", "min_pixels", "max_pixels"},
+    ),
 }
 ARCHITECTURES = {
     "internvl_1_5_toy": "InternVLForConditionalGeneration", "llava_toy": "LlavaForConditionalGeneration",
-    "qwen2_vl_toy": "Qwen2VLForConditionalGeneration",
+    "qwen2_vl_toy": "Qwen2VLForConditionalGeneration", "qwen2_5_vl_toy": "Qwen2_5_VLForConditionalGeneration",
 }  # fmt: skip
 
 PART_CLASSES = {
     "internvl_1_5_toy": (["LlamaForCausalLM"], ["InternVisionModel"]),
     "llava_toy": (["LlamaForCausalLM"], None),  # llama.cpp takes the class of the whole for a tower of CLIP
     "qwen2_vl_toy": (["Qwen2VLForConditionalGeneration"], None),
+    "qwen2_5_vl_toy": (["Qwen2_5_VLForConditionalGeneration"], None),
 }
 
 
@@ -190,8 +196,9 @@ def test_towers_have_the_names_of_published_files(exported: Exported, recipe: st
         assert f"{tower}embeddings.patch_embedding.weight" in opened.keys()  # noqa: SIM118 - not a dict
 
 
-def test_tokens_that_frame_a_picture_are_named_where_its_place_is_found_by_them(exported: Exported) -> None:
-    folder, _ = exported("qwen2_vl_toy")
+@pytest.mark.parametrize("recipe", ["qwen2_vl_toy", "qwen2_5_vl_toy"])
+def test_tokens_that_frame_a_picture_are_named_where_its_place_is_found_by_them(exported: Exported, recipe: str) -> None:
+    folder, _ = exported(recipe)
     config, tokenizer = fields(folder, "config.json"), AutoTokenizer.from_pretrained(folder)
     found = [config[f"vision_{name}_token_id"] for name in ("start", "end")]
     assert tokenizer.convert_ids_to_tokens(found) == ["<|vision_start|>", "<|vision_end|>"]

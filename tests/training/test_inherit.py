@@ -44,7 +44,15 @@ QUESTION = "what is in the top-left?"
 STILL = "stages.finetune.optimizer.lr=1e-30"  # trains, and changes nothing
 # Chat formats that the toy tokenizer spells letter by letter.
 SHORT = {case: ["data.chats_collate.system="] for case in ("xcomposer2", "xcomposer1")}
-EXPORTED = ("internvl_chat", "internvl_chat_llava", "llava", "minigpt4", "xcomposer2", "qwen2_vl")  # tests/export has the rest
+EXPORTED = (
+    "internvl_chat",
+    "internvl_chat_llava",
+    "llava",
+    "minigpt4",
+    "xcomposer2",
+    "qwen2_vl",
+    "qwen2_5_vl",
+)  # tests/export has the rest
 
 
 def picture(number: int) -> np.ndarray:

@@ -48,7 +48,8 @@ class ChatCollator:
 
     Where `image_tokens` names a token of videos, samples may hold "videos": [((F, H, W, 3) uint8,
     frames a second), ...], marked "<video>" in the conversation, and the batch has
-    `pixel_values_videos` and what else describes pictures (`video_grid_thw`).
+    `pixel_values_videos`, what else describes pictures (`video_grid_thw`), and `second_per_grid_ts`
+    (videos,) float32, the seconds between two steps of each (`Processor.step_seconds`).
 
     Args:
         tokens_per_tile: decoder tokens of one square.
@@ -161,8 +162,9 @@ class ChatCollator:
         """A sample's row by `encode`, and its pictures and videos as the encoder sees them."""
         pictures, videos = self._shown(sample, encode)
         row = self._row(sample, pictures, videos, encode)
-        conversation = sample["conversation"]
-        return {"key": sample["key"], "row": row, "pictures": pictures, "videos": videos, "conversation": conversation}
+        seconds = [self.processor.step_seconds(len(frames), fps) for frames, fps in sample.get("videos", ())]
+        shown = {"pictures": pictures, "videos": videos, "seconds": seconds}
+        return {"key": sample["key"], "row": row, **shown, "conversation": sample["conversation"]}
 
     def _shown(self, sample: Sample, encode: Callable[..., Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """A sample's pictures and videos as the encoder sees them."""
@@ -184,6 +186,7 @@ class ChatCollator:
             named = {"pixel_values": "pixel_values_videos"}
             videos = self.processor.inputs([video for one in prepared for video in one["videos"]])
             inputs |= {named.get(n, n.replace("image_", "video_", 1)): x for n, x in videos.items()}
+            inputs["second_per_grid_ts"] = torch.tensor([step for one in prepared for step in one["seconds"]])
         return inputs
 
     def _lengths(self, shown: Sequence[np.ndarray]) -> list[int]:

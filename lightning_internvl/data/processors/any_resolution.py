@@ -1,5 +1,5 @@
-"""Pictures of any size and videos as Qwen2-VL reads them: near their own size, cut into patches
-(Wang et al. 2024, section 2.1; official image processor, and `qwen-vl-utils` for videos).
+"""Pictures of any size and videos as Qwen2-VL and Qwen2.5-VL read them: near their own size, cut into
+patches (Wang et al. 2024, section 2.1; official image processor, and `qwen-vl-utils` for videos).
 
 Letters: H, W sides in pixels, F frames, P patches of all pictures, C values of a patch.
 """
@@ -103,7 +103,7 @@ class AnyResolution(Processor):
         if len(frames) == 0 or not fps > 0:
             given = f"this one has {len(frames)} at {fps} a second"
             raise ValueError(f"a video needs one frame or more and a rate above 0; {given}")
-        chosen = frames[frame_places(len(frames), fps, self.fps, self.min_frames, self.max_frames, self.frames)]
+        chosen = frames[self._places(len(frames), fps)]
         if missing := -len(chosen) % self.frames:
             chosen = np.concatenate([chosen, *[chosen[-1:]] * missing])
         low, high = self.frame_pixels
@@ -111,6 +111,13 @@ class AnyResolution(Processor):
         most = max(min(high, share), int(low * 1.05))
         size = smart_size(frames.shape[1], frames.shape[2], self.factor, low, most)
         return np.stack([self._at(frame, *size) for frame in chosen])
+
+    def step_seconds(self, frames: int, fps: float) -> float:
+        """As in transformers: by how many frames are taken of a second of the video."""
+        return self.frames / (len(self._places(frames, fps)) / frames * fps)
+
+    def _places(self, frames: int, fps: float) -> list[int]:
+        return frame_places(frames, fps, self.fps, self.min_frames, self.max_frames, self.frames)
 
     def tokens(self, picture: np.ndarray, per_square: int) -> int:
         """Visual tokens of a picture or video as `__call__` or `video` returned it."""

@@ -94,6 +94,11 @@ class Processor(ABC):
         other = "processor@data.processor=any_resolution"
         raise ValueError(f"{type(self).__name__} prepares pictures only; videos need {other}")
 
+    def step_seconds(self, frames: int, fps: float) -> float:
+        """The seconds that pass from one step of a video of so many frames to its next, as `video`
+        chooses them; here a frame is a step."""
+        return 1 / fps
+
     def tokens(self, picture: np.ndarray, per_square: int) -> int:
         """Visual tokens of a picture as `__call__` returned it, where a square has `per_square`."""
         return len(picture) * per_square

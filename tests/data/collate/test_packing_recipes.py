@@ -26,6 +26,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "QLLaMA": ("supervised", ("experiment=internvl_toy", *TINY_LLAMA)),
     "tiles": ("sft", ("experiment=internvl_1_5_toy", "data.packing_tiles=12")),
     "any resolution, M-RoPE": ("sft", ("experiment=qwen2_vl_toy",)),
+    "windows, videos in seconds": ("long", ("experiment=qwen2_5_vl_toy",)),
     "several pictures": ("supervised", ("experiment=internvl_chat_toy", *ALBUMS)),
     "a Q-Former that reads the question": ("supervised", ("experiment=instructblip_toy",)),
     "OPT": ("supervised", ("experiment=blip2_toy",)),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.video_utils import VideoMetadata
 
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.collate.encode import ImageTokens
@@ -134,6 +135,7 @@ def test_a_batch_of_pictures_and_videos() -> None:
     )
     assert batch["image_grid_thw"].tolist() == [[1, 2, 6], [1, 4, 4]]
     assert batch["video_grid_thw"].tolist() == [[1, 2, 4]]
+    assert batch["second_per_grid_ts"].tolist() == [1.5]  # two frames of a step, taken of three at two a second
     assert batch["pixel_values"].shape == (28, 1176)
     assert batch["pixel_values_videos"].shape == (8, 1176)
     text = TOKENIZER.decode(batch["input_ids"][0][batch["attention_mask"][0].bool()])
@@ -144,6 +146,14 @@ def test_a_batch_of_pictures_and_videos() -> None:
         "<|im_start|>assistant\na cat<|im_end|>\n"
     )
     assert (batch["input_ids"] == TOKENIZER.convert_tokens_to_ids("<|image_pad|>")).sum(dim=1).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(1, 24.0), (3, 2.0), (4, 2.0), (7, 25.0), (40, 29.97), (500, 30.0)])
+def test_steps_are_apart_as_in_transformers(frames: int, fps: float) -> None:
+    processor = AnyResolution(112, max_frames=32)
+    places = frame_places(frames, fps, processor.fps, processor.min_frames, processor.max_frames, processor.frames)
+    theirs = VideoMetadata(total_num_frames=frames, fps=fps, frames_indices=places)
+    assert processor.step_seconds(frames, fps) == processor.frames / theirs.sampled_fps  # as `Qwen2_5_VLProcessor` has it
 
 
 def test_a_batch_of_text_alone_has_the_same_names() -> None:
