@@ -87,6 +87,11 @@ def embed_patches(pixels_N3HW: Tensor, layer: nn.Conv2d, patch_size: int) -> Ten
     height, width = pixels_N3HW.shape[-2:]
     if min(height, width) < patch_size:
         raise ValueError(f"images of {height} x {width} pixels: both sides must hold a patch of {patch_size}")
-    pixels_N3HW = pixels_N3HW.to(layer.weight.dtype)
-    patches = F.unfold(pixels_N3HW, patch_size, stride=patch_size).transpose(1, 2)
-    return F.linear(patches, layer.weight.flatten(1), layer.bias)
+    rows, columns = height // patch_size, width // patch_size
+    whole = pixels_N3HW[..., : rows * patch_size, : columns * patch_size].to(layer.weight.dtype)
+    grid = whole.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))
+    # copied in one pass, where `F.unfold` gathers value by value and leaves each patch strided
+    patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    # the bias apart: in one operation with it sums would be rounded otherwise on a CPU
+    x = F.linear(patches, layer.weight.flatten(1))
+    return x if layer.bias is None else x + layer.bias.to(x.dtype)
