@@ -9,6 +9,7 @@ costs a Gaussian factor, and no stemming merges words.
 
 from __future__ import annotations
 
+import functools
 import math
 import string
 import unicodedata
@@ -32,6 +33,7 @@ def tokenize(text: str) -> list[str]:
     return "".join(letter for letter in text.lower() if not _is_punctuation(letter)).split()
 
 
+@functools.cache
 def _is_punctuation(letter: str) -> bool:
     return letter in string.punctuation or unicodedata.category(letter).startswith("P")
 
@@ -94,7 +96,7 @@ def cider(
             f"and {len(references)} lists of references."
         )
     true = _References(references, words)
-    scores = [true.score(words(candidate), place) for place, candidate in enumerate(candidates)]
+    scores = [true.score(true.vector(words(candidate)), place) for place, candidate in enumerate(candidates)]
     return sum(scores) / len(scores), scores
 
 
@@ -103,7 +105,8 @@ def cider_of_constants(
 ) -> list[float]:
     """CIDEr-D of models that say the same of every picture, one for each of some captions."""
     true, pictures = _References(references, words), range(len(references))
-    return [sum(true.score(words(caption), place) for place in pictures) / len(references) for caption in captions]
+    vectors = [true.vector(words(caption)) for caption in captions]
+    return [sum(true.score(vector, place) for place in pictures) / len(references) for vector in vectors]
 
 
 class _References:
@@ -123,8 +126,11 @@ class _References:
     def _vector(self, ngrams: Counter[tuple[str, ...]]) -> _Vector:
         return _vector(ngrams, self.frequency, self.log_documents)
 
-    def score(self, caption: list[str], place: int) -> float:
-        """Of the words of one caption beside the true ones of a picture."""
-        vector = self._vector(_ngrams(caption))
+    def vector(self, caption: list[str]) -> _Vector:
+        """Of the words of a caption."""
+        return self._vector(_ngrams(caption))
+
+    def score(self, vector: _Vector, place: int) -> float:
+        """Of a caption beside the true ones of a picture."""
         similar = [_similarity(vector, theirs) for theirs in self.vectors[place]]
         return SCALE * sum(similar) / len(similar)
