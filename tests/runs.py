@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
-import pickle
 import runpy
 import shutil
 import sys
@@ -15,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import quick_hydra  # noqa: F401
 import torch
 import yaml
 from hydra._internal.hydra import Hydra
-from omegaconf import OmegaConf
 from processes import Started
 from safetensors.torch import load_file
 from torch import Tensor
@@ -42,22 +40,6 @@ TINY = (
 )  # fmt: skip
 
 WITHOUT_DECODER = {"contrastive", "generative", "probe", "retrieval", "filter"}  # stages
-
-
-_loaded = OmegaConf.load
-
-
-@functools.cache
-def _pickled(text: str) -> bytes:
-    return pickle.dumps(OmegaConf.create(text))
-
-
-def _load(file_: Any) -> Any:
-    """For Hydra, which reads the same files in every test: a pickled copy costs a seventh of a deep one."""
-    return pickle.loads(_pickled(file_.read())) if hasattr(file_, "read") else _loaded(file_)
-
-
-OmegaConf.load = staticmethod(_load)
 
 
 class Outcome(NamedTuple):
