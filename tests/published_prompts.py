@@ -144,6 +144,13 @@ PUBLISHED = {
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\nIs @ there?<|im_end|>\n<|im_start|>assistant\n",
     ),
+    "qwen2_5_vl": Published(
+        "Qwen2.5-VL-3B-Instruct chat_template.json",
+        chatml("You are a helpful assistant.", "@", joint=""),
+        chatml_given(),
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nIs @ there?<|im_end|>\n<|im_start|>assistant\n",
+    ),
     "deepseek": Published(
         "deepseek-ai/DeepSeek-VL deepseek_vl/utils/conversation.py",
         f"<s>{DEEPSEEK}\n\nUser: @What is it?\n\nAssistant: A cat</s>User: Where?\n\nAssistant:",

@@ -206,7 +206,7 @@ class Session:
         seed = sampling.seed + len(self.messages)
         for ids, finished in _generated(self.model, batch, options, self._stop_flag, seed, self.precision):
             said = tokenizer.batch_decode([ids], skip_special_tokens=True)[0]
-            text = self.chats.template.said(visible_text(said, end, finished), finished)
+            text = self.chats.said(visible_text(said, end, finished), sample, finished)
             for word in stop:
                 text = visible_text(text, word, finished)
             if finished:

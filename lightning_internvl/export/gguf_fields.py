@@ -17,9 +17,11 @@ from lightning_internvl.export.gguf_tensors import LANGUAGES, rope_of
 from lightning_internvl.messages import first_of
 
 KINDS = {
-    "llava": "LLaVA", "internvl": "InternVL", "internvl_chat": "InternVL", "qwen2_vl": "Qwen2-VL",
+    "llava": "LLaVA", "internvl": "InternVL", "internvl_chat": "InternVL", "qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL",
 }  # fmt: skip
+LAYOUTS = ("llava_native", "internvl_native", "internvl_chat", "qwen2_vl", "qwen2_5_vl")
 CAN = f"what can: {', '.join(dict.fromkeys(KINDS.values()))}, with {', '.join(LANGUAGES)}"
+QWEN = ("qwen2_vl", "qwen2_5_vl")
 GELU = ("gelu", "gelu_pytorch_tanh", "gelu_new")  # llama.cpp has one of them
 RMS_SIZE = (3200, 45)  # width and blocks by which the reader knows InternViT-6B, and its norms
 
@@ -32,14 +34,15 @@ def text_part(config: Config) -> Config:
 def gguf_faults(layout: str, config: Config) -> list[str]:
     """Why a model cannot be a pair of GGUF files; empty if it can."""
     kind = config.get("model_type")
-    if kind not in KINDS or layout not in ("llava_native", "internvl_native", "internvl_chat", "qwen2_vl"):
+    if kind not in KINDS or layout not in LAYOUTS:
         return [f"layout {layout} has no form in llama.cpp; {CAN}"]
     text = text_part(config)
     language = (text.get("architectures") or ["a model without architectures"])[0]
     faults = [] if language in LANGUAGES else [f"{language} is not among the language models; {CAN}"]
     faults += language_faults(LANGUAGES.get(language, ""), text)
     vision = config["vision_config"]
-    return faults + {"llava": _llava_faults, "qwen2_vl": _qwen2_vl_faults}.get(kind, _internvl_faults)(config, vision)
+    own = {"llava": _llava_faults, "qwen2_vl": _qwen2_vl_faults, "qwen2_5_vl": _qwen2_5_vl_faults}
+    return faults + own.get(kind, _internvl_faults)(config, vision)
 
 
 def language_faults(architecture: str, text: Config) -> list[str]:
@@ -121,8 +124,21 @@ def _internvl_faults(config: Config, vision: Config) -> list[str]:
     return faults
 
 
+QWEN_TOWER: Config = {"temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3}
+
+
 def _qwen2_vl_faults(config: Config, vision: Config) -> list[str]:
-    wanted = {"hidden_act": "quick_gelu", "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3}
+    return _other_values(vision, {"hidden_act": "quick_gelu", **QWEN_TOWER})
+
+
+def _qwen2_5_vl_faults(config: Config, vision: Config) -> list[str]:
+    full, depth = vision["fullatt_block_indexes"], vision["depth"]
+    # the reader knows a step from one full layer to the next, and one size of windows
+    even = list(range(full[0], depth, full[0] + 1)) if full else "every so many blocks"
+    return _other_values(vision, {"hidden_act": "silu", "window_size": 112, "fullatt_block_indexes": even, **QWEN_TOWER})
+
+
+def _other_values(vision: Config, wanted: Config) -> list[str]:
     off = [f"{name}={vision[name]}" for name, value in wanted.items() if vision.get(name, value) != value]
     return [f"{first_of(off)} of the tower: llama.cpp has {', '.join(f'{n}={v}' for n, v in wanted.items())}"] if off else []
 
@@ -137,7 +153,7 @@ def _feature_layers(config: Config) -> list[int]:
 def tower_blocks(config: Config) -> int:
     """The blocks of the tower up to the one whose output is handed on."""
     vision = config["vision_config"]
-    if config["model_type"] == "qwen2_vl":
+    if config["model_type"] in QWEN:
         return vision["depth"]
     if config["model_type"] == "llava":
         return max(_feature_layers(config))
@@ -219,17 +235,21 @@ def write_vision_fields(writer: Any, config: Config, pictures: Mapping[str, Any]
     kind, vision = config["model_type"], config["vision_config"]
     writer.add_clip_has_vision_encoder(True)
     writer.add_vision_projection_dim(text_part(config)["hidden_size"])
-    writer.add_vision_image_size(_one(vision.get("image_size", 560)))  # Qwen2-VL has none; the reader asks for one
+    writer.add_vision_image_size(_one(vision.get("image_size", 560)))  # of any size; the reader asks for one
     writer.add_vision_patch_size(_one(vision["patch_size"]))
-    qwen = kind == "qwen2_vl"
-    writer.add_vision_embedding_length(vision["embed_dim" if qwen else "hidden_size"])
-    writer.add_vision_feed_forward_length(vision["hidden_size" if qwen else "intermediate_size"])  # as the converter has it
+    qwen, older = kind in QWEN, kind == "qwen2_vl"
+    writer.add_vision_embedding_length(vision["embed_dim" if older else "hidden_size"])
+    writer.add_vision_feed_forward_length(vision["hidden_size" if older else "intermediate_size"])  # as the converter has it
     writer.add_vision_block_count(tower_blocks(config))
     writer.add_vision_head_count(vision["num_heads" if qwen else "num_attention_heads"])
     writer.add_vision_image_mean(pictures["image_mean"])
     writer.add_vision_image_std(pictures["image_std"])
     projector = gguf.VisionProjectorType
-    writer.add_clip_projector_type({"llava": "mlp", "qwen2_vl": projector.QWEN2VL}.get(kind, projector.INTERNVL))
+    named = {"llava": "mlp", "qwen2_vl": projector.QWEN2VL, "qwen2_5_vl": projector.QWEN25VL}
+    writer.add_clip_projector_type(named.get(kind, projector.INTERNVL))
+    if kind == "qwen2_5_vl":
+        writer.add_vision_use_silu(True)
+        writer.add_vision_n_wa_pattern(vision["fullatt_block_indexes"][0] + 1)
     if qwen:
         writer.add_vision_attention_layernorm_eps(1e-6)
         return

@@ -24,7 +24,8 @@ Change = Callable[..., Tensor]
 LANGUAGES = {
     "LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "InternLM2ForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3", "Qwen3MoeForCausalLM": "qwen3moe",
-    "Qwen2VLForConditionalGeneration": "qwen2vl", "Phi3ForCausalLM": "phi3", "Gemma3ForCausalLM": "gemma3",
+    "Qwen2VLForConditionalGeneration": "qwen2vl", "Qwen2_5_VLForConditionalGeneration": "qwen2vl",
+    "Phi3ForCausalLM": "phi3", "Gemma3ForCausalLM": "gemma3",
 }  # fmt: skip
 ROPE_FREQS = "rope_freqs.weight"
 # How the names of a language model begin, InternLM2's among them.
@@ -166,7 +167,8 @@ def vision_tensors(config: Config, names: Sequence[str], blocks: int) -> Iterato
     """
     kind = config["model_type"]
     known = table("clip", max(blocks, 4))  # it numbers the layers of projectors too
-    make = {"llava": _llava, "internvl": _internvl, "internvl_chat": _internvl_chat, "qwen2_vl": _qwen2_vl}[kind]
+    qwen = {"qwen2_vl": _qwen2_vl, "qwen2_5_vl": _qwen2_vl}
+    make = {"llava": _llava, "internvl": _internvl, "internvl_chat": _internvl_chat, **qwen}[kind]
     for name in names:
         found = re.search(r"\.(?:layers?|blocks)\.(\d+)\.", name)
         if found and int(found[1]) >= blocks and "language_model" not in name:

@@ -198,7 +198,7 @@ def chat_format(
         name: the format that was asked for (`chosen`) or published, "" if there is none.
     """
     vocabulary = words.get_vocab()
-    if not chosen and (found := written_format(words.chat_template or "", known, context)):
+    if not chosen and (found := written_format(words.chat_template or "", known, context, name)):
         return found
     if not name:
         choices = f"NAME, one of {', '.join(template_names())}"
@@ -208,13 +208,14 @@ def chat_format(
     return template, frame if frame and all(token in vocabulary for token in frame) else None
 
 
-def written_format(text: str, known: System, context: str) -> tuple[ChatTemplate, Frame] | None:
-    """The chat format that `export.py` wrote as this `chat_template.jinja`, or None."""
+def written_format(text: str, known: System, context: str, usual: str = "") -> tuple[ChatTemplate, Frame] | None:
+    """The chat format that `export.py` wrote as this `chat_template.jinja`, or None; where several
+    write the same text that of the name `usual`."""
     system = re.search(r'namespace\(system=("(?:[^"\\]|\\.)*")', text)
     if not system:
         return None
     written = texts_of(text)
-    for name in template_names():
+    for name in sorted(template_names(), key=lambda name: name != usual):
         template = load_template(name, json.loads(system[1]))
         if template.image_frame and written == texts_of(jinja_of(template, context.join(template.image_frame))):
             return template, template.image_frame

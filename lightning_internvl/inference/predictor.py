@@ -185,7 +185,7 @@ class Predictor:
             texts += tokenizer.batch_decode(new, skip_special_tokens=True)
         if "stop_strings" in options:
             texts = [text.partition(end)[0] for text in texts]
-        return [chats.template.said(text.strip()) for text in texts]
+        return [chats.said(text.strip(), sample) for text, sample in zip(texts, samples, strict=True)]
 
     def placed(self, tensor: Tensor) -> Tensor:
         """A tensor where the model is; floats in the type of the tower's first weights."""

@@ -110,7 +110,7 @@ SYSTEMS: Mapping[str, System] = {
     "llava": System(_llava_template, _llava_processor),
     "llava_native": System("vicuna", "center_crop", system=""),
     "qwen2_vl": System("qwen2_vl", "any_resolution", frame=("<|vision_start|>", "<|vision_end|>")),
-    "qwen2_5_vl": System("qwen2_vl", "any_resolution", frame=("<|vision_start|>", "<|vision_end|>")),
+    "qwen2_5_vl": System("qwen2_5_vl", "any_resolution", frame=("<|vision_start|>", "<|vision_end|>")),
     "qwen_vl": System("qwen", frame=_IMG),
     "blip2_hf": System(_t5("blip2")),
     "instructblip_hf": System(_t5("instructblip")),

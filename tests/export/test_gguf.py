@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ RUNS = {
     "llava_toy": ("float32", "llama", {"vision_tower.vision_model.embeddings.class_embedding": "v.class_embd"}),
     "internvl_1_5_toy": ("bfloat16", "llama", {"vision_tower.encoder.layer.0.lambda_1": "v.blk.0.ls1.weight"}),
     "qwen2_vl_toy": ("float16", "qwen2vl", {"visual.merger.ln_q.weight": "v.post_ln.weight"}),
+    "qwen2_5_vl_toy": ("float16", "qwen2vl", {"visual.blocks.1.mlp.gate_proj.weight": "v.blk.1.ffn_gate.weight"}),
 }
+# What llama.cpp takes of windows: one size of them, and a layer that sees all after every so many.
+WINDOWS = ("encoder.window=112", "encoder.full_layers=[1]")
 
 
 def values(tensor: Any) -> np.ndarray:
@@ -48,7 +52,7 @@ def values(tensor: Any) -> np.ndarray:
 @pytest.mark.parametrize("recipe", RUNS)
 def test_tensors_read_back_equal_under_the_names_of_the_tables(exported: Exported, tmp_path: Path, recipe: str) -> None:
     dtype, architecture, known = RUNS[recipe]
-    folder, _ = exported(recipe, dtype=dtype)
+    folder, _ = exported(recipe, *(WINDOWS if recipe == "qwen2_5_vl_toy" else ()), dtype=dtype)
     to = tmp_path / "m.gguf"
     lines, notes = write_gguf(folder, to, ExportOptions(dtype=dtype))
     assert [line.partition(" tensors ")[2] for line in lines] == ["read back equal"] * 2
@@ -128,6 +132,23 @@ def test_what_the_reader_would_take_otherwise_is_refused(change: dict[str, Any],
     assert gguf_faults("internvl_native", config) == []
     (fault,) = gguf_faults("internvl_native", config | change)
     assert named in fault
+
+
+QWEN2_5 = {"depth": 8, "hidden_act": "silu", "window_size": 112, "fullatt_block_indexes": [3, 7]}
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"window_size": 48}, "window_size=48 of the tower: llama.cpp has .*window_size=112"),
+    ({"fullatt_block_indexes": [3]}, r"fullatt_block_indexes=\[3\] of the tower: llama.cpp has .*fullatt_block_indexes=\[3, 7\]"),
+    ({"fullatt_block_indexes": []}, r"fullatt_block_indexes=\[\] of the tower"),
+    ({"spatial_merge_size": 3}, "spatial_merge_size=3 of the tower"),
+])  # fmt: skip
+def test_windows_that_the_reader_does_not_have_are_refused(change: dict[str, Any], named: str) -> None:
+    text = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "hidden_act": "silu"}
+    config = {"model_type": "qwen2_5_vl", "text_config": text, "vision_config": QWEN2_5}
+    assert gguf_faults("qwen2_5_vl", config) == []
+    (fault,) = gguf_faults("qwen2_5_vl", config | {"vision_config": QWEN2_5 | change})
+    assert re.search(named, fault)
 
 
 def test_factors_of_llama3_are_those_of_transformers() -> None:

@@ -25,8 +25,9 @@ from lightning_internvl.data.collate.base import (
 )
 from lightning_internvl.data.collate.encode import ImageTokens, TooLong, certainly_fits, encode_conversation, encode_prompt
 from lightning_internvl.data.collate.instructions import Instructions, encode_question
+from lightning_internvl.data.collate.pixel_boxes import WHOLE, in_pixels, rescaled
 from lightning_internvl.data.processors.basic import Processor
-from lightning_internvl.data.templates import ChatTemplate
+from lightning_internvl.data.templates import IMAGE, VIDEO, ChatTemplate, Message
 from lightning_internvl.data.tokenizer import token_id
 from lightning_internvl.messages import check_choice
 
@@ -100,9 +101,10 @@ class ChatCollator:
         """How many tokens a sample has if `prepare` leaves its last turns out, None if it takes the
         whole. Quick for what has room to spare. Raises ValueError as `prepare` does."""
         if self.quick_check and self.encode is encode_conversation:
-            lengths = [self._lengths(shown) for shown in self._shown(sample, self.encode)]
+            shown = self._shown(sample, self.encode)
+            lengths = [self._lengths(one) for one in shown]
             names, limit = self.image_tokens, self.max_length
-            row = (sample["conversation"], self.template, self.tokenizer, lengths[0], limit, sample["key"])
+            row = (self._read(sample, *shown), self.template, self.tokenizer, lengths[0], limit, sample["key"])
             if certainly_fits(*row, names, lengths[1]):
                 return None
         whole = copy.copy(self)
@@ -161,10 +163,32 @@ class ChatCollator:
     def _prepared(self, sample: Sample, encode: Callable[..., Any]) -> Prepared:
         """A sample's row by `encode`, and its pictures and videos as the encoder sees them."""
         pictures, videos = self._shown(sample, encode)
-        row = self._row(sample, pictures, videos, encode)
+        conversation = self._read(sample, pictures, videos)
+        row = self._row({**sample, "conversation": conversation}, pictures, videos, encode)
         seconds = [self.processor.step_seconds(len(frames), fps) for frames, fps in sample.get("videos", ())]
         shown = {"pictures": pictures, "videos": videos, "seconds": seconds}
-        return {"key": sample["key"], "row": row, **shown, "conversation": sample["conversation"]}
+        return {"key": sample["key"], "row": row, **shown, "conversation": conversation}
+
+    def _read(self, sample: Sample, pictures: Sequence[np.ndarray], videos: Sequence[np.ndarray]) -> Sequence[Message]:
+        """The conversation as the model reads it."""
+        if not self.template.pixel_boxes:
+            return sample["conversation"]
+        return in_pixels(sample["conversation"], *([one.shape[1:3] for one in shown] for shown in (pictures, videos)))
+
+    def said(self, text: str, sample: Sample, finished: bool = True) -> str:
+        """An answer to a sample's last question, decoded without special tokens, as data has it: see
+        `ChatTemplate.said`; boxes are in 0..1000."""
+        text = self.template.said(text, finished)
+        if not self.template.pixel_boxes or "</box>" not in text:
+            return text
+        marks = "".join(message["content"] for message in sample["conversation"])
+        if marks.rfind(VIDEO) > marks.rfind(IMAGE):
+            size = self.processor.video(*sample["videos"][-1]).shape[1:3]
+        elif len(sample["images"]):
+            size = self.processor.shape(*sample["images"][-1].shape[:2])[1:3]
+        else:
+            return text
+        return rescaled(text, size, WHOLE)
 
     def _shown(self, sample: Sample, encode: Callable[..., Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """A sample's pictures and videos as the encoder sees them."""

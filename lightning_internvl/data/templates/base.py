@@ -58,6 +58,7 @@ class ChatTemplate:
     stand before `user`, and its text loses the marks and the space beside them. `joint` stands behind
     each picture of a message whose pictures and texts came apart; with `parts_last` the texts of such
     a message follow all of its pictures, a space between them. Both are those of the published template.
+    With `pixel_boxes` boxes count pixels of the picture that the encoder sees (`data.collate.pixel_boxes`).
     """
 
     name: str
@@ -77,6 +78,7 @@ class ChatTemplate:
     images_first: bool = False
     joint: str = "\n"
     parts_last: bool = False
+    pixel_boxes: bool = False
 
     def with_system(self, system: str) -> ChatTemplate:
         """The same format with another default system message; "" leaves the system turn out."""
