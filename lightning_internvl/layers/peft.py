@@ -56,7 +56,7 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
             other = "Partial LoRA, whose updates it would scale"
             raise ValueError(f"peft.{name}.method=dora cannot be combined with {other}; choose lora")
         trained = {parameter for parameter in part.parameters() if parameter.requires_grad}
-        library.inject_adapter_in_model(config, part)
+        library.inject_adapter_in_model(config, _layers_of(part))
         for inner, parameter in part.named_parameters():
             # who trains is said by the stage
             parameter.requires_grad_(parameter in trained or parameter.requires_grad)
@@ -65,6 +65,14 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
                 parameter.data = parameter.data.float()
         part.register_state_dict_post_hook(_plain_names)
         part.register_load_state_dict_pre_hook(_wrapped_names)
+
+
+def _layers_of(part: nn.Module) -> nn.Module:
+    """The layers of a part, which are replaced in it. PEFT asks a model eight times a layer for its `config`, which a
+    part makes each time: half of the time that adapters on 7B take."""
+    layers = nn.Module()
+    layers._modules = part._modules
+    return layers
 
 
 def _library() -> Any:
