@@ -96,7 +96,7 @@ DOORS: dict[str, dict[str, str]] = {
     },
     "lightning_internvl/export/reload.py": {"auto.from_pretrained": f"{OURS}; {NO_CODE}"},
     "lightning_internvl/export/run_facts.py": {"locate": "of this project or trusted"},
-    "lightning_internvl/files.py": {"yaml.load": "SafeLoader, or the one in C, makes plain values"},
+    "lightning_internvl/files.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/filtering/decide.py": {"np.load": "no pickles, which is its default"},
     "lightning_internvl/hub.py": {
         "AutoModelForCausalLM.from_pretrained": f"a GGUF file; {NO_CODE}",
