@@ -22,7 +22,7 @@ from lightning_internvl.distributed.collectives import data_parallel_group, worl
 
 COUNTS = "counts"  # what each batch carries: its own counts
 WINDOW_COUNTS = "window"  # what each batch carries: the counts of all micro-batches of its step
-Counts = Mapping[str, int]
+Counts = Mapping[str, float]
 
 
 class AccumulationWindows:

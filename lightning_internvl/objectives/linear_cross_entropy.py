@@ -36,13 +36,14 @@ def linear_cross_entropy(
     states_TH: Tensor,
     layer: nn.Linear,
     targets_T: Tensor,
+    weights_T: Tensor | None = None,
     *,
     pieces: int,
     label_smoothing: float,
     judge: Judge,
 ) -> Tensor:
-    """The sum over tokens of the cross-entropy of `layer(states)`, in float32, a scalar; its
-    gradient can be taken once.
+    """The sum over tokens of the cross-entropy of `layer(states)`, each times its weight where there
+    are weights, in float32, a scalar; its gradient can be taken once.
 
     The gradients of states, weight and bias are found in the forward pass, chunk by chunk, right
     when the logits are there, so that nothing is computed twice.
@@ -51,7 +52,7 @@ def linear_cross_entropy(
         targets_T: ids from 0 to V - 1.
         pieces: chunks that the tokens are divided into.
     """
-    return _LinearCrossEntropy.apply(states_TH, layer.weight, layer.bias, targets_T, pieces, label_smoothing, judge)
+    return _LinearCrossEntropy.apply(states_TH, layer.weight, layer.bias, targets_T, weights_T, pieces, label_smoothing, judge)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -62,6 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
+        weights: Tensor | None,
         pieces: int,
         smoothing: float,
         judge: Judge,
@@ -76,11 +78,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(kind, enabled=False):
             # In the lower type once, as `torch.autocast` would make them for each chunk.
             layer = weight.to(low), None if bias is None else bias.to(low)
-            parts = zip(rows.tensor_split(pieces), targets.tensor_split(pieces), _parts(grads[0], pieces), strict=True)
+            split = _parts(weights, pieces), _parts(grads[0], pieces)
+            parts = zip(rows.tensor_split(pieces), targets.tensor_split(pieces), *split, strict=True)
             judged = partial(judge, smoothing=smoothing)
             totals = [
-                _chunk_loss(part, layer, wanted, (place, *grads[1:]), judged, first=number == 0)
-                for number, (part, wanted, place) in enumerate(parts)
+                _chunk_loss(part, layer, wanted, weighed, (place, *grads[1:]), judged, first=number == 0)
+                for number, (part, wanted, weighed, place) in enumerate(parts)
             ]
             total = sum(totals[1:], totals[0])
         ctx.save_for_backward(*grads)
@@ -94,7 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # changed, and says so.
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         grads = [None if grad is None else grad.mul_(factor).to(dtype) for grad, dtype in found]
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
 
 def _parts(x: Tensor | None, pieces: int) -> Sequence[Tensor | None]:
@@ -105,6 +108,7 @@ def _chunk_loss(
     states_CH: Tensor,
     layer: tuple[Tensor, Tensor | None],
     targets_C: Tensor,
+    weights_C: Tensor | None,
     grads: Sequence[Tensor | None],
     judge: Judge,
     *,
@@ -116,6 +120,8 @@ def _chunk_loss(
     weight_HV = weight_VH.T
     logits_CV = states_CH @ weight_HV if bias_V is None else torch.addmm(bias_V, states_CH, weight_HV)
     losses_C, grad_CV = judge(logits_CV, targets_C)
+    if weights_C is not None:
+        losses_C, grad_CV = losses_C * weights_C, grad_CV.mul_(weights_C[:, None])
     if grad_states is not None:
         torch.mm(grad_CV, weight_VH, out=grad_states)
     if grad_weight is not None and grad_CV.dtype == grad_weight.dtype:

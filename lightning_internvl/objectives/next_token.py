@@ -10,13 +10,23 @@ from torch import Tensor, nn
 
 from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.distributed.collectives import all_reduce_max, global_mean, world_size
+from lightning_internvl.layers.attention_masks import Segments, on_device, starts
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
 from lightning_internvl.layers.places import true_places
+from lightning_internvl.messages import check_choice
 from lightning_internvl.objectives.linear_cross_entropy import Judge, linear_cross_entropy, losses_and_gradient, plain_layer
+
+LABELLED = "labelled"  # of the counts of a batch: tokens that are judged
+# A token of a sample with n labelled tokens weighs n ** -power (InternVL 2.5, section 3.3)
+POWERS = {"token": 0.0, "square_root": 0.5, "sample": 1.0}
 
 
 class NextToken(nn.Module):
     """Cross-entropy of the next token, a mean over labelled tokens of all ranks.
+
+    By tokens, a description of forty words weighs as much as forty answers of one. `average` says
+    otherwise: a token of a sample with n labelled tokens weighs n ** -0.5 ("square_root", as
+    InternVL 2.5 is trained) or 1 / n ("sample": all samples weigh the same).
 
     Logits are computed where a label stands and nowhere else, and of many labels for a chunk at a
     time, so a large vocabulary costs the memory of one chunk. Behind a plain linear layer gradients
@@ -26,14 +36,16 @@ class NextToken(nn.Module):
     Args:
         label_smoothing: share of the target spread over the vocabulary.
         chunk: labelled tokens that are judged at a time; None: all of them.
+        average: "token", "square_root" or "sample".
     """
 
-    def __init__(self, *, label_smoothing: float = 0.0, chunk: int | None = 1024) -> None:
+    def __init__(self, *, label_smoothing: float = 0.0, chunk: int | None = 1024, average: str = "token") -> None:
         super().__init__()
+        check_choice("average", average, tuple(POWERS))
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"{label_smoothing=} must lie from 0 on and below 1")
         check_chunk("chunk", chunk)
-        self.label_smoothing, self.chunk = label_smoothing, chunk
+        self.label_smoothing, self.chunk, self.power = label_smoothing, chunk, POWERS[average]
         self.judge: Judge = losses_and_gradient  # of a chunk's logits; compiled with the decoder's blocks
 
     def forward(
@@ -44,6 +56,7 @@ class NextToken(nn.Module):
         *,
         shifts: bool = True,
         count: int | None = None,
+        segments: Segments | None = None,
     ) -> Tensor:
         """The token at position t is judged by the state at t - 1.
 
@@ -54,20 +67,37 @@ class NextToken(nn.Module):
                 encoder-decoder.
             count: how many labels are judged, where the host knows it (see `labelled_tokens`); a
                 GPU is then not asked for it.
+            segments: lengths of the samples of each row, where rows are packed.
         """
+        lengths_BL = sample_lengths(labels_BL, shifts=shifts, segments=segments) if self.power else None
         if shifts:
             hidden_BLH, labels_BL = hidden_BLH[:, :-1], labels_BL[:, 1:]
         labelled = labels_BL != IGNORE_INDEX
         # where no values are held, all tokens are taken, the most that it can be
-        if labels_BL.is_meta:
-            states, targets = hidden_BLH.flatten(0, -2), labels_BL.flatten()
-        else:
-            places = true_places(labelled, count)
-            states, targets = hidden_BLH[places], labels_BL[places]
-        return global_mean(self.total_loss(states, targets, head), labelled.sum())
+        places = None if labels_BL.is_meta else true_places(labelled, count)
 
-    def total_loss(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-        """The sum over tokens, a scalar. The only place where `head` is called;
+        def judged(x: Tensor) -> Tensor:
+            return x.flatten(0, 1) if places is None else x[places]
+
+        states, targets = judged(hidden_BLH), judged(labels_BL)
+        if lengths_BL is None:
+            return global_mean(self.total_loss(states, targets, head), labelled.sum())
+        weights_T = judged(lengths_BL).clamp(min=1).float() ** -self.power
+        return global_mean(self.total_loss(states, targets, head, weights_T), weights_T.sum())
+
+    def weight(self, labels_BL: Tensor, *, shifts: bool = True, segments: Segments | None = None) -> float:
+        """What the loss of this rank's batch is divided by: of all its labelled tokens the weights;
+        of labels on the CPU."""
+        if not self.power:
+            return labelled_tokens(labels_BL, shifts=shifts)
+        lengths_BL = sample_lengths(labels_BL, shifts=shifts, segments=segments)
+        labelled = labels_BL[:, int(shifts) :] != IGNORE_INDEX
+        return float((lengths_BL[labelled].float() ** -self.power).sum())
+
+    def total_loss(
+        self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor], weights_T: Tensor | None = None
+    ) -> Tensor:
+        """The sum over tokens by their weights, a scalar. The only place where `head` is called;
         `lightning_internvl.plan.flops` overrides it."""
         pieces, layer = number_of_chunks(len(states_TH), self.chunk), plain_layer(head)
         if layer is None and self.chunk is not None and _is_sharded(head):
@@ -75,19 +105,37 @@ class NextToken(nn.Module):
             pieces = all_reduce_max(pieces)
         # what is planned needs no memory, and its parts are told apart by their calls
         if pieces == 1 or states_TH.is_meta:
-            return self._chunk_loss(states_TH, targets_T, head)
+            return self._chunk_loss(states_TH, targets_T, weights_T, head)
         if layer is not None:
             smoothing, judge = self.label_smoothing, self.judge
-            return linear_cross_entropy(states_TH, layer, targets_T, pieces=pieces, label_smoothing=smoothing, judge=judge)
+            return linear_cross_entropy(
+                states_TH, layer, targets_T, weights_T, pieces=pieces, label_smoothing=smoothing, judge=judge
+            )
 
-        def chunk_loss(states: Tensor, targets: Tensor) -> Tensor:
-            return self._chunk_loss(states, targets, head)
+        def chunk_loss(states: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+            return self._chunk_loss(states, targets, weights, head)
 
-        return torch.stack(checkpointed_chunks(chunk_loss, pieces, states_TH, targets_T)).sum()
+        given = (states_TH, targets_T) if weights_T is None else (states_TH, targets_T, weights_T)
+        return torch.stack(checkpointed_chunks(chunk_loss, pieces, *given)).sum()
 
-    def _chunk_loss(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-        logits_TV = head(states_TH).float()
-        return F.cross_entropy(logits_TV, targets_T, reduction="sum", label_smoothing=self.label_smoothing)
+    def _chunk_loss(
+        self, states_TH: Tensor, targets_T: Tensor, weights_T: Tensor | None, head: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        logits_TV, smoothing = head(states_TH).float(), self.label_smoothing
+        if weights_T is None:
+            return F.cross_entropy(logits_TV, targets_T, reduction="sum", label_smoothing=smoothing)
+        return weights_T @ F.cross_entropy(logits_TV, targets_T, reduction="none", label_smoothing=smoothing)
+
+
+def sample_lengths(labels_BL: Tensor, *, shifts: bool = True, segments: Segments | None = None) -> Tensor:
+    """How many labelled tokens the sample of each token has, at the places that are judged: (B, L -
+    1), or (B, L) where nothing shifts. A row is one sample, or is packed."""
+    first = int(shifts)
+    labelled_BL = (labels_BL[:, first:] != IGNORE_INDEX).long()
+    if segments is None:
+        return labelled_BL.sum(dim=1, keepdim=True).expand_as(labelled_BL)
+    begin_BL = on_device(starts(segments, labels_BL.shape[1])[:, first:], labels_BL.device)
+    return torch.zeros_like(labels_BL).scatter_add_(1, begin_BL, labelled_BL).gather(1, begin_BL)
 
 
 def labelled_tokens(labels_BL: Tensor, *, shifts: bool = True) -> int:

@@ -98,7 +98,7 @@ class HeadRecorder(NextToken):
         super().__init__()
         self.calls: list[tuple[Head, Tensor]] = []
 
-    def total_loss(self, states_TH: Tensor, targets_T: Tensor, head: Head) -> Tensor:
+    def total_loss(self, states_TH: Tensor, targets_T: Tensor, head: Head, weights_T: Tensor | None = None) -> Tensor:
         """The states' sum, so that there is a gradient."""
         self.calls.append((head, states_TH))
         return states_TH.sum()

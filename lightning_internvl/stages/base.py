@@ -134,7 +134,7 @@ class Stage(L.LightningModule):
         one: (N, P, D), one a layer."""
         return features(self.model, batch["pixel_values"], layers, batch)
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def counts(self, batch: Batch) -> dict[str, float]:
         """What losses of this rank's batch, as the data gives it, are means over, by name: labelled
         tokens, judged pairs.
 

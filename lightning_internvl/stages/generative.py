@@ -16,7 +16,7 @@ from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
-from lightning_internvl.objectives.next_token import labelled_tokens
+from lightning_internvl.objectives.next_token import LABELLED, labelled_tokens
 from lightning_internvl.objectives.similarity import pair_names
 from lightning_internvl.stages.base import Batch, Stage
 
@@ -95,20 +95,22 @@ class GenerativeStage(Stage):
         contrast = self.model.objectives["itc"]
         pairs = pair_names(contrast, batch)
         known: dict[str, Any] = {"image_ids_B": batch["image_ids"] if self.same_picture else None, **pairs}
-        known["itg_count"] = batch.get(COUNTS, {}).get("itg")
+        known["itg_count"] = batch.get(COUNTS, {}).get(LABELLED)
         losses = three_losses(self.model, reads, itc, match, batch["itg_labels"], **known)
         if self.backbone_itc:
             text = middleware.project_text(reads[1][1], itc.mask)
             losses["itc"] = losses["itc"] + contrast(middleware.clip_projector(visual), text, **pairs)
         return losses
 
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """Pairs that ITM judges (those with a wrong partner), and labelled tokens of captions."""
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Pairs that ITM judges (those with a wrong partner), labelled tokens of captions, and what
+        their loss is divided by."""
         rows, ids = len(batch["itg_labels"]), batch.get("image_ids")
         judged = torch.ones(rows, dtype=torch.bool) if ids is None else other_pictures(ids).any(dim=1)
         matched = int(rows * self.matched_share)
         pairs = rows + 2 * int(judged.sum()) if self.both_ways else matched + int(judged[: rows - matched].sum())
-        return {"itm": pairs, "itg": labelled_tokens(batch["itg_labels"])}
+        labels = batch["itg_labels"]
+        return {"itm": pairs, "itg": self.model.objectives["itg"].weight(labels), LABELLED: labelled_tokens(labels)}
 
     def _matched(
         self, batch: Batch, visual: Tensor, scores_BB: Tensor | None, others: Tensor | None

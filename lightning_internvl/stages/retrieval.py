@@ -63,7 +63,7 @@ class RetrievalStage(Stage):
             reads = self.model.middleware.stream_states(visual, [wrong]) + reads
         return retrieval_losses(self.model, visual, reads, itc, ids, others.any(dim=1))
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def counts(self, batch: Batch) -> dict[str, float]:
         """Pairs that ITM judges: every picture with its caption and, if any, a wrong one."""
         judged = other_pictures(batch["image_ids"]).any(dim=1)
         return {"itm": len(judged) + int(judged.sum())} if self.mode == "g" else {}

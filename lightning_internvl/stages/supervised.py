@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_internvl.data.gradient_accumulation import COUNTS
 from lightning_internvl.model.vlm import shifts_labels
-from lightning_internvl.objectives.next_token import labelled_tokens
+from lightning_internvl.objectives.next_token import LABELLED, labelled_tokens
 from lightning_internvl.stages.base import Batch, Stage
 
 
@@ -20,12 +20,14 @@ class SupervisedStage(Stage):
         """Next-token loss over the answers of one batch, a scalar."""
         hidden, labels = self.model.hidden_states(**batch)
         decoder, objective = self.model.decoder, self.model.objectives["next_token"]
-        count = batch.get(COUNTS, {}).get("next_token")
-        return {"next_token": objective(hidden, labels, decoder.head, shifts=shifts_labels(decoder), count=count)}
+        known = {"count": batch.get(COUNTS, {}).get(LABELLED), "segments": batch.get("segments")}
+        return {"next_token": objective(hidden, labels, decoder.head, shifts=shifts_labels(decoder), **known)}
 
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """Labelled tokens of the answers."""
-        return {"next_token": labelled_tokens(batch["labels"], shifts=shifts_labels(self.model.decoder))}
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Labelled tokens of the answers, and what their loss is divided by."""
+        labels, shifts = batch["labels"], shifts_labels(self.model.decoder)
+        weight = self.model.objectives["next_token"].weight(labels, shifts=shifts, segments=batch.get("segments"))
+        return {"next_token": weight, LABELLED: labelled_tokens(labels, shifts=shifts)}
 
 
 class ProbeStage(Stage):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def example(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     return torch.randn(4, 17, WIDTH).to(dtype).requires_grad_(), labels
 
 
-def whole_and_chunked(head: Head, parameters: list[Tensor], **options: float) -> list[list[Tensor]]:
+def whole_and_chunked(head: Head, parameters: list[Tensor], **options: Any) -> list[list[Tensor]]:
     """Loss and gradients of both, with an upstream gradient that is not 1."""
     hidden, labels = example()
     found = []
@@ -49,14 +50,15 @@ def whole_and_chunked(head: Head, parameters: list[Tensor], **options: float) ->
     return found
 
 
+@pytest.mark.parametrize("average", ["token", "square_root"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("plain", [True, False])
-def test_chunks_change_nothing(smoothing: float, bias: bool, plain: bool) -> None:
+def test_chunks_change_nothing(average: str, smoothing: float, bias: bool, plain: bool) -> None:
     layer = nn.Linear(WIDTH, VOCAB, bias=bias)
     head = layer if plain else lambda states: layer(states)
     assert (plain_layer(head) is layer) == plain
-    whole, chunked = whole_and_chunked(head, list(layer.parameters()), label_smoothing=smoothing)
+    whole, chunked = whole_and_chunked(head, list(layer.parameters()), label_smoothing=smoothing, average=average)
     for one, other in zip(whole, chunked, strict=True):
         torch.testing.assert_close(other, one)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,3 +51,41 @@ def test_a_count_that_the_host_knows_changes_nothing() -> None:
     hidden, head = torch.randn(2, 4, 5), nn.Linear(5, 9)
     assert NextToken()(hidden, labels, head, count=labelled_tokens(labels)).equal(NextToken()(hidden, labels, head))
     assert labelled_tokens(labels) == 3
+
+
+@pytest.mark.parametrize(("average", "power"), [("sample", 1.0), ("square_root", 0.5)])
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_samples_weigh_by_their_length(average: str, power: float, chunk: int | None) -> None:
+    hidden, labels, head = example()
+    losses = F.cross_entropy(head(hidden)[:, :-1].mT, labels[:, 1:], ignore_index=-100, reduction="none")
+    lengths = (labels[:, 1:] != -100).sum(dim=1)
+    assert len(set(lengths.tolist())) > 1
+    means = losses.sum(dim=1) / lengths
+    expected = (means * lengths ** (1 - power)).sum() / (lengths ** (1 - power)).sum()
+    objective = NextToken(average=average, chunk=chunk)
+    ours = objective(hidden, labels, head)
+    torch.testing.assert_close(ours, expected)
+    assert objective.weight(labels) == pytest.approx(float((lengths ** (1 - power)).sum()))
+    tensors = [hidden, head.weight, head.bias]
+    for ours_grad, full_grad in zip(torch.autograd.grad(ours, tensors), torch.autograd.grad(expected, tensors), strict=True):
+        torch.testing.assert_close(ours_grad, full_grad)
+
+
+@pytest.mark.parametrize("average", ["token", "sample", "square_root"])
+def test_packed_rows_weigh_as_rows_of_their_own(average: str) -> None:
+    hidden, labels, head = example()
+    labels[:, 0] = -100  # nothing before a sample could judge its first token
+    kept = [5, 3, 7]
+    alone = labels.clone()
+    for row, length in enumerate(kept):
+        alone[row, length:] = -100
+    objective = NextToken(average=average)
+    rows = [torch.cat([x[row, :length] for row, length in enumerate(kept)])[None] for x in (hidden, alone)]
+    packed = objective(*rows, head, segments=[kept])
+    torch.testing.assert_close(packed, objective(hidden, alone, head))
+    assert objective.weight(rows[1], segments=[kept]) == pytest.approx(objective.weight(alone))
+
+
+def test_an_average_that_there_is_not_is_named() -> None:
+    with pytest.raises(ValueError, match="square_root"):
+        NextToken(average="square")

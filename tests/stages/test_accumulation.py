@@ -20,6 +20,7 @@ from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.qllama import QLLaMA
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC, ITM, NextToken
+from lightning_internvl.objectives.next_token import LABELLED
 from lightning_internvl.pipeline import quiet_lightning
 from lightning_internvl.stages import GenerativeStage, RetrievalStage, Stage, SupervisedStage
 
@@ -211,7 +212,7 @@ def check_counts(stage: Stage, batch: dict[str, Tensor], monkeypatch: pytest.Mon
         return original(self, queries, labels)
 
     def itg(self: NextToken, states: Tensor, targets: Tensor, head: Any, original: Any = NextToken.total_loss) -> Tensor:
-        judged["itg"] = len(targets)
+        judged["itg"] = judged[LABELLED] = len(targets)
         return original(self, states, targets, head)
 
     monkeypatch.setattr(ITM, "forward", itm)
