@@ -93,6 +93,8 @@ class SceneChats(_SceneDataset):
     """{"images": [(S, S, 3) uint8], "conversation": [messages], "key"}: `turns` questions about one
     scene.
 
+    `questions` gives the shares of their kinds; None: those of `language.QUESTION_SHARES`.
+    `first` gives kinds that are practised alone before all others, and for how many samples.
     In a share `caption_share` of the conversations the last question asks for a caption, in a share
     `layout_share` for what each cell holds. Last, because an earlier description would answer the
     questions after it, and the picture need not be looked at.
@@ -111,9 +113,17 @@ class SceneChats(_SceneDataset):
         styles: tuple[str, ...] = ("twemoji", "openmoji"),
         length: int | None = None,
         unique: bool = False,
+        questions: Mapping[str, float] | None = None,
+        first: Mapping[str, int] | None = None,
     ) -> None:
-        if not 1 <= turns <= say.MAX_QUESTIONS:
-            raise ValueError(f"turns must be in 1..{say.MAX_QUESTIONS}, got {turns}")
+        if turns < 1:
+            raise ValueError(f"turns must be 1 or more, got {turns}")
+        self.shares = dict(questions or say.QUESTION_SHARES)
+        self.first = dict(first or {})
+        if min(self.first.values(), default=0) < 0:
+            raise ValueError(f"first must give numbers of samples, got {self.first}")
+        for shares in (self.shares, *({kind: 1.0} for kind in self.first)):
+            say.check_shares(shares, turns)
         super().__init__(seed, split, image_size, styles, length, unique)
         if min(caption_share, layout_share) < 0 or caption_share + layout_share > 1:
             given = f"{caption_share=}, {layout_share=}"
@@ -132,7 +142,12 @@ class SceneChats(_SceneDataset):
         """The turns of a conversation with their kinds and boxes; those that describe are of the
         kinds "caption" and "layout"."""
         scene, rng = self.scene(position), self.rng(position)
-        turns = say.questions(scene, rng, self.turns)
+        until = 0
+        for kind, samples in self.first.items():
+            until += samples
+            if position < until:
+                return say.questions(scene, rng, self.turns, {kind: 1.0})
+        turns = say.questions(scene, rng, self.turns, self.shares)
         draw = rng.random()
         if draw < self.caption_share:
             turns[-1] = say.Turn(say.CAPTION_REQUEST, say.caption(scene, rng), "caption")

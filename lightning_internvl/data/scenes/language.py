@@ -26,8 +26,10 @@ LAYOUT_REQUEST = "what is where?"
 # of them already weigh much.
 QUESTION_SHARES = {"what": 0.35, "exists": 0.25, "count": 0.2, "colour": 0.15, "where": 0.05}
 EMPTY_CELL_SHARE = 0.15  # of "what" questions, where a cell is empty
+# Different questions of a kind that every scene has, at the least: two things, or one twice.
+FEWEST = {"what": 2, "exists": 24, "count": 1, "colour": 1, "where": 0}
 BOX_STEP = 50  # box numbers are multiples of this, in 0..1000
-MAX_QUESTIONS = 24
+MAX_QUESTIONS = FEWEST["exists"]
 
 
 @dataclass(frozen=True)
@@ -103,18 +105,27 @@ def box_text(box: Box) -> str:
     return grounding.box_text(box, BOX_STEP)
 
 
-def questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Turn]:
-    """n different questions about a scene, of kinds as in `QUESTION_SHARES`; what the picture does
-    not allow is left out.
+def check_shares(shares: Mapping[str, float], n: int) -> None:
+    """Raises ValueError for kinds that there are not, shares that are none, and where kinds with a
+    share cannot give n different questions about every scene."""
+    if not set(shares) <= set(QUESTION_SHARES) or min(shares.values(), default=0) < 0:
+        raise ValueError(f"questions must give shares, 0 or more, of {list(QUESTION_SHARES)}, got {dict(shares)}")
+    fewest = min(sum(FEWEST[kind] for kind, share in shares.items() if share > 0), MAX_QUESTIONS)
+    if not 0 <= n <= fewest:
+        raise ValueError(f"a scene gives 0 to {fewest} questions of these kinds ({dict(shares)}), got turns={n}")
 
-    Raises ValueError when n is over MAX_QUESTIONS.
+
+def questions(scene: Scene, rng: np.random.Generator, n: int, shares: Mapping[str, float] = QUESTION_SHARES) -> list[Turn]:
+    """n different questions about a scene, of kinds by their shares; what the picture does not allow
+    is left out.
+
+    Raises ValueError for what `check_shares` refuses.
     """
-    if not 0 <= n <= MAX_QUESTIONS:
-        raise ValueError(f"a scene gives 0 to {MAX_QUESTIONS} questions, got n={n}")
+    check_shares(shares, n)
     makers = {"what": _what, "count": _count, "colour": _colour, "exists": _exists, "where": _where}
     turns: dict[str, Turn] = {}
     while len(turns) < n:
-        turn = makers[draw(QUESTION_SHARES, rng)](scene, rng)
+        turn = makers[draw(shares, rng)](scene, rng)
         if turn is not None:
             turns.setdefault(turn.question, turn)
     return list(turns.values())

@@ -47,7 +47,7 @@ def test_phrases() -> None:
     assert say.box_text((0.0, 0.51, 0.4921875, 1.0)) == "<box>(0,500),(500,1000)</box>"
     with pytest.raises(ValueError, match=r"'fr'.*en"):
         say.references(SCENES[0], "fr")
-    with pytest.raises(ValueError, match="n=99"):
+    with pytest.raises(ValueError, match="turns=99"):
         say.questions(SCENES[0], np.random.default_rng(0), 99)
 
 
@@ -98,6 +98,31 @@ def test_descriptions_come_last_and_are_true() -> None:
     assert 200 <= kinds["layout"] <= 300
     with pytest.raises(ValueError, match=r"at most 1 together: caption_share=0\.6, layout_share=0\.5"):
         SceneChats(0, "train", caption_share=0.6, layout_share=0.5)
+
+
+def test_kinds_of_questions_follow_their_shares() -> None:
+    chats = SceneChats(0, "train", turns=2, caption_share=0.0, questions={"exists": 0.75, "count": 0.25})
+    kinds = Counter(turn.kind for position in range(500) for turn in chats.questions(position))
+    assert set(kinds) == {"exists", "count"}
+    assert 600 < kinds["exists"] < 800
+    for unclear, turns in (({"which": 1.0}, 1), ({"exists": -1.0}, 1), ({}, 25)):
+        with pytest.raises(ValueError, match=r"questions must give shares|gives 0 to 24 questions"):
+            SceneChats(0, "train", turns=turns, questions=unclear)
+    with pytest.raises(ValueError, match=r"gives 0 to 0 questions of these kinds .*turns=1"):
+        SceneChats(0, "train", turns=1, questions={"where": 1.0})  # a scene of pairs has none
+    with pytest.raises(ValueError, match=r"gives 0 to 2 questions .*turns=4"):
+        SceneChats(0, "train", questions={"colour": 0.5, "count": 0.5})
+
+
+def test_the_first_conversations_practise_one_kind_after_another() -> None:
+    chats = SceneChats(0, "train", turns=1, caption_share=0.5, layout_share=0.5, first={"exists": 20, "count": 10})
+    kinds = [[turn.kind for turn in chats.questions(position)] for position in range(60)]
+    assert kinds[:30] == [["exists"]] * 20 + [["count"]] * 10
+    assert {kind for (kind,) in kinds[30:]} == {"caption", "layout"}
+    with pytest.raises(ValueError, match=r"gives 0 to 1 questions of these kinds .*'count'.*turns=2"):
+        SceneChats(0, "train", turns=2, first={"count": 10})
+    with pytest.raises(ValueError, match=r"first must give numbers of samples, got .*-1"):
+        SceneChats(0, "train", first={"exists": -1})
 
 
 def test_draws_follow_the_shares() -> None:
