@@ -37,6 +37,10 @@ class HFCausalLM(Part):
         vocab_multiple: a pretrained table that grows gets rows up to a multiple of this.
         embed_std: deviation of the initial token embeddings of a model built from `config`; None:
             that of `config`.
+        keys_start_as_queries: keys of a model built from `config` start with the weights of the
+            queries, so that a token attends to what is like it from the first step. Language models
+            that are trained have such heads; from random weights it takes most of a toy's training
+            to find them.
 
     On the meta device no weights are loaded, and nothing at all is read where `config` has a
     `model_type`.
@@ -58,6 +62,7 @@ class HFCausalLM(Part):
         vocab_size: int | None = None,
         vocab_multiple: int = 1,
         embed_std: float | None = None,
+        keys_start_as_queries: bool = False,
     ) -> None:
         super().__init__()
         config = config or {}
@@ -73,6 +78,8 @@ class HFCausalLM(Part):
             self.lm = self._fresh({**config, **rows})
             if embed_std is not None:
                 nn.init.normal_(self.lm.get_input_embeddings().weight, std=embed_std)
+            if keys_start_as_queries:
+                start_keys_as_queries(self.lm)
         else:
             self.lm = self._loaded(pretrained, config)
             if vocab_size and vocab_size > self.vocab_size:
@@ -206,6 +213,18 @@ class HFCausalLM(Part):
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
         """New ids (B, <= max_new_tokens) after left-padded embeddings; options of transformers."""
         return self.lm.generate(inputs_embeds=embeds_BLH, attention_mask=attention_mask_BL, **options)
+
+
+def start_keys_as_queries(model: nn.Module) -> None:
+    """Copies the weights of queries to keys in each attention of a model. Raises ValueError where
+    it has none of `q_proj` and `k_proj` of one shape."""
+    pairs = [(m.q_proj.weight, m.k_proj.weight) for m in model.modules() if hasattr(m, "q_proj") and hasattr(m, "k_proj")]
+    if not pairs or any(query.shape != key.shape for query, key in pairs):
+        needs = "attention layers with q_proj and k_proj of one shape (as many key as query heads)"
+        raise ValueError(f"decoder.keys_start_as_queries=true needs {needs}; this model has none, or others")
+    with torch.no_grad():
+        for query, key in pairs:
+            key.copy_(query)
 
 
 def known_rope(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,3 +184,11 @@ def test_a_loss_of_the_router_is_not_promised(tmp_path: Path) -> None:
     decoder.lm.config.output_router_logits = True
     decoder.lm.save_pretrained(tmp_path)
     assert HFCausalLM(pretrained=str(tmp_path)).lm.config.output_router_logits is False
+
+
+def test_keys_may_start_as_queries() -> None:
+    for equal in (True, False):
+        layers = HFCausalLM(config=LLAMA, keys_start_as_queries=equal).lm.model.layers
+        assert [layer.self_attn.q_proj.weight.equal(layer.self_attn.k_proj.weight) for layer in layers] == [equal] * 2
+    with pytest.raises(ValueError, match="as many key as query heads"):
+        HFCausalLM(config=LLAMA | {"num_key_value_heads": 1}, keys_start_as_queries=True)
