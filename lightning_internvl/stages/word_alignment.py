@@ -43,7 +43,7 @@ class WordStage(Stage):
         embed = self.model.decoder.embed
         ids_CL = described_words(batch["input_ids"], batch["labels"], batch.get(COUNTS, {}).get(LONGEST))
         rarity_CL = rarity(ids_CL)
-        words_CLH = embed(ids_CL.clamp(min=0)).detach().float()
+        words_CLH = embed(ids_CL.clamp(min=0)).float()
         centre_H = mean_of_distinct(words_CLH, ids_CL)
 
         keys = batch.get("picture_keys")
@@ -68,10 +68,10 @@ class WordStage(Stage):
         return {
             "itc": self._means(seen_CPH, words_CLH, rarity_CL, own),
             "tokens": sum(losses[1:], losses[0]) / len(losses),
-            "distance": self._distance(seen_BPH, words_CLH[own], *near_own),
+            "distance": self._distance(seen_BPH, words_CLH[own].detach(), *near_own),
         }
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def counts(self, batch: Batch) -> dict[str, float]:
         """Words of the longest caption: of no loss, but a size that a step would ask the device for."""
         return {LONGEST: int((batch["labels"] != IGNORE_INDEX).sum(dim=1).max())}
 

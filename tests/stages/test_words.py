@@ -21,7 +21,7 @@ from lightning_internvl.training.optim import adamw, cosine
 A, B, C, END = 5, 6, 7, 1
 
 
-def stage(encoder: InternViT, folder: Path) -> WordStage:
+def stage(encoder: InternViT, folder: Path, train: tuple[str, ...] = ("middleware", "objectives")) -> WordStage:
     config = {
         "model_type": "llama", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
         "num_attention_heads": 2,
@@ -30,7 +30,7 @@ def stage(encoder: InternViT, folder: Path) -> WordStage:
     connector = MLPConnector(encoder_dim=encoder.dim, decoder_dim=16)
     model = VLM(encoder, connector, decoder, objectives={"itc": ITC()}, image_token_id=39)
     return WordStage(
-        model, name="words", run_dir=folder, parts={}, train=["middleware", "objectives"], max_steps=3,
+        model, name="words", run_dir=folder, parts={}, train=list(train), max_steps=3,
         optimizer=partial(adamw, lr=1e-2, weight_decay=0.0), scheduler=cosine,
     )  # fmt: skip
 
@@ -95,3 +95,14 @@ def test_the_connector_alone_moves_and_comes_near_the_words(name: str, encoder: 
     moved = {n for n, tensor in words.model.named_parameters() if not tensor.equal(before[n])}
     assert all(n.startswith(("middleware.", "objectives.")) for n in moved)
     assert any(n.startswith("middleware.") for n in moved)
+
+
+def test_words_move_too_where_their_table_trains_but_not_to_lie_where_tokens_are(encoder: InternViT, tmp_path: Path) -> None:
+    words, seen = stage(encoder, tmp_path, ("middleware", "decoder.lm.model.embed_tokens", "objectives")), batch()
+    words.plan.apply(words.model, 0)
+    table = words.model.decoder.lm.get_input_embeddings().weight
+    losses = words.losses(seen)
+    losses["distance"].backward(retain_graph=True)
+    assert table.grad is None  # tokens are drawn to words, at their length
+    losses["tokens"].backward()
+    assert table.grad.abs().sum() > 0
