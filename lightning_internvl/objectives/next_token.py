@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -88,8 +89,6 @@ class NextToken(nn.Module):
     def weight(self, labels_BL: Tensor, *, shifts: bool = True, segments: Segments | None = None) -> float:
         """What the loss of this rank's batch is divided by: of all its labelled tokens the weights;
         of labels on the CPU."""
-        if not self.power:
-            return labelled_tokens(labels_BL, shifts=shifts)
         lengths_BL = sample_lengths(labels_BL, shifts=shifts, segments=segments)
         labelled = labels_BL[:, int(shifts) :] != IGNORE_INDEX
         return float((lengths_BL[labelled].float() ** -self.power).sum())
@@ -136,6 +135,21 @@ def sample_lengths(labels_BL: Tensor, *, shifts: bool = True, segments: Segments
         return labelled_BL.sum(dim=1, keepdim=True).expand_as(labelled_BL)
     begin_BL = on_device(starts(segments, labels_BL.shape[1])[:, first:], labels_BL.device)
     return torch.zeros_like(labels_BL).scatter_add_(1, begin_BL, labelled_BL).gather(1, begin_BL)
+
+
+def weighs_samples(objective: nn.Module) -> TypeGuard[NextToken]:
+    """Whether an objective, which may be one of the user's own, has to know where samples end."""
+    return isinstance(objective, NextToken) and objective.power > 0
+
+
+def counts_of(
+    objective: nn.Module, name: str, labels_BL: Tensor, *, shifts: bool = True, segments: Segments | None = None
+) -> dict[str, float]:
+    """What a stage's `counts` says of the loss of this name: what it is divided by, and `LABELLED`; of
+    labels on the CPU."""
+    labelled = labelled_tokens(labels_BL, shifts=shifts)
+    weight = objective.weight(labels_BL, shifts=shifts, segments=segments) if weighs_samples(objective) else labelled
+    return {name: weight, LABELLED: labelled}
 
 
 def labelled_tokens(labels_BL: Tensor, *, shifts: bool = True) -> int:

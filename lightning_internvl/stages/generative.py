@@ -16,7 +16,7 @@ from lightning_internvl.messages import check_choice
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import mined_negatives, other_pictures, random_negatives
-from lightning_internvl.objectives.next_token import LABELLED, labelled_tokens
+from lightning_internvl.objectives.next_token import LABELLED, counts_of
 from lightning_internvl.objectives.similarity import pair_names
 from lightning_internvl.stages.base import Batch, Stage
 
@@ -109,8 +109,7 @@ class GenerativeStage(Stage):
         judged = torch.ones(rows, dtype=torch.bool) if ids is None else other_pictures(ids).any(dim=1)
         matched = int(rows * self.matched_share)
         pairs = rows + 2 * int(judged.sum()) if self.both_ways else matched + int(judged[: rows - matched].sum())
-        labels = batch["itg_labels"]
-        return {"itm": pairs, "itg": self.model.objectives["itg"].weight(labels), LABELLED: labelled_tokens(labels)}
+        return {"itm": pairs, **counts_of(self.model.objectives["itg"], "itg", batch["itg_labels"])}
 
     def _matched(
         self, batch: Batch, visual: Tensor, scores_BB: Tensor | None, others: Tensor | None

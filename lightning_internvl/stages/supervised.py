@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_internvl.data.gradient_accumulation import COUNTS
 from lightning_internvl.model.vlm import shifts_labels
-from lightning_internvl.objectives.next_token import LABELLED, labelled_tokens
+from lightning_internvl.objectives.next_token import LABELLED, counts_of, weighs_samples
 from lightning_internvl.stages.base import Batch, Stage
 
 
@@ -20,14 +20,14 @@ class SupervisedStage(Stage):
         """Next-token loss over the answers of one batch, a scalar."""
         hidden, labels = self.model.hidden_states(**batch)
         decoder, objective = self.model.decoder, self.model.objectives["next_token"]
-        known = {"count": batch.get(COUNTS, {}).get(LABELLED), "segments": batch.get("segments")}
-        return {"next_token": objective(hidden, labels, decoder.head, shifts=shifts_labels(decoder), **known)}
+        known = {"segments": batch.get("segments")} if weighs_samples(objective) else {}
+        count = batch.get(COUNTS, {}).get(LABELLED)
+        return {"next_token": objective(hidden, labels, decoder.head, shifts=shifts_labels(decoder), count=count, **known)}
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Labelled tokens of the answers, and what their loss is divided by."""
-        labels, shifts = batch["labels"], shifts_labels(self.model.decoder)
-        weight = self.model.objectives["next_token"].weight(labels, shifts=shifts, segments=batch.get("segments"))
-        return {"next_token": weight, LABELLED: labelled_tokens(labels, shifts=shifts)}
+        objective, shifts = self.model.objectives["next_token"], shifts_labels(self.model.decoder)
+        return counts_of(objective, "next_token", batch["labels"], shifts=shifts, segments=batch.get("segments"))
 
 
 class ProbeStage(Stage):

@@ -127,6 +127,23 @@ def test_a_last_window_that_is_short_makes_a_whole_step() -> None:
     assert (steps[1] - steps[0]).norm() / steps[0].norm() < 1e-6
 
 
+class Own(torch.nn.Module):
+    """An objective of the user's own, which knows of no samples."""
+
+    def forward(self, hidden: Tensor, labels: Tensor, head: Any, *, shifts: bool = True, count: int | None = None) -> Tensor:
+        return NextToken()(hidden, labels, head, shifts=shifts, count=count)
+
+
+def test_an_objective_of_the_users_own_takes_the_place_of_ours_in_packed_rows_too() -> None:
+    ours, own = supervised(), supervised()
+    own.model.objectives["next_token"] = Own()
+    batch = answers()
+    batch["labels"][:, [0, 4]] = IGNORE_INDEX
+    for segments in ({}, {"segments": [[4, 5]] * ROWS}):
+        assert own.losses({**batch, **segments})["next_token"].equal(ours.losses({**batch, **segments})["next_token"])
+        assert own.counts({**batch, **segments}) == ours.counts({**batch, **segments})
+
+
 def test_a_micro_batch_without_labels_counts_nothing() -> None:
     stage, batch = supervised(), answers()
     empty = {**batch, "labels": torch.full_like(batch["labels"], -100)}
