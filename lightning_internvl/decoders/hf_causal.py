@@ -31,7 +31,7 @@ class HFCausalLM(Part):
             `sources.local_source`); its weights are loaded. None builds from `config` with random
             weights.
         config: fields of the model's configuration, `model_type` among them (toy models and
-            overrides).
+            overrides). With `tie_word_embeddings: false` a file's one table becomes two.
         vocab_size: rows of the embedding table (completed from the tokenizer); a pretrained table
             is grown to it, and its new rows start as the mean of the old ones.
         vocab_multiple: a pretrained table that grows gets rows up to a multiple of this.
@@ -106,7 +106,12 @@ class HFCausalLM(Part):
             fields = {**own_attention(config), "trust_remote_code": False}
             found = self.configs.from_pretrained(model_source(pretrained, "decoder.pretrained"), **fields)
             return self.models.from_config(found, trust_remote_code=False)
-        return load_weights(self.models, pretrained, "decoder.pretrained", **config)
+        apart = config.get("tie_word_embeddings") is False  # of a file that holds one table, both start as it
+        options = {name: value for name, value in config.items() if name != "tie_word_embeddings" or not apart}
+        model = load_weights(self.models, pretrained, "decoder.pretrained", **options)
+        if apart:
+            untie(model)
+        return model
 
     def grow(self, rows: int, multiple: int = 1) -> None:
         """More rows in the tables of words, tied or not. transformers would draw them around the
@@ -225,6 +230,16 @@ def start_keys_as_queries(model: nn.Module) -> None:
     with torch.no_grad():
         for query, key in pairs:
             key.copy_(query)
+
+
+def untie(model: Any) -> None:
+    """Gives the output layer of a model of transformers a table of its own, equal to that of the
+    words, where it shares theirs."""
+    head = model.get_output_embeddings()
+    model.config.tie_word_embeddings = False
+    if head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys()  # none, by which files are written
 
 
 def known_rope(config: Mapping[str, Any]) -> dict[str, Any]:

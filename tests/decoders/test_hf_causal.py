@@ -85,6 +85,22 @@ def test_new_words_start_as_the_mean_of_the_old_ones(tied: bool, tmp_path: Path)
         assert table.requires_grad
 
 
+def test_one_table_of_a_file_becomes_two_if_asked(tmp_path: Path) -> None:
+    one = HFCausalLM(config=LLAMA | {"tie_word_embeddings": True})
+    one.lm.save_pretrained(tmp_path / "one")
+    two = HFCausalLM(pretrained=str(tmp_path / "one"), config={"tie_word_embeddings": False})
+    words, output = two.lm.get_input_embeddings().weight, two.lm.get_output_embeddings().weight
+    assert not two.tied
+    assert words is not output
+    assert words.equal(output)
+    output.data.zero_()
+    assert words.equal(one.lm.get_input_embeddings().weight)
+    two.lm.save_pretrained(tmp_path / "two")
+    again = HFCausalLM(pretrained=str(tmp_path / "two"), config={"tie_word_embeddings": False})
+    assert not again.lm.get_output_embeddings().weight.any()
+    assert again.lm.get_input_embeddings().weight.equal(words)
+
+
 def test_the_table_is_rounded_up_only_if_asked(tmp_path: Path) -> None:
     HFCausalLM(config=LLAMA).lm.save_pretrained(tmp_path)
     rounded = HFCausalLM(pretrained=str(tmp_path), vocab_size=30, vocab_multiple=16)
