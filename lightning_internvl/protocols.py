@@ -17,6 +17,10 @@ What a class gives and needs of others it says in class attributes with plain va
 (`lightning_internvl.config.fit` lists them), so that parts that do not fit are told before they are
 built.
 
+A middleware whose pictures and videos differ in tokens says with `video_tokens(tokens_in, inputs)` how many of all are
+of videos, and with `as_squares(pixel_values, inputs)` how it reads what the original's processor gives (see
+`lightning_internvl.middleware.anyres`).
+
 An encoder whose pictures are no (N, 3, S, S) says with `blank(pixel_values)` what it reads in a
 batch without any: its inputs by name. A decoder that lists `visual` gets the visual tokens (N, T,
 D) for attention of its own instead of having them inserted. One that lists `segments` reads packed

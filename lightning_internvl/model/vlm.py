@@ -147,6 +147,8 @@ class VLM(nn.Module):
         """What the decoder reads: embeddings (B, L, H), for one that attends to them visual tokens
         (N, T, D), and how many placeholders there are, None where nobody knows."""
         embeds, places = self._embed_words(input_ids), _places(input_ids, self.image_token_id)
+        if hasattr(self.middleware, "as_squares"):
+            pixel_values, inputs = self.middleware.as_squares(pixel_values, inputs)
         pixels, shares, inputs = join_pictures_and_videos(pixel_values, inputs)
         if pixels is None:
             return embeds, None, None
@@ -164,7 +166,10 @@ class VLM(nn.Module):
             _check_places(places, len(visual), len(pixels))
             return embeds, visual, len(visual)
         visual = visual.flatten(0, -2).to(embeds.dtype)
-        images, videos = visual.split([len(visual) * share // len(pixels) for share in shares])
+        film = len(visual) * shares[1] // len(pixels)
+        if shares[1] and hasattr(self.middleware, "video_tokens"):
+            film = self.middleware.video_tokens(self.encoder.num_tokens(pixels.shape[-1]), inputs)
+        images, videos = visual.split([len(visual) - film, film])
         flat = "patches of " if pixels.ndim == 2 else ""
         _check_places(places, len(images), shares[0], f"{flat}image(s)")
         embeds = embeds.masked_scatter(places[..., None], images)

@@ -3,6 +3,8 @@ any language model."""
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from lightning_internvl.checkpoints.adapters.layout import Layout, chat_model, updated_config, with_old_prefix
 from lightning_internvl.checkpoints.families.clip import (
     SIGLIP_VISION,
@@ -45,6 +47,9 @@ class LlavaNative(Layout):
     MODEL_TYPES = ("llava",)
     ARCHITECTURE = "LlavaForConditionalGeneration"
     LANGUAGE = "text_config"
+    TOP: ClassVar[Config] = TOP
+    TOWER: ClassVar[Config] = LARGE
+    TEXT = "llama"
 
     def recognises(self, config: Config, shapes: Shapes) -> bool:
         """LLaVA's own code has fields `mm_*`."""
@@ -68,22 +73,38 @@ class LlavaNative(Layout):
         ]
 
     def build(self, config: Config, shapes: Shapes) -> VLM:
-        image = config.get("image_token_id", TOP["image_token_index"])
-        top = TOP | {"image_token_index": image} | config
+        top = self.TOP | config
         check_only(config, ONLY, "config.json")
         strategy = top["vision_feature_select_strategy"]
         check_choice("vision_feature_select_strategy", strategy, STRATEGIES)
-        encoder = _tower(config.get("vision_config") or LARGE)
-        text = {"model_type": "llama"} | (config.get("text_config") or {})
+        encoder = _tower(config.get("vision_config") or self.TOWER)
+        text = {"model_type": self.TEXT} | (config.get("text_config") or {})
         decoder = language_model(text, tied="language_model.lm_head.weight" not in shapes)
-        connector = MLPConnector(
+        connector = self.connector(
+            top,
+            encoder.image_size,
             encoder_dim=encoder.dim,
             decoder_dim=decoder.dim,
             patch_layer=top["vision_feature_layer"],
             keep_special=STRATEGIES[strategy],
             bias=top["multimodal_projector_bias"],
         )
-        return chat_model(encoder, connector, decoder, image_token_id=top["image_token_index"])
+        return chat_model(encoder, connector, decoder, **self.tokens(top))
+
+    def connector(self, top: Config, image_size: int, **options: Any) -> MLPConnector:
+        """The connector of a config with its defaults filled in."""
+        return MLPConnector(**options)
+
+    def tokens(self, top: Config) -> Config:
+        """The placeholders, by their arguments of `VLM`."""
+        return {"image_token_id": top.get("image_token_id", top["image_token_index"])}
+
+    def connector_fields(self, connector: MLPConnector, model: VLM) -> Config | None:
+        """What `connector` and `tokens` read beyond the fields of LLaVA; None if the layout cannot
+        hold them."""
+        if model.video_token_id is not None or type(connector) is not MLPConnector:
+            return None
+        return {"image_seq_length": connector.tokens_out(model.encoder.num_tokens())}
 
     def fields_of(self, model: VLM) -> Config | None:
         encoder, connector, decoder = model.encoder, model.middleware, model.decoder
@@ -98,10 +119,12 @@ class LlavaNative(Layout):
         vision = siglip or clip_tower_config(encoder)
         if vision is None or not _reads_as_there(encoder, connector):
             return None
+        if (own := self.connector_fields(connector, model)) is None:
+            return None
         layers = connector.layers
         return {
             "image_token_index": model.image_token_id,
-            "image_seq_length": connector.tokens_out(encoder.num_tokens()),
+            **own,
             "vision_feature_layer": layers[0] if len(layers) == 1 else list(layers),
             "vision_feature_select_strategy": "full" if connector.skipped == 0 else "default",
             "multimodal_projector_bias": connector.mlp1[0].bias is not None,
@@ -112,9 +135,10 @@ class LlavaNative(Layout):
     def update(self, loaded: Config, fields: Config) -> Config:
         kind = fields["vision_config"]["model_type"]
         tower = SIGLIP_VISION if kind == "siglip_vision_model" else VISION
-        if "image_token_index" not in loaded:  # as newer releases of the library write it
-            fields["image_token_id"] = fields["image_token_index"]
-        return updated_config(loaded, TOP | {"vision_config": tower | {"model_type": kind}}, fields)
+        for token in ("image_token", "video_token"):
+            if f"{token}_index" in fields.keys() - loaded.keys():  # as newer releases of the library write it
+                fields[f"{token}_id"] = fields[f"{token}_index"]
+        return updated_config(loaded, self.TOP | {"vision_config": tower | {"model_type": kind}}, fields)
 
     def new_config(self, model: VLM, fields: Config) -> Config:
         tied = {"projector_hidden_act": "gelu", "tie_word_embeddings": model.decoder.tied}

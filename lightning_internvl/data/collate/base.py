@@ -18,7 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from lightning_internvl.data.processors.basic import Processor
 
 # What the host reads of a batch's pictures, sizes and numbers; a device would have to be asked.
-ON_HOST = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "image_counts")
+ON_HOST = (
+    "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "image_counts", "image_sizes", "image_grids", "video_grids",
+)  # fmt: skip
 Sample = Mapping[str, Any]
 Prepared = dict[str, Any]
 Whole = TypeVar("Whole")
