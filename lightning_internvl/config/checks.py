@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -158,6 +159,7 @@ def _common_faults(config: Mapping[str, Any]) -> Iterable[str]:
     unread = config["data"].get("max_unread_fraction", 1.0)
     yield from number_faults("data.max_unread_fraction", unread, least=0, most=1)
     yield from _packing_faults(config["data"])
+    yield from _range_faults(config["data"], config["data"].get("chats_collate") or {})
     yield from _stream_faults(config, {}, look=not config["plan"])
     yield from _schedule_faults(config["optimizer"], config["scheduler"])
     yield from adapter_faults(config)
@@ -229,6 +231,18 @@ def _packing_faults(data: Mapping[str, Any]) -> Iterable[str]:
     for name in ("tokens", "tiles", "window"):
         if data.get(f"packing_{name}") is not None:
             yield from number_faults(f"data.packing_{name}", data[f"packing_{name}"], above=0, whole=True)
+
+
+def _range_faults(data: Mapping[str, Any], collate: Mapping[str, Any]) -> Iterable[str]:
+    """Faults of settings that are the least and the most of something."""
+    settings = (
+        ("data.jpeg_quality", data.get("jpeg_quality"), 100, "[75, 100]: qualities of JPEG from 1 to 100"),
+        ("data.chats_collate.video_frames", collate.get("video_frames"), math.inf, "[8, 32]: frames of a video, one or more"),
+    )
+    for name, value, most, example in settings:
+        numbers = isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value)
+        if value is not None and not (numbers and 1 <= value[0] <= value[1] <= most):
+            yield f"{name}={value!r:.80} must be null or two whole numbers that rise, as in {example}"
 
 
 def _stream_faults(config: Mapping[str, Any], stage: Mapping[str, Any], look: bool) -> Iterable[str]:
@@ -311,6 +325,7 @@ def _stage_faults(config: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterab
         yield f"parts={stage['parts']} lacks {' and '.join(missing)}; only the decoder may be left out"
     yield from adapter_faults({kind: merged(config.get(kind), stage.get(kind)) for kind in METHODS})
     yield from _packing_faults(stage.get("datasets") or {})
+    yield from _range_faults(stage.get("datasets") or {}, stage.get("collate") or {})
     yield from _trainer_faults(stage.get("trainer"))
     own = stage.get("datasets") or {}
     yield from _reading_faults(merged(config["data"], own), stage.get("data"))

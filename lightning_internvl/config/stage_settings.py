@@ -53,6 +53,7 @@ class DataSettings:
     Attributes:
         pairs, chats, labels: datasets of pictures with captions, conversations or classes.
         processor: of pictures; `eval_processor` are changes to it for evaluation, or another one.
+        jpeg_quality: the least and the most quality of JPEG through which pictures go in training.
         pairs_collate, chats_collate: settings of the collators.
         image_token, video_token: placeholders in the text of the decoder.
         tokenizer: of a decoder that is inherited, in place of its own.
@@ -72,6 +73,7 @@ class DataSettings:
     labels: Config | None = None
     held_out: Config | None = None
     eval_processor: Config | None = None
+    jpeg_quality: list[int] | None = None
     pairs_collate: Config = field(default_factory=dict)
     chats_collate: Config = field(default_factory=dict)
     video_token: str | None = None

@@ -54,8 +54,9 @@ class VideoMME(MultipleChoice):
 
     def cases(self, predictor: Predictor) -> list[Case]:
         assert self.path is not None  # as the constructor has seen
-        if predictor.chats.image_tokens.video is None:
-            raise ValueError("Video-MME asks about videos, and this model reads pictures only; choose one with data.video_token")
+        if not predictor.chats.reads_videos:
+            ways = "choose one with data.video_token, or set data.chats_collate.video_frames"
+            raise ValueError(f"Video-MME asks about videos, and this model reads pictures only; {ways}")
         return [self._case(row) for row in read_rows(self.path)]
 
     def _case(self, row: Row) -> Case:

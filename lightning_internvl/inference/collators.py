@@ -42,9 +42,11 @@ def make_view(settings: StageSettings, model: VLM, tokenizers: Mapping[str, Any]
 
     Pictures go through `data.processor` in training and, where it is given, `data.eval_processor`
     in evaluation; a stage with a `collate.processor` uses that for both. `eval_processor` and a
-    stage's processor may be changes only, without a `_target_`.
+    stage's processor may be changes only, without a `_target_`. `data.jpeg_quality` is for training
+    alone.
     """
     processor = build(_changed(settings.data.processor, settings.collate.get("processor")))
+    processor.jpeg_quality = settings.data.jpeg_quality
     measured = build(measuring_processor(settings))
     training = make_collators(settings, model, tokenizers, processor, packed=settings.packing == PACKED)
     if settings.reads not in training:
@@ -80,12 +82,14 @@ def make_collators(
     data, reads = settings.data, settings.reads
     found: dict[str, Any] = {}
     collate = {name: value for name, value in settings.collate.items() if name != "processor"}
+    whole = processor.whole()
+    whole.jpeg_quality = processor.jpeg_quality
     if "middleware" in tokenizers:
         options = data.pairs_collate | (collate if reads == "pairs" else {})
-        found["pairs"] = pairs = PairCollator(tokenizers["middleware"], processor.whole(), **options)
+        found["pairs"] = pairs = PairCollator(tokenizers["middleware"], whole, **options)
         check_captions(model.middleware, pairs.max_length)
     if hasattr(model.middleware, "classes"):
-        found["labels"] = LabelCollator(processor.whole())
+        found["labels"] = LabelCollator(whole)
     if "decoder" in tokenizers:
         check_processor(model.encoder, processor)
         tokens = model.placeholders(processor.image_size)
@@ -99,7 +103,10 @@ def make_collators(
         options["image_tokens"] = names
         text, total, pictures = options.pop("max_text_tokens"), options.pop("max_length", None), options.pop("pictures", 1)
         row = data.packing_tokens if packed else None
-        max_length = total + max(0, more_tiles) * tokens if total else _row_length(model, processor, text, tokens, pictures, row)
+        squares = max(processor.most_squares(pictures), (options.get("video_frames") or (0,))[-1])
+        one = text + processor.max_tiles * tokens
+        most = text + squares * tokens
+        max_length = total + max(0, more_tiles) * tokens if total else _row_length(model, one, most, row)
         options["split_answers"] = not shifts_labels(model.decoder)
         if getattr(model.middleware, "instructed", False):
             options["instructions"] = Instructions(tokenizers["middleware"])
@@ -109,16 +116,15 @@ def make_collators(
         kind = PackedChats if packed else ChatCollator
         found["chats"] = chats = kind(tokenizers["decoder"], template, processor, tokens, max_length, **options)
         if not packed and not total:
-            chats.blank_tiles = processor.most_squares(pictures)
+            chats.blank_tiles = squares
     return found
 
 
-def _row_length(model: VLM, processor: Processor, text: int, tokens: int, pictures: int, row: int | None) -> int:
-    """Tokens of a row with room for so many pictures of a record, within what the decoder reads and
-    the tokens of a packed `row`; for one there is room always."""
-    one = text + processor.max_tiles * tokens
-    most = getattr(getattr(getattr(model.decoder, "lm", None), "config", None), "max_position_embeddings", None)
-    return max(one, min(text + processor.most_squares(pictures) * tokens, most or sys.maxsize, row or sys.maxsize))
+def _row_length(model: VLM, one: int, most: int, row: int | None) -> int:
+    """Tokens of a row: `most`, those of as many pictures as a record has room for, within what the
+    decoder reads and the tokens of a packed `row`; for `one` picture there is room always."""
+    limit = getattr(getattr(getattr(model.decoder, "lm", None), "config", None), "max_position_embeddings", None)
+    return max(one, min(most, limit or sys.maxsize, row or sys.maxsize))
 
 
 def _changed(processor: Config, change: Config | None) -> Config:

@@ -123,7 +123,8 @@ def _opened(
     context = placeholder(model, words, known)
     chosen, frame = chat_format(words, known, context, template or named(known.template, config, model), bool(template))
     chosen = chosen if system is None else chosen.with_system(system)
-    chats = _chats(folder, model, words, prepared, chosen, ImageTokens(context, *(frame or (None, None))))
+    names = ImageTokens(context, *(frame or (None, None)))
+    chats = _chats(folder, model, words, prepared, chosen, names, known.video_frames)
     return OfficialModel(View(None, chats, chats, model), layout)
 
 
@@ -226,7 +227,13 @@ def written_format(text: str, known: System, context: str, usual: str = "") -> t
 
 
 def _chats(
-    folder: Path, model: VLM, words: PreTrainedTokenizerBase, processor: Processor, template: ChatTemplate, names: ImageTokens
+    folder: Path,
+    model: VLM,
+    words: PreTrainedTokenizerBase,
+    processor: Processor,
+    template: ChatTemplate,
+    names: ImageTokens,
+    frames: tuple[int, int] | None,
 ) -> ChatCollator:
     check_processor(model.encoder, processor)
     instructions = None
@@ -241,6 +248,7 @@ def _chats(
         names,
         split_answers=not shifts_labels(model.decoder),
         instructions=instructions,
+        video_frames=frames,
     )
 
 

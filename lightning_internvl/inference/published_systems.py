@@ -40,7 +40,7 @@ class System(NamedTuple):
     `frame` are the special tokens around a picture, `added` those that the system adds to the
     tokenizer of a language model that its files only name, that of a picture last. A name of `template` or `processor` may
     be found by a function of `config.json` and the model; without a template the folder must say
-    its own.
+    its own. `video_frames` are the least and the most frames of a video that are read as pictures.
     """
 
     template: str | Callable[[Config, VLM], str] = ""
@@ -49,6 +49,7 @@ class System(NamedTuple):
     system: str | None = None
     frame: tuple[str, str] | None = None
     added: tuple[str, ...] = ()
+    video_frames: tuple[int, int] | None = None
 
 
 def _internvl_template(config: Config, model: VLM) -> str:
@@ -104,8 +105,8 @@ _CLASSES: Mapping[str, Callable[[Config], str]] = {
 }
 SYSTEMS: Mapping[str, System] = {
     HANDOFF: System(statistics=IMAGENET),
-    "internvl_native": System(_internvl_native_template, "tiles", IMAGENET, frame=_IMG),
-    "internvl_chat": System(_internvl_template, "tiles", IMAGENET, frame=_IMG),
+    "internvl_native": System(_internvl_native_template, "tiles", IMAGENET, frame=_IMG, video_frames=(8, 32)),
+    "internvl_chat": System(_internvl_template, "tiles", IMAGENET, frame=_IMG, video_frames=(8, 32)),
     "internvl_chat_llava": System("vicuna", _llava_processor, IMAGENET),
     "llava": System(_llava_template, _llava_processor),
     "llava_native": System("vicuna", "center_crop", system=""),

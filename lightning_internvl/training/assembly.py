@@ -180,6 +180,8 @@ def check_cache(encoder: nn.Module, plan: FreezePlan, processor: Any, strategy: 
         fault = "this data is endless and shows no picture twice; set data.endless=false and a length, or take other data"
     elif processor.random:
         fault = f"{type(processor).__name__} draws another part of a picture each time; choose another processor"
+    elif processor.jpeg_quality:
+        fault = f"data.jpeg_quality={list(processor.jpeg_quality)} changes a picture each time; set it to null"
     elif read := getattr(encoder, "inputs", ()):
         fault = f"{type(encoder).__name__} reads {', '.join(read)} beside the pixels, which is not kept by picture"
     elif not WHOLE & {kind.__name__ for kind in type(strategy).__mro__}:

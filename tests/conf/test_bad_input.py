@@ -92,6 +92,11 @@ BEFORE_ANY_MODEL = {
     "+stages.generative.trainer={min_steps: 9}": r"stages\.generative: trainer\.min_steps=9 is not .*max_steps=N or epochs=N",
     "matmul_precision=tf32": r"matmul_precision='tf32' is not known; valid choices: highest, high, medium",
     "trainer.precision=bf16-true": r"trainer\.precision=bf16-true holds weights and moments in 16 bits.*; use bf16-mixed",
+    "data.jpeg_quality=[75,101]": r"data\.jpeg_quality=\[75, 101\] must be null or two whole .*, as in \[75, 100\]",
+    "data.jpeg_quality=75": r"data\.jpeg_quality=75 must be",
+    "+stages.supervised.datasets={jpeg_quality: [9, 2]}": r"stages\.supervised: data\.jpeg_quality=\[9, 2\] must be",
+    "data.chats_collate.video_frames=[0,8]": r"video_frames=\[0, 8\] must be null or two whole .*, as in \[8, 32\]",
+    "+stages.supervised.collate.video_frames=8": r"stages\.supervised: data\.chats_collate\.video_frames=8 must be",
     "data.num_workers=-1": r"data\.num_workers=-1 must be a whole number from 0 on",
 }  # fmt: skip
 BEFORE_ANY_TRAINING = {

@@ -29,8 +29,7 @@ class Talker:
     def __init__(self, rule: Callable[[list[np.ndarray], str], str], journal: Journal | None = None, video: bool = False) -> None:
         self.rule, self.journal, self.asked = rule, journal or Journal(), []
         self.held_out, self.pairs, self.batch_size = HeldOutScenes(seed=0, image_size=24), None, 3
-        tokens = SimpleNamespace(video="<|video_pad|>" if video else None)
-        self.chats = SimpleNamespace(processor=SimpleNamespace(max_tiles=1), image_tokens=tokens)
+        self.chats = SimpleNamespace(processor=SimpleNamespace(max_tiles=1), reads_videos=video)
 
     def answer(self, pictures: Sequence[np.ndarray], questions: Sequence[str], tokens: int, **search: Any) -> list[str]:
         self.asked += questions

@@ -177,6 +177,11 @@ def test_a_damaged_file_counts_as_missing_and_a_full_disk_is_told_once(
 DDP = type("DDPStrategy", (), {})()
 
 
+def with_jpeg(processor: Squash) -> Squash:
+    processor.jpeg_quality = [75, 100]
+    return processor
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -184,6 +189,7 @@ DDP = type("DDPStrategy", (), {})()
         ({"rules": [{"name": "encoder.embeddings", "from_step": 9}]}, "the encoder trains .* encoder.embeddings"),
         ({"endless": True}, "shows no picture twice; set data.endless=false"),
         ({"processor": RandomCrop(16)}, "RandomCrop draws another part of a picture each time"),
+        ({"processor": with_jpeg(Squash(16))}, r"data\.jpeg_quality=\[75, 100\] changes a picture each time"),
         ({"inputs": ("image_grid_thw",)}, "InternViT reads image_grid_thw beside the pixels"),
         ({"strategy": object()}, "object divides the encoder among processes"),
     ],

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.data.processors.basic import Processor
+from lightning_internvl.data.processors.jpeg import recompressed
 
 # What the host reads of a batch's pictures, sizes and numbers; a device would have to be asked.
 ON_HOST = (
@@ -37,12 +38,13 @@ class Collator(Protocol):
 
 
 def tiles_of(processor: Processor, image: np.ndarray, key: str, draw: Sequence[int] | None = None) -> np.ndarray:
-    """What the encoder sees of one picture: (n, S, S, 3) uint8. Raises ValueError naming the sample
-    for no (H, W, 3) uint8."""
+    """What the encoder sees of one picture: (n, S, S, 3) uint8, with a draw after the processor's
+    JPEG. Raises ValueError naming the sample for no (H, W, 3) uint8."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"sample {key}: its picture is {image.shape} {image.dtype}, not (H, W, 3) uint8")
     try:
-        return processor(image, draw)
+        squares = processor(image, draw)
+        return squares if draw is None or not processor.jpeg_quality else recompressed(squares, processor.jpeg_quality, draw)
     except ValueError as error:
         raise ValueError(f"sample {key}: {error}") from error
 

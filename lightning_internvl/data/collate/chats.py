@@ -26,6 +26,7 @@ from lightning_internvl.data.collate.base import (
 from lightning_internvl.data.collate.encode import ImageTokens, TooLong, certainly_fits, encode_conversation, encode_prompt
 from lightning_internvl.data.collate.instructions import Instructions, encode_question
 from lightning_internvl.data.collate.pixel_boxes import WHOLE, in_pixels, rescaled
+from lightning_internvl.data.collate.video_frames import FrameLimits, with_frames
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.templates import IMAGE, VIDEO, ChatTemplate, Message
 from lightning_internvl.data.tokenizer import token_id
@@ -50,7 +51,8 @@ class ChatCollator:
     Where `image_tokens` names a token of videos, samples may hold "videos": [((F, H, W, 3) uint8,
     frames a second), ...], marked "<video>" in the conversation, and the batch has
     `pixel_values_videos`, what else describes pictures (`video_grid_thw`), and `second_per_grid_ts`
-    (videos,) float32, the seconds between two steps of each (`Processor.step_seconds`).
+    (videos,) float32, the seconds between two steps of each (`Processor.step_seconds`). With
+    `video_frames` videos are pictures of one square each (see `with_frames`).
 
     Args:
         tokens_per_tile: decoder tokens of one square.
@@ -62,6 +64,7 @@ class ChatCollator:
         instructions: adds what an instructed middleware reads, a row for every square.
         too_long: what becomes of a conversation over `max_length`: "cut" leaves whole turns at its
             end out, "skip" refuses it.
+        video_frames: the least and the most frames of a video, where they are shown as pictures.
     """
 
     picture_keys = False  # whether batches name their pictures (see `feature_cache`)
@@ -78,8 +81,10 @@ class ChatCollator:
         split_answers: bool = False,
         instructions: Instructions | None = None,
         too_long: str = "cut",
+        video_frames: Sequence[int] | None = None,
     ) -> None:
         check_choice("too_long", too_long, TOO_LONG)
+        self.video_frames = None if video_frames is None else FrameLimits.of(video_frames)
         self.tokenizer, self.template, self.processor = tokenizer, template, processor
         self.split_answers = split_answers
         self.encode = encode_question if split_answers else encode_conversation
@@ -89,6 +94,14 @@ class ChatCollator:
         self.row_length, self.blank_tiles = max_length, processor.max_tiles
         start, end = template.image_frame or (None, None)
         self.image_tokens = image_tokens or ImageTokens(start=start, end=end)
+        if self.video_frames and self.image_tokens.video is not None:
+            both = f"data.chats_collate.video_frames={list(self.video_frames)}, and a token of their own"
+            raise ValueError(f"videos have {both}, data.video_token={self.image_tokens.video}; set one of them to null")
+
+    @property
+    def reads_videos(self) -> bool:
+        """Whether samples may hold videos."""
+        return bool(self.video_frames) or self.image_tokens.video is not None
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         return self.stack([self.prepare(sample) for sample in samples])
@@ -100,6 +113,7 @@ class ChatCollator:
     def check(self, sample: Sample) -> int | None:
         """How many tokens a sample has if `prepare` leaves its last turns out, None if it takes the
         whole. Quick for what has room to spare. Raises ValueError as `prepare` does."""
+        sample = self._with_frames(sample)
         if self.quick_check and self.encode is encode_conversation:
             shown = self._shown(sample, self.encode)
             lengths = [self._lengths(one) for one in shown]
@@ -162,12 +176,17 @@ class ChatCollator:
 
     def _prepared(self, sample: Sample, encode: Callable[..., Any]) -> Prepared:
         """A sample's row by `encode`, and its pictures and videos as the encoder sees them."""
+        sample = self._with_frames(sample)
         pictures, videos = self._shown(sample, encode)
         conversation = self._read(sample, pictures, videos)
         row = self._row({**sample, "conversation": conversation}, pictures, videos, encode)
         seconds = [self.processor.step_seconds(len(frames), fps) for frames, fps in sample.get("videos", ())]
         shown = {"pictures": pictures, "videos": videos, "seconds": seconds}
         return {"key": sample["key"], "row": row, **shown, "conversation": conversation}
+
+    def _with_frames(self, sample: Sample) -> Sample:
+        """A sample with pictures in place of its videos, where frames are pictures."""
+        return with_frames(sample, self.video_frames, self.template) if self.video_frames else sample
 
     def _read(self, sample: Sample, pictures: Sequence[np.ndarray], videos: Sequence[np.ndarray]) -> Sequence[Message]:
         """The conversation as the model reads it."""
@@ -193,10 +212,14 @@ class ChatCollator:
     def _shown(self, sample: Sample, encode: Callable[..., Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """A sample's pictures and videos as the encoder sees them."""
         key = sample["key"]
+        frames = sample.get("frames", frozenset())
         # Training shares the limit of tiles among the pictures of a record; a question does not
-        processor = self.processor if encode is encode_prompt else self.processor.shared(len(sample["images"]))
+        pictured = len(sample["images"]) - len(frames)
+        processor = self.processor if encode is encode_prompt else self.processor.shared(pictured)
         pictures = [
-            tiles_of(processor, x, key, [*sample["draw"], i] if "draw" in sample else None)
+            tiles_of(self.processor.whole(), x, key)
+            if i in frames
+            else tiles_of(processor, x, key, [*sample["draw"], i] if "draw" in sample else None)
             for i, x in enumerate(sample["images"])
         ]
         return pictures, [video_of(self.processor, x, fps, key) for x, fps in sample.get("videos", ())]

@@ -206,7 +206,8 @@ def _check_marks(
     for kind, mark, token, lengths in (pictures, ("videos", VIDEO, names.video, video_lengths)):
         if token is None and lengths:
             fault = "it has videos, for which this recipe has no token"
-            raise ValueError(f"sample {sample}: {fault}; set data.video_token")
+            ways = "set data.video_token, or data.chats_collate.video_frames=[8, 32] for a decoder that reads frames as pictures"
+            raise ValueError(f"sample {sample}: {fault}; {ways}")
         marks = 0 if token is None else sum(message["content"].count(mark) for message in turns)
         if token is not None and marks != len(lengths):
             raise ValueError(f"sample {sample}: {len(lengths)} {kind} but {marks} {mark!r} marks")

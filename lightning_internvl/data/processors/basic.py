@@ -43,11 +43,14 @@ class Processor(ABC):
         limit: the setting that makes pictures cost fewer tokens; None where all cost the same.
         random: whether a draw changes what is seen of a picture.
         gives: inputs of an encoder beside `pixel_values`.
+        jpeg_quality: from which qualities one is drawn where a picture goes through JPEG
+            (`data.jpeg_quality`); None: it does not.
     """
 
     max_tiles = 1
     limit: str | None = None
     random = False
+    jpeg_quality: Sequence[int] | None = None
     gives: tuple[str, ...] = ()
 
     def __init__(
@@ -91,7 +94,7 @@ class Processor(ABC):
     def video(self, frames: np.ndarray, fps: float) -> np.ndarray:
         """(F, H, W, 3) uint8 at `fps` frames a second -> the frames that the encoder sees. Raises
         ValueError if it sees none."""
-        other = "processor@data.processor=any_resolution"
+        other = "processor@data.processor=any_resolution, or data.chats_collate.video_frames=[8, 32], which makes frames pictures"
         raise ValueError(f"{type(self).__name__} prepares pictures only; videos need {other}")
 
     def step_seconds(self, frames: int, fps: float) -> float:

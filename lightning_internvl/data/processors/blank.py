@@ -26,6 +26,10 @@ class BlankPictures:
         as it does."""
         return blank(self.processor.shape(*image.shape[:2]))
 
+    def whole(self) -> BlankPictures:
+        """As the processor's."""
+        return BlankPictures(self.processor.whole())
+
     def shared(self, pictures: int) -> BlankPictures:
         """As the processor's."""
         found = self.processor.shared(pictures)
