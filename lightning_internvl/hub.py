@@ -126,6 +126,12 @@ def model_source(pretrained: str, setting: str) -> str:
     return source
 
 
+def model_type(pretrained: str, setting: str) -> str | None:
+    """What a folder or id says of its architecture. Raises ValueError as `model_source`."""
+    fields, _ = PreTrainedConfig.get_config_dict(model_source(pretrained, setting), trust_remote_code=False)
+    return fields.get("model_type")
+
+
 def check_no_kernels(config: Any, what: str) -> None:
     """Refuse a configuration that would have code fetched from the hub (`attn_implementation:
     OWNER/NAME`).

@@ -26,6 +26,9 @@ batch without any: its inputs by name. A decoder that lists `visual` gets the vi
 D) for attention of its own instead of having them inserted. One that lists `segments` reads packed
 rows: it gets for each row the lengths of its samples, and lets none see another.
 
+A middleware may feed blocks of the decoder too (DeepStack): it says in `into` which, and returns
+`DeepTokens`. A decoder whose `sharding_units` begin with its blocks says `feeds_blocks = True`.
+
 Letters: N images, S side in pixels, P visual tokens, D encoder width, T decoder tokens of an image,
 H decoder width, L text length, E contrastive width, V vocabulary.
 """
@@ -73,6 +76,19 @@ class Middleware(Protocol):
 
     def __call__(self, feats: list[Tensor]) -> Tensor:
         """One (N, P, D) a layer -> (N, T, H)."""
+
+
+class DeepTokens(NamedTuple):
+    """What a middleware returns that feeds blocks of the decoder.
+
+    Attributes:
+        tokens: (N, T, H), which stand in the text.
+        deep: for each number in the middleware's `into` (N, T, H), which is added where the tokens
+            stand to what the decoder's block of that number, counted from 0, has made of them.
+    """
+
+    tokens: Tensor
+    deep: Sequence[Tensor]
 
 
 @runtime_checkable

@@ -70,7 +70,7 @@ DOORS: dict[str, dict[str, str]] = {
         "self.configs.from_pretrained": f"{NO_CODE}; check_no_kernels",
         "self.models.from_config": f"{NO_CODE}; check_no_kernels",
     },
-    "lightning_internvl/decoders/mrope.py": {"Qwen2VLTextConfig.from_pretrained": "called by hf_causal.py; plain values"},
+    "lightning_internvl/decoders/mrope_models.py": {"kind.config.from_pretrained": "called by hf_causal.py; plain values"},
     "lightning_internvl/distributed/checkpoint_files.py": {
         "pickle.Unpickler": "names what describes tensors alone",
         "torch.load": WEIGHTS_ONLY,

@@ -13,19 +13,21 @@ Most combinations work. Those that cannot, and why:
 - a stage that matches or writes needs a middleware that reads pictures and texts together
 - a decoder that attends to pictures (FlamingoCausalLM) needs equally many patches of every picture
 - a middleware that keeps the encoder's width (PerceiverResampler) needs such a decoder, or one as wide
+- a middleware that feeds blocks of the decoder (DeepStack) needs one that has these blocks and inserts
+  visual tokens into its text
 - `data.packing=packed` needs a decoder that keeps the samples of a row apart, and masking
   (`keep_tokens`) an encoder that can leave out patches; these two are said when models are built
 
 Classes say what they give and need in class attributes with plain values (`gives`, `reads`,
-`embeds`, `compares`, `inputs`, `hands_tokens`, `no_summary_if`), which are read from their source
-files. A class that does not say it, as one from elsewhere, is looked at when it is built (see
+`embeds`, `compares`, `inputs`, `hands_tokens`, `no_summary_if`, `gives_deep`, `feeds_blocks`), which
+are read from their source files. A class that does not say it, as one from elsewhere, is looked at when it is built (see
 `lightning_internvl.model.compatibility`).
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_internvl.choices import Config
@@ -97,6 +99,8 @@ def _part_faults(settings: StageSettings) -> Iterator[str]:
         attends = "visual" in _told(parts.decoder).get("inputs", ())
         if attends and encoder.get("gives") == "blocks":
             yield uneven_pictures(name_of(parts.decoder), names[0])
+        if middleware.get("gives_deep"):
+            yield from _deep_faults(parts.encoder, parts.middleware, parts.decoder)
         if middleware.get("keeps_width") and not attends:
             widths = _picture_width(parts.encoder), _language_width(parts.decoder)
             if None not in widths:
@@ -107,6 +111,42 @@ def _part_faults(settings: StageSettings) -> Iterator[str]:
         if middleware and "compares" in (told := _told(objective)):
             own = name_of(objective)
             yield from contrast_faults(name, own, told["compares"], names[1], middleware.get("embeds", "pictures"))
+
+
+def _deep_faults(encoder: Config, middleware: Config, decoder: Config) -> Iterator[str]:
+    """Whether the layers that a DeepStack names are there, as far as both are written down."""
+    name, told = name_of(middleware), _told(decoder)
+    if told and not takes_deep(told.get("feeds_blocks", False), told.get("inputs", ())):
+        yield unfed_blocks(name, name_of(decoder))
+    layers, into, depth = middleware.get("deep_layers") or (), middleware.get("into"), encoder.get("depth")
+    if layers and _told(encoder).get("gives_one_layer"):
+        tower = name_of(encoder)
+        yield f"encoder {tower} gives its last layer alone, and middleware {name} reads {list(layers)} too; choose another"
+    if depth is not None and (odd := [layer for layer in layers if not -depth - 1 <= layer <= depth]):
+        yield f"middleware.deep_layers={odd} do not exist in {name_of(encoder)}; with {depth} blocks they run from 0 to {depth}"
+    blocks = (decoder.get("config") or {}).get("num_hidden_layers")
+    if blocks is not None:
+        yield from block_faults(name, range(len(layers)) if into is None else into, blocks)
+
+
+def takes_deep(feeds_blocks: bool, inputs: Sequence[str]) -> bool:
+    """Whether a decoder's blocks may be fed where visual tokens stand; one that attends to pictures
+    has no such places."""
+    return feeds_blocks and "visual" not in inputs
+
+
+def unfed_blocks(middleware: str, decoder: str) -> str:
+    """What is told of a decoder whose blocks take no features."""
+    return (
+        f"middleware {middleware} feeds blocks of the decoder, and {decoder} does not take visual tokens into its blocks; "
+        "choose another decoder (llama_toy, smollm2_135m, qwen3_vl_4b) or another middleware"
+    )
+
+
+def block_faults(middleware: str, into: Sequence[int], blocks: int) -> Iterator[str]:
+    """Whether a decoder of so many blocks has those that a middleware feeds."""
+    if odd := [number for number in into if not 0 <= number < blocks]:
+        yield f"middleware {middleware} feeds blocks {odd} of a decoder that has 0 to {blocks - 1}; change middleware.into"
 
 
 def _told(node: Mapping[str, Any]) -> Mapping[str, Any]:

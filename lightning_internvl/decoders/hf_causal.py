@@ -51,6 +51,7 @@ class HFCausalLM(Part):
     """
 
     inputs: tuple[str, ...] = ("segments", "right_padded")
+    feeds_blocks = True  # a middleware may add to what they make of visual tokens
     configs: Any = AutoConfig  # makes and reads configurations; a subclass may choose another
     models: Any = AutoModelForCausalLM  # makes models of them
 

@@ -28,6 +28,7 @@ class HFSeq2SeqLM(HFCausalLM):
 
     models = AutoModelForSeq2SeqLM
     inputs = ("labels", "decoder_input_ids")
+    feeds_blocks = False  # its longest list of blocks may be that of either side
     # the state at a place judges the label at that place: the inputs are shifted instead
     shifts = False
 

@@ -1,6 +1,7 @@
-"""The decoder of Qwen2-VL and Qwen2.5-VL: Qwen2 with rotary positions of three streams, time, row and
-column (Wang et al. 2024, section 2.1; M-RoPE of the official `modeling_qwen2_vl.py`); in Qwen2.5-VL
-time is that of the clock (Bai et al. 2025, section 2.1.2).
+"""The decoders of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: Qwen2 or Qwen3 with rotary positions of three
+streams, time, row and column (Wang et al. 2024, section 2.1; M-RoPE of the official
+`modeling_qwen2_vl.py`); in Qwen2.5-VL time is that of the clock (Bai et al. 2025, section 2.1.2), in
+Qwen3-VL it is written before each step of a video (Bai et al. 2025, Qwen3-VL, section 2.3).
 
 Letters: B rows, L text length, H width, N pictures or videos, M merged visual tokens of all of
 them.
@@ -13,78 +14,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLPreTrainedModel, Qwen2VLTextModel
+from torch import Tensor
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
+from lightning_internvl.decoders.mrope_models import MRopeConfigs, check_section, kind_of
 from lightning_internvl.layers.attention_masks import Segments, on_device, starts
 from lightning_internvl.layers.basic import lowered
 from lightning_internvl.layers.hf_attention import packed_inputs, right_padded_inputs
 
 Grid = tuple[int, int, int]
-KINDS = ("qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
-
-
-class MRopeLM(Qwen2VLPreTrainedModel, GenerationMixin):
-    """The text model of Qwen2-VL with its output embeddings: `model.*` and `lm_head`, as the
-    official files name them."""
-
-    config_class = Qwen2VLTextConfig
-    input_modalities: Any = ("text",)
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers reads it from the class
-
-    def __init__(self, config: Qwen2VLTextConfig) -> None:
-        super().__init__(config)
-        self.model = Qwen2VLTextModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    @classmethod
-    def from_config(cls, config: Qwen2VLTextConfig, trust_remote_code: bool = False) -> MRopeLM:
-        """A model with fresh weights."""
-        return cls._from_config(config)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-        **options: Any,
-    ) -> CausalLMOutputWithPast:
-        """For generation: logits (B, L or `logits_to_keep`, V); `position_ids` are (3, B, L)."""
-        read = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-        )
-        logits = self.lm_head(read.last_hidden_state[:, -logits_to_keep if logits_to_keep else 0 :])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=read.past_key_values)
-
-
-class _Configs:
-    """Configurations of Qwen2 and of the text model of Qwen2-VL, but for rotary positions."""
-
-    @staticmethod
-    def for_model(kind: str, **fields: Any) -> Qwen2VLTextConfig:
-        if kind not in KINDS:
-            raise ValueError(f"decoder.config.model_type={kind!r} has no M-RoPE; valid choices: {', '.join(KINDS)}")
-        return Qwen2VLTextConfig(**fields)
-
-    from_pretrained = Qwen2VLTextConfig.from_pretrained
 
 
 class MRopeCausalLM(HFCausalLM):
-    """A Qwen2 that is told when and where in a picture or video each visual token stands.
+    """A Qwen2 or Qwen3 that is told when and where in a picture or video each visual token stands.
 
     Args:
         merge_size: patches to a side that became one visual token; grids count patches.
@@ -93,8 +35,10 @@ class MRopeCausalLM(HFCausalLM):
             columns alone, as in transformers 5. They differ for long videos of small frames only.
         tokens_per_second: by how much the positions of a video go on in a second; None: by one with
             each of its steps, whatever time passes between them.
-        pretrained: a folder or id of a Qwen2; it may hold a plain Qwen2, as the first stage starts
-            from one.
+        steps_apart: whether the steps of a video are pictures of their own, each behind the text
+            that tells its time, as in Qwen3-VL.
+        pretrained: a folder or id of a Qwen2 or Qwen3; it may hold a plain one, as the first stage
+            starts from it.
 
     The other arguments are those of `HFCausalLM`; `config.rope_parameters.mrope_section` says how
     many of the frequencies of a head turn with time, row and column.
@@ -103,18 +47,25 @@ class MRopeCausalLM(HFCausalLM):
     inputs = (
         "visual_places", "video_places", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "segments", "right_padded",
     )  # fmt: skip
-    configs, models = _Configs, MRopeLM
 
     def __init__(
-        self, *, merge_size: int = 2, time_counts: bool = False, tokens_per_second: float | None = None, **options: Any
+        self,
+        *,
+        merge_size: int = 2,
+        time_counts: bool = False,
+        tokens_per_second: float | None = None,
+        steps_apart: bool = False,
+        **options: Any,
     ) -> None:
+        kind = kind_of(options.get("pretrained"), options.get("config") or {})
+        self.configs, self.models = MRopeConfigs(kind), kind.model
         super().__init__(**options)
+        if steps_apart and (tokens_per_second is not None or time_counts):
+            no_time = "leaves no time within a video to count; leave tokens_per_second and time_counts out"
+            raise ValueError(f"decoder.steps_apart=true {no_time}")
         self.merge_size, self.time_counts, self.tokens_per_second = merge_size, time_counts, tokens_per_second
-        rope, config = self.lm.config.rope_parameters, self.lm.config
-        half, section = config.hidden_size // config.num_attention_heads // 2, rope.get("mrope_section", [16, 24, 24])
-        if len(section) != 3 or sum(section) != half:
-            needs = f"three numbers with the sum {half}, half the width of a head"
-            raise ValueError(f"mrope_section={section} must be {needs}")
+        self.steps_apart = steps_apart
+        check_section(self.lm.config)
 
     def positions(
         self,
@@ -155,6 +106,8 @@ class MRopeCausalLM(HFCausalLM):
         steps = seen.long()  # by how much a token moves the text behind it
         inside = torch.zeros(*seen.shape, 3, dtype=torch.long, device=seen.device)
         stills, films = _listed(image_grid_thw), _listed(video_grid_thw)
+        if self.steps_apart:
+            films = [(1, h, w) for t, h, w in films for _ in range(t)]
         shown = (visual & ~videos, stills, [1] * len(stills)), (videos, films, self._paces(films, second_per_grid_ts))
         for places, grids, paces in shown:
             offsets, moves = self._inside(grids, paces, seen.device)

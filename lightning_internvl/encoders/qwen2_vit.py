@@ -1,7 +1,7 @@
-"""The vision towers of Qwen2-VL and Qwen2.5-VL: pictures of any size and videos in one sequence,
-without a position table (Wang et al. 2024, section 2.1, official `modeling_qwen2_vl.py`; Bai et al.
-2025, section 2.1.1, official `modeling_qwen2_5_vl.py`). Parameter names are those of the official
-checkpoints, below `visual.`.
+"""The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures of any size and videos in one
+sequence (Wang et al. 2024, section 2.1, official `modeling_qwen2_vl.py`; Bai et al. 2025, section
+2.1.1, official `modeling_qwen2_5_vl.py`; `modeling_qwen3_vl.py`). Parameter names are those of the
+official checkpoints, below `visual.`.
 
 Letters: P patches of all pictures, one after the other, C values of a patch, D width, H heads, K
 width of a head; a picture is a grid of t (steps of two frames) x h x w patches.
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.encoders.grid_positions import interpolated
 from lightning_internvl.encoders.tower import Tower
 from lightning_internvl.encoders.windows import Grid, step_lengths, window_order
 from lightning_internvl.layers.attention import attend
@@ -47,6 +48,9 @@ class Qwen2ViT(Tower):
         norm_eps: added to the variance.
         init_std: deviation of the initial weights.
         channels: of a picture.
+        positions: rows and columns of a square table of learned positions, which is interpolated to
+            each picture (Qwen3-VL, 48); None: there is none.
+        patch_bias: whether the embedding of patches has a bias, as in Qwen3-VL.
     """
 
     inputs = ("image_grid_thw",)
@@ -73,6 +77,8 @@ class Qwen2ViT(Tower):
         norm_eps: float = 1e-6,
         init_std: float = 0.02,
         channels: int = 3,
+        positions: int | None = None,
+        patch_bias: bool = False,
     ) -> None:
         super().__init__()
         check_choice("encoder activation", activation, GATES if gated else ACTIVATIONS)
@@ -84,7 +90,10 @@ class Qwen2ViT(Tower):
         self.frames, self.merge_size, self.theta, self.activation = frames, merge_size, theta, activation
         self.window, self.full_layers, self.gated, self.norm, self.mlp_dim = window, tuple(full_layers), gated, norm, mlp_dim
         self._check_windows()
-        self.patch_embed = _PatchEmbed(channels, dim, (frames, patch_size, patch_size))
+        self.positions = positions
+        self.patch_embed = _PatchEmbed(channels, dim, (frames, patch_size, patch_size), patch_bias)
+        if positions is not None:
+            self.pos_embed = nn.Embedding(positions**2, dim)
         blocks = []
         for number in range(depth):
             mlp = (GatedMLP if gated else MLP)(dim, mlp_dim, activation)
@@ -94,6 +103,8 @@ class Qwen2ViT(Tower):
         # Patches enter at about unit size whatever their number of pixels; a still picture is the
         # sum of equal frames.
         nn.init.normal_(self.patch_embed.proj.weight, std=(channels * patch_size**2) ** -0.5 / frames)
+        if (bias := self.patch_embed.proj.bias) is not None:
+            nn.init.zeros_(bias)
 
     def num_tokens(self, image_size: int | None = None) -> int:
         """Visual tokens of one square picture."""
@@ -131,6 +142,8 @@ class Qwen2ViT(Tower):
         self._check(grids, pixels_PC)
         x = self.patch_embed(pixels_PC)
         places = torch.cat([patch_places(grid, self.merge_size, x.device) for grid in grids])
+        if self.positions is not None:
+            x = x + interpolated(self.pos_embed, self.positions, places, grids).to(x.dtype)
         steps = packed([step_lengths(grids)], len(x), causal=False)
         if self.window is None:
             return self.hidden_states(x, numbers, self._rotary(places), steps, steps)
@@ -189,13 +202,13 @@ def patch_places(grid: Grid, merge: int, device: torch.device | str = "cpu") -> 
 class _PatchEmbed(nn.Module):
     """Flat patches to tokens."""
 
-    def __init__(self, channels: int, dim: int, kernel: tuple[int, int, int]) -> None:
+    def __init__(self, channels: int, dim: int, kernel: tuple[int, int, int], bias: bool) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(channels, dim, kernel, stride=kernel, bias=False)
+        self.proj = nn.Conv3d(channels, dim, kernel, stride=kernel, bias=bias)
 
     def forward(self, x_PC: Tensor) -> Tensor:
         # A convolution whose stride is its kernel is one matrix product over flat patches.
-        return F.linear(x_PC.to(self.proj.weight.dtype), self.proj.weight.flatten(1))
+        return F.linear(x_PC.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class _Block(nn.Module):

@@ -41,6 +41,7 @@ class SamViT(Tower):
     """
 
     special_tokens = 0
+    gives_one_layer = True
     roles: ClassVar = {"patch_embedding": ("patch_embed",)}
 
     def __init__(

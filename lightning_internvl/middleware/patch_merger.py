@@ -1,6 +1,7 @@
-"""The connector of Qwen2-VL and Qwen2.5-VL: neighbouring patches side by side through a two-layer MLP (Wang et al.
-2024, section 2.1; official `modeling_qwen2_vl.py` and `modeling_qwen2_5_vl.py`, `PatchMerger`).
-Parameter names are those of the official checkpoints, below `visual.merger.`.
+"""The connector of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: neighbouring patches side by side through a
+two-layer MLP (Wang et al. 2024, section 2.1; official `modeling_qwen2_vl.py`, `modeling_qwen2_5_vl.py`
+and `modeling_qwen3_vl.py`, `PatchMerger`). Parameter names are those of the first two's checkpoints,
+below `visual.merger.`.
 
 Letters: P patches of all pictures, D encoder width, F neighbours to a side, H decoder width.
 """
@@ -27,6 +28,7 @@ class PatchMerger(Part):
         patch_layer: which hidden state of the encoder is read.
         norm: "layer_norm", or "rms_norm" as in Qwen2.5-VL.
         norm_eps: added to the variance.
+        joined_norm: whether neighbours are normalised together, as one token.
     """
 
     reads = "blocks"  # of neighbouring patches, as the tower of Qwen2-VL orders them
@@ -40,14 +42,15 @@ class PatchMerger(Part):
         patch_layer: int = -1,
         norm: str = "layer_norm",
         norm_eps: float = 1e-6,
+        joined_norm: bool = False,
     ) -> None:
         super().__init__()
         check_choice("patch merger norm", norm, NORMS)
         if factor < 1:
             raise ValueError(f"patch merger {factor=} must be 1 or more")
-        self.layers, self.factor, self.norm = (patch_layer,), factor, norm
+        self.layers, self.factor, self.norm, self.joined_norm = (patch_layer,), factor, norm, joined_norm
         dim = encoder_dim * factor**2
-        self.ln_q = NORMS[norm](encoder_dim, eps=norm_eps)
+        self.ln_q = NORMS[norm](dim if joined_norm else encoder_dim, eps=norm_eps)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, decoder_dim))
 
     def tokens_out(self, tokens_in: int) -> int:
@@ -64,5 +67,6 @@ class PatchMerger(Part):
         if feats[0].shape[-2] % self.factor**2:
             count, side = feats[0].shape[-2], self.factor
             raise ValueError(f"{count} patches do not divide into blocks of {side} x {side}")
-        x = self.ln_q(feats[0])
-        return self.mlp(x.unflatten(-2, (-1, self.factor**2)).flatten(-2))
+        x = feats[0] if self.joined_norm else self.ln_q(feats[0])
+        x = x.unflatten(-2, (-1, self.factor**2)).flatten(-2)
+        return self.mlp(self.ln_q(x) if self.joined_norm else x)

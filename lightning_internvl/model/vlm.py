@@ -7,7 +7,7 @@ image, H decoder width, E contrastive width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from lightning_internvl.layers.attention_masks import without_firsts
 from lightning_internvl.middleware.text_streams import TextStream
+from lightning_internvl.model.deep_features import DeepFeatures
 from lightning_internvl.model.feature_cache import FeatureCache, features
 from lightning_internvl.model.placeholders import EMPTY, Expanded, ImagePlaceholders
 from lightning_internvl.model.videos import VIDEOS, join_pictures_and_videos
 from lightning_internvl.objectives import NextToken
-from lightning_internvl.protocols import Decoder, Encoder, Middleware
+from lightning_internvl.protocols import Decoder, DeepTokens, Encoder, Middleware
 
 PARTS = ("encoder", "middleware", "decoder", "objectives")
 
@@ -41,6 +42,22 @@ class HiddenStates(NamedTuple):
 
     hidden: Tensor
     labels: Tensor | None
+
+
+class _Merged(NamedTuple):
+    """Text and pictures as the decoder reads them.
+
+    Attributes:
+        embeds: (B, L, H).
+        visual: visual tokens (N, T, D) for a decoder that attends to them.
+        placeholders: how many there are; None where nobody knows.
+        deep: for each block that the middleware feeds (B, L, H).
+    """
+
+    embeds: Tensor
+    visual: Tensor | None = None
+    placeholders: int | None = None
+    deep: Sequence[Tensor] = ()
 
 
 class VLM(nn.Module):
@@ -80,6 +97,7 @@ class VLM(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.middleware, self.decoder = encoder, middleware, decoder
+        self.deep_features = DeepFeatures(self.middleware, self.decoder)
         self.objectives = nn.ModuleDict(objectives or {})
         self.image_placeholders = image_placeholders
         self.image_token_id = image_placeholders.id if image_placeholders else image_token_id
@@ -115,8 +133,12 @@ class VLM(nn.Module):
             inputs: what else encoder or middleware read, by the names that they list under
                 `inputs`, and `picture_keys`.
         """
+        return self._visual(pixel_values, inputs).tokens
+
+    def _visual(self, pixel_values: Tensor, inputs: dict[str, Any]) -> DeepTokens:
         feats = features(self, pixel_values, self.middleware.layers, inputs, **_accepted_inputs(self.encoder, inputs))
-        return self.middleware(feats, **_accepted_inputs(self.middleware, inputs))
+        found = self.middleware(feats, **_accepted_inputs(self.middleware, inputs))
+        return found if isinstance(found, DeepTokens) else DeepTokens(found, ())
 
     def placeholders(self, image_size: int | None = None) -> int:
         """Placeholders that one square picture takes in the decoder's text."""
@@ -139,19 +161,15 @@ class VLM(nn.Module):
         Raises:
             ValueError: if placeholders and visual tokens differ in number.
         """
-        return self._merge_visual_tokens(input_ids, pixel_values, inputs)[0]
+        return self._merge_visual_tokens(input_ids, pixel_values, inputs).embeds
 
-    def _merge_visual_tokens(
-        self, input_ids: Tensor, pixel_values: Tensor | None, inputs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None, int | None]:
-        """What the decoder reads: embeddings (B, L, H), for one that attends to them visual tokens
-        (N, T, D), and how many placeholders there are, None where nobody knows."""
+    def _merge_visual_tokens(self, input_ids: Tensor, pixel_values: Tensor | None, inputs: dict[str, Any]) -> _Merged:
         embeds, places = self._embed_words(input_ids), _places(input_ids, self.image_token_id)
         if hasattr(self.middleware, "as_squares"):
             pixel_values, inputs = self.middleware.as_squares(pixel_values, inputs)
         pixels, shares, inputs = join_pictures_and_videos(pixel_values, inputs)
         if pixels is None:
-            return embeds, None, None
+            return _Merged(embeds)
         if len(pixels) == 0:
             for kind in (self.image_token_id, self.video_token_id):
                 if kind is not None:
@@ -160,33 +178,41 @@ class VLM(nn.Module):
             # parameters in its graph.
             own = hasattr(self.encoder, "blank")
             blank = self.encoder.blank(pixels) if own else {"pixel_values": _blank(pixels)}
-            return embeds + 0.0 * self.visual_tokens(**{**inputs, **blank}).sum().to(embeds.dtype), None, 0
-        visual = self.visual_tokens(pixels, **inputs)
+            tokens, deep = self._visual(blank["pixel_values"], {**inputs, **blank})
+            unseen = sum((one.sum() for one in deep), tokens.sum())
+            return _Merged(embeds + 0.0 * unseen.to(embeds.dtype), placeholders=0)
+        visual, deep = self._visual(pixels, inputs)
         if self.attends:
             _check_places(places, len(visual), len(pixels))
-            return embeds, visual, len(visual)
-        visual = visual.flatten(0, -2).to(embeds.dtype)
-        film = len(visual) * shares[1] // len(pixels)
+            return _Merged(embeds, visual, len(visual))
+        total = visual.shape[:-1].numel()
+        film = total * shares[1] // len(pixels)
         if shares[1] and hasattr(self.middleware, "video_tokens"):
             film = self.middleware.video_tokens(self.encoder.num_tokens(pixels.shape[-1]), inputs)
-        images, videos = visual.split([len(visual) - film, film])
         flat = "patches of " if pixels.ndim == 2 else ""
-        _check_places(places, len(images), shares[0], f"{flat}image(s)")
-        embeds = embeds.masked_scatter(places[..., None], images)
+        kinds = [(places, f"{flat}image(s)")]
         if self.video_token_id is not None:
-            places = _places(input_ids, self.video_token_id)
-            _check_places(places, len(videos), shares[1], f"{flat}video(s)")
-            embeds = embeds.masked_scatter(places[..., None], videos)
-        return embeds, None, len(visual)
+            kinds.append((_places(input_ids, self.video_token_id), f"{flat}video(s)"))
+
+        def placed(among: Tensor, tokens: Tensor) -> Tensor:
+            """States (B, L, H) with visual tokens in the places of their kind."""
+            parts = tokens.flatten(0, -2).to(among.dtype).split([total - film, film])
+            for (where, kind), part, share in zip(kinds, parts, shares, strict=False):
+                _check_places(where, len(part), share, kind)
+                among = among.masked_scatter(where[..., None], part)
+            return among
+
+        layers = [placed(torch.zeros_like(embeds), one) for one in deep]
+        return _Merged(placed(embeds, visual), None, total, layers)
 
     def _decoder_inputs(
-        self, input_ids: Tensor, labels: Tensor | None, visual: Tensor | None, count: int | None, inputs: dict[str, Any]
+        self, input_ids: Tensor, labels: Tensor | None, merged: _Merged, inputs: dict[str, Any]
     ) -> dict[str, Any]:
         """What a decoder may list under `inputs`."""
         videos = _places(input_ids, self.video_token_id)
-        pictures = _places(input_ids, self.image_token_id)
-        places = {"visual_places": pictures | videos, "video_places": videos, "visual": visual, "visual_count": count}
-        return {"input_ids": input_ids, "labels": labels, **places, **inputs}
+        places = {"visual_places": _places(input_ids, self.image_token_id) | videos, "video_places": videos}
+        shown = {"visual": merged.visual, "visual_count": merged.placeholders}
+        return {"input_ids": input_ids, "labels": labels, **places, **shown, **inputs}
 
     def _embed_words(self, input_ids: Tensor) -> Tensor:
         if self.image_placeholders is None and 0 <= (self.image_token_id or 0) < getattr(self.decoder, "vocab_size", math.inf):
@@ -243,10 +269,10 @@ class VLM(nn.Module):
                 name = type(self.decoder).__name__
                 raise ValueError(f"{name} reads no packed rows; set data.packing=null")
             labels = labels if labels is None else without_firsts(labels, segments)
-        embeds, visual, count = self._merge_visual_tokens(input_ids, pixel_values, inputs)
-        known = self._decoder_inputs(input_ids, labels, visual, count, inputs)
-        known = _accepted_inputs(self.decoder, known)
-        return HiddenStates(self.decoder.hidden(embeds, attention_mask, **known), labels)
+        merged = self._merge_visual_tokens(input_ids, pixel_values, inputs)
+        known = _accepted_inputs(self.decoder, self._decoder_inputs(input_ids, labels, merged, inputs))
+        with self.deep_features.shown(merged.deep):
+            return HiddenStates(self.decoder.hidden(merged.embeds, attention_mask, **known), labels)
 
     def forward(
         self,
@@ -298,9 +324,10 @@ class VLM(nn.Module):
         input_ids, mask, _, pixel_values = self.expand(input_ids, mask, None, pixel_values, side="left")
         listed = {name for part in (self.encoder, self.middleware, self.decoder) for name in _inputs(part)}
         inputs = {n: options.pop(n) for n in list(options) if n in listed or n == VIDEOS or n.startswith("video_")}
-        embeds, visual, count = self._merge_visual_tokens(input_ids, pixel_values, inputs)
-        known = self._decoder_inputs(input_ids, None, visual, count, inputs)
-        return self.decoder.generate(embeds, mask, **_accepted_inputs(self.decoder, known), **options)
+        merged = self._merge_visual_tokens(input_ids, pixel_values, inputs)
+        known = _accepted_inputs(self.decoder, self._decoder_inputs(input_ids, None, merged, inputs))
+        with self.deep_features.shown(merged.deep, once=True):
+            return self.decoder.generate(merged.embeds, mask, **known, **options)
 
     def save_pretrained(self, path: str | Path, layout: str | None = None) -> None:
         """Write the layout that the original library loads (see

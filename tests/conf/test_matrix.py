@@ -42,6 +42,10 @@ def reason(encoder: str, middleware: str, decoder: str) -> str | None:
         return "puts no token before its patches"
     if encoder in ANY_RESOLUTION and decoder == "flamingo_toy":
         return "attends to equally many tokens"
+    if (encoder, middleware) == ("sam_toy", "deepstack_toy"):
+        return "SAM gives its last map"
+    if middleware == "deepstack_toy" and decoder in ("flamingo_toy", "t5_toy"):
+        return "does not take visual tokens into its blocks"
     return "hands nothing to a decoder" if middleware in HANDS_NOTHING else None
 
 

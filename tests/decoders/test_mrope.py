@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from lightning_internvl.decoders.mrope import MRopeCausalLM
 from lightning_internvl.encoders.qwen2_vit import Qwen2ViT
@@ -80,6 +89,36 @@ def test_a_plain_qwen2_is_a_start(tmp_path: object) -> None:
     ids = torch.randint(3, 50, (2, 9))
     found = decoder.head(decoder.hidden(decoder.embed(ids), torch.ones_like(ids)))[..., :60]
     torch.testing.assert_close(found, plain(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+
+
+QWEN3 = {name: value for name, value in CONFIG.items() if name not in ("model_type", "rope_parameters")} | {"head_dim": 128}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "norm_topk_prob": True}
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_a_plain_qwen3_is_a_start(tmp_path: Path, experts: bool) -> None:
+    torch.manual_seed(0)
+    plain = Qwen3MoeForCausalLM(Qwen3MoeConfig(**QWEN3, **EXPERTS)) if experts else Qwen3ForCausalLM(Qwen3Config(**QWEN3))
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.normal_(std=0.2).add_(1.0 if parameter.ndim == 1 else 0.0)
+    plain.eval().save_pretrained(tmp_path)
+    decoder = MRopeCausalLM(pretrained=str(tmp_path), steps_apart=True).eval()
+    ids = torch.randint(3, 50, (2, 9))
+    found = decoder.head(decoder.hidden(decoder.embed(ids), torch.ones_like(ids)))
+    torch.testing.assert_close(found, plain(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_steps_of_a_video_are_pictures_of_their_own() -> None:
+    decoder = model(steps_apart=True).decoder
+    ids = [7, *[VIDEO] * 4, 8, 9, *[VIDEO] * 4, *[IMAGE] * 2, 5]
+    found = positions(decoder, ids, video_grid_thw=[(2, 4, 4)], image_grid_thw=[(1, 2, 4)])
+    assert found[0] == [0, 1, 1, 1, 1, 3, 4, 5, 5, 5, 5, 7, 7, 9]
+    assert found[1] == [0, 1, 1, 2, 2, 3, 4, 5, 5, 6, 6, 7, 7, 9]
+    assert found[2] == [0, 1, 2, 1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9]
+    for other in ({"tokens_per_second": 2}, {"time_counts": True}):
+        with pytest.raises(ValueError, match=r"decoder\.steps_apart=true leaves no time within a video to count"):
+            model(steps_apart=True, **other)
 
 
 def rows() -> dict[str, Tensor]:

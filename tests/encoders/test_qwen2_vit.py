@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
@@ -100,6 +101,16 @@ def test_a_patch_sees_its_window_and_in_full_layers_its_step(backend: str) -> No
             assert (gradient.abs().sum(dim=1) > 0).equal(seen)
     finally:
         choose_backend("sdpa")
+
+
+def test_learned_positions_are_those_of_the_table_at_the_corners_and_between() -> None:
+    encoder = tower(positions=3, patch_bias=True)
+    table = encoder.pos_embed.weight.unflatten(0, (3, 3))
+    (first,) = encoder(torch.zeros(2 * 24 + 4, 96), image_grid_thw=[(2, 4, 6), (1, 2, 2)], layers=(0,))
+    expected = F.interpolate(table.permute(2, 0, 1)[None], size=(4, 6), mode="bilinear", align_corners=True)[0]
+    rows, columns = patch_places((2, 4, 6), 2).unbind(dim=1)
+    torch.testing.assert_close(first[:48], expected[:, rows, columns].T)
+    torch.testing.assert_close(first[48:], table[[0, 0, 2, 2], [0, 2, 0, 2]])
 
 
 def test_the_blank_picture_reaches_every_parameter() -> None:

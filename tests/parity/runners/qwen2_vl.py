@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: logits, loss, visual features, rotary positions, gradients and greedy tokens, for pictures
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: logits, loss, visual features, rotary positions, gradients and greedy tokens, for pictures
 and videos."""
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_internvl import load_pretrained
-from lightning_internvl.checkpoints.adapters import qwen2_5_vl, qwen2_vl
+from lightning_internvl.checkpoints.adapters import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 from lightning_internvl.model.vlm import VLM
 
-SYSTEM = "Qwen2-VL and Qwen2.5-VL (Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration)"
-LAYOUTS = qwen2_vl.LAYOUT, qwen2_5_vl.LAYOUT
+SYSTEM = "Qwen2-VL, Qwen2.5-VL and Qwen3-VL (transformers' native classes)"
+LAYOUTS = qwen2_vl.LAYOUT, qwen2_5_vl.LAYOUT, qwen3_vl.LAYOUT, qwen3_vl_moe.LAYOUT
 ECHOES: frozenset[str] = frozenset()
 
 
