@@ -4,6 +4,7 @@ Most combinations work. Those that cannot, and why:
 
 - an encoder of any resolution (Qwen2ViT) needs a middleware that reads its blocks of patches
   (PatchMerger), and a processor that tells their grids (AnyResolution); both need such an encoder
+- AnyresMLP puts pictures together from squares, so it needs a processor that tells their grids (BestGrid), and that one it
 - an encoder of two towers (HybridEncoder) needs HybridMLP, and a processor that gives both sizes
   (PaddedPair); both need such an encoder
 - a middleware that hands tokens to a decoder and reads no text (MLP, resamplers) needs a decoder
@@ -11,7 +12,8 @@ Most combinations work. Those that cannot, and why:
 - CLIPText needs an encoder with a token that stands for the whole picture
 - a Q-Former needs QueryITC where pictures and captions are contrasted, others ITC or SigLIP
 - a stage that matches or writes needs a middleware that reads pictures and texts together
-- a decoder that attends to pictures (FlamingoCausalLM) needs equally many patches of every picture
+- a decoder that attends to pictures (FlamingoCausalLM) needs equally many patches of every picture, so neither an encoder
+  of any resolution nor AnyresMLP
 - a middleware that keeps the encoder's width (PerceiverResampler) needs such a decoder, or one as wide
 - a middleware that feeds blocks of the decoder (DeepStack) needs one that has these blocks and inserts
   visual tokens into its text
@@ -52,8 +54,12 @@ GIVEN = {
         "middleware=hybrid_mlp, which needs a decoder in each stage (experiment=deepseek_vl_toy is a recipe of both)",
     ),
 }
-# What an encoder may read beside the pixels, and the processor that gives it.
-PROCESSORS = {"image_grid_thw": "any_resolution", "high_res_pixel_values": "padded_pair"}
+# What an encoder or a middleware may read beside the pixels, and the processor that gives it.
+PROCESSORS = {
+    "image_grid_thw": "any_resolution", "high_res_pixel_values": "padded_pair",
+    "image_sizes": "best_grid", "image_grids": "best_grid",
+}  # fmt: skip
+SQUARE_INPUTS = ("image_sizes", "image_grids")  # that a middleware reads, not an encoder
 SQUARES = "squash, center_crop, pad_square"  # processors for encoders that read squares alone
 PACKAGE = "package:"  # a place of weights
 FILES = "lightning_internvl.data.files.datasets."
@@ -98,7 +104,9 @@ def _part_faults(settings: StageSettings) -> Iterator[str]:
             yield hands_nothing(names[1])
         attends = "visual" in _told(parts.decoder).get("inputs", ())
         if attends and encoder.get("gives") == "blocks":
-            yield uneven_pictures(name_of(parts.decoder), names[0])
+            yield uneven_pictures(name_of(parts.decoder), f"encoder {names[0]}")
+        if attends and middleware.get("uneven"):
+            yield uneven_pictures(name_of(parts.decoder), f"middleware {names[1]}")
         if middleware.get("gives_deep"):
             yield from _deep_faults(parts.encoder, parts.middleware, parts.decoder)
         if middleware.get("keeps_width") and not attends:
@@ -193,11 +201,15 @@ def hands_nothing(middleware: str) -> str:
     )
 
 
-def uneven_pictures(decoder: str, encoder: str) -> str:
-    """What is told of a decoder that attends to pictures that differ in tokens."""
+def uneven_pictures(decoder: str, part: str) -> str:
+    """What is told of a decoder that attends to pictures that differ in tokens.
+
+    Args:
+        part: that makes them differ: its kind and class.
+    """
     return (
-        f"decoder {decoder} attends to equally many tokens of every picture, and encoder {encoder} gives pictures of any "
-        "size; choose another encoder or decoder"
+        f"decoder {decoder} attends to equally many tokens of every picture, and {part} gives pictures of any "
+        f"size; choose another {part.partition(' ')[0]} or decoder"
     )
 
 
@@ -296,28 +308,41 @@ def without_streams(middleware: str) -> str:
 
 
 def _picture_faults(settings: StageSettings) -> Iterator[str]:
-    """Whether the processor gives what the encoder reads, in what the stage trains on."""
+    """Whether the processor gives what encoder and middleware read, in what the stage trains on."""
     own = settings.collate.get("processor") or {}
     node = own if "_target_" in own else settings.data.processor
-    encoder, processor = _told(settings.parts.encoder), _told(node)
-    if not encoder or not processor:
+    parts, processor = {"encoder": settings.parts.encoder, "middleware": settings.parts.middleware}, _told(node)
+    if not _told(settings.parts.encoder) or not processor:
         return
-    needed, given = set(encoder.get("inputs", ())), set(processor.get("gives", ()))
-    yield from processor_faults(name_of(settings.parts.encoder), needed, name_of(node), given)
+    readers = {f"{name} {name_of(part)}": _told(part).get("inputs", ()) for name, part in parts.items()}
+    given = processor.get("gives", ())
+    if settings.reads != "chats" and processor.get("whole_gives") is not None:
+        given = processor["whole_gives"]
+    yield from processor_faults(readers, name_of(node), set(given))
 
 
-def processor_faults(encoder: str, needed: set[str], processor: str, given: set[str]) -> Iterator[str]:
-    """Whether a processor gives what the encoder reads beside the pixels, and nothing else."""
-    if missing := sorted(needed - given):
-        choices = ", ".join(sorted({f"processor@data.processor={PROCESSORS[n]}" for n in missing if n in PROCESSORS}))
+def processor_faults(readers: Mapping[str, Sequence[str]], processor: str, given: set[str]) -> Iterator[str]:
+    """Whether a processor gives what the parts read beside the pixels, and nothing else.
+
+    Args:
+        readers: the inputs that each part lists, by its kind and class; an encoder's are all of pictures.
+    """
+    needed: set[str] = set()
+    for reader, inputs in readers.items():
+        own = set(inputs) if reader.startswith("encoder") else set(inputs) & PROCESSORS.keys()
+        needed |= own
+        if missing := sorted(own - given):
+            choices = ", ".join(sorted({f"processor@data.processor={PROCESSORS[n]}" for n in missing if n in PROCESSORS}))
+            yield (
+                f"{reader} reads {', '.join(missing)}, which processor {processor} does not give; "
+                f"choose {choices or 'another one'}"
+            )
+    if extra := sorted(given - needed):
+        kind, article = ("middleware", "a") if extra[0] in SQUARE_INPUTS else ("encoder", "an")
+        reader = next(name for name in readers if name.startswith(kind))
         yield (
-            f"encoder {encoder} reads {', '.join(missing)}, which processor {processor} does not give; "
-            f"choose {choices or 'another one'}"
-        )
-    elif extra := sorted(given - needed):
-        yield (
-            f"processor {processor} prepares pictures for an encoder that reads {', '.join(extra)} too, and encoder {encoder} "
-            f"does not; choose another processor@data.processor ({SQUARES}), or another encoder"
+            f"processor {processor} prepares pictures for {article} {kind} that reads {', '.join(extra)} too, and {reader} "
+            f"does not; choose another processor@data.processor ({SQUARES}), or another {kind}"
         )
 
 

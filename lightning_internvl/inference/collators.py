@@ -91,7 +91,7 @@ def make_collators(
     if hasattr(model.middleware, "classes"):
         found["labels"] = LabelCollator(whole)
     if "decoder" in tokenizers:
-        check_processor(model.encoder, processor)
+        check_processor(model, processor)
         tokens = model.placeholders(processor.image_size)
         options = data.chats_collate | (collate if reads == "chats" else {})
         template = load_template(options.pop("template"), options.pop("system", None))
@@ -103,9 +103,10 @@ def make_collators(
         options["image_tokens"] = names
         text, total, pictures = options.pop("max_text_tokens"), options.pop("max_length", None), options.pop("pictures", 1)
         row = data.packing_tokens if packed else None
-        squares = max(processor.most_squares(pictures), (options.get("video_frames") or (0,))[-1])
-        one = text + processor.max_tiles * tokens
-        most = text + squares * tokens
+        frames = (options.get("video_frames") or (0,))[-1]
+        squares = max(processor.most_squares(pictures), frames)
+        one = text + processor.most_tokens(tokens)
+        most = text + max(processor.most_tokens(tokens, pictures), frames * tokens)
         max_length = total + max(0, more_tiles) * tokens if total else _row_length(model, one, most, row)
         options["split_answers"] = not shifts_labels(model.decoder)
         if getattr(model.middleware, "instructed", False):

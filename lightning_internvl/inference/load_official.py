@@ -235,7 +235,7 @@ def _chats(
     names: ImageTokens,
     frames: tuple[int, int] | None,
 ) -> ChatCollator:
-    check_processor(model.encoder, processor)
+    check_processor(model, processor)
     instructions = None
     if getattr(model.middleware, "instructed", False):
         instructions = Instructions(load_tokenizer(folder / "qformer_tokenizer"))

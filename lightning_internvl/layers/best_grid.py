@@ -77,19 +77,19 @@ def unpadded(height: int, width: int, grid: Size, side: int) -> tuple[int, int, 
     return 0, left, rows, columns - 2 * left
 
 
-def reduced(rows: int, columns: int, side: int, most_squares: int | None) -> Size:
-    """Rows and columns of visual tokens after a reduction to about `most_squares` squares of G x G;
+def reduced(rows: int, columns: int, side: int, map_squares: int | None) -> Size:
+    """Rows and columns of visual tokens after a reduction to about `map_squares` squares of G x G;
     as they are where there are fewer, or without a limit (official `anyres_max_9`)."""
-    ratio = math.sqrt(rows * columns / (most_squares * side**2)) if most_squares else 1.0
+    ratio = math.sqrt(rows * columns / (map_squares * side**2)) if map_squares else 1.0
     return (int(rows // ratio), int(columns // ratio)) if ratio > WASTE else (rows, columns)
 
 
-def picture_tokens(size: Size, grid: Size, side: int, most_squares: int | None) -> int:
+def picture_tokens(size: Size, grid: Size, side: int, map_squares: int | None) -> int:
     """Visual tokens of a picture: the whole in one square, then the rows of the grid, with a token
     behind each; a picture that is one square has a token behind it."""
     if tuple(grid) == ALONE:
         return side**2 + 1
-    rows, columns = reduced(*unpadded(*size, grid, side)[2:], side, most_squares)
+    rows, columns = reduced(*unpadded(*size, grid, side)[2:], side, map_squares)
     return side**2 + rows * (columns + 1)
 
 

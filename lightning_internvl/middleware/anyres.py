@@ -27,7 +27,7 @@ class AnyresMLP(MLPConnector):
 
     Args:
         grids: rows and columns of squares that a picture may be shown in.
-        most_squares: a map of more tokens than so many squares have is made smaller, bilinearly
+        map_squares: a map of more tokens than so many squares have is made smaller, bilinearly
             (OneVision: 9); None: never (LLaVA-NeXT).
         frame_pool: visual tokens of a video's frames are pooled so many times so many, bilinearly,
             and one `image_newline` follows the last frame (OneVision: 2); None: there are no videos.
@@ -43,9 +43,9 @@ class AnyresMLP(MLPConnector):
         encoder_dim: int,
         decoder_dim: int,
         grids: Sequence[Sequence[int]],
-        most_squares: int | None = None,
+        map_squares: int | None = None,
         frame_pool: int | None = None,
-        patch_layer: int | Sequence[int] = -2,
+        patch_layer: int | Sequence[int] = -1,
         special_tokens: int = 1,
         keep_special: bool = False,
         depth: int = 2,
@@ -56,9 +56,9 @@ class AnyresMLP(MLPConnector):
             keep_special=keep_special, depth=depth, bias=bias,
         )  # fmt: skip
         self.grids = best_grid.checked_grids(grids)
-        if (most_squares is not None and most_squares < 1) or (frame_pool is not None and frame_pool < 1):
-            raise ValueError(f"{most_squares=} and {frame_pool=} must be 1 or more, or null")
-        self.most_squares, self.frame_pool = most_squares, frame_pool
+        if (map_squares is not None and map_squares < 1) or (frame_pool is not None and frame_pool < 1):
+            raise ValueError(f"{map_squares=} and {frame_pool=} must be 1 or more, or null")
+        self.map_squares, self.frame_pool = map_squares, frame_pool
         self.image_newline = nn.Parameter(torch.zeros(decoder_dim))
         nn.init.normal_(self.image_newline, std=decoder_dim**-0.5)
 
@@ -146,7 +146,7 @@ class AnyresMLP(MLPConnector):
         whole = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2)  # H, r * G, c * G
         top, left, height, width = best_grid.unpadded(*size, grid, side)
         shown = whole[:, top : top + height, left : left + width]
-        smaller = best_grid.reduced(height, width, side, self.most_squares)
+        smaller = best_grid.reduced(height, width, side, self.map_squares)
         if smaller != (height, width):
             shown = F.interpolate(shown[None], smaller, mode="bilinear")[0]
         ends = newline[:, None, None].expand(-1, shown.shape[1], 1)

@@ -38,8 +38,11 @@ def check_decoder(encoder: nn.Module, middleware: nn.Module, decoder: nn.Module 
     if decoder is not None and getattr(middleware, "keeps_width", False) and "visual" not in getattr(decoder, "inputs", ()):
         names = type(middleware).__name__, type(decoder).__name__
         _raise(fit.width_faults(names, encoder.dim, decoder.dim))
-    if "visual" in getattr(decoder, "inputs", ()) and getattr(encoder, "gives", "rows") == "blocks":
-        raise ValueError(fit.uneven_pictures(type(decoder).__name__, type(encoder).__name__))
+    if "visual" in getattr(decoder, "inputs", ()):
+        uneven = [f"encoder {type(encoder).__name__}"] if getattr(encoder, "gives", "rows") == "blocks" else []
+        uneven += [f"middleware {type(middleware).__name__}"] if getattr(middleware, "uneven", False) else []
+        for part in uneven:
+            raise ValueError(fit.uneven_pictures(type(decoder).__name__, part))
 
 
 def check_without_decoder(middleware: Mapping[str, Any]) -> None:
@@ -67,15 +70,20 @@ def check_contrasts(middleware: nn.Module, objectives: Mapping[str, nn.Module]) 
         _raise(fit.contrast_faults(name, names[0], compares, names[1], embeds))
 
 
-def check_processor(encoder: nn.Module, processor: Any) -> None:
-    """Refuse a processor that does not give what the encoder reads beside the pixels, or that gives
-    more.
+def check_processor(model: Any, processor: Any) -> None:
+    """Refuse a processor that does not give what encoder and middleware read beside the pixels, or
+    that gives more.
 
     Raises:
-        ValueError: with the names and what to change.
+        ValueError: with the names and what to change; for other grids than those of the middleware.
     """
-    needed, given = set(getattr(encoder, "inputs", ())), set(processor.blank(1, "meta")) - {"pixel_values"}
-    _raise(fit.processor_faults(type(encoder).__name__, needed, type(processor).__name__, given))
+    parts = {"encoder": model.encoder, "middleware": model.middleware}
+    readers = {f"{name} {type(part).__name__}": getattr(part, "inputs", ()) for name, part in parts.items()}
+    _raise(fit.processor_faults(readers, type(processor).__name__, set(processor.blank(1, "meta")) - {"pixel_values"}))
+    for name in ("grids", "map_squares", "frame_pool"):
+        here, there = getattr(processor, name, None), getattr(model.middleware, name, None)
+        if here != there:
+            raise ValueError(f"data.processor.{name}={here} differs from middleware.{name}={there}; give both the same")
 
 
 def _raise(faults: Iterator[str]) -> None:

@@ -23,7 +23,9 @@ def toys(group: str, *others: str) -> list[str]:
 
 
 ENCODERS = toys("encoder")
-MIDDLEWARES = toys("middleware", "concat", "linear", "mlp", "pixel_shuffle_mlp", "patch_merger", "hybrid_mlp", "linear_probe")
+MIDDLEWARES = toys(
+    "middleware", "concat", "linear", "mlp", "anyres_mlp", "pixel_shuffle_mlp", "patch_merger", "hybrid_mlp", "linear_probe"
+)
 DECODERS = toys("decoder")
 ANY_RESOLUTION = ("qwen2_vit_toy", "qwen2_5_vit_toy")
 PROCESSORS = {**dict.fromkeys(ANY_RESOLUTION, "any_resolution"), "deepseek_hybrid_toy": "padded_pair"}
@@ -40,7 +42,7 @@ def reason(encoder: str, middleware: str, decoder: str) -> str | None:
         return "do not fit"
     if middleware == "clip_text_toy" and encoder in NO_SUMMARY:
         return "puts no token before its patches"
-    if encoder in ANY_RESOLUTION and decoder == "flamingo_toy":
+    if (encoder in ANY_RESOLUTION or middleware == "anyres_mlp") and decoder == "flamingo_toy":
         return "attends to equally many tokens"
     if (encoder, middleware) == ("sam_toy", "deepstack_toy"):
         return "SAM gives its last map"
@@ -63,7 +65,8 @@ def decoder_of(encoder: str, middleware: str) -> str:
 def settings(encoder: str, middleware: str, decoder: str) -> StageSettings:
     """A supervised stage of three parts."""
     words = [f"encoder={encoder}", f"middleware={middleware}", f"decoder={decoder}", "pipeline=[supervised]", "paths.run=unused"]
-    words += [f"processor@data.processor={PROCESSORS.get(encoder, 'squash')}", *SIZES.get(encoder, [])]
+    processor = PROCESSORS.get(encoder, "best_grid" if middleware == "anyres_mlp" else "squash")
+    words += [f"processor@data.processor={processor}", *SIZES.get(encoder, [])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides=words)
     return stage_settings(OmegaConf.to_container(composed, resolve=True), "supervised")

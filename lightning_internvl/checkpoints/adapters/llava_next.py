@@ -32,7 +32,7 @@ class LlavaNext(LlavaNative):
 
     def kind_fields(self, connector: AnyresMLP, model: VLM) -> Config | None:
         """What `kind` reads, and the token of videos; None if the config cannot hold the model."""
-        reads_more = connector.most_squares or connector.frame_pool or model.video_token_id is not None
+        reads_more = connector.map_squares or connector.frame_pool or model.video_token_id is not None
         return None if reads_more else {}
 
     def connector_fields(self, connector: MLPConnector, model: VLM) -> Config | None:

@@ -40,12 +40,12 @@ class LlavaOnevision(LlavaNext):
         most = re.fullmatch(r"anyres_max_([1-9]\d*)", str(named))
         if most is None:
             raise ValueError(f"vision_aspect_ratio={named!r} is not known; it must be anyres_max_9 or another number")
-        return {"most_squares": int(most[1]), "frame_pool": 2}
+        return {"map_squares": int(most[1]), "frame_pool": 2}
 
     def kind_fields(self, connector: AnyresMLP, model: VLM) -> Config | None:
-        if not connector.most_squares or connector.frame_pool != 2 or model.video_token_id is None:
+        if not connector.map_squares or connector.frame_pool != 2 or model.video_token_id is None:
             return None
-        return {"vision_aspect_ratio": f"anyres_max_{connector.most_squares}", "video_token_index": model.video_token_id}
+        return {"vision_aspect_ratio": f"anyres_max_{connector.map_squares}", "video_token_index": model.video_token_id}
 
 
 LAYOUT = LlavaOnevision()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_internvl.data.processors.basic import Processor
+from lightning_internvl.data.processors.basic import Processor, Size
 from lightning_internvl.data.processors.jpeg import recompressed
 
 # What the host reads of a batch's pictures, sizes and numbers; a device would have to be asked.
@@ -47,6 +47,11 @@ def tiles_of(processor: Processor, image: np.ndarray, key: str, draw: Sequence[i
         return squares if draw is None or not processor.jpeg_quality else recompressed(squares, processor.jpeg_quality, draw)
     except ValueError as error:
         raise ValueError(f"sample {key}: {error}") from error
+
+
+def sizes_of(sample: Sample) -> list[Size]:
+    """Height and width of each picture of a sample, as it came."""
+    return [(image.shape[0], image.shape[1]) for image in sample["images"]]
 
 
 def video_of(processor: Processor, frames: np.ndarray, fps: float, key: str) -> np.ndarray:

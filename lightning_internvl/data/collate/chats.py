@@ -20,6 +20,7 @@ from lightning_internvl.data.collate.base import (
     pad_id,
     pad_rows,
     picture_keys,
+    sizes_of,
     tiles_of,
     video_of,
 )
@@ -27,7 +28,7 @@ from lightning_internvl.data.collate.encode import ImageTokens, TooLong, certain
 from lightning_internvl.data.collate.instructions import Instructions, encode_question
 from lightning_internvl.data.collate.pixel_boxes import WHOLE, in_pixels, rescaled
 from lightning_internvl.data.collate.video_frames import FrameLimits, with_frames
-from lightning_internvl.data.processors.basic import Processor
+from lightning_internvl.data.processors.basic import Processor, Size
 from lightning_internvl.data.templates import IMAGE, VIDEO, ChatTemplate, Message
 from lightning_internvl.data.tokenizer import token_id
 from lightning_internvl.messages import check_choice
@@ -116,7 +117,7 @@ class ChatCollator:
         sample = self._with_frames(sample)
         if self.quick_check and self.encode is encode_conversation:
             shown = self._shown(sample, self.encode)
-            lengths = [self._lengths(one) for one in shown]
+            lengths = [self._lengths(shown[0], sizes_of(sample)), self._lengths(shown[1])]
             names, limit = self.image_tokens, self.max_length
             row = (self._read(sample, *shown), self.template, self.tokenizer, lengths[0], limit, sample["key"])
             if certainly_fits(*row, names, lengths[1]):
@@ -181,7 +182,7 @@ class ChatCollator:
         conversation = self._read(sample, pictures, videos)
         row = self._row({**sample, "conversation": conversation}, pictures, videos, encode)
         seconds = [self.processor.step_seconds(len(frames), fps) for frames, fps in sample.get("videos", ())]
-        shown = {"pictures": pictures, "videos": videos, "seconds": seconds}
+        shown = {"pictures": pictures, "sizes": sizes_of(sample), "videos": videos, "seconds": seconds}
         return {"key": sample["key"], "row": row, **shown, "conversation": conversation}
 
     def _with_frames(self, sample: Sample) -> Sample:
@@ -215,7 +216,7 @@ class ChatCollator:
         frames = sample.get("frames", frozenset())
         # Training shares the limit of tiles among the pictures of a record; a question does not
         pictured = len(sample["images"]) - len(frames)
-        processor = self.processor if encode is encode_prompt else self.processor.shared(pictured)
+        processor = self.processor.asked(pictured) if encode is encode_prompt else self.processor.shared(pictured)
         pictures = [
             tiles_of(self.processor.whole(), x, key)
             if i in frames
@@ -226,7 +227,8 @@ class ChatCollator:
 
     def _inputs(self, prepared: Sequence[Prepared]) -> dict[str, Tensor]:
         """What the encoder reads of all pictures and videos."""
-        inputs = self.processor.inputs([picture for one in prepared for picture in one["pictures"]])
+        pictures = [picture for one in prepared for picture in one["pictures"]]
+        inputs = self.processor.inputs(pictures, [size for one in prepared for size in one["sizes"]])
         if self.instructions:
             inputs |= self.instructions(prepared, [sum(len(picture) for picture in one["pictures"]) for one in prepared])
         if self.image_tokens.video is not None:
@@ -236,11 +238,13 @@ class ChatCollator:
             inputs["second_per_grid_ts"] = torch.tensor([step for one in prepared for step in one["seconds"]])
         return inputs
 
-    def _lengths(self, shown: Sequence[np.ndarray]) -> list[int]:
-        return [self.processor.tokens(one, self.tokens_per_tile) for one in shown]
+    def _lengths(self, shown: Sequence[np.ndarray], sizes: Sequence[Size] | None = None) -> list[int]:
+        """Visual tokens of each picture, or without sizes of each video."""
+        pairs = zip(shown, sizes if sizes is not None else [None] * len(shown), strict=True)
+        return [self.processor.tokens(one, self.tokens_per_tile, size) for one, size in pairs]
 
     def _row(self, sample: Sample, pictures: list[np.ndarray], videos: list[np.ndarray], encode: Callable[..., Any]) -> Any:
-        lengths, video_lengths = self._lengths(pictures), self._lengths(videos)
+        lengths, video_lengths = self._lengths(pictures, sizes_of(sample)), self._lengths(videos)
         conversation, key = sample["conversation"], sample["key"]
         skips = self.too_long == "skip" and encode is not encode_prompt
         limit = sys.maxsize if skips else self.max_length

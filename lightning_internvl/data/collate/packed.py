@@ -77,8 +77,7 @@ class PackedChats(ChatCollator):
 
     def visual(self, prepared: Prepared) -> int:
         """Visual tokens of a sample."""
-        shown = [*prepared["pictures"], *prepared["videos"]]
-        return sum(self.processor.tokens(one, self.tokens_per_tile) for one in shown)
+        return sum(self._lengths(prepared["pictures"], prepared["sizes"])) + sum(self._lengths(prepared["videos"]))
 
     def pack(self, rows: Sequence[Sequence[Prepared]]) -> dict[str, Any]:
         """A batch of rows of prepared samples."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_internvl.data.processors.basic import CLIP_MEAN, CLIP_STD, Processor
+from lightning_internvl.data.processors.basic import CLIP_MEAN, CLIP_STD, Processor, Size
 from lightning_internvl.data.processors.pixels import gives_bytes, normalise_channels, to_tensor
 from lightning_internvl.data.processors.resize import resized
 
@@ -119,7 +119,7 @@ class AnyResolution(Processor):
     def _places(self, frames: int, fps: float) -> list[int]:
         return frame_places(frames, fps, self.fps, self.min_frames, self.max_frames, self.frames)
 
-    def tokens(self, picture: np.ndarray, per_square: int) -> int:
+    def tokens(self, picture: np.ndarray, per_square: int, size: Size | None = None) -> int:
         """Visual tokens of a picture or video as `__call__` or `video` returned it."""
         t, h, w = self.grid(picture)
         return t * h * w // self.merge_size**2
@@ -129,7 +129,7 @@ class AnyResolution(Processor):
         frames, height, width, _ = picture.shape
         return -(-frames // self.frames), height // self.patch_size, width // self.patch_size
 
-    def inputs(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    def inputs(self, pictures: Sequence[np.ndarray], sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
         """`pixel_values` (P, C) float32, within `as_bytes` uint8, all patches one after the other,
         and `image_grid_thw` (pictures, 3) int64."""
         blank = torch.zeros(0, 3 * self.frames * self.patch_size**2, dtype=torch.uint8)

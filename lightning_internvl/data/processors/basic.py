@@ -27,6 +27,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = Image.Resampling.BICUBIC
 PIXELS = ("pixel_values", "pixel_values_videos", "high_res_pixel_values")  # of a batch
+Size = tuple[int, int]  # height and width in pixels
 LONGEST_STRIP = 32  # sides of a picture that a centre crop enlarges whole
 
 
@@ -42,7 +43,8 @@ class Processor(ABC):
         max_tiles: the most squares that one picture gives.
         limit: the setting that makes pictures cost fewer tokens; None where all cost the same.
         random: whether a draw changes what is seen of a picture.
-        gives: inputs of an encoder beside `pixel_values`.
+        gives: inputs of an encoder or a middleware beside `pixel_values`.
+        whole_gives: likewise of the processor that `whole` returns; None: those of `gives`.
         jpeg_quality: from which qualities one is drawn where a picture goes through JPEG
             (`data.jpeg_quality`); None: it does not.
     """
@@ -52,6 +54,7 @@ class Processor(ABC):
     random = False
     jpeg_quality: Sequence[int] | None = None
     gives: tuple[str, ...] = ()
+    whole_gives: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -82,9 +85,19 @@ class Processor(ABC):
         """The processor for each of so many pictures of a record in training; here this one."""
         return self
 
+    def asked(self, pictures: int) -> Processor:
+        """The processor for each of so many pictures of a record that is to be answered; here this
+        one."""
+        return self
+
     def most_squares(self, pictures: int) -> int:
         """Squares that a record of up to so many pictures may need."""
         return self.max_tiles * max(1, pictures)
+
+    def most_tokens(self, per_square: int, pictures: int = 1) -> int:
+        """Visual tokens that a record of up to so many pictures may need, where a square has
+        `per_square`."""
+        return self.most_squares(pictures) * per_square
 
     def shape(self, height: int, width: int) -> tuple[int, ...]:
         """The shape of what `__call__` makes of a picture of that size, by trying it. Raises
@@ -102,14 +115,22 @@ class Processor(ABC):
         chooses them; here a frame is a step."""
         return 1 / fps
 
-    def tokens(self, picture: np.ndarray, per_square: int) -> int:
-        """Visual tokens of a picture as `__call__` returned it, where a square has `per_square`."""
+    def tokens(self, picture: np.ndarray, per_square: int, size: Size | None = None) -> int:
+        """Visual tokens of a picture as `__call__` returned it, where a square has `per_square`.
+
+        Args:
+            size: of the picture that it was made of; None for a video.
+        """
         return len(picture) * per_square
 
-    def inputs(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    def inputs(self, pictures: Sequence[np.ndarray], sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
         """What the encoder reads of pictures as `__call__` returned them: `pixel_values` (all
         squares, 3, S, S) float32, within `as_bytes` (all squares, S, S, 3) uint8; a processor may
-        add more (`image_grid_thw`). There may be no pictures at all."""
+        add more (`image_grid_thw`). There may be no pictures at all.
+
+        Args:
+            sizes: of the pictures that they were made of; None for videos.
+        """
         if gives_bytes():
             blank = np.zeros((0, self.image_size, self.image_size, 3), dtype=np.uint8)
             return {"pixel_values": to_tensor(np.concatenate([blank, *pictures]))}

@@ -35,6 +35,11 @@ class BlankPictures:
         found = self.processor.shared(pictures)
         return self if found is self.processor else BlankPictures(found)
 
+    def asked(self, pictures: int) -> BlankPictures:
+        """As the processor's."""
+        found = self.processor.asked(pictures)
+        return self if found is self.processor else BlankPictures(found)
+
 
 @functools.lru_cache(maxsize=4096)
 def blank(shape: tuple[int, ...]) -> np.ndarray:

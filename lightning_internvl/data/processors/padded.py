@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_internvl.data.processors.basic import BICUBIC, CLIP_MEAN, CLIP_STD, OneSquare, Processor
+from lightning_internvl.data.processors.basic import BICUBIC, CLIP_MEAN, CLIP_STD, OneSquare, Processor, Size
 from lightning_internvl.data.processors.pixels import to_pixels
 from lightning_internvl.data.processors.resize import resized
 from lightning_internvl.messages import check_choice
@@ -49,7 +49,7 @@ class PaddedSquare(OneSquare):
         else:
             sides = [int(length / longest * side) for length in image.shape[:2]]
         height, width = (max(length, self.min_side) for length in sides)
-        return centred(resized(image, width, height), side, self.colour)[None]
+        return centred(resized(image, width, height), side, side, self.colour)[None]
 
 
 class PaddedPair(PaddedSquare):
@@ -92,7 +92,7 @@ class PaddedPair(PaddedSquare):
         """The small size alone."""
         return PaddedSquare(self.image_size, self.mean, self.std, self.min_side, self.nearest)
 
-    def inputs(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    def inputs(self, pictures: Sequence[np.ndarray], sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
         """Both sizes of pictures as `__call__` returned them."""
         size = (self.image_size, self.image_size)
         kind = FILTERS[self.low_filter]
@@ -110,14 +110,13 @@ class PaddedPair(PaddedSquare):
         return {**super().blank(squares, device), "high_res_pixel_values": high}
 
 
-def centred(image: np.ndarray, side: int, colour: Sequence[int]) -> np.ndarray:
-    """(H, W, 3) uint8 -> (side, side, 3) uint8 with the picture in the middle of a square of
-    `colour`; of an odd difference the smaller part comes first."""
-    height, width = image.shape[:2]
-    top, left = (side - height) // 2, (side - width) // 2
-    square = np.full((side, side, 3), colour, dtype=np.uint8)
-    square[top : top + height, left : left + width] = image
-    return square
+def centred(image: np.ndarray, height: int, width: int, colour: Sequence[int] = (0, 0, 0)) -> np.ndarray:
+    """(H, W, 3) uint8 -> (height, width, 3) uint8 with the picture in the middle of `colour`; of an
+    odd difference the smaller part comes first."""
+    top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
+    found = np.full((height, width, 3), colour, dtype=np.uint8)
+    found[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return found
 
 
 class PadSquare(OneSquare):
@@ -148,4 +147,5 @@ class PadSquare(OneSquare):
 
     def square(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 -> (L, L, 3) with the longer side L."""
-        return centred(image, max(image.shape[:2]), self.colour)
+        longest = max(image.shape[:2])
+        return centred(image, longest, longest, self.colour)
