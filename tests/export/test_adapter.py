@@ -27,6 +27,7 @@ CASES = {
     "tower and decoder": ("llava_toy", *LORA, "peft/part@peft.encoder=lora", "peft.encoder.rank=2", "peft.encoder.alpha=6"),
     "dora": ("llava_toy", "peft=dora", "peft.decoder.rank=4"),
     "fused query, key and value": ("internvl_1_5_toy", *LORA, "peft/part@peft.encoder=lora"),
+    "internvl_3_5": ("internvl_3_5_toy", *LORA),
     "qwen2_vl": ("qwen2_vl_toy", *LORA),
     "qwen2_5_vl": ("qwen2_5_vl_toy", *LORA),
     "embeddings": ("llava_toy", *LORA, "stages.supervised.module.train=[middleware,decoder,decoder.lm.model.embed_tokens]"),

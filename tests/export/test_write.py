@@ -27,6 +27,8 @@ from lightning_internvl.layers.state_dict import own_tensors
 Exported = Callable[..., tuple[Path, ExportReport]]
 NATIVE = {
     "internvl_1_5_toy": ("internvl_native", "InternVLProcessor"),
+    "internvl_2_5_toy": ("internvl_native", "InternVLProcessor"),
+    "internvl_3_5_toy": ("internvl_native", "InternVLProcessor"),
     "llava_toy": ("llava_native", "LlavaProcessor"),
     "qwen2_vl_toy": ("qwen2_vl", "Qwen2VLProcessor"),
     "qwen2_5_vl_toy": ("qwen2_5_vl", "Qwen2_5_VLProcessor"),
@@ -135,6 +137,10 @@ SERVED = {
         {"downsample_ratio", "image_token_id", "vision_config", "text_config"},
         {"min_patches", "max_patches", "crop_to_patches"},
     ),
+    "internvl_3_5_toy": (
+        {"downsample_ratio", "image_token_id", "vision_config", "text_config"},
+        {"min_patches", "max_patches", "crop_to_patches"},
+    ),
     "llava_toy": ({"image_token_index", "vision_feature_layer", "vision_feature_select_strategy"}, {"crop_size"}),
     "qwen2_vl_toy": (
         {"image_token_id", "video_token_id", "vision_config"},
@@ -147,11 +153,13 @@ SERVED = {
 }
 ARCHITECTURES = {
     "internvl_1_5_toy": "InternVLForConditionalGeneration", "llava_toy": "LlavaForConditionalGeneration",
+    "internvl_3_5_toy": "InternVLForConditionalGeneration",
     "qwen2_vl_toy": "Qwen2VLForConditionalGeneration", "qwen2_5_vl_toy": "Qwen2_5_VLForConditionalGeneration",
 }  # fmt: skip
 
 PART_CLASSES = {
     "internvl_1_5_toy": (["LlamaForCausalLM"], ["InternVisionModel"]),
+    "internvl_3_5_toy": (["Qwen3ForCausalLM"], ["InternVisionModel"]),
     "llava_toy": (["LlamaForCausalLM"], None),  # llama.cpp takes the class of the whole for a tower of CLIP
     "qwen2_vl_toy": (["Qwen2VLForConditionalGeneration"], None),
     "qwen2_5_vl_toy": (["Qwen2_5_VLForConditionalGeneration"], None),

@@ -24,7 +24,16 @@ from lightning_internvl.model.compose import compose_model
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.stages.freezing import FreezePlan
 
-TOYS = ("blip2_toy", "clip_toy", "internvl_1_5_toy", "llava_toy", "qwen2_vl_toy", "qwen2_5_vl_toy", "xcomposer2_toy")
+TOYS = (
+    "blip2_toy",
+    "clip_toy",
+    "internvl_1_5_toy",
+    "internvl_3_5_toy",
+    "llava_toy",
+    "qwen2_vl_toy",
+    "qwen2_5_vl_toy",
+    "xcomposer2_toy",
+)
 LORA = {"method": "lora", "rank": 3, "alpha": 5, "dropout": 0.0, "targets": peft.BLOCKS}
 DORA = LORA | {"method": "dora"}
 

@@ -25,6 +25,8 @@ ALBUMS = ("data.chats._target_=lightning_internvl.data.scenes.interleaved.SceneA
 RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "QLLaMA": ("supervised", ("experiment=internvl_toy", *TINY_LLAMA)),
     "tiles": ("sft", ("experiment=internvl_1_5_toy", "data.packing_tiles=12")),
+    "tiles, videos as frames": ("sft", ("experiment=internvl_2_5_toy", "data.packing_tiles=12")),
+    "Qwen3": ("cpt", ("experiment=internvl_3_5_toy",)),
     "any resolution, M-RoPE": ("sft", ("experiment=qwen2_vl_toy",)),
     "windows, videos in seconds": ("long", ("experiment=qwen2_5_vl_toy",)),
     "several pictures": ("supervised", ("experiment=internvl_chat_toy", *ALBUMS)),
