@@ -72,8 +72,8 @@ class HFCausalLM(Part):
             raise ValueError(f"the decoder needs either {either}")
         check_no_kernels(config or {}, "decoder.config")
         if config.get("output_router_logits"):
-            none = "no loss here balances the router of a mixture of experts, as none does in the published systems"
-            raise ValueError(f"decoder.config.output_router_logits=true has no effect: {none}; leave it out")
+            instead = "a loss that balances routers is a setting of the stage: stages.NAME.module.router_balance=0.001"
+            raise ValueError(f"decoder.config.output_router_logits=true has no effect: {instead}; leave it out")
         if pretrained is None:
             rows = {} if vocab_size is None else {"vocab_size": vocab_size}
             self.lm = self._fresh({**config, **rows})
@@ -140,6 +140,18 @@ class HFCausalLM(Part):
         kinds = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
         counts = {kind: getattr(config, kind) for kind in kinds}
         return TensorPlan(names["colwise"], names["rowwise"], counts)
+
+    def routers(self) -> list[nn.Module]:
+        """What sends tokens to experts, a module for each block that has some; its first output are the
+        logits (tokens, experts)."""
+        recorded = getattr(self.lm.base_model, "_can_record_outputs", None) or {}
+        kind = getattr(recorded.get("router_logits"), "target_class", None)
+        return [] if kind is None else [module for module in self.lm.modules() if isinstance(module, kind)]
+
+    @property
+    def experts_of_a_token(self) -> int:
+        """How many experts a token goes to; 0 without experts."""
+        return int(self.lm.config.num_experts_per_tok) if self.routers() else 0
 
     @property
     def vocab_size(self) -> int:
