@@ -71,7 +71,16 @@ def _as_llama(config: Config) -> Config:
 
 def language_config(decoder: HFCausalLM) -> Config:
     """The config of a decoder as transformers writes it, with what other readers take: the class,
-    and the fields of before transformers 5."""
+    and the fields of before transformers 5.
+
+    Raises:
+        ValueError: for a decoder that counts visual tokens by another step than words, which no
+            such config says.
+    """
+    if (step := getattr(decoder, "visual_step", 1.0)) != 1.0:
+        raise ValueError(
+            f"decoder.visual_step={step} has no field in a config of transformers; this project's own layout holds it"
+        )
     config, kind = decoder.plain_config, type(decoder.lm)
     classes = {"architectures": [kind.__name__]} if kind.__module__.startswith("transformers.") else {}
     return config | classes | older_rope_fields(config) | older_expert_fields(config)

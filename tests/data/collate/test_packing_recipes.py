@@ -26,6 +26,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "QLLaMA": ("supervised", ("experiment=internvl_toy", *TINY_LLAMA)),
     "tiles": ("sft", ("experiment=internvl_1_5_toy", "data.packing_tiles=12")),
     "tiles, videos as frames": ("sft", ("experiment=internvl_2_5_toy", "data.packing_tiles=12")),
+    "steps of visual tokens": ("sft", ("experiment=internvl_3_toy", "decoder.visual_step=0.25", "decoder.visual_steps=null")),
     "Qwen3": ("cpt", ("experiment=internvl_3_5_toy",)),
     "any resolution, M-RoPE": ("sft", ("experiment=qwen2_vl_toy",)),
     "windows, videos in seconds": ("long", ("experiment=qwen2_5_vl_toy",)),
