@@ -79,7 +79,16 @@ def waits(dry: bool, folder: Path) -> dict[str, Any]:
     from steps import real_waits, stages
     from test_claimed_gpu import CASES
 
-    kinds = ("internvl_toy", "mined", "packed", "qwen2_vl_toy", "qwen2_5_vl_toy", "flamingo_toy", "xcomposer2_toy")
+    kinds = (
+        "internvl_toy",
+        "mined",
+        "packed",
+        "qwen2_vl_toy",
+        "qwen2_5_vl_toy",
+        "qwen3_vl_toy",
+        "flamingo_toy",
+        "xcomposer2_toy",
+    )
     found = {}
     for case in kinds:
         for name, _, assembly in stages(CASES[case].split(), folder / case, "max_steps=6"):

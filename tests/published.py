@@ -29,6 +29,7 @@ LAYOUTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "llava": ("llava_toy", [], {}),
     "llava_native": ("llava_toy", [], {}),
     "qwen2_vl": ("qwen2_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}),
+    "qwen3_vl": ("qwen3_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}),
     "qwen2_5_vl": ("qwen2_5_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}),
     "qwen_vl": ("qwen_vl_toy", [], IMAGENET),
     "blip2_hf": ("blip2_toy", [], SQUASHED),

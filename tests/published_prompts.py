@@ -151,6 +151,12 @@ PUBLISHED = {
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\nIs @ there?<|im_end|>\n<|im_start|>assistant\n",
     ),
+    "qwen3_vl": Published(
+        "Qwen3-VL-8B-Instruct chat_template.json",
+        chatml("", "@", joint=""),
+        chatml_given(),
+        "<|im_start|>user\nIs @ there?<|im_end|>\n<|im_start|>assistant\n",
+    ),
     "deepseek": Published(
         "deepseek-ai/DeepSeek-VL deepseek_vl/utils/conversation.py",
         f"<s>{DEEPSEEK}\n\nUser: @What is it?\n\nAssistant: A cat</s>User: Where?\n\nAssistant:",

@@ -95,6 +95,11 @@ class Qwen3MoeMRopeLM(_Writes, Qwen3VLMoePreTrainedModel, GenerationMixin):
         super().__init__(config)
         self._complete(config, Qwen3VLMoeTextModel(config))
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """Experts may be computed in one product; transformers would look for this in this file."""
+        return True
+
 
 class _Kind(NamedTuple):
     """Configuration and model, and how many frequencies turn with time, row and column where a

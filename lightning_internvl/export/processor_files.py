@@ -18,7 +18,11 @@ from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.export.official_code import conversation_fields
 
 Fields = dict[str, Any]
-QWEN = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}  # by layout
+# by layout
+QWEN = {
+    "qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor",
+    "qwen3_vl_moe": "Qwen3VLProcessor",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def _processor_fields(layout: str, config: Mapping[str, Any], chats: ChatCollato
         return {"kind": "LlavaProcessor", "settings": settings, "tokens": {"image_token": names.context}}
     if layout in QWEN and isinstance(chats.processor, AnyResolution):
         special = {"image_token": names.context, "video_token": names.video or names.context}
-        return {"kind": QWEN[layout], "tokens": special, "video": _qwen_video_fields(chats.processor)}
+        return {"kind": QWEN[layout], "tokens": special, "video": _qwen_video_fields(chats.processor, layout)}
     if layout in ("blip2_hf", "instructblip_hf") and not (names.start or names.end):
         # These classes put the pictures before the text by themselves, and know their placeholder
         # by this name only.
@@ -183,12 +187,15 @@ def _patch_fields(processor: AnyResolution) -> Fields:
     return {"size": size, **limits, **sizes}
 
 
-def _qwen_video_fields(processor: AnyResolution) -> Fields:
+def _qwen_video_fields(processor: AnyResolution, layout: str) -> Fields:
     low, high = processor.frame_pixels
     sampled = {"fps": processor.fps, "min_frames": processor.min_frames, "max_frames": processor.max_frames}
     sizes = {"size": {"shortest_edge": low, "longest_edge": high}, "min_pixels": low, "max_pixels": high}
+    if layout.startswith("qwen3_vl"):  # whose limits are of a whole video
+        high = processor.video_tokens * processor.factor**2 * processor.frames
+        sizes = {"size": {"shortest_edge": low, "longest_edge": max(low, high)}}
     return {
-        "video_processor_type": "Qwen2VLVideoProcessor",
+        "video_processor_type": "Qwen3VLVideoProcessor" if layout.startswith("qwen3_vl") else "Qwen2VLVideoProcessor",
         **_pixel_fields(processor),
         **_patch_fields(processor),
         **sizes,

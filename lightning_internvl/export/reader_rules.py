@@ -41,8 +41,8 @@ _MODELS = "vllm/model_executor/models"
 _LOADER = "vllm/model_executor/model_loader/default_loader.py"
 VLLM_CLASSES = (
     "InternVLForConditionalGeneration", "InternVLChatModel", "LlavaForConditionalGeneration",
-    "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Blip2ForConditionalGeneration", "CLIPModel",
-    "SiglipModel",
+    "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration", "Blip2ForConditionalGeneration", "CLIPModel", "SiglipModel",
 )  # fmt: skip
 VLLM_LANGUAGES = (
     "LlamaForCausalLM", "InternLM2ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
@@ -114,7 +114,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "vllm/model_executor/layers/rotary_embedding.py get_input_positions_tensor",
             "vision_start_token_id and image_token_id",
             lambda f: "vision_start_token_id" in f.config and "image_token_id" in f.config,
-            ("qwen2_vl", "qwen2_5_vl"),
+            ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
         ),
         Rule(f"{_LOADER} _prepare_weights", "no other *.safetensors beside the weights", _one_set),
     ),

@@ -112,6 +112,8 @@ SYSTEMS: Mapping[str, System] = {
     "llava_native": System("vicuna", "center_crop", system=""),
     "qwen2_vl": System("qwen2_vl", "any_resolution", frame=("<|vision_start|>", "<|vision_end|>")),
     "qwen2_5_vl": System("qwen2_5_vl", "any_resolution", frame=("<|vision_start|>", "<|vision_end|>")),
+    "qwen3_vl": System("qwen3_vl", "any_resolution", HALVES, frame=("<|vision_start|>", "<|vision_end|>")),
+    "qwen3_vl_moe": System("qwen3_vl", "any_resolution", HALVES, frame=("<|vision_start|>", "<|vision_end|>")),
     "qwen_vl": System("qwen", frame=_IMG),
     "blip2_hf": System(_t5("blip2")),
     "instructblip_hf": System(_t5("instructblip")),
@@ -184,6 +186,8 @@ def processor_settings(name: str, model: VLM, found: Config, config: Config, sta
         least = found.get("min_pixels") or size.get("shortest_edge", 56 * 56)
         options |= {"frames": model.encoder.frames, "min_pixels": least}
         options["max_pixels"] = found.get("max_pixels") or size.get("longest_edge")
+        block = (model.encoder.patch_size * model.encoder.merge_size) ** 2
+        options["frame_pixels"] = (128 * block, 768 * block)
     elif name in ("padded", "padded_pair"):
         options |= {"min_side": found.get("min_size", 14), "nearest": "image_processor_type" in found}
         if name == "padded_pair":

@@ -36,6 +36,7 @@ CASES = {
     "internvl_native": ("internvl_1_5_toy", [], IMAGENET | {"max_patches": 4}, {}),
     "llava_native": ("llava_toy", [], {}, {"pictures": "pad_square"}),
     "qwen2_vl": ("qwen2_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}, {}),
+    "qwen3_vl": ("qwen3_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}, {}),
     "qwen2_5_vl": ("qwen2_5_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}, {}),
     "blip2_hf": ("blip2_toy", [], SQUASHED, {}),
     "blip2_hf with T5": ("blip2_toy", ["decoder=t5_toy", "data.chats_collate.template=blip2_t5"], SQUASHED, {}),

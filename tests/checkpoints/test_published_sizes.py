@@ -77,6 +77,23 @@ QWEN2_5_VL = {
     "image_token_id": 151655,
     "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
 }
+QWEN3 = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151936, "rms_norm_eps": 1e-6}
+QWEN3_VL_8B = {
+    "model_type": "qwen3_vl", "image_token_id": 151655, "video_token_id": 151656, "tie_word_embeddings": False,
+    "text_config": {**QWEN3, "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_hidden_layers": 36},
+    "vision_config": {"out_hidden_size": 4096},
+}  # fmt: skip
+QWEN3_VL_2B = QWEN3_VL_8B | {
+    "text_config": {
+        **QWEN3, "hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 16, "num_hidden_layers": 28,
+        "tie_word_embeddings": True,
+    },
+    "vision_config": {
+        "hidden_size": 1024, "depth": 24, "intermediate_size": 4096, "out_hidden_size": 2048,
+        "deepstack_visual_indexes": [5, 11, 17],
+    },
+    "tie_word_embeddings": True,
+}  # fmt: skip
 # model_type, config, a tensor that tells tied from untied, names, bytes, bytes of a number; where the last three are written
 INDEXES = {
     # model.safetensors.index.json as quoted in github.com/cuijunjie18/my_notebook uv/ICT_note.md
@@ -217,6 +234,8 @@ STOCK: dict[str, tuple[str, str, Config]] = {
         "Qwen2_5_VLForConditionalGeneration",
         QWEN2_7B | QWEN2_5_VL | {"vision_config": {"hidden_size": 1280, "out_hidden_size": 3584, "tokens_per_second": 2}},
     ),
+    "Qwen3-VL-2B": ("qwen3_vl", "Qwen3VLForConditionalGeneration", QWEN3_VL_2B),
+    "Qwen3-VL-8B": ("qwen3_vl", "Qwen3VLForConditionalGeneration", QWEN3_VL_8B),
     "blip2-opt-2.7b": (
         "blip2_hf",
         "Blip2ForConditionalGeneration",

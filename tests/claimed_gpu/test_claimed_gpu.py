@@ -33,6 +33,7 @@ CASES = {
     "varlen packed": f"pipeline=[supervised] {PACKED}",
     "xformers": "",
     "xformers qwen2_vl packed": f"experiment=qwen2_vl_toy pipeline=[sft] attention=xformers {PACKED}",
+    "deepstack packed": f"experiment=qwen3_vl_toy pipeline=[long] {PACKED}",
     "xformers windows packed": f"experiment=qwen2_5_vl_toy pipeline=[long] attention=xformers {PACKED}",
 }
 

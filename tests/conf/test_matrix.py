@@ -27,7 +27,7 @@ MIDDLEWARES = toys(
     "middleware", "concat", "linear", "mlp", "anyres_mlp", "pixel_shuffle_mlp", "patch_merger", "hybrid_mlp", "linear_probe"
 )
 DECODERS = toys("decoder")
-ANY_RESOLUTION = ("qwen2_vit_toy", "qwen2_5_vit_toy")
+ANY_RESOLUTION = ("qwen2_vit_toy", "qwen2_5_vit_toy", "qwen3_vit_toy")
 PROCESSORS = {**dict.fromkeys(ANY_RESOLUTION, "any_resolution"), "deepseek_hybrid_toy": "padded_pair"}
 SIZES = {
     **{name: ["data.processor.patch_size=${encoder.patch_size}", "data.processor.min_pixels=2304"] for name in ANY_RESOLUTION},
@@ -46,13 +46,14 @@ def reason(encoder: str, middleware: str, decoder: str) -> str | None:
         return "attends to equally many tokens"
     if (encoder, middleware) == ("sam_toy", "deepstack_toy"):
         return "SAM gives its last map"
-    if middleware == "deepstack_toy" and decoder in ("flamingo_toy", "t5_toy"):
+    if middleware.startswith("deepstack") and decoder in ("flamingo_toy", "t5_toy"):
         return "does not take visual tokens into its blocks"
     return "hands nothing to a decoder" if middleware in HANDS_NOTHING else None
 
 
 KINDS = {
-    **dict.fromkeys((*ANY_RESOLUTION, "patch_merger"), "blocks"), **dict.fromkeys(("deepseek_hybrid_toy", "hybrid_mlp"), "pair"),
+    **dict.fromkeys((*ANY_RESOLUTION, "patch_merger", "deepstack_merger_toy"), "blocks"),
+    **dict.fromkeys(("deepseek_hybrid_toy", "hybrid_mlp"), "pair"),
 }  # fmt: skip
 NO_SUMMARY = {"siglip_chat_toy", "openclip_toy", "sam_toy", "deepseek_hybrid_toy"}
 

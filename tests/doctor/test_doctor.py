@@ -65,6 +65,7 @@ def test_the_default_recipe_passes_and_leaves_nothing_behind(tmp_path: Path) -> 
     "recipe",
     [
         ["experiment=qwen2_vl_toy", "pipeline=[sft]", "data.packing=true"],  # any resolution, M-RoPE
+        ["experiment=qwen3_vl_toy", "pipeline=[long]", "data.packing=true"],  # DeepStack, times as text
         ["experiment=qwen2_5_vl_toy", "pipeline=[long]", "data.packing=true"],  # windows, videos in seconds
         ["experiment=internvl_2_5_toy", "pipeline=[sft]", "data.packing=true"],  # tiles, videos as frames, JPEG, square roots
         ["experiment=internvl_3_5_toy", "pipeline=[cpt]"],  # Qwen3, text alone

@@ -30,6 +30,7 @@ CASES = {
     "internvl_3_5": ("internvl_3_5_toy", *LORA),
     "qwen2_vl": ("qwen2_vl_toy", *LORA),
     "qwen2_5_vl": ("qwen2_5_vl_toy", *LORA),
+    "qwen3_vl": ("qwen3_vl_toy", *LORA),
     "embeddings": ("llava_toy", *LORA, "stages.supervised.module.train=[middleware,decoder,decoder.lm.model.embed_tokens]"),
 }
 

@@ -32,6 +32,7 @@ NATIVE = {
     "llava_toy": ("llava_native", "LlavaProcessor"),
     "qwen2_vl_toy": ("qwen2_vl", "Qwen2VLProcessor"),
     "qwen2_5_vl_toy": ("qwen2_5_vl", "Qwen2_5_VLProcessor"),
+    "qwen3_vl_toy": ("qwen3_vl", "Qwen3VLProcessor"),
     "blip2_toy": ("blip2_hf", "Blip2Processor"),
     "instructblip_toy": ("instructblip_hf", "InstructBlipProcessor"),
     "deepseek_vl_toy": ("deepseek_vl_hf", "DeepseekVLHybridProcessor"),
@@ -204,7 +205,7 @@ def test_towers_have_the_names_of_published_files(exported: Exported, recipe: st
         assert f"{tower}embeddings.patch_embedding.weight" in opened.keys()  # noqa: SIM118 - not a dict
 
 
-@pytest.mark.parametrize("recipe", ["qwen2_vl_toy", "qwen2_5_vl_toy"])
+@pytest.mark.parametrize("recipe", ["qwen2_vl_toy", "qwen2_5_vl_toy", "qwen3_vl_toy"])
 def test_tokens_that_frame_a_picture_are_named_where_its_place_is_found_by_them(exported: Exported, recipe: str) -> None:
     folder, _ = exported(recipe)
     config, tokenizer = fields(folder, "config.json"), AutoTokenizer.from_pretrained(folder)

@@ -32,6 +32,7 @@ TOYS = (
     "llava_toy",
     "qwen2_vl_toy",
     "qwen2_5_vl_toy",
+    "qwen3_vl_toy",
     "xcomposer2_toy",
 )
 LORA = {"method": "lora", "rank": 3, "alpha": 5, "dropout": 0.0, "targets": peft.BLOCKS}

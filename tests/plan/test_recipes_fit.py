@@ -47,6 +47,7 @@ PUBLISHED = {
     "llava": Published((8, 8), (256, 128), "LLaVA 1.5, table of hyperparameters"),
     "minigpt4": Published((4, 4), (256, 48), "MiniGPT-4, section 3; released script"),
     "qwen2_vl": Published((8,) * 3, (256, 256, 128), "not published: a choice of the recipe"),
+    "qwen3_vl": Published((8,) * 4, (256, 256, 128, 128), "not published: a choice of the recipe"),
     "qwen2_5_vl": Published((8,) * 4, (256, 256, 128, 128), "not published: a choice of the recipe"),
     "qwen_vl": Published((128,) * 3, (30_720, 4096, 128), "Qwen-VL, appendix, hyperparameters"),
     "xcomposer": Published((128,) * 3, (2048, 256, 256), "InternLM-XComposer, from memory"),

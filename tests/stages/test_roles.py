@@ -30,6 +30,7 @@ from lightning_internvl.training.optim import parameter_groups
 TOYS = sorted(path.stem for path in (CONF / "encoder").glob("*_toy.yaml"))
 NO_FIT = {
     "qwen2_vit_toy": "choose middleware=patch_merger", "qwen2_5_vit_toy": "choose middleware=patch_merger",
+    "qwen3_vit_toy": "choose middleware=patch_merger",
     "deepseek_hybrid_toy": "choose middleware=hybrid_mlp",
 }  # fmt: skip
 # What the encoders trained before rules had roles: in the contrastive stage all but these.

@@ -52,6 +52,7 @@ EXPORTED = (
     "xcomposer2",
     "qwen2_vl",
     "qwen2_5_vl",
+    "qwen3_vl",
 )  # tests/export has the rest
 
 

@@ -27,6 +27,7 @@ from lightning_internvl.data.collate.base import (
 from lightning_internvl.data.collate.encode import ImageTokens, TooLong, certainly_fits, encode_conversation, encode_prompt
 from lightning_internvl.data.collate.instructions import Instructions, encode_question
 from lightning_internvl.data.collate.pixel_boxes import WHOLE, in_pixels, rescaled
+from lightning_internvl.data.collate.timestamps import with_times
 from lightning_internvl.data.collate.video_frames import FrameLimits, with_frames
 from lightning_internvl.data.processors.basic import Processor, Size
 from lightning_internvl.data.templates import IMAGE, VIDEO, ChatTemplate, Message
@@ -117,7 +118,7 @@ class ChatCollator:
         sample = self._with_frames(sample)
         if self.quick_check and self.encode is encode_conversation:
             shown = self._shown(sample, self.encode)
-            lengths = [self._lengths(shown[0], sizes_of(sample)), self._lengths(shown[1])]
+            lengths = self._lengths(*shown, sizes_of(sample))
             names, limit = self.image_tokens, self.max_length
             row = (self._read(sample, *shown), self.template, self.tokenizer, lengths[0], limit, sample["key"])
             if certainly_fits(*row, names, lengths[1]):
@@ -191,9 +192,13 @@ class ChatCollator:
 
     def _read(self, sample: Sample, pictures: Sequence[np.ndarray], videos: Sequence[np.ndarray]) -> Sequence[Message]:
         """The conversation as the model reads it."""
-        if not self.template.pixel_boxes:
-            return sample["conversation"]
-        return in_pixels(sample["conversation"], *([one.shape[1:3] for one in shown] for shown in (pictures, videos)))
+        conversation = sample["conversation"]
+        if self.template.pixel_boxes:
+            conversation = in_pixels(conversation, *([one.shape[1:3] for one in shown] for shown in (pictures, videos)))
+        if self.template.timestamps and self.image_tokens.video is not None:
+            times = [self.processor.step_times(len(frames), fps) for frames, fps in sample.get("videos", ())]
+            conversation = with_times(conversation, times, sample["key"])
+        return conversation
 
     def said(self, text: str, sample: Sample, finished: bool = True) -> str:
         """An answer to a sample's last question, decoded without special tokens, as data has it: see
@@ -238,13 +243,20 @@ class ChatCollator:
             inputs["second_per_grid_ts"] = torch.tensor([step for one in prepared for step in one["seconds"]])
         return inputs
 
-    def _lengths(self, shown: Sequence[np.ndarray], sizes: Sequence[Size] | None = None) -> list[int]:
-        """Visual tokens of each picture, or without sizes of each video."""
-        pairs = zip(shown, sizes if sizes is not None else [None] * len(shown), strict=True)
-        return [self.processor.tokens(one, self.tokens_per_tile, size) for one, size in pairs]
+    def _lengths(
+        self, pictures: Sequence[np.ndarray], videos: Sequence[np.ndarray], sizes: Sequence[Size]
+    ) -> tuple[list[int], list[int]]:
+        """Visual tokens of each picture, and of each video, or step of one, that has a mark."""
+        pairs = zip(pictures, sizes, strict=True)
+        lengths = [self.processor.tokens(one, self.tokens_per_tile, size) for one, size in pairs]
+        films = [self.processor.tokens(video, self.tokens_per_tile) for video in videos]
+        if self.template.timestamps:
+            steps = [self.processor.steps(video) for video in videos]
+            films = [total // count for total, count in zip(films, steps, strict=True) for _ in range(count)]
+        return lengths, films
 
     def _row(self, sample: Sample, pictures: list[np.ndarray], videos: list[np.ndarray], encode: Callable[..., Any]) -> Any:
-        lengths, video_lengths = self._lengths(pictures, sizes_of(sample)), self._lengths(videos)
+        lengths, video_lengths = self._lengths(pictures, videos, sizes_of(sample))
         conversation, key = sample["conversation"], sample["key"]
         skips = self.too_long == "skip" and encode is not encode_prompt
         limit = sys.maxsize if skips else self.max_length

@@ -77,7 +77,7 @@ class PackedChats(ChatCollator):
 
     def visual(self, prepared: Prepared) -> int:
         """Visual tokens of a sample."""
-        return sum(self._lengths(prepared["pictures"], prepared["sizes"])) + sum(self._lengths(prepared["videos"]))
+        return sum(map(sum, self._lengths(prepared["pictures"], prepared["videos"], prepared["sizes"])))
 
     def pack(self, rows: Sequence[Sequence[Prepared]]) -> dict[str, Any]:
         """A batch of rows of prepared samples."""

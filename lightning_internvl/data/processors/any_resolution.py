@@ -1,5 +1,6 @@
-"""Pictures of any size and videos as Qwen2-VL and Qwen2.5-VL read them: near their own size, cut into
-patches (Wang et al. 2024, section 2.1; official image processor, and `qwen-vl-utils` for videos).
+"""Pictures of any size and videos as Qwen2-VL, Qwen2.5-VL and Qwen3-VL read them: near their own size,
+cut into patches (Wang et al. 2024, section 2.1; official image processor, and `qwen-vl-utils` for
+videos).
 
 Letters: H, W sides in pixels, F frames, P patches of all pictures, C values of a patch.
 """
@@ -115,6 +116,17 @@ class AnyResolution(Processor):
     def step_seconds(self, frames: int, fps: float) -> float:
         """As in transformers: by how many frames are taken of a second of the video."""
         return self.frames / (len(self._places(frames, fps)) / frames * fps)
+
+    def steps(self, video: np.ndarray) -> int:
+        return self.grid(video)[0]
+
+    def step_times(self, frames: int, fps: float) -> list[float]:
+        """The middles of the steps, as Qwen3-VL tells them: between their first frames and their
+        last."""
+        places = self._places(frames, fps)
+        places += places[-1:] * (-len(places) % self.frames)
+        firsts, lasts = places[:: self.frames], places[self.frames - 1 :: self.frames]
+        return [(first / fps + last / fps) / 2 for first, last in zip(firsts, lasts, strict=True)]
 
     def _places(self, frames: int, fps: float) -> list[int]:
         return frame_places(frames, fps, self.fps, self.min_frames, self.max_frames, self.frames)

@@ -115,6 +115,14 @@ class Processor(ABC):
         chooses them; here a frame is a step."""
         return 1 / fps
 
+    def steps(self, video: np.ndarray) -> int:
+        """Steps of a video as `video` returned it; here its frames."""
+        return len(video)
+
+    def step_times(self, frames: int, fps: float) -> list[float]:
+        """The seconds at which these steps stand; here those of all frames."""
+        return [place / fps for place in range(frames)]
+
     def tokens(self, picture: np.ndarray, per_square: int, size: Size | None = None) -> int:
         """Visual tokens of a picture as `__call__` returned it, where a square has `per_square`.
 

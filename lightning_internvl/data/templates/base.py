@@ -59,6 +59,7 @@ class ChatTemplate:
     each picture of a message whose pictures and texts came apart; with `parts_last` the texts of such
     a message follow all of its pictures, a space between them. Both are those of the published template.
     With `pixel_boxes` boxes count pixels of the picture that the encoder sees (`data.collate.pixel_boxes`).
+    With `timestamps` each step of a video stands behind its time (`data.collate.timestamps`).
     """
 
     name: str
@@ -79,6 +80,7 @@ class ChatTemplate:
     joint: str = "\n"
     parts_last: bool = False
     pixel_boxes: bool = False
+    timestamps: bool = False
 
     def with_system(self, system: str) -> ChatTemplate:
         """The same format with another default system message; "" leaves the system turn out."""

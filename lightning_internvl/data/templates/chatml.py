@@ -19,6 +19,7 @@ CHATML = ChatTemplate(
 _QWEN2 = dataclasses.replace(CHATML, name="qwen2", system="You are a helpful assistant.")
 _QWEN2_VL = dataclasses.replace(_QWEN2, name="qwen2_vl", image_frame=("<|vision_start|>", "<|vision_end|>"), joint="")
 _QWEN2_5_VL = dataclasses.replace(_QWEN2_VL, name="qwen2_5_vl", pixel_boxes=True)
+_QWEN3_VL = dataclasses.replace(_QWEN2_VL, name="qwen3_vl", system="", timestamps=True)
 _SMOLLM2 = dataclasses.replace(
     CHATML,
     name="smollm2",
@@ -34,4 +35,4 @@ INTERNLM2 = ChatTemplate(
     answer_end="<|im_end|>",
 )
 
-TEMPLATES = (CHATML, _QWEN2, _QWEN2_VL, _QWEN2_5_VL, _SMOLLM2, INTERNLM2)
+TEMPLATES = (CHATML, _QWEN2, _QWEN2_VL, _QWEN2_5_VL, _QWEN3_VL, _SMOLLM2, INTERNLM2)

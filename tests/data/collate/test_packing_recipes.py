@@ -29,6 +29,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "steps of visual tokens": ("sft", ("experiment=internvl_3_toy", "decoder.visual_step=0.25", "decoder.visual_steps=null")),
     "Qwen3": ("cpt", ("experiment=internvl_3_5_toy",)),
     "any resolution, M-RoPE": ("sft", ("experiment=qwen2_vl_toy",)),
+    "DeepStack, times of videos as text": ("long", ("experiment=qwen3_vl_toy",)),
     "windows, videos in seconds": ("long", ("experiment=qwen2_5_vl_toy",)),
     "several pictures": ("supervised", ("experiment=internvl_chat_toy", *ALBUMS)),
     "a Q-Former that reads the question": ("supervised", ("experiment=instructblip_toy",)),

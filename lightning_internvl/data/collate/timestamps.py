@@ -1,0 +1,63 @@
+"""Videos whose steps are pictures of their own, each behind the text that tells its time, as Qwen3-VL
+reads them (Bai et al. 2025, Qwen3-VL, section 2.3; official `processing_qwen3_vl.py`). Data has one
+mark a video, so that marks change where text goes into a row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+
+from lightning_internvl.data.templates import VIDEO, Message
+from lightning_internvl.data.templates.base import joined
+
+
+def with_times(conversation: Sequence[Message], videos: Sequence[Sequence[float]], sample: str) -> list[Message]:
+    """Messages with a mark for each step of a video, behind its time, in place of one for the video.
+
+    Args:
+        videos: for each the seconds at which its steps stand.
+        sample: its name in messages.
+
+    Raises:
+        ValueError: unless there is one mark a video, and for times that are none or go back.
+    """
+    marks = sum(message["content"].count(VIDEO) for message in conversation)
+    if marks != len(videos):
+        raise ValueError(f"sample {sample}: {len(videos)} videos but {marks} {VIDEO!r} marks")
+    for times in videos:
+        check_times(times, f"sample {sample}: a video")
+    waiting = iter(videos)
+
+    def changed(texts: Iterable[str]) -> list[str]:
+        pieces = [[part] if part != VIDEO else _steps(next(waiting)) for part in texts]
+        return list(itertools.chain(*pieces))
+
+    messages = []
+    for message in conversation:
+        new = message.copy()
+        if "parts" in message:
+            new["parts"] = changed(message["parts"])
+            new["content"] = joined(new["parts"], "\n")
+        else:
+            new["content"] = "".join(changed(re.split(f"({VIDEO})", message["content"])))
+        messages.append(new)
+    return messages
+
+
+def check_times(times: Sequence[float], what: str) -> None:
+    """Refuse seconds that do not go on.
+
+    Raises:
+        ValueError: with the first that is negative, no number, or before the one in front of it.
+    """
+    before = 0.0
+    for time in times:
+        if not before <= time < float("inf"):
+            raise ValueError(f"{what} has the times {list(times)[:8]} s, and {time} after {before}: times must not go back")
+        before = time
+
+
+def _steps(times: Sequence[float]) -> list[str]:
+    return [piece for time in times for piece in (f"<{time:.1f} seconds>", VIDEO)]
