@@ -21,6 +21,7 @@ from lightning_internvl.model.vlm import VLM
 
 IMAGENET = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
 SQUASHED = IMAGENET | {"image_processor_type": "BlipImageProcessor"}
+GRIDS = {"image_grid_pinpoints": [[48 * rows, 48 * columns] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]}
 # A layout, and what follows it in brackets; the recipe with its overrides; what stands in preprocessor_config.json.
 LAYOUTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "internvl_native": ("internvl_1_5_toy", [], IMAGENET | {"max_patches": 4}),
@@ -28,6 +29,8 @@ LAYOUTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "internvl_chat_llava": ("internvl_chat_toy", [], {}),
     "llava": ("llava_toy", [], {}),
     "llava_native": ("llava_toy", [], {}),
+    "llava_next": ("llava_next_toy", [], {"image_processor_type": "LlavaNextImageProcessor", **GRIDS}),
+    "llava_onevision": ("llava_onevision_toy", [], {"image_processor_type": "LlavaOnevisionImageProcessor"}),
     "qwen2_vl": ("qwen2_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}),
     "qwen3_vl": ("qwen3_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}),
     "qwen2_5_vl": ("qwen2_5_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}),

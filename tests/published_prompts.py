@@ -83,6 +83,13 @@ def chatml_given(picture: str = "@", after: str = "\n", marks: tuple[str, str] =
     return f"{start}system\nBe brief.{end}{after}{start}user\nIs {picture} there?{end}{after}{start}assistant\n"
 
 
+def llama_3(system: str, user: str) -> str:
+    """A question in LLaMA 3's format, up to the answer."""
+    turns = {"system": system, "user": user, "assistant": None}
+    heads = [(f"<|start_header_id|>{role}<|end_header_id|>\n\n", said) for role, said in turns.items() if said != ""]
+    return "".join(head + ("" if said is None else f"{said}<|eot_id|>") for head, said in heads)
+
+
 INTERNVL = "OpenGVLab/InternVL internvl_chat/internvl/conversation.py"
 PUBLISHED = {
     "chatml": Published(
@@ -106,6 +113,17 @@ PUBLISHED = {
         "haotian-liu/LLaVA llava/conversation.py (conv_llava_v1)",
         f"<s>{HUMAN} USER: @\nWhat is it? ASSISTANT: A cat</s>USER: Where? ASSISTANT:",
         "<s>Be brief. USER: Is @ there? ASSISTANT:",
+    ),
+    "mistral": Published(
+        "llava-v1.6-mistral-7b-hf chat_template.json; turns as in LLaVA-VL/LLaVA-NeXT llava/conversation.py",
+        "<s>[INST] @\nWhat is it? [/INST] A cat</s>[INST] Where? [/INST]",
+        "<s><<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] Is @ there? [/INST]",
+        "<s>[INST] @\nIs   there? [/INST]",
+    ),
+    "llava_llama_3": Published(
+        "LLaVA-VL/LLaVA-NeXT llava/conversation.py (conv_llava_llama_3)",
+        "<s>" + llama_3(DEEPSEEK, "@\nWhat is it?") + "A cat<|eot_id|>" + llama_3("", "Where?"),
+        "<s>" + llama_3("Be brief.", "Is @ there?"),
     ),
     "internvl2_5": Published(INTERNVL, chatml(INTERNVL_2_5, "@"), chatml_given()),
     "internvl2_5_internlm": Published(INTERNVL, "<s>" + chatml(INTERNVL_2_5, "@"), "<s>" + chatml_given()),

@@ -251,7 +251,12 @@ def stock_tensors(
 
 
 def wrap_with_peft(stock: nn.Module, updates: Mapping[str, Update], saved: Mapping[str, Tensor]) -> Any:
-    """PEFT's model around one of transformers, with these adapters and these tensors."""
+    """PEFT's model around one of transformers, with these adapters and these tensors.
+
+    Raises:
+        ValueError: for a trained tensor beside adapted layers, which PEFT would only save with all of
+            these (LLaVA-NeXT's `image_newline`).
+    """
     first = next(iter(updates.values()))
     shared = {parameter.data_ptr(): name for name, parameter in stock.named_parameters()}
     saved = dict(saved)
@@ -260,6 +265,9 @@ def wrap_with_peft(stock: nn.Module, updates: Mapping[str, Update], saved: Mappi
         if (twin := shared[parameter.data_ptr()]) in saved:
             saved.setdefault(name, saved[twin])
     modules = owning_modules(saved)
+    if swallowed := [name for name in saved if any(layer.startswith(f"{name.rpartition('.')[0]}.") for layer in updates)]:
+        held = f"{first_of(swallowed)} belongs to no layer of its own, and PEFT saves whole layers only"
+        raise ValueError(f"adapter=true: {held}; export with adapter=false, or train with it frozen (module.train)")
     settings = _library().LoraConfig(
         r=len(first.a),
         lora_alpha=first.alpha,

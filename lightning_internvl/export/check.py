@@ -123,6 +123,7 @@ def stock_outputs(stock: nn.Module, model: VLM, prompt: Prompt, options: Mapping
     inputs = {name: tensor for name, tensor in model_inputs(prompt, model).items() if tensor.numel()}
     if "pixel_values" not in inputs and takes["pixel_values"].default is inspect.Parameter.empty:
         return None
+    inputs.pop("image_grids", None)  # its class finds them by the sizes
     if "mm_token_type_ids" in takes and "input_ids" in inputs:
         ids = inputs["input_ids"]
         kinds = torch.zeros_like(ids, dtype=torch.int32)

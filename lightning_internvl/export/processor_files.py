@@ -13,6 +13,7 @@ from lightning_internvl.config.targets import OURS
 from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.processors.any_resolution import AnyResolution
 from lightning_internvl.data.processors.basic import BICUBIC, CenterCrop, Processor, RandomCrop, Squash, Tiles
+from lightning_internvl.data.processors.best_grid import BestGrid
 from lightning_internvl.data.processors.padded import FILTERS, PaddedPair, PaddedSquare, PadSquare
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.export.official_code import conversation_fields
@@ -23,6 +24,7 @@ QWEN = {
     "qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor",
     "qwen3_vl_moe": "Qwen3VLProcessor",
 }  # fmt: skip
+GRIDS = {"llava_next": "LlavaNextProcessor", "llava_onevision": "LlavaOnevisionProcessor"}
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def _processor_fields(layout: str, config: Mapping[str, Any], chats: ChatCollato
             "image_token": names.context,
         }
         return {"kind": "LlavaProcessor", "settings": settings, "tokens": {"image_token": names.context}}
+    if layout in GRIDS and isinstance(chats.processor, BestGrid):
+        return _grid_fields(layout, config, chats, model)
     if layout in QWEN and isinstance(chats.processor, AnyResolution):
         special = {"image_token": names.context, "video_token": names.video or names.context}
         return {"kind": QWEN[layout], "tokens": special, "video": _qwen_video_fields(chats.processor, layout)}
@@ -118,6 +122,22 @@ def _processor_fields(layout: str, config: Mapping[str, Any], chats: ChatCollato
         kind = "DeepseekVLHybridProcessor" if isinstance(chats.processor, PaddedPair) else "DeepseekVLProcessor"
         return {"kind": kind, "settings": {"num_image_tokens": tokens}, "tokens": {"image_token": names.context}}
     return None
+
+
+def _grid_fields(layout: str, config: Mapping[str, Any], chats: ChatCollator, model: Any) -> Fields:
+    """Of LLaVA-NeXT and LLaVA-OneVision."""
+    names, size, patch = chats.image_tokens, chats.processor.image_size, config["vision_config"]["patch_size"]
+    special = {"image_token": names.context, **({"video_token": names.video} if names.video else {})}
+    settings: Fields = {"vision_feature_select_strategy": config["vision_feature_select_strategy"], **special}
+    first = int(model.encoder.embeddings.class_embedding is not None)
+    if layout == "llava_next":
+        settings |= {"patch_size": patch, "num_additional_image_tokens": first}
+        return {"kind": GRIDS[layout], "settings": settings, "tokens": special}
+    tokens = (size // patch) ** 2 + first
+    settings |= {"num_image_tokens": tokens, "vision_aspect_ratio": config["vision_aspect_ratio"]}
+    square = {"height": size, "width": size}
+    video = {"video_processor_type": "LlavaOnevisionVideoProcessor", **_pixel_fields(chats.processor), "size": square}
+    return {"kind": GRIDS[layout], "settings": settings, "tokens": special, "video": video}
 
 
 def _unused_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -146,6 +166,14 @@ def image_fields(processor: Processor, layout: str) -> Fields | None:
         return tiles and {"image_processor_type": "GotOcr2ImageProcessor", **_pixel_fields(processor), "size": square, **tiles}
     if isinstance(processor, AnyResolution):
         return {"image_processor_type": "Qwen2VLImageProcessor", **_pixel_fields(processor), **_patch_fields(processor)}
+    if isinstance(processor, BestGrid):
+        several = layout == "llava_onevision"
+        if layout not in GRIDS or processor.alone_with_others != several:
+            return None
+        kind = GRIDS[layout].replace("Processor", "ImageProcessor")
+        points = [[rows * side, columns * side] for rows, columns in processor.grids]
+        sizes = {"size": square} if several else {"size": {"shortest_edge": side}, "crop_size": square, "do_center_crop": True}
+        return {"image_processor_type": kind, **_pixel_fields(processor), **sizes, "do_pad": True, "image_grid_pinpoints": points}
     if isinstance(processor, PaddedSquare):
         return _padded_fields(processor)
     if isinstance(processor, PadSquare):

@@ -171,6 +171,8 @@ def compare_chats(folder: Path, processor: Any, files: ProcessorFiles, view: Vie
         images = [Image.fromarray(image) for image in prompt.sample["images"]] or None
         with order_of_pillow_13():
             theirs = processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+        if "image_grids" in prompt.inputs and images:
+            theirs["pixel_values"] = _squares(theirs["pixel_values"], prompt.inputs["image_grids"].tolist())
         if theirs["input_ids"].tolist() != prompt.inputs["input_ids"].tolist():
             raise ValueError(
                 f"the export failed its check: {files.kind} makes other ids of {prompt.name!r} than training: "
@@ -193,8 +195,13 @@ def compare_pairs(processor: Any, files: ProcessorFiles, view: View) -> str:
     return f"{files.kind}: pixels within {_pixel_difference(prompt.name, prompt.inputs, theirs, 'pixel_values'):.1e}"
 
 
+def _squares(stacks: torch.Tensor, grids: list[list[int]]) -> torch.Tensor:
+    """The squares of all pictures in one row, without those that fill stacks up to one number."""
+    return torch.cat([stack[: rows * columns + 1] for stack, (rows, columns) in zip(stacks, grids, strict=True)])
+
+
 def _visual_inputs(inputs: Mapping[str, Any]) -> list[str]:
-    return [name for name in ("pixel_values", "high_res_pixel_values", "image_grid_thw") if name in inputs]
+    return [name for name in ("pixel_values", "high_res_pixel_values", "image_grid_thw", "image_sizes") if name in inputs]
 
 
 def _pixel_difference(prompt: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> float:

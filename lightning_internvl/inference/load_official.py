@@ -205,7 +205,7 @@ def chat_format(
         choices = f"NAME, one of {', '.join(template_names())}"
         raise Lacking("the folder does not say its chat format", "template", choices)
     template = load_template(name, None if chosen else known.system)
-    frame = known.frame or (template.image_frame if chosen else None)
+    frame = (template.image_frame if chosen else None) if known.frame is None else known.frame
     return template, frame if frame and all(token in vocabulary for token in frame) else None
 
 
@@ -222,7 +222,7 @@ def written_format(text: str, known: System, context: str, usual: str = "") -> t
             return template, template.image_frame
         # A processor adds the rest, if there is any.
         if written in [texts_of(jinja_of(template, picture)) for picture in (context, "", IMAGE)]:
-            return template, known.frame
+            return template, known.frame or None
     return None
 
 

@@ -11,6 +11,7 @@ from lightning_internvl.checkpoints.families.open_flamingo import ADDED
 from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.data.processors.any_resolution import AnyResolution
 from lightning_internvl.data.processors.basic import CLIP_MEAN, CLIP_STD, CenterCrop, Processor, Squash, Tiles
+from lightning_internvl.data.processors.best_grid import BestGrid
 from lightning_internvl.data.processors.padded import HALF, PaddedPair, PaddedSquare, PadSquare
 from lightning_internvl.data.processors.pixels import IMAGENET_MEAN, IMAGENET_STD
 from lightning_internvl.data.templates import template_names
@@ -22,7 +23,7 @@ CLIP, IMAGENET, HALVES = (CLIP_MEAN, CLIP_STD), (IMAGENET_MEAN, IMAGENET_STD), (
 HANDOFF = "handoff"  # an exported folder of this project's own layout
 PROCESSORS: Mapping[str, type[Processor]] = {
     "squash": Squash, "center_crop": CenterCrop, "pad_square": PadSquare, "tiles": Tiles,
-    "padded": PaddedSquare, "padded_pair": PaddedPair, "any_resolution": AnyResolution,
+    "padded": PaddedSquare, "padded_pair": PaddedPair, "any_resolution": AnyResolution, "best_grid": BestGrid,
 }  # fmt: skip
 
 
@@ -37,7 +38,7 @@ class Lacking(ValueError):
 class System(NamedTuple):
     """How a published system reads.
 
-    `frame` are the special tokens around a picture, `added` those that the system adds to the
+    `frame` are the special tokens around a picture, () where no chat format has any, `added` those that the system adds to the
     tokenizer of a language model that its files only name, that of a picture last. A name of `template` or `processor` may
     be found by a function of `config.json` and the model; without a template the folder must say
     its own. `video_frames` are the least and the most frames of a video that are read as pictures.
@@ -47,7 +48,7 @@ class System(NamedTuple):
     processor: str | Callable[[Config, VLM], str] = "squash"
     statistics: tuple[Any, Any] = CLIP
     system: str | None = None
-    frame: tuple[str, str] | None = None
+    frame: tuple[str, str] | tuple[()] | None = None
     added: tuple[str, ...] = ()
     video_frames: tuple[int, int] | None = None
 
@@ -78,6 +79,14 @@ def _llava_template(config: Config, model: VLM) -> str:
     return "llava_v1" if config.get("mm_projector_type", "linear") == "linear" else "vicuna"
 
 
+def _llava_next_template(config: Config, model: VLM) -> str:
+    """By the language model; LLaMA 3 has the larger vocabulary."""
+    language = config.get("text_config") or {}
+    if language.get("model_type", "llama") == "llama":
+        return "llava_llama_3" if language.get("vocab_size", 0) > 100_000 else "vicuna"
+    return "mistral" if language["model_type"] == "mistral" else "qwen2"
+
+
 def _llava_processor(config: Config, model: VLM) -> str:
     return "pad_square" if config.get("image_aspect_ratio") == "pad" else "center_crop"
 
@@ -96,6 +105,8 @@ _IMG = ("<img>", "</img>")
 _CLASSES: Mapping[str, Callable[[Config], str]] = {
     "GotOcr2": lambda found: "tiles",
     "Qwen2VL": lambda found: "any_resolution",
+    "LlavaNext": lambda found: "best_grid",
+    "LlavaOnevision": lambda found: "best_grid",
     "DeepseekVL": lambda found: "padded",
     "DeepseekVLHybrid": lambda found: "padded_pair",
     "Llava": lambda found: "pad_square" if found.get("do_pad") else "center_crop",
@@ -109,6 +120,8 @@ SYSTEMS: Mapping[str, System] = {
     "internvl_chat": System(_internvl_template, "tiles", IMAGENET, frame=_IMG, video_frames=(8, 32)),
     "internvl_chat_llava": System("vicuna", _llava_processor, IMAGENET),
     "llava": System(_llava_template, _llava_processor),
+    "llava_next": System(_llava_next_template, "best_grid", frame=()),
+    "llava_onevision": System("qwen2", "best_grid", HALVES, system="", frame=()),
     "llava_native": System("vicuna", "center_crop", system=""),
     "qwen2_vl": System("qwen2_vl", "any_resolution", frame=("<|vision_start|>", "<|vision_end|>")),
     "qwen2_5_vl": System("qwen2_5_vl", "any_resolution", frame=("<|vision_start|>", "<|vision_end|>")),
@@ -188,6 +201,11 @@ def processor_settings(name: str, model: VLM, found: Config, config: Config, sta
         options["max_pixels"] = found.get("max_pixels") or size.get("longest_edge")
         block = (model.encoder.patch_size * model.encoder.merge_size) ** 2
         options["frame_pixels"] = (128 * block, 768 * block)
+    elif name == "best_grid":
+        side, own = model.encoder.image_size, model.middleware
+        points = found.get("image_grid_pinpoints")
+        options["grids"] = [[length // side for length in one] for one in points] if points else [list(one) for one in own.grids]
+        options |= {"map_squares": own.map_squares, "frame_pool": own.frame_pool, "alone_with_others": own.frame_pool is not None}
     elif name in ("padded", "padded_pair"):
         options |= {"min_side": found.get("min_size", 14), "nearest": "image_processor_type" in found}
         if name == "padded_pair":

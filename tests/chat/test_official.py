@@ -9,7 +9,7 @@ import pytest
 import torch
 from chat_toys import LLAMA, picture, talker
 from PIL import Image
-from published import IMAGENET, SQUASHED, fresh, publish
+from published import GRIDS, IMAGENET, SQUASHED, fresh, publish
 from tokenizers import processors
 from transformers import (
     CLIPConfig,
@@ -35,6 +35,8 @@ SHORT = Sampling(max_new_tokens=6)
 CASES = {
     "internvl_native": ("internvl_1_5_toy", [], IMAGENET | {"max_patches": 4}, {}),
     "llava_native": ("llava_toy", [], {}, {"pictures": "pad_square"}),
+    "llava_next": ("llava_next_toy", [], GRIDS, {}),
+    "llava_onevision": ("llava_onevision_toy", [], {}, {}),
     "qwen2_vl": ("qwen2_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}, {}),
     "qwen3_vl": ("qwen3_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}, {}),
     "qwen2_5_vl": ("qwen2_5_vl_toy", [], {"min_pixels": 2304, "max_pixels": 96 * 96}, {}),

@@ -69,6 +69,8 @@ def test_the_default_recipe_passes_and_leaves_nothing_behind(tmp_path: Path) -> 
         ["experiment=qwen2_5_vl_toy", "pipeline=[long]", "data.packing=true"],  # windows, videos in seconds
         ["experiment=internvl_2_5_toy", "pipeline=[sft]", "data.packing=true"],  # tiles, videos as frames, JPEG, square roots
         ["experiment=internvl_3_5_toy", "pipeline=[cpt]"],  # Qwen3, text alone
+        ["experiment=llava_next_toy", "pipeline=[supervised]", "peft=lora"],  # grids of squares
+        ["experiment=llava_onevision_toy", "pipeline=[onevision]", "data.packing=true"],  # pooled frames
         ["experiment=xcomposer2_toy", "pipeline=[sft]", "peft=lora"],  # Partial LoRA below adapters
         ["experiment=llava_toy", "pipeline=[alignment]", "peft=qlora", "trainer.accumulate_grad_batches=2"],
         ["experiment=flamingo_toy", "pipeline=[start]", "attention=math"],  # gates that begin at zero

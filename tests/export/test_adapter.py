@@ -22,12 +22,25 @@ from lightning_internvl.model.compose import compose_model
 
 MakeRun = Callable[..., Path]
 LORA = ("peft=lora", "peft.decoder.rank=4")
+STILL = "{name: middleware.image_newline, frozen: true}"
 CASES = {
     "llava": ("llava_toy", *LORA),
     "tower and decoder": ("llava_toy", *LORA, "peft/part@peft.encoder=lora", "peft.encoder.rank=2", "peft.encoder.alpha=6"),
     "dora": ("llava_toy", "peft=dora", "peft.decoder.rank=4"),
     "fused query, key and value": ("internvl_1_5_toy", *LORA, "peft/part@peft.encoder=lora"),
     "internvl_3_5": ("internvl_3_5_toy", *LORA),
+    "llava_next": (
+        "llava_next_toy",
+        *LORA,
+        "pipeline=[supervised]",
+        f"stages.supervised.module.train=[{STILL},middleware,decoder]",
+    ),
+    "llava_onevision": (
+        "llava_onevision_toy",
+        *LORA,
+        "pipeline=[onevision]",
+        f"stages.onevision.module.train=[{STILL},middleware,decoder]",
+    ),
     "qwen2_vl": ("qwen2_vl_toy", *LORA),
     "qwen2_5_vl": ("qwen2_5_vl_toy", *LORA),
     "qwen3_vl": ("qwen3_vl_toy", *LORA),
@@ -56,6 +69,13 @@ def test_peft_loads_it_and_computes_the_same(make_run: MakeRun, tmp_path: Path, 
     assert report.parts["decoder"][1] >= updates > 0
     assert report.parts["decoder"][0] > report.parts["decoder"][1]
     assert f"| {report.parts['encoder'][0]:,} | {report.parts['encoder'][1]:,} |" in card
+
+
+def test_a_tensor_that_peft_cannot_save_alone_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    opened = open_run(make_run("llava_next_toy", *LORA), build)
+    with pytest.raises(ValueError, match=r"model\.image_newline belongs to no layer of its own.*adapter=false"):
+        export_adapter(opened, tmp_path / "out", ExportOptions())
+    assert export(opened, tmp_path / "merged", ExportOptions()).worst <= 1e-5
 
 
 def test_merged_it_is_one_plain_folder(make_run: MakeRun, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_lists_of_pictures_and_text_are_what_training_makes_of_them(name: str) -
 MARKS = [
     "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|start|>", "<|message|>", "<|channel|>", "<|return|>",
     "<|endofchunk|>", "<|vision_start|>", "<|vision_end|>", "<TOKENS_UNUSED_0>", "<TOKENS_UNUSED_1>", *UNUSED,
+    "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
 ]  # fmt: skip
 WITH_MARKS = toy_tokenizer(MARKS)
 

@@ -25,7 +25,7 @@ from lightning_internvl.model.compose import compose_model
 
 RECIPES = (
     "internvl_toy", "internvl_chat_toy", "internvl_1_5_toy", "internvl_2_5_toy", "internvl_3_toy", "internvl_3_5_toy",
-    "internvl_retrieval_toy", "llava_toy", "blip2_toy",
+    "internvl_retrieval_toy", "llava_toy", "llava_next_toy", "llava_onevision_toy", "blip2_toy",
     "instructblip_toy", "minigpt4_toy", "qwen_vl_toy", "qwen2_vl_toy", "qwen2_5_vl_toy", "qwen3_vl_toy",
     "deepseek_vl_toy", "xcomposer_toy",
     "xcomposer2_toy", "flamingo_toy", "clip_toy",

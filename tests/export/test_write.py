@@ -30,6 +30,8 @@ NATIVE = {
     "internvl_2_5_toy": ("internvl_native", "InternVLProcessor"),
     "internvl_3_5_toy": ("internvl_native", "InternVLProcessor"),
     "llava_toy": ("llava_native", "LlavaProcessor"),
+    "llava_next_toy": ("llava_next", "LlavaNextProcessor"),
+    "llava_onevision_toy": ("llava_onevision", "LlavaOnevisionProcessor"),
     "qwen2_vl_toy": ("qwen2_vl", "Qwen2VLProcessor"),
     "qwen2_5_vl_toy": ("qwen2_5_vl", "Qwen2_5_VLProcessor"),
     "qwen3_vl_toy": ("qwen3_vl", "Qwen3VLProcessor"),
@@ -143,6 +145,11 @@ SERVED = {
         {"min_patches", "max_patches", "crop_to_patches"},
     ),
     "llava_toy": ({"image_token_index", "vision_feature_layer", "vision_feature_select_strategy"}, {"crop_size"}),
+    "llava_next_toy": ({"image_token_index", "image_grid_pinpoints", "vision_feature_layer"}, {"image_grid_pinpoints"}),
+    "llava_onevision_toy": (
+        {"image_token_index", "video_token_index", "image_grid_pinpoints", "vision_aspect_ratio"},
+        {"image_grid_pinpoints"},
+    ),
     "qwen2_vl_toy": (
         {"image_token_id", "video_token_id", "vision_config"},
         {"patch_size", "merge_size", "min_pixels", "max_pixels"},
@@ -155,6 +162,8 @@ SERVED = {
 ARCHITECTURES = {
     "internvl_1_5_toy": "InternVLForConditionalGeneration", "llava_toy": "LlavaForConditionalGeneration",
     "internvl_3_5_toy": "InternVLForConditionalGeneration",
+    "llava_next_toy": "LlavaNextForConditionalGeneration",
+    "llava_onevision_toy": "LlavaOnevisionForConditionalGeneration",
     "qwen2_vl_toy": "Qwen2VLForConditionalGeneration", "qwen2_5_vl_toy": "Qwen2_5_VLForConditionalGeneration",
 }  # fmt: skip
 
@@ -162,6 +171,8 @@ PART_CLASSES = {
     "internvl_1_5_toy": (["LlamaForCausalLM"], ["InternVisionModel"]),
     "internvl_3_5_toy": (["Qwen3ForCausalLM"], ["InternVisionModel"]),
     "llava_toy": (["LlamaForCausalLM"], None),  # llama.cpp takes the class of the whole for a tower of CLIP
+    "llava_next_toy": (["LlamaForCausalLM"], None),
+    "llava_onevision_toy": (["Qwen2ForCausalLM"], None),
     "qwen2_vl_toy": (["Qwen2VLForConditionalGeneration"], None),
     "qwen2_5_vl_toy": (["Qwen2_5_VLForConditionalGeneration"], None),
 }

@@ -30,6 +30,7 @@ TOYS = (
     "internvl_1_5_toy",
     "internvl_3_5_toy",
     "llava_toy",
+    "llava_onevision_toy",
     "qwen2_vl_toy",
     "qwen2_5_vl_toy",
     "qwen3_vl_toy",

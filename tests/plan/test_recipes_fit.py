@@ -45,6 +45,8 @@ PUBLISHED = {
     "internvl_chat": Published((8, 8), (256, 128), "LLaVA 1.5, table of hyperparameters"),
     "internvl_retrieval": Published((32,), (1024,), "InternVL, appendix, retrieval"),
     "llava": Published((8, 8), (256, 128), "LLaVA 1.5, table of hyperparameters"),
+    "llava_next": Published((32, 32), (256, 128), "LLaVA-NeXT, report of January 2024"),
+    "llava_onevision": Published((128,) * 4, (512, 512, 256, 256), "LLaVA-OneVision, table 1; released scripts for devices"),
     "minigpt4": Published((4, 4), (256, 48), "MiniGPT-4, section 3; released script"),
     "qwen2_vl": Published((8,) * 3, (256, 256, 128), "not published: a choice of the recipe"),
     "qwen3_vl": Published((8,) * 4, (256, 256, 128, 128), "not published: a choice of the recipe"),

@@ -50,6 +50,8 @@ EXPORTED = (
     "llava",
     "minigpt4",
     "xcomposer2",
+    "llava_next",
+    "llava_onevision",
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",

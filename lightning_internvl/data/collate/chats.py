@@ -240,7 +240,8 @@ class ChatCollator:
             named = {"pixel_values": "pixel_values_videos"}
             videos = self.processor.inputs([video for one in prepared for video in one["videos"]])
             inputs |= {named.get(n, n.replace("image_", "video_", 1)): x for n, x in videos.items()}
-            inputs["second_per_grid_ts"] = torch.tensor([step for one in prepared for step in one["seconds"]])
+            if self.processor.timed:
+                inputs["second_per_grid_ts"] = torch.tensor([step for one in prepared for step in one["seconds"]])
         return inputs
 
     def _lengths(

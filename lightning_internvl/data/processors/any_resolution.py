@@ -42,6 +42,7 @@ class AnyResolution(Processor):
     """
 
     limit = "image_size"
+    timed = True
     gives = ("image_grid_thw",)  # beside flat patches
 
     def __init__(

@@ -43,6 +43,7 @@ class Processor(ABC):
         max_tiles: the most squares that one picture gives.
         limit: the setting that makes pictures cost fewer tokens; None where all cost the same.
         random: whether a draw changes what is seen of a picture.
+        timed: whether batches say how many seconds a step of each video takes.
         gives: inputs of an encoder or a middleware beside `pixel_values`.
         whole_gives: likewise of the processor that `whole` returns; None: those of `gives`.
         jpeg_quality: from which qualities one is drawn where a picture goes through JPEG
@@ -52,6 +53,7 @@ class Processor(ABC):
     max_tiles = 1
     limit: str | None = None
     random = False
+    timed = False
     jpeg_quality: Sequence[int] | None = None
     gives: tuple[str, ...] = ()
     whole_gives: tuple[str, ...] | None = None

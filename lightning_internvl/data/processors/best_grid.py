@@ -60,6 +60,7 @@ class BestGrid(Processor):
             raise ValueError(f"videos need {fps=} above 0 and {max_frames=} of 1 or more")
         self.map_squares, self.frame_pool, self.fps, self.max_frames = map_squares, frame_pool, fps, max_frames
         self.max_tiles = 1 + max(rows * columns for rows, columns in self.grids)
+        self.alone_with_others = alone_with_others
         self._alone = PadSquare(image_size, mean, std, resize=resize) if alone_with_others else None
 
     def __call__(self, image: np.ndarray, draw: Sequence[int] | None = None) -> np.ndarray:
@@ -119,9 +120,6 @@ class BestGrid(Processor):
             raise ValueError(f"a video needs one frame or more and a rate above 0; {given}")
         places = frame_places(len(frames), fps, self.fps, 1, self.max_frames, 1)
         return np.stack([self._resized(frames[place]) for place in places])
-
-    def step_seconds(self, frames: int, fps: float) -> float:
-        return frames / fps / len(frame_places(frames, fps, self.fps, 1, self.max_frames, 1))
 
     def tokens(self, picture: np.ndarray, per_square: int, size: Size | None = None) -> int:
         side = best_grid.square_side(per_square - 1)

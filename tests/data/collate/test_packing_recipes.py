@@ -31,6 +31,8 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "any resolution, M-RoPE": ("sft", ("experiment=qwen2_vl_toy",)),
     "DeepStack, times of videos as text": ("long", ("experiment=qwen3_vl_toy",)),
     "windows, videos in seconds": ("long", ("experiment=qwen2_5_vl_toy",)),
+    "grids of squares": ("supervised", ("experiment=llava_next_toy",)),
+    "pooled frames": ("onevision", ("experiment=llava_onevision_toy", "decoder.config.model_type=llama")),
     "several pictures": ("supervised", ("experiment=internvl_chat_toy", *ALBUMS)),
     "a Q-Former that reads the question": ("supervised", ("experiment=instructblip_toy",)),
     "OPT": ("supervised", ("experiment=blip2_toy",)),
