@@ -17,6 +17,7 @@ from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.deepstack import DeepStackMerger, DeepStackMLP
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.training.activation_checkpointing import recompute_blocks
+from lightning_internvl.training.compile import compile_blocks
 
 IMAGE, TOKENS = 22, 16
 SIZES = {
@@ -161,3 +162,13 @@ def test_decoders_that_cannot_be_fed(encoder: InternViT) -> None:
         VLM(encoder, middleware, HFSeq2SeqLM(config=T5))
     with pytest.raises(ValueError, match="6 patches do not divide into blocks of 2 x 2"):
         DeepStackMerger(encoder_dim=24, decoder_dim=12, deep_layers=[1])([torch.zeros(6, 24)] * 2)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the compiler, which looks at all inputs
+def test_compiled_blocks_are_fed_in_each_batch_anew(encoder: InternViT) -> None:
+    plain = model_of(encoder)
+    compiled = copy.deepcopy(plain)
+    compile_blocks(compiled, {"decoder": "eager"})
+    for counts in ((0,), (1, 2), (0,), (2, 0)):  # a first batch without pictures is compiled without features
+        inputs = batch(*counts)
+        torch.testing.assert_close(compiled.hidden_states(**inputs).hidden, plain.hidden_states(**inputs).hidden)
