@@ -9,6 +9,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 
+from lightning_internvl.data.files.frame_times import times_fault
 from lightning_internvl.data.templates import VIDEO, Message
 from lightning_internvl.data.templates.base import joined
 
@@ -27,7 +28,8 @@ def with_times(conversation: Sequence[Message], videos: Sequence[Sequence[float]
     if marks != len(videos):
         raise ValueError(f"sample {sample}: {len(videos)} videos but {marks} {VIDEO!r} marks")
     for times in videos:
-        check_times(times, f"sample {sample}: a video")
+        if fault := times_fault(times):
+            raise ValueError(f"sample {sample}: the steps of a video stand at {fault}")
     waiting = iter(videos)
 
     def changed(texts: Iterable[str]) -> list[str]:
@@ -44,19 +46,6 @@ def with_times(conversation: Sequence[Message], videos: Sequence[Sequence[float]
             new["content"] = "".join(changed(re.split(f"({VIDEO})", message["content"])))
         messages.append(new)
     return messages
-
-
-def check_times(times: Sequence[float], what: str) -> None:
-    """Refuse seconds that do not go on.
-
-    Raises:
-        ValueError: with the first that is negative, no number, or before the one in front of it.
-    """
-    before = 0.0
-    for time in times:
-        if not before <= time < float("inf"):
-            raise ValueError(f"{what} has the times {list(times)[:8]} s, and {time} after {before}: times must not go back")
-        before = time
 
 
 def _steps(times: Sequence[float]) -> list[str]:

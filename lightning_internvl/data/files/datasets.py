@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of, reason_of
 from lightning_internvl.data.files.conversations import CAPTION_REQUEST, Entry, read_entry
+from lightning_internvl.data.files.frame_times import TimedFrames, rate_of
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.files.picture_sources import Picture, Source
 from lightning_internvl.data.files.record_sources import JoinedRecords, open_records
@@ -157,7 +158,10 @@ def load_video(source: Source, root: Path) -> tuple[np.ndarray, float]:
     if isinstance(source, bytes):
         raise BadSample("videos are read by their paths, not from bytes", "video")
     try:
-        return read_frames([root / name for name in source]) if isinstance(source, tuple) else read_video(root / source)
+        if not isinstance(source, tuple):
+            return read_video(root / source)
+        frames, rate = read_frames([root / name for name in source])
+        return frames, rate_of(source) if isinstance(source, TimedFrames) else rate
     except ValueError as error:
         raise BadSample(str(error), "video") from error
 

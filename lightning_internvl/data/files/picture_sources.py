@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.files.frame_times import TIMES, timed_frames
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES
 from lightning_internvl.data.files.record_fields import Fields
 from lightning_internvl.messages import first_of
@@ -66,10 +67,10 @@ def pictures_of(fields: Fields) -> list[Picture]:
 
 
 def videos_of(fields: Fields) -> list[Source]:
-    """The videos likewise."""
+    """The videos likewise, lists of frames with their `timestamps` where there are some."""
     found = read_videos(fields.take(*VIDEOS), several=fields.has("videos", "video_paths"))
     _check_one_voice(fields, VIDEOS)
-    return found
+    return timed_frames(found, fields.take(TIMES)) if found and fields.has(TIMES) else found
 
 
 def _check_one_voice(fields: Fields, names: Sequence[str]) -> None:

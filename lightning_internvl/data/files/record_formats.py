@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning_internvl.data.bad_samples import BadSample
+from lightning_internvl.data.files.frame_times import TIMES, timed_frames
 from lightning_internvl.data.files.picture_marks import Shown, read_marks, suspects
 from lightning_internvl.data.files.picture_sources import (
     IMAGES,
@@ -246,7 +247,9 @@ def _shown_part(part: Fields, kind: str) -> tuple[str, list[Shown]]:
     mark, names, read = (VIDEO, VIDEOS, read_videos) if is_video else (IMAGE, IMAGES, read_pictures)
     given = part.take(kind, *names, "path", "url", "bytes", "base64", "data")
     part.asked |= {"path", "url"} if given is not None else set()
-    sources = read(given) if given is not None else []
+    sources: list[Any] = [*read(given)] if given is not None else []
+    if is_video and sources and part.has(TIMES):
+        sources = timed_frames(sources, part.take(TIMES))
     if len(sources) > 1:
         raise BadSample(
             f"a part shows {len(sources)} {'videos' if is_video else 'pictures'}; give each a part of its own", "placeholders"

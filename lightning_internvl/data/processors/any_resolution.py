@@ -123,11 +123,12 @@ class AnyResolution(Processor):
 
     def step_times(self, frames: int, fps: float) -> list[float]:
         """The middles of the steps, as Qwen3-VL tells them: between their first frames and their
-        last."""
+        last. A rate that knows the seconds of its frames (`TimedRate`) gives them."""
         places = self._places(frames, fps)
         places += places[-1:] * (-len(places) % self.frames)
         firsts, lasts = places[:: self.frames], places[self.frames - 1 :: self.frames]
-        return [(first / fps + last / fps) / 2 for first, last in zip(firsts, lasts, strict=True)]
+        known = getattr(fps, "seconds", [place / fps for place in range(frames)])
+        return [(known[first] + known[last]) / 2 for first, last in zip(firsts, lasts, strict=True)]
 
     def _places(self, frames: int, fps: float) -> list[int]:
         return frame_places(frames, fps, self.fps, self.min_frames, self.max_frames, self.frames)

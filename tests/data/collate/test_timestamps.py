@@ -77,10 +77,10 @@ def test_parts_of_a_message() -> None:
 @pytest.mark.parametrize(
     ("times", "named"),
     [
-        ([1.0, 0.5], r"sample one: a video has the times \[1\.0, 0\.5\] s, and 0\.5 after 1\.0: times must not go back"),
-        ([-1.0], r"and -1\.0 after 0\.0"),
-        ([0.0, float("nan")], "and nan after"),
-        ([0.0, float("inf")], "and inf after"),
+        ([1.0, 0.5], r"sample one: the steps of a video stand at \[1\.0, 0\.5\]: 0\.5 comes after 1\.0, and times must go on"),
+        ([-1.0], r"-1\.0 comes after 0\.0"),
+        ([0.0, float("nan")], "nan comes after"),
+        ([0.0, float("inf")], "inf comes after"),
     ],
 )
 def test_times_that_do_not_go_on(times: list[float], named: str) -> None:
