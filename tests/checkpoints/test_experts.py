@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_native import BATCHES, close, their_model
 from transformers import InternVLForConditionalGeneration
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.checkpoints.adapters import all_layouts
 from lightning_internvl.checkpoints.families.experts import number_of_experts
+from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.plan.kernels import Unfilled
+
+QWEN3_MOE = {
+    "model_type": "qwen3_moe", "vocab_size": 23, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "num_experts": 6, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -48,6 +56,20 @@ def test_a_missing_expert_is_named(native: Path) -> None:
     (native / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"3 missing: language_model\.model\.layers\.0\.mlp\.experts\.6\.down_proj"):
         load_pretrained(native)
+
+
+def test_a_folder_that_is_cut_off_within_a_block_is_named(native: Path) -> None:
+    file = native / "model.safetensors"
+    tensors = {name: x for name, x in load_file(file).items() if not re.search(r"experts\.[345]\.", name)}
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"9 missing: language_model\.model\.layers\.0\.mlp\.experts\.3\.down_proj"):
+        load_pretrained(native)
+    cut = HFCausalLM(config=QWEN3_MOE)
+    cut.lm.save_pretrained(native / "words")
+    file = native / "words" / "model.safetensors"
+    save_file({name: x for name, x in load_file(file).items() if "experts.3." not in name}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"decoder\.pretrained=.*words cannot be loaded: "):
+        HFCausalLM(pretrained=str(native / "words"))
 
 
 @pytest.mark.parametrize(("fields", "count"), [({"num_experts": 4}, 4), ({"num_local_experts": 5}, 5), ({}, 128)])

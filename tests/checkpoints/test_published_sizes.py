@@ -18,29 +18,15 @@ from lightning_internvl.model.vlm import VLM
 
 Shapes = dict[str, tuple[int, ...]]
 VIT_300M = {
-    "model_type": "intern_vit_6b",
-    "hidden_size": 1024,
-    "image_size": 448,
-    "intermediate_size": 4096,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 24,
-    "patch_size": 14,
-    "norm_type": "layer_norm",
-    "qk_normalization": False,
-    "qkv_bias": True,
-    "layer_norm_eps": 1e-6,
-    "hidden_act": "gelu",
-}
+    "model_type": "intern_vit_6b", "hidden_size": 1024, "image_size": 448, "intermediate_size": 4096,
+    "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "norm_type": "layer_norm",
+    "qk_normalization": False, "qkv_bias": True, "layer_norm_eps": 1e-6, "hidden_act": "gelu",
+}  # fmt: skip
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14}
 EVA_G = {
-    "hidden_size": 1408,
-    "intermediate_size": 6144,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 39,
-    "patch_size": 14,
-    "image_size": 224,
-    "qkv_bias": True,
-}
+    "hidden_size": 1408, "intermediate_size": 6144, "num_attention_heads": 16, "num_hidden_layers": 39,
+    "patch_size": 14, "image_size": 224, "qkv_bias": True,
+}  # fmt: skip
 LLAMA_7B = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -62,16 +48,15 @@ INTERNLM2_7B = LLAMA_7B | {
     "max_position_embeddings": 32768,
 }
 QWEN2_7B = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_attention_heads": 28,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
+    "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_hidden_layers": 28,
+    "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
-}
+}  # fmt: skip
+QWEN3_8B = {
+    "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_hidden_layers": 36,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN3_32B = QWEN3_8B | {"hidden_size": 5120, "intermediate_size": 25600, "num_attention_heads": 64, "num_hidden_layers": 64}
 QWEN2_5_VL = {
     "model_type": "qwen2_5_vl",
     "image_token_id": 151655,
@@ -145,42 +130,35 @@ LLAVA_BYTES = (
     13_518_798_848  # pytorch_model.bin.index.json of liuhaotian/llava-v1.5-7b, as quoted in public notes; holds no tower
 )
 OPT = {
-    "model_type": "opt",
-    "hidden_size": 2560,
-    "ffn_dim": 10240,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "word_embed_proj_dim": 2560,
-    "vocab_size": 50304,
-    "max_position_embeddings": 2048,
-}
+    "model_type": "opt", "hidden_size": 2560, "ffn_dim": 10240, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "word_embed_proj_dim": 2560, "vocab_size": 50304, "max_position_embeddings": 2048,
+}  # fmt: skip
 QFORMER = {"num_hidden_layers": 12, "hidden_size": 768, "encoder_hidden_size": 1408, "cross_attention_frequency": 2}
 QWEN2_05B = {
-    "model_type": "qwen2",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_attention_heads": 14,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 2,
-    "vocab_size": 151674,
-    "tie_word_embeddings": False,
-}
+    "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
+    "num_hidden_layers": 24, "num_key_value_heads": 2, "vocab_size": 151674, "tie_word_embeddings": False,
+}  # fmt: skip
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "num_hidden_layers": 27}
 NATIVE_300M = {key: VIT_300M[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")}
 SAM_B = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 1024, "patch_size": 16}
+NATIVE_6B = {
+    "hidden_size": 3200, "intermediate_size": 12800, "num_attention_heads": 25, "num_hidden_layers": 45, "use_qk_norm": True,
+    "norm_type": "rms_norm",
+}  # fmt: skip
+
+
+def internvl(text: Config, vision: Config | None = None) -> tuple[str, str, Config]:
+    vision = vision or NATIVE_300M | {"attention_bias": True}
+    config = {"model_type": "internvl", "image_token_id": 151667, "tie_word_embeddings": False}
+    return "internvl_native", "InternVLForConditionalGeneration", config | {"text_config": text, "vision_config": vision}
+
+
 # layout, class of transformers, config
 STOCK: dict[str, tuple[str, str, Config]] = {
-    "InternVL3-1B-hf": (
-        "internvl_native",
-        "InternVLForConditionalGeneration",
-        {
-            "model_type": "internvl",
-            "text_config": QWEN2_05B,
-            "vision_config": NATIVE_300M | {"attention_bias": True},
-            "image_token_id": 151667,
-            "tie_word_embeddings": False,
-        },
-    ),
+    "InternVL3-1B-hf": internvl(QWEN2_05B),
+    "InternVL3-8B-hf": internvl(QWEN2_7B | {"model_type": "qwen2", "vocab_size": 151674}),
+    "InternVL3_5-8B-HF": internvl(QWEN3_8B),
+    "InternVL3_5-38B-HF": internvl(QWEN3_32B, NATIVE_6B),
     "InternViT-300M": (
         "intern_vit_native",
         "InternVLVisionModel",

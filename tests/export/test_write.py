@@ -123,6 +123,20 @@ def test_an_answer_ends_where_training_ended_it(exported: Exported) -> None:
     assert [tokenizer.decode([i]) for i in ends] == ["\n", "</s>"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "words", "layout"),
+    [
+        ("internvl_3_5_toy", ["decoder=qwen3_moe_toy"], "internvl_native"),  # files hold a tensor for each expert
+        ("internvl_3_toy", [], "internvl_native"),  # a model in use counts visual tokens as words
+        ("internvl_3_toy", ["decoder.visual_step=0.5"], "handoff"),  # which no other layout says
+    ],
+)
+def test_other_decoders_of_internvl(exported: Exported, recipe: str, words: list[str], layout: str) -> None:
+    _, report = exported(recipe, *words)
+    assert report.layout == layout
+    assert report.worst <= 1e-5
+
+
 def test_the_card_names_base_models_of_the_hub_only() -> None:
     from lightning_internvl.export.card import base_models
 
