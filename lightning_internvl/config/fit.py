@@ -116,7 +116,7 @@ def _part_faults(settings: StageSettings) -> Iterator[str]:
     if middleware.get("needs_summary") and not _has_summary(parts.encoder):
         yield no_summary(names[1], names[0])
     for name, objective in parts.objectives.items():
-        if middleware and "compares" in (told := _told(objective)):
+        if middleware and (told := _told(objective)).get("compares"):
             own = name_of(objective)
             yield from contrast_faults(name, own, told["compares"], names[1], middleware.get("embeds", "pictures"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,10 @@ class HFCausalLM(Part):
     """
 
     inputs: tuple[str, ...] = ("segments", "right_padded")
+    # what the families of transformers call it
+    roles: ClassVar = {
+        "word_table": ("*.embed_tokens", "*.wte", "*.word_embeddings", "*.embed_in", "*.tok_embeddings", "*.shared")
+    }
     feeds_blocks = True  # a middleware may add to what they make of visual tokens
     configs: Any = AutoConfig  # makes and reads configurations; a subclass may choose another
     models: Any = AutoModelForCausalLM  # makes models of them

@@ -65,7 +65,7 @@ def check_contrasts(middleware: nn.Module, objectives: Mapping[str, nn.Module]) 
     """
     embeds = getattr(middleware, "embeds", "pictures")
     for name, objective in objectives.items():
-        compares = getattr(objective, "compares", embeds)
+        compares = getattr(objective, "compares", None) or embeds
         names = type(objective).__name__, type(middleware).__name__
         _raise(fit.contrast_faults(name, names[0], compares, names[1], embeds))
 

@@ -82,3 +82,23 @@ def _shown(pixel_values: Tensor | None, counts_B: Tensor) -> Tensor | None:
             f"({int((counts_B == 0).sum())} rows without one may bring a blank picture each)"
         )
     return pixel_values[(counts_B > 0).repeat_interleave(consumed)]
+
+
+def places_of(ids_BL: Tensor, token_id: int | None) -> Tensor:
+    """Where a placeholder stands, nowhere for a model without it: bool (B, L)."""
+    return torch.zeros_like(ids_BL, dtype=torch.bool) if token_id is None else ids_BL == token_id
+
+
+def check_places(places_BL: Tensor, tokens: int, images: int, what: str = "image(s)") -> None:
+    """Raises ValueError where placeholders and visual tokens differ in number."""
+    if places_BL.is_meta:  # shapes only, nothing to count
+        return
+    message = (
+        f"{images} {what} give {tokens} visual tokens, but the text holds another number of placeholders; "
+        "the encoder's image size, the middleware or max_length differ from what the text was prepared for"
+    )
+    if places_BL.is_cuda:
+        # an error without a host-device sync
+        torch._assert_async(places_BL.sum() == tokens, message)
+    elif int(places_BL.sum()) != tokens:
+        raise ValueError(f"{message} ({int(places_BL.sum())} placeholders)")

@@ -20,7 +20,7 @@ from lightning_internvl.layers.attention_masks import without_firsts
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.deep_features import DeepFeatures
 from lightning_internvl.model.feature_cache import FeatureCache, features
-from lightning_internvl.model.placeholders import EMPTY, Expanded, ImagePlaceholders
+from lightning_internvl.model.placeholders import EMPTY, Expanded, ImagePlaceholders, check_places, places_of
 from lightning_internvl.model.videos import VIDEOS, join_pictures_and_videos
 from lightning_internvl.objectives import NextToken
 from lightning_internvl.protocols import Decoder, DeepTokens, Encoder, Middleware
@@ -163,8 +163,32 @@ class VLM(nn.Module):
         """
         return self._merge_visual_tokens(input_ids, pixel_values, inputs).embeds
 
+    def visual_places(self, input_ids: Tensor) -> Tensor:
+        """Where the placeholders of pictures and videos stand: (B, L) bool."""
+        return places_of(input_ids, self.image_token_id) | places_of(input_ids, self.video_token_id)
+
+    def visual_in_rows(
+        self, most: int | None, input_ids: Tensor, pixel_values: Tensor | None = None, **inputs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Visual tokens of each row in order, (B, P, H), and which of them are there, (B, P).
+
+        Args:
+            most: placeholders of the row that has most; None on the meta device, where all rows
+                have as many.
+        """
+        places = self.visual_places(input_ids)
+        merged = self._merge_visual_tokens(input_ids, pixel_values, inputs)
+        width = (merged.placeholders or 0) // len(places) if most is None else most
+        order = (~places).int().argsort(dim=1, stable=True)[:, : max(width, 1)]
+        shown = places.gather(1, order)
+        if merged.visual is None:
+            return merged.embeds.gather(1, order[..., None].expand(*order.shape, merged.embeds.shape[-1])), shown
+        # a placeholder stands for all tokens of a picture
+        picture = (places.flatten().cumsum(dim=0) - 1).clamp(min=0).view_as(places).gather(1, order)
+        return merged.visual[picture].flatten(1, 2), shown.repeat_interleave(merged.visual.shape[1], dim=1)
+
     def _merge_visual_tokens(self, input_ids: Tensor, pixel_values: Tensor | None, inputs: dict[str, Any]) -> _Merged:
-        embeds, places = self._embed_words(input_ids), _places(input_ids, self.image_token_id)
+        embeds, places = self._embed_words(input_ids), places_of(input_ids, self.image_token_id)
         if hasattr(self.middleware, "as_squares"):
             pixel_values, inputs = self.middleware.as_squares(pixel_values, inputs)
         pixels, shares, inputs = join_pictures_and_videos(pixel_values, inputs)
@@ -173,7 +197,7 @@ class VLM(nn.Module):
         if len(pixels) == 0:
             for kind in (self.image_token_id, self.video_token_id):
                 if kind is not None:
-                    _check_places(input_ids == kind, 0, 0)
+                    check_places(input_ids == kind, 0, 0)
             # A batch without images still runs the visual parts, so that every rank has the same
             # parameters in its graph.
             own = hasattr(self.encoder, "blank")
@@ -183,7 +207,7 @@ class VLM(nn.Module):
             return _Merged(embeds + 0.0 * unseen.to(embeds.dtype), placeholders=0)
         visual, deep = self._visual(pixels, inputs)
         if self.attends:
-            _check_places(places, len(visual), len(pixels))
+            check_places(places, len(visual), len(pixels))
             return _Merged(embeds, visual, len(visual))
         total = visual.shape[:-1].numel()
         film = total * shares[1] // len(pixels)
@@ -192,13 +216,13 @@ class VLM(nn.Module):
         flat = "patches of " if pixels.ndim == 2 else ""
         kinds = [(places, f"{flat}image(s)")]
         if self.video_token_id is not None:
-            kinds.append((_places(input_ids, self.video_token_id), f"{flat}video(s)"))
+            kinds.append((places_of(input_ids, self.video_token_id), f"{flat}video(s)"))
 
         def placed(among: Tensor, tokens: Tensor) -> Tensor:
             """States (B, L, H) with visual tokens in the places of their kind."""
             parts = tokens.flatten(0, -2).to(among.dtype).split([total - film, film])
             for (where, kind), part, share in zip(kinds, parts, shares, strict=False):
-                _check_places(where, len(part), share, kind)
+                check_places(where, len(part), share, kind)
                 among = among.masked_scatter(where[..., None], part)
             return among
 
@@ -209,15 +233,15 @@ class VLM(nn.Module):
         self, input_ids: Tensor, labels: Tensor | None, merged: _Merged, inputs: dict[str, Any]
     ) -> dict[str, Any]:
         """What a decoder may list under `inputs`."""
-        videos = _places(input_ids, self.video_token_id)
-        places = {"visual_places": _places(input_ids, self.image_token_id) | videos, "video_places": videos}
+        videos = places_of(input_ids, self.video_token_id)
+        places = {"visual_places": self.visual_places(input_ids), "video_places": videos}
         shown = {"visual": merged.visual, "visual_count": merged.placeholders}
         return {"input_ids": input_ids, "labels": labels, **places, **shown, **inputs}
 
     def _embed_words(self, input_ids: Tensor) -> Tensor:
         if self.image_placeholders is None and 0 <= (self.image_token_id or 0) < getattr(self.decoder, "vocab_size", math.inf):
             return self.decoder.embed(input_ids)
-        pictures = _places(input_ids, self.image_token_id)
+        pictures = places_of(input_ids, self.image_token_id)
         words = self.decoder.embed(input_ids.masked_fill(pictures, 0).clamp(min=0))
         return words.masked_fill((input_ids == EMPTY)[..., None], 0.0)
 
@@ -348,11 +372,6 @@ def shifts_labels(decoder: nn.Module) -> bool:
     return getattr(decoder, "shifts", True)
 
 
-def _places(ids_BL: Tensor, token_id: int | None) -> Tensor:
-    """Where a placeholder stands, nowhere for a model without it: bool (B, L)."""
-    return torch.zeros_like(ids_BL, dtype=torch.bool) if token_id is None else ids_BL == token_id
-
-
 def _inputs(part: nn.Module) -> tuple[str, ...]:
     """What a part reads beside the common inputs."""
     return getattr(part, "inputs", ())
@@ -365,17 +384,3 @@ def _accepted_inputs(part: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 def _blank(pixels: Tensor) -> Tensor:
     """One picture of nothing, of the size that the batch would have."""
     return pixels.new_zeros(1, *pixels.shape[1:])
-
-
-def _check_places(places_BL: Tensor, tokens: int, images: int, what: str = "image(s)") -> None:
-    if places_BL.is_meta:  # shapes only, nothing to count
-        return
-    message = (
-        f"{images} {what} give {tokens} visual tokens, but the text holds another number of placeholders; "
-        "the encoder's image size, the middleware or max_length differ from what the text was prepared for"
-    )
-    if places_BL.is_cuda:
-        # an error without a host-device sync
-        torch._assert_async(places_BL.sum() == tokens, message)
-    elif int(places_BL.sum()) != tokens:
-        raise ValueError(f"{message} ({int(places_BL.sum())} placeholders)")

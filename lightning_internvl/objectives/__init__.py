@@ -1,7 +1,7 @@
 """Losses, each alone and testable alone; those with parameters of their own keep them here."""
 
 from lightning_internvl.objectives.classification import Classification
-from lightning_internvl.objectives.itc import ITC
+from lightning_internvl.objectives.itc import ITC, WordITC
 from lightning_internvl.objectives.itm import ITM, mined_negatives, other_pictures, random_negatives
 from lightning_internvl.objectives.next_token import NextToken
 from lightning_internvl.objectives.query_itc import QueryITC, similarities
@@ -14,6 +14,7 @@ __all__ = [
     "NextToken",
     "QueryITC",
     "SigLIP",
+    "WordITC",
     "mined_negatives",
     "other_pictures",
     "random_negatives",

@@ -34,7 +34,7 @@ class ITC(nn.Module):
             gradient. None: all rows.
     """
 
-    compares = "pictures"  # with captions (see `lightning_internvl.model.compatibility`)
+    compares: str | None = "pictures"  # with captions (see `lightning_internvl.model.compatibility`)
 
     def __init__(
         self,
@@ -120,3 +120,10 @@ class ITC(nn.Module):
         blocks = list(gather(x_BE.detach()).split(len(x_BE)))
         blocks[rank()] = x_BE
         return torch.cat(blocks)
+
+
+class WordITC(ITC):
+    """The contrast of visual tokens with a decoder's words (see
+    `lightning_internvl.stages.word_alignment`), whatever the middleware embeds."""
+
+    compares = None

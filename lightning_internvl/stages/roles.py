@@ -24,6 +24,7 @@ ROLES = {
     "connector": "of a middleware: what hands tokens to the decoder; of one that does not say it, all",
     "generative": "of a middleware: what a contrast of pictures and captions does not use",
     "language_head": "of a middleware: what chooses the next word",
+    "word_table": "of a decoder: the embeddings of words",
 }
 WHOLE = "connector"  # a part that does not say what has this role has it as a whole
 MARK = ".@"

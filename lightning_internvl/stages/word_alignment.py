@@ -6,8 +6,8 @@ than the tower. What follows, the usual alignment through the whole model, start
 that lie where words lie, and at their length, instead of from noise many times as loud. Token by
 token the contrast is that of FILIP (Yao et al. 2021, section 3.1).
 
-Letters: B pictures of this rank, C captions of all ranks, P visual tokens, L words of a caption, H
-decoder width.
+Letters: B samples of this rank, C captions of all ranks, P visual tokens of a sample, L words of a
+caption, H decoder width.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from torch import Tensor
 
 from lightning_internvl.choices import IGNORE_INDEX
 from lightning_internvl.data.gradient_accumulation import COUNTS
-from lightning_internvl.distributed.collectives import all_reduce_max, gather, gather_with_grad, rank
+from lightning_internvl.distributed.collectives import all_reduce_max, gather, gather_with_grad, global_mean, rank
 from lightning_internvl.stages.base import Batch, Stage
 
 NEVER = -2.0  # below every cosine
 LONGEST = "words"  # of the counts of a batch: words of its longest caption
+MOST_SEEN = "placeholders"  # of the counts of a batch: those of the sample that has most
 
 
 class WordStage(Stage):
-    """Draws visual tokens to the words that describe their picture and away from those of other
-    pictures, on batches of one picture and one description each. A word counts the more the fewer
-    captions of the batch hold it."""
+    """Draws visual tokens to the words that describe their pictures and away from those of other
+    pictures. A sample is a conversation of any length about any number of pictures or videos; one
+    without a picture is compared with and not judged. A word counts the more the fewer captions of
+    the batch hold it."""
 
     objectives = ("itc",)
 
@@ -40,15 +42,14 @@ class WordStage(Stage):
         Every rank compares its pictures with the captions of all, and its captions with the
         pictures of all.
         """
-        embed = self.model.decoder.embed
-        ids_CL = described_words(batch["input_ids"], batch["labels"], batch.get(COUNTS, {}).get(LONGEST))
+        embed, known = self.model.decoder.embed, batch.get(COUNTS, {})
+        ids_CL = described_words(batch["input_ids"], batch["labels"], known.get(LONGEST))
         rarity_CL = rarity(ids_CL)
         words_CLH = embed(ids_CL.clamp(min=0)).float()
         centre_H = mean_of_distinct(words_CLH, ids_CL)
 
-        keys = batch.get("picture_keys")
-        seen_BPH = self.model.visual_tokens(batch["pixel_values"], picture_keys=keys).float()
-        seen_CPH = gather_with_grad(seen_BPH)
+        seen_BPH, shown_BP = self._seen(batch, known.get(MOST_SEEN))
+        seen_CPH, shown_CP = gather_with_grad(seen_BPH), gather(shown_BP)
         first = rank() * len(seen_BPH)
         own = slice(first, first + len(seen_BPH))
 
@@ -57,33 +58,55 @@ class WordStage(Stage):
         near_CLH = F.normalize(words_CLH - centre_H, dim=-1)
         # in few captions: what one shows, not what stands in every sentence
         telling_CL = rarity_CL > 1
-        to_text = token_scores(near_BPH, near_CLH, rarity_CL, telling_CL)
-        to_image = token_scores(near_CPH, near_CLH[own], rarity_CL[own], telling_CL[own])
+        to_text = token_scores(near_BPH, near_CLH, rarity_CL, telling_CL, shown_BP)
+        to_image = token_scores(near_CPH, near_CLH[own], rarity_CL[own], telling_CL[own], shown_CP)
 
         target_B = torch.arange(len(seen_BPH), device=seen_BPH.device) + first
+        target_B = target_B.masked_fill(~shown_BP.any(dim=1), IGNORE_INDEX)
         scale = self.model.objectives["itc"].scale
         rows = [*to_text, *(scores_CB.T for scores_CB in to_image)]
-        losses = [F.cross_entropy(scale * scores_BC, target_B) for scores_BC in rows]
-        near_own = near_BPH, near_CLH[own], telling_CL[own]
+        losses = [cross_entropy(scale * scores_BC, target_B) for scores_BC in rows]
+        spread = variance(words_CLH.detach(), telling_CL).clamp(min=1e-6)
+        near_own = near_BPH, near_CLH[own], telling_CL[own], shown_BP
         return {
-            "itc": self._means(seen_CPH, words_CLH, rarity_CL, own),
+            "itc": self._means(seen_CPH, words_CLH, rarity_CL, shown_CP, own),
             "tokens": sum(losses[1:], losses[0]) / len(losses),
-            "distance": self._distance(seen_BPH, words_CLH[own].detach(), *near_own),
+            "distance": self._distance(seen_BPH, words_CLH[own].detach(), *near_own) / spread,
         }
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Words of the longest caption: of no loss, but a size that a step would ask the device for."""
-        return {LONGEST: int((batch["labels"] != IGNORE_INDEX).sum(dim=1).max())}
+        """Of no loss, but sizes that a step would ask the device for: words of the longest caption,
+        and placeholders of the sample that has most."""
+        longest = int((batch["labels"] != IGNORE_INDEX).sum(dim=1).max())
+        return {LONGEST: longest, MOST_SEEN: int(self.model.visual_places(batch["input_ids"]).sum(dim=1).max())}
 
-    def _means(self, seen_CPH: Tensor, words_CLH: Tensor, rarity_CL: Tensor, own: slice) -> Tensor:
-        seen_CH, words_CH = seen_CPH.mean(dim=1), mean_word(words_CLH, rarity_CL)
-        return self.model.objectives["itc"]((seen_CH - seen_CH.mean(dim=0))[own], (words_CH - words_CH.mean(dim=0))[own])
+    def _seen(self, batch: Batch, most: int | None) -> tuple[Tensor, Tensor]:
+        """Visual tokens of each sample in order, and which are there: (B, P, H) and (B, P).
 
-    def _distance(self, seen_BPH: Tensor, words_BLH: Tensor, near_BPH: Tensor, near_BLH: Tensor, telling_BL: Tensor) -> Tensor:
-        """Of each visual token from the telling word of its caption that is most similar to it."""
+        Args:
+            most: placeholders of the sample that has most, where the host knows them.
+        """
+        if most is None and not batch["input_ids"].is_meta:
+            most = int(self.counts(batch)[MOST_SEEN])
+        seen_BPH, shown_BP = self.model.visual_in_rows(None if most is None else all_reduce_max(most), **batch)
+        return seen_BPH.float().masked_fill(~shown_BP[..., None], 0.0), shown_BP
+
+    def _means(self, seen_CPH: Tensor, words_CLH: Tensor, rarity_CL: Tensor, shown_CP: Tensor, own: slice) -> Tensor:
+        seen_CH = seen_CPH.sum(dim=1) / shown_CP.sum(dim=1, keepdim=True).clamp(min=1)
+        words_CH, blind_C = mean_word(words_CLH, rarity_CL), ~shown_CP.any(dim=1)
+        centre_H = seen_CH.sum(dim=0) / (~blind_C).sum().clamp(min=1)
+        seen_CH = (seen_CH - centre_H).masked_fill(blind_C[:, None], 0.0)
+        return self.model.objectives["itc"](seen_CH[own], (words_CH - words_CH.mean(dim=0))[own], blind_C[own])
+
+    def _distance(
+        self, seen_BPH: Tensor, words_BLH: Tensor, near_BPH: Tensor, near_BLH: Tensor, telling_BL: Tensor, shown_BP: Tensor
+    ) -> Tensor:
+        """Mean square of a visual token less the telling word of its caption that is most similar to it."""
         similar_BPL = (near_BPH @ near_BLH.mT).masked_fill(~telling_BL[:, None], NEVER)
         best_BPH = words_BLH.gather(1, similar_BPL.argmax(dim=-1)[..., None].expand(-1, -1, words_BLH.shape[-1]))
-        return F.mse_loss(seen_BPH, best_BPH) / variance(words_BLH, telling_BL)
+        judged_BP = shown_BP & telling_BL.any(dim=1, keepdim=True)
+        squares_BP = (seen_BPH - best_BPH).square().mean(dim=-1).masked_fill(~judged_BP, 0.0)
+        return global_mean(squares_BP.sum(), judged_BP.sum())
 
 
 def described_words(ids_BL: Tensor, labels_BL: Tensor, longest: int | None = None) -> Tensor:
@@ -128,7 +151,7 @@ def mean_of_distinct(words_CLH: Tensor, ids_CL: Tensor) -> Tensor:
 def variance(x_BLH: Tensor, chosen_BL: Tensor) -> Tensor:
     """Of all elements where a place is chosen, a scalar."""
     chosen_BL1 = chosen_BL[..., None]
-    number = chosen_BL.sum() * x_BLH.shape[-1]
+    number = (chosen_BL.sum() * x_BLH.shape[-1]).clamp(min=2)
     mean = x_BLH.masked_fill(~chosen_BL1, 0.0).sum() / number
     return (x_BLH - mean).masked_fill(~chosen_BL1, 0.0).square().sum() / (number - 1)
 
@@ -139,12 +162,23 @@ def mean_word(words_CLH: Tensor, rarity_CL: Tensor) -> Tensor:
     return (words_CLH * weights_CL[..., None]).sum(dim=1) / weights_CL.sum(dim=1).clamp(min=1e-6)[:, None]
 
 
-def token_scores(seen_BPH: Tensor, words_CLH: Tensor, rarity_CL: Tensor, telling_CL: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy(scores_BC: Tensor, target_B: Tensor) -> Tensor:
+    """This rank's share of the mean over the rows of all ranks that have a target; 0 where none has."""
+    total = F.cross_entropy(scores_BC, target_B, ignore_index=IGNORE_INDEX, reduction="sum")
+    return global_mean(total, (target_B != IGNORE_INDEX).sum())
+
+
+def token_scores(
+    seen_BPH: Tensor, words_CLH: Tensor, rarity_CL: Tensor, telling_CL: Tensor, shown_BP: Tensor
+) -> tuple[Tensor, Tensor]:
     """Similarities of pictures and captions, (B, C) each, given rows of length 1: the mean over
     visual tokens of the best telling word, and the mean over words, by their rarity, of the best
     visual token."""
     similar_BCPL = torch.einsum("bph,clh->bcpl", seen_BPH, words_CLH)
-    by_seen = similar_BCPL.masked_fill(~telling_CL[None, :, None], NEVER).amax(dim=-1).mean(dim=-1)
+    best_BCP = similar_BCPL.masked_fill(~telling_CL[None, :, None], NEVER).amax(dim=-1)
+    shares_B1P = (shown_BP / shown_BP.sum(dim=1, keepdim=True).clamp(min=1))[:, None]
+    by_seen = (best_BCP * shares_B1P).sum(dim=-1)
     weights_CL = rarity_CL.clamp(min=0)
-    by_word = (similar_BCPL.amax(dim=2) * weights_CL).sum(dim=-1) / weights_CL.sum(dim=-1).clamp(min=1e-6)
+    best_BCL = similar_BCPL.masked_fill(~shown_BP[:, None, :, None], NEVER).amax(dim=2)
+    by_word = (best_BCL * weights_CL).sum(dim=-1) / weights_CL.sum(dim=-1).clamp(min=1e-6)
     return by_seen, by_word

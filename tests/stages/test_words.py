@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_internvl.data.gradient_accumulation import COUNTS
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.model.vlm import VLM
-from lightning_internvl.objectives import ITC
+from lightning_internvl.objectives import WordITC
 from lightning_internvl.stages import WordStage
 from lightning_internvl.stages.word_alignment import described_words, mean_of_distinct, mean_word, rarity, token_scores, variance
 from lightning_internvl.training.optim import adamw, cosine
 
 A, B, C, END = 5, 6, 7, 1
+PICTURE, TOKENS = 39, 16  # a placeholder, and how many a picture takes
 
 
 def stage(encoder: InternViT, folder: Path, train: tuple[str, ...] = ("middleware", "objectives")) -> WordStage:
@@ -28,7 +30,7 @@ def stage(encoder: InternViT, folder: Path, train: tuple[str, ...] = ("middlewar
     }  # fmt: skip
     decoder = HFCausalLM(config=config)
     connector = MLPConnector(encoder_dim=encoder.dim, decoder_dim=16)
-    model = VLM(encoder, connector, decoder, objectives={"itc": ITC()}, image_token_id=39)
+    model = VLM(encoder, connector, decoder, objectives={"itc": WordITC()}, image_token_id=PICTURE)
     return WordStage(
         model, name="words", run_dir=folder, parts={}, train=list(train), max_steps=3,
         optimizer=partial(adamw, lr=1e-2, weight_decay=0.0), scheduler=cosine,
@@ -36,11 +38,20 @@ def stage(encoder: InternViT, folder: Path, train: tuple[str, ...] = ("middlewar
 
 
 def batch() -> dict[str, torch.Tensor]:
-    ids = torch.randint(38, (6, 5))
-    labels = ids.clone()
+    """Six pictures, a caption each."""
+    words = torch.randint(38, (6, 5))
+    labels = words.clone()
     labels[:, :2] = -100
     labels[3, 4] = -100
-    return {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(6, 3, 16, 16)}
+    return with_pictures(words, labels, [1] * 6) | {"pixel_values": torch.randn(6, 3, 16, 16)}
+
+
+def with_pictures(words: torch.Tensor, labels: torch.Tensor, pictures: list[int]) -> dict[str, torch.Tensor]:
+    """Rows that begin with the placeholders of so many pictures; shorter ones are filled up in the end."""
+    width = max(pictures) * TOKENS
+    before = torch.arange(width) < TOKENS * torch.tensor(pictures)[:, None]
+    ids = torch.cat([torch.where(before, PICTURE, 38), words], dim=1)
+    return {"input_ids": ids, "labels": torch.cat([torch.full_like(before, -100, dtype=torch.long), labels], dim=1)}
 
 
 def test_only_what_is_learnt_is_a_word() -> None:
@@ -73,10 +84,16 @@ def test_scores_take_the_best_of_each() -> None:
     seen = torch.eye(3)[None, :2]  # one picture shows things 0 and 1
     words = torch.eye(3)[torch.tensor([[0, 1], [0, 2]])]  # one caption names both, another one names 0 and 2
     rare = torch.ones(2, 2)
-    by_seen, by_word = token_scores(seen, words, rare, rare > 0)
+    there = torch.ones(1, 2, dtype=torch.bool)
+    by_seen, by_word = token_scores(seen, words, rare, rare > 0, there)
     assert by_seen.tolist() == by_word.tolist() == [[1.0, 0.5]]
-    by_seen, _ = token_scores(seen, words, rare, torch.tensor([[True, False], [True, True]]))
+    by_seen, _ = token_scores(seen, words, rare, torch.tensor([[True, False], [True, True]]), there)
     assert by_seen.tolist() == [[0.5, 0.5]]
+    more = torch.cat([seen, torch.eye(3)[None, 2:]], dim=1)  # a third token that is not there
+    for found, known in zip(
+        token_scores(more, words, rare, rare > 0, torch.tensor([[True, True, False]])), (by_word, by_word), strict=True
+    ):
+        assert found.equal(known)
 
 
 @pytest.mark.parametrize("name", ["itc", "tokens", "distance"])
@@ -103,6 +120,42 @@ def test_words_move_too_where_their_table_trains_but_not_to_lie_where_tokens_are
     table = words.model.decoder.lm.get_input_embeddings().weight
     losses = words.losses(seen)
     losses["distance"].backward(retain_graph=True)
-    assert table.grad is None  # tokens are drawn to words, at their length
+    assert not table.grad.any()  # tokens are drawn to words, at their length
     losses["tokens"].backward()
     assert table.grad.abs().sum() > 0
+
+
+def test_several_pictures_of_a_sample_are_compared_together_and_text_alone_is_not_judged(
+    encoder: InternViT, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    words, plain = stage(encoder, tmp_path), batch()
+    pixels, said, labels = plain["pixel_values"], plain["input_ids"][:, TOKENS:], plain["labels"][:, TOKENS:]
+    alone = words.losses(plain)
+    twice = with_pictures(said, labels, [2] * 6) | {"pixel_values": pixels.repeat_interleave(2, dim=0)}
+    for name, value in words.losses(twice).items():  # the same picture twice says what it says once
+        torch.testing.assert_close(value, alone[name])
+    some = words.losses(with_pictures(said, labels, [1, 2, 0, 1, 0, 2]) | {"pixel_values": pixels})
+    seen = [parameter for name, parameter in words.model.named_parameters() if name.startswith("middleware.")]
+    for name, value in some.items():
+        assert 0 < value < math.inf, name
+        grads = torch.autograd.grad(value, seen, retain_graph=True)
+        assert 0 < sum(one.abs().sum() for one in grads) < math.inf
+    none = words.losses(with_pictures(said, labels, [0] * 6) | {"pixel_values": pixels[:0]})
+    assert none["tokens"] == none["distance"] == 0
+    assert none["itc"].isfinite()
+
+
+def test_what_every_caption_says_draws_nothing(encoder: InternViT, tmp_path: Path) -> None:
+    same = torch.tensor([[A, B, END]] * 6)
+    found = stage(encoder, tmp_path).losses(with_pictures(same, same, [1] * 6) | {"pixel_values": torch.randn(6, 3, 16, 16)})
+    assert all(value.isfinite() for value in found.values())
+    assert found["distance"] == 0
+
+
+def test_sizes_that_the_host_knows_change_nothing(encoder: InternViT, tmp_path: Path) -> None:
+    words, seen = stage(encoder, tmp_path), batch()
+    counts = words.counts(seen)
+    assert counts == {"words": 3, "placeholders": TOKENS}
+    for name, value in words.losses({**seen, COUNTS: counts}).items():
+        assert value.equal(words.losses(seen)[name])
