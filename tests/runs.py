@@ -26,7 +26,7 @@ from lightning_internvl.distributed.checkpoint_files import checkpoint_step
 from lightning_internvl.files import into_place
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("contrastive", "generative", "supervised")
+STAGES = ("contrastive", "generative", "words", "supervised")
 TINY = (
     "debug=fast",
     "encoder.image_size=48", "encoder.patch_size=24", "encoder.dim=16", "encoder.depth=1", "encoder.heads=2",

@@ -70,15 +70,15 @@ def _part(run: _Run, one: Given) -> str:
     if INHERITED in lists:
         return "" if one.path[1:] == ("pretrained",) else AS_STARTED
     having = _stages_with(run, lambda stage: part in (stage.get("parts") or ()))
-    others = f"{having} has one" if having else "choose a recipe of a system that has one"
+    others = f"stages with one: {having}" if having else "choose a recipe of a system that has one"
     return f"no stage of {run.shown} has a {part}; {others}"
 
 
 def _data(kind: str, run: _Run, one: Given) -> str:
     if any(stage.get("data") == kind for stage in run.stages.values()):
         return ""
-    reading = _stages_with(run, lambda stage: stage.get("data") == kind) or f"one with data: {kind}"
-    return f"no stage of {run.shown} reads {kind}; {reading} does"
+    reading = _stages_with(run, lambda stage: stage.get("data") == kind) or f"those with data: {kind}"
+    return f"no stage of {run.shown} reads {kind}; stages that do: {reading}"
 
 
 def _stages_with(run: _Run, condition: Callable[[Config], bool]) -> str:

@@ -41,7 +41,9 @@ def explain(error: Exception) -> str:
         return f"{error.full_key} has no value; give {error.full_key}=VALUE"
     if text.startswith("Config group override must be"):
         words = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0].partition("@")[0].lstrip("+")).is_dir()]
-        return f"{' '.join(words)}: a group is chosen by the name of a file, as in encoder=internvit_toy"
+        without = [f"~{word.partition('=')[0].lstrip('+')}" for word in words if word.endswith("=null")]
+        left_out = f"; {' '.join(without)} leaves it out" if without else ""
+        return f"{' '.join(words)}: a group is chosen by the name of a file, as in encoder=internvit_toy{left_out}"
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^'@]+)'", text)
     resumed = next((word for word in sys.argv[1:] if word.startswith("resume=")), None)
     if unknown and resumed:

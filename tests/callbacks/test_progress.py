@@ -59,11 +59,11 @@ def test_a_bar_says_the_stage_and_the_time_left(monkeypatch: pytest.MonkeyPatch)
 def test_a_run_that_is_resumed_counts_all_of_its_stages(tmp_path: Path) -> None:
     whole = train(*TINY, f"paths.run={tmp_path}/run", "callbacks.report=null")
     lines = [line for line in whole.out.splitlines() if "steps/s" in line]
-    assert [line.split()[:3] for line in lines] == [[f"{number}/3", name, "4/4"] for number, name in enumerate(STAGES, 1)]
+    assert [line.split()[:3] for line in lines] == [[f"{number}/4", name, "4/4"] for number, name in enumerate(STAGES, 1)]
     assert "of training left in the run" in lines[0]  # no evaluation is measured yet
     assert all(re.search(r"steps/s  about \d+ s left in the run$", line) for line in lines[1:])
     for kept in (tmp_path / "run" / "handoff" / "supervised", tmp_path / "run" / "checkpoints" / "supervised"):
         kept.rename(tmp_path / kept.parent.name)
     again = train(f"resume={tmp_path}/run")
     (line,) = [line for line in again.out.splitlines() if "steps/s" in line]
-    assert line.startswith("3/3 supervised 4/4")
+    assert line.startswith("4/4 supervised 4/4")

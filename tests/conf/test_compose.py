@@ -12,11 +12,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_internvl.choices import INHERITED
-from lightning_internvl.cli import CONF
+from lightning_internvl.cli import CONF, given_settings
 from lightning_internvl.config import checks
 from lightning_internvl.config.checks import KEYS, check_config
 from lightning_internvl.config.given import with_place
 from lightning_internvl.config.known_keys import variables_of
+from lightning_internvl.config.strangers import leave_out_strangers
 from lightning_internvl.config.targets import check_arguments, locate, parameters_of
 from lightning_internvl.evaluation.settings import check_settings
 
@@ -47,7 +48,7 @@ NEEDED = {
     ],
     "data/webdataset": ["data.shards=FOLDER", "plan=true"],  # for which no shard is looked for
 }
-DEFAULT_STAGES = ("contrastive", "generative", "supervised", "filter")
+DEFAULT_STAGES = ("contrastive", "generative", "words", "supervised", "filter")
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -55,6 +56,13 @@ def composed(*overrides: str) -> DictConfig:
     words = [f"encoder.pretrained={FOLDER}" if word == tower else with_place(word) for word in overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=words)
+
+
+def settled(*overrides: str) -> dict[str, Any]:
+    """What a run has of these words: without what the default says of data that another choice does not know."""
+    plain = OmegaConf.to_container(composed(*overrides), resolve=True)
+    list(leave_out_strangers(plain, given_settings(map(with_place, overrides)), {}, plain["pipeline"]))
+    return plain
 
 
 def overrides_of(file: str) -> list[str]:
@@ -79,7 +87,7 @@ def data_of(file: str) -> str:
     group, _, option = file.rpartition("/")
     recipe = yaml.safe_load((CONF / f"{file}.yaml").read_text()) if group == "experiment" else {}
     chosen = [word["override /data"] for word in recipe.get("defaults", ()) if "override /data" in word]
-    return option if group == "data" else next(iter(chosen), "scenes")
+    return option if group == "data" else next(iter(chosen), "scenes" if group == "experiment" else "scenes_single_turn")
 
 
 def nodes(value: Any) -> Iterator[dict[str, Any]]:
@@ -98,7 +106,8 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
 def test_it_composes_and_is_valid(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "fit_faults", lambda *_, **__: ())  # tests/conf/test_swaps.py sees what fits
     config = composed(*overrides_of(file))
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert not OmegaConf.missing_keys(config)
+    plain = settled(*overrides_of(file))
     check_config(plain, variables_of(OmegaConf.to_container(config), data_of(file)))
     assert set(plain) == set(KEYS)
     found = list(nodes(plain))
@@ -163,7 +172,7 @@ def documented_commands() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("command", documented_commands(), ids=" ".join)
 def test_documented_commands_compose(command: tuple[str, ...]) -> None:
-    plain = OmegaConf.to_container(composed(*command), resolve=True)
+    plain = settled(*command)
     check_config({**plain, "init_from": plain["init_from"] and "owner/name", "resume": None, "plan": True})  # reads no data
 
 

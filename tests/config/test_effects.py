@@ -146,8 +146,14 @@ def test_no_value_takes_the_place_of_a_group(value: Any) -> None:
         ("data=conversations data.path=x callbacks.validation.shown=1 data.validation=null", "nothing is held out of this data"),
         ("device_memory=40", "it is for plan=true"),
         ("price_per_hour=2", "price_per_hour=2 has no effect: it is for plan=true"),
-        ("pipeline=[contrastive] decoder.embed_std=1", "no stage of pipeline=[contrastive] has a decoder; supervised has one"),
-        ("pipeline=[contrastive] data.packing=true", "no stage of pipeline=[contrastive] reads chats; supervised does"),
+        (
+            "pipeline=[contrastive] decoder.embed_std=1",
+            "has a decoder; stages with one: supervised, words",
+        ),
+        (
+            "pipeline=[contrastive] data.packing=true",
+            "reads chats; stages that do: supervised, words",
+        ),
         ("pipeline=[filter] batch_size=3", "trains nothing; name a stage that does"),
         ("init_from=3", "init_from=3: init_from must be a text"),
         ("peft.encoder=1", "peft.encoder holds settings"),
@@ -164,8 +170,9 @@ def test_a_batch_size_is_that_of_every_stage_or_of_those_a_recipe_does_not_name(
     sizes = "batch_size=8", "stages.supervised.batch_size=2"
     plain = OmegaConf.to_container(composed(*sizes), resolve=True)
     found, told = with_given(plain, given_settings(sizes))
-    assert [found["stages"][name]["batch_size"] for name in found["pipeline"]] == [8, 8, 2]
-    assert told == ["contrastive: batch_size 8 in place of 64", "generative: batch_size 8 in place of 32"]
+    assert [found["stages"][name]["batch_size"] for name in found["pipeline"]] == [8, 8, 8, 2]
+    replaced = {"contrastive": 64, "generative": 32, "words": 64}
+    assert told == [f"{name}: batch_size 8 in place of {size}" for name, size in replaced.items()]
     recipe = {"batch_size": 8, "stages": {"supervised": {"batch_size": 2}}}
     assert with_given(plain, [], recipe)[0]["stages"] == found["stages"]
 

@@ -104,14 +104,14 @@ def test_what_is_given_for_one_stage_wins_in_any_order() -> None:
     words = ["stages.generative.optimizer.lr=0.5", "optimizer.lr=0.25"]
     for order in (words, words[::-1]):
         rates = {name: own["lr"] for name, own in settings(taken(*order)[0], "optimizer").items()}
-        assert rates == {"contrastive": 0.25, "generative": 0.5, "supervised": 0.25}
+        assert rates == {"contrastive": 0.25, "generative": 0.5, "words": 0.25, "supervised": 0.25}
 
 
 def test_a_recipe_wins_over_stage_files_and_loses_to_the_command_line() -> None:
     recipe = {"optimizer": {"lr": 0.125}, "stages": {"supervised": {"optimizer": {"lr": 0.75}}}}
     words = ["optimizer.lr=0.125", "stages.supervised.optimizer.lr=0.75"]  # which stand for the recipe's
     found, told = with_given(composed(*words), [], recipe)
-    assert [own["lr"] for own in settings(found, "optimizer").values()] == [0.125, 0.125, 0.75]
+    assert [own["lr"] for own in settings(found, "optimizer").values()] == [0.125, 0.125, 0.125, 0.75]
     assert told[0] == "contrastive: optimizer.lr 0.125 of the recipe in place of 0.001"
     words[0] = "optimizer.lr=0.5"
     found, _ = with_given(composed(*words), given_settings(words[:1]), recipe)
@@ -150,15 +150,15 @@ def test_lengths() -> None:
         return [stage_settings(found, name).max_steps for name in found["pipeline"]]
 
     assert lengths("experiment=finetune", "init_from=owner/name", "max_steps=2000") == [2000]
-    assert lengths("max_steps=7") == [7, 7, 7]
-    assert lengths("max_steps=7", "stages.generative.max_steps=9") == [7, 9, 7]
-    assert lengths("debug=fast") == [4, 4, 4]  # of a file: none runs longer
-    assert lengths("debug=fast", "stages.generative.max_steps=9") == [4, 9, 4]
-    assert lengths("debug=fast", "max_steps=9") == [9, 9, 9]
-    assert lengths("debug=fast", "max_steps=null") == [500, 1300, 900]
-    assert lengths("epochs=2") == [0, 0, 0]  # as long as nobody has looked at the data
-    assert lengths("epochs=2", "stages.generative.max_steps=9") == [0, 9, 0]
-    assert lengths("debug=fast", "stages.generative.epochs=9") == [4, 0, 4]
+    assert lengths("max_steps=7") == [7, 7, 7, 7]
+    assert lengths("max_steps=7", "stages.generative.max_steps=9") == [7, 9, 7, 7]
+    assert lengths("debug=fast") == [4, 4, 4, 4]  # of a file: none runs longer
+    assert lengths("debug=fast", "stages.generative.max_steps=9") == [4, 9, 4, 4]
+    assert lengths("debug=fast", "max_steps=9") == [9, 9, 9, 9]
+    assert lengths("debug=fast", "max_steps=null") == [500, 1300, 80, 1300]
+    assert lengths("epochs=2") == [0, 0, 0, 0]  # as long as nobody has looked at the data
+    assert lengths("epochs=2", "stages.generative.max_steps=9") == [0, 9, 0, 0]
+    assert lengths("debug=fast", "stages.generative.epochs=9") == [4, 0, 4, 4]
     with pytest.raises(ConfigError, match="max_steps='many' must be a whole number above 0"):
         check_config(taken("max_steps=many")[0])
 

@@ -53,7 +53,7 @@ def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs.append({"stopped_at": [3, str(folder / "fsdp2_qlora"), str(folder / "fsdp2_qlora_from_3")]})
     jobs.append({"train": [f"resume={folder / 'fsdp2_qlora_from_3'}"]})
     # The last stage, from the weights that the run of one process gave it; pictures and answers are made together.
-    jobs.append(pair("layers", *LAYERS, "pipeline=[supervised]", f"init_from={folder / 'one' / 'handoff' / 'generative'}"))
+    jobs.append(pair("layers", *LAYERS, "pipeline=[supervised]", f"init_from={folder / 'one' / 'handoff' / 'words'}"))
     for strategy in ("ddp", "fsdp2"):
         divided = ("trainer.devices=2", f"strategy={strategy}", "stages.finetune.batch_size=2")
         jobs.append({"train": [*own, f"paths.run={folder / f'{strategy}_own'}", *divided]})
@@ -70,7 +70,7 @@ def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
             jobs += [{"stopped_at": [step, str(whole), str(run)]}, {"train": [f"resume={run}"]}]
     jobs.append({"train": [f"resume={folder / 'one_to_two'}", "trainer.devices=2"]})
     jobs.append(
-        pair("reused", *STRATEGIES["ddp"], *QUIET, *BOTH_WAYS, f"reuse={folder}", "stages.supervised.optimizer.lr=2.0e-3")
+        pair("reused", *STRATEGIES["ddp"], *QUIET, *BOTH_WAYS, f"reuse={folder}", "stages.supervised.optimizer.lr=3.0e-3")
     )
     run_pair(folder, jobs)
     stopped_at(2, folder / "fsdp2_schedule", folder / "two_to_one")

@@ -21,9 +21,12 @@ from lightning_internvl.doctor import equivalences as equals, single_stage as ch
 from lightning_internvl.doctor.command import harness_of, results_of, run_doctor
 from lightning_internvl.doctor.harness import Harness, Result
 from lightning_internvl.layers import attention, peft
+from lightning_internvl.protocols import DeepTokens
 from lightning_internvl.stages import base
 
 Check = Callable[[Harness], Any]
+# Micro-batches that differ in what their mean is over
+UNEQUAL = ("data=scenes", "stages.supervised.objectives.next_token.average=token")
 
 
 def config(*overrides: str) -> dict[str, Any]:
@@ -56,8 +59,8 @@ def test_the_default_recipe_passes_and_leaves_nothing_behind(tmp_path: Path) -> 
     outcome = train(*TINY, "doctor=true", f"paths.run={tmp_path}/run", "hydra.run.dir=${paths.run}")
     assert outcome.code == 0, outcome.out + outcome.err
     assert "FAIL" not in outcome.out
-    assert outcome.out.count("PASS") == 27
-    assert "27 checks passed, 0 failed, 9 do not apply" in outcome.out
+    assert outcome.out.count("PASS") == 36
+    assert "36 checks passed, 0 failed, 12 do not apply" in outcome.out
     assert not (tmp_path / "run").exists()
 
 
@@ -155,8 +158,8 @@ def test_a_frozen_parameter_in_the_optimizer(harness: Harness) -> None:
 
 
 def test_a_detached_part(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = harness.stage.model.visual_tokens
-    monkeypatch.setattr(harness.stage.model, "visual_tokens", lambda *given, **named: seen(*given, **named).detach())
+    seen = harness.stage.model._visual
+    monkeypatch.setattr(harness.stage.model, "_visual", lambda *given: DeepTokens(seen(*given).tokens.detach(), ()))
     assert_found(result(checks.step_by_step, harness, "finite"), "no gradient", ": middleware.")
     assert_found(result(checks.step_by_step, harness, "trained"), "unchanged: middleware.")
 
@@ -236,7 +239,8 @@ def test_packed_samples_that_see_each_other(harness: Harness, monkeypatch: pytes
     assert_found(result(equals.check_packed_rows, harness), "loss differs by")
 
 
-def test_a_mean_of_means(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mean_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = harness_of(stage_settings(config(*TINY, *UNEQUAL), "supervised"), build)
     monkeypatch.setattr(base, "window_shares", lambda *given: ({}, 1.0))
     assert_found(result(equals.check_accumulation, harness), "2 micro-batches, next_token", "gradient by")
 
@@ -278,7 +282,7 @@ def test_a_backend_that_disagrees(harness: Harness, monkeypatch: pytest.MonkeyPa
 
 def test_a_fault_makes_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "window_shares", lambda *given: ({}, 1.0))
-    outcome = train(*TINY, "doctor=true", "pipeline=[supervised]", f"paths.run={tmp_path}/run")
+    outcome = train(*TINY, "doctor=true", "pipeline=[supervised]", *UNEQUAL, f"paths.run={tmp_path}/run")
     assert outcome.code == 1
     assert "FAIL  accumulated = large batch: 2 micro-batches" in outcome.out
     assert outcome.out.count("FAIL") == 1

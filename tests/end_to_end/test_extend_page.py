@@ -112,7 +112,7 @@ def test_all_kinds_train_by_the_command_line(run: Path, folder: Path) -> None:
     said = words_of("train.py", "experiment=", "resume=", "objective=cosine")
     words = [word for one in said for word in one]
     assert len(words) > 12
-    outcome = own(folder, "train.py", *SMALL, *words, f"paths.run={folder / 'typed'}")
+    outcome = own(folder, "train.py", "~experiment", *SMALL, *words, f"paths.run={folder / 'typed'}")
     assert outcome.code == 0, outcome.err
     typed, recipe = (read_json(one / "handoff" / "supervised" / "manifest.json")["config"] for one in (folder / "typed", run))
     assert typed["decoder"].pop("limit") == 15  # given beside it

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, losses, read_json, tiny_run, train_apart
+from runs import STAGES, TINY, losses, read_json, tiny_run, train_apart
 
 from lightning_internvl.distributed.placement import set_products
 from lightning_internvl.inference.predictor import Predictor
@@ -22,8 +22,8 @@ def test_sharded_weights_in_mixed_precision_train_and_are_measured(tmp_path: Pat
     options = ("strategy=fsdp2", "trainer.precision=bf16-mixed", "callbacks.tracking.every_n_steps=2")
     outcome = train_apart(*TINY, f"paths.run={run}", CPU, *options)
     assert outcome.code == 0, outcome.err
-    assert set(read_json(run / "metrics.json")) == {"contrastive", "generative", "supervised"}
-    for stage in ("contrastive", "generative", "supervised"):
+    assert set(read_json(run / "metrics.json")) == set(STAGES)
+    for stage in STAGES:
         assert len(list((run / "stages" / stage / "samples").glob("*.json"))) >= 2
         assert (run / "handoff" / stage).is_dir()
         assert all(math.isfinite(row["train/loss"]) for row in losses(run, stage))

@@ -48,7 +48,7 @@ def test_killed_in_every_stage_and_resumed_equals_never_killed(tmp_path: Path) -
     for stage in STAGES:
         start = [f"resume={run}"] if run.exists() else [*TINY, *LONGER, f"paths.run={run}"]
         killed(run, stage, delays[stage], *start)
-    assert_other_weights_are_refused(run, "supervised", run / "handoff" / "generative" / "manifest.json")
+    assert_other_weights_are_refused(run, "supervised", run / "handoff" / "words" / "manifest.json")
     outcome = train(f"resume={run}")
     assert outcome.code == 0, (delays, outcome.err)
     assert outcome.out.count("finished earlier") >= 2

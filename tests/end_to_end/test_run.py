@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_of_a_run(run: Path) -> None:
-    assert "pipeline:\n- contrastive\n- generative\n- supervised\n" in (run / "config.yaml").read_text()
+    assert "pipeline:\n- contrastive\n- generative\n- words\n- supervised\n" in (run / "config.yaml").read_text()
     assert "${" not in (run / "config.yaml").read_text()
     assert (run / "report.html").read_text().startswith("<!doctype html>")
     timing, metrics = read_json(run / "timing.json"), read_json(run / "metrics.json")
@@ -119,14 +119,14 @@ def test_another_seed_gives_another_run(run: Path, tmp_path: Path) -> None:
 
 def test_a_pipeline_may_start_in_the_middle(run: Path, tmp_path: Path) -> None:
     first = tiny_run(tmp_path / "first", "pipeline=[contrastive]")
-    rest = tiny_run(tmp_path / "rest", "pipeline=[generative,supervised]", f"init_from={first}")
+    rest = tiny_run(tmp_path / "rest", "pipeline=[generative,words,supervised]", f"init_from={first}")
     whole, parts = read_json(run / "metrics.json"), read_json(rest / "metrics.json")
     assert {name: whole[name] for name in STAGES[1:]} == parts
     assert all(same_weights(run, rest, stage) for stage in STAGES[1:])
 
 
 def test_a_hand_off_folder_is_a_start_too(run: Path, tmp_path: Path) -> None:
-    source = run / "handoff" / "generative"
+    source = run / "handoff" / "words"
     last = tiny_run(tmp_path / "last", "pipeline=[supervised]", f"init_from={source}")
     assert same_weights(run, last, "supervised")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from runs import ROOT, TINY, train
+from runs import ROOT, STAGES as DEFAULT, TINY, train
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -207,7 +207,7 @@ def test_the_command_writes_nothing_and_needs_no_paths(tmp_path: Path) -> None:
 def test_what_fits_is_said_to_fit(tmp_path: Path) -> None:
     outcome = train(*SMALL, "plan=true", f"paths.run={tmp_path}/run")
     place = "of an NVIDIA" if torch.cuda.is_available() else "of this machine's RAM"
-    assert outcome.out.count(place) == outcome.out.count("; largest micro-batch that fits:") == len(STAGES)
+    assert outcome.out.count(place) == outcome.out.count("; largest micro-batch that fits:") == len(DEFAULT)
     assert not any(tmp_path.iterdir())
 
 
@@ -242,13 +242,14 @@ def test_the_memory_of_a_device_is_that_of_this_machine_if_it_has_as_many(monkey
 
 def test_the_stage_of_words_is_measured() -> None:
     """It chooses by values, of which the meta device has none: every label counts as learnt, every word as another."""
-    config = composed("+stage@stages.words=words", "pipeline=[words]", "paths.run=x", *SMALL)
+    config = composed("pipeline=[words]", "paths.run=x", *SMALL)
     plan = stage_plan(stage_settings(config, "words"), build)
     real, batch = real_stage(config, "words")
     batch = {name: torch.cat([x, x]) for name, x in batch.items()}
     # four captions that share no word
     places = torch.arange(batch["input_ids"].shape[1]) % (real.model.decoder.vocab_size // 4)
-    batch["input_ids"] = 4 * places + torch.arange(4)[:, None]
+    pictures = real.model.visual_places(batch["input_ids"])
+    batch["input_ids"] = torch.where(pictures, batch["input_ids"], 4 * places + torch.arange(4)[:, None])
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         loss = real.weighted_sum(real.losses(batch))
         loss.sum().backward()

@@ -62,7 +62,7 @@ def test_a_run_that_differs_in_its_last_stage_trains_that_alone(root: Path, tmp_
     assert trained(run) == ["supervised"]
     assert f"contrastive: taken from {one}, which has trained it from the same start" in done.out
     assert f"generative: taken from {one}" in done.out
-    differs = f"supervised: trains, for the nearest finished one, in {one}, differs: optimizer.lr is 0.001 there, 0.003 here"
+    differs = f"supervised: trains, for the nearest finished one, in {one}, differs: optimizer.lr is 0.0015 there, 0.003 here"
     assert f"{differs}\n" in done.out
     shutil.rmtree(tmp_path / "root")
     for stage in STAGES:
@@ -72,8 +72,8 @@ def test_a_run_that_differs_in_its_last_stage_trains_that_alone(root: Path, tmp_
         assert files(run / "stages" / stage) == files(bare / "stages" / stage)
     assert (run / "metrics.json").read_bytes() == (bare / "metrics.json").read_bytes()
     assert list(read_json(run / "timing.json")) == list(STAGES)
-    assert read_json(run / NOTE) == {stage: str(one) for stage in STAGES[:2]}
-    assert (run / "report.html").read_text().count("not trained here: taken from") == 2
+    assert read_json(run / NOTE) == {stage: str(one) for stage in STAGES[:3]}
+    assert (run / "report.html").read_text().count("not trained here: taken from") == 3
     assert (run / "tensorboard" / "contrastive").is_dir()
 
 
@@ -85,11 +85,11 @@ def test_a_run_of_which_all_is_finished_trains_nothing_and_is_itself_taken(
     assert take(config | {"reuse": str(tmp_path / "all")}, tmp_path / "second") == list(STAGES)
     run = tmp_path / "second"
     assert (run / "metrics.json").read_bytes() == (root / "one" / "metrics.json").read_bytes()
-    assert (run / "report.html").read_text().count("not trained here") == 3
+    assert (run / "report.html").read_text().count("not trained here") == 4
     shutil.copy(root / "one" / RUN_CONFIG, run)
     done = train(f"resume={run}")
     assert done.code == 0, done.err
-    assert done.out.count("finished earlier") == 3
+    assert done.out.count("finished earlier") == 4
 
 
 def seed(config: dict[str, Any]) -> None:
@@ -192,7 +192,7 @@ def test_a_sweep_over_decoders_trains_the_stages_before_once(tmp_path: Path) -> 
     words += ["decoder=llama_toy,qwen_toy", "callbacks.samples=null", f"paths.sweep={tmp_path}"]
     done = call("train.py", "--multirun", *words)
     assert done.code == 0, done.err
-    assert [trained(tmp_path / job) for job in "01"] == [[*STAGES], ["supervised"]]
+    assert [trained(tmp_path / job) for job in "01"] == [[*STAGES], ["words", "supervised"]]
     assert re.findall(r"(\w+): taken from (\S+),", done.out) == [(stage, f"{tmp_path}/0") for stage in STAGES[:2]]
     assert weights(tmp_path / "0", "supervised").keys() != weights(tmp_path / "1", "supervised").keys()
     assert len((tmp_path / "sweep.md").read_text().splitlines()) == 4

@@ -186,6 +186,15 @@ def test_roles_of_names_that_a_stage_may_lack_or_leave() -> None:
         LoadReport.of(stage.model, tensors, new=["middleware.@language_head"], **options)
 
 
+@pytest.mark.parametrize("decoder", sorted(path.stem for path in (CONF / "decoder").glob("*_toy.yaml")))
+def test_the_table_of_words_is_what_the_default_trains_of_a_decoder_before_its_last_stage(decoder: str) -> None:
+    stage = stage_of("words", f"decoder={decoder}")
+    table = stage.model.decoder.lm.get_input_embeddings().weight
+    assert [p for name, p in stage.model.named_parameters() if name.startswith("decoder.") and stage.plan.ever_trains(name)] == [
+        table
+    ]
+
+
 def test_classes_say_their_roles() -> None:
     roles = roles_of({"encoder": HybridEncoder, "middleware": QLLaMA})
     assert names_of("encoder.@patch_embedding", roles, "train") == ("encoder.*.patch_embed*",)

@@ -23,9 +23,9 @@ FLOPS = {"contrastive": 2.0, "generative": 4.0, "supervised": 1.0}
 
 
 def stages(*words: str) -> dict[str, Any]:
-    """The stages of the default run by name, with other settings."""
+    """Three stages by name, with other settings."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=["max_steps=100", *words]), resolve=True)
+        config = OmegaConf.to_container(compose("config", overrides=["~experiment", "max_steps=100", *words]), resolve=True)
     return RunSettings.of(config).stages
 
 
