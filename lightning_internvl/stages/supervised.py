@@ -55,7 +55,9 @@ class SupervisedStage(Stage):
         count = batch.get(COUNTS, {}).get(LABELLED)
         found = {"next_token": objective(hidden, labels, decoder.head, shifts=shifts_labels(decoder), count=count, **known)}
         if self.routers:
-            if len(logits) != len(self.routers):
+            if hidden.is_meta:  # a plan runs one of equal blocks, forward and backward at once
+                logits = [one.detach() for one in logits]
+            elif len(logits) != len(self.routers):
                 fault = f"{len(logits)} of {len(self.routers)} routers could be read"
                 raise RuntimeError(f"stages.{self.name}.module.router_balance: {fault}; set compile=null")
             _, mask, *_ = self.model.expand(batch["input_ids"], batch["attention_mask"], None, batch.get("pixel_values"))

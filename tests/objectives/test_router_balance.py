@@ -15,6 +15,7 @@ from lightning_internvl.cli import CONF
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.objectives.router_balance import router_balance
+from lightning_internvl.plan.stage_plan import stage_plan
 from lightning_internvl.training.assembly import Assembly, assemble
 
 EXPERTS = ("experiment=internvl_3_5_toy", "decoder=qwen3_moe_toy")
@@ -78,6 +79,14 @@ def test_blocks_that_are_computed_again_give_the_same(tmp_path: Path) -> None:
         found.append([losses["router"].detach(), *(x.weight.grad for x in parts.stage.model.decoder.routers())])
     for plain, again in zip(*found, strict=True):
         torch.testing.assert_close(plain, again)
+
+
+def test_it_is_planned() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        words = ["stages.sft.module.router_balance=0.5", "decoder.config.num_hidden_layers=4", "paths.root=."]
+        composed = compose("config", overrides=[*EXPERTS, *words])
+    plan = stage_plan(stage_settings(OmegaConf.to_container(composed, resolve=True), "sft"), build)
+    assert plan.memory().total > 0
 
 
 def test_it_needs_experts(tmp_path: Path) -> None:
