@@ -140,6 +140,7 @@ SYSTEMS: Mapping[str, System] = {
     "internvl_c": System(statistics=IMAGENET),
     "clip": System(processor="center_crop"),
     "clip_openai": System(processor="center_crop"),
+    "clip_resnet": System(processor="center_crop"),
     "siglip": System(statistics=HALVES),
     "blip2_itm_hf": System(),
     "blip2_lavis": System(),

@@ -37,6 +37,7 @@ class CLIPText(Part):
         causal: whether a token sees those after it (SigLIP) or not (CLIP).
         project_images: a linear layer without bias on the picture's embedding; SigLIP's pooling
             head makes it unnecessary.
+        image_bias: whether that layer has a bias (CLIP's ResNets).
         text_bias: whether the projection of texts has a bias.
         embed_std: deviation of the initial token embeddings; positions have half of it (OpenAI:
             0.02 and 0.01).
@@ -62,6 +63,7 @@ class CLIPText(Part):
         eos_token_id: int | None = None,
         causal: bool = True,
         project_images: bool = True,
+        image_bias: bool = False,
         text_bias: bool = False,
         act: str = "quick_gelu",
         norm_eps: float = 1e-5,
@@ -81,12 +83,14 @@ class CLIPText(Part):
         self.layers, self.max_text = (-1,), positions
         self.text_model = TextTower(vocab_size, positions, dim, depth, heads, mlp_dim, act, norm_eps, embed_std)
         self.text_projection = nn.Linear(dim, embed_dim, bias=text_bias)
-        self.visual_projection = nn.Linear(encoder_dim, embed_dim, bias=False) if project_images else None
+        self.visual_projection = nn.Linear(encoder_dim, embed_dim, bias=image_bias) if project_images else None
         nn.init.normal_(self.text_projection.weight, std=dim**-0.5)
         if text_bias:
             nn.init.zeros_(self.text_projection.bias)
         if self.visual_projection is not None:
             nn.init.normal_(self.visual_projection.weight, std=encoder_dim**-0.5)
+            if image_bias:
+                nn.init.zeros_(self.visual_projection.bias)
 
     def tokens_out(self, tokens_in: int) -> int:
         """Nothing goes to a decoder."""

@@ -44,8 +44,8 @@ def reason(encoder: str, middleware: str, decoder: str) -> str | None:
         return "puts no token before its patches"
     if (encoder in ANY_RESOLUTION or middleware == "anyres_mlp") and decoder == "flamingo_toy":
         return "attends to equally many tokens"
-    if (encoder, middleware) == ("sam_toy", "deepstack_toy"):
-        return "SAM gives its last map"
+    if encoder in ("sam_toy", "clip_resnet_toy") and middleware == "deepstack_toy":
+        return "gives its last map"
     if middleware.startswith("deepstack") and decoder in ("flamingo_toy", "t5_toy"):
         return "does not take visual tokens into its blocks"
     return "hands nothing to a decoder" if middleware in HANDS_NOTHING else None

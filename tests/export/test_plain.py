@@ -28,9 +28,9 @@ RECIPES = (
     "internvl_retrieval_toy", "llava_toy", "llava_next_toy", "llava_onevision_toy", "blip2_toy",
     "instructblip_toy", "minigpt4_toy", "qwen_vl_toy", "qwen2_vl_toy", "qwen2_5_vl_toy", "qwen3_vl_toy",
     "deepseek_vl_toy", "xcomposer_toy",
-    "xcomposer2_toy", "flamingo_toy", "clip_toy",
+    "xcomposer2_toy", "flamingo_toy", "clip_toy", "clip_rn50_toy",
 )  # fmt: skip
-WITHOUT_DECODER = ("internvl_retrieval_toy", "clip_toy")
+WITHOUT_DECODER = ("internvl_retrieval_toy", "clip_toy", "clip_rn50_toy")
 ADAPTERS = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": peft.BLOCKS}
 
 

@@ -42,7 +42,7 @@ NATIVE = {
 OWN = {
     "internvl_toy": "handoff", "internvl_chat_toy": "internvl_chat_llava", "internvl_retrieval_toy": "internvl_14b",
     "internvl_probe_toy": "handoff", "minigpt4_toy": "minigpt4", "qwen_vl_toy": "qwen_vl", "xcomposer_toy": "xcomposer1",
-    "xcomposer2_toy": "xcomposer2", "flamingo_toy": "open_flamingo", "clip_toy": "handoff",
+    "xcomposer2_toy": "xcomposer2", "flamingo_toy": "open_flamingo", "clip_toy": "handoff", "clip_rn50_toy": "handoff",
 }  # fmt: skip
 
 

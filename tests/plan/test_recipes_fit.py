@@ -28,6 +28,7 @@ class Published(NamedTuple):
 
 PUBLISHED = {
     "blip2": Published((16, 16), (1680, 1920), "BLIP-2, section 3.4 (ViT-g; OPT)"),
+    "clip_rn50": Published((256,), (32_768,), "CLIP, section 2.5; devices as of clip"),
     "clip": Published((256, 256), (32_768, 32_768), "CLIP, section 2.5, table 18"),
     "deepseek_vl": Published((128,) * 3, (256, 2304, 256), "DeepSeek-VL, hyperparameters, 7B"),
     "deepseek_vl_1b": Published((128,) * 3, (256, 1024, 256), "the same table, 1.3B"),

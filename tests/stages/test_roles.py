@@ -207,6 +207,7 @@ RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*_toy.yaml"))
 MATRICES = (".text_projection", ".plora.")
 NEVER = {
     "blip2_toy": {"middleware.qformer.embeddings.positions.weight", "decoder.lm.model.decoder.embed_positions.weight"},
+    "clip_rn50_toy": {"encoder.attnpool.positional_embedding", "middleware.text_model.embeddings.token_embedding.weight"},
     "clip_toy": {"middleware.text_model.embeddings.token_embedding.weight"},
     "deepseek_vl_toy": {"encoder.high.blocks.0.attn.rel_pos_h", "encoder.high.pos_embed"},
     "flamingo_toy": {"middleware.latents", "middleware.blocks.0.ff.1.weight"},

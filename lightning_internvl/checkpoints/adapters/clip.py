@@ -71,7 +71,8 @@ def clip_parts(model: VLM) -> tuple[CLIPViT, CLIPText] | None:
     if model.decoder is not None or set(model.objectives) != {"itc"} or encoder.post_norm != "cls":
         return None
     reads = middleware.causal and middleware.pooling in ("eos", "argmax")
-    projects = middleware.visual_projection is not None and middleware.text_projection.bias is None
+    picture = middleware.visual_projection
+    projects = picture is not None and picture.bias is None and middleware.text_projection.bias is None
     return (encoder, middleware) if reads and projects else None
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_internvl.checkpoints.adapters.clip import clip_parts
 from lightning_internvl.checkpoints.adapters.layout import BESIDE, BareFileLayout
@@ -31,6 +32,7 @@ from lightning_internvl.checkpoints.families.open_clip import (
 )
 from lightning_internvl.checkpoints.name_rules import Config, NameRule, Shapes, rename, scalar, stacked_rows
 from lightning_internvl.checkpoints.weight_files import OPEN_CLIP, WeightFiles
+from lightning_internvl.middleware.clip_text import CLIPText
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import ITC
 
@@ -45,7 +47,7 @@ BLOCK = {
 
 class CLIPOpenAI(BareFileLayout):
     NAME = f"CLIP of OpenAI and open_clip (`visual.transformer.*`; heads and activation {BESIDE} or {OPEN_CLIP})"
-    BUFFERS = (*NOTES, "attn_mask")
+    BUFFERS: ClassVar[tuple[str, ...]] = (*NOTES, "attn_mask")
 
     def recognises(self, config: Config, shapes: Shapes) -> bool:
         """CLIP's models with a ResNet have other names, and so have text towers of BERT."""
@@ -60,6 +62,18 @@ class CLIPOpenAI(BareFileLayout):
         return completed(config, files)
 
     def rules(self, config: Config) -> list[NameRule]:
+        return [
+            *self.tower_rules(),
+            rename("middleware.text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
+            rename("middleware.text_model.embeddings.position_embedding.weight", "positional_embedding"),
+            rename("middleware.text_model.final_layer_norm.*", "ln_final.*"),
+            *_block_rules("middleware.text_model.encoder.layers.*", "transformer.resblocks.*"),
+            transposed("middleware.text_projection.weight", "text_projection"),
+            scalar("objectives.itc.logit_scale", "logit_scale"),
+        ]
+
+    def tower_rules(self) -> list[NameRule]:
+        """The tower of pictures, with its projection."""
         embeddings = "encoder.embeddings"
         return [
             add_first_dimension(f"{embeddings}.class_embedding", "visual.class_embedding", 2),
@@ -68,34 +82,35 @@ class CLIPOpenAI(BareFileLayout):
             rename("encoder.pre_layrnorm.*", "visual.ln_pre.*"),
             rename("encoder.post_layernorm.*", "visual.ln_post.*"),
             *_block_rules("encoder.encoder.layers.*", "visual.transformer.resblocks.*"),
-            rename("middleware.text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
-            rename("middleware.text_model.embeddings.position_embedding.weight", "positional_embedding"),
-            rename("middleware.text_model.final_layer_norm.*", "ln_final.*"),
-            *_block_rules("middleware.text_model.encoder.layers.*", "transformer.resblocks.*"),
             transposed("middleware.visual_projection.weight", "visual.proj"),
-            transposed("middleware.text_projection.weight", "text_projection"),
-            scalar("objectives.itc.logit_scale", "logit_scale"),
         ]
+
+    def tower(self, config: Config, shapes: Shapes) -> tuple[Any, Config]:
+        """The tower of pictures, and what `CLIPText` has to know of it."""
+        return clip_tower(vision_settings(config, shapes)), {}
+
+    def side(self, found: dict[str, Tensor]) -> int:
+        """The side in pixels of the pictures that the positions are for."""
+        patches = found["visual.positional_embedding"].shape[0] - 1
+        return found["visual.conv1.weight"].shape[-1] * math.isqrt(patches)
 
     def build(self, config: Config, shapes: Shapes) -> VLM:
         """Shapes tell the sizes; heads and activation stand in the config."""
-        vision, said_text = vision_settings(config, shapes), tower_settings(config, shapes)[1]
+        said_text = tower_settings(config, shapes)[1]
         text = tower_sizes(shapes, "transformer") | {
             "vocab_size": shapes["token_embedding.weight"][0],
             "max_position_embeddings": shapes["positional_embedding"][0],
             **said_text,
             "eos_token_id": OLD_EOS,
         }
-        encoder = clip_tower(vision)
-        middleware = clip_text(text, encoder.dim, shapes["text_projection"][1])
+        encoder, projection = self.tower(config, shapes)
+        middleware = clip_text(text, encoder.dim, shapes["text_projection"][1], **projection)
         return VLM(encoder, middleware, objectives={"itc": ITC()})
 
     def official_tensors(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """With what OpenAI's own files say beside their weights, by which they are known."""
         found = super().official_tensors(config, tensors)
-        patches, positions = found["visual.positional_embedding"].shape[0] - 1, found["positional_embedding"].shape[0]
-        side = found["visual.conv1.weight"].shape[-1] * math.isqrt(patches)
-        sizes = (side, positions, found["token_embedding.weight"].shape[0])
+        sizes = (self.side(found), found["positional_embedding"].shape[0], found["token_embedding.weight"].shape[0])
         return found | {name: torch.tensor(size) for name, size in zip(NOTES, sizes, strict=True)}
 
     def holds(self, model: VLM) -> bool:
@@ -104,14 +119,20 @@ class CLIPOpenAI(BareFileLayout):
         if parts is None or clip_tower_config(parts[0]) is None:
             return False
         encoder, middleware = parts
-        text = middleware.text_model
-        blocks = (encoder.encoder.layers[0], encoder.dim), (text.encoder.layers[0], middleware.dim)
-        usual = all(
-            block.mlp.act == "quick_gelu" and block.layer_norm1.eps == 1e-5 and block.self_attn.heads == max(1, width // HEAD_DIM)
-            for block, width in blocks
-        )
-        largest = text.embeddings.token_embedding.num_embeddings - 1
-        return usual and (middleware.pooling == "argmax" or middleware.eos_token_id == largest)
+        return _usual(encoder.encoder.layers[0], encoder.dim) and reads_as_openai(middleware)
+
+
+def reads_as_openai(middleware: CLIPText) -> bool:
+    """Whether heads, activation and end token of the text tower are those that its tensors stand for."""
+    text = middleware.text_model
+    largest = text.embeddings.token_embedding.num_embeddings - 1
+    ends = middleware.pooling == "argmax" or (middleware.pooling == "eos" and middleware.eos_token_id == largest)
+    return middleware.causal and ends and _usual(text.encoder.layers[0], middleware.dim)
+
+
+def _usual(block: nn.Module, width: int) -> bool:
+    heads = block.self_attn.heads == max(1, width // HEAD_DIM)
+    return heads and block.mlp.act == "quick_gelu" and block.layer_norm1.eps == 1e-5
 
 
 def _block_rules(ours: str, theirs: str) -> list[NameRule]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -144,12 +145,12 @@ def text_settings(text: Config) -> Config:
     }
 
 
-def clip_text(config: Config, encoder_dim: int, embed_dim: int) -> CLIPText:
-    """The text tower of a `text_config` of CLIP, with both projections."""
+def clip_text(config: Config, encoder_dim: int, embed_dim: int, **options: Any) -> CLIPText:
+    """The text tower of a `text_config` of CLIP, with both projections; `options` go to `CLIPText`."""
     text = TEXT | config
     old = text["eos_token_id"] == OLD_EOS
     pooling = {"pooling": "argmax"} if old else {"pooling": "eos", "eos_token_id": text["eos_token_id"]}
-    return CLIPText(encoder_dim=encoder_dim, embed_dim=embed_dim, **text_settings(text), **pooling)
+    return CLIPText(encoder_dim=encoder_dim, embed_dim=embed_dim, **text_settings(text), **pooling, **options)
 
 
 def text_config(middleware: CLIPText) -> Config:

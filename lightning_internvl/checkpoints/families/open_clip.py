@@ -34,7 +34,7 @@ def completed(config: Config, files: WeightFiles) -> Config:
         return {}
     said = f"{files.notes['name']}\n{_settings_of_run(files.files[0])}".lower()
     quick = "quickgelu" in said or "force_quick_gelu: true" in said
-    width = WIDE_HEADS.get(files.shapes["visual.ln_post.weight"][0], HEAD_DIM)
+    width = WIDE_HEADS.get(_width(files.shapes), HEAD_DIM)
     heads = max(1, files.shapes["ln_final.weight"][0] // HEAD_DIM)
     text = f"{'quick GELU' if quick else 'GELU'} and heads of {width}; {OPEN_CLIP} beside it decides otherwise"
     console.print(f"{files.files[0]} is a training checkpoint of open_clip: read with {text}", soft_wrap=True)
@@ -48,7 +48,7 @@ def tower_settings(config: Config, shapes: Shapes) -> tuple[Config, Config]:
     Raises:
         ValueError: for a setting that the towers do not have; without a config.
     """
-    width = shapes["visual.ln_post.weight"][0]
+    width = _width(shapes)
     if not config:
         known = WIDE_HEADS.get(width, HEAD_DIM)
         example = f'{{"model_cfg": {{"quick_gelu": true, "vision_cfg": {{"head_width": {known}}}, "text_cfg": {{"heads": 8}}}}}}'
@@ -85,6 +85,11 @@ def tower_sizes(shapes: Shapes, tower: str) -> Config:
         "num_hidden_layers": sum(n.startswith(blocks) and n.endswith("ln_1.weight") for n in shapes),
         "num_attention_heads": max(1, width // HEAD_DIM),
     }
+
+
+def _width(shapes: Shapes) -> int:
+    """Of the tower of pictures; a ResNet has no heads that a config would tell."""
+    return shapes.get("visual.ln_post.weight", (HEAD_DIM,))[0]
 
 
 def _common(section: Config, quick: bool) -> Config:
