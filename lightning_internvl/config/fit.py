@@ -33,6 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_internvl.choices import Config
+from lightning_internvl.config.fit_videos import block_size_faults, time_faults
 from lightning_internvl.config.signatures import attributes_of, signature_of
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.messages import NO_TOKENIZER, SMOLLM2
@@ -78,6 +79,7 @@ def fit_faults(settings: StageSettings, only_planned: bool = False) -> Iterator[
     yield from _part_faults(settings)
     yield from _kind_faults(settings)
     yield from _picture_faults(settings)
+    yield from time_faults(settings)
     if not only_planned:
         yield from _source_faults(settings)
 
@@ -319,6 +321,8 @@ def _picture_faults(settings: StageSettings) -> Iterator[str]:
     if settings.reads != "chats" and processor.get("whole_gives") is not None:
         given = processor["whole_gives"]
     yield from processor_faults(readers, name_of(node), set(given))
+    if "image_grid_thw" in given and _told(parts["encoder"]).get("gives") == "blocks":
+        yield from block_size_faults(parts["encoder"], parts["middleware"], settings.parts.decoder or {}, node)
 
 
 def processor_faults(readers: Mapping[str, Sequence[str]], processor: str, given: set[str]) -> Iterator[str]:

@@ -26,6 +26,28 @@ def test_what_fits_is_accepted() -> None:
     assert not faults("encoder=clip_vit_l14", "middleware=deepstack", "processor@data.processor=squash")
 
 
+def faults_of_qwen(*words: str) -> str:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", overrides=["experiment=qwen3_vl_toy", "paths.run=unused", *words])
+    return "\n".join(fit_faults(stage_settings(OmegaConf.to_container(composed, resolve=True), "long")))
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("middleware.factor=3", r"patches to a side of a block differ, .*encoder\.merge_size=2, middleware\.factor=3, decoder"),
+        ("encoder.merge_size=3", r"grids would not divide: encoder\.merge_size=3, middleware\.factor=2"),
+        ("data.processor.patch_size=16", r"encoder\.patch_size=24, data\.processor\.patch_size=16; give all of them"),
+        ("encoder.frames=4", r"frames of a step differ.*encoder\.frames=4, data\.processor\.frames=2"),
+        ("decoder.steps_apart=false", "decoder.steps_apart=false and template qwen3_vl write videos in two ways"),
+        ("data.chats_collate.template=qwen2_vl", "decoder.steps_apart=true and template qwen2_vl write videos in two ways"),
+    ],
+)
+def test_grids_and_times_that_do_not_fit(word: str, named: str) -> None:
+    assert not faults_of_qwen()
+    assert re.search(named, faults_of_qwen(word)), faults_of_qwen(word)
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
