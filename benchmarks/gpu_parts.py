@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "claimed_
 
 from golden import HERE, Fixture, extra_roots, find, relative_error
 from runners import RUNNERS, runner_for
-from runs import ROOT, TINY, losses, train as train_command
+from runs import ROOT, STAGES, TINY, losses, train as train_command
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.choices import BACKENDS
@@ -186,7 +186,7 @@ def fsdp2(dry: bool, folder: Path) -> dict[str, Any]:
     """Weights divided over one device, with NCCL, in bf16-mixed."""
     real(dry)
     run(folder / "run", *TINY, "strategy=fsdp2", "trainer.devices=1")
-    return {stage: losses(folder / "run", stage)[-1]["train/loss"] for stage in ("contrastive", "generative", "supervised")}
+    return {stage: losses(folder / "run", stage)[-1]["train/loss"] for stage in STAGES}
 
 
 def quantization(dry: bool, folder: Path) -> dict[str, Any]:

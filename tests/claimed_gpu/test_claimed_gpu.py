@@ -15,7 +15,7 @@ from typing import Any
 import device
 import pytest
 import torch
-from runs import ROOT, TINY, once, read_json
+from runs import ROOT, STAGES, TINY, once, read_json
 from steps import STEP, real_waits, stages
 
 needs_claim = pytest.mark.skipif(device.why_not() is not None, reason=device.why_not() or "")
@@ -64,7 +64,7 @@ def test_train_py_runs_whole_with_xformers(tmp_path: Path) -> None:
     done = on_the_claim("--xformers", "train.py", *words)
     assert done.returncode == 0, done.stderr
     assert "attention: xformers (xformers" in done.stdout
-    assert set(read_json(tmp_path / "run" / "metrics.json")) == {"contrastive", "generative", "supervised"}
+    assert set(read_json(tmp_path / "run" / "metrics.json")) == set(STAGES)
 
 
 @needs_claim
