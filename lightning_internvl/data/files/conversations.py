@@ -16,6 +16,7 @@ from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.boxes import check_boxes
 from lightning_internvl.data.files.picture_marks import Shown, suspects
 from lightning_internvl.data.files.picture_sources import IMAGES, Picture, Source, pictures_of, videos_of
+from lightning_internvl.data.files.preferences import is_preference, with_each_answer
 from lightning_internvl.data.files.record_fields import Fields, is_empty
 from lightning_internvl.data.files.record_formats import FORMATS, Turn, format_of, text_of
 from lightning_internvl.data.templates import IMAGE, VIDEO, Message, message_of
@@ -28,14 +29,16 @@ MAX_CAPTION = 65_536  # characters; what is longer is no caption, but a page or 
 
 @dataclass
 class Entry:
-    """A record, understood; `caption` and `language` are of a picture with a caption; `unread` says
-    what of it was not used, a phrase each."""
+    """A record, understood; `caption` and `language` are of a picture with a caption; `rejected` is
+    an answer to which the last one is preferred; `unread` says what of it was not used, a phrase
+    each."""
 
     messages: list[Message] = field(default_factory=list)
     images: list[Picture] = field(default_factory=list)
     videos: list[Source] = field(default_factory=list)
     caption: str | None = None
     language: str | None = None
+    rejected: str | None = None
     format: str = "pairs"
     unread: list[str] = field(default_factory=list)
 
@@ -49,8 +52,11 @@ def read_entry(record: Mapping[str, Any], caption_request: str = CAPTION_REQUEST
     Raises:
         BadSample: for an unknown format, a role that is none, a text that is none, a conversation
             without an answer or with an empty one, pictures and marks that differ in number, a URL,
-            a box outside its picture.
+            a box outside its picture; for a preferred answer without another, or equal to it, and
+            where these answer other questions or pictures.
     """
+    if is_preference(record):
+        return _read_preference(record)
     fields = Fields(record)
     found = format_of(fields)
     if found is None:
@@ -60,6 +66,22 @@ def read_entry(record: Mapping[str, Any], caption_request: str = CAPTION_REQUEST
         entry = _read_conversation(fields, found.read(fields, unread))
         entry.format, entry.unread = found.name, unread + entry.unread
     entry.unread += [f"key {name!r}" for name in fields.unread()]
+    return entry
+
+
+def _read_preference(record: Mapping[str, Any]) -> Entry:
+    """The conversation that ends with the chosen answer, of which nothing before is learnt, and the
+    rejected one."""
+    entry, other = (read_entry(one) for one in with_each_answer(record))
+    if (entry.images, entry.videos) != (other.images, other.videos):
+        raise BadSample("the chosen and the rejected answer have different pictures; both must be about the same", "two prompts")
+    if entry.messages[:-1] != other.messages[:-1]:
+        raise BadSample("the chosen and the rejected answer do not follow the same messages", "two prompts")
+    chosen, rejected = entry.messages[-1], other.messages[-1]["content"]
+    if chosen["content"].strip() == rejected.strip():
+        raise BadSample("the chosen answer equals the rejected one, so that nothing is preferred", "equal answers")
+    before: list[Message] = [{**one, "learnt": False} if one["role"] == "assistant" else one for one in entry.messages[:-1]]
+    entry.messages, entry.rejected, entry.format = [*before, chosen], rejected, "chosen and rejected"
     return entry
 
 

@@ -191,8 +191,9 @@ class PairsFile(FileDataset):
 
 
 class ChatsFile(FileDataset):
-    """{"images": [(H, W, 3) uint8], "conversation": [messages][, "videos"], "key"} from
-    conversations and from captions.
+    """{"images": [(H, W, 3) uint8], "conversation": [messages][, "videos"][, "rejected"], "key"} from
+    conversations, captions and preferences; "rejected" is an answer to which the last one is
+    preferred.
 
     A caption is the answer to `caption_request`. Videos stand under "videos" with their frames a
     second (see `read_video`). An answer before the first question and a question after the last
@@ -204,7 +205,9 @@ class ChatsFile(FileDataset):
     def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
         """Pictures and conversation of a record."""
         images = [load_image(name, root) for name in entry.images]
-        found = {"images": images, "conversation": entry.messages}
+        found: dict[str, Any] = {"images": images, "conversation": entry.messages}
+        if entry.rejected is not None:
+            found["rejected"] = entry.rejected
         if entry.videos:
             return {**found, "videos": [load_video(name, root) for name in entry.videos]}
         return found
