@@ -4,16 +4,24 @@ from lightning_internvl.objectives.classification import Classification
 from lightning_internvl.objectives.itc import ITC, WordITC
 from lightning_internvl.objectives.itm import ITM, mined_negatives, other_pictures, random_negatives
 from lightning_internvl.objectives.next_token import NextToken
+from lightning_internvl.objectives.preference import DPO, KTO, MPO, ORPO, Pairs, Preference, SimPO
 from lightning_internvl.objectives.query_itc import QueryITC, similarities
 from lightning_internvl.objectives.siglip import SigLIP
 
 __all__ = [
+    "DPO",
     "ITC",
     "ITM",
+    "KTO",
+    "MPO",
+    "ORPO",
     "Classification",
     "NextToken",
+    "Pairs",
+    "Preference",
     "QueryITC",
     "SigLIP",
+    "SimPO",
     "WordITC",
     "mined_negatives",
     "other_pictures",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import TypeGuard
 
 import torch
@@ -73,16 +74,10 @@ class NextToken(nn.Module):
         lengths_BL = sample_lengths(labels_BL, shifts=shifts, segments=segments) if self.power else None
         if shifts:
             hidden_BLH, labels_BL = hidden_BLH[:, :-1], labels_BL[:, 1:]
-        labelled = labels_BL != IGNORE_INDEX
-        # where no values are held, all tokens are taken, the most that it can be
-        places = None if labels_BL.is_meta else true_places(labelled, count)
-
-        def judged(x: Tensor) -> Tensor:
-            return x.flatten(0, 1) if places is None else x[places]
-
+        judged = _labelled(labels_BL, count)
         states, targets = judged(hidden_BLH), judged(labels_BL)
         if lengths_BL is None:
-            return global_mean(self.total_loss(states, targets, head), labelled.sum())
+            return global_mean(self.total_loss(states, targets, head), (labels_BL != IGNORE_INDEX).sum())
         weights_T = judged(lengths_BL).clamp(min=1).float() ** -self.power
         return global_mean(self.total_loss(states, targets, head, weights_T), weights_T.sum())
 
@@ -93,15 +88,54 @@ class NextToken(nn.Module):
         labelled = labels_BL[:, int(shifts) :] != IGNORE_INDEX
         return float((lengths_BL[labelled].float() ** -self.power).sum())
 
+    def log_probabilities(
+        self,
+        hidden_BLH: Tensor,
+        labels_BL: Tensor,
+        head: Callable[[Tensor], Tensor],
+        *,
+        shifts: bool = True,
+        count: int | None = None,
+        segments: Segments | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Of each sample, row by row, the sum of the log-probabilities of its labelled tokens and
+        their number, (S,) float32 each; the arguments are those of `forward`. Neither label
+        smoothing nor `average` counts."""
+        numbers_BL, samples = sample_numbers(labels_BL, segments)
+        if shifts:
+            hidden_BLH, labels_BL, numbers_BL = hidden_BLH[:, :-1], labels_BL[:, 1:], numbers_BL[:, 1:]
+        judged = _labelled(labels_BL, count)
+        numbers_T = judged(numbers_BL)
+        losses_T = self.token_losses(judged(hidden_BLH), judged(labels_BL), head)
+        empty_S = losses_T.new_zeros(samples)
+        return empty_S.index_add(0, numbers_T, -losses_T), empty_S.index_add(0, numbers_T, torch.ones_like(losses_T))
+
+    def token_losses(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """The cross-entropy of each token, (T,). Like `total_loss` it calls `head`, a chunk at a
+        time."""
+
+        def chunk_losses(states: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(head(states).float(), targets, reduction="none")
+
+        pieces = self._pieces(states_TH, head)
+        if pieces == 1 or states_TH.is_meta:
+            return chunk_losses(states_TH, targets_T)
+        return torch.cat(checkpointed_chunks(chunk_losses, pieces, states_TH, targets_T))
+
+    def _pieces(self, states_TH: Tensor, head: Callable[[Tensor], Tensor]) -> int:
+        """Chunks that the tokens are divided into."""
+        pieces = number_of_chunks(len(states_TH), self.chunk)
+        if self.chunk is not None and plain_layer(head) is None and _is_sharded(head):
+            # a sharded head is called equally often on all ranks, or they wait forever
+            pieces = all_reduce_max(pieces)
+        return pieces
+
     def total_loss(
         self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor], weights_T: Tensor | None = None
     ) -> Tensor:
-        """The sum over tokens by their weights, a scalar. The only place where `head` is called;
-        `lightning_internvl.plan.flops` overrides it."""
-        pieces, layer = number_of_chunks(len(states_TH), self.chunk), plain_layer(head)
-        if layer is None and self.chunk is not None and _is_sharded(head):
-            # a sharded head is called equally often on all ranks, or they wait forever
-            pieces = all_reduce_max(pieces)
+        """The sum over tokens by their weights, a scalar. Here and in `token_losses` alone `head` is
+        called; `lightning_internvl.plan.flops` overrides both."""
+        pieces, layer = self._pieces(states_TH, head), plain_layer(head)
         # what is planned needs no memory, and its parts are told apart by their calls
         if pieces == 1 or states_TH.is_meta:
             return self._chunk_loss(states_TH, targets_T, weights_T, head)
@@ -124,6 +158,26 @@ class NextToken(nn.Module):
         if weights_T is None:
             return F.cross_entropy(logits_TV, targets_T, reduction="sum", label_smoothing=smoothing)
         return weights_T @ F.cross_entropy(logits_TV, targets_T, reduction="none", label_smoothing=smoothing)
+
+
+def _labelled(labels_BL: Tensor, count: int | None) -> Callable[[Tensor], Tensor]:
+    """Takes of a tensor (B, L, ...) the places with labels; where no values are held all, the most
+    that it can be."""
+    places = None if labels_BL.is_meta else true_places(labels_BL != IGNORE_INDEX, count)
+    return lambda x: x.flatten(0, 1) if places is None else x[places]
+
+
+def sample_numbers(labels_BL: Tensor, segments: Segments | None = None) -> tuple[Tensor, int]:
+    """The number of the sample of each token, counted through all rows, and how many there are; what
+    lies behind the samples of a packed row belongs to its last one."""
+    rows, length = labels_BL.shape
+    if segments is None:
+        return torch.arange(rows, device=labels_BL.device)[:, None].expand(rows, length), rows
+    firsts_BL = torch.zeros(rows, length, dtype=torch.long, device="cpu")
+    for row, lengths in enumerate(segments):
+        firsts_BL[row, [0, *accumulate(lengths[:-1])]] = 1
+    numbers_BL = firsts_BL.flatten().cumsum(0).view(rows, length) - 1
+    return on_device(numbers_BL, labels_BL.device), sum(map(len, segments))
 
 
 def sample_lengths(labels_BL: Tensor, *, shifts: bool = True, segments: Segments | None = None) -> Tensor:

@@ -127,7 +127,11 @@ class MetaStage:
         self.units = Units(stage.model, self.meter, recompute or {})
         watch(self.meter, stage.model)
         for name, objective in stage.model.objectives.items():
-            objective.register_forward_pre_hook(functools.partial(self._note_judged, f"objectives.{name}"))
+            note = functools.partial(self._note_judged, f"objectives.{name}")
+            objective.register_forward_pre_hook(note)
+            if isinstance(objective, NextToken):  # which is also asked for the log-probabilities of samples
+                told = _telling(objective.log_probabilities, functools.partial(note, objective))
+                setattr(objective, "log_probabilities", told)  # noqa: B010 (a method)
         self.state: tuple[torch.dtype, int, str | None] | None = None  # that the stage is in
 
     def measure(
@@ -169,6 +173,8 @@ class MetaStage:
 
     def _note_judged(self, name: str, objective: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Note what a loss is given: states of tokens (B, L, H), or embeddings of samples."""
+        if not isinstance(inputs[0], Tensor):
+            return  # log-probabilities, which another objective has given
         tokens = isinstance(objective, NextToken)
         blocks = self.world_size if isinstance(objective, SigLIP) else 1
         self.meter.width = inputs[0].shape[-1]
@@ -209,6 +215,16 @@ class MetaStage:
                     meter.backward(loss.sum().backward)
                 stage.zero_grad(set_to_none=True)
         return tally, size
+
+
+def _telling(function: Callable[..., Any], note: Callable[[tuple[Any, ...]], None]) -> Callable[..., Any]:
+    """A function of which is noted what it is given."""
+
+    def told(*given: Any, **settings: Any) -> Any:
+        note(given)
+        return function(*given, **settings)
+
+    return told
 
 
 def _like(value: Any, dtype: torch.dtype) -> Any:
