@@ -4,7 +4,7 @@ resume costs nothing."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -135,6 +135,37 @@ class StageData(L.LightningDataModule):
         sampler = StepBatchSampler(count, 1, seed=self.seed, dataset_length=length)
         samples = self._samples(length)
         return [samples[one][0] for one in sampler.with_indices(sampler.positions(0))]
+
+    def every_batch(self) -> Iterator[dict[str, Any]]:
+        """Each sample that this stage will read, and what is held out, once, in batches of one row a
+        sample: the share of this process. All processes have equally many; what is left over is read
+        by several.
+
+        Raises:
+            ValueError: for data of which it is not known beforehand.
+        """
+        rank, size = data_parallel_rank_and_size(self.trainer)
+        length = self._length()
+        if isinstance(self.dataset, ShardDataset) or (length is None and self.grouping is not None):
+            kind = "shards" if isinstance(self.dataset, ShardDataset) else "rows packed from data without an end"
+            raise ValueError(
+                f"which samples this stage reads is not known beforehand of {kind}; train adapters alone, or give files"
+            )
+        steps = self.batches * self.batch_size * size
+        count = steps if length is None else length if self.grouping else min(steps, length)
+        order = StepBatchSampler(count, 1, seed=self.seed, dataset_length=length)
+        sources = [(self._samples(length), order.with_indices(range(count)))]
+        if self.held_out is not None:
+            held_out, apart = self.held_out, len(self.held_out)
+            samples = _PreparedSamples(held_out, self.collate, self.seed, apart, TRIES, self.max_sample_seconds)
+            sources.append((samples, [(place, place) for place in range(apart)]))
+        for samples, places in sources:
+            own = [places[place % len(places)] for place in range(rank, -(-len(places) // size) * size, size)]
+            groups = [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
+            stack = _Stack(self.collate)
+            for batch in DataLoader(samples, batch_sampler=groups, collate_fn=stack, num_workers=self.num_workers):
+                del batch[SKIPPED]
+                yield batch
 
     def _first_of_shards(self, data: ShardDataset, count: int) -> list[Prepared]:
         layout = self._layout(data, 1)

@@ -21,10 +21,10 @@ from lightning_internvl.layers.attention import choose_backend, keep_backend
 from lightning_internvl.layers.hf_attention import use_ours
 from lightning_internvl.messages import first_of
 from lightning_internvl.model.compatibility import check_packable
-from lightning_internvl.objectives import Classification, NextToken
+from lightning_internvl.objectives import DPO, ORPO, Classification, NextToken, SimPO
 
 LOW = 3e-2  # how far kernels that compute in 16 bits may differ
-ALONE = (NextToken, Classification)  # objectives that judge each sample for itself
+ALONE = (NextToken, Classification, DPO, ORPO, SimPO)  # objectives that judge each sample for itself
 
 
 def check_packed_rows(harness: Harness) -> Iterator[Result]:
@@ -50,14 +50,16 @@ def check_packed_rows(harness: Harness) -> Iterator[Result]:
 def check_accumulation(harness: Harness) -> Iterator[Result]:
     """Two micro-batches with unequally many labels make the step of one batch with all samples."""
     name, objectives = "accumulated = large batch", harness.stage.model.objectives
-    alone = [n for n in harness.stage.objectives if isinstance(objectives[n], ALONE)]
-    others = [n for n in harness.stage.objectives if n not in alone]
+    found = harness.stage.losses(harness.batch())
+    names = [n for n in harness.stage.objectives if n in found]  # one may only judge tokens for another
+    alone = [n for n in names if isinstance(objectives[n], ALONE)]
+    others = [n for n in names if n not in alone]
     left_out = f"not for {', '.join(others)}, which compares the samples of a micro-batch" if others else ""
     if not alone:
         yield Result(name, None, left_out)
         return
     with harness.with_large_weights():
-        compared = {n for n in harness.stage.losses(harness.batch()) if n not in alone}
+        compared = [n for n in found if n not in alone]
         harness.stage.weights = {**harness.stage.weights, **dict.fromkeys(compared, 0.0)}
         halves = [harness.batch(half) for half in harness.halves]
         parts, whole = (

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_internvl.data.collate.pairs_of_answers import COPIES
 from lightning_internvl.doctor.harness import Harness, Result, labels_of, same_bits
 from lightning_internvl.messages import first_of
 from lightning_internvl.model.videos import join_pictures_and_videos
@@ -178,6 +179,7 @@ def placeholders(harness: Harness) -> Iterator[Result]:
         assert pixels is not None  # without pictures it is (0, 3, S, S)
         visual = model.visual_tokens(pixels, **inputs) if len(pixels) else pixels
         tokens = len(visual) if model.attends or not len(pixels) else len(visual.flatten(0, -2))
+        tokens *= batch.get(COPIES, 1)
         total += places
         faults += [f"{one['key']}: {places} placeholders, {tokens} visual tokens"] if places != tokens else []
     yield Result(name, not faults, first_of(faults) or f"{total} of each in {len(harness.samples)} samples")

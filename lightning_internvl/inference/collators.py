@@ -52,6 +52,8 @@ def make_view(settings: StageSettings, model: VLM, tokenizers: Mapping[str, Any]
     if settings.reads not in training:
         raise ValueError(unread(settings.reads))
     found = make_collators(settings, model, tokenizers, measured, more_tiles=measured.max_tiles - processor.max_tiles)
+    if "chats" in found:
+        found["chats"].preferences = False  # what is measured has one answer
     return View(found.get("pairs"), found.get("chats"), training[settings.reads], model, found.get("labels"))
 
 

@@ -9,7 +9,8 @@ and, merged, back.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any
@@ -129,6 +130,26 @@ def adapted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _is_adapted(layer: nn.Module) -> bool:
     return hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer")
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside, layers do what their plain weights do. PEFT's own switch would also let adapters train
+    that are frozen."""
+    layers: list[Any] = [layer for _, layer in adapted_layers(model)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def are_fresh(model: nn.Module) -> bool:
+    """Whether there are adapters and all of them change nothing yet."""
+    updates = [update.weight for _, layer in adapted_layers(model) for update in layer.lora_B.values()]
+    return bool(updates) and not any(bool(update.detach().any()) for update in updates)
 
 
 def start_magnitudes(model: nn.Module, names: Iterable[str]) -> None:

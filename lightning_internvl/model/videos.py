@@ -7,7 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_internvl.data.collate.pairs_of_answers import COPIES
+
 VIDEOS = "pixel_values_videos"
+BY_PICTURE = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "image_counts")  # what decoders read of each
+
+
+def repeated(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What a decoder reads of pictures, for each group of rows that share them."""
+    copies = inputs.get(COPIES, 1)
+    if copies == 1:
+        return inputs
+    own = {name: inputs[name] for name in BY_PICTURE if inputs.get(name) is not None}
+    return {**inputs, **{name: x.repeat(copies, *[1] * (x.ndim - 1)) for name, x in own.items()}}
 
 
 def join_pictures_and_videos(

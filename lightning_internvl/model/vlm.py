@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_internvl.data.collate.pairs_of_answers import COPIES
 from lightning_internvl.layers.attention_masks import without_firsts
 from lightning_internvl.middleware.text_streams import TextStream
 from lightning_internvl.model.deep_features import DeepFeatures
 from lightning_internvl.model.feature_cache import FeatureCache, features
 from lightning_internvl.model.placeholders import EMPTY, Expanded, ImagePlaceholders, check_places, places_of
-from lightning_internvl.model.videos import VIDEOS, join_pictures_and_videos
+from lightning_internvl.model.videos import VIDEOS, join_pictures_and_videos, repeated
 from lightning_internvl.objectives import NextToken
 from lightning_internvl.protocols import Decoder, DeepTokens, Encoder, Middleware
 
@@ -206,7 +207,9 @@ class VLM(nn.Module):
             unseen = sum((one.sum() for one in deep), tokens.sum())
             return _Merged(embeds + 0.0 * unseen.to(embeds.dtype), placeholders=0)
         visual, deep = self._visual(pixels, inputs)
+        copies = inputs.get(COPIES, 1)
         if self.attends:
+            visual = visual.repeat(copies, *[1] * (visual.ndim - 1))
             check_places(places, len(visual), len(pixels))
             return _Merged(embeds, visual, len(visual))
         total = visual.shape[:-1].numel()
@@ -222,12 +225,13 @@ class VLM(nn.Module):
             """States (B, L, H) with visual tokens in the places of their kind."""
             parts = tokens.flatten(0, -2).to(among.dtype).split([total - film, film])
             for (where, kind), part, share in zip(kinds, parts, shares, strict=False):
+                part = part.repeat(copies, 1)
                 check_places(where, len(part), share, kind)
                 among = among.masked_scatter(where[..., None], part)
             return among
 
         layers = [placed(torch.zeros_like(embeds), one) for one in deep]
-        return _Merged(placed(embeds, visual), None, total, layers)
+        return _Merged(placed(embeds, visual), None, total * copies, layers)
 
     def _decoder_inputs(
         self, input_ids: Tensor, labels: Tensor | None, merged: _Merged, inputs: dict[str, Any]
@@ -236,7 +240,7 @@ class VLM(nn.Module):
         videos = places_of(input_ids, self.video_token_id)
         places = {"visual_places": self.visual_places(input_ids), "video_places": videos}
         shown = {"visual": merged.visual, "visual_count": merged.placeholders}
-        return {"input_ids": input_ids, "labels": labels, **places, **shown, **inputs}
+        return {"input_ids": input_ids, "labels": labels, **places, **shown, **repeated(inputs)}
 
     def _embed_words(self, input_ids: Tensor) -> Tensor:
         if self.image_placeholders is None and 0 <= (self.image_token_id or 0) < getattr(self.decoder, "vocab_size", math.inf):
@@ -282,7 +286,8 @@ class VLM(nn.Module):
                 (B, L), where visual tokens stand), `visual_count` (their number), `video_places`
                 (which of them are of videos) and `visual` (see `attends`). With `segments` rows are
                 packed (see `HFCausalLM`): the first token of a sample has no label, because nothing
-                before it could judge it.
+                before it could judge it. With `copies` n the rows are n times as many, each group
+                about the same pictures in the same order, which are encoded once.
 
         Raises:
             ValueError: for packed rows and a decoder that reads none.

@@ -3,8 +3,18 @@
 from lightning_internvl.stages.base import Stage
 from lightning_internvl.stages.contrastive import ContrastiveStage
 from lightning_internvl.stages.generative import GenerativeStage
+from lightning_internvl.stages.preference import PreferenceStage
 from lightning_internvl.stages.retrieval import RetrievalStage
 from lightning_internvl.stages.supervised import ProbeStage, SupervisedStage
 from lightning_internvl.stages.word_alignment import WordStage
 
-__all__ = ["ContrastiveStage", "GenerativeStage", "ProbeStage", "RetrievalStage", "Stage", "SupervisedStage", "WordStage"]
+__all__ = [
+    "ContrastiveStage",
+    "GenerativeStage",
+    "PreferenceStage",
+    "ProbeStage",
+    "RetrievalStage",
+    "Stage",
+    "SupervisedStage",
+    "WordStage",
+]

@@ -101,6 +101,7 @@ class Stage(L.LightningModule):
         self.strict_loading = not self.light
         self.assumed_step: int | None = None
         self.step_losses: dict[str, Tensor] = {}  # of the micro-batches so far, where a step is logged
+        self.watched: dict[str, Tensor] = {}  # what `losses` has found beside them, which is logged too
         self.norm: Tensor | None = None  # of the gradients of the step at work, once it was asked for
         # of an earlier step whose weights the stage has taken back at its end
         self.weights_step: int | None = None
@@ -163,7 +164,8 @@ class Stage(L.LightningModule):
         # what no logger would take is not collected
         if every and (self.global_step + 1) % every == 0:
             earlier = self.step_losses if place else {}
-            self.step_losses = {name: earlier.get(name, 0.0) + value.detach() / length for name, value in losses.items()}
+            found = {**losses, **self.watched}
+            self.step_losses = {name: earlier.get(name, 0.0) + value.detach() / length for name, value in found.items()}
             if last:
                 self._log_step()
         return self.weighted_sum(losses)
@@ -171,7 +173,7 @@ class Stage(L.LightningModule):
     def _log_step(self) -> None:
         """Log the losses of a step, of all its micro-batches, and the learning rate."""
         found = {f"train/{name}": value for name, value in self.step_losses.items()}
-        found["train/loss"] = self.weighted_sum(self.step_losses)
+        found["train/loss"] = self.weighted_sum({name: x for name, x in self.step_losses.items() if name not in self.watched})
         # the mean over ranks is the loss of the whole batch
         self.log_dict(found, sync_dist=True)
         # of what learns fastest: a part may have a rate of its own

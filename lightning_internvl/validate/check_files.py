@@ -21,6 +21,7 @@ import numpy as np
 
 from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of
 from lightning_internvl.data.collate.base import Sample
+from lightning_internvl.data.collate.pairs_of_answers import longest_row
 from lightning_internvl.data.files.conversations import Entry, read_entry
 from lightning_internvl.data.files.datasets import id_suffix, load_video, with_image_root
 from lightning_internvl.data.files.images import image_size
@@ -165,6 +166,8 @@ class FileCheck:
         if not source.chats:
             return
         sample: dict[str, Any] = {"images": images, "conversation": entry.messages, "key": KEY}
+        if entry.rejected is not None:
+            sample["rejected"] = entry.rejected
         if entry.videos:
             sample["videos"] = [self._film(video, root) for video in entry.videos]
             if any(len(frames) == 1 for frames, _ in sample["videos"]):
@@ -173,7 +176,7 @@ class FileCheck:
             self.template.rounds(entry.messages)
         for chats in _read_by(source, self.chats):
             if len(self.statistics.tokens) < LONG:
-                self.statistics.tokens.append(max(map(len, chats.prepare(sample)["row"])))
+                self.statistics.tokens.append(longest_row(chats.prepare(sample)))
             tokens = chats.check(sample)
             if tokens is not None:
                 yield Unwanted(f"it has {tokens} tokens: its last turns are left out", "note: cut")

@@ -26,6 +26,7 @@ from lightning_internvl.data.collate.base import (
 )
 from lightning_internvl.data.collate.encode import ImageTokens, TooLong, certainly_fits, encode_conversation, encode_prompt
 from lightning_internvl.data.collate.instructions import Instructions, encode_question
+from lightning_internvl.data.collate.pairs_of_answers import COPIES, longest_row, pair_key, with_rejected
 from lightning_internvl.data.collate.pixel_boxes import WHOLE, in_pixels, rescaled
 from lightning_internvl.data.collate.timestamps import with_times
 from lightning_internvl.data.collate.video_frames import FrameLimits, with_frames
@@ -67,6 +68,9 @@ class ChatCollator:
         too_long: what becomes of a conversation over `max_length`: "cut" leaves whole turns at its
             end out, "skip" refuses it.
         video_frames: the least and the most frames of a video, where they are shown as pictures.
+        preferences: whether a sample has a "rejected" answer in place of its last one. A batch has
+            first the rows of all conversations and then the same rows with those answers; pictures
+            are there once, for both (`copies`, 2), and `pair_keys` name each pair by its content.
     """
 
     picture_keys = False  # whether batches name their pictures (see `feature_cache`)
@@ -84,8 +88,10 @@ class ChatCollator:
         instructions: Instructions | None = None,
         too_long: str = "cut",
         video_frames: Sequence[int] | None = None,
+        preferences: bool = False,
     ) -> None:
         check_choice("too_long", too_long, TOO_LONG)
+        self.preferences = preferences
         self.video_frames = None if video_frames is None else FrameLimits.of(video_frames)
         self.tokenizer, self.template, self.processor = tokenizer, template, processor
         self.split_answers = split_answers
@@ -110,13 +116,23 @@ class ChatCollator:
 
     def prepare(self, sample: Sample) -> Prepared:
         """Tiles, ids and labels of one conversation. Raises ValueError naming the sample."""
-        return self._prepared(sample, self.encode)
+        prepared = self._prepared(sample, self.encode)
+        if self.preferences:
+            shown = prepared["pictures"], prepared["videos"]
+            other = with_rejected(self._with_frames(sample))
+            prepared["rejected"] = self._row({**other, "conversation": self._read(other, *shown)}, *shown, self.encode)
+            prepared["pair_key"] = pair_key(prepared)
+        return prepared
+
+    def rows(self, prepared: Sequence[Prepared]) -> list[Any]:
+        """The rows of prepared samples; those with rejected answers come behind all others."""
+        return [one[name] for name in ("row", *(["rejected"] if self.preferences else [])) for one in prepared]
 
     def check(self, sample: Sample) -> int | None:
         """How many tokens a sample has if `prepare` leaves its last turns out, None if it takes the
         whole. Quick for what has room to spare. Raises ValueError as `prepare` does."""
         sample = self._with_frames(sample)
-        if self.quick_check and self.encode is encode_conversation:
+        if self.quick_check and self.encode is encode_conversation and not self.preferences:
             shown = self._shown(sample, self.encode)
             lengths = self._lengths(*shown, sizes_of(sample))
             names, limit = self.image_tokens, self.max_length
@@ -125,7 +141,7 @@ class ChatCollator:
                 return None
         whole = copy.copy(self)
         whole.max_length = whole.row_length = sys.maxsize
-        tokens = max(map(len, whole.prepare(sample)["row"]))
+        tokens = longest_row(whole.prepare(sample))
         if tokens <= self.max_length:
             return None
         self.prepare(sample)
@@ -133,8 +149,9 @@ class ChatCollator:
 
     def stack(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
         """A batch of prepared conversations."""
-        input_ids, mask = pad_rows([one["row"][0] for one in prepared], pad_id(self.tokenizer))
-        labels, _ = pad_rows([one["row"][1] for one in prepared], IGNORE_INDEX)
+        rows = self.rows(prepared)
+        input_ids, mask = pad_rows([ids for ids, _ in rows], pad_id(self.tokenizer))
+        labels, _ = pad_rows([labels for _, labels in rows], IGNORE_INDEX)
         return {
             "keys": [one["key"] for one in prepared],
             "input_ids": input_ids,
@@ -143,8 +160,13 @@ class ChatCollator:
             "right_padded": True,
             **self._inputs(prepared),
             **picture_keys(prepared, self.picture_keys),
+            **self._pairs(prepared),
             "image_counts": torch.tensor([len(one["pictures"]) for one in prepared]),
         }
+
+    def _pairs(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
+        """What a batch of preferences has beside its rows."""
+        return {COPIES: 2, "pair_keys": [one["pair_key"] for one in prepared]} if self.preferences else {}
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """What to generate from, given samples whose conversations end with a user message:
@@ -166,7 +188,8 @@ class ChatCollator:
         run = [*start, *context * (tiles * self.tokens_per_tile), *end]
         text = [pad_id(self.tokenizer)] * (self.row_length - len(run))
         rows = run + text, [IGNORE_INDEX] * len(run) + text
-        ids, labels = (torch.tensor(row, device=device).repeat(batch_size, 1) for row in rows)
+        copies = 2 if self.preferences else 1
+        ids, labels = (torch.tensor(row, device=device).repeat(batch_size * copies, 1) for row in rows)
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
@@ -174,6 +197,7 @@ class ChatCollator:
             **self.processor.blank(batch_size * tiles, device),
             **(self.instructions.blank(batch_size * tiles, device) if self.instructions else {}),
             "image_counts": torch.ones(batch_size, dtype=torch.int64, device=device),
+            **({COPIES: copies} if self.preferences else {}),
         }
 
     def _prepared(self, sample: Sample, encode: Callable[..., Any]) -> Prepared:

@@ -21,6 +21,7 @@ from lightning_internvl.data.collate.packing import (
     choose_row,
     is_enough,
 )
+from lightning_internvl.data.collate.pairs_of_answers import longest_row
 
 
 class PackedChats(ChatCollator):
@@ -82,17 +83,21 @@ class PackedChats(ChatCollator):
     def pack(self, rows: Sequence[Sequence[Prepared]]) -> dict[str, Any]:
         """A batch of rows of prepared samples."""
         samples = [one for row in rows for one in row]
-        ids = [list(chain.from_iterable(one["row"][0] for one in row)) for row in rows]
-        labels = [[x for one in row for x in (IGNORE_INDEX, *one["row"][1][1:])] for row in rows]
+        # with rejected answers rows have a twin, behind all of them
+        found = iter(self.rows(samples))
+        parts = [[next(found) for _ in row] for row in (*rows, *(rows if self.preferences else ()))]
+        ids = [list(chain.from_iterable(part[0] for part in row)) for row in parts]
+        labels = [[x for part in row for x in (IGNORE_INDEX, *part[1][1:])] for row in parts]
         input_ids, mask = pad_rows(ids, pad_id(self.tokenizer))
         return {
             "keys": [one["key"] for one in samples],
             "input_ids": input_ids,
             "attention_mask": mask,
             "labels": pad_rows(labels, IGNORE_INDEX)[0],
-            "segments": [[len(one["row"][0]) for one in row] for row in rows],
+            "segments": [[len(part[0]) for part in row] for row in parts],
             **self._inputs(samples),
             **picture_keys(samples, self.picture_keys),
+            **self._pairs(samples),
             "image_counts": torch.tensor([len(one["pictures"]) for one in samples]),
         }
 
@@ -110,7 +115,7 @@ class PackedRows:
 
     def size(self, prepared: Prepared) -> tuple[int, int]:
         """Tokens and visual tokens of a sample."""
-        return len(prepared["row"][0]), self.chats.visual(prepared)
+        return longest_row(prepared), self.chats.visual(prepared)
 
     def enough(self, sizes_N2: np.ndarray) -> bool:
         """Whether a window full of samples waits."""
@@ -141,7 +146,7 @@ class LengthBuckets:
 
     def size(self, prepared: Prepared) -> tuple[int, int]:
         """Tokens of a sample; those of its answer too, where an encoder-decoder reads it apart."""
-        return max(map(len, prepared["row"])), 0
+        return longest_row(prepared), 0
 
     def enough(self, sizes_N2: np.ndarray) -> bool:
         """Whether a window full of samples waits."""
