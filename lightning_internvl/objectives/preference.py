@@ -50,9 +50,11 @@ class Preference(nn.Module):
     Attributes:
         weights: of the terms.
         needs_reference: whether log-probabilities under a reference are needed.
+        alone: whether each pair is judged for itself.
     """
 
     needs_reference: ClassVar[bool] = True
+    alone: ClassVar[bool] = True
     weights: dict[str, float]
     beta: float
 
@@ -129,6 +131,8 @@ class KTO(Preference):
         beta: how dear it is to leave the reference.
         chosen, rejected: weights of the answers.
     """
+
+    alone = False
 
     def __init__(self, *, beta: float = 0.1, chosen: float = 1.0, rejected: float = 1.0) -> None:
         super().__init__()

@@ -107,7 +107,7 @@ def _fewer_pairs(plan: StagePlan, search: Search, least: Choice) -> Iterator[Adv
         smaller = replace(least, batch=batch, accumulate=plan.accumulate * plan.batch // batch)
         found = search.found(smaller)
         if found.memory.total <= room or batch == 2:
-            yield _of(plan, found, f"{OTHER}: a contrast compares fewer pairs")
+            yield _of(plan, found, f"{OTHER}: fewer pairs are compared at once")
             return
 
 

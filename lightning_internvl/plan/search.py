@@ -81,7 +81,7 @@ class Search:
     def alone(self) -> bool:
         """Whether each sample is judged for itself, so that micro-batches change no gradient."""
         objectives = self.plan.stage.model.objectives.values()
-        return all(isinstance(one, NextToken | Classification) for one in objectives)
+        return all(isinstance(one, NextToken | Classification) or getattr(one, "alone", False) for one in objectives)
 
     def cheapest(self, more: int = 1) -> Found | None:
         """The choice of least work that fits on `more` times the devices; None if none does."""

@@ -28,7 +28,7 @@ GROUPS = (
     "encoder", "middleware", "decoder", "objective", "processor", "data", "optimizer", "scheduler",
     "peft", "quantization",
 )  # fmt: skip
-FITS = ("give ", "choose", "valid choices", "leave", "comes with", "has one")  # what a refusal says of what does
+FITS = ("give ", "choose", "valid choices", "leave", "comes with", "stages with one")  # what a refusal says of what does
 
 
 def files_of(group: str) -> list[str]:

@@ -128,7 +128,7 @@ def test_pictures_with_questions_answers_and_truths_over_time(whole: tuple[Path,
 def test_the_best_weights_are_handed_over(early: tuple[Path, str]) -> None:
     run, out = early
     best = read_json(run / "stages/finetune/best.json")
-    assert best["step"] < 4
+    assert best["step"] < 28  # two further measurements are no better
     assert f"finetune: ends at step {best['step'] + 2} of 30, 1 times without a better value" in out
     assert read_json(run / "handoff/finetune/manifest.json")["step"] == best["step"]
     kept = {name: tensor for file in (run / "best/finetune").glob("*.safetensors") for name, tensor in load_file(file).items()}

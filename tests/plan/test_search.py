@@ -73,7 +73,7 @@ def test_in_batch_losses_compare_fewer_pairs_only_where_nothing_else_fits() -> N
     assert told.price.startswith(SAME)
     least = replace(plan.setup, capacity=0.8 * told.memory.total / ROOM)
     *_, told = advice(replace(plan, setup=least))
-    assert "a contrast compares fewer pairs" in told.price
+    assert "fewer pairs are compared at once" in told.price
     assert "accumulate_grad_batches=" in told.words
 
 
@@ -91,3 +91,9 @@ def test_long_words_stand_on_lines_that_a_shell_joins() -> None:
     assert len(lines) > 2
     assert max(map(len, lines)) < 116
     assert shlex.split("".join(line.removesuffix("\\") for line in lines)) == words.split()
+
+
+@pytest.mark.parametrize(("objective", "alone"), [("mpo", True), ("simpo", True), ("kto", False)])
+def test_pairs_of_answers_are_taken_in_micro_batches_where_each_is_judged_alone(objective: str, alone: bool) -> None:
+    _, found = advised("preference", 0.6, {"objective": objective, **batch_of("preference")})
+    assert any("accumulate_grad_batches" in one.words and one.price.startswith(SAME) for one in found) == alone
