@@ -179,14 +179,17 @@ class VLM(nn.Module):
         """
         places = self.visual_places(input_ids)
         merged = self._merge_visual_tokens(input_ids, pixel_values, inputs)
-        width = (merged.placeholders or 0) // len(places) if most is None else most
-        order = (~places).int().argsort(dim=1, stable=True)[:, : max(width, 1)]
+        width = max((merged.placeholders or 0) // len(places) if most is None else most, 1)
+        order = (~places).int().argsort(dim=1, stable=True)[:, :width]
         shown = places.gather(1, order)
         if merged.visual is None:
-            return merged.embeds.gather(1, order[..., None].expand(*order.shape, merged.embeds.shape[-1])), shown
-        # a placeholder stands for all tokens of a picture
-        picture = (places.flatten().cumsum(dim=0) - 1).clamp(min=0).view_as(places).gather(1, order)
-        return merged.visual[picture].flatten(1, 2), shown.repeat_interleave(merged.visual.shape[1], dim=1)
+            seen = merged.embeds.gather(1, order[..., None].expand(*order.shape, merged.embeds.shape[-1]))[:, :, None]
+        else:  # a placeholder stands for all tokens of a picture
+            picture = (places.flatten().cumsum(dim=0) - 1).clamp(min=0).view_as(places).gather(1, order)
+            seen = merged.visual[picture]
+        less = width - order.shape[1]  # where a row of another process has more placeholders than rows here have tokens
+        seen, shown = F.pad(seen, (0, 0, 0, 0, 0, less)), F.pad(shown, (0, less))
+        return seen.flatten(1, 2), shown.repeat_interleave(seen.shape[2], dim=1)
 
     def _merge_visual_tokens(self, input_ids: Tensor, pixel_values: Tensor | None, inputs: dict[str, Any]) -> _Merged:
         embeds, places = self._embed_words(input_ids), places_of(input_ids, self.image_token_id)

@@ -159,3 +159,14 @@ def test_sizes_that_the_host_knows_change_nothing(encoder: InternViT, tmp_path: 
     assert counts == {"words": 3, "placeholders": TOKENS}
     for name, value in words.losses({**seen, COUNTS: counts}).items():
         assert value.equal(words.losses(seen)[name])
+
+
+def test_rows_are_as_wide_as_the_widest_of_another_process(encoder: InternViT, tmp_path: Path) -> None:
+    model, seen = stage(encoder, tmp_path).model, batch()
+    most = seen["input_ids"].shape[1] + 5
+    tokens, shown = model.visual_in_rows(most, **seen)
+    known, there = model.visual_in_rows(TOKENS, **seen)
+    assert tokens.shape[:2] == shown.shape == (6, most)
+    assert tokens[:, :TOKENS].equal(known)
+    assert there.all()
+    assert shown.sum(dim=1).tolist() == [TOKENS] * 6
