@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -111,3 +114,16 @@ def test_tokenize_lowers_and_removes_punctuation() -> None:
 def test_bad_input_is_named(candidates: list[str], references: list[list[str]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cider(candidates, references)
+
+
+def test_another_process_gives_the_same_bits() -> None:
+    """Whose hashes of texts, and with them the order of a set, are others."""
+    draws = random.Random(0)
+    texts = [" ".join(draws.choices("abcdefgh", k=30)) for _ in range(40)]
+    references = [[text] for text in texts[20:]]
+    code = f"from lightning_internvl.evaluation.metrics.cider import cider; print(cider({texts[:20]}, {references}))"
+    said = set()
+    for seed in "12345":
+        apart = {**os.environ, "PYTHONHASHSEED": seed}
+        said.add(subprocess.run([sys.executable, "-c", code], env=apart, capture_output=True, check=True).stdout)
+    assert len(said) == 1

@@ -65,7 +65,7 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
     vectors = candidate.weights, reference.weights, candidate.norms, reference.norms
     for mine, theirs, norm_mine, norm_theirs in zip(*vectors, strict=True):
         if norm_mine and norm_theirs:
-            shared = sum(min(mine[ngram], theirs[ngram]) * theirs[ngram] for ngram in mine.keys() & theirs.keys())
+            shared = sum(min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in mine.items() if ngram in theirs)
             total += shared / (norm_mine * norm_theirs)
     penalty = math.exp(-((candidate.length - reference.length) ** 2) / (2 * LENGTH_SIGMA**2))
     return penalty * total / MAX_N
