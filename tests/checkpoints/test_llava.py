@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from beside_transformers import close
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
@@ -67,11 +68,6 @@ def batch(tokens: int, *rows: tuple[int, int]) -> dict[str, Tensor]:
     labels = torch.where((mask == 1) & (ids != IMAGE), ids, -100)
     pixels = torch.randn(sum(pictures for pictures, _ in rows), 3, 24, 24)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": pixels}
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    ours, theirs = ours.detach(), theirs.detach()
-    assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max()) + 1e-7
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from beside_transformers import close, opens_our_folder, opens_what_came_from_nowhere, same_output, same_words
 from torch import Tensor
 from transformers import (
     LlavaNextConfig,
@@ -129,17 +130,6 @@ def batch(model: Theirs, rows: list[tuple[list[Piece], int]], alone: bool = Fals
     return found | {"input_ids": ids_BL, "attention_mask": mask, "labels": labels}
 
 
-def close(ours: Tensor, theirs: Tensor) -> None:
-    ours, theirs = ours.detach(), theirs.detach()
-    assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max()) + 1e-7
-
-
-def compare(ours: Any, theirs: Theirs, inputs: dict[str, Tensor]) -> None:
-    expected, found, seen = theirs(**inputs), ours(**inputs), inputs["attention_mask"].bool()
-    close(found.logits[seen], expected.logits[seen])
-    close(found.loss, expected.loss)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_same_numbers_both_ways(tmp_path: Path, case: str) -> None:
     torch.manual_seed(0)
@@ -148,14 +138,11 @@ def test_same_numbers_both_ways(tmp_path: Path, case: str) -> None:
     ours = load_pretrained(tmp_path / "theirs")
     newer = case.startswith("OneVision")
     for rows in (ROWS | (VIDEOS if newer else {})).values():
-        compare(ours, theirs, batch(theirs, rows))
+        same_output(ours, theirs, batch(theirs, rows))
     if newer:
-        compare(ours, theirs, batch(theirs, ROWS["pictures, right padding"], alone=True))
+        same_output(ours, theirs, batch(theirs, ROWS["pictures, right padding"], alone=True))
 
-    ours.save_pretrained(tmp_path / "ours")
-    back = type(theirs).from_pretrained(tmp_path / "ours").eval()
-    assert back.state_dict().keys() == theirs.state_dict().keys()
-    assert all(tensor.equal(theirs.state_dict()[name]) for name, tensor in back.state_dict().items())
+    back = opens_our_folder(ours, theirs, tmp_path / "ours")
     inputs = batch(theirs, ROWS["pictures, left padding"])
     assert back(**inputs).logits.equal(theirs(**inputs).logits)
 
@@ -179,26 +166,15 @@ def test_every_parameter_has_their_gradient(tmp_path: Path, case: str) -> None:
 def test_the_same_words_are_written(tmp_path: Path, case: str) -> None:
     torch.manual_seed(2)
     theirs = their_model(case)
-    theirs.save_pretrained(tmp_path)
     inputs = batch(theirs, [([3, (30, 50), 4], 0), ([5, (12, 40), 2], -1)])
-    del inputs["labels"]
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    width = inputs["input_ids"].shape[1]
-    ours = load_pretrained(tmp_path).generate(**inputs, **options)
-    assert ours.tolist() == theirs.generate(**inputs, **options)[:, width:].tolist()
+    same_words(theirs, inputs, tmp_path, max_new_tokens=6, min_new_tokens=6)
 
 
 @pytest.mark.parametrize("case", ["Vicuna", "Mistral", "OneVision, maps of 2 squares"])
 def test_a_model_that_came_from_nowhere_is_saved_for_transformers(tmp_path: Path, case: str) -> None:
     torch.manual_seed(4)
     theirs = their_model(case)
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours = load_pretrained(tmp_path / "theirs")
-    ours.config = None
-    ours.save_pretrained(tmp_path / "ours")
-    back = type(theirs).from_pretrained(tmp_path / "ours").eval()
-    inputs = batch(theirs, ROWS["pictures, left padding"])
-    assert back(**inputs).logits.equal(theirs(**inputs).logits)
+    opens_what_came_from_nowhere(theirs, batch(theirs, ROWS["pictures, left padding"]), tmp_path)
 
 
 def test_tokens_of_pictures_and_videos_under_their_newer_names(tmp_path: Path) -> None:

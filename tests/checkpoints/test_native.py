@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from beside_transformers import close
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, InternVLVisionModel
 
@@ -82,11 +83,6 @@ BATCHES = {
     "left padding": lambda: batch((1, 6, -4), (2, 6, 0), (0, 7, -7)),
     "several tiles": lambda: batch((3, 5, 0), (1, 9, -4)),
 }
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    ours, theirs = ours.detach(), theirs.detach()
-    assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max()) + 1e-7
 
 
 @pytest.mark.parametrize(("decoder", "tower", "tied", "layer"), CASES, ids=str)
