@@ -207,20 +207,22 @@ class HFCausalLM(Part):
             ValueError: for segments that do not fit the rows, or a language model that cannot keep
                 samples apart.
         """
-        embeds_BLH = lowered(embeds_BLH)
-        inputs: dict[str, Any] = {"attention_mask": attention_mask_BL}
+        inputs = self.row_inputs(attention_mask_BL, segments, right_padded)
+        return self.lm.base_model(inputs_embeds=lowered(embeds_BLH), use_cache=False, **inputs)[0]
+
+    def row_inputs(self, attention_mask_BL: Tensor, segments: Segments | None, right_padded: bool) -> dict[str, Any]:
+        """What the language model is told of rows beside their embeddings; arguments and errors as of
+        `hidden`."""
         if segments is not None:
-            inputs = packed_inputs(self.lm, segments, attention_mask_BL)
-        elif embeds_BLH.is_meta:
+            return packed_inputs(self.lm, segments, attention_mask_BL)
+        if attention_mask_BL.is_meta:
             # transformers would look into a mask of two dimensions; one of four it takes as it is
-            length = attention_mask_BL.shape[1]
-            inputs["attention_mask"] = attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)
+            rows, length = attention_mask_BL.shape
+            inputs = {"attention_mask": attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)}
             if self.lm.config.model_type == "opt":  # it counts positions in a mask of two dimensions
-                places = torch.arange(length, device=embeds_BLH.device)
-                inputs["position_ids"] = places.expand(len(embeds_BLH), -1)
-        elif right_padded:
-            inputs = right_padded_inputs(self.lm, attention_mask_BL)
-        return self.lm.base_model(inputs_embeds=embeds_BLH, use_cache=False, **inputs)[0]
+                inputs["position_ids"] = torch.arange(length, device=attention_mask_BL.device).expand(rows, -1)
+            return inputs
+        return right_padded_inputs(self.lm, attention_mask_BL) if right_padded else {"attention_mask": attention_mask_BL}
 
     @property
     def output_layer(self) -> nn.Module:

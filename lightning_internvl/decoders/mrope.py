@@ -20,7 +20,6 @@ from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.decoders.mrope_models import MRopeConfigs, check_section, kind_of
 from lightning_internvl.layers.attention_masks import Segments, on_device, starts
 from lightning_internvl.layers.basic import lowered
-from lightning_internvl.layers.hf_attention import packed_inputs, right_padded_inputs
 
 Grid = tuple[int, int, int]
 
@@ -154,21 +153,10 @@ class MRopeCausalLM(HFCausalLM):
             right_padded: as in `HFCausalLM`.
             where: the arguments of `positions`.
         """
-        embeds_BLH, segments = lowered(embeds_BLH), where.get("segments")
-        if segments is not None:  # checked before anything is counted by them
-            packed = packed_inputs(self.lm, segments, attention_mask_BL)
-            packed["position_ids"] = self.positions(attention_mask_BL, **where)
-            return self.lm.model(inputs_embeds=embeds_BLH, use_cache=False, **packed)[0]
-        position_ids = self.positions(attention_mask_BL, **where)
-        # transformers would look into a mask of two dimensions; one of four it takes as it is
-        if embeds_BLH.is_meta:
-            length = attention_mask_BL.shape[1]
-            seen = attention_mask_BL.bool()[:, None, None]
-            attention_mask_BL = seen.expand(-1, 1, length, length)
-        elif right_padded:
-            attention_mask_BL = right_padded_inputs(self.lm, attention_mask_BL)["attention_mask"]
-        inputs = {"attention_mask": attention_mask_BL, "position_ids": position_ids}
-        return self.lm.model(inputs_embeds=embeds_BLH, use_cache=False, **inputs)[0]
+        # segments are checked before anything is counted by them
+        inputs = self.row_inputs(attention_mask_BL, where.get("segments"), right_padded)
+        inputs["position_ids"] = self.positions(attention_mask_BL, **where)
+        return self.lm.model(inputs_embeds=lowered(embeds_BLH), use_cache=False, **inputs)[0]
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:

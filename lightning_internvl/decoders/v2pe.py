@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers.attention_masks import Segments, on_device, starts
 from lightning_internvl.layers.basic import lowered
-from lightning_internvl.layers.hf_attention import packed_inputs, right_padded_inputs
 
 
 class V2PECausalLM(HFCausalLM):
@@ -61,7 +61,7 @@ class V2PECausalLM(HFCausalLM):
         visual = torch.zeros_like(seen) if visual_places_BL is None else visual_places_BL & seen
         places = torch.arange(seen.shape[1], device=seen.device).expand_as(seen)
         # the run that a token stands in, or behind which it stands
-        before = torch.nn.functional.pad(visual, (1, 0))[:, :-1]
+        before = F.pad(visual, (1, 0))[:, :-1]
         first = torch.where(visual & ~before, places, 0).cummax(dim=1).values
         step = self._drawn(seen).gather(1, first)
         moved = step * (places - first)  # of the run before a word that follows it
@@ -96,17 +96,9 @@ class V2PECausalLM(HFCausalLM):
             visual_places: bool (B, L), where visual tokens stand.
             segments, right_padded: as in `HFCausalLM`.
         """
-        embeds_BLH = lowered(embeds_BLH)
-        inputs: dict[str, Any] = {"attention_mask": attention_mask_BL}
-        if segments is not None:
-            inputs = packed_inputs(self.lm, segments, attention_mask_BL)
-        elif embeds_BLH.is_meta:
-            length = attention_mask_BL.shape[1]
-            inputs["attention_mask"] = attention_mask_BL.bool()[:, None, None].expand(-1, 1, length, length)
-        elif right_padded:
-            inputs = right_padded_inputs(self.lm, attention_mask_BL)
+        inputs = self.row_inputs(attention_mask_BL, segments, right_padded)
         inputs["position_ids"] = self.positions(attention_mask_BL, visual_places, segments)
-        return self.lm.base_model(inputs_embeds=embeds_BLH, use_cache=False, **inputs)[0]
+        return self.lm.base_model(inputs_embeds=lowered(embeds_BLH), use_cache=False, **inputs)[0]
 
     @torch.no_grad()
     def generate(self, embeds_BLH: Tensor, attention_mask_BL: Tensor, **options: Any) -> Tensor:
