@@ -12,6 +12,8 @@ caption, H decoder width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,7 +44,8 @@ class WordStage(Stage):
         Every rank compares its pictures with the captions of all, and its captions with the
         pictures of all.
         """
-        embed, known = self.model.decoder.embed, batch.get(COUNTS, {})
+        embed = self.model.decoder.embed
+        known: dict[str, Any] = batch.get(COUNTS) or ({} if batch["labels"].is_meta else self.counts(batch))
         ids_CL = described_words(batch["input_ids"], batch["labels"], known.get(LONGEST))
         rarity_CL = rarity(ids_CL)
         words_CLH = embed(ids_CL.clamp(min=0)).float()
@@ -84,10 +87,8 @@ class WordStage(Stage):
         """Visual tokens of each sample in order, and which are there: (B, P, H) and (B, P).
 
         Args:
-            most: placeholders of the sample that has most, where the host knows them.
+            most: placeholders of the sample that has most; None on the meta device.
         """
-        if most is None and not batch["input_ids"].is_meta:
-            most = int(self.counts(batch)[MOST_SEEN])
         seen_BPH, shown_BP = self.model.visual_in_rows(None if most is None else all_reduce_max(most), **batch)
         return seen_BPH.float().masked_fill(~shown_BP[..., None], 0.0), shown_BP
 
