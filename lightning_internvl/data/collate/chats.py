@@ -116,10 +116,10 @@ class ChatCollator:
 
     def prepare(self, sample: Sample) -> Prepared:
         """Tiles, ids and labels of one conversation. Raises ValueError naming the sample."""
+        sample = self._with_frames(sample)
         prepared = self._prepared(sample, self.encode)
         if self.preferences:
-            shown = prepared["pictures"], prepared["videos"]
-            other = with_rejected(self._with_frames(sample))
+            shown, other = (prepared["pictures"], prepared["videos"]), with_rejected(sample)
             prepared["rejected"] = self._row({**other, "conversation": self._read(other, *shown)}, *shown, self.encode)
             prepared["pair_key"] = pair_key(prepared)
         return prepared
@@ -211,8 +211,11 @@ class ChatCollator:
         return {"key": sample["key"], "row": row, **shown, "conversation": conversation}
 
     def _with_frames(self, sample: Sample) -> Sample:
-        """A sample with pictures in place of its videos, where frames are pictures."""
-        return with_frames(sample, self.video_frames, self.template) if self.video_frames else sample
+        """A sample with pictures in place of its videos, where frames are pictures; one that has them
+        as it is."""
+        if self.video_frames is None or "frames" in sample:
+            return sample
+        return with_frames(sample, self.video_frames, self.template)
 
     def _read(self, sample: Sample, pictures: Sequence[np.ndarray], videos: Sequence[np.ndarray]) -> Sequence[Message]:
         """The conversation as the model reads it."""

@@ -140,3 +140,11 @@ def test_packed_rows_hold_videos() -> None:
     assert batch["pixel_values"].shape == (7, 3, 8, 8)
     alone = collator([2, 5])([sample(f"{VIDEO}\nwhat?", [], film(count)) for count in (2, 5)])
     assert torch.equal(batch["pixel_values"], alone["pixel_values"])
+
+
+def test_a_check_counts_what_prepare_makes_of_frames() -> None:
+    record = sample(f"{VIDEO}\nwhat?", [], film(2, 16, 32))  # as pictures these would be three tiles each
+    record["conversation"] += [{"role": "user", "content": "and?"}, {"role": "assistant", "content": "a dog"}]
+    tokens = len(collator([1, 8]).prepare(record)["row"][0])
+    tight = ChatCollator(TOKENIZER, load_template("internvl2_5", ""), TILES, 1, tokens - 1, video_frames=[1, 8])
+    assert tight.check(record) == tokens
