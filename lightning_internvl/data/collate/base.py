@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.data.processors.basic import Processor, Size
 from lightning_internvl.data.processors.jpeg import recompressed
+from lightning_internvl.data.templates import VIDEO, Message
 
 # What the host reads of a batch's pictures, sizes and numbers; a device would have to be asked.
 ON_HOST = (
@@ -52,6 +53,13 @@ def tiles_of(processor: Processor, image: np.ndarray, key: str, draw: Sequence[i
 def sizes_of(sample: Sample) -> list[Size]:
     """Height and width of each picture of a sample, as it came."""
     return [(image.shape[0], image.shape[1]) for image in sample["images"]]
+
+
+def check_video_marks(conversation: Sequence[Message], videos: int, key: str) -> None:
+    """Raises ValueError naming the sample unless there is one mark a video."""
+    marks = sum(message["content"].count(VIDEO) for message in conversation)
+    if marks != videos:
+        raise ValueError(f"sample {key}: {videos} videos but {marks} {VIDEO!r} marks")
 
 
 def video_of(processor: Processor, frames: np.ndarray, fps: float, key: str) -> np.ndarray:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 
 from lightning_internvl.data.files.boxes import BOX, LARGEST, NUMBER
 from lightning_internvl.data.templates import IMAGE, VIDEO, Message
-from lightning_internvl.data.templates.base import joined
+from lightning_internvl.data.templates.base import rewritten
 
 Size = tuple[int, int]  # height and width in pixels
 WHOLE: Size = (LARGEST, LARGEST)
-_MARKS = re.compile(f"({re.escape(IMAGE)}|{re.escape(VIDEO)})")
+_MARKS = f"({re.escape(IMAGE)}|{re.escape(VIDEO)})"
 
 
 def in_pixels(conversation: Sequence[Message], images: Sequence[Size], videos: Sequence[Size] = ()) -> list[Message]:
@@ -36,16 +36,7 @@ def in_pixels(conversation: Sequence[Message], images: Sequence[Size], videos: S
             found.append(rescaled(text, WHOLE, size))
         return found
 
-    messages = []
-    for message in conversation:
-        new = message.copy()
-        if "parts" in message:
-            new["parts"] = changed(message["parts"])
-            new["content"] = joined(new["parts"], "\n")
-        else:
-            new["content"] = "".join(changed(_MARKS.split(message["content"])))
-        messages.append(new)
-    return messages
+    return rewritten(conversation, _MARKS, changed)
 
 
 def rescaled(text: str, before: Size, after: Size) -> str:

@@ -9,9 +9,10 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 
+from lightning_internvl.data.collate.base import check_video_marks
 from lightning_internvl.data.files.frame_times import times_fault
 from lightning_internvl.data.templates import VIDEO, Message
-from lightning_internvl.data.templates.base import joined
+from lightning_internvl.data.templates.base import rewritten
 
 
 def with_times(conversation: Sequence[Message], videos: Sequence[Sequence[float]], sample: str) -> list[Message]:
@@ -24,9 +25,7 @@ def with_times(conversation: Sequence[Message], videos: Sequence[Sequence[float]
     Raises:
         ValueError: unless there is one mark a video, and for times that are none or go back.
     """
-    marks = sum(message["content"].count(VIDEO) for message in conversation)
-    if marks != len(videos):
-        raise ValueError(f"sample {sample}: {len(videos)} videos but {marks} {VIDEO!r} marks")
+    check_video_marks(conversation, len(videos), sample)
     for times in videos:
         if fault := times_fault(times):
             raise ValueError(f"sample {sample}: the steps of a video stand at {fault}")
@@ -36,16 +35,7 @@ def with_times(conversation: Sequence[Message], videos: Sequence[Sequence[float]
         pieces = [[part] if part != VIDEO else _steps(next(waiting)) for part in texts]
         return list(itertools.chain(*pieces))
 
-    messages = []
-    for message in conversation:
-        new = message.copy()
-        if "parts" in message:
-            new["parts"] = changed(message["parts"])
-            new["content"] = joined(new["parts"], "\n")
-        else:
-            new["content"] = "".join(changed(re.split(f"({VIDEO})", message["content"])))
-        messages.append(new)
-    return messages
+    return rewritten(conversation, f"({re.escape(VIDEO)})", changed)
 
 
 def _steps(times: Sequence[float]) -> list[str]:

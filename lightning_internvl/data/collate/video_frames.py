@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_internvl.data.collate.base import Sample
+from lightning_internvl.data.collate.base import Sample, check_video_marks
 from lightning_internvl.data.files.videos import frame_places
 from lightning_internvl.data.templates import IMAGE, VIDEO, ChatTemplate, Message
 
@@ -60,9 +60,8 @@ def with_frames(sample: Sample, limits: FrameLimits, template: ChatTemplate) -> 
     """
     videos, rest = [frames for frames, _ in sample.get("videos", ())], iter(sample["images"])
     messages = [template.written(message) for message in sample["conversation"]]
+    check_video_marks(messages, len(videos), sample["key"])
     found = [mark for message in messages for mark in MARKS.findall(message["content"])]
-    if (marks := found.count(VIDEO)) != len(videos):
-        raise ValueError(f"sample {sample['key']}: {len(videos)} videos but {marks} {VIDEO!r} marks")
     chosen = [_chosen(sample, limits, place, frames) for place, frames in enumerate(videos)]
     shown = _in_order(found, rest, iter(chosen))
     shown += [(image, False) for image in rest]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, NotRequired, TypedDict
 
@@ -36,6 +36,25 @@ def message_of(role: str, parts: Sequence[str]) -> Message:
 def joined(parts: Sequence[str], joint: str) -> str:
     """Marks and texts as one text, with `joint` behind every mark."""
     return "".join(part + joint if part in (IMAGE, VIDEO) else part for part in parts)
+
+
+def rewritten(conversation: Sequence[Message], marks: str, changed: Callable[[Iterable[str]], list[str]]) -> list[Message]:
+    """Messages with other texts and marks, in the order in which they stand.
+
+    Args:
+        marks: a pattern with one group, of the marks that stand apart from the texts between them.
+        changed: what stands in the place of the pieces of one message.
+    """
+    messages = []
+    for message in conversation:
+        new = message.copy()
+        if "parts" in message:
+            new["parts"] = changed(message["parts"])
+            new["content"] = joined(new["parts"], "\n")
+        else:
+            new["content"] = "".join(changed(re.split(marks, message["content"])))
+        messages.append(new)
+    return messages
 
 
 class Segment(NamedTuple):
