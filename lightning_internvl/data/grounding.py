@@ -85,6 +85,14 @@ def check_box(box: Box, sample: str) -> Box:
     return box
 
 
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes x0, y0, x1, y1; an empty box overlaps nothing."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0.0, width) * max(0.0, height)
+    total = sum(max(0.0, x1 - x0) * max(0.0, y1 - y0) for x0, y0, x1, y1 in (a, b)) - shared
+    return shared / total if total > 0 else 0.0
+
+
 def _scaled(numbers: Sequence[str]) -> Box:
     x0, y0, x1, y1 = (int(number) / SCALE for number in numbers)
     return x0, y0, x1, y1

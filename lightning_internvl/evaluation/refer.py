@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from lightning_internvl.data.grounding import SCALE, Box, box_text
+from lightning_internvl.data.grounding import SCALE, Box, box_text, overlap
 from lightning_internvl.evaluation.answer_task import BUILT_IN, AnswerTask, Case
 from lightning_internvl.evaluation.benchmark_files import field, picture_in, read_lines
 from lightning_internvl.evaluation.scene_cases import grounding_cases
-from lightning_internvl.evaluation.tasks import Metrics, overlap
+from lightning_internvl.evaluation.tasks import Metrics
 from lightning_internvl.inference.predictor import Predictor
 
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_accuracy
 
-from lightning_internvl.data.grounding import Box, box_of
+from lightning_internvl.data.grounding import box_of, overlap
 from lightning_internvl.data.scenes.language import CAPTION_REQUEST, Turn
 from lightning_internvl.evaluation.captions import caption_scores
 from lightning_internvl.evaluation.classification import top_k_accuracy, zero_shot_scores
@@ -194,11 +194,3 @@ def is_right(turn: Turn, answer: str, iou: float = 0.5) -> bool:
         return answer == turn.answer
     box = box_of(answer)
     return box is not None and overlap(box, turn.box) >= iou
-
-
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes x0, y0, x1, y1; an empty box overlaps nothing."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0.0, width) * max(0.0, height)
-    total = sum(max(0.0, x1 - x0) * max(0.0, y1 - y0) for x0, y0, x1, y1 in (a, b)) - shared
-    return shared / total if total > 0 else 0.0

@@ -1,6 +1,7 @@
 """Losses, each alone and testable alone; those with parameters of their own keep them here."""
 
 from lightning_internvl.objectives.classification import Classification
+from lightning_internvl.objectives.grpo import GRPO
 from lightning_internvl.objectives.itc import ITC, WordITC
 from lightning_internvl.objectives.itm import ITM, mined_negatives, other_pictures, random_negatives
 from lightning_internvl.objectives.next_token import NextToken
@@ -10,6 +11,7 @@ from lightning_internvl.objectives.siglip import SigLIP
 
 __all__ = [
     "DPO",
+    "GRPO",
     "ITC",
     "ITM",
     "KTO",

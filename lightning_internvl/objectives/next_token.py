@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TypeGuard
 
@@ -102,13 +102,29 @@ class NextToken(nn.Module):
         their number, (S,) float32 each; the arguments are those of `forward`. Neither label
         smoothing nor `average` counts."""
         numbers_BL, samples = sample_numbers(labels_BL, segments)
+        found_T, numbers_T = self.token_log_probabilities(
+            hidden_BLH, labels_BL, head, shifts=shifts, count=count, beside=[numbers_BL]
+        )
+        empty_S = found_T.new_zeros(samples)
+        return empty_S.index_add(0, numbers_T, found_T), empty_S.index_add(0, numbers_T, torch.ones_like(found_T))
+
+    def token_log_probabilities(
+        self,
+        hidden_BLH: Tensor,
+        labels_BL: Tensor,
+        head: Callable[[Tensor], Tensor],
+        *,
+        shifts: bool = True,
+        count: int | None = None,
+        beside: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, ...]:
+        """Of each labelled token, row by row, its log-probability, float32, and what stands in its
+        place in the tensors (B, L) `beside`: (T,) each; the other arguments are those of `forward`."""
         if shifts:
-            hidden_BLH, labels_BL, numbers_BL = hidden_BLH[:, :-1], labels_BL[:, 1:], numbers_BL[:, 1:]
+            hidden_BLH, labels_BL, beside = hidden_BLH[:, :-1], labels_BL[:, 1:], [x[:, 1:] for x in beside]
         judged = _labelled(labels_BL, count)
-        numbers_T = judged(numbers_BL)
         losses_T = self.token_losses(judged(hidden_BLH), judged(labels_BL), head)
-        empty_S = losses_T.new_zeros(samples)
-        return empty_S.index_add(0, numbers_T, -losses_T), empty_S.index_add(0, numbers_T, torch.ones_like(losses_T))
+        return -losses_T, *map(judged, beside)
 
     def token_losses(self, states_TH: Tensor, targets_T: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
         """The cross-entropy of each token, (T,). Like `total_loss` it calls `head`, a chunk at a

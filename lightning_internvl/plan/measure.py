@@ -129,9 +129,9 @@ class MetaStage:
         for name, objective in stage.model.objectives.items():
             note = functools.partial(self._note_judged, f"objectives.{name}")
             objective.register_forward_pre_hook(note)
-            if isinstance(objective, NextToken):  # which is also asked for the log-probabilities of samples
-                told = _telling(objective.log_probabilities, functools.partial(note, objective))
-                setattr(objective, "log_probabilities", told)  # noqa: B010 (a method)
+            if isinstance(objective, NextToken):  # which is also asked for log-probabilities
+                told = _telling(objective.token_log_probabilities, functools.partial(note, objective))
+                setattr(objective, "token_log_probabilities", told)  # noqa: B010 (a method)
         self.state: tuple[torch.dtype, int, str | None] | None = None  # that the stage is in
 
     def measure(
