@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_internvl.files import append_text, write_text
+from lightning_internvl.files import append_text, whole_lines, write_text
 
 
 class HistoryLogger(Logger):
@@ -37,9 +37,7 @@ class HistoryLogger(Logger):
         """The file, ready to be appended to."""
         if not self.begun:
             self.begun = time.monotonic()
-            # What follows the last line end is a line that a kill tore apart.
-            lines = self.path.read_text().split("\n")[:-1] if self.path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] < self.start_step]
+            kept = [line for line in whole_lines(self.path) if json.loads(line)["step"] < self.start_step]
             self.earlier_seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
             write_text(self.path, "".join(f"{line}\n" for line in kept))
         return self.path

@@ -146,6 +146,12 @@ def append_text(path: Path, text: str) -> None:
             raise
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a text file, none where it is not there; what follows the last line end is one
+    that a kill tore apart."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON, numbers unrounded; halves of characters, which UTF-8 does not know, are
     kept as JSON spells them."""

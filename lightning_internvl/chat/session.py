@@ -24,7 +24,7 @@ from lightning_internvl.data.files.images import image_size, read_image
 from lightning_internvl.data.files.lazy_pictures import LazyPictures
 from lightning_internvl.data.templates import IMAGE, Message, message_of
 from lightning_internvl.inference.device import on_device
-from lightning_internvl.inference.predictor import Precision, context_length, stop_options
+from lightning_internvl.inference.predictor import Precision, context_length
 from lightning_internvl.model.vlm import VLM
 
 
@@ -199,7 +199,7 @@ class Session:
         prompt_tokens = batch["input_ids"].shape[1]
         longest = min(sampling.max_new_tokens, max(1, self.context - prompt_tokens))
         options = {**sampling.options(), "max_new_tokens": longest, "pad_token_id": pad}
-        options |= stop_options(tokenizer, end)
+        options |= self.chats.stop_options()
         if stop:
             options |= {"stop_strings": [*options.get("stop_strings", ()), *stop], "tokenizer": tokenizer}
         self._stop_flag, before = _StopFlag(), None

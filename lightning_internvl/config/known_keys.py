@@ -37,6 +37,7 @@ COLLATORS = {
     "chats": "lightning_internvl.data.collate.chats.ChatCollator",
     "labels": "lightning_internvl.data.collate.labels.LabelCollator",
 }
+MORE = {"chats": ("answers", "answer_tokens")}  # of a collator that asks (`data.collate.questions`)
 # from which the arguments of the collator are made
 CHATS = ("template", "system", "image_frame", "max_text_tokens", "pictures")
 # Parameters that the program fills in, by the group whose classes and functions have them.
@@ -282,7 +283,7 @@ def _collate_keys(kind: Any) -> list[str]:
     """The settings of a collator."""
     if kind not in COLLATORS:
         return [key for one in COLLATORS for key in _collate_keys(one)]
-    own = [name for name in _names(COLLATORS[kind]) if name not in GIVEN["collate"]]
+    own = [name for name in (*_names(COLLATORS[kind]), *MORE.get(kind, ())) if name not in GIVEN["collate"]]
     return [*CHATS, *own] if kind == "chats" else own
 
 

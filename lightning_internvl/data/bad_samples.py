@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_internvl.files import append_text, json_text, write_text
+from lightning_internvl.files import append_text, json_text, whole_lines, write_text
 from lightning_internvl.messages import hidden, without_secrets
 
 TRIES = 32  # samples in a row of which one must be of use
@@ -193,7 +193,7 @@ class Ledger:
         self.path, self.max_bad_fraction, self.batch_size = path, max_bad_fraction, batch_size
         self.minimum = min(MINIMUM, epoch or MINIMUM)
         self.batch = start
-        rows = _read_rows(path)
+        rows = [json.loads(line) for line in whole_lines(path)]
         kept = [row for row in rows if row["batch"] < start]
         self.kinds: Counter[str] = Counter(row["kind"] for row in kept)
         self.sources: Counter[str] = Counter(row["source"] for row in kept if "source" in row)
@@ -244,9 +244,3 @@ class Ledger:
         total = sum(self.kinds.values())
         skipped = f"{total} of {self.tried} samples were skipped"
         return f"{skipped} ({self.counted()}); {self.path} names them" if total else None
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of an earlier part of the run; a kill may have torn the last apart."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]

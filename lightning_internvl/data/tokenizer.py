@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -167,6 +168,13 @@ def _cached_ids(tokenizer: PreTrainedTokenizerBase, size: int, text: str) -> tup
 def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     # Its size, so that tokens added later are seen
     return _cached_ids(tokenizer, len(tokenizer), text)
+
+
+def stop_options(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]:
+    """Options of `generate` that end an answer with its mark, one token or some ("###")."""
+    if tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
+        return {"eos_token_id": tokenizer.eos_token_id, "stop_strings": [end], "tokenizer": tokenizer}
+    return {"eos_token_id": token_id(tokenizer, end)}
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -32,8 +32,12 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
 def clip(grads: Sequence[Tensor], limit: float, total: Tensor) -> None:
     """`torch.nn.utils.clip_grad_norm_` with the norm that is known, in place."""
     if grads:
-        scale = (limit / (total + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_([grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads], scale)
+        scale_gradients(grads, (limit / (total + 1e-6)).clamp(max=1.0))
+
+
+def scale_gradients(grads: Sequence[Tensor], scale: Tensor) -> None:
+    """Multiply all by a number, in place."""
+    torch._foreach_mul_([grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads], scale)
 
 
 def clips_in_step(optimizer: Optimizer, grads: Sequence[Tensor]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lightning_internvl.choices import Config
@@ -16,6 +17,7 @@ from lightning_internvl.data.collate.labels import LabelCollator
 from lightning_internvl.data.collate.packed import PackedChats
 from lightning_internvl.data.collate.packing import PACKED
 from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.data.collate.questions import QuestionChats
 from lightning_internvl.data.processors.basic import Processor
 from lightning_internvl.data.templates import load_template
 from lightning_internvl.data.tokenizer import token_id
@@ -23,6 +25,7 @@ from lightning_internvl.model.compatibility import check_captions, check_packabl
 from lightning_internvl.model.compose import Build
 from lightning_internvl.model.vlm import VLM, shifts_labels
 
+TRAINING = ("preferences", "answers", "answer_tokens")  # of a collator: what is measured has one answer, the true one
 OWN_PROCESSOR = "processor.json"  # in an exported folder: one from outside this project
 
 
@@ -51,9 +54,9 @@ def make_view(settings: StageSettings, model: VLM, tokenizers: Mapping[str, Any]
     training = make_collators(settings, model, tokenizers, processor, packed=settings.packing == PACKED)
     if settings.reads not in training:
         raise ValueError(unread(settings.reads))
-    found = make_collators(settings, model, tokenizers, measured, more_tiles=measured.max_tiles - processor.max_tiles)
-    if "chats" in found:
-        found["chats"].preferences = False  # what is measured has one answer
+    collate = {name: value for name, value in settings.collate.items() if name not in TRAINING}
+    plain = replace(settings, collate=collate)
+    found = make_collators(plain, model, tokenizers, measured, more_tiles=measured.max_tiles - processor.max_tiles)
     return View(found.get("pairs"), found.get("chats"), training[settings.reads], model, found.get("labels"))
 
 
@@ -116,7 +119,11 @@ def make_collators(
         if packed:
             check_packable(model.decoder)
             options |= {"row_tokens": data.packing_tokens, "row_tiles": data.packing_tiles}
-        kind = PackedChats if packed else ChatCollator
+        asks = "answers" in options
+        if asks and packed:
+            own = f"set data.packing=null, or stages.{settings.name}.datasets.packing=null"
+            raise ValueError(f"rows cannot be packed before the model has answered; {own}")
+        kind = PackedChats if packed else QuestionChats if asks else ChatCollator
         found["chats"] = chats = kind(tokenizers["decoder"], template, processor, tokens, max_length, **options)
         if not packed and not total:
             chats.blank_tiles = squares

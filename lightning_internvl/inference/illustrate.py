@@ -21,7 +21,7 @@ from lightning_internvl.data.collate.chats import ChatCollator
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.inference.picture_search import Gallery, SearchHit
-from lightning_internvl.inference.predictor import stop_options, with_full_context
+from lightning_internvl.inference.predictor import with_full_context
 from lightning_internvl.model.vlm import VLM
 
 LETTERS = "ABCDEFGH"
@@ -50,14 +50,12 @@ class Author:
         Raises:
             ValueError: for a request that is longer than the model reads.
         """
-        tokenizer = self.chats.tokenizer
-        end = self.chats.template.end(tokenizer.eos_token)
         turns = [{"role": "user", "content": request}]
         sample = {"images": list(images), "conversation": turns, "key": request[:40]}
         batch = self.chats.prompts([sample])
-        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-        new = self.model.generate(**batch, **(options | stop_options(tokenizer, end) | self.options))
-        return tokenizer.batch_decode(new, skip_special_tokens=True)[0].partition(end)[0].strip()
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": self.chats.tokenizer.pad_token_id}
+        new = self.model.generate(**batch, **(options | self.chats.stop_options() | self.options))
+        return self.chats.decoded(new)[0]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList
 
 from lightning_internvl.data.collate.chats import ChatCollator, pad_rows
 from lightning_internvl.data.collate.labels import LabelCollator
@@ -24,7 +24,6 @@ from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.data.templates import IMAGE, message_of
-from lightning_internvl.data.tokenizer import token_id
 from lightning_internvl.inference.device import on_device
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.layers.finite import FiniteLogits, check_finite
@@ -166,26 +165,22 @@ class Predictor:
     def complete(self, samples: Sequence[dict[str, Any]], max_new_tokens: int = 16, **search: Any) -> list[str]:
         """Answers to conversations that end with a question, samples as `ChatCollator.prompts`
         takes them."""
-        chats, tokenizer = self.chats, self.chats.tokenizer
+        chats = self.chats
         texts: list[str] = []
-        end = chats.template.end(tokenizer.eos_token)
         options = {
             "max_new_tokens": max_new_tokens,
             "do_sample": False,
             "logits_processor": LogitsProcessorList([FiniteLogits()]),
-            "pad_token_id": tokenizer.pad_token_id,
-            **stop_options(tokenizer, end),
+            "pad_token_id": chats.tokenizer.pad_token_id,
+            **chats.stop_options(),
             **search,
         }
         size = max(1, self.batch_size // chats.processor.max_tiles)
         for part in self._parts(samples, size):
             batch = chats.prompts(part)
             inputs = {name: self.placed(tensor) for name, tensor in batch.items()}
-            new = self.model.generate(**inputs, **options)
-            texts += tokenizer.batch_decode(new, skip_special_tokens=True)
-        if "stop_strings" in options:
-            texts = [text.partition(end)[0] for text in texts]
-        return [chats.said(text.strip(), sample) for text, sample in zip(texts, samples, strict=True)]
+            texts += chats.decoded(self.model.generate(**inputs, **options))
+        return [chats.said(text, sample) for text, sample in zip(texts, samples, strict=True)]
 
     def placed(self, tensor: Tensor) -> Tensor:
         """A tensor where the model is; floats in the type of the tower's first weights."""
@@ -217,13 +212,6 @@ def with_full_context(chats: ChatCollator, model: VLM) -> ChatCollator:
     chats = copy.copy(chats)
     chats.max_length = max(chats.max_length, (context_length(model) or 0) - 1)
     return chats
-
-
-def stop_options(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, Any]:
-    """Options of `generate` that end an answer with its mark, one token or some ("###")."""
-    if tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
-        return {"eos_token_id": tokenizer.eos_token_id, "stop_strings": [end], "tokenizer": tokenizer}
-    return {"eos_token_id": token_id(tokenizer, end)}
 
 
 def as_sample(pictures: Sequence[np.ndarray], question: str, key: str) -> dict[str, Any]:

@@ -354,12 +354,16 @@ class VLM(nn.Module):
             raise ValueError("a decoder answers a prompt: give input_ids")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         input_ids, mask, _, pixel_values = self.expand(input_ids, mask, None, pixel_values, side="left")
-        listed = {name for part in (self.encoder, self.middleware, self.decoder) for name in _inputs(part)}
-        inputs = {n: options.pop(n) for n in list(options) if n in listed or n == VIDEOS or n.startswith("video_")}
+        inputs = {name: options.pop(name) for name in list(options) if self.reads(name)}
         merged = self._merge_visual_tokens(input_ids, pixel_values, inputs)
         known = _accepted_inputs(self.decoder, self._decoder_inputs(input_ids, None, merged, inputs))
         with self.deep_features.shown(merged.deep, once=True):
             return self.decoder.generate(merged.embeds, mask, **known, **options)
+
+    def reads(self, name: str) -> bool:
+        """Whether an input is one of pictures or videos, beside `pixel_values`, or listed by a part."""
+        listed = (one for part in (self.encoder, self.middleware, self.decoder) for one in _inputs(part))
+        return name in (VIDEOS, COPIES, "picture_keys", *listed) or name.startswith("video_")
 
     def save_pretrained(self, path: str | Path, layout: str | None = None) -> None:
         """Write the layout that the original library loads (see

@@ -5,6 +5,7 @@ from lightning_internvl.stages.contrastive import ContrastiveStage
 from lightning_internvl.stages.generative import GenerativeStage
 from lightning_internvl.stages.preference import PreferenceStage
 from lightning_internvl.stages.retrieval import RetrievalStage
+from lightning_internvl.stages.reward import RewardStage
 from lightning_internvl.stages.supervised import ProbeStage, SupervisedStage
 from lightning_internvl.stages.word_alignment import WordStage
 
@@ -14,6 +15,7 @@ __all__ = [
     "PreferenceStage",
     "ProbeStage",
     "RetrievalStage",
+    "RewardStage",
     "Stage",
     "SupervisedStage",
     "WordStage",

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,6 +190,17 @@ class Stage(L.LightningModule):
         """Call a function that uses the model otherwise than `losses` does. Where weights are
         divided among processes, they are gathered for it, and all processes must call it."""
         return function(*arguments)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout; the modes are as before afterwards."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     @property
     def is_sharded(self) -> bool:

@@ -7,8 +7,6 @@ same visual tokens, which are computed once. Letters: P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +77,7 @@ class PreferenceStage(Stage):
         if not self.objective.needs_reference:
             return Pairs(chosen, rejected, *tokens.chunk(2))
         if self.adapters_off:
-            with torch.no_grad(), self._evaluating(), peft.without_adapters(self.model):
+            with torch.no_grad(), self.evaluating(), peft.without_adapters(self.model):
                 reference = self._log_probabilities(batch)[0].chunk(2)
         elif self.scores is not None:
             reference = looked_up(self.scores, batch["pair_keys"], batch["keys"], sums.device)
@@ -154,7 +152,7 @@ class PreferenceStage(Stage):
     def _computed(self, data: Any, known: Scores) -> Scores:
         """The scores of what the stage will read; each process computes its share."""
         found: Scores = {}
-        with torch.no_grad(), self._evaluating(), self.trainer.precision_plugin.forward_context():
+        with torch.no_grad(), self.evaluating(), self.trainer.precision_plugin.forward_context():
             for batch in data.every_batch():
                 if known.keys() >= set(batch["pair_keys"]) and not self.is_sharded:
                     continue
@@ -162,14 +160,3 @@ class PreferenceStage(Stage):
                 sums = self._log_probabilities(batch)[0].float().cpu().view(2, -1).T.tolist()
                 found |= {key: (chosen, rejected) for key, (chosen, rejected) in zip(batch["pair_keys"], sums, strict=True)}
         return {key: scores for share in gather_objects(found) for key, scores in share.items()}
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Without dropout; the modes are as before afterwards."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training

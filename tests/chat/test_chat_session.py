@@ -12,9 +12,9 @@ import torch
 from chat_toys import comparer, picture, session, talker
 
 from lightning_internvl.chat.session import CaptionSession, Sampling, Session, visible_text
+from lightning_internvl.data.tokenizer import stop_options
 from lightning_internvl.inference.illustrate import Author
 from lightning_internvl.inference.picture_search import Retriever
-from lightning_internvl.inference.predictor import stop_options
 from lightning_internvl.model.vlm import VLM
 
 SHORT = Sampling(max_new_tokens=12)

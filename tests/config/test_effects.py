@@ -148,11 +148,11 @@ def test_no_value_takes_the_place_of_a_group(value: Any) -> None:
         ("price_per_hour=2", "price_per_hour=2 has no effect: it is for plan=true"),
         (
             "pipeline=[contrastive] decoder.embed_std=1",
-            "has a decoder; stages with one: supervised, preference, words",
+            "has a decoder; stages with one: supervised, preference, reward, words",
         ),
         (
             "pipeline=[contrastive] data.packing=true",
-            "reads chats; stages that do: supervised, preference, words",
+            "reads chats; stages that do: supervised, preference, reward, words",
         ),
         ("pipeline=[filter] batch_size=3", "trains nothing; name a stage that does"),
         ("init_from=3", "init_from=3: init_from must be a text"),

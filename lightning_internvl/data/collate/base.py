@@ -19,9 +19,10 @@ from lightning_internvl.data.processors.basic import Processor, Size
 from lightning_internvl.data.processors.jpeg import recompressed
 from lightning_internvl.data.templates import VIDEO, Message
 
-# What the host reads of a batch's pictures, sizes and numbers; a device would have to be asked.
+# What the host reads of a batch's pictures, sizes and numbers, and of questions; a device would have to be asked.
 ON_HOST = (
     "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "image_counts", "image_sizes", "image_grids", "video_grids",
+    "questions",
 )  # fmt: skip
 Sample = Mapping[str, Any]
 Prepared = dict[str, Any]

@@ -32,7 +32,7 @@ from lightning_internvl.data.collate.timestamps import with_times
 from lightning_internvl.data.collate.video_frames import FrameLimits, with_frames
 from lightning_internvl.data.processors.basic import Processor, Size
 from lightning_internvl.data.templates import IMAGE, VIDEO, ChatTemplate, Message
-from lightning_internvl.data.tokenizer import token_id
+from lightning_internvl.data.tokenizer import stop_options, token_id
 from lightning_internvl.messages import check_choice
 
 PAIR_TASKS = ("itc", "itm", "itg")
@@ -91,7 +91,7 @@ class ChatCollator:
         preferences: bool = False,
     ) -> None:
         check_choice("too_long", too_long, TOO_LONG)
-        self.preferences = preferences
+        self.preferences, self.copies = preferences, 2 if preferences else 1
         self.video_frames = None if video_frames is None else FrameLimits.of(video_frames)
         self.tokenizer, self.template, self.processor = tokenizer, template, processor
         self.split_answers = split_answers
@@ -188,8 +188,7 @@ class ChatCollator:
         run = [*start, *context * (tiles * self.tokens_per_tile), *end]
         text = [pad_id(self.tokenizer)] * (self.row_length - len(run))
         rows = run + text, [IGNORE_INDEX] * len(run) + text
-        copies = 2 if self.preferences else 1
-        ids, labels = (torch.tensor(row, device=device).repeat(batch_size * copies, 1) for row in rows)
+        ids, labels = (torch.tensor(row, device=device).repeat(batch_size * self.copies, 1) for row in rows)
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
@@ -197,7 +196,7 @@ class ChatCollator:
             **self.processor.blank(batch_size * tiles, device),
             **(self.instructions.blank(batch_size * tiles, device) if self.instructions else {}),
             "image_counts": torch.ones(batch_size, dtype=torch.int64, device=device),
-            **({COPIES: copies} if self.preferences else {}),
+            **({COPIES: self.copies} if self.copies > 1 else {}),
         }
 
     def _prepared(self, sample: Sample, encode: Callable[..., Any]) -> Prepared:
@@ -230,17 +229,37 @@ class ChatCollator:
     def said(self, text: str, sample: Sample, finished: bool = True) -> str:
         """An answer to a sample's last question, decoded without special tokens, as data has it: see
         `ChatTemplate.said`; boxes are in 0..1000."""
+        return self.said_in(text, self.box_frame(sample) if "</box>" in text else None, finished)
+
+    def said_in(self, text: str, frame: Size | None, finished: bool = True) -> str:
+        """The same, where boxes count the pixels of a frame; None: they are in 0..1000."""
         text = self.template.said(text, finished)
-        if not self.template.pixel_boxes or "</box>" not in text:
-            return text
+        return text if frame is None else rescaled(text, frame, WHOLE)
+
+    def box_frame(self, sample: Sample) -> Size | None:
+        """Height and width of what the last question of a sample shows, in whose pixels boxes of the
+        answer are; None where they are in 0..1000."""
+        if not self.template.pixel_boxes:
+            return None
         marks = "".join(message["content"] for message in sample["conversation"])
         if marks.rfind(VIDEO) > marks.rfind(IMAGE):
-            size = self.processor.video(*sample["videos"][-1]).shape[1:3]
+            _, height, width, _ = self.processor.video(*sample["videos"][-1]).shape
         elif len(sample["images"]):
-            size = self.processor.shape(*sample["images"][-1].shape[:2])[1:3]
+            _, height, width, *_ = self.processor.shape(*sample["images"][-1].shape[:2])
         else:
-            return text
-        return rescaled(text, size, WHOLE)
+            return None
+        return height, width
+
+    def stop_options(self) -> dict[str, Any]:
+        """Options of `generate` that end an answer."""
+        return stop_options(self.tokenizer, self.template.end(self.tokenizer.eos_token))
+
+    def decoded(self, ids: Any) -> list[str]:
+        """Answers (B rows of ids) without special tokens and their end."""
+        texts, marks = self.tokenizer.batch_decode(ids, skip_special_tokens=True), self.stop_options().get("stop_strings", ())
+        for mark in marks:
+            texts = [text.partition(mark)[0] for text in texts]
+        return [text.strip() for text in texts]
 
     def _shown(self, sample: Sample, encode: Callable[..., Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """A sample's pictures and videos as the encoder sees them."""
