@@ -38,7 +38,8 @@ from lightning_internvl.distributed.checkpoint_writing import Write, save
 from lightning_internvl.distributed.collectives import set_data_parallel_group
 from lightning_internvl.distributed.tensor_parallel import styles_of
 from lightning_internvl.distributed.weight_broadcast import Spread
-from lightning_internvl.layers.quantization import Nf4Linear, stays_whole
+from lightning_internvl.layers.quantization import stays_whole
+from lightning_internvl.layers.quantized_layers import Nf4Weight
 from lightning_internvl.messages import check_number
 
 
@@ -246,7 +247,7 @@ def hold_packed(unit: nn.Module, dtype: torch.dtype | None) -> None:
     """Keep quantised weights from the cast to the type in which a unit is gathered; None: there is
     none."""
     for layer in unit.modules():
-        if dtype is not None and isinstance(layer, Nf4Linear):
+        if dtype is not None and isinstance(layer, Nf4Weight):
             layer.hold_as(dtype)
 
 

@@ -11,9 +11,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +25,7 @@ from lightning_internvl.distributed.scratch import scratch_folder
 from lightning_internvl.export import check
 from lightning_internvl.export.base_folder import is_hub_id
 from lightning_internvl.export.layout_choice import OWN, choose_layout
+from lightning_internvl.export.peft_model import Update, wrap_with_peft
 from lightning_internvl.export.plain import dequantize, make_plain
 from lightning_internvl.export.processors import write_processor
 from lightning_internvl.export.reload import load_stock
@@ -37,26 +36,9 @@ from lightning_internvl.files import atomic_folder
 from lightning_internvl.hub import cached_folder, quiet
 from lightning_internvl.inference.load_run import LoadedRun
 from lightning_internvl.layers import peft
+from lightning_internvl.layers.expert_layers import ExpertLinear
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.messages import first_of
-
-Library = Any
-
-
-@dataclass(frozen=True)
-class Update:
-    """One adapter: a weight gets `alpha / rank` times B A.
-
-    Attributes:
-        a: (r, I)
-        b: (O, r)
-        magnitude: (O,) with DoRA
-    """
-
-    a: Tensor
-    b: Tensor
-    alpha: float
-    magnitude: Tensor | None = None
 
 
 def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> ExportReport:
@@ -99,7 +81,7 @@ def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> Expor
         processor = write_processor(draft, layout.key, config, view, start)
         fresh = load_stock(base, config, plain)
         with quiet():
-            again = _library().PeftModel.from_pretrained(fresh, draft).eval()
+            again = peft._library().PeftModel.from_pretrained(fresh, draft).eval()
         found = [check.stock_outputs(again, plain, prompt, greedy) for prompt in prompts]
         logits, skipped = check.check_outputs(prompts, reference, found)
         report = ExportReport(
@@ -144,10 +126,6 @@ def base_of(start: str | None) -> tuple[str, str | None]:
     return "base", f'load_pretrained("{named or "BASE"}").save_pretrained("base")'
 
 
-def _library() -> Library:
-    return peft._library()
-
-
 def adapter_updates(model: nn.Module) -> dict[str, Update]:
     """The adapters of a model by the name of their layer."""
     found = {}
@@ -155,7 +133,8 @@ def adapter_updates(model: nn.Module) -> dict[str, Update]:
         a, b = layer.lora_A[peft.NAME].weight.detach(), layer.lora_B[peft.NAME].weight.detach()
         magnitudes = layer.lora_magnitude_vector
         own = magnitudes[peft.NAME].weight.detach() if peft.NAME in magnitudes else None
-        found[name] = Update(a, b, layer.scaling[peft.NAME] * len(a), own)
+        rank = layer.rank if isinstance(layer, ExpertLinear) else len(a)
+        found[name] = Update(a, b, layer.scaling[peft.NAME] * rank, own)
     return found
 
 
@@ -210,9 +189,26 @@ def stock_updates(
     by_name = {name: match for match in matches for name in match.ours}
     found: dict[str, Update] = {}
     for layer, update in updates.items():
+        if update.stacked:
+            found[stock_experts(layer, names.values())] = update
+            continue
         for name, part in split_update(layer, update, by_name[f"{layer}.weight"]).items():
             found[names[name].removesuffix(".weight")] = part
     return found
+
+
+def stock_experts(name: str, stock: Iterable[str]) -> str:
+    """The parameter of transformers' model that is a projection of our experts, which stands in a
+    block of the same number: `layers.N.mlp.experts.KIND`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    block = name.partition(".layers.")[2]
+    found = [there for there in stock if there.endswith(f".layers.{block}")]
+    if len(found) != 1:
+        raise ValueError(f"the adapter of {name} has no place in transformers' model, which holds its experts otherwise")
+    return found[0]
 
 
 def split_update(layer: str, update: Update, group: RuleMatch) -> dict[str, Update]:
@@ -245,56 +241,8 @@ def stock_tensors(
     matches, _ = match_rules(layout.rules(config), own)
     found: dict[str, Tensor] = {}
     for match in matches:
-        if wanted.intersection(match.ours):
+        if wanted.intersection(match.ours) and ".experts." in match.ours[0]:
+            found |= {stock_experts(name, names.values()): own[name] for name in match.ours}
+        elif wanted.intersection(match.ours):
             found |= {names[name]: tensor for name, tensor in match.write(own).items()}
     return found
-
-
-def wrap_with_peft(stock: nn.Module, updates: Mapping[str, Update], saved: Mapping[str, Tensor]) -> Any:
-    """PEFT's model around one of transformers, with these adapters and these tensors.
-
-    Raises:
-        ValueError: for a trained tensor beside adapted layers, which PEFT would only save with all of
-            these (LLaVA-NeXT's `image_newline`).
-    """
-    first = next(iter(updates.values()))
-    shared = {parameter.data_ptr(): name for name, parameter in stock.named_parameters()}
-    saved = dict(saved)
-    # a table that is tied stays one
-    for name, parameter in stock.named_parameters(remove_duplicate=False):
-        if (twin := shared[parameter.data_ptr()]) in saved:
-            saved.setdefault(name, saved[twin])
-    modules = owning_modules(saved)
-    if swallowed := [name for name in saved if any(layer.startswith(f"{name.rpartition('.')[0]}.") for layer in updates)]:
-        held = f"{first_of(swallowed)} belongs to no layer of its own, and PEFT saves whole layers only"
-        raise ValueError(f"adapter=true: {held}; export with adapter=false, or train with it frozen (module.train)")
-    settings = _library().LoraConfig(
-        r=len(first.a),
-        lora_alpha=first.alpha,
-        rank_pattern={name: len(u.a) for name, u in updates.items() if len(u.a) != len(first.a)},
-        alpha_pattern={name: u.alpha for name, u in updates.items() if u.alpha != first.alpha},
-        use_dora=first.magnitude is not None,
-        target_modules=list(updates),
-        modules_to_save=modules or None,
-    )
-    with quiet():
-        wrapped = _library().get_peft_model(stock, settings, adapter_name=peft.NAME).eval()
-    inside = wrapped.base_model.model
-    with torch.no_grad():
-        for name, update in updates.items():
-            layer = inside.get_submodule(name)
-            layer.lora_A[peft.NAME].weight.copy_(update.a)
-            layer.lora_B[peft.NAME].weight.copy_(update.b)
-            if update.magnitude is not None:
-                layer.lora_magnitude_vector[peft.NAME].weight.copy_(update.magnitude)
-        for name, tensor in saved.items():
-            owner = next(module for module in modules if name.startswith(f"{module}."))
-            own = inside.get_submodule(owner).modules_to_save[peft.NAME]
-            own.get_parameter(name.removeprefix(f"{owner}.")).copy_(tensor)
-    return wrapped
-
-
-def owning_modules(names: Iterable[str]) -> list[str]:
-    """The outermost modules that directly hold parameters of these names."""
-    found = sorted({name.rpartition(".")[0] for name in names}, key=len)
-    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]

@@ -7,7 +7,8 @@ from torch import nn
 
 from lightning_internvl.checkpoints.name_rules import Config
 from lightning_internvl.layers import peft
-from lightning_internvl.layers.quantization import Bf16Linear, Int8Head, dequantized_weight, is_quantized, plain_linear
+from lightning_internvl.layers.quantization import dequantized_weight, is_quantized, plain_experts, plain_linear
+from lightning_internvl.layers.quantized_layers import Bf16Linear, Int8Head
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.messages import first_of
 from lightning_internvl.model.vlm import VLM
@@ -33,6 +34,7 @@ def dequantize(model: nn.Module) -> None:
     for part in model.children():
         if hasattr(part, "lm"):
             _plain_tables(part.lm)
+        plain_experts(part)
         for name, layer in list(part.named_modules()):
             if is_quantized(layer):
                 part.set_submodule(name, plain_linear(layer, dequantized_weight(layer)))

@@ -18,11 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_internvl.layers.expert_layers import (
+    NAME,
+    ExpertLinear,
+    close_experts,
+    expert_weights,
+    experts_of,
+    open_experts,
+    update_of,
+)
 from lightning_internvl.layers.quantization import WRAPPED, dequantized_weight, plain_linear, plain_name
 
-NAME = "default"  # of the adapter, there is one
 UPDATES = ("lora_A", "lora_B", "lora_magnitude_vector")
-BLOCKS = "blocks"  # the target that stands for every linear layer of a part's blocks
+BLOCKS = "blocks"  # the target that stands for every linear layer of a part's blocks, experts too
 
 Settings = Mapping[str, Any]
 
@@ -32,17 +40,21 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
 
     Args:
         settings: by part: `method` (lora or dora), `rank`, `alpha` (updates count alpha / rank),
-            `dropout` (of what they read, while training) and `targets`: names of linear layers
-            below the part, with `*`, or "blocks" for all of its blocks.
+            `dropout` (of what they read, while training) and `targets`: names of linear layers and
+            projections of experts below the part, with `*`, or "blocks" for all of its blocks.
 
     Raises:
-        ValueError: for targets that match no linear layer.
+        ValueError: for targets that match no linear layer; for DoRA on experts that are named.
     """
     for name, own in (settings or {}).items():
         part = getattr(model, name, None)
         if not own or part is None:
             continue
-        targets = _targets(name, part, own["targets"])
+        targets = _targets(name, part, own["targets"], own["method"])
+        trained = {parameter for parameter in part.parameters() if parameter.requires_grad}
+        stacked = [target for target in targets if target in expert_weights(part)]
+        _adapt_experts(name, part, stacked, own)
+        targets = [target for target in targets if target not in stacked]
         library = _library()
         config = library.LoraConfig(
             r=own["rank"],
@@ -56,8 +68,8 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
         if own["method"] == "dora" and hooked:
             other = "Partial LoRA, whose updates it would scale"
             raise ValueError(f"peft.{name}.method=dora cannot be combined with {other}; choose lora")
-        trained = {parameter for parameter in part.parameters() if parameter.requires_grad}
-        library.inject_adapter_in_model(config, _layers_of(part))
+        if targets:
+            library.inject_adapter_in_model(config, _layers_of(part))
         for inner, parameter in part.named_parameters():
             # who trains is said by the stage
             parameter.requires_grad_(parameter in trained or parameter.requires_grad)
@@ -81,11 +93,27 @@ def _library() -> Any:
     return import_module("peft")
 
 
-def _targets(name: str, part: nn.Module, patterns: str | Iterable[str]) -> list[str]:
-    linear = [n for n, module in part.named_modules() if isinstance(module, nn.Linear)]
+def _adapt_experts(name: str, part: nn.Module, targets: list[str], own: Settings) -> None:
+    for inner, experts in list(experts_of(part)):
+        kinds = [target.rpartition(".")[2] for target in targets if target.rpartition(".")[0] == inner]
+        if kinds:
+            open_experts(experts)
+        for kind in kinds:
+            try:
+                getattr(experts, kind).adapt(own["rank"], own["alpha"], own["dropout"])
+            except ValueError as error:
+                raise ValueError(f"peft.{name}: {error}") from error
+
+
+def _targets(name: str, part: nn.Module, patterns: str | Iterable[str], method: str) -> list[str]:
+    stacked = list(expert_weights(part))
+    linear = [n for n, module in part.named_modules() if isinstance(module, nn.Linear)] + stacked
     if patterns == BLOCKS:
         inside = {id(module) for block in part.sharding_units() for module in block.modules()}
-        found = [n for n in linear if id(part.get_submodule(n)) in inside] or linear
+        # experts stand in blocks; there is no DoRA of theirs, which leaves them
+        plain = [n for n in linear if n not in stacked]
+        found = [n for n in plain if id(part.get_submodule(n)) in inside] or plain
+        found += stacked if method == "lora" else []
     else:
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         if idle := [p for p in patterns if not any(fnmatchcase(n, p) for n in linear)]:
@@ -94,6 +122,9 @@ def _targets(name: str, part: nn.Module, patterns: str | Iterable[str]) -> list[
                 f"valid choices: {BLOCKS}, {', '.join(_kinds(linear)) or 'none, this part has no linear layer'}"
             )
         found = [n for n in linear if any(fnmatchcase(n, p) for p in patterns)]
+        if method == "dora" and (named := [n for n in found if n in stacked]):
+            fault = f"{_kinds(named)[0]} are experts, which have no DoRA"
+            raise ValueError(f"peft.{name}.method=dora: {fault}; choose lora, or targets without them")
     if not found:
         fault = f"{type(part).__name__} has no linear layers"
         raise ValueError(f"peft.{name}: {fault}; use peft.{name}=null and train it as it is")
@@ -129,7 +160,7 @@ def adapted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _is_adapted(layer: nn.Module) -> bool:
-    return hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer")
+    return bool(getattr(layer, "lora_A", None)) and hasattr(layer, "get_base_layer")
 
 
 @contextmanager
@@ -170,7 +201,11 @@ def merge(model: nn.Module) -> None:
     for name, layer in adapted_layers(model):
         base = layer.get_base_layer()
         weight = merged_weight(dequantized_weight(base), _updates(layer), layer.scaling[NAME])
-        model.set_submodule(name, plain_linear(base, weight))
+        if isinstance(layer, ExpertLinear):
+            layer.replace(weight)
+        else:
+            model.set_submodule(name, plain_linear(base, weight))
+    close_experts(model)
 
 
 def _updates(layer: nn.Module) -> dict[str, Tensor]:
@@ -179,12 +214,14 @@ def _updates(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def _sum(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
-    """Weight and update in the type of the weight, before any magnitude: (O, I)."""
-    return weight + (scale * (updates["lora_B"] @ updates["lora_A"])).to(weight.dtype)
+    """Weight and update in the type of the weight, before any magnitude: (O, I), of experts (E, ...)."""
+    a, b = updates["lora_A"], updates["lora_B"]
+    return weight + (scale * (b @ a if a.ndim == 2 else update_of(a, b))).to(weight.dtype)
 
 
 def merged_weight(weight: Tensor, updates: Mapping[str, Tensor], scale: float) -> Tensor:
-    """The weight (O, I) of weight and update together; works on the meta device too."""
+    """The weight (O, I), of experts (E, ...), of weight and update together; works on the meta device
+    too."""
     updates = {kind: tensor.float() for kind, tensor in updates.items()}
     whole = _sum(weight.float(), updates, scale)
     if "lora_magnitude_vector" in updates:
@@ -203,7 +240,7 @@ def merged_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Setting
             continue
         keys = {kind: f"{owner}.{kind}.{NAME}.weight" for kind in UPDATES}
         updates = {kind: found.pop(key) for kind, key in keys.items() if key in found}
-        key = f"{owner}.weight"
+        key = f"{owner}.weight" if f"{owner}.weight" in found else owner
         found[key] = merged_weight(found[key], updates, own["alpha"] / own["rank"])
     return found
 

@@ -12,137 +12,32 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-# weights that share a scale; bitsandbytes' CPU kernels are wrong for rows that are no whole number
-# of blocks
-BLOCK = 64
+from lightning_internvl.layers.expert_layers import (
+    HELD,
+    Bf16Weight,
+    StackedWeight,
+    close_experts,
+    expert_weights,
+    experts_of,
+    open_experts,
+)
+from lightning_internvl.layers.quantized_layers import (
+    BLOCK,
+    Bf16Linear,
+    Bf16Table,
+    Int8Head,
+    Int8Table,
+    Nf4Linear,
+    Nf4Weight,
+)
+
 WRAPPED = ".base_layer."  # what PEFT puts into the names of the layers that it wraps
 
 # Where the CPU has units for bf16, importing bitsandbytes misses a package of kernels that no layer
 # here would use.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-
-class Int8Table(nn.Module):
-    """A table of token embeddings in 8 bits, one scale a row.
-
-    Args:
-        table: (V, H)
-    """
-
-    def __init__(self, table: Tensor) -> None:
-        super().__init__()
-        self.rows: Tensor
-        self.scale: Tensor
-        self.dtype = table.dtype
-        self.num_embeddings, self.embedding_dim = table.shape
-        scale_V1 = table.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-        self.register_buffer("rows", torch.round(table.float() / scale_V1).to(torch.int8))
-        self.register_buffer("scale", scale_V1)
-
-    @property
-    def weight(self) -> Tensor:
-        """What the rows stand for: (V, H)."""
-        return (self.rows * self.scale).to(self.dtype)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(...) -> (..., H)"""
-        return (F.embedding(ids, self.rows) * F.embedding(ids, self.scale)).to(self.dtype)
-
-
-class Int8Head(nn.Module):
-    """The output layer over a table in 8 bits: its own, or that of the input embeddings, which it
-    then does not hold."""
-
-    def __init__(self, table: Int8Table, bias: Tensor | None = None, *, tied: bool) -> None:
-        super().__init__()
-        self.table = None if tied else table
-        # a tuple, because a tied table belongs to another module
-        self._table, self.bias = (table,), bias
-
-    @property
-    def weight(self) -> Tensor:
-        """(V, H)"""
-        return self._table[0].weight
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(..., H) -> (..., V)"""
-        return F.linear(states, self.weight.to(states.dtype), self.bias)
-
-
-class Nf4Linear(nn.Module):
-    """A linear layer in 4 bits (NF4). It computes in the type of what it reads, or of automatic
-    mixed precision.
-
-    Codes, two a byte, and behind them a float32 scale for each `BLOCK` weights are the bytes of one
-    parameter, which is divided among devices like any other.
-    """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        import bitsandbytes.functional as kernels
-
-        super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.dtype, self.bias = layer.weight.dtype, layer.bias
-        codes, state = kernels.quantize_4bit(layer.weight.data.contiguous(), blocksize=BLOCK, quant_type="nf4")
-        packed = torch.cat([codes.flatten(), state.absmax.float().view(torch.uint8)])
-        self.packed = nn.Parameter(packed, requires_grad=False)
-
-    def hold_as(self, dtype: torch.dtype) -> None:
-        """Let the bytes pass for numbers of a type, for what would cast those of others."""
-        self.packed = nn.Parameter(self.packed.data.view(dtype), requires_grad=False)
-
-    def _unpacked(self, dtype: torch.dtype) -> tuple[Tensor, Any]:
-        """The codes, and what the kernels need to read them as numbers of this type."""
-        from bitsandbytes.functional import QuantState
-
-        packed = self.packed.full_tensor() if isinstance(self.packed, DTensor) else self.packed
-        codes, scales = packed.view(torch.uint8).tensor_split([self.in_features * self.out_features // 2])
-        shape = torch.Size((self.out_features, self.in_features))
-        state = QuantState(scales.view(torch.float32), shape, blocksize=BLOCK, quant_type="nf4", dtype=dtype)
-        return codes.view(-1, 1), state
-
-    @property
-    def weight(self) -> Tensor:
-        """What the codes stand for: (O, I). Where they are divided, all processes must ask."""
-        import bitsandbytes.functional as kernels
-
-        return kernels.dequantize_4bit(*self._unpacked(self.dtype))
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(..., I) -> (..., O)"""
-        from bitsandbytes import matmul_4bit
-
-        device = states.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-        codes, state = self._unpacked(dtype)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return matmul_4bit(states.to(dtype), codes, quant_state=state, bias=bias)
-
-
-class Bf16Linear(nn.Linear):
-    """A linear layer whose weight is held in bfloat16; it computes in that type and answers in the
-    type that it was asked in."""
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(..., I) -> (..., O)"""
-        # which says the types, as for any other layer
-        if torch.is_autocast_enabled(states.device.type):
-            return super().forward(states)
-        dtype = self.weight.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return F.linear(states.to(dtype), self.weight, bias).to(states.dtype)
-
-
-class Bf16Table(nn.Embedding):
-    """A table of token embeddings held in bfloat16."""
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(...) -> (..., H), in the type of the run"""
-        return super().forward(ids).to(torch.get_default_dtype())
 
 
 class Quantized(NamedTuple):
@@ -156,8 +51,8 @@ class Quantized(NamedTuple):
 
 
 def quantize(model: nn.Module, settings: Mapping[str, str | None] | None, keep: Iterable[str] = ()) -> dict[str, Quantized]:
-    """Quantise the linear layers and token embeddings of the parts that `settings` names, in place;
-    vectors stay as they are.
+    """Quantise the linear layers, experts and token embeddings of the parts that `settings` names, in
+    place; vectors stay as they are, and experts with int8.
 
     Args:
         settings: by part: nf4, int8, bf16 or None. Embeddings take 8 bits with nf4 too, because 4
@@ -169,8 +64,9 @@ def quantize(model: nn.Module, settings: Mapping[str, str | None] | None, keep: 
         part = getattr(model, name, None)
         if not method or part is None:
             continue
-        before, left = _bytes(part), 0
+        before, left = _bytes(part), len(_misfits(name, part, method, set(keep)))
         tables = _tables(part)
+        _quantize_experts(part, method, frozen_experts(name, part, method, keep))
         for inner, layer in _frozen(name, part, method, set(keep)):
             if layer in tables:
                 _quantize_table(part.lm, layer, tables, method)
@@ -191,15 +87,49 @@ def quantized_bytes(
         part = getattr(model, name, None)
         if not method or part is None:
             continue
+        for weight in frozen_experts(name, part, method, keep).values():
+            found[weight] = 2 * weight.numel() if method == "bf16" else _packed_bytes(weight)
         for _, layer in _frozen(name, part, method, set(keep)):
             weight, table = layer.weight, layer in _tables(part)
             if method == "bf16":
                 found[weight] = 2 * weight.numel()
             elif method == "nf4" and not table and _fits(layer, method):
-                found[weight] = weight.numel() // 2 + 4 * weight.numel() // BLOCK
+                found[weight] = _packed_bytes(weight)
             elif table or _fits(layer, method):
                 found[weight] = weight.numel() + 4 * weight.shape[0]
     return found
+
+
+def _packed_bytes(weight: Tensor) -> int:
+    """Of codes and scales."""
+    return weight.numel() // 2 + 4 * weight.numel() // BLOCK
+
+
+def frozen_experts(name: str, part: nn.Module, method: str, keep: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The projections of experts that a method quantises, by name below a part: those that do not
+    train and whose rows are whole blocks; bf16 those that are larger now. LLM.int8 has no experts."""
+    kept = set(keep)
+    frozen = {inner: weight for inner, weight in expert_weights(part).items() if f"{name}.{inner}" not in kept}
+    if method == "bf16":
+        return {inner: weight for inner, weight in frozen.items() if weight.dtype == torch.float32}
+    return {inner: weight for inner, weight in frozen.items() if method == "nf4" and not weight.shape[-1] % BLOCK}
+
+
+def _misfits(name: str, part: nn.Module, method: str, kept: set[str]) -> list[str]:
+    """The projections of experts that NF4 has to leave because of their rows."""
+    named = [inner for inner in expert_weights(part) if method == "nf4" and f"{name}.{inner}" not in kept]
+    return [inner for inner in named if inner not in frozen_experts(name, part, method, kept)]
+
+
+def _quantize_experts(part: nn.Module, method: str, chosen: Mapping[str, nn.Parameter]) -> None:
+    for name, experts in list(experts_of(part)):
+        own = [inner for inner in chosen if inner.rpartition(".")[0] == name]
+        if own:
+            open_experts(experts)
+        for inner in own:
+            weight = chosen[inner]
+            held = Bf16Weight(weight) if method == "bf16" else Nf4Weight(weight)
+            part.set_submodule(f"{inner}.held", held)
 
 
 def _tables(part: nn.Module) -> tuple[Any, ...]:
@@ -296,12 +226,12 @@ def _quantize_table(lm: nn.Module, layer: Any, tables: tuple[Any, ...], method: 
 
 def plain_name(name: str) -> str:
     """The name of a parameter as files have it."""
-    return name.replace(WRAPPED, ".")
+    return name.replace(WRAPPED, ".").removesuffix(HELD)
 
 
 def is_quantized(layer: nn.Module) -> bool:
     """Whether a layer holds quantised weights."""
-    return isinstance(layer, Int8Table | Nf4Linear | Bf16Linear | Bf16Table) or stays_whole(layer)
+    return isinstance(layer, Int8Table | Nf4Weight | Bf16Linear | Bf16Table | Bf16Weight) or stays_whole(layer)
 
 
 def stays_whole(layer: nn.Module) -> bool:
@@ -312,7 +242,7 @@ def stays_whole(layer: nn.Module) -> bool:
 
 def dequantized_weight(layer: nn.Module) -> Tensor:
     """The weight of a layer, or what its quantised weight stands for."""
-    if isinstance(layer, Bf16Linear | Bf16Table):
+    if isinstance(layer, Bf16Linear | Bf16Table | Bf16Weight):
         return layer.weight.detach().float()
     if not stays_whole(layer):
         return layer.weight.detach()
@@ -323,6 +253,15 @@ def dequantized_weight(layer: nn.Module) -> Tensor:
 
 def _dtype(layer: nn.Module) -> torch.dtype:
     return layer.bias.dtype if layer.bias is not None else torch.get_default_dtype()
+
+
+def plain_experts(part: nn.Module) -> None:
+    """Experts as transformers has them, with what their quantised weights stand for; those with
+    adapters stay layers."""
+    for name, layer in list(part.named_modules()):
+        if name.endswith(".held") and is_quantized(layer):
+            part.set_submodule(name, StackedWeight(nn.Parameter(dequantized_weight(layer), requires_grad=False)))
+    close_experts(part)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:

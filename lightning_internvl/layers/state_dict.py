@@ -22,9 +22,10 @@ def own_tensors(model: nn.Module, without: Container[str] = ()) -> dict[str, Ten
     plain = {name: tensor.detach() for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
     for name, layer in quantized_layers(model).items():
         start = plain_name(f"{name}.")
-        packed = [key for key in plain if key.startswith(start) and key != f"{start}bias" and not is_update(key)]
+        whole = plain_name(f"{name}.weight")
+        packed = [k for k in plain if (k.startswith(start) or k == whole) and k != f"{start}bias" and not is_update(k)]
         for key in packed:
             del plain[key]
-        if packed and f"{start}weight" not in without:
-            plain[f"{start}weight"] = dequantized_weight(layer)
+        if packed and whole not in without:
+            plain[whole] = dequantized_weight(layer)
     return {name: tensor for name, tensor in plain.items() if name not in without}

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from lightning_internvl.checkpoints.name_rules import joined_rows, match_rules, rename, stacked_rows
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
-from lightning_internvl.export.adapter import Update, base_of, export_adapter, owning_modules, split_update
+from lightning_internvl.export.adapter import base_of, export_adapter, split_update
+from lightning_internvl.export.peft_model import Update, owning_modules
 from lightning_internvl.export.report import ExportOptions
 from lightning_internvl.export.write import export
 from lightning_internvl.inference.load_run import open_run
@@ -44,6 +45,7 @@ CASES = {
     "qwen2_vl": ("qwen2_vl_toy", *LORA),
     "qwen2_5_vl": ("qwen2_5_vl_toy", *LORA),
     "qwen3_vl": ("qwen3_vl_toy", *LORA),
+    "experts": ("internvl_3_5_toy", *LORA, "decoder=qwen3_moe_toy"),
     "embeddings": ("llava_toy", *LORA, "stages.supervised.module.train=[middleware,decoder,decoder.lm.model.embed_tokens]"),
 }
 

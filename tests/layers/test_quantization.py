@@ -12,17 +12,8 @@ from test_peft import LORA, adapted_model, disturb, outputs
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.export.plain import make_plain
 from lightning_internvl.layers import peft
-from lightning_internvl.layers.quantization import (
-    Bf16Linear,
-    Bf16Table,
-    Int8Head,
-    Int8Table,
-    Nf4Linear,
-    quantize,
-    quantized_bytes,
-    quantized_layers,
-    true_numel,
-)
+from lightning_internvl.layers.quantization import quantize, quantized_bytes, quantized_layers, true_numel
+from lightning_internvl.layers.quantized_layers import Bf16Linear, Bf16Table, Int8Head, Int8Table, Nf4Linear
 from lightning_internvl.layers.state_dict import own_tensors
 
 METHODS = ("nf4", "int8", "bf16")
