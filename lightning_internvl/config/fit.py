@@ -21,9 +21,9 @@ Most combinations work. Those that cannot, and why:
   (`keep_tokens`) an encoder that can leave out patches; these two are said when models are built
 
 Classes say what they give and need in class attributes with plain values (`gives`, `reads`,
-`embeds`, `compares`, `inputs`, `hands_tokens`, `no_summary_if`, `gives_deep`, `feeds_blocks`), which
-are read from their source files. A class that does not say it, as one from elsewhere, is looked at when it is built (see
-`lightning_internvl.model.compatibility`).
+`embeds`, `compares`, `inputs`, `hands_tokens`, `no_summary_if`, `gives_deep`, `feeds_blocks`,
+`leaves_margin`), which are read from their source files. A class that does not say it, as one from
+elsewhere, is looked at when it is built (see `lightning_internvl.model.compatibility`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_internvl.choices import Config
-from lightning_internvl.config.fit_videos import block_size_faults, time_faults
+from lightning_internvl.config.fit_videos import block_size_faults, patch_faults, time_faults
 from lightning_internvl.config.signatures import attributes_of, signature_of
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.messages import NO_TOKENIZER, SMOLLM2
@@ -98,6 +98,7 @@ def _part_faults(settings: StageSettings) -> Iterator[str]:
     names = name_of(parts.encoder), name_of(parts.middleware)
     if encoder and middleware:
         yield from order_faults(names, encoder.get("gives", "rows"), middleware.get("reads", "rows"))
+        yield from patch_faults(parts.encoder, encoder, parts.middleware)
     if parts.decoder is None:
         if _needs_decoder(parts.middleware):
             yield without_decoder(names[1])

@@ -1,5 +1,4 @@
-"""Whether parts agree on how pictures of any size and videos are cut up and written, said before PyTorch is
-imported."""
+"""Whether parts agree on how pictures and videos are cut up and written, said before PyTorch is imported."""
 
 from __future__ import annotations
 
@@ -8,6 +7,26 @@ from collections.abc import Iterator
 from lightning_internvl.choices import Config
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.data.templates import load_template, template_names
+
+
+def patch_faults(encoder: Config, told: Config, middleware: Config) -> Iterator[str]:
+    """Whether square pictures are whole patches, and these whole blocks of a pixel shuffle.
+
+    Args:
+        told: what the encoder's class says of itself; `leaves_margin` where published towers do not
+            see what is left of a picture beside its patches.
+    """
+    size, patch, factor = encoder.get("image_size"), encoder.get("patch_size"), middleware.get("factor")
+    if told.get("gives", "rows") != "rows" or not all(isinstance(x, int) and x > 0 for x in (size, patch)):
+        return
+    step, why = patch, f"encoder.patch_size={patch}"
+    if isinstance(factor, int) and factor > 1:
+        step, why = patch * factor, f"{why} times middleware.factor={factor}"
+    elif told.get("leaves_margin"):
+        return
+    if size // patch * patch % step if told.get("leaves_margin") else size % step:
+        fitting = [step * n for n in (size // step, size // step + 1) if n]
+        yield f"encoder.image_size={size} is no multiple of {why}; fitting sizes: {', '.join(map(str, fitting))}"
 
 
 def block_size_faults(encoder: Config, middleware: Config, decoder: Config, processor: Config) -> Iterator[str]:

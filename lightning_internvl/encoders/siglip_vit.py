@@ -34,6 +34,7 @@ class SiglipViT(CLIPViT):
     """
 
     no_summary_if: ClassVar[dict[str, tuple[Any, ...]]] = {"head": ("unused", "none")}
+    leaves_margin = True  # so400m at 384 px has 27 patches of 14 px a side
 
     def __init__(
         self,

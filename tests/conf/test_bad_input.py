@@ -99,6 +99,7 @@ BEFORE_ANY_MODEL = {
     "data.chats_collate.video_frames=[0,8]": r"video_frames=\[0, 8\] must be null or two whole .*, as in \[8, 32\]",
     "+stages.supervised.collate.video_frames=8": r"stages\.supervised: data\.chats_collate\.video_frames=8 must be",
     "data.num_workers=-1": r"data\.num_workers=-1 must be a whole number from 0 on",
+    "encoder.image_size=100": r"encoder\.image_size=100 is no multiple of encoder\.patch_size=48; fitting sizes: 96, 144",
 }  # fmt: skip
 BEFORE_ANY_TRAINING = {
     "attention=foo": r"attention='foo' is not known; valid choices: auto, xformers, flash, flex, sdpa, math",
