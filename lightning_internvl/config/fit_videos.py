@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from lightning_internvl.choices import Config
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.data.templates import load_template, template_names
 
 
-def patch_faults(encoder: Config, told: Config, middleware: Config) -> Iterator[str]:
+def patch_faults(encoder: Config, told: Mapping[str, Any], middleware: Config) -> Iterator[str]:
     """Whether square pictures are whole patches, and these whole blocks of a pixel shuffle.
 
     Args:
@@ -17,7 +18,7 @@ def patch_faults(encoder: Config, told: Config, middleware: Config) -> Iterator[
             see what is left of a picture beside its patches.
     """
     size, patch, factor = encoder.get("image_size"), encoder.get("patch_size"), middleware.get("factor")
-    if told.get("gives", "rows") != "rows" or not all(isinstance(x, int) and x > 0 for x in (size, patch)):
+    if told.get("gives", "rows") != "rows" or not isinstance(size, int) or not isinstance(patch, int) or min(size, patch) < 1:
         return
     step, why = patch, f"encoder.patch_size={patch}"
     if isinstance(factor, int) and factor > 1:

@@ -96,7 +96,8 @@ class CLIPResNet(Part):
         if set(layers) != {-1} or keep != 1.0:
             raise ValueError(f"a ResNet gives its last map, whole: {layers=}, {keep=}; give middleware.patch_layer=-1")
         if any(side % STRIDE for side in pixels_N3HW.shape[-2:]):
-            raise ValueError(f"images of {tuple(pixels_N3HW.shape[-2:])} pixels: both sides must divide by {STRIDE}, as encoder.image_size does")
+            sides = f"both sides must divide by {STRIDE}, as encoder.image_size does"
+            raise ValueError(f"images of {tuple(pixels_N3HW.shape[-2:])} pixels: {sides}")
         x = pixels_N3HW.to(self.get_parameter("conv1.weight").dtype)
         for number in (1, 2, 3):
             x = F.relu(self.get_submodule(f"bn{number}")(self.get_submodule(f"conv{number}")(x)))
