@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_internvl.console import console
+from lightning_internvl.data.collate.embedding import batches_of
 from lightning_internvl.distributed.collectives import data_parallel_rank_and_size
 from lightning_internvl.files import read_json, write_json
 from lightning_internvl.messages import check_number
@@ -135,7 +136,8 @@ class _Count:
         self.amounts: dict[int, Amount] = {}
 
     def add(self, batch: dict[str, Any], state: int) -> None:
-        masks = [value for name, value in batch.items() if name.endswith("mask") and isinstance(value, Tensor)]
+        named = (one for rows in batches_of(batch) for one in rows.items())
+        masks = [value for name, value in named if name.endswith("mask") and isinstance(value, Tensor)]
         self.samples += len(batch["keys"])
         self.places += sum(mask.numel() for mask in masks)
         self.amounts[state] = self.amounts.get(state, Amount()).plus(amount_of(batch))

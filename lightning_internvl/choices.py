@@ -7,13 +7,14 @@ Nothing here imports PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_internvl.messages import did_you_mean, number_faults
 
 Config = dict[str, Any]
 IGNORE_INDEX = -100  # label of what no loss judges, as PyTorch's cross-entropy has it
+NOTHING = -1  # the number of a document that is not there
 INHERITED = "inherited"  # parts, and how they read, from where a stage starts
 PRODUCTS = ("highest", "high", "medium")  # how exactly a GPU multiplies matrices of float32
 BACKENDS = ("auto", "xformers", "flash", "flex", "sdpa", "math")  # of attention
@@ -30,6 +31,10 @@ BLOCKWISE: dict[str, tuple[str | bool, ...]] = {  # and their words, beside null
     "activation_checkpointing": ("full", "selective"),
     "compile": (True, "auto", "inductor", "aot_eager", "eager"),
 }
+EMBEDDING = "embedding"  # the objective by which a decoder embeds pairs
+LATE = "late"  # interaction: an embedding is a vector a token
+POOLINGS = ("last", "mean", LATE)  # of a decoder's states to an embedding
+LATE_WIDTH = 128  # of these vectors, as in ColBERT and ColPali
 CACHES = {"memory": "{where: memory, gib: 4}", "disk": "{where: disk, gib: 100, path: FOLDER}"}
 
 
@@ -81,3 +86,34 @@ def cache_faults(cache: Any) -> Iterator[str]:
     if (cache["where"] == "disk") != bool(cache.get("path")):
         both = "a path belongs to where=disk, and where=disk needs one"
         yield f"feature_cache={dict(cache)}: {both}; as in {CACHES['disk']}"
+
+
+def embedding_width(pooling: str, width: int | None, decoder_dim: int) -> int:
+    """Numbers of an embedding."""
+    return width or (LATE_WIDTH if pooling == LATE else decoder_dim)
+
+
+def embedding_faults(objective: Mapping[str, Any], decoder_dim: int | None) -> Iterator[str]:
+    """What is wrong with the sizes of embeddings (see `objectives.embedding`).
+
+    Args:
+        decoder_dim: the decoder's width; None where it is not known yet.
+    """
+    pooling, width = objective.get("pooling", "last"), objective.get("width")
+    if pooling not in POOLINGS:
+        yield f"pooling={pooling!r} is not known; valid choices: {', '.join(POOLINGS)}"
+        return
+    if width is not None and (faults := list(number_faults("width", width, above=0, whole=True))):
+        yield from faults
+        return
+    widths: Sequence[Any] = objective.get("widths") or ()
+    whole = width or (LATE_WIDTH if pooling == LATE else decoder_dim)
+    whose = "the embedding's" if width or pooling == LATE else "the decoder's"
+    for one in widths:
+        if whole is not None and not (isinstance(one, int) and 0 < one < whole):
+            yield f"widths={list(widths)}: {one} must be a whole number above 0 and below {whole}, which is {whose} own width"
+    if len(set(widths)) < len(widths):
+        yield f"widths={list(widths)} names one twice"
+    weights = objective.get("width_weights")
+    if weights is not None and len(weights) != len(widths):
+        yield f"width_weights={list(weights)} must be one for each of widths={list(widths)}"

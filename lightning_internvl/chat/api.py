@@ -6,12 +6,10 @@ Source: https://platform.openai.com/docs/api-reference (chat/create, chat/stream
 from __future__ import annotations
 
 import base64
-import copy
 import functools
 import hmac
 import json
 import re
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing
@@ -43,6 +41,7 @@ from lightning_internvl.chat.session import Sampling, end_answers
 from lightning_internvl.chat.settings import LOOPBACK, SIGNALS, ChatSettings
 from lightning_internvl.data.files.images import read_image
 from lightning_internvl.distributed.signals import WATCH
+from lightning_internvl.inference.embeddings import text_lengths
 
 COPIES = 2  # of a body, while it is read: as it came, and its values
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -216,12 +215,12 @@ class Api:
         """A vector for each part, and how many tokens the texts have."""
         assert self.loaded.retriever is not None
         retriever, texts = self.loaded.retriever, [part.text for part in parts if isinstance(part, TextPart)]
-        whole = copy.copy(retriever.pairs)
-        whole.max_length = sys.maxsize
-        lengths = [len(row) for row in whole.rows("itc", texts)[0]] if texts else []
+        lengths = text_lengths(retriever.pairs, texts)
         if texts and max(lengths) > retriever.pairs.max_length:
             raise ValueError(f"a text has {max(lengths)} tokens, more than the {retriever.pairs.max_length} that the model reads")
         of_texts = iter(retriever.texts(texts) if texts else ())
+        if retriever.late:
+            raise ValueError("this model embeds by late interaction, a vector a token; it has no embedding of a whole text")
         vectors = []
         for part in parts:
             if isinstance(part, TextPart):

@@ -87,10 +87,10 @@ def load_run(place: Path, build: Build, where: Callable[[Any], Place]) -> Loaded
         where: gives the place of a model that was trained in a precision.
     """
     stages = {folder: settings_of(folder) for folder in handoffs_of(place)}
-    answers = [folder for folder, stage in stages.items() if stage.parts.decoder]
+    answers = [folder for folder, stage in stages.items() if stage.parts.decoder and not stage.embeds]
     captions = [folder for folder, stage in stages.items() if stage.samples.writer == "middleware"]
     readers = {folder: stage for folder, stage in stages.items() if stage.reads == "pairs"}
-    compares = [folder for folder, stage in readers.items() if not stage.parts.decoder]
+    compares = [folder for folder, stage in readers.items() if stage.embeds or not stage.parts.decoder]
     wanted = {*(answers or captions)[-1:], *compares[-1:]}
     if not wanted:
         nothing = "no finished stage answers, writes captions or compares"

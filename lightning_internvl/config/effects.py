@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from lightning_internvl.choices import INHERITED, PARTS, SWEEP, is_step
+from lightning_internvl.choices import EMBEDDING, INHERITED, PARTS, SWEEP, is_step
 from lightning_internvl.config.given import DELETED, VALUE, Given, Path
 
 Config = Mapping[str, Any]
@@ -81,6 +81,17 @@ def _data(kind: str, run: _Run, one: Given) -> str:
     return f"no stage of {run.shown} reads {kind}; stages that do: {reading}"
 
 
+def _chats_collate(run: _Run, one: Given) -> str:
+    """Rows of a decoder that embeds pairs are made by these settings too."""
+    embeds = any(EMBEDDING in (stage.get("objectives") or {}) for stage in run.stages.values())
+    return "" if embeds else _data("chats", run, one)
+
+
+def _pairs_collate(run: _Run, one: Given) -> str:
+    reading = {name: stage for name, stage in run.stages.items() if EMBEDDING not in (stage.get("objectives") or {})}
+    return _data("pairs", run._replace(stages=reading), one)
+
+
 def _stages_with(run: _Run, condition: Callable[[Config], bool]) -> str:
     return ", ".join(name for name, stage in run.config["stages"].items() if condition(stage or {}))
 
@@ -144,8 +155,8 @@ RULES: dict[Path, Callable[[_Run, Given], str]] = {
     ("stages",): _stage,
     **{(part,): _part for part in PARTS},
     **{("data", kind): partial(_data, kind) for kind in ("pairs", "chats", "labels")},
-    ("data", "pairs_collate"): partial(_data, "pairs"),
-    ("data", "chats_collate"): partial(_data, "chats"),
+    ("data", "pairs_collate"): _pairs_collate,
+    ("data", "chats_collate"): _chats_collate,
     **{("data", f"packing{what}"): partial(_data, "chats") for what in ("", "_tokens", "_tiles", "_window")},
     ("data", "image_token"): _token,
     ("data", "video_token"): _token,

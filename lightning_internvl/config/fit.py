@@ -32,7 +32,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning_internvl.choices import Config
+from lightning_internvl.choices import EMBEDDING, Config, embedding_faults
 from lightning_internvl.config.fit_videos import block_size_faults, patch_faults, time_faults
 from lightning_internvl.config.signatures import attributes_of, signature_of
 from lightning_internvl.config.stage_settings import StageSettings
@@ -78,6 +78,7 @@ def fit_faults(settings: StageSettings, only_planned: bool = False) -> Iterator[
     """
     yield from _part_faults(settings)
     yield from _kind_faults(settings)
+    yield from _embedding_faults(settings)
     yield from _picture_faults(settings)
     yield from time_faults(settings)
     if not only_planned:
@@ -271,7 +272,7 @@ def _kind_faults(settings: StageSettings) -> Iterator[str]:
     parts = settings.parts
     signature = signature_of(parts.middleware["_target_"])
     reads = {
-        "pairs": bool(parts.middleware.get("tokenizer")),
+        "pairs": bool((parts.decoder or {} if settings.embeds else parts.middleware).get("tokenizer")),
         "chats": bool((parts.decoder or {}).get("tokenizer")),
         "labels": signature is None or "classes" in signature.names or signature.anything,
     }
@@ -283,6 +284,25 @@ def _kind_faults(settings: StageSettings) -> Iterator[str]:
         settings.data.dataset(settings.reads)
     except ValueError as error:
         yield str(error)
+
+
+def _embedding_faults(settings: StageSettings) -> Iterator[str]:
+    """Whether a decoder can embed, and embeddings have the widths that are asked for."""
+    objective, decoder = settings.parts.objectives.get(EMBEDDING), settings.parts.decoder
+    if objective is None:
+        return
+    if decoder is not None and _told(decoder).get("shifts") is False:
+        yield unembedding(name_of(decoder))
+    for fault in embedding_faults(objective, _language_width(decoder or {})):
+        yield f"objectives.{EMBEDDING}.{fault}"
+
+
+def unembedding(decoder: str) -> str:
+    """What is told of a decoder that has no state of a whole row."""
+    return (
+        f"decoder {decoder} reads a question and writes its answer apart, and embeddings need a decoder of one row; choose "
+        "another one (llama_toy, smollm2_135m, qwen3_0_6b)"
+    )
 
 
 def unread(kind: str) -> str:
@@ -319,7 +339,7 @@ def _picture_faults(settings: StageSettings) -> Iterator[str]:
         return
     readers = {f"{name} {name_of(part)}": _told(part).get("inputs", ()) for name, part in parts.items()}
     given = processor.get("gives", ())
-    if settings.reads != "chats" and processor.get("whole_gives") is not None:
+    if settings.reads != "chats" and not settings.embeds and processor.get("whole_gives") is not None:
         given = processor["whole_gives"]
     yield from processor_faults(readers, name_of(node), set(given))
     if "image_grid_thw" in given and _told(parts["encoder"]).get("gives") == "blocks":

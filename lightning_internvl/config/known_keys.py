@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.choices import INHERITED, PARTS, is_step
+from lightning_internvl.choices import EMBEDDING, INHERITED, PARTS, is_step
 from lightning_internvl.config.signatures import Signature, definition, signature_of, statements
 from lightning_internvl.config.stage_settings import STAGE_KEYS, DataSettings, SampleSettings, merged
 from lightning_internvl.config.targets import OURS, target_fault
@@ -36,6 +36,7 @@ COLLATORS = {
     "pairs": "lightning_internvl.data.collate.pairs.PairCollator",
     "chats": "lightning_internvl.data.collate.chats.ChatCollator",
     "labels": "lightning_internvl.data.collate.labels.LabelCollator",
+    EMBEDDING: "lightning_internvl.data.collate.embedding.EmbeddingCollator",
 }
 MORE = {"chats": ("answers", "answer_tokens")}  # of a collator that asks (`data.collate.questions`)
 # from which the arguments of the collator are made
@@ -47,6 +48,7 @@ GIVEN = {
     "scheduler": ("optimizer", "total_steps"),
     "collate": (
         "tokenizer", "template", "processor", "tokens_per_tile", "image_tokens", "split_answers", "instructions",
+        "text_length", "cached_chunk",
     ),
 }  # fmt: skip
 # Sizes that a part has from its neighbours; one that comes with a checkpoint names them.
@@ -89,7 +91,7 @@ def stage_key_faults(config: Node, stage: Node) -> Iterator[str]:
     for rule in rules:
         yield from unknown("module.train", rule, [name for name in _names(RULE) if name != "title"])
     yield from _weight_faults(stage.get("module") or {}, stage.get("objectives") or {})
-    yield from _list_faults("objectives", stage.get("objectives"), ("dim",))
+    yield from _list_faults("objectives", stage.get("objectives"), ("dim", "decoder_dim"))
     yield from _list_faults("evaluation", stage.get("evaluation"))
     yield from unknown("samples", stage.get("samples") or {}, [field.name for field in fields(SampleSettings)])
     yield from _settings_faults("samples", stage.get("samples") or {}, SampleSettings)
@@ -103,9 +105,10 @@ def stage_key_faults(config: Node, stage: Node) -> Iterator[str]:
     yield from unknown("datasets", change, (*DATA_KEYS, *data))
     yield from _data_faults("datasets", change, data)
     own = dict(stage.get("collate") or {})
+    reads = EMBEDDING if EMBEDDING in (stage.get("objectives") or {}) else stage.get("data")
     processor = merged(data["processor"], change.get("processor")).get("_target_")
     yield from _processor_faults("collate.processor", own.pop("processor", None), processor)
-    yield from unknown("collate", own, (*_collate_keys(stage.get("data")), "processor"))
+    yield from unknown("collate", own, (*_collate_keys(reads), "processor"))
 
 
 def unknown(path: str, node: Any, choices: Iterable[str]) -> Iterator[str]:
@@ -284,7 +287,7 @@ def _collate_keys(kind: Any) -> list[str]:
     if kind not in COLLATORS:
         return [key for one in COLLATORS for key in _collate_keys(one)]
     own = [name for name in (*_names(COLLATORS[kind]), *MORE.get(kind, ())) if name not in GIVEN["collate"]]
-    return [*CHATS, *own] if kind == "chats" else own
+    return [*CHATS, *own] if kind in ("chats", EMBEDDING) else own
 
 
 def _weight_faults(module: Node, objectives: Node) -> Iterator[str]:

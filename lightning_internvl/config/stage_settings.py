@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from lightning_internvl.choices import BLOCKWISE, PACKINGS, PARTS, Config, block_settings
+from lightning_internvl.choices import BLOCKWISE, EMBEDDING, PACKINGS, PARTS, Config, block_settings
 from lightning_internvl.config.hardware import data_workers
 
 LIGHT = ("peft", "quantization")  # groups with a setting for each part
@@ -186,6 +186,11 @@ class StageSettings:
     epochs: float | None = None
     attention: str = "auto"
     device_memory: float | None = None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether pairs are read by the decoder, which embeds them."""
+        return EMBEDDING in self.parts.objectives
 
     @property
     def packing(self) -> str | None:

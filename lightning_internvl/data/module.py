@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_internvl.console import console
 from lightning_internvl.data.bad_samples import SKIPPED, TRIES, Ledger, Skipped, usable_sample
 from lightning_internvl.data.collate.base import ON_HOST, Collator, Prepared
+from lightning_internvl.data.collate.embedding import with_batches
 from lightning_internvl.data.collate.packing import Grouping
 from lightning_internvl.data.files.datasets import FileDataset
 from lightning_internvl.data.files.unread import UNREAD, StreamedAccount
@@ -278,11 +280,15 @@ class StageData(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> dict[str, Any]:
         """All but what the host reads, and the counts of what it has the labels of until now: a
         step need not ask the device for them. Pictures cross as bytes and become float32 there."""
+        moved = with_batches(batch, partial(self._on_device, device=device, place=dataloader_idx))
+        return {**moved, COUNTS: self.trainer.lightning_module.counts(batch)}
+
+    def _on_device(self, batch: dict[str, Any], device: torch.device, place: int) -> dict[str, Any]:
         moved = {name: value for name, value in batch.items() if name not in ON_HOST}
-        moved = super().transfer_batch_to_device(moved, device, dataloader_idx)
+        moved = super().transfer_batch_to_device(moved, device, place)
         if (processor := getattr(self.collate, "processor", None)) is not None:
             moved = processor.normalised(moved)
-        return {**batch, **moved, COUNTS: self.trainer.lightning_module.counts(batch)}
+        return {**batch, **moved}
 
     def teardown(self, stage: str) -> None:
         """Say at the end how many samples were skipped."""

@@ -53,7 +53,8 @@ class HFCausalLM(Part):
     inputs: tuple[str, ...] = ("segments", "right_padded")
     # what the families of transformers call it
     roles: ClassVar = {
-        "word_table": ("*.embed_tokens", "*.wte", "*.word_embeddings", "*.embed_in", "*.tok_embeddings", "*.shared")
+        "word_table": ("*.embed_tokens", "*.wte", "*.word_embeddings", "*.embed_in", "*.tok_embeddings", "*.shared"),
+        "language_head": ("*.lm_head", "*.embed_out", "lm.output"),
     }
     feeds_blocks = True  # a middleware may add to what they make of visual tokens
     configs: Any = AutoConfig  # makes and reads configurations; a subclass may choose another

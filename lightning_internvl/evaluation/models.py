@@ -22,7 +22,7 @@ from lightning_internvl.model.compose import Build
 NEEDS = {
     "chats": "a decoder that answers",
     "captions": "a decoder, or a middleware that writes captions",
-    "pairs": "a middleware that compares pictures and texts",
+    "pairs": "a middleware that compares pictures and texts, or the stage embed",
     "labels": "a probe that names pictures",
     "encoder": "an encoder",
 }
@@ -92,7 +92,9 @@ def _model_of_stage(folder: Path, settings: EvaluationSettings, build: Build) ->
     stage = settings_of(folder)
     place = place_for(settings, stage.trainer.precision)
     offers = {"encoder"}
-    if stage.parts.decoder:
+    if stage.embeds:
+        offers |= {"pairs"}
+    elif stage.parts.decoder:
         offers |= {"chats", "captions"}
     elif stage.reads in ("pairs", "labels"):
         offers |= {stage.reads}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_internvl.data.scenes.held_out import CaptionedImages
+from lightning_internvl.data.templates import IMAGE
 from lightning_internvl.evaluation.own_data import OwnData
 from lightning_internvl.evaluation.tasks import Matching
 from lightning_internvl.inference.journal import Journal
@@ -39,9 +40,11 @@ def pairs_predictor(own: OwnData, count: int) -> Predictor | None:
     seen: set[tuple[str, Any]] = set()
     for place in own.places(count):
         try:
-            sample = own.held_out[place]
+            sample = captioned(own.held_out[place])
         except ValueError as error:
             own.unusable[place] = str(error)
+            continue
+        if sample is None:
             continue
         names = {("picture", sample.get("image_id", place)), ("caption", sample["caption"])}
         if not seen & names:
@@ -49,6 +52,16 @@ def pairs_predictor(own: OwnData, count: int) -> Predictor | None:
             seen |= names
     held_out: Any = OwnPairs(samples)  # which has what tasks of pairs ask for
     return Predictor(own.view.model, held_out, pairs=own.view.pairs) if len(samples) > 1 else None
+
+
+def captioned(sample: dict[str, Any]) -> dict[str, Any] | None:
+    """A sample as a picture and its caption; None of a query and a document that are something else."""
+    if "query" not in sample:
+        return sample
+    query, positive = sample["query"], sample["positive"]
+    if query["images"] or len(positive["images"]) != 1 or positive["text"] != IMAGE:
+        return None
+    return {"image": positive["images"][0], "caption": query["text"]}
 
 
 def matching(own: OwnData, precision: Precision, journal: Journal, count: int) -> Metrics:

@@ -8,6 +8,7 @@ Letters: N pictures, T captions, Q embeddings of a picture where it has several,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -113,25 +114,33 @@ def _at_places(images: Pictures, places: Sequence[int]) -> Pictures:
 
 
 def best_columns(
-    rows: Tensor, columns: Tensor, k: int, block: int, pictures_R: Tensor | None = None, pictures_C: Tensor | None = None
+    rows: Tensor,
+    columns: Tensor,
+    k: int,
+    block: int,
+    pictures_R: Tensor | None = None,
+    pictures_C: Tensor | None = None,
+    texts_in_rows: bool = False,
 ) -> Best:
     """The most similar columns of each row, the best first: their similarities and places, both
     (rows, min(k, columns)), CPU.
 
     Args:
         rows, columns: normalised embeddings, one side (.., E), the other side (.., E) or (.., Q,
-            E).
+            E); of late interaction both (.., Q, E).
         block: similarities held at once; a row at least.
         pictures_R, pictures_C: numbers of the pictures of rows and columns, on the CPU: a column of
             a row's picture stands behind all that are as similar, so that a tie counts against the
             model.
+        texts_in_rows: whether rows are texts and columns pictures, which late interaction must know.
     """
-    queries = max(x.shape[1] if x.ndim == 3 else 1 for x in (rows, columns))
+    queries = math.prod(x.shape[1] for x in (rows, columns) if x.ndim == 3)
     step, kept = max(1, block // (len(columns) * queries)), min(k, len(columns))
     values, places = [], []
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        scores = similarities(part, columns) if columns.ndim == 2 else similarities(columns, part).T
+        turned = texts_in_rows if part.ndim == columns.ndim == 3 else columns.ndim == 3
+        scores = similarities(columns, part).T if turned else similarities(part, columns)
         ranked = scores
         if pictures_R is not None and pictures_C is not None:
             own = pictures_R[start : start + step, None] == pictures_C
@@ -150,7 +159,8 @@ def best_of_both(image: Tensor, text: Tensor, k: int, block: int = BLOCK, owner_
     """
     pictures = torch.arange(len(image))
     owner = pictures if owner_T is None else owner_T
-    return best_columns(image, text, k, block, pictures, owner), best_columns(text, image, k, block, owner, pictures)
+    to_text = best_columns(image, text, k, block, pictures, owner)
+    return to_text, best_columns(text, image, k, block, owner, pictures, texts_in_rows=True)
 
 
 def recalls(name: str, texts_NK: Tensor, images_TK: Tensor, owner_T: Tensor, top_k: Sequence[int]) -> Metrics:

@@ -11,6 +11,7 @@ from lightning_internvl.choices import Config
 from lightning_internvl.config.fit import unread
 from lightning_internvl.config.stage_settings import StageSettings
 from lightning_internvl.data.collate.chats import ChatCollator
+from lightning_internvl.data.collate.embedding import EmbeddingCollator
 from lightning_internvl.data.collate.encode import ImageTokens
 from lightning_internvl.data.collate.instructions import Instructions
 from lightning_internvl.data.collate.labels import LabelCollator
@@ -89,7 +90,7 @@ def make_collators(
     collate = {name: value for name, value in settings.collate.items() if name != "processor"}
     whole = processor.whole()
     whole.jpeg_quality = processor.jpeg_quality
-    if "middleware" in tokenizers:
+    if "middleware" in tokenizers and not settings.embeds:
         options = data.pairs_collate | (collate if reads == "pairs" else {})
         found["pairs"] = pairs = PairCollator(tokenizers["middleware"], whole, **options)
         check_captions(model.middleware, pairs.max_length)
@@ -97,37 +98,61 @@ def make_collators(
         found["labels"] = LabelCollator(whole)
     if "decoder" in tokenizers:
         check_processor(model, processor)
-        tokens = model.placeholders(processor.image_size)
-        options = data.chats_collate | (collate if reads == "chats" else {})
+        rows = DecoderRows(settings, model, tokenizers, processor, more_tiles)
+        chats = collate if reads == "chats" else {}
+        asks = "answers" in data.chats_collate | chats
+        if asks and packed:
+            own = f"set data.packing=null, or stages.{settings.name}.datasets.packing=null"
+            raise ValueError(f"rows cannot be packed before the model has answered; {own}")
+        found["chats"] = rows.collator(PackedChats if packed else QuestionChats if asks else ChatCollator, chats)
+        if settings.embeds:
+            cached = {"cached_chunk": settings.module.get("cached_chunk")}
+            found["pairs"] = rows.collator(EmbeddingCollator, collate | cached)
+    return found
+
+
+class DecoderRows(NamedTuple):
+    """What collators for a decoder have in common; `more_tiles` as of `make_collators`."""
+
+    settings: StageSettings
+    model: VLM
+    tokenizers: Mapping[str, Any]
+    processor: Processor
+    more_tiles: int
+
+    def collator(self, kind: type[ChatCollator], collate: Mapping[str, Any]) -> ChatCollator:
+        """A collator of this kind, with the settings of a stage over those of the data."""
+        data, model, processor = self.settings.data, self.model, self.processor
+        tokens, options = model.placeholders(processor.image_size), data.chats_collate | dict(collate)
         template = load_template(options.pop("template"), options.pop("system", None))
         frame = options.pop("image_frame", None)
         start, end = (template.image_frame if frame is None else frame) or (None, None)
         names = ImageTokens(data.image_token, start, end, data.video_token)
         for name in filter(None, (names.start, names.end)):
-            token_id(tokenizers["decoder"], name)
+            token_id(self.tokenizers["decoder"], name)
         options["image_tokens"] = names
         text, total, pictures = options.pop("max_text_tokens"), options.pop("max_length", None), options.pop("pictures", 1)
+        packed = kind is PackedChats
         row = data.packing_tokens if packed else None
         frames = (options.get("video_frames") or (0,))[-1]
         squares = max(processor.most_squares(pictures), frames)
         one = text + processor.most_tokens(tokens)
         most = text + max(processor.most_tokens(tokens, pictures), frames * tokens)
-        max_length = total + max(0, more_tiles) * tokens if total else _row_length(model, one, most, row)
-        options["split_answers"] = not shifts_labels(model.decoder)
+        max_length = total + max(0, self.more_tiles) * tokens if total else _row_length(model, one, most, row)
+        if kind is EmbeddingCollator:
+            options.pop("too_long", None)
+            options["text_length"] = min(text, max_length)
+        else:
+            options["split_answers"] = not shifts_labels(model.decoder)
         if getattr(model.middleware, "instructed", False):
-            options["instructions"] = Instructions(tokenizers["middleware"])
+            options["instructions"] = Instructions(self.tokenizers["middleware"])
         if packed:
             check_packable(model.decoder)
             options |= {"row_tokens": data.packing_tokens, "row_tiles": data.packing_tiles}
-        asks = "answers" in options
-        if asks and packed:
-            own = f"set data.packing=null, or stages.{settings.name}.datasets.packing=null"
-            raise ValueError(f"rows cannot be packed before the model has answered; {own}")
-        kind = PackedChats if packed else QuestionChats if asks else ChatCollator
-        found["chats"] = chats = kind(tokenizers["decoder"], template, processor, tokens, max_length, **options)
+        found = kind(self.tokenizers["decoder"], template, processor, tokens, max_length, **options)
         if not packed and not total:
-            chats.blank_tiles = squares
-    return found
+            found.blank_tiles = squares
+        return found
 
 
 def _row_length(model: VLM, one: int, most: int, row: int | None) -> int:

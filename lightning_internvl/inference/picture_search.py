@@ -1,6 +1,6 @@
 """A folder of pictures that is searched with words, by a model with one space for both.
 
-Letters: N pictures, Q embeddings of a picture (1; BLIP-2 has some), E contrastive width.
+Letters: N pictures, Q embeddings of a picture (1; BLIP-2 has some, late interaction one a token), E contrastive width.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_internvl.data.collate.chats import pad_rows
-from lightning_internvl.data.collate.pairs import PairCollator
+from lightning_internvl.choices import EMBEDDING
 from lightning_internvl.data.files.images import IMAGE_SUFFIXES, is_image_file, read_image
-from lightning_internvl.inference.device import on_device
+from lightning_internvl.inference.embeddings import Pairs, embed_pictures, embed_texts, normalised
 from lightning_internvl.inference.predictor import Precision
 from lightning_internvl.model.vlm import VLM
+from lightning_internvl.objectives import similarities
+from lightning_internvl.objectives.embedding import joined
 
 
 class Retriever:
-    """Embeddings of pictures and texts by a model with `encode_image` and `encode_text`.
+    """Embeddings of pictures and texts by a model that compares them.
 
     Args:
         pairs: how the model sees pictures and texts.
@@ -34,28 +34,28 @@ class Retriever:
     """
 
     def __init__(
-        self, model: VLM, pairs: PairCollator, mode: str = "c", batch_size: int = 64, precision: Precision = nullcontext
+        self, model: VLM, pairs: Pairs, mode: str = "c", batch_size: int = 64, precision: Precision = nullcontext
     ) -> None:
         self.model, self.pairs, self.mode, self.batch_size = model.eval(), pairs, mode, batch_size
         self.precision = precision
 
+    @property
+    def late(self) -> bool:
+        """Whether texts have a vector a token, too."""
+        return EMBEDDING in self.model.objectives and self.model.objectives[EMBEDDING].late
+
     @torch.no_grad()
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
         """Pictures (H, W, 3) uint8 of any size -> (N, Q, E), normalised."""
-        parts = self._parts(images)
-        batches = (self.pairs.pixels(x, [f"picture {i}" for i in range(len(x))]) for x in parts)
         with self.precision():
-            found = [self.model.encode_image(on_device(self.model, pixels), self.mode).float() for pixels in batches]
-        embeds = F.normalize(torch.cat(found), dim=-1)
+            embeds = normalised([embed_pictures(self.model, self.pairs, part, self.mode) for part in self._parts(images)])
         return embeds if embeds.ndim == 3 else embeds[:, None]
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> (N, E), normalised."""
-        batches = (pad_rows(*self.pairs.rows("itc", part)) for part in self._parts(texts))
+        """Texts -> (N, E), or with late interaction (N, L, E), normalised."""
         with self.precision():
-            embeds = [self.model.encode_text(*(on_device(self.model, x) for x in batch)).float() for batch in batches]
-        return F.normalize(torch.cat(embeds), dim=-1)
+            return normalised([embed_texts(self.model, self.pairs, part) for part in self._parts(texts)])
 
     def _parts(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         return (items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size))
@@ -86,12 +86,11 @@ class Gallery:
         size = retriever.batch_size
         parts = (self.paths[i : i + size] for i in range(0, len(self.paths), size))
         pictures = ([read_image(path) for path in part] for part in parts)
-        self.embeds_NQE = torch.cat([retriever.images(images) for images in pictures])
+        self.embeds_NQE = joined([retriever.images(images) for images in pictures])
 
     def search(self, texts: Sequence[str], count: int) -> list[list[SearchHit]]:
         """For each text the `count` pictures nearest to it, or all, the best first."""
-        texts_TE = self.retriever.texts(texts)
-        similarity_TN = torch.einsum("te,nqe->tnq", texts_TE, self.embeds_NQE).amax(dim=-1)
+        similarity_TN = similarities(self.embeds_NQE, self.retriever.texts(texts)).T
         values, places = similarity_TN.topk(min(count, len(self.paths)), dim=1)
         return [
             [SearchHit(self.paths[place], value) for value, place in zip(*row, strict=True)]

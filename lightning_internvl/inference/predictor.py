@@ -14,7 +14,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessorList
 
@@ -25,6 +24,7 @@ from lightning_internvl.data.files.lazy_pictures import Pictures
 from lightning_internvl.data.scenes.held_out import HeldOutScenes
 from lightning_internvl.data.templates import IMAGE, message_of
 from lightning_internvl.inference.device import on_device
+from lightning_internvl.inference.embeddings import embed_pictures, embed_texts, normalised
 from lightning_internvl.inference.journal import Journal
 from lightning_internvl.layers.finite import FiniteLogits, check_finite
 from lightning_internvl.model.vlm import VLM
@@ -112,15 +112,14 @@ class Predictor:
     def embed_images(self, images: Pictures, mode: str) -> Tensor:
         """N pictures (H, W, 3) uint8 -> (N, E), or (N, Q, E) with an embedding a query, normalised,
         float32."""
-        found = torch.cat([self.model.encode_image(pixels, mode).float() for pixels in self._pixels(images)])
-        return F.normalize(check_finite(found, "embeddings of pictures"), dim=-1)
+        found = [embed_pictures(self.model, self.pairs, part, mode) for part in self._parts(images)]
+        return normalised([check_finite(part, "embeddings of pictures") for part in found])
 
     @in_precision
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Captions -> (N, E), normalised, float32."""
-        rows = [self._text_batch("itc", part) for part in self._parts(texts)]
-        found = torch.cat([self.model.encode_text(ids, mask).float() for ids, mask in rows])
-        return F.normalize(check_finite(found, "embeddings of texts"), dim=-1)
+        """Captions -> (N, E), or (N, Q, E) with a vector a token, normalised, float32."""
+        found = [embed_texts(self.model, self.pairs, part) for part in self._parts(texts)]
+        return normalised([check_finite(part, "embeddings of texts") for part in found])
 
     @in_precision
     def match(self, images: Pictures, texts: Sequence[str]) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from lightning_internvl.messages import check_number
@@ -32,12 +33,19 @@ def checkpointed_chunks(
             be asked for.
     """
     parts = list(zip(*(x.tensor_split(pieces) for x in rows), strict=True))
+    return checkpointed(function, parts, draws=draws, keep_last=keep_last)
+
+
+def checkpointed(
+    function: Callable[..., Any], parts: Sequence[tuple[Any, ...]], *, draws: bool = False, keep_last: bool = False
+) -> list[Any]:
+    """The same for parts that are given, each the arguments of one call: tensors, or batches of some."""
     # a plan replays blocks that it knows, which cannot be computed again; it counts all parts as
     # kept
-    if rows[0].is_meta:
+    if any(leaf.is_meta for leaf in tree_leaves(list(parts)) if isinstance(leaf, Tensor)):
         return [function(*part) for part in parts]
-    last = [parts.pop()] if keep_last else []
-    found = [checkpoint(function, *part, use_reentrant=False, preserve_rng_state=draws) for part in parts]
+    again, last = (parts[:-1], parts[-1:]) if keep_last else (parts, ())
+    found = [checkpoint(function, *part, use_reentrant=False, preserve_rng_state=draws) for part in again]
     return found + [function(*part) for part in last]
 
 

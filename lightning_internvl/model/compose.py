@@ -119,7 +119,7 @@ def compose_model(config: Mapping[str, Any], build: Build) -> tuple[VLM, dict[st
     )
     check_decoder(encoder, middleware, decoder)
     objectives: dict[str, nn.Module] = {
-        name: completed(build, objective, dim=getattr(middleware, "dim", None))
+        name: completed(build, objective, dim=getattr(middleware, "dim", None), decoder_dim=decoder_dim)
         for name, objective in (config.get("objectives") or {}).items()
     }
     check_contrasts(middleware, objectives)

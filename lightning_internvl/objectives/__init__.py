@@ -1,6 +1,7 @@
 """Losses, each alone and testable alone; those with parameters of their own keep them here."""
 
 from lightning_internvl.objectives.classification import Classification
+from lightning_internvl.objectives.embedding import EmbeddingContrast
 from lightning_internvl.objectives.grpo import GRPO
 from lightning_internvl.objectives.itc import ITC, WordITC
 from lightning_internvl.objectives.itm import ITM, mined_negatives, other_pictures, random_negatives
@@ -18,6 +19,7 @@ __all__ = [
     "MPO",
     "ORPO",
     "Classification",
+    "EmbeddingContrast",
     "NextToken",
     "Pairs",
     "Preference",

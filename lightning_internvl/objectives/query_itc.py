@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_internvl.distributed.collectives import gather, gather_with_grad, global_mean, rank
 from lightning_internvl.layers.chunking import check_chunk, checkpointed_chunks, number_of_chunks
-from lightning_internvl.objectives.similarity import Names, contrast, gathered, products
+from lightning_internvl.objectives.similarity import Names, contrast, gathered, late_similarities, products
 
 Scores = Callable[[Tensor, Tensor], Tensor]  # rows and columns to scaled similarities (B, C)
 
@@ -120,8 +120,12 @@ class QueryITC(nn.Module):
         return gather_with_grad(x) if self.gather_gradient else gather(x.detach())
 
 
-def similarities(image: Tensor, text_CE: Tensor) -> Tensor:
-    """Cosines of normalised embeddings (B, C): of an image (B, E), or its best query (B, Q, E)."""
+def similarities(image: Tensor, text: Tensor) -> Tensor:
+    """Cosines of normalised embeddings (B, C): of an image (B, E), or its best query (B, Q, E), with
+    texts (C, E). Where texts have a vector a token, (C, L, E), they look in images by late
+    interaction."""
+    if text.ndim == 3:
+        return late_similarities(text, image).T
     if image.ndim == 2:
-        return products(image, text_CE)
-    return products(image, text_CE).max(dim=1).values
+        return products(image, text)
+    return products(image, text).max(dim=1).values

@@ -33,6 +33,19 @@ def products(rows: Tensor, columns_CE: Tensor) -> Tensor:
         return rows.float() @ columns_CE.float().T
 
 
+def late_similarities(query_BLE: Tensor, document_CME: Tensor) -> Tensor:
+    """Late interaction (Khattab and Zaharia 2020, section 3.3) of normalised vectors of tokens, zero
+    where there is none: for each token of a query the cosine with its best token of a document, the
+    mean over the query: (B, C), float32."""
+    exact = nullcontext() if query_BLE.is_meta else torch.autocast(query_BLE.device.type, enabled=False)
+    with exact:
+        similar_BCLM = torch.einsum("ble,cme->bclm", query_BLE.float(), document_CME.float())
+    there_CM, asked_BL = (x.any(dim=-1) for x in (document_CME, query_BLE))
+    best_BCL = similar_BCLM.masked_fill(~there_CM[None, :, None], APART).amax(dim=-1)
+    asked_B1L = asked_BL[:, None]
+    return best_BCL.masked_fill(~asked_B1L, 0.0).sum(dim=-1) / asked_B1L.sum(dim=-1).clamp(min=1)
+
+
 def contrast(
     logits_BC: Tensor,
     own_B: Tensor,

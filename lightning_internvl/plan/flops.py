@@ -16,6 +16,7 @@ products, and what is computed a second time.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from lightning_internvl.choices import IGNORE_INDEX, PARTS
 from lightning_internvl.config.stage_settings import StageSettings
+from lightning_internvl.data.collate.embedding import batches_of, with_batches
 from lightning_internvl.distributed.collectives import single_process
 from lightning_internvl.layers.attention import choose_backend, keep_backend, requested_backend
 from lightning_internvl.model.compose import Build, compose_model
@@ -63,6 +65,8 @@ class Amount(NamedTuple):
 
 def amount_of(batch: Mapping[str, Any]) -> Amount:
     """The quantities of a batch; of packed rows each sample counts for itself."""
+    if len(parts := batches_of(batch)) > 1:
+        return functools.reduce(Amount.plus, map(amount_of, parts))
     squares = sum(len(batch[name]) for name in PIXELS if batch.get(name) is not None)
     lengths = [x.sum(dim=-1) for name, x in batch.items() if name.endswith("mask") and isinstance(x, Tensor)]
     squared = sum((x * x).sum() for x in lengths)
@@ -144,10 +148,14 @@ def flops_of(stage: Stage, blank: Blank, step: int = 0) -> Flops:
 def shorten_texts(batch: Mapping[str, Any], share: float) -> dict[str, Any]:
     """A batch whose rows of text are cut at a share of their length."""
     texts = ("ids", "mask", "labels")
-    return {
-        name: x[:, : round(x.shape[1] * share)] if isinstance(x, Tensor) and x.ndim == 2 and name.endswith(texts) else x
-        for name, x in batch.items()
-    }
+
+    def shorten(rows: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: x[:, : round(x.shape[1] * share)] if isinstance(x, Tensor) and x.ndim == 2 and name.endswith(texts) else x
+            for name, x in rows.items()
+        }
+
+    return with_batches(batch, shorten)
 
 
 def _head_flops(meta_stage: MetaStage, head: Head, states_TH: Tensor) -> Counter[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_internvl.data.collate.embedding import batches_of, with_batches
 from lightning_internvl.objectives import NextToken, SigLIP
 from lightning_internvl.plan.kernels import Kernels
 from lightning_internvl.plan.meter import ACTIVATIONS, COPIES, LOGITS, Meter, Tally, watch
@@ -203,8 +204,9 @@ class MetaStage:
         (weights, autocast), meter, stage = PRECISIONS[precision], self.meter, self.stage
         kernels = self.units.kernels = Kernels(autocast)
         meter.is_copy = kernels.copied.__contains__
-        batch = {key: _like(value, weights) for key, value in batch.items()}
-        size = sum(x.untyped_storage().nbytes() for x in batch.values() if isinstance(x, Tensor))
+        batch = with_batches(batch, lambda rows: {key: _like(value, weights) for key, value in rows.items()})
+        held = [x for rows in batches_of(batch) for x in rows.values() if isinstance(x, Tensor)]
+        size = sum(x.untyped_storage().nbytes() for x in held)
         keeping = torch.autograd.graph.saved_tensors_hooks(meter.pack, meter.unpack)
         with torch.device("meta"), meter.scope() as tally, keeping:
             with meter if self.units.backward else nullcontext(), kernels:

@@ -2,6 +2,7 @@
 
 from lightning_internvl.stages.base import Stage
 from lightning_internvl.stages.contrastive import ContrastiveStage
+from lightning_internvl.stages.embedding import EmbeddingStage
 from lightning_internvl.stages.generative import GenerativeStage
 from lightning_internvl.stages.preference import PreferenceStage
 from lightning_internvl.stages.retrieval import RetrievalStage
@@ -11,6 +12,7 @@ from lightning_internvl.stages.word_alignment import WordStage
 
 __all__ = [
     "ContrastiveStage",
+    "EmbeddingStage",
     "GenerativeStage",
     "PreferenceStage",
     "ProbeStage",

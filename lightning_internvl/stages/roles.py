@@ -23,7 +23,7 @@ ROLES = {
     "patch_embedding": "of an encoder: the layer that makes a token of the pixels of a patch",
     "connector": "of a middleware: what hands tokens to the decoder; of one that does not say it, all",
     "generative": "of a middleware: what a contrast of pictures and captions does not use",
-    "language_head": "of a middleware: what chooses the next word",
+    "language_head": "of a middleware or a decoder: what chooses the next word",
     "word_table": "of a decoder: the embeddings of words",
 }
 WHOLE = "connector"  # a part that does not say what has this role has it as a whole

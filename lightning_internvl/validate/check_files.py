@@ -157,6 +157,16 @@ class FileCheck:
     def _prepared(self, entry: Entry, root: str, source: CheckedSource) -> Iterator[ValueError]:
         """Notes on what training makes of a record; raises what it would raise."""
         images = [self._picture(image, root) for image in entry.images]
+        if entry.passages is not None:
+            shown = iter(images)
+            query, positive, *wrong = (
+                {"text": one.text, "images": [next(shown) for _ in one.images]} for one in entry.passages.each()
+            )
+            for pairs in _read_by(source, self.pairs):
+                pairs.check({"query": query, "positive": positive, "negatives": wrong, "key": KEY})
+            if not source.pairs:
+                yield Unwanted("it has a query and documents, and the stages read conversations", "left out: no conversation")
+            return
         if source.pairs and entry.caption is not None:
             language = {"language": entry.language} if entry.language else {}
             for pairs in _read_by(source, self.pairs):

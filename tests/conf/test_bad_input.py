@@ -43,7 +43,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
-STAGES = "contrastive, generative, supervised, preference, reward, filter"
+STAGES = "contrastive, generative, supervised, preference, reward, embed, filter"
 BEFORE_ANY_MODEL = {
     "stages.contrastive.batch_size=1": r"contrastive: batch_size=1: ITC .*a single pair.*contrastive\.batch_size=2 or",
     "stages.generative.batch_size=1": r"stages\.generative: batch_size=1: ITC .*give stages\.generative\.batch_size=2 or more",

@@ -148,7 +148,7 @@ def test_no_value_takes_the_place_of_a_group(value: Any) -> None:
         ("price_per_hour=2", "price_per_hour=2 has no effect: it is for plan=true"),
         (
             "pipeline=[contrastive] decoder.embed_std=1",
-            "has a decoder; stages with one: supervised, preference, reward, words",
+            "has a decoder; stages with one: supervised, preference, reward, embed, words",
         ),
         (
             "pipeline=[contrastive] data.packing=true",

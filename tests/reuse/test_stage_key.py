@@ -41,7 +41,8 @@ FREE = (
     "trainer.enable_model_summary", "callbacks.throughput.", "callbacks.samples.", "callbacks.progress.", "callbacks.checkpoint.",
     # because the stage does not read them,
     "decoder.", "peft.decoder", "quantization.decoder", "data.chats", "data.labels.", "data.classes", "data.packing",
-    "stages.generative.", "stages.words.", "stages.supervised.", "stages.preference.", "stages.reward.", "stages.filter.",
+    "stages.generative.", "stages.words.", "stages.supervised.", "stages.preference.", "stages.reward.", "stages.embed.",
+    "stages.filter.",
     # or because it reads them by other names: its own, those of what refers to them, or through its length
     "optimizer.lr", "scheduler.warmup_steps", "data.styles", "data.image_size", "epochs", "batch_size",
 )  # fmt: skip

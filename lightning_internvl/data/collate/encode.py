@@ -144,6 +144,33 @@ def encode_prompt(
     return ids
 
 
+def encode_passage(
+    turns: Sequence[Message],
+    template: ChatTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    image_lengths: Sequence[int],
+    max_length: int,
+    sample: str,
+    image_tokens: ImageTokens = IMAGE_TOKENS,
+    video_lengths: Sequence[int] = (),
+) -> list[int]:
+    """Token ids of one message without a chat format, to be embedded: the token that begins texts, if
+    the template has it, what is said and shown, and the token that ends texts.
+
+    A text over `max_length` loses its end, never that token. Raises TooLong where a picture would be
+    cut off, and ValueError naming `sample` as `encode_conversation` does.
+    """
+    (message,) = turns
+    first, _ = _first_ids(template, tokenizer)
+    runs = _placeholder_runs(turns, tokenizer, image_lengths, video_lengths, image_tokens, sample)
+    ids, _ = _encode_segments([Segment(message["content"], False)], tokenizer, runs, image_tokens, sample)
+    room = max_length - len(first) - 1
+    visual = {token_id(tokenizer, name) for name in (image_tokens.context, image_tokens.video) if name}
+    if room < 1 or visual & set(ids[room:]):
+        raise _too_long("a picture would be cut off", sample, max_length, image_lengths)
+    return [*first, *ids[:room], tokenizer.eos_token_id]
+
+
 @functools.lru_cache(maxsize=16)
 def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts a space before every text, as SentencePiece does."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_internvl.choices import IGNORE_INDEX
+from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.collate import base
 from lightning_internvl.data.collate.base import Prepared, Sample, pad_id, pad_rows, stable_id
 from lightning_internvl.data.collate.chats import PAIR_TASKS
@@ -62,6 +63,8 @@ class PairCollator(base.SquareReader):
     def prepare(self, sample: Sample) -> Prepared:
         """The square of a picture and the token rows of its caption; errors name the sample."""
         key = sample["key"]
+        if "caption" not in sample:
+            raise BadSample(f"sample {key}: it has a query and documents, which the stage embed compares", "no caption")
         found: Prepared = {
             "key": key,
             "image_id": stable_id(sample.get("image_id", key)),
@@ -79,6 +82,8 @@ class PairCollator(base.SquareReader):
     def check(self, sample: Sample) -> None:
         """Raise ValueError if `prepare` does: by the picture, and by the prompt of the language,
         which alone can leave a caption no room."""
+        if "caption" not in sample:
+            self.prepare(sample)
         base.tiles_of(self.processor, sample["image"], sample["key"], sample.get("draw"))
         language = sample.get("language", "en")
         if language not in self._checked or not sample["caption"].strip():

@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning_internvl.data.bad_samples import BadSample
 from lightning_internvl.data.files.boxes import check_boxes
+from lightning_internvl.data.files.passages import Passages, is_query, read_passages
 from lightning_internvl.data.files.picture_marks import Shown, suspects
 from lightning_internvl.data.files.picture_sources import IMAGES, Picture, Source, pictures_of, videos_of
 from lightning_internvl.data.files.preferences import is_preference, with_each_answer
@@ -30,8 +31,8 @@ MAX_CAPTION = 65_536  # characters; what is longer is no caption, but a page or 
 @dataclass
 class Entry:
     """A record, understood; `caption` and `language` are of a picture with a caption; `rejected` is
-    an answer to which the last one is preferred; `unread` says what of it was not used, a phrase
-    each."""
+    an answer to which the last one is preferred; `passages` are a query and its documents, which no
+    conversation is; `unread` says what of it was not used, a phrase each."""
 
     messages: list[Message] = field(default_factory=list)
     images: list[Picture] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Entry:
     caption: str | None = None
     language: str | None = None
     rejected: str | None = None
+    passages: Passages | None = None
     format: str = "pairs"
     unread: list[str] = field(default_factory=list)
 
@@ -58,8 +60,11 @@ def read_entry(record: Mapping[str, Any], caption_request: str = CAPTION_REQUEST
     if is_preference(record):
         return _read_preference(record)
     fields = Fields(record)
-    found = format_of(fields)
-    if found is None:
+    if is_query(record):
+        passages = read_passages(fields)
+        images = [image for one in passages.each() for image in one.images]
+        entry = Entry(images=images, passages=passages, format="query and positive")
+    elif (found := format_of(fields)) is None:
         entry = _read_pair(fields, caption_request)
     else:
         unread: list[str] = []

@@ -14,6 +14,7 @@ from lightning_internvl.data.bad_samples import BadSample, Unwanted, kind_of, re
 from lightning_internvl.data.files.conversations import CAPTION_REQUEST, Entry, read_entry
 from lightning_internvl.data.files.frame_times import TimedFrames, rate_of
 from lightning_internvl.data.files.images import read_image
+from lightning_internvl.data.files.passages import Passage
 from lightning_internvl.data.files.picture_sources import Picture, Source
 from lightning_internvl.data.files.record_sources import JoinedRecords, open_records
 from lightning_internvl.data.files.unread import LOOKED_AT, UnreadAccount
@@ -166,9 +167,15 @@ def load_video(source: Source, root: Path) -> tuple[np.ndarray, float]:
         raise BadSample(str(error), "video") from error
 
 
+def load_passage(passage: Passage, root: Path) -> dict[str, Any]:
+    """{"text", "images": [(H, W, 3) uint8]} of a passage. Raises BadSample."""
+    return {"text": passage.text, "images": [load_image(name, root) for name in passage.images]}
+
+
 class PairsFile(FileDataset):
     """{"image": (H, W, 3) uint8, "caption", "language", "image_id", "key"} from records of a
-    picture and its caption.
+    picture and its caption; {"query", "positive", "negatives", "key"}, {"text", "images"} each, from
+    those of a query and its documents.
 
     `image_id` is the path, so that all captions of one picture are known to be its own. A
     conversation among the records is left out.
@@ -181,7 +188,11 @@ class PairsFile(FileDataset):
         self.settings["language"] = self.language = language
 
     def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
-        """Picture and caption of a record."""
+        """Picture and caption of a record, or its query and documents."""
+        if entry.passages is not None:
+            query, positive, negatives = entry.passages
+            wrong = [load_passage(one, root) for one in negatives]
+            return {"query": load_passage(query, root), "positive": load_passage(positive, root), "negatives": wrong}
         if entry.caption is None:
             raise Unwanted("it is a conversation, and this stage reads image-caption pairs", "left out: no pair")
         (name,) = entry.images
@@ -204,6 +215,8 @@ class ChatsFile(FileDataset):
 
     def sample(self, entry: Entry, root: Path) -> dict[str, Any]:
         """Pictures and conversation of a record."""
+        if entry.passages is not None:
+            raise Unwanted("it has a query and documents, and this stage reads conversations", "left out: no conversation")
         images = [load_image(name, root) for name in entry.images]
         found: dict[str, Any] = {"images": images, "conversation": entry.messages}
         if entry.rejected is not None:
