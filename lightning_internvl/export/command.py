@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightning_internvl.console import console
+from lightning_internvl.export.layout_choice import TEXTS
 from lightning_internvl.export.proof import verify
 from lightning_internvl.export.report import ExportOptions, ExportReport
 from lightning_internvl.export.settings import ExportSettings
@@ -35,6 +36,10 @@ def run_export(settings: ExportSettings, build: Build) -> ExportReport:
         from lightning_internvl.export.adapter import export_adapter
 
         report = export_adapter(opened, settings.to, options)
+    elif settings.layout == TEXTS:
+        from lightning_internvl.export.sentence_transformers import export_texts
+
+        report = export_texts(opened, settings.to, options)
     elif settings.gguf:
         from lightning_internvl.export.gguf_export import export_gguf
 

@@ -9,6 +9,7 @@ from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.messages import check_choice
 from lightning_internvl.model.vlm import VLM
 
+TEXTS = "sentence_transformers"  # of the stage embed, the language model alone
 OWN = "handoff"  # the layout of this project, for models that no other one holds
 
 
@@ -23,7 +24,7 @@ def choose_layout(model: VLM, key: str | None, *, final: bool = True) -> tuple[L
     """
     folders = [name for name, layout in all_layouts().items() if not layout.SINGLE_FILE]
     if key is not None:
-        check_choice("layout", key, (*folders, OWN))
+        check_choice("layout", key, (*folders, OWN, TEXTS))
     if key == OWN or not final:
         return None, {}
     try:

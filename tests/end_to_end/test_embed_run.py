@@ -89,11 +89,11 @@ def test_a_run_is_measured_and_looks_for_pictures(tmp_path: Path) -> None:
     outcome = train(*words, "stages.embed.batch_size=4", f"paths.run={tmp_path}/run")
     assert outcome.code == 0, outcome.err
     metrics = read_json(tmp_path / "run/metrics.json")
-    assert "embed_image_to_text_r1" in metrics["embed"]
+    assert "c_image_to_text_r1" in metrics["embed"]
     measured = call("evaluate.py", f"run={tmp_path}/run", "task=retrieval", f"to={tmp_path}/found")
     assert measured.code == 0, measured.err
     found = read_json(tmp_path / "found/metrics.json")["retrieval"]
-    assert found["c_image_to_text_r1"] == metrics["embed"]["embed_image_to_text_r1"]
+    assert found["c_image_to_text_r1"] == metrics["embed"]["c_image_to_text_r1"]
     folder = tmp_path / "pictures"
     folder.mkdir()
     for name in ("a.png", "b.png"):
