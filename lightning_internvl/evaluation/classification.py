@@ -103,6 +103,8 @@ def score_pictures(
 def classifier(predictor: Predictor, said: Sequence[Sequence[str]]) -> Tensor:
     """The prompts of every class -> (C, E): the normalised mean of normalised prompts."""
     embeds = predictor.embed_texts([text for texts in said for text in texts])
+    if embeds.ndim == 3:
+        raise ValueError("a class is the mean of its prompts, and late interaction embeds no text as a whole; use task=retrieval")
     means = [own.mean(dim=0) for own in embeds.split([len(texts) for texts in said])]
     return F.normalize(torch.stack(means), dim=-1)
 

@@ -27,6 +27,7 @@ from lightning_internvl.config.model_source import READING
 from lightning_internvl.config.targets import build
 from lightning_internvl.config.trust import trusting
 from lightning_internvl.data.collate.chats import pad_rows
+from lightning_internvl.data.collate.embedding import EmbeddingCollator
 from lightning_internvl.data.collate.pairs import PairCollator
 from lightning_internvl.evaluation.models import model_for, models_under_test
 from lightning_internvl.evaluation.settings import EvaluationSettings
@@ -132,6 +133,10 @@ def load(place: str | Path, mode: str = "c", device: str = "auto", dtype: str = 
     with trusting(trust):
         models = models_under_test(EvaluationSettings.of(settings), build)
         predictor = model_for("clip_benchmark", "pairs", models).open()
+    if isinstance(predictor.pairs, EmbeddingCollator):
+        raise ValueError(
+            "CLIP_benchmark asks a middleware that reads texts, and this stage embeds by its decoder; use evaluate.py"
+        )
     return triple_of(predictor.model, predictor.pairs, mode)
 
 
