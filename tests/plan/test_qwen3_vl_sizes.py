@@ -1,4 +1,4 @@
-"""Parameters of Qwen3-VL as its recipe builds it, beside the published files and transformers' classes."""
+"""Parameters of Qwen3-VL as its recipe builds it, beside those of the released settings and transformers' classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_internvl.plan.meter import parts_of
 from lightning_internvl.plan.stage_plan import stage_plan
 
 SMALL = ["encoder=qwen3_vit_300m", "middleware.deep_layers=[6,12,18]"]
-# Millions of numbers, as the model cards count the published files
+# Millions of numbers, counted from the released settings; the model cards were not looked up
 SIZES = {
     "2B": (2_128, [*SMALL, "decoder=qwen3_vl_2b"]),
     "4B": (4_438, [*SMALL, "decoder=qwen3_vl_4b"]),
@@ -27,7 +27,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_parameters_are_the_published_ones(name: str) -> None:
+def test_parameters_are_those_of_the_released_settings(name: str) -> None:
     millions, overrides = SIZES[name]
     settings = stage_settings(composed("experiment=qwen3_vl", *overrides), "sft")
     model = stage_plan(settings, build).stage.model
