@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import torch.multiprocessing
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = ["torch", "torchmetrics", "transformers", "lightning", "lightning_internvl.pipeline", "callbacks"]
 METHOD = "forkserver"
+LONG = 240  # seconds after which a process that is still there tells where its threads are, in what it prints
 
 
 def together(work: Callable[..., None], *arguments: Any, count: int) -> None:
@@ -82,6 +84,7 @@ def _command(
 ) -> None:
     for number in (1, 2):
         os.dup2(os.open(f"{folder}/{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    faulthandler.dump_traceback_later(LONG, file=2)
     gc.freeze()  # what was imported before the fork
     # Or its data processes would be started as this one was: anew, and unseen by their parent's end.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # the system's own
