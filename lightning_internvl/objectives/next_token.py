@@ -19,8 +19,8 @@ from lightning_internvl.messages import check_choice
 from lightning_internvl.objectives.linear_cross_entropy import Judge, linear_cross_entropy, losses_and_gradient, plain_layer
 
 LABELLED = "labelled"  # of the counts of a batch: tokens that are judged
-# A token of a sample with n labelled tokens weighs n ** -power (InternVL 2.5, section 3.3)
-POWERS = {"token": 0.0, "square_root": 0.5, "sample": 1.0}
+# A token weighs n ** -power, where n labelled tokens are in its sample (InternVL 2.5, section 3.3) or answer
+POWERS = {"token": 0.0, "square_root": 0.5, "sample": 1.0, "answer": 1.0}
 
 
 class NextToken(nn.Module):
@@ -28,7 +28,8 @@ class NextToken(nn.Module):
 
     By tokens, a description of forty words weighs as much as forty answers of one. `average` says
     otherwise: a token of a sample with n labelled tokens weighs n ** -0.5 ("square_root", as
-    InternVL 2.5 is trained) or 1 / n ("sample": all samples weigh the same).
+    InternVL 2.5 is trained) or 1 / n ("sample": all samples weigh the same). With "answer" n are
+    those of an answer, and all answers weigh the same, several of one conversation too.
 
     Logits are computed where a label stands and nowhere else, and of many labels for a chunk at a
     time, so a large vocabulary costs the memory of one chunk. Behind a plain linear layer gradients
@@ -38,7 +39,7 @@ class NextToken(nn.Module):
     Args:
         label_smoothing: share of the target spread over the vocabulary.
         chunk: labelled tokens that are judged at a time; None: all of them.
-        average: "token", "square_root" or "sample".
+        average: "token", "square_root", "sample" or "answer".
     """
 
     def __init__(self, *, label_smoothing: float = 0.0, chunk: int | None = 1024, average: str = "token") -> None:
@@ -48,6 +49,7 @@ class NextToken(nn.Module):
             raise ValueError(f"{label_smoothing=} must lie from 0 on and below 1")
         check_chunk("chunk", chunk)
         self.label_smoothing, self.chunk, self.power = label_smoothing, chunk, POWERS[average]
+        self.lengths = answer_lengths if average == "answer" else sample_lengths  # what a token is weighed by
         self.judge: Judge = losses_and_gradient  # of a chunk's logits; compiled with the decoder's blocks
 
     def forward(
@@ -71,7 +73,7 @@ class NextToken(nn.Module):
                 GPU is then not asked for it.
             segments: lengths of the samples of each row, where rows are packed.
         """
-        lengths_BL = sample_lengths(labels_BL, shifts=shifts, segments=segments) if self.power else None
+        lengths_BL = self.lengths(labels_BL, shifts=shifts, segments=segments) if self.power else None
         if shifts:
             hidden_BLH, labels_BL = hidden_BLH[:, :-1], labels_BL[:, 1:]
         judged = _labelled(labels_BL, count)
@@ -84,7 +86,7 @@ class NextToken(nn.Module):
     def weight(self, labels_BL: Tensor, *, shifts: bool = True, segments: Segments | None = None) -> float:
         """What the loss of this rank's batch is divided by: of all its labelled tokens the weights;
         of labels on the CPU."""
-        lengths_BL = sample_lengths(labels_BL, shifts=shifts, segments=segments)
+        lengths_BL = self.lengths(labels_BL, shifts=shifts, segments=segments)
         labelled = labels_BL[:, int(shifts) :] != IGNORE_INDEX
         return float((lengths_BL[labelled].float() ** -self.power).sum())
 
@@ -205,6 +207,19 @@ def sample_lengths(labels_BL: Tensor, *, shifts: bool = True, segments: Segments
         return labelled_BL.sum(dim=1, keepdim=True).expand_as(labelled_BL)
     begin_BL = on_device(starts(segments, labels_BL.shape[1])[:, first:], labels_BL.device)
     return torch.zeros_like(labels_BL).scatter_add_(1, begin_BL, labelled_BL).gather(1, begin_BL)
+
+
+def answer_lengths(labels_BL: Tensor, *, shifts: bool = True, segments: Segments | None = None) -> Tensor:
+    """As `sample_lengths`, for the answer of each token, the labelled tokens that stand together; a
+    sample begins another one."""
+    first = int(shifts)
+    labelled_BL = labels_BL[:, first:] != IGNORE_INDEX
+    begins_BL = labelled_BL & ~F.pad(labelled_BL[:, :-1], (1, 0))
+    if segments is not None:
+        begin_BL = on_device(starts(segments, labels_BL.shape[1])[:, first:], labels_BL.device)
+        begins_BL |= labelled_BL & F.pad(begin_BL[:, 1:] != begin_BL[:, :-1], (1, 0))
+    answers_BL = begins_BL.long().cumsum(dim=1)  # 0 before the first one
+    return torch.zeros_like(F.pad(answers_BL, (0, 1))).scatter_add_(1, answers_BL, labelled_BL.long()).gather(1, answers_BL)
 
 
 def weighs_samples(objective: nn.Module) -> TypeGuard[NextToken]:

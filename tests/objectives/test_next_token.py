@@ -71,7 +71,20 @@ def test_samples_weigh_by_their_length(average: str, power: float, chunk: int | 
         torch.testing.assert_close(ours_grad, full_grad)
 
 
-@pytest.mark.parametrize("average", ["token", "sample", "square_root"])
+def test_answers_weigh_alike_however_many_a_sample_has() -> None:
+    hidden, _, head = example()
+    labels = torch.full(hidden.shape[:2], -100)
+    answers = [(0, 1, 2), (0, 4, 7), (1, 2, 3), (2, 1, hidden.shape[1])]  # row, first, end
+    for row, first, end in answers:
+        labels[row, first:end] = torch.arange(first, end)
+    losses = F.cross_entropy(head(hidden)[:, :-1].mT, labels[:, 1:], ignore_index=-100, reduction="none")
+    expected = torch.stack([losses[row, first - 1 : end - 1].mean() for row, first, end in answers]).mean()
+    objective = NextToken(average="answer")
+    torch.testing.assert_close(objective(hidden, labels, head), expected)
+    assert objective.weight(labels) == pytest.approx(len(answers))
+
+
+@pytest.mark.parametrize("average", ["token", "sample", "square_root", "answer"])
 def test_packed_rows_weigh_as_rows_of_their_own(average: str) -> None:
     hidden, labels, head = example()
     labels[:, 0] = -100  # nothing before a sample could judge its first token

@@ -97,7 +97,8 @@ class SceneChats(_SceneDataset):
     `first` gives kinds that are practised alone before all others, and for how many samples.
     In a share `caption_share` of the conversations the last question asks for a caption, in a share
     `layout_share` for what each cell holds. Last, because an earlier description would answer the
-    questions after it, and the picture need not be looked at.
+    questions after it, and the picture need not be looked at. Of the others a share `place_share`
+    asks one question more, where a thing is (see `language.with_place`).
     """
 
     stream = CHATS_STREAM
@@ -110,6 +111,7 @@ class SceneChats(_SceneDataset):
         turns: int = 4,
         caption_share: float = 0.2,
         layout_share: float = 0.0,
+        place_share: float = 0.0,
         styles: tuple[str, ...] = ("twemoji", "openmoji"),
         length: int | None = None,
         unique: bool = False,
@@ -128,7 +130,9 @@ class SceneChats(_SceneDataset):
         if min(caption_share, layout_share) < 0 or caption_share + layout_share > 1:
             given = f"{caption_share=}, {layout_share=}"
             raise ValueError(f"shares must be 0 or more and at most 1 together: {given}")
-        self.turns, self.caption_share, self.layout_share = turns, caption_share, layout_share
+        if not 0 <= place_share <= 1:
+            raise ValueError(f"{place_share=} must lie from 0 to 1")
+        self.turns, self.caption_share, self.layout_share, self.place_share = turns, caption_share, layout_share, place_share
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         scene = self.scene(position)
@@ -153,4 +157,6 @@ class SceneChats(_SceneDataset):
             turns[-1] = say.Turn(say.CAPTION_REQUEST, say.caption(scene, rng), "caption")
         elif draw < self.caption_share + self.layout_share:
             turns[-1] = say.Turn(say.LAYOUT_REQUEST, say.layout(scene), "layout")
+        elif self.place_share and rng.random() < self.place_share:
+            return say.with_place(turns, scene, rng)
         return turns

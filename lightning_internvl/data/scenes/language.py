@@ -20,6 +20,7 @@ CAPTIONS = {
     "en": ("{things} on {article} {colour} background", "{article} {colour} background with {things}"),
     "zh": ("{colour}背景上有{things}", "{things}在{colour}背景上"),
 }
+BOX_SHARE = 0.3  # of questions for a place that ask for the box too
 CAPTION_REQUEST = "describe the picture."
 LAYOUT_REQUEST = "what is where?"
 # Kinds of questions and how often each is asked. A box takes ten times the tokens of a word, so few
@@ -173,6 +174,25 @@ def _where(scene: Scene, rng: np.random.Generator) -> Turn | None:
         return None
     placed = single[int(rng.integers(len(single)))]
     return Turn(f"where is the {THINGS[placed.thing].name}?", box_text(placed.box), "where", placed.box)
+
+
+def with_place(turns: list[Turn], scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """These turns and one that asks where a thing is that is there once and that no answer of theirs
+    names, in a word ("place") or with its box behind the word ("where"); these alone where no thing
+    is left. Before the others only where none of them asks about the thing.
+    """
+    said = " ".join(turn.answer for turn in turns)
+    single = [one for one in scene.objects if scene.counts[one.thing] == 1 and THINGS[one.thing].name not in said]
+    if not single:
+        return turns
+    placed = single[int(rng.integers(len(single)))]
+    name, cell = THINGS[placed.thing].name, CELLS[placed.cell]
+    if rng.random() < BOX_SHARE:
+        asked = Turn(f"where is the {name}?", f"{cell} {box_text(placed.box)}", "where", placed.box)
+    else:
+        asked = Turn(f"where in the picture is the {name}?", cell, "place")
+    behind = any(name in turn.question for turn in turns) or rng.random() < 0.5
+    return [*turns, asked] if behind else [asked, *turns]
 
 
 def chinese_words() -> set[str]:

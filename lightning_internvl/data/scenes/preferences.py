@@ -26,6 +26,8 @@ class ScenePreferences(SceneChats):
         super().__init__(*given, **{"turns": 1, "caption_share": 0.0, "layout_share": 0.0, **settings})
         if self.caption_share or self.layout_share:
             raise ValueError("a description has no plausible wrong answer here: caption_share and layout_share must be 0")
+        if self.place_share:
+            raise ValueError("the last question is the one of two answers: place_share must be 0")
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         sample = super().__getitem__(position)

@@ -100,6 +100,34 @@ def test_descriptions_come_last_and_are_true() -> None:
         SceneChats(0, "train", caption_share=0.6, layout_share=0.5)
 
 
+def test_a_further_question_asks_for_a_place_that_no_turn_has_told() -> None:
+    chats = SceneChats(0, "train", turns=1, caption_share=0.1, layout_share=0.2, place_share=1.0)
+    plain = SceneChats(0, "train", turns=1, caption_share=0.1, layout_share=0.2)
+    kinds, firsts = Counter(), Counter()
+    for position in range(600):
+        scene, turns = chats.scene(position), chats.questions(position)
+        asked = [turn for turn in turns if turn.question.startswith("where in") or turn.answer.startswith(say.CELLS)]
+        asked = [turn for turn in asked if turn.kind in ("place", "where")]
+        assert [turn for turn in turns if turn not in asked] == plain.questions(position)
+        if not asked:
+            continue
+        (place,), (other,) = asked, plain.questions(position)
+        assert other.kind not in ("caption", "layout")
+        kinds[place.kind] += 1
+        firsts[turns[0] is place] += 1
+        name = place.question.removeprefix("where is the ").removeprefix("where in the picture is the ").removesuffix("?")
+        (placed,) = (one for one in scene.objects if THINGS[one.thing].name == name)
+        assert place.answer.split(" ")[0] == say.CELLS[placed.cell]
+        assert place.box == (placed.box if place.kind == "where" else None)
+        assert name not in other.answer
+        assert name not in other.question or turns[0] == other
+    assert min(kinds["place"], kinds["where"]) > 50
+    assert kinds["place"] > 1.5 * kinds["where"]
+    assert min(firsts.values()) > 50
+    with pytest.raises(ValueError, match="place_share=2"):
+        SceneChats(0, "train", place_share=2)
+
+
 def test_kinds_of_questions_follow_their_shares() -> None:
     chats = SceneChats(0, "train", turns=2, caption_share=0.0, questions={"exists": 0.75, "count": 0.25})
     kinds = Counter(turn.kind for position in range(500) for turn in chats.questions(position))
