@@ -39,8 +39,8 @@ def grounded_text(phrase: str, boxes: Sequence[Box], step: int = 1) -> str:
 
 
 def box_of(text: str) -> Box | None:
-    """The box that a text is, as it is written; None for any other text."""
-    numbers = re.fullmatch(_BOX, text)
+    """The first box in a text; None where there is none."""
+    numbers = re.search(_BOX, text)
     return None if numbers is None else _scaled(numbers.groups())
 
 

@@ -17,7 +17,8 @@ def test_exact_text_and_back() -> None:
     assert text == "<ref>the cat</ref><box>(120,48),(510,1000)</box><box>(0,0),(1000,500)</box>"
     assert parse(text, "s") == [Grounded("the cat", (BOX, (0.0, 0.0, 1.0, 0.5)))]
     assert box_of(box_text(BOX)) == BOX
-    assert box_of("here: " + box_text(BOX)) is None
+    assert box_of("top-left " + box_text(BOX)) == BOX
+    assert box_of("top-left <box>(1,2),(3,4)") is None
     assert box_text((0.0, 0.51, 0.4921875, 1.0), step=50) == "<box>(0,500),(500,1000)</box>"
 
 
