@@ -28,8 +28,15 @@ class Evaluation(L.Callback):
         self.tasks, self.predictor = context.tasks, context.predictor
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
-        if self.predictor is None or not (trainer.is_global_zero or pl_module.is_sharded):
-            return
+        measured = self.predictor is not None and (trainer.is_global_zero or pl_module.is_sharded)
+        found = dict(pl_module.measured) | (self._measured(trainer, pl_module) if measured else {})
+        if found and trainer.is_global_zero:
+            metrics = read_json(pl_module.run_dir / "metrics.json", {})
+            write_json(pl_module.run_dir / "metrics.json", metrics | {pl_module.name: found})
+
+    def _measured(self, trainer: L.Trainer, pl_module: Stage) -> Metrics:
+        """What the tasks find. Writes the cases, and how long it took."""
+        assert self.predictor is not None  # or there is nothing to measure on
         if not pl_module.is_sharded:
             # the trainer's teardown has moved it to the CPU
             pl_module.model.to(trainer.strategy.root_device)
@@ -39,10 +46,10 @@ class Evaluation(L.Callback):
             for task in self.tasks.values():
                 found |= pl_module.use(task, predictor)
         if not trainer.is_global_zero:
-            return
-        metrics, timing = (read_json(pl_module.run_dir / name, {}) for name in ("metrics.json", "timing.json"))
-        write_json(pl_module.run_dir / "metrics.json", metrics | {pl_module.name: found})
+            return found
+        timing = read_json(pl_module.run_dir / "timing.json", {})
         if journal.shown:
             write_json(pl_module.folder / "cases.json", journal.shown)
         timing.setdefault(pl_module.name, {})["eval_seconds"] = round(time.monotonic() - begun, 2)
         write_json(pl_module.run_dir / "timing.json", timing)
+        return found

@@ -203,7 +203,7 @@ def run_stage(
     if start_step is not None:
         console.print(f"{name}: goes on from step {start_step} ({checkpoint})", soft_wrap=True)
     needs = None if start_step is None else read_checkpoint(checkpoint).get("source")
-    if source and (start_step is None or stage.light or needs):
+    if source and (start_step is None or stage.light or needs or stage.swaps_a_part):
         take_over(stage, source, settings.new, settings.dropped)
     if needs and (stage.source is None or stage.source.fingerprint != needs):
         fault = f"{checkpoint} leaves out frozen weights of its start, and {source} holds others now"
@@ -317,11 +317,14 @@ def take_over(stage: Stage, source: str | Path, new: list[str], dropped: list[st
         new, dropped: patterns of names that may be missing in the source, and of those that may be
             left over.
     """
-    model, start = stage.model, read_weights(source, next(stage.model.parameters()).device)
-    tensors = start.for_model(stage.parts.get("peft"))
+    model, device = stage.model, next(stage.model.parameters()).device
+    start = read_weights(source, device)
+    tensors, elsewhere = stage.start_tensors(
+        start.for_model(stage.parts.get("peft")), lambda place: read_weights(place, device).for_model(None)
+    )
     report = LoadReport.of(model, tensors, source=str(source), new=new, dropped=dropped)
     report.load(model, tensors)
-    same = set(report.loaded) - set(report.resized) - stage.trained_names()
+    same = set(report.loaded) - set(report.resized) - stage.trained_names() - elsewhere
     ours = is_run_or_handoff(Path(source))
     place = handoff_of(Path(source)) if ours else source
     given = {} if ours else {part: {"place": one, "fingerprint": fingerprint(one)} for part, one in given_parts().items()}

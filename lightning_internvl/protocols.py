@@ -21,6 +21,9 @@ A middleware whose pictures and videos differ in tokens says with `video_tokens(
 of videos, and with `as_squares(pixel_values, inputs)` how it reads what the original's processor gives (see
 `lightning_internvl.middleware.anyres`).
 
+A middleware that is linear layers one after the other, with norms and activations between them, names in `projection` the
+module that holds them, a layer or a `Sequential`; these can be solved (see `lightning_internvl.stages.transplant`).
+
 An encoder whose pictures are no (N, 3, S, S) says with `blank(pixel_values)` what it reads in a
 batch without any: its inputs by name. A decoder that lists `visual` gets the visual tokens (N, T,
 D) for attention of its own instead of having them inserted. One that lists `segments` reads packed

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lightning_internvl.choices import EMBEDDING, INHERITED, PARTS, SWEEP, is_step
 from lightning_internvl.config.given import DELETED, VALUE, Given, Path
+from lightning_internvl.config.signatures import attributes_of
 
 Config = Mapping[str, Any]
 OURS = "lightning_internvl."
@@ -68,6 +69,8 @@ def _part(run: _Run, one: Given) -> str:
     if any((not isinstance(parts, list) and parts != INHERITED) or part in parts for parts in lists):
         return ""
     if INHERITED in lists:
+        if part == "encoder" and any(swaps_a_part(stage) for stage in run.stages.values()):
+            return ""
         return "" if one.path[1:] == ("pretrained",) else AS_STARTED
     having = _stages_with(run, lambda stage: part in (stage.get("parts") or ()))
     others = f"stages with one: {having}" if having else "choose a recipe of a system that has one"
@@ -94,6 +97,12 @@ def _pairs_collate(run: _Run, one: Given) -> str:
 
 def _stages_with(run: _Run, condition: Callable[[Config], bool]) -> str:
     return ", ".join(name for name, stage in run.config["stages"].items() if condition(stage or {}))
+
+
+def swaps_a_part(stage: Config) -> bool:
+    """Whether a stage replaces a part of where it starts (see `stages.transplant`)."""
+    target = (stage.get("module") or {}).get("_target_")
+    return bool(target and attributes_of(target).get("swaps_a_part"))
 
 
 def _token(run: _Run, one: Given) -> str:

@@ -118,6 +118,15 @@ def all_reduce_max(number: int) -> int:
     return int(found)
 
 
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, a new tensor; without gradient."""
+    if world_size() == 1:
+        return tensor
+    tensor = tensor.cuda() if dist.get_backend(_group) == "nccl" else tensor.clone()
+    dist.all_reduce(tensor, group=_group)
+    return tensor
+
+
 def gather_objects(value: Any) -> list[Any]:
     """A plain Python value of each process, by their number."""
     found = [value] * world_size()

@@ -56,6 +56,8 @@ class MLPConnector(_Connector):
         bias: whether these have biases.
     """
 
+    projection = "mlp1"
+
     def __init__(
         self,
         *,
@@ -93,6 +95,8 @@ class LinearConnector(_Connector):
             the encoder).
         keep_special: whether the decoder gets these too.
     """
+
+    projection = "proj"
 
     def __init__(
         self,

@@ -29,6 +29,8 @@ class PixelShuffleMLP(Part):
             swapped (1.1, 1.2).
     """
 
+    projection = "mlp1"
+
     def __init__(
         self,
         *,

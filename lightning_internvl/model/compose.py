@@ -82,6 +82,22 @@ def completed(build: Build, config: Mapping[str, Any], **known: Any) -> Any:
     return build({k: v for k, v in config.items() if k not in extra}, **extra)
 
 
+def completed_middleware(
+    build: Build, config: Mapping[str, Any], encoder: Any, *, decoder_dim: int | None = None, vocab_size: int | None = None
+) -> Any:
+    """Build a middleware between an encoder and a decoder of this width; raises ValueError as
+    `completed`."""
+    return completed(
+        build,
+        config,
+        encoder_dim=encoder.dim,
+        encoder_dims=getattr(encoder, "dims", None),
+        special_tokens=getattr(encoder, "special_tokens", None),
+        decoder_dim=decoder_dim,
+        vocab_size=vocab_size,
+    )
+
+
 def compose_model(config: Mapping[str, Any], build: Build) -> tuple[VLM, dict[str, Any]]:
     """A model from the configurations of its parts.
 
@@ -108,15 +124,8 @@ def compose_model(config: Mapping[str, Any], build: Build) -> tuple[VLM, dict[st
     check_order(encoder, locate(config["middleware"]["_target_"]))
     if decoder is None:
         check_without_decoder(config["middleware"])
-    middleware = completed(
-        build,
-        config["middleware"],
-        encoder_dim=encoder.dim,
-        encoder_dims=getattr(encoder, "dims", None),
-        special_tokens=getattr(encoder, "special_tokens", None),
-        decoder_dim=decoder_dim,
-        vocab_size=sizes.get("middleware"),
-    )
+    words = sizes.get("middleware")
+    middleware = completed_middleware(build, config["middleware"], encoder, decoder_dim=decoder_dim, vocab_size=words)
     check_decoder(encoder, middleware, decoder)
     objectives: dict[str, nn.Module] = {
         name: completed(build, objective, dim=getattr(middleware, "dim", None), decoder_dim=decoder_dim)

@@ -8,6 +8,7 @@ from lightning_internvl.stages.preference import PreferenceStage
 from lightning_internvl.stages.retrieval import RetrievalStage
 from lightning_internvl.stages.reward import RewardStage
 from lightning_internvl.stages.supervised import ProbeStage, SupervisedStage
+from lightning_internvl.stages.transplant import TransplantStage
 from lightning_internvl.stages.word_alignment import WordStage
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "RewardStage",
     "Stage",
     "SupervisedStage",
+    "TransplantStage",
     "WordStage",
 ]

@@ -66,6 +66,7 @@ class Stage(L.LightningModule):
     """
 
     objectives: tuple[str, ...] = ()
+    swaps_a_part = False  # whether a part is another one than where the stage starts
 
     def __init__(
         self,
@@ -104,6 +105,7 @@ class Stage(L.LightningModule):
         self.step_losses: dict[str, Tensor] = {}  # of the micro-batches so far, where a step is logged
         self.watched: dict[str, Tensor] = {}  # what `losses` has found beside them, which is logged too
         self.norm: Tensor | None = None  # of the gradients of the step at work, once it was asked for
+        self.measured: dict[str, float] = {}  # of metrics.json, what the stage finds beside its tasks
         # of an earlier step whose weights the stage has taken back at its end
         self.weights_step: int | None = None
 
@@ -249,6 +251,17 @@ class Stage(L.LightningModule):
             else:
                 clip(grads, gradient_clip_val, norm)
         self.norm = None
+
+    def start_tensors(
+        self, tensors: Mapping[str, Tensor], read: Callable[[str], Mapping[str, Tensor]]
+    ) -> tuple[Mapping[str, Tensor], set[str]]:
+        """What the stage's model takes of the weights that it starts from, by name, and the names that
+        it has from elsewhere; here all, and none.
+
+        Args:
+            read: gives the weights of another place.
+        """
+        return tensors, set()
 
     def trained_names(self) -> set[str]:
         """The tensors that the stage will ever train, by the names that files use."""

@@ -20,8 +20,9 @@ import torch
 from lightning_internvl.checkpoints import handoff, load_handoff
 from lightning_internvl.checkpoints.official import meta_model
 from lightning_internvl.checkpoints.weight_source import handoff_of, is_run_or_handoff
-from lightning_internvl.choices import INHERITED
+from lightning_internvl.choices import GIVEN_PARTS, INHERITED
 from lightning_internvl.config.checks import PARTS
+from lightning_internvl.config.effects import swaps_a_part
 from lightning_internvl.config.targets import locate
 from lightning_internvl.data.collate.base import pad_id
 from lightning_internvl.files import RUN_CONFIG
@@ -47,6 +48,7 @@ from lightning_internvl.inference.published_systems import (
 )
 from lightning_internvl.model.compose import Config, compose_model, trusted_build
 from lightning_internvl.model.vlm import VLM
+from lightning_internvl.training.transplant import pictures_of, with_new_part
 
 GIVE = {"template": "data.chats_collate.template", "tokenizer": "data.tokenizer"}
 # stands in `train` for the names of the middleware that a language model reads through
@@ -89,12 +91,16 @@ def inherit(config: Config) -> Config:
         if stage["parts"] == INHERITED:
             stage["parts"] = list(PARTS)
             stage["module"]["train"] = [connector if rule == CONNECTOR else rule for rule in stage["module"]["train"]]
+    given = {part: config[part] for part in GIVEN_PARTS}
     config |= found.parts
     data |= found.data
+    before = found.processor
+    if any(swaps_a_part(config["stages"][name]) for name in config["pipeline"]):
+        found = found._replace(processor=pictures_of(given, found.processor))
     whole = data["processor"].get("_target_") == INHERITED
     data["processor"] = (found.processor if whole else {}) | _with_inherited(data["processor"], found.processor)
     data["chats_collate"] = {"image_frame": found.chats["image_frame"]} | _with_inherited(chats, found.chats)
-    return config
+    return with_new_part(config, given, before)
 
 
 def _connector(target: str) -> str:

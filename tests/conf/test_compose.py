@@ -35,6 +35,8 @@ NEEDED = {
     "processor/hf": ["encoder=hf", f"encoder.pretrained={FOLDER}"],
     "decoder/hf": ["decoder.pretrained=folder"],
     "experiment/finetune": ["init_from=owner/name"],
+    "experiment/transplant": ["init_from=owner/name"],
+    "encoder/inherited": ["experiment=transplant", "init_from=owner/name"],
     "processor/inherited": ["experiment=finetune", "init_from=owner/name"],
     "data/image_folder": [
         "experiment=internvl_probe_toy",

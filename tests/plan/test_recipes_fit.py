@@ -15,7 +15,7 @@ from lightning_internvl.plan.search import ROOM
 from lightning_internvl.plan.stage_plan import StagePlan, stage_plans
 
 CAPACITY = 80  # GiB of one device
-OWN = {"finetune", "scenes_smollm2"}  # recipes that have no published counterpart
+OWN = {"finetune", "transplant", "scenes_smollm2"}  # recipes that have no published counterpart
 
 
 class Published(NamedTuple):
