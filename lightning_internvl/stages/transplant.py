@@ -202,11 +202,9 @@ class TransplantStage(Stage):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint[STATE]
         self.measured = dict(state["measured"])
-        if rank() == 0:  # sums over all processes; the others begin with none
-            for kind in KINDS:
-                self.sums[kind].sums = dict(state[kind])
-        else:
-            self.sums = {kind: _nothing_like(state[kind]) for kind in KINDS}
+        # sums over all processes; but for the first they begin with none
+        held = {kind: state[kind] if rank() == 0 else None for kind in KINDS}
+        self.sums = {kind: NormalEquations(*state[kind]["xy"].shape, sums) for kind, sums in held.items()}
 
 
 class ClosedForm(torch.optim.Optimizer):
@@ -295,7 +293,3 @@ def _connector_reads(model: VLM, pixels_N3SS: Tensor, inputs: dict[str, Any]) ->
     finally:
         hook.remove()
     return found[0]
-
-
-def _nothing_like(sums: Mapping[str, Tensor]) -> NormalEquations:
-    return NormalEquations(*sums["xy"].shape)
