@@ -203,8 +203,8 @@ class TransplantStage(Stage):
         state = checkpoint[STATE]
         self.measured = dict(state["measured"])
         # sums over all processes; but for the first they begin with none
-        held = {kind: state[kind] if rank() == 0 else None for kind in KINDS}
-        self.sums = {kind: NormalEquations(*state[kind]["xy"].shape, sums) for kind, sums in held.items()}
+        inputs, outputs = state["seen"]["xy"].shape
+        self.sums = {kind: NormalEquations(inputs, outputs, state[kind] if rank() == 0 else None) for kind in KINDS}
 
 
 class ClosedForm(torch.optim.Optimizer):
