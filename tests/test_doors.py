@@ -115,6 +115,7 @@ DOORS: dict[str, dict[str, str]] = {
     "lightning_internvl/middleware/qllama_init.py": {"AutoConfig.from_pretrained": NO_CODE},
     "lightning_internvl/model/compose.py": {"_built": GATED, "locate": GATED},
     "lightning_internvl/reuse/key.py": {"locate": "of the user's configuration, or after check_run"},
+    "lightning_internvl/stages/transplant.py": {"trusted_build": GATED},
     "lightning_internvl/training/inherit.py": {"locate": GATED, "trusted_build": GATED},
 }  # fmt: skip
 

@@ -161,6 +161,19 @@ def test_the_tokenizer_of_a_hand_off(run: Path, ran: Path) -> None:
         assert call(*words).code == 2
 
 
+@pytest.mark.parametrize("part", ["encoder", "middleware"])
+def test_the_parts_of_a_transplant(part: str, run: Path, ran: Path, tmp_path: Path) -> None:
+    """A tower that another run brings, and the connector of the model that gets it."""
+    planted = Path(shutil.copytree(run, tmp_path / "planted"))
+    manifest = read_json(planted / "handoff" / "supervised" / "manifest.json")
+    manifest["config"][part] = {"_target_": "planted.build"}
+    add(planted / "handoff" / "supervised" / "manifest.json", **manifest)
+    old, new = (run, planted) if part == "encoder" else (planted, run)
+    outcome = train("experiment=transplant", f"init_from={old}", f"encoder.pretrained={new}", "data=scenes", "data.image_size=48")
+    assert outcome.code == 2
+    assert "planted.build" in outcome.err
+
+
 @pytest.mark.parametrize("door", ["chat.py question=hi", "evaluate.py", "export.py to={}", "train.py", "train.py --multirun"])
 def test_a_python_tag_in_a_run_configuration(door: str, run: Path, ran: Path, tmp_path: Path) -> None:
     with (run / "config.yaml").open("a") as file:
