@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from processes import together
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_internvl.data.tokenizer import stop_options, toy_tokenizer
+from lightning_internvl.model import answer_sampling
 from lightning_internvl.model.answer_sampling import OwnChance, answer_end, draw_answers
 
 PICTURE = 3
@@ -86,3 +94,29 @@ def test_a_source_of_chance_is_seeded_once() -> None:
     chance = OwnChance(Model(torch.zeros(1, 5)), [0], 1.0, torch.device("cpu"))  # type: ignore[arg-type]  # of which two fields are read
     tokens = [int(chance(torch.zeros(1, 0), torch.zeros(1, 5)).argmax()) for _ in range(20)]
     assert len(set(tokens)) > 1
+
+
+def unequal(rank: int, folder: str) -> None:
+    """The first process ends its answers at once, the second one never, with weights that both hold a half of."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    lm, mesh = LlamaForCausalLM(LlamaConfig(vocab_size=20, **sizes)), init_device_mesh("cpu", (2,))
+    fully_shard(next(iter(lm.model.layers)), mesh=mesh)
+    fully_shard(lm, mesh=mesh)
+    model = SimpleNamespace(generate=lambda input_ids, **given: lm.generate(input_ids, **given)[:, input_ids.shape[1] :])
+    forced = torch.arange(20) == 4
+    answer_sampling.drawn_from = lambda logits, *_: logits.masked_fill(~forced if rank == 0 else forced, -torch.inf)
+    rows, tokenizer = torch.ones(3, 2, dtype=torch.long), toy_tokenizer()
+    inputs, chance = {"input_ids": rows, "attention_mask": rows}, {"temperature": 1.0, "max_new_tokens": 6}
+    found = draw_answers(model, inputs, tokenizer, {"eos_token_id": 4}, seeds=[0, 1, 2], together=True, **chance)  # type: ignore[arg-type]  # no more of a model is used
+    torch.save([found.ids, found.finished, len(found.log_probs)], f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+def test_processes_that_share_weights_wait_for_the_longest_answer(tmp_path: Path) -> None:
+    together(unequal, str(tmp_path), count=2)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
+    assert first == [[[4]] * 3, [True] * 3, 3]
+    assert [len(ids) for ids in second[0]] == [6] * 3
+    assert second[1:] == [[False] * 3, 18]
