@@ -82,7 +82,7 @@ DOORS: dict[str, dict[str, str]] = {
         "AutoModel.from_config": f"{NO_CODE}; check_no_kernels",
     },
     "lightning_internvl/evaluation/metrics/ptb_tokenizer.py": {"subprocess.run": "java with the file of an installed package"},
-    "lightning_internvl/export/adapter.py": {"_library().PeftModel.from_pretrained": OURS},
+    "lightning_internvl/export/adapter.py": {"peft.peft_library().PeftModel.from_pretrained": OURS},
     "lightning_internvl/export/base_folder.py": {"yaml.safe_load": PLAIN},
     "lightning_internvl/export/engines.py": {"subprocess.run": "this Python, with a script of ours"},
     "lightning_internvl/export/older_reader.py": {"subprocess.run": "the Python of transformers4=, with a script of ours"},
@@ -92,6 +92,10 @@ DOORS: dict[str, dict[str, str]] = {
     },
     "lightning_internvl/export/processors.py": {
         "AutoImageProcessor.from_pretrained": f"{OURS}; {NO_CODE}",
+        "AutoTokenizer.from_pretrained": f"{OURS}; {NO_CODE}",
+    },
+    "lightning_internvl/export/sentence_transformers.py": {
+        "AutoModel.from_pretrained": f"{OURS}; {NO_CODE}",
         "AutoTokenizer.from_pretrained": f"{OURS}; {NO_CODE}",
     },
     "lightning_internvl/export/reload.py": {"auto.from_pretrained": f"{OURS}; {NO_CODE}"},

@@ -81,7 +81,7 @@ def export_adapter(opened: LoadedRun, to: Path, options: ExportOptions) -> Expor
         processor = write_processor(draft, layout.key, config, view, start)
         fresh = load_stock(base, config, plain)
         with quiet():
-            again = peft._library().PeftModel.from_pretrained(fresh, draft).eval()
+            again = peft.peft_library().PeftModel.from_pretrained(fresh, draft).eval()
         found = [check.stock_outputs(again, plain, prompt, greedy) for prompt in prompts]
         logits, skipped = check.check_outputs(prompts, reference, found)
         report = ExportReport(

@@ -48,7 +48,7 @@ def wrap_with_peft(stock: nn.Module, updates: Mapping[str, Update], saved: Mappi
         ValueError: for a trained tensor beside adapted layers, which PEFT would only save with all of
             these (LLaVA-NeXT's `image_newline`).
     """
-    library, first = peft._library(), next(iter(updates.values()))
+    library, first = peft.peft_library(), next(iter(updates.values()))
     shared = {parameter.data_ptr(): name for name, parameter in stock.named_parameters()}
     saved = dict(saved)
     # a table that is tied stays one

@@ -150,13 +150,13 @@ def _compared(draft: Path, model: VLM, pairs: EmbeddingCollator) -> float:
     ValueError where they differ."""
     rows = pairs.texts(PROBES)
     ours = F.normalize(embed_rows(model, placed(model, rows)), dim=-1)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(draft)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(draft, trust_remote_code=False)
     texts = [pairs.instruction + text for text in PROBES]
     found: Any = tokenizer(texts, padding=True, truncation=True, max_length=pairs.max_length, return_tensors="pt")
     for text, own, other in zip(PROBES, _ids(rows), _ids(found), strict=True):
         if own != other:
             raise ValueError(f"the tokenizer that was written makes other ids of {text!r}: {other} in place of {own}")
-    language_model = AutoModel.from_pretrained(draft, dtype=torch.float32).eval()
+    language_model = AutoModel.from_pretrained(draft, dtype=torch.float32, trust_remote_code=False).eval()
     states = language_model(input_ids=found["input_ids"], attention_mask=found["attention_mask"])[0]
     objective: Any = model.objectives[EMBEDDING]
     theirs = F.normalize(objective.embed(states, found["attention_mask"]), dim=-1)

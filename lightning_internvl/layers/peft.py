@@ -55,7 +55,7 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Settings | None] | Non
         stacked = [target for target in targets if target in expert_weights(part)]
         _adapt_experts(name, part, stacked, own)
         targets = [target for target in targets if target not in stacked]
-        library = _library()
+        library = peft_library()
         config = library.LoraConfig(
             r=own["rank"],
             lora_alpha=own["alpha"],
@@ -88,7 +88,7 @@ def _layers_of(part: nn.Module) -> nn.Module:
     return layers
 
 
-def _library() -> Any:
+def peft_library() -> Any:
     """PEFT, imported where there is something to adapt: that takes seconds."""
     return import_module("peft")
 
