@@ -19,7 +19,8 @@ from runs import ROOT, STAGES, TINY, once, read_json
 from steps import STEP, real_waits, stages
 
 needs_claim = pytest.mark.skipif(device.why_not() is not None, reason=device.why_not() or "")
-TOYS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*_toy.yaml"))
+# Of reward_toy the last stage writes answers: the host looks at each token whether one has come to its end.
+TOYS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*_toy.yaml") if path.stem != "reward_toy")
 PACKED = "data.packing=true"
 # In all of them the host waits for nothing.
 CASES = {
