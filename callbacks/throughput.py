@@ -83,7 +83,7 @@ class Throughput(L.Callback):
             timing[pl_module.name] = {
                 "steps": trainer.global_step,
                 "train_seconds": round(earlier + time.monotonic() - self.begun, 2),
-                **{name: round(value, 6) for name, value in self.rates(self.total, trainer, pl_module).items()},
+                **{name: float(f"{value:.6g}") for name, value in self.rates(self.total, trainer, pl_module).items()},
                 "peak_memory_gib": round(peak_memory(), 3),
             }
             write_json(path, timing)
