@@ -213,10 +213,8 @@ async def _answered(talks: Talks, talk: Talk, value: Any, history: list[Any], ch
         answer = {"role": "assistant", "content": _escaped(written) or nothing}
         yield [*history, *said, answer], gr.MultimodalTextbox(**idle)
     except ValueError as error:
-        yield history, gr.MultimodalTextbox(value={"text": text, "files": []}, **idle)
-        # After the box, and with nothing behind it that sets the box once more: who reads this may begin at once.
         gr.Warning(_told(str(error), files), title="That did not work", duration=15)
-        yield gr.skip(), gr.skip()
+        yield history, gr.MultimodalTextbox(value={"text": text, "files": []}, **idle)
 
 
 def _told(message: str, files: list[str]) -> str:

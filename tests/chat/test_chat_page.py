@@ -24,7 +24,7 @@ from lightning_internvl.chat.session import Sampling, Session
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install -r requirements-chat.txt")
 web = pytest.importorskip("lightning_internvl.chat.web")
-pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright: pip install playwright")
+driver = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright: pip install playwright")
 pytestmark = without_chromium
 LIMIT = 40_000  # ms for anything on a slow machine
 
@@ -69,10 +69,20 @@ def picture(path: Path, *size: int) -> Path:
     return path
 
 
+def upload(page: Any, *files: Path) -> None:
+    """Choose files, once more where the page was just drawing its box anew and the first choice went to the old one."""
+    shown = f"document.querySelectorAll('#box .thumbnail-item, #box .thumbnail-image').length >= {len(files)}"
+    page.set_input_files("#box input[type=file]", [str(file) for file in files])
+    try:
+        page.wait_for_function(shown, timeout=LIMIT / 2)
+    except driver.TimeoutError:
+        page.set_input_files("#box input[type=file]", [str(file) for file in files])
+        page.wait_for_function(shown)
+
+
 def ask(page: Any, question: str, *files: Path) -> None:
     if files:
-        page.set_input_files("#box input[type=file]", [str(file) for file in files])
-        page.wait_for_function(f"document.querySelectorAll('#box .thumbnail-item, #box .thumbnail-image').length >= {len(files)}")
+        upload(page, *files)
     page.fill("#box textarea", question)
     page.click("#box .submit-button")
 
@@ -172,6 +182,9 @@ def test_a_faulty_picture_is_told_and_the_page_goes_on(fault: str, page: Any, tm
     assert "wrong.png" in toast.inner_text()
     assert ("cannot be read" if fault == "no picture" else "200000000 pixels") in toast.inner_text()
     assert "/tmp" not in toast.inner_text()
+    page.wait_for_function("document.querySelector('#box textarea').value === 'what is it?'")  # to be asked about another one
+    page.wait_for_selector("#box .submit-button")
+    page.wait_for_timeout(1000)  # the end of an answer sets the box once more
     ask(page, "what is it?", picture(tmp_path / "right.png"))
     idle(page)
     assert answer(page)
