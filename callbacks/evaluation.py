@@ -30,7 +30,7 @@ class Evaluation(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: Stage) -> None:
         measured = self.predictor is not None and (trainer.is_global_zero or pl_module.is_sharded)
         found = dict(pl_module.measured) | (self._measured(trainer, pl_module) if measured else {})
-        if found and trainer.is_global_zero:
+        if (measured or found) and trainer.is_global_zero:
             metrics = read_json(pl_module.run_dir / "metrics.json", {})
             write_json(pl_module.run_dir / "metrics.json", metrics | {pl_module.name: found})
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from lightning_internvl.config.groups import missing_file
@@ -37,6 +37,10 @@ def explain(error: Exception) -> str:
         return f"{error.override!r} is not understood ({reason}); {advice}"
     if isinstance(error, InterpolationResolutionError) and "resolving interpolation: " in text:
         return text.partition("resolving interpolation: ")[2].partition("\n    full_key:")[0]
+    if isinstance(error, InterpolationKeyError) and (asked := re.search(r"Interpolation key '([^']+)' not found", text)):
+        part = asked[1].partition(".")[0]
+        choice = f"choose another {part}, or give" if (CONF / part).is_dir() else "give"
+        return f"{error.full_key} is that of {asked[1]}, which is not there; {choice} {error.full_key}=VALUE"
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key} has no value; give {error.full_key}=VALUE"
     if text.startswith("Config group override must be"):
