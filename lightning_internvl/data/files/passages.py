@@ -38,8 +38,11 @@ class Passages(NamedTuple):
 
 def is_query(record: Mapping[str, Any]) -> bool:
     """Whether a record says a query and its document, or half of that."""
-    has = {names: any(not is_empty(record.get(name)) for name in names) for names in (QUERIES, POSITIVES, NEGATIVES, ANSWERS)}
-    return has[POSITIVES] or has[NEGATIVES] or (has[QUERIES] and not has[ANSWERS])
+
+    def has(names: tuple[str, ...]) -> bool:
+        return any(name in record and not is_empty(record[name]) for name in names)
+
+    return has(POSITIVES) or has(NEGATIVES) or (has(QUERIES) and not has(ANSWERS))
 
 
 def read_passages(fields: Fields) -> Passages:
