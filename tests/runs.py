@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import pytest
 import quick_hydra  # noqa: F401
 import torch
 import yaml
@@ -67,6 +68,24 @@ def once(*words: str) -> tuple[str, ...]:
     """Words of a command line; of those for the same setting, which a command refuses, the last."""
     words = fitting(words)
     return tuple({word.partition("=")[0].lstrip("+") if "=" in word else word: word for word in words}.values())
+
+
+class Crash(RuntimeError):
+    """Stands for anything that ends a process."""
+
+
+@contextlib.contextmanager
+def stopped_before(step: int, stage: type) -> Iterator[None]:
+    """The run inside crashes where a stage, a class, would take this step."""
+    original: Any = stage.training_step  # type: ignore[attr-defined]  # of a stage
+
+    def crashing(self: Any, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_step == step:
+            raise Crash
+        return original(self, batch, batch_idx)
+
+    with patch.object(stage, "training_step", crashing), pytest.raises(Crash):
+        yield
 
 
 @contextlib.contextmanager

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from runs import TINY, call, losses, read_json, same_weights, train
-from torch import Tensor
+from runs import TINY, call, losses, read_json, same_weights, stopped_before, train
 from transformers import AutoTokenizer
 
 from lightning_internvl.data.scenes.datasets import ScenePairs
@@ -43,21 +41,6 @@ def run(folder: Path, records: Path, *words: str) -> Any:
     return train(*SIZES, *RUN, f"data.path={records}", f"paths.run={folder}", *words)
 
 
-class Crash(RuntimeError):
-    """Stands for anything that ends a process."""
-
-
-def crashing_at(step: int) -> Callable[..., Tensor]:
-    original = EmbeddingStage.training_step
-
-    def crashing(self: EmbeddingStage, batch: Any, batch_idx: int) -> Tensor:
-        if self.global_step == step:
-            raise Crash
-        return original(self, batch, batch_idx)
-
-    return crashing
-
-
 LATE = (
     f"{OBJECTIVE}.pooling=late",
     f"{OBJECTIVE}.widths=[16]",
@@ -67,15 +50,11 @@ LATE = (
 
 
 @pytest.mark.parametrize("words", [LATE, ("peft=lora", "data.validation=0.5")], ids=["late", "adapters"])
-def test_stopped_and_resumed_equals_never_stopped(
-    words: tuple[str, ...], records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_and_resumed_equals_never_stopped(words: tuple[str, ...], records: Path, tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", records, *words)
     assert whole.code == 0, whole.err
-    with monkeypatch.context() as patch:
-        patch.setattr(EmbeddingStage, "training_step", crashing_at(2))
-        with pytest.raises(Crash):
-            run(tmp_path / "run", records, *words)
+    with stopped_before(2, EmbeddingStage):
+        run(tmp_path / "run", records, *words)
     outcome = train(f"resume={tmp_path}/run")
     assert outcome.code == 0, outcome.err
     assert "embed: goes on from step 2" in outcome.out

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from runs import TINY, losses, read_json, same_weights, tiny_run, train
-from torch import Tensor
+from runs import TINY, losses, read_json, same_weights, stopped_before, tiny_run, train
 
 from lightning_internvl.data.scenes.preferences import ScenePreferences
 from lightning_internvl.stages import PreferenceStage
@@ -41,21 +39,6 @@ def run(folder: Path, pairs: Path, *words: str) -> Any:
     return train(*SIZES, *RUN, "trainer.log_every_n_steps=1", f"data.path={pairs}", f"paths.run={folder}", *words)
 
 
-class Crash(RuntimeError):
-    """Stands for anything that ends a process."""
-
-
-def crashing_at(step: int) -> Callable[..., Tensor]:
-    original = PreferenceStage.training_step
-
-    def crashing(self: PreferenceStage, batch: Any, batch_idx: int) -> Tensor:
-        if self.global_step == step:
-            raise Crash
-        return original(self, batch, batch_idx)
-
-    return crashing
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -66,15 +49,11 @@ def crashing_at(step: int) -> Callable[..., Tensor]:
     ],
     ids=["packed", "accumulated", "adapters", "without a reference"],
 )
-def test_stopped_and_resumed_equals_never_stopped(
-    words: tuple[str, ...], pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_and_resumed_equals_never_stopped(words: tuple[str, ...], pairs: Path, tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", pairs, *words)
     assert whole.code == 0, whole.err
-    with monkeypatch.context() as patch:
-        patch.setattr(PreferenceStage, "training_step", crashing_at(3))
-        with pytest.raises(Crash):
-            run(tmp_path / "run", pairs, *words)
+    with stopped_before(3, PreferenceStage):
+        run(tmp_path / "run", pairs, *words)
     outcome = train(f"resume={tmp_path}/run")
     assert outcome.code == 0, outcome.err
     assert "preference: goes on from step 3" in outcome.out

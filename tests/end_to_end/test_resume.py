@@ -11,7 +11,20 @@ from typing import Any
 import pytest
 import torch
 from processes import Started
-from runs import STAGES, TINY, every_checkpoint, losses, once, read_json, same_weights, tiny_run, train, weights
+from runs import (
+    STAGES,
+    TINY,
+    Crash,
+    every_checkpoint,
+    losses,
+    once,
+    read_json,
+    same_weights,
+    stopped_before,
+    tiny_run,
+    train,
+    weights,
+)
 from torch import Tensor
 
 import callbacks
@@ -21,10 +34,6 @@ from lightning_internvl.stages import ContrastiveStage
 LONGER = ("callbacks.checkpoint.every_n_steps=3", *(f"stages.{stage}.max_steps=25" for stage in STAGES))
 SCHEDULE = "stages.contrastive.module.train=[middleware,objectives,{name: encoder, from_step: 2}]"
 CHANGES = ("pipeline=[contrastive]", "callbacks.checkpoint.every_n_steps=1", SCHEDULE)
-
-
-class Crash(RuntimeError):
-    """Stands for anything that ends a process."""
 
 
 def killed(run: Path, stage: str, delay: float, *arguments: str) -> None:
@@ -129,18 +138,9 @@ def test_the_encoder_joins_at_its_step_and_the_optimizer_has_held_it_from_the_st
 
 
 @pytest.mark.parametrize("step", [1, 2, 3], ids=["before", "at", "after"])
-def test_stopped_around_the_change_and_resumed(step: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ContrastiveStage.training_step
-
-    def crashing(self: ContrastiveStage, batch: Any, batch_idx: int) -> Tensor:
-        if self.global_step == step:
-            raise Crash
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ContrastiveStage, "training_step", crashing)
-        with pytest.raises(Crash):
-            tiny_run(tmp_path / "run", *CHANGES)
+def test_stopped_around_the_change_and_resumed(step: int, whole: Path, tmp_path: Path) -> None:
+    with stopped_before(step, ContrastiveStage):
+        tiny_run(tmp_path / "run", *CHANGES)
     outcome = train(f"resume={tmp_path}/run")
     assert outcome.code == 0
     assert f"contrastive: goes on from step {step}" in outcome.out

@@ -4,13 +4,12 @@ micro-batches make the step of one batch."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import TINY, losses, read_json, same_weights, tiny_run, train
+from runs import TINY, losses, read_json, same_weights, stopped_before, tiny_run, train
 from torch import Tensor
 
 from lightning_internvl.stages import RewardStage
@@ -38,21 +37,6 @@ def answers(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "stages/reward/rollouts.jsonl").read_text().splitlines()]
 
 
-class Crash(RuntimeError):
-    """Stands for anything that ends a process."""
-
-
-def crashing_at(step: int) -> Callable[..., Tensor]:
-    original = RewardStage.training_step
-
-    def crashing(self: RewardStage, batch: Any, batch_idx: int) -> Tensor:
-        if self.global_step == step:
-            raise Crash
-        return original(self, batch, batch_idx)
-
-    return crashing
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -61,15 +45,11 @@ def crashing_at(step: int) -> Callable[..., Tensor]:
     ],
     ids=["accumulated", "adapters"],
 )
-def test_stopped_and_resumed_equals_never_stopped(
-    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_and_resumed_equals_never_stopped(words: tuple[str, ...], tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", *words)
     assert whole.code == 0, whole.err
-    with monkeypatch.context() as patch:
-        patch.setattr(RewardStage, "training_step", crashing_at(3))
-        with pytest.raises(Crash):
-            run(tmp_path / "run", *words)
+    with stopped_before(3, RewardStage):
+        run(tmp_path / "run", *words)
     assert answers(tmp_path / "run")[-1]["step"] == 3  # which comes again
     outcome = train(f"resume={tmp_path}/run")
     assert outcome.code == 0, outcome.err

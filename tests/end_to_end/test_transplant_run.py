@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import ROOT, read_json, same_weights, tiny_run, train, weights
-from torch import Tensor
+from runs import ROOT, read_json, same_weights, stopped_before, tiny_run, train, weights
 
 from lightning_internvl import load_pretrained
 from lightning_internvl.layers.state_dict import own_tensors
@@ -25,10 +24,6 @@ SHORT = (
     "stages.supervised.max_steps=1", "stages.supervised.batch_size=4",
 )  # fmt: skip
 CLIP = ROOT / "tests/fixtures/hf/clip"  # 32 px in patches of 8, width 48, behind a model of 48 px in patches of 24
-
-
-class Crash(Exception):
-    """What ends a run in the middle."""
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +61,9 @@ def test_pictures_have_the_size_of_the_new_tower(runs: dict[str, Path]) -> None:
     assert config["stages"]["transplant"]["module"]["old"]["image_size"] == 48
 
 
-def test_stopped_and_resumed_equals_whole(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = TransplantStage.training_step
-
-    def crashing(self: TransplantStage, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        if self.global_step == 7:
-            raise Crash
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TransplantStage, "training_step", crashing)
-        with pytest.raises(Crash):
-            train(*command(runs, "pipeline=[transplant]"), f"paths.run={tmp_path}/run", "callbacks.checkpoint.every_n_steps=3")
+def test_stopped_and_resumed_equals_whole(runs: dict[str, Path], tmp_path: Path) -> None:
+    with stopped_before(7, TransplantStage):
+        train(*command(runs, "pipeline=[transplant]"), f"paths.run={tmp_path}/run", "callbacks.checkpoint.every_n_steps=3")
     outcome = train(f"resume={tmp_path}/run")
     assert "transplant: goes on from step 6" in outcome.out
     assert same_weights(runs["whole"], tmp_path / "run", "transplant")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Started
-from runs import TINY, losses, once, read_json, same_weights, tiny_run, train, train_apart
+from runs import TINY, losses, once, read_json, same_weights, stopped_before, tiny_run, train, train_apart
 from torch import Tensor
 
 from lightning_internvl.stages import SupervisedStage
@@ -31,28 +31,13 @@ def stop_at_its_fourth_step() -> None:
     SupervisedStage.training_step = crashing
 
 
-class Crash(RuntimeError):
-    """Stands for anything that ends a process."""
-
-
 @pytest.mark.parametrize(
     "packing", [("data.packing=true", "data.num_workers=1"), ("data.packing=bucketed", "++trainer.accumulate_grad_batches=2")]
 )
-def test_stopped_and_resumed_equals_never_stopped(
-    packing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_and_resumed_equals_never_stopped(packing: tuple[str, ...], tmp_path: Path) -> None:
     whole = tiny_run(tmp_path / "whole", *PACKED, *packing, "data.num_workers=0")
-    original = SupervisedStage.training_step
-
-    def crashing(self: SupervisedStage, batch: Any, batch_idx: int) -> Tensor:
-        if self.global_step == 3:
-            raise Crash
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SupervisedStage, "training_step", crashing)
-        with pytest.raises(Crash):
-            tiny_run(tmp_path / "run", *PACKED, *packing)
+    with stopped_before(3, SupervisedStage):
+        tiny_run(tmp_path / "run", *PACKED, *packing)
     outcome = train(f"resume={tmp_path}/run")
     assert outcome.code == 0, outcome.err
     assert "supervised: goes on from step 3" in outcome.out
