@@ -8,11 +8,12 @@ Nothing here imports PyTorch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_internvl.messages import did_you_mean, number_faults
 
 Config = dict[str, Any]
+Width = TypeVar("Width", int, int | None)
 IGNORE_INDEX = -100  # label of what no loss judges, as PyTorch's cross-entropy has it
 NOTHING = -1  # the number of a document that is not there
 INHERITED = "inherited"  # parts, and how they read, from where a stage starts
@@ -88,8 +89,13 @@ def cache_faults(cache: Any) -> Iterator[str]:
         yield f"feature_cache={dict(cache)}: {both}; as in {CACHES['disk']}"
 
 
-def embedding_width(pooling: str, width: int | None, decoder_dim: int) -> int:
-    """Numbers of an embedding."""
+def embeds_pairs(stage: Mapping[str, Any]) -> bool:
+    """Whether a stage's pairs are read by the decoder, which embeds them."""
+    return EMBEDDING in (stage.get("objectives") or {})
+
+
+def embedding_width(pooling: str, width: int | None, decoder_dim: Width) -> int | Width:
+    """Numbers of an embedding; None where it is as wide as a decoder whose width is not known yet."""
     return width or (LATE_WIDTH if pooling == LATE else decoder_dim)
 
 
@@ -107,7 +113,7 @@ def embedding_faults(objective: Mapping[str, Any], decoder_dim: int | None) -> I
         yield from faults
         return
     widths: Sequence[Any] = objective.get("widths") or ()
-    whole = width or (LATE_WIDTH if pooling == LATE else decoder_dim)
+    whole = embedding_width(pooling, width, decoder_dim)
     whose = "the embedding's" if width or pooling == LATE else "the decoder's"
     for one in widths:
         if whole is not None and not (isinstance(one, int) and 0 < one < whole):

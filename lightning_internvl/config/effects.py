@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from lightning_internvl.choices import EMBEDDING, INHERITED, PARTS, SWEEP, is_step
+from lightning_internvl.choices import INHERITED, PARTS, SWEEP, embeds_pairs, is_step
 from lightning_internvl.config.given import DELETED, VALUE, Given, Path
 from lightning_internvl.config.signatures import attributes_of
 
@@ -86,12 +86,12 @@ def _data(kind: str, run: _Run, one: Given) -> str:
 
 def _chats_collate(run: _Run, one: Given) -> str:
     """Rows of a decoder that embeds pairs are made by these settings too."""
-    embeds = any(EMBEDDING in (stage.get("objectives") or {}) for stage in run.stages.values())
+    embeds = any(map(embeds_pairs, run.stages.values()))
     return "" if embeds else _data("chats", run, one)
 
 
 def _pairs_collate(run: _Run, one: Given) -> str:
-    reading = {name: stage for name, stage in run.stages.items() if EMBEDDING not in (stage.get("objectives") or {})}
+    reading = {name: stage for name, stage in run.stages.items() if not embeds_pairs(stage)}
     return _data("pairs", run._replace(stages=reading), one)
 
 

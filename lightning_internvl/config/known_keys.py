@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lightning_internvl.choices import EMBEDDING, INHERITED, PARTS, is_step
+from lightning_internvl.choices import EMBEDDING, INHERITED, PARTS, embeds_pairs, is_step
 from lightning_internvl.config.signatures import Signature, definition, signature_of, statements
 from lightning_internvl.config.stage_settings import STAGE_KEYS, DataSettings, SampleSettings, merged
 from lightning_internvl.config.targets import OURS, target_fault
@@ -105,7 +105,7 @@ def stage_key_faults(config: Node, stage: Node) -> Iterator[str]:
     yield from unknown("datasets", change, (*DATA_KEYS, *data))
     yield from _data_faults("datasets", change, data)
     own = dict(stage.get("collate") or {})
-    reads = EMBEDDING if EMBEDDING in (stage.get("objectives") or {}) else stage.get("data")
+    reads = EMBEDDING if embeds_pairs(stage) else stage.get("data")
     processor = merged(data["processor"], change.get("processor")).get("_target_")
     yield from _processor_faults("collate.processor", own.pop("processor", None), processor)
     yield from unknown("collate", own, (*_collate_keys(reads), "processor"))

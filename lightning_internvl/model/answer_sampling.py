@@ -6,6 +6,7 @@ Letters: R rows, one for each answer, V vocabulary, T tokens of all answers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -122,5 +123,5 @@ def answer_end(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, stop: dic
     ended = [place + 1 for place, token in enumerate(ids) if token == stop["eos_token_id"]]
     for mark in stop.get("stop_strings", ()):
         texts = (tokenizer.decode([*ids[:length]]) for length in range(1, len(ids) + 1))
-        ended += [length for length, text in enumerate(texts, start=1) if mark in text][:1]
+        ended += itertools.islice((length for length, text in enumerate(texts, start=1) if mark in text), 1)
     return min(ended, default=None)

@@ -63,8 +63,7 @@ class PairCollator(base.SquareReader):
     def prepare(self, sample: Sample) -> Prepared:
         """The square of a picture and the token rows of its caption; errors name the sample."""
         key = sample["key"]
-        if "caption" not in sample:
-            raise BadSample(f"sample {key}: it has a query and documents, which the stage embed compares", "no caption")
+        check_caption(sample)
         found: Prepared = {
             "key": key,
             "image_id": stable_id(sample.get("image_id", key)),
@@ -82,8 +81,7 @@ class PairCollator(base.SquareReader):
     def check(self, sample: Sample) -> None:
         """Raise ValueError if `prepare` does: by the picture, and by the prompt of the language,
         which alone can leave a caption no room."""
-        if "caption" not in sample:
-            self.prepare(sample)
+        check_caption(sample)
         base.tiles_of(self.processor, sample["image"], sample["key"], sample.get("draw"))
         language = sample.get("language", "en")
         if language not in self._checked or not sample["caption"].strip():
@@ -155,3 +153,10 @@ class PairCollator(base.SquareReader):
             fault = f"no room for a caption after {len(prompt)} tokens"
             raise ValueError(f"max_length={self.max_length} leaves {fault}")
         return [*prompt, *ids[:room], self.tokenizer.eos_token_id]
+
+
+def check_caption(sample: Sample) -> None:
+    """Raise BadSample for a query with documents in place of a captioned picture."""
+    if "caption" not in sample:
+        fault = "it has a query and documents, which the stage embed compares"
+        raise BadSample(f"sample {sample['key']}: {fault}", "no caption")
