@@ -76,7 +76,10 @@ def videos_of(fields: Fields) -> list[Source]:
 def _check_one_voice(fields: Fields, names: Sequence[str]) -> None:
     """Raises BadSample for two keys that name different files; their folders may be written in two
     ways."""
-    said = [(name, files) for name in names if (files := _file_names(fields.given.get(name)))]
+    given = [name for name in names if name in fields.given]
+    if len(given) < 2:
+        return
+    said = [(name, files) for name in given if (files := _file_names(fields.given[name]))]
     for name, files in said[1:]:
         if files != said[0][1]:
             raise BadSample(
