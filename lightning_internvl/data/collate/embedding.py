@@ -120,8 +120,7 @@ class EmbeddingCollator(ChatCollator):
 
     def _passage(self, passage: Mapping[str, Any], sample: Sample, place: int, before: str = "") -> Prepared:
         """The row and the pictures of one text."""
-        marks, text = [IMAGE] * len(passage["images"]), f"{before}{passage['text']}"
-        message: Message = {"role": "user", "content": text if text.count(IMAGE) == len(marks) else "\n".join([*marks, text])}
+        message: Message = {"role": "user", "content": f"{before}{passage['text']}"}
         draw = {"draw": [*sample["draw"], place]} if "draw" in sample else {}
         one = {"images": passage["images"], "conversation": [message], "key": sample["key"], **draw}
         return self._prepared(one, encode_passage)
