@@ -3,7 +3,6 @@ settings, or is refused with a reason before PyTorch is imported; toys of all ki
 
 from __future__ import annotations
 
-import copy
 import itertools
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from lightning_internvl.config.overrides import with_given
 from lightning_internvl.messages import ConfigError
 
 RECIPES = ("internvl_toy", "clip_toy", "llava_toy", "blip2_toy")
+WITH_TOYS = ("clip_toy", "llava_toy", "blip2_toy")
 GROUPS = (
     "encoder", "middleware", "decoder", "objective", "processor", "data", "optimizer", "scheduler",
     "peft", "quantization",
@@ -31,38 +31,40 @@ GROUPS = (
 FITS = ("give ", "choose", "valid choices", "leave", "comes with", "stages with one")  # what a refusal says of what does
 
 
-def files_of(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+def files_of(group: str, recipe: str) -> list[str]:
+    """Those that are swapped in: parts of all sizes into the default, toys into the others."""
+    files = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return [name for name in files if name.endswith("_toy")] if recipe in WITH_TOYS and group in ("encoder", "decoder") else files
 
 
 def composed(*words: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", overrides=[*words, "debug=fast", "paths.run=unused"]))
+        return compose("config", overrides=[*words, "debug=fast", "paths.run=unused"])
 
 
 def swapped(recipe: str) -> Iterator[tuple[str, Any]]:
-    """Each word, and the configuration with it. One composition has a file of every group, and gives its nodes to as many
-    configurations, of which each has one swap."""
-    base = composed(f"experiment={recipe}")
+    """Each word, and the configuration with it until the next one. One composition has a file of every group, of which each
+    is put into the recipe's own in its turn."""
+    config = composed(f"experiment={recipe}")
     whole = "data", "objective"  # which change more than a node of their own
     for group in whole:
-        for file in files_of(group):
+        for file in files_of(group, recipe):
             yield f"{group}={file}", composed(f"experiment={recipe}", f"{group}={file}")
-    groups = {group: files_of(group) for group in GROUPS if group not in whole}
+    groups = {group: files_of(group, recipe) for group in GROUPS if group not in whole}
     for files in itertools.zip_longest(*groups.values()):
         words = {group: with_place(f"{group}={file}") for group, file in zip(groups, files, strict=True) if file}
         together = composed(f"experiment={recipe}", *words.values())
         for group, word in words.items():
-            config = copy.deepcopy(base)
-            place = config["data"] if group == "processor" else config
-            place[group] = (together["data"] if group == "processor" else together)[group]
+            place, source = (one["data"] if group == "processor" else one for one in (config, together))
+            own, place[group] = place[group], source[group]
             yield word, config
+            place[group] = own
 
 
 def refusal(word: str, config: Any) -> str | None:
     """What is said of a swap; None where it passes."""
     try:
-        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         check_config(with_given(plain, given_settings([word]))[0])
     except (ConfigError, OmegaConfBaseException) as error:
         return explain(error)
@@ -72,7 +74,7 @@ def refusal(word: str, config: Any) -> str | None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_word_swaps_or_is_refused_with_what_fits(recipe: str) -> None:
     said = {word: refusal(word, config) for word, config in swapped(recipe)}
-    assert len(said) == sum(len(files_of(group)) for group in GROUPS)
+    assert len(said) == sum(len(files_of(group, recipe)) for group in GROUPS)
     for group in GROUPS:
         passed = [word for word, reason in said.items() if reason is None and word.startswith(group)]
         assert passed or (recipe, group) == ("clip_toy", "decoder"), group  # CLIP has none

@@ -31,7 +31,7 @@ import callbacks
 from lightning_internvl.stages import ContrastiveStage
 
 # Long enough for a kill to fall into every stage, with a checkpoint every few steps.
-LONGER = ("callbacks.checkpoint.every_n_steps=3", *(f"stages.{stage}.max_steps=25" for stage in STAGES))
+LONGER = ("callbacks.checkpoint.every_n_steps=2", *(f"stages.{stage}.max_steps=16" for stage in STAGES))
 SCHEDULE = "stages.contrastive.module.train=[middleware,objectives,{name: encoder, from_step: 2}]"
 CHANGES = ("pipeline=[contrastive]", "callbacks.checkpoint.every_n_steps=1", SCHEDULE)
 
@@ -53,7 +53,7 @@ def killed(run: Path, stage: str, delay: float, *arguments: str) -> None:
 
 def test_killed_in_every_stage_and_resumed_equals_never_killed(tmp_path: Path) -> None:
     whole, run = tiny_run(tmp_path / "whole", *LONGER), tmp_path / "run"
-    delays = {stage: random.uniform(0.0, 0.2) for stage in STAGES}
+    delays = {stage: random.uniform(0.0, 0.1) for stage in STAGES}
     for stage in STAGES:
         start = [f"resume={run}"] if run.exists() else [*TINY, *LONGER, f"paths.run={run}"]
         killed(run, stage, delays[stage], *start)
