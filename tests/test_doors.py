@@ -120,6 +120,7 @@ DOORS: dict[str, dict[str, str]] = {
     "lightning_internvl/model/compose.py": {"_built": GATED, "locate": GATED},
     "lightning_internvl/reuse/key.py": {"locate": "of the user's configuration, or after check_run"},
     "lightning_internvl/stages/transplant.py": {"trusted_build": GATED},
+    "lightning_internvl/stages/transplant_decoder.py": {"trusted_build": GATED},
     "lightning_internvl/training/inherit.py": {"locate": GATED, "trusted_build": GATED},
 }  # fmt: skip
 

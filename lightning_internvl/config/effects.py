@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from lightning_internvl.choices import INHERITED, PARTS, SWEEP, embeds_pairs, is_step
+from lightning_internvl.choices import GIVEN_PARTS, INHERITED, PARTS, SWEEP, embeds_pairs, is_step
 from lightning_internvl.config.given import DELETED, VALUE, Given, Path
 from lightning_internvl.config.signatures import attributes_of
 
@@ -69,7 +69,7 @@ def _part(run: _Run, one: Given) -> str:
     if any((not isinstance(parts, list) and parts != INHERITED) or part in parts for parts in lists):
         return ""
     if INHERITED in lists:
-        if part == "encoder" and any(swaps_a_part(stage) for stage in run.stages.values()):
+        if part in GIVEN_PARTS and any(swaps_a_part(stage) for stage in run.stages.values()):
             return ""
         return "" if one.path[1:] == ("pretrained",) else AS_STARTED
     having = _stages_with(run, lambda stage: part in (stage.get("parts") or ()))

@@ -9,10 +9,12 @@ from lightning_internvl.stages.retrieval import RetrievalStage
 from lightning_internvl.stages.reward import RewardStage
 from lightning_internvl.stages.supervised import ProbeStage, SupervisedStage
 from lightning_internvl.stages.transplant import TransplantStage
+from lightning_internvl.stages.transplant_decoder import DecoderTransplantStage
 from lightning_internvl.stages.word_alignment import WordStage
 
 __all__ = [
     "ContrastiveStage",
+    "DecoderTransplantStage",
     "EmbeddingStage",
     "GenerativeStage",
     "PreferenceStage",

@@ -25,9 +25,11 @@ from lightning_internvl.config.checks import PARTS
 from lightning_internvl.config.effects import swaps_a_part
 from lightning_internvl.config.targets import locate
 from lightning_internvl.data.collate.base import pad_id
+from lightning_internvl.data.templates import template_names
 from lightning_internvl.files import RUN_CONFIG
 from lightning_internvl.hub import local_folder
 from lightning_internvl.inference.load_official import (
+    PLACEHOLDER,
     SAVED,
     chat_format,
     layout_of,
@@ -48,7 +50,7 @@ from lightning_internvl.inference.published_systems import (
 )
 from lightning_internvl.model.compose import Config, compose_model, trusted_build
 from lightning_internvl.model.vlm import VLM
-from lightning_internvl.training.transplant import pictures_of, with_new_part
+from lightning_internvl.training.transplant import new_part, pictures_of, with_new_part
 
 GIVE = {"template": "data.chats_collate.template", "tokenizer": "data.tokenizer"}
 # stands in `train` for the names of the middleware that a language model reads through
@@ -82,25 +84,56 @@ def inherit(config: Config) -> Config:
     config = copy.deepcopy(config)
     data, start = config["data"], config["init_from"]
     chats, tokenizer = data["chats_collate"], _given_instead(data.pop("tokenizer", None))
-    try:
-        found = _inherited_settings(start, _given_instead(chats["template"]), tokenizer)
-    except Lacking as error:
-        raise ValueError(f"init_from={start}: {error.what}; give {GIVE[error.setting]}={error.value}") from error
+    template, given = _given_instead(chats["template"]), {part: config[part] for part in GIVEN_PARTS}
+    swapped = new_part(given) if any(swaps_a_part(config["stages"][name]) for name in config["pipeline"]) else None
+    found = _told("init_from", start, template, None if swapped == "decoder" else tokenizer)
     connector = _connector(found.parts["middleware"]["_target_"])
     for stage in config["stages"].values():
         if stage["parts"] == INHERITED:
             stage["parts"] = list(PARTS)
             stage["module"]["train"] = [connector if rule == CONNECTOR else rule for rule in stage["module"]["train"]]
-    given = {part: config[part] for part in GIVEN_PARTS}
+    before = found
+    if swapped == "encoder":
+        found = found._replace(processor=pictures_of(given, found.processor))
+    elif swapped == "decoder":
+        found = _with_language_model(found, given["decoder"], template, tokenizer)
     config |= found.parts
     data |= found.data
-    before = found.processor
-    if any(swaps_a_part(config["stages"][name]) for name in config["pipeline"]):
-        found = found._replace(processor=pictures_of(given, found.processor))
     whole = data["processor"].get("_target_") == INHERITED
     data["processor"] = (found.processor if whole else {}) | _with_inherited(data["processor"], found.processor)
     data["chats_collate"] = {"image_frame": found.chats["image_frame"]} | _with_inherited(chats, found.chats)
-    return with_new_part(config, given, before)
+    return with_new_part(config, given, before.parts, before.processor)
+
+
+def _told(setting: str, place: str, template: str | None, tokenizer: str | None) -> InheritedSettings:
+    """As `_inherited_settings`; what is missing is said with the settings that give it.
+
+    Args:
+        setting: which names the place.
+    """
+    try:
+        return _inherited_settings(place, template, tokenizer)
+    except Lacking as error:
+        raise ValueError(f"{setting}={place}: {error.what}; give {GIVE[error.setting]}={error.value}") from error
+
+
+def _with_language_model(
+    found: InheritedSettings, decoder: Config, template: str | None, tokenizer: str | None
+) -> InheritedSettings:
+    """What a start leaves to its stages where its language model is another one, which brings its
+    tokenizer and its chat format.
+
+    Raises:
+        ValueError: for a language model alone without a chat format.
+    """
+    if decoder["_target_"] == INHERITED:
+        other = _told("decoder.pretrained", decoder["pretrained"], template, tokenizer)
+        return found._replace(parts=found.parts | {"decoder": other.parts["decoder"]}, data=other.data, chats=other.chats)
+    if template is None:
+        fault = f"decoder: {decoder['pretrained']} is a language model alone, which does not say its chat format"
+        raise ValueError(f"{fault}; give {GIVE['template']}=NAME, one of {', '.join(template_names())}")
+    chats = {"template": template, "system": None, "image_frame": None}
+    return found._replace(parts=found.parts | {"decoder": decoder}, data={"image_token": PLACEHOLDER}, chats=chats)
 
 
 def _connector(target: str) -> str:

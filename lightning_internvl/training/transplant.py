@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning_internvl.checkpoints import handoff, load_handoff
 from lightning_internvl.checkpoints.official import meta_model
 from lightning_internvl.checkpoints.weight_source import handoff_of, is_run_or_handoff
-from lightning_internvl.choices import GIVEN_PARTS, INHERITED, Config
+from lightning_internvl.choices import GIVEN_PARTS, INHERITED, PARTS, Config
 from lightning_internvl.config.effects import swaps_a_part
 from lightning_internvl.config.known_keys import SIZES
 from lightning_internvl.config.signatures import attributes_of
@@ -22,15 +22,22 @@ from lightning_internvl.hub import local_folder
 from lightning_internvl.inference.load_run import settings_of
 from lightning_internvl.inference.published_systems import picture_fields
 
-RECIPE = "the recipe of its system, as experiment=blip2 encoder=NAME, aligns it with another tower in the usual way"
+RECIPE = "the recipe of its system, as experiment=blip2 encoder=NAME, aligns it with another part in the usual way"
+DECODER_STAGE = "lightning_internvl.stages.DecoderTransplantStage"
+CALLED = {"encoder": "tower", "decoder": "language model"}
+UNTAUGHT = {
+    "encoder": "a tower that has learnt nothing sees nothing",
+    "decoder": "a language model that has read nothing says nothing",
+}
 
 
-def with_new_part(config: Config, given: Mapping[str, Config | None], processor: Config) -> Config:
+def with_new_part(config: Config, given: Mapping[str, Config | None], old: Mapping[str, Config], processor: Config) -> Config:
     """A configuration whose stages have the new part, and whose first one knows the old.
 
     Args:
         config: in which nothing is inherited any more.
         given: the parts as the user gives them.
+        old: the parts of the start.
         processor: of pictures, as the old tower reads them.
 
     Raises:
@@ -41,42 +48,60 @@ def with_new_part(config: Config, given: Mapping[str, Config | None], processor:
         return config
     if stages != config["pipeline"][:1]:
         raise ValueError(f"pipeline: {stages[0]} replaces a part of init_from, and comes first and once; put it there")
-    node = new_encoder(given)
-    old = {part: config[part] for part in ("encoder", "middleware")}
-    _check_parts(old["encoder"], node, old["middleware"])
-    before, now = build(processor), build(config["data"]["processor"])
-    pixels = {
-        "image_size": before.image_size,
-        "scale": [n / b for n, b in zip(now.std, before.std, strict=True)],
-        "shift": [(n - b) / s for n, b, s in zip(now.mean, before.mean, before.std, strict=True)],
-    }
-    encoder = given["encoder"] or {}
-    place = encoder["pretrained"] if encoder["_target_"] == INHERITED else None
-    config["stages"][stages[0]]["module"] |= {"old": old | pixels, "weights_of": place}
-    config["encoder"] = node
+    part, stage = new_part(given), config["stages"][stages[0]]
+    _check_connector(old["middleware"])
+    if part == "encoder":
+        node = new_encoder(given)
+        _check_towers(old["encoder"], node)
+        known = {name: old[name] for name in ("encoder", "middleware")} | _pixels(processor, config["data"]["processor"])
+    else:
+        node, known = config["decoder"], {name: dict(old[name]) for name in PARTS}
+        _check_decoders(old["decoder"], node)
+        stage["module"]["_target_"] = DECODER_STAGE
+        stage["new"] = ["decoder", "middleware"]
+    asked = given[part] or {}
+    stage["module"] |= {"old": known, "weights_of": asked["pretrained"] if asked["_target_"] == INHERITED else None}
+    config[part] = node
     config["middleware"] = {key: value for key, value in old["middleware"].items() if key not in SIZES}
     return config
 
 
-def new_encoder(given: Mapping[str, Config | None]) -> Config:
-    """The configuration of the tower that a user gives in place of that of the start.
+def _pixels(old: Config, new: Config) -> Config:
+    """How pixels that the old tower reads come from those of the new one."""
+    before, now = build(old), build(new)
+    return {
+        "image_size": before.image_size,
+        "scale": [n / b for n, b in zip(now.std, before.std, strict=True)],
+        "shift": [(n - b) / s for n, b, s in zip(now.mean, before.mean, before.std, strict=True)],
+    }
+
+
+def new_part(given: Mapping[str, Config | None]) -> str:
+    """Which part the user gives in place of that of the start: `encoder` or `decoder`.
 
     Raises:
-        ValueError: if there is none, if it has no weights, or if the decoder is another one too.
+        ValueError: if none is new, or both are, or the new one has no weights.
     """
-    encoder, decoder = (given[part] or {} for part in GIVEN_PARTS)
-    if decoder.get("_target_") != INHERITED or decoder.get("pretrained"):
-        raise ValueError("decoder: the language model is that of init_from, to which the connector is fitted; leave it out")
-    if encoder.get("_target_") != INHERITED:
-        if not encoder.get("pretrained"):
-            name = str(encoder.get("_target_")).rpartition(".")[2]
-            fault = f"encoder: {name} has no weights, and a tower that has learnt nothing sees nothing"
-            raise ValueError(f"{fault}; give encoder.pretrained=RUN_OR_FOLDER_OR_ID alone, which says what its tower is")
-        return dict(encoder)
-    if not encoder.get("pretrained"):
-        choices = "encoder.pretrained=RUN_OR_FOLDER_OR_ID (its tower), or encoder=hf encoder.pretrained=FOLDER_OR_ID"
+    nodes = {part: given[part] or {} for part in GIVEN_PARTS}
+    new = [part for part, node in nodes.items() if node.get("_target_") != INHERITED or node.get("pretrained")]
+    if not new:
+        choices = "encoder.pretrained=RUN_OR_FOLDER_OR_ID (its tower) or decoder.pretrained=... (its language model)"
         raise ValueError(f"nothing is another part than in init_from; give {choices}; experiment=finetune trains it as it is")
-    return _encoder_of(encoder["pretrained"])
+    if len(new) > 1:
+        fault = "encoder and decoder: both are new, and then nothing is left that says what a picture is to become"
+        raise ValueError(f"{fault}; swap one, then the other with init_from=RUN_OF_THE_FIRST")
+    (part,) = new
+    if not nodes[part].get("pretrained"):
+        name = str(nodes[part].get("_target_")).rpartition(".")[2]
+        fault = f"{part}: {name} has no weights, and {UNTAUGHT[part]}"
+        raise ValueError(f"{fault}; give {part}.pretrained=RUN_OR_FOLDER_OR_ID alone, which says what its {CALLED[part]} is")
+    return part
+
+
+def new_encoder(given: Mapping[str, Config | None]) -> Config:
+    """The configuration of the tower that a user gives in place of that of the start."""
+    encoder = given["encoder"] or {}
+    return _encoder_of(encoder["pretrained"]) if encoder["_target_"] == INHERITED else dict(encoder)
 
 
 def pictures_of(given: Mapping[str, Config | None], processor: Config) -> Config:
@@ -104,12 +129,14 @@ def _encoder_of(place: str) -> Config:
     return dict(meta_model(local_folder(place)).encoder.config)
 
 
-def _check_parts(old: Config, new: Config, middleware: Config) -> None:
-    name = str(middleware["_target_"]).rpartition(".")[2]
-    told = attributes_of(middleware["_target_"])
-    if not told.get("projection"):
+def _check_connector(middleware: Config) -> None:
+    if not attributes_of(middleware["_target_"]).get("projection"):
+        name = str(middleware["_target_"]).rpartition(".")[2]
         why = "is no chain of linear layers from patches to words (it has queries of its own, or several branches)"
         raise ValueError(f"init_from: its middleware {name} {why}, so that no closed form gives it; {RECIPE}")
+
+
+def _check_towers(old: Config, new: Config) -> None:
     for what, node in {"init_from": old, "encoder.pretrained": new}.items():
         tower = attributes_of(node["_target_"])
         if tower.get("gives", "rows") != "rows" or tower.get("inputs"):
@@ -118,3 +145,11 @@ def _check_parts(old: Config, new: Config, middleware: Config) -> None:
                 f"{what}: {kind} reads more than square pictures, so that places of old and new tower cannot be laid side by side"
             )
             raise ValueError(f"{fault}; {RECIPE}")
+
+
+def _check_decoders(old: Config, new: Config) -> None:
+    for what, node in {"init_from": old, "decoder.pretrained": new}.items():
+        if "visual" in (attributes_of(node["_target_"]).get("inputs") or ()):
+            kind = str(node["_target_"]).rpartition(".")[2]
+            fault = f"{what}: {kind} attends to visual tokens with layers of its own, so that they stand among no words"
+            raise ValueError(f"{fault}; the recipe of its system, as experiment=flamingo, aligns it in the usual way")

@@ -37,6 +37,7 @@ NEEDED = {
     "experiment/finetune": ["init_from=owner/name"],
     "experiment/transplant": ["init_from=owner/name"],
     "encoder/inherited": ["experiment=transplant", "init_from=owner/name"],
+    "decoder/inherited": ["experiment=transplant", "init_from=owner/name"],
     "processor/inherited": ["experiment=finetune", "init_from=owner/name"],
     "data/image_folder": [
         "experiment=internvl_probe_toy",

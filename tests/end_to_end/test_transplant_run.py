@@ -82,3 +82,20 @@ def test_what_stands_without_weights_or_answers_nothing_is_refused(runs: dict[st
     assert (bare.code, "CLIPViT has no weights" in bare.err) == (2, True)
     nothing = train("experiment=transplant", f"init_from={runs['old']}", *SHORT)
     assert (nothing.code, "nothing is another part than in init_from" in nothing.err) == (2, True)
+
+
+def test_the_language_model_is_another_one_and_all_before_it_stays(runs: dict[str, Path], tmp_path: Path) -> None:
+    start = f"init_from={runs['whole']}/handoff/transplant"
+    words = ("experiment=transplant", start, f"decoder.pretrained={runs['old']}", *SHORT, "pipeline=[transplant]")
+    outcome = train(*words, f"paths.run={tmp_path}/run", "stages.transplant.max_steps=2")
+    assert outcome.code == 0, outcome.err
+    before, solved, other = (
+        weights(runs["whole"], "transplant"),
+        weights(tmp_path / "run", "transplant"),
+        weights(runs["old"], "supervised"),
+    )
+    for name, tensor in solved.items():
+        source = other if name.startswith("decoder.") else before
+        assert tensor.equal(source[name]) == (not name.startswith("middleware.mlp1.2.")), name
+    planned = train(*words, "plan=true")
+    assert planned.code == 0, planned.err

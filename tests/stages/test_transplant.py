@@ -20,7 +20,7 @@ from lightning_internvl.middleware.pixel_shuffle import PixelShuffleMLP
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.stages import TransplantStage
 from lightning_internvl.stages.transplant import at_places
-from lightning_internvl.training.transplant import new_encoder, with_new_part
+from lightning_internvl.training.transplant import new_part, with_new_part
 
 INHERITED: dict[str, Any] = {"_target_": "inherited", "pretrained": None}
 
@@ -168,40 +168,57 @@ def test_a_start_without_the_old_connector_is_told(tmp_path: Path) -> None:
         found.start_tensors({f"encoder.{name}": x for name, x in own_tensors(tower(0, 12)).items()}, lambda _: {})
 
 
+OTHER = INHERITED | {"pretrained": "a"}
+
+
 @pytest.mark.parametrize(
     ("encoder", "decoder", "told"),
     [
-        (INHERITED, INHERITED, r"nothing is another part than in init_from; give encoder\.pretrained="),
-        (INHERITED | {"pretrained": "a"}, INHERITED | {"pretrained": "b"}, "decoder: the language model is that of init_from"),
+        (INHERITED, INHERITED, r"nothing is another part than in init_from; give encoder\.pretrained=.* or decoder\.pretrained="),
+        (OTHER, OTHER, "encoder and decoder: both are new.* swap one, then the other with init_from=RUN_OF_THE_FIRST"),
         ({"_target_": "lightning_internvl.encoders.clip_vit.CLIPViT"}, INHERITED, "CLIPViT has no weights, and a tower that has"),
+        (INHERITED, {"_target_": "a.HFCausalLM", "pretrained": None}, "HFCausalLM has no weights, and a language model that has"),
     ],
 )
 def test_which_part_is_new_is_told_well_or_refused(encoder: dict[str, Any], decoder: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        new_encoder({"encoder": encoder, "decoder": decoder})
+        new_part({"encoder": encoder, "decoder": decoder})
+
+
+HF_TOWER = {"_target_": "lightning_internvl.encoders.hf_vision.HFVision", "pretrained": "a"}
+PLAIN = ("connector.MLPConnector", "clip_vit.CLIPViT", "hf_causal.HFCausalLM")
 
 
 @pytest.mark.parametrize(
-    ("middleware", "encoder", "told"),
+    ("parts", "given", "told"),
     [
-        ("qformer.QFormer", "clip_vit.CLIPViT", r"its middleware QFormer is no chain of linear layers.*experiment=blip2"),
-        ("connector.MLPConnector", "qwen2_vit.Qwen2ViT", "Qwen2ViT reads more than square pictures"),
+        (
+            ("qformer.QFormer", *PLAIN[1:]),
+            {"encoder": HF_TOWER},
+            "its middleware QFormer is no chain of linear layers.*experiment=blip2",
+        ),
+        (
+            ("qformer.QFormer", *PLAIN[1:]),
+            {"decoder": OTHER},
+            "its middleware QFormer is no chain of linear layers.*experiment=blip2",
+        ),
+        ((PLAIN[0], "qwen2_vit.Qwen2ViT", PLAIN[2]), {"encoder": HF_TOWER}, "Qwen2ViT reads more than square pictures"),
+        ((*PLAIN[:2], "flamingo.FlamingoCausalLM"), {"decoder": OTHER}, "init_from: FlamingoCausalLM attends to visual tokens"),
     ],
 )
-def test_parts_that_have_no_closed_form_are_told(middleware: str, encoder: str, told: str) -> None:
-    config = {
+def test_parts_that_have_no_closed_form_are_told(parts: tuple[str, str, str], given: dict[str, Any], told: str) -> None:
+    names = zip(("middleware", "encoder", "decoder"), ("middleware", "encoders", "decoders"), parts, strict=True)
+    old = {part: {"_target_": f"lightning_internvl.{folder}.{name}"} for part, folder, name in names}
+    config = old | {
         "pipeline": ["transplant"],
         "stages": {"transplant": {"module": {"_target_": "lightning_internvl.stages.TransplantStage"}}},
-        "middleware": {"_target_": f"lightning_internvl.middleware.{middleware}"},
-        "encoder": {"_target_": f"lightning_internvl.encoders.{encoder}"},
     }
-    given = {"encoder": {"_target_": "lightning_internvl.encoders.hf_vision.HFVision", "pretrained": "a"}, "decoder": INHERITED}
     with pytest.raises(ValueError, match=told):
-        with_new_part(config, given, {})
+        with_new_part(config, {"encoder": INHERITED, "decoder": INHERITED} | given, old, {})
 
 
 def test_the_stage_comes_first() -> None:
     config = {"pipeline": ["words", "transplant"], "stages": {"words": {}, "transplant": {}}}
     config["stages"]["transplant"] = {"module": {"_target_": "lightning_internvl.stages.TransplantStage"}}
     with pytest.raises(ValueError, match="pipeline: transplant replaces a part of init_from, and comes first and once"):
-        with_new_part(config, {"encoder": INHERITED, "decoder": INHERITED}, {})
+        with_new_part(config, {"encoder": INHERITED, "decoder": INHERITED}, {}, {})
