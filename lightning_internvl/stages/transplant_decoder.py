@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_internvl.config.targets import build
 from lightning_internvl.data.shared_words import shared_words
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.layers.word_space import in_words_of
@@ -27,6 +28,8 @@ from lightning_internvl.model.vlm import VLM
 from lightning_internvl.stages.freezing import matches
 from lightning_internvl.stages.roles import model_roles, names_of
 from lightning_internvl.stages.solved_connector import SolvedConnector, chain_of, connector_reads, through
+
+FEWEST = 100  # shared words that describe visual tokens
 
 
 class DecoderTransplantStage(SolvedConnector):
@@ -38,6 +41,9 @@ class DecoderTransplantStage(SolvedConnector):
         weights_of: a run, a hand-off, an official checkpoint or a hub id with the weights of the new
             language model; None for one that brings its own. Filled in.
         settings: of `SolvedConnector`.
+
+    Raises:
+        ValueError: for tokenizers that have hardly a word in common.
     """
 
     def __init__(
@@ -58,7 +64,10 @@ class DecoderTransplantStage(SolvedConnector):
         self.table = _word_table(before)
         teacher = completed_middleware(trusted_build, old["middleware"], model.encoder, decoder_dim=before.decoder.dim)
         self.teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple: no part of the stage's own weights
-        words = shared_words(tokenizers["decoder"], trusted_build(self.parts["decoder"]["tokenizer"]))
+        words = shared_words(tokenizers["decoder"], build(self.parts["decoder"]["tokenizer"]))
+        if len(words) < FEWEST:
+            fault = f"the tokenizers of init_from and of the new language model share {len(words)} words, which say too little"
+            raise ValueError(f"stages.{self.name}: {fault}; {FEWEST} or more are needed")
         self.old_ids, self.new_ids = torch.tensor(words).unbind(dim=1)
         self.words_VH = torch.zeros(len(words), before.decoder.dim)  # of the old language model
 
