@@ -36,6 +36,8 @@ PIECE = "|".join(
     [*sorted(chinese_words(), key=lambda word: (-len(word), word)), r"\p{Han}| ?[A-Za-z]+(?:-[A-Za-z]+)*|[0-9]+|\),\(|\s|."]
 )
 
+LEADING = "▁"  # a space in SentencePiece, which its decoder drops at the beginning of a text
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what bytes of half a character decode to
 SAVED_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -187,3 +189,24 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
         advice = "choose another template, or add it to decoder.tokenizer.extra_tokens"
         raise ValueError(f"the tokenizer has no token {token!r}; {advice}")
     return ids[0]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The id of each text that is one token; of several tokens with one text the first. Added
+    tokens, and those of bytes that are no text alone, are left out."""
+    special, found = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}, dict[str, int]()
+    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]):
+        if number in special:
+            continue
+        bare = token.lstrip(LEADING)
+        text = " " * (len(token) - len(bare)) + (tokenizer.convert_tokens_to_string([bare]) if bare else "")
+        if text and BROKEN not in text:
+            found.setdefault(text, number)
+    return found
+
+
+def shared_words(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """Tokens that two tokenizers share, by their text ("▁cat" and "Ġcat" are both " cat"): the id of
+    each in one and in the other, in the order of the first."""
+    theirs = token_texts(other)
+    return [(number, theirs[text]) for text, number in token_texts(one).items() if text in theirs]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_internvl.config.targets import build
-from lightning_internvl.data.shared_words import shared_words
+from lightning_internvl.data.tokenizer import shared_words
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.layers.word_space import in_words_of
 from lightning_internvl.messages import check_number

@@ -11,8 +11,7 @@ from test_transplant import pictures, solve_all, tower
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lightning_internvl.data.shared_words import shared_words
-from lightning_internvl.data.tokenizer import toy_tokenizer
+from lightning_internvl.data.tokenizer import shared_words, toy_tokenizer
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers.state_dict import own_tensors
 from lightning_internvl.layers.word_space import in_words_of
