@@ -11,6 +11,7 @@ from test_transplant import pictures, solve_all, tower
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from lightning_internvl.config.trust import named_in_conf
 from lightning_internvl.data.tokenizer import shared_words, toy_tokenizer
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.layers.state_dict import own_tensors
@@ -20,6 +21,7 @@ from lightning_internvl.model.vlm import VLM
 from lightning_internvl.stages import DecoderTransplantStage
 from lightning_internvl.stages.solved_connector import chain_of, through
 from lightning_internvl.stages.transplant_decoder import carry_units
+from lightning_internvl.training.transplant import DECODER_STAGE
 
 TOY = {"_target_": "lightning_internvl.data.tokenizer.toy_tokenizer"}
 MORE = TOY | {"extra_tokens": ["<new>"]}
@@ -102,3 +104,7 @@ def test_visual_tokens_stand_at_the_words_that_they_stood_at(kind: type, tmp_pat
     explained = float((1 - (given - wanted).square().mean() / wanted.var(dim=0).mean()).detach())
     assert explained == pytest.approx(found.measured["tokens_explained"], abs=0.05)
     assert explained > 0.8
+
+
+def test_a_run_may_be_resumed_with_the_stage_that_is_filled_in() -> None:
+    assert DECODER_STAGE in named_in_conf()
