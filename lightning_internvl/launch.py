@@ -155,19 +155,22 @@ def shared_run(config: Mapping[str, Any], run_dir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            _leave()
+            leave_processes()
             for name, value in before.items():
                 os.environ.pop(name, None)
                 os.environ |= {name: value} if value is not None else {}
 
 
-def _leave() -> None:
-    """End the group of processes of this job."""
+def leave_processes() -> None:
+    """End the group of processes of this job, with what of DDP nobody refers to any more: its own
+    destructor would end the group holding the interpreter's lock, for which a thread of Gloo may
+    wait, and the process would never end."""
     if "torch" not in sys.modules:
         return
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 

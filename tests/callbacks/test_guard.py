@@ -18,6 +18,7 @@ import callbacks
 from callbacks.guard import Watched
 from lightning_internvl.distributed.checkpoint_files import checkpoint_step
 from lightning_internvl.distributed.gradients import total_norm
+from lightning_internvl.launch import leave_processes
 from lightning_internvl.stages import SupervisedStage, base
 
 ONE = ("pipeline=[supervised]", "stages.supervised.new=[encoder,middleware,decoder]", "callbacks.checkpoint.every_n_steps=1")
@@ -248,7 +249,7 @@ def two(rank: int, folder: str) -> None:
         except ValueError as error:
             told[choice] = str(error)
     Path(folder, f"told-{rank}.json").write_text(json.dumps(told))
-    dist.destroy_process_group()
+    leave_processes()
 
 
 def test_all_processes_decide_alike_and_name_the_samples_of_the_one_that_met_it(tmp_path: Path) -> None:

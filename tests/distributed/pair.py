@@ -20,6 +20,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import callbacks
 from lightning_internvl.files import RUN_CONFIG
+from lightning_internvl.launch import leave_processes
 from lightning_internvl.stages import base, generative
 
 STEPS = 5
@@ -168,4 +169,4 @@ def _work(rank: int, folder: str, port: int) -> None:
                 step, whole, run = job["stopped_at"]
                 stopped_at(step, Path(whole), Path(run))
             dist.barrier()
-    dist.destroy_process_group()
+    leave_processes()

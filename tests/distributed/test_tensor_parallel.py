@@ -19,6 +19,7 @@ from lightning_internvl.distributed.gradients import clip, gradients_of, total_n
 from lightning_internvl.distributed.tensor_parallel import check_layers, styles_of
 from lightning_internvl.encoders.clip_vit import CLIPViT
 from lightning_internvl.encoders.intern_vit import InternViT
+from lightning_internvl.launch import leave_processes
 
 SIZES = {"image_size": 8, "patch_size": 4, "dim": 12, "depth": 2, "heads": 6, "mlp_dim": 12}
 LLAMA = {
@@ -85,7 +86,7 @@ def one_process() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     set_data_parallel_group(None)
-    dist.destroy_process_group()
+    leave_processes()
 
 
 def test_the_norm_over_all_gradients(one_process: None) -> None:

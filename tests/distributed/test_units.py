@@ -21,6 +21,7 @@ from lightning_internvl import pipeline
 from lightning_internvl.config.stage_settings import stage_settings
 from lightning_internvl.config.targets import build
 from lightning_internvl.distributed.fsdp2 import check_weights, prefetch, units_of
+from lightning_internvl.launch import leave_processes
 from lightning_internvl.model.compose import compose_model
 from lightning_internvl.plan.memory import Setup, device_memory, fixed_memory
 from lightning_internvl.plan.meter import ACTIVATIONS, COPIES, LOGITS
@@ -74,7 +75,7 @@ def test_each_unit_asks_for_the_next_ones_weights() -> None:
         states = [unit._get_fsdp_state() for unit in units]
         assert [state._states_to_forward_prefetch for state in states] == [[states[1]], [states[2]], []]
     finally:
-        dist.destroy_process_group()
+        leave_processes()
 
 
 def test_a_parameter_without_a_dimension_is_named() -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lightning_internvl.distributed.weight_broadcast import Spread, starts_empty
-from lightning_internvl.launch import NUMBERS
+from lightning_internvl.launch import NUMBERS, leave_processes
 
 FSDP2, DDP = {"_target_": "lightning_internvl.distributed.fsdp2.FSDP2"}, {"_target_": "lightning.pytorch.strategies.DDPStrategy"}
 
@@ -62,7 +62,7 @@ def as_second(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[nn.Module],
         monkeypatch.setattr(dist, "broadcast", lambda room, _: room.copy_(next(sent).detach().flatten().view(torch.uint8)))
 
     yield facing
-    dist.destroy_process_group()
+    leave_processes()
 
 
 def _named(model: nn.Module, kind: str) -> Any:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from processes import together
 from torch import Tensor, nn
 
+from lightning_internvl.launch import leave_processes
 from lightning_internvl.middleware.probe import AttentionProbe, GlobalBatchNorm, LinearProbe
 from lightning_internvl.protocols import Middleware
 
@@ -76,7 +77,7 @@ def work(rank: int, folder: str, world: int) -> None:
     dist.all_reduce(found["gradient"])
     found["gradient"] /= world
     torch.save(found, f"{folder}/{world}-{rank}.pt")
-    dist.destroy_process_group()
+    leave_processes()
 
 
 @pytest.mark.parametrize("world", [2])

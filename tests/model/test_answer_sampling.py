@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_internvl.data.tokenizer import stop_options, toy_tokenizer
+from lightning_internvl.launch import leave_processes
 from lightning_internvl.model import answer_sampling
 from lightning_internvl.model.answer_sampling import OwnChance, answer_end, draw_answers
 
@@ -111,7 +112,7 @@ def unequal(rank: int, folder: str) -> None:
     inputs, chance = {"input_ids": rows, "attention_mask": rows}, {"temperature": 1.0, "max_new_tokens": 6}
     found = draw_answers(model, inputs, tokenizer, {"eos_token_id": 4}, seeds=[0, 1, 2], together=True, **chance)  # type: ignore[arg-type]  # no more of a model is used
     torch.save([found.ids, found.finished, len(found.log_probs)], f"{folder}/{rank}")
-    dist.destroy_process_group()
+    leave_processes()
 
 
 def test_processes_that_share_weights_wait_for_the_longest_answer(tmp_path: Path) -> None:

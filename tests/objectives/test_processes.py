@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_internvl.data.gradient_accumulation import window_shares
+from lightning_internvl.launch import leave_processes
 from lightning_internvl.layers.chunking import checkpointed_chunks
 from lightning_internvl.objectives.itc import ITC
 from lightning_internvl.objectives.itm import ITM
@@ -111,7 +112,7 @@ def work(rank: int, folder: str) -> None:
         if rank == 0:
             torch.save(results, f"{folder}/result-{world}.pt")
         dist.barrier()
-        dist.destroy_process_group()
+        leave_processes()
 
 
 def test_loss_and_gradient_do_not_depend_on_processes_chunks_and_micro_batches(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lightning_internvl.data.tokenizer import toy_tokenizer
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.doctor.harness import redraw
 from lightning_internvl.encoders.intern_vit import InternViT
+from lightning_internvl.launch import leave_processes
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.model.row_embeddings import embed_rows
 from lightning_internvl.model.vlm import VLM
@@ -107,7 +108,8 @@ def half(rank: int, folder: str, pooling: str) -> None:
     both = DistributedDataParallel(found, find_unused_parameters=True)  # the language head is one
     loss = both(batch(*((0, 1) if rank == 0 else (2, 3)), cached_chunk=1))
     torch.save((gradient(found, loss), loss.detach()), f"{folder}/{rank}")
-    dist.destroy_process_group()
+    del both, loss
+    leave_processes()
 
 
 @pytest.mark.parametrize("pooling", ["last", "late"])

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_internvl.data.gradient_accumulation import window_shares
 from lightning_internvl.decoders.hf_causal import HFCausalLM
 from lightning_internvl.encoders.intern_vit import InternViT
+from lightning_internvl.launch import leave_processes
 from lightning_internvl.layers import peft
 from lightning_internvl.middleware.connector import MLPConnector
 from lightning_internvl.model.reference_scores import looked_up, name_of_reference, read_scores, write_scores
@@ -135,7 +136,8 @@ def half(rank: int, folder: str, objective: type[Preference]) -> None:
     both = DistributedDataParallel(found)
     loss = both(batch(0) if rank == 0 else batch(1, 2, 3))
     torch.save((gradient(found, loss), loss.detach()), f"{folder}/{rank}")
-    dist.destroy_process_group()
+    del both, loss
+    leave_processes()
 
 
 @pytest.mark.parametrize("objective", [MPO, KTO])
