@@ -37,7 +37,7 @@ TINY = (
     "decoder.config.hidden_size=16", "decoder.config.intermediate_size=16", "decoder.config.num_hidden_layers=1",
     "decoder.config.num_attention_heads=2", "decoder.config.num_key_value_heads=2",
     *(f"stages.{stage}.batch_size=4" for stage in STAGES),
-    "data.held_out.scenes=12", "data.held_out.questions=8", "callbacks.samples.images=2", "callbacks.progress=null",
+    "callbacks.progress=null", "data.held_out.scenes=12", "data.held_out.questions=8", "callbacks.samples.images=2",
 )  # fmt: skip
 
 WITHOUT_DECODER = {"contrastive", "generative", "probe", "retrieval", "filter"}  # stages

@@ -108,7 +108,7 @@ def test_a_conversation_about_several_pictures(page: Any, tmp_path: Path) -> Non
     idle(page)
     page.click("#new")
     page.wait_for_selector("#chat .example")  # as in the beginning
-    assert page.locator("#chat .bot.message").count() == 0
+    page.wait_for_function("document.querySelectorAll('#chat .bot.message').length == 0")
 
 
 class Gate:

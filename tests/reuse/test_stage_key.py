@@ -55,7 +55,7 @@ def config() -> dict[str, Any]:
 
     from lightning_internvl.cli import CONF
 
-    words = [word for word in fitting(TINY) if not word.startswith("debug=")]
+    words = [word for word in fitting(TINY) if not word.startswith(("debug=", "callbacks.progress="))]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return OmegaConf.to_container(compose("config", overrides=words), resolve=True)
 
