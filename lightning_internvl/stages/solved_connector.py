@@ -1,7 +1,7 @@
 """A connector whose linear layers are solved in closed form, not trained: steps add up the sums of a
 ridge regression, and at the end of its share of them a layer is set to the solution.
 
-What a layer is to give is said by the stage (see `transplant_encoder`, `transplant_decoder`); how a
+What a layer is to give is said by the stage (see `transplant` and `transplant_decoder`); how a
 layer is solved from sums: `lightning_internvl.layers.least_squares`.
 
 Letters: N places, D width of what a layer reads, H width of what it gives.
