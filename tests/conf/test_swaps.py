@@ -23,7 +23,6 @@ from lightning_internvl.config.overrides import with_given
 from lightning_internvl.messages import ConfigError
 
 RECIPES = ("internvl_toy", "clip_toy", "llava_toy", "blip2_toy")
-WITH_TOYS = ("clip_toy", "llava_toy", "blip2_toy")
 GROUPS = (
     "encoder", "middleware", "decoder", "objective", "processor", "data", "optimizer", "scheduler",
     "peft", "quantization",
@@ -31,10 +30,8 @@ GROUPS = (
 FITS = ("give ", "choose", "valid choices", "leave", "comes with", "stages with one")  # what a refusal says of what does
 
 
-def files_of(group: str, recipe: str) -> list[str]:
-    """Those that are swapped in: parts of all sizes into the default, toys into the others."""
-    files = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    return [name for name in files if name.endswith("_toy")] if recipe in WITH_TOYS and group in ("encoder", "decoder") else files
+def files_of(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def composed(*words: str) -> Any:
@@ -48,9 +45,9 @@ def swapped(recipe: str) -> Iterator[tuple[str, Any]]:
     config = composed(f"experiment={recipe}")
     whole = "data", "objective"  # which change more than a node of their own
     for group in whole:
-        for file in files_of(group, recipe):
+        for file in files_of(group):
             yield f"{group}={file}", composed(f"experiment={recipe}", f"{group}={file}")
-    groups = {group: files_of(group, recipe) for group in GROUPS if group not in whole}
+    groups = {group: files_of(group) for group in GROUPS if group not in whole}
     for files in itertools.zip_longest(*groups.values()):
         words = {group: with_place(f"{group}={file}") for group, file in zip(groups, files, strict=True) if file}
         together = composed(f"experiment={recipe}", *words.values())
@@ -74,7 +71,7 @@ def refusal(word: str, config: Any) -> str | None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_word_swaps_or_is_refused_with_what_fits(recipe: str) -> None:
     said = {word: refusal(word, config) for word, config in swapped(recipe)}
-    assert len(said) == sum(len(files_of(group, recipe)) for group in GROUPS)
+    assert len(said) == sum(len(files_of(group)) for group in GROUPS)
     for group in GROUPS:
         passed = [word for word, reason in said.items() if reason is None and word.startswith(group)]
         assert passed or (recipe, group) == ("clip_toy", "decoder"), group  # CLIP has none
