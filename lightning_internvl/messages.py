@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import difflib
 import os
 import re
@@ -24,6 +26,15 @@ class ConfigError(ValueError):
 
     def __init__(self, faults: Iterable[str]) -> None:
         super().__init__("\n".join(faults))
+
+
+@contextlib.contextmanager
+def told_by(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Faults of the input inside end the command with a message and status 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 def first_of(names: Iterable[Any], shown: int = 4) -> str:

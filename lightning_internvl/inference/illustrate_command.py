@@ -16,16 +16,15 @@ from lightning_internvl.files import write_text
 from lightning_internvl.inference.illustrate import Author, illustrate
 from lightning_internvl.inference.load_run import open_run
 from lightning_internvl.inference.picture_search import Gallery, Retriever
+from lightning_internvl.messages import told_by
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the article with its pictures as Markdown; faults of the input end in a message."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    try:
+    with told_by(parser):
         _write_article(options)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
 
 
 def _write_article(options: argparse.Namespace) -> None:

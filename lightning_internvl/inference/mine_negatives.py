@@ -32,7 +32,7 @@ from lightning_internvl.inference.device import place_for
 from lightning_internvl.inference.embeddings import normalised, placed
 from lightning_internvl.inference.load_run import open_run
 from lightning_internvl.inference.predictor import Precision
-from lightning_internvl.messages import check_number
+from lightning_internvl.messages import check_number, told_by
 from lightning_internvl.model.row_embeddings import embed_rows
 from lightning_internvl.model.vlm import VLM
 from lightning_internvl.objectives import similarities
@@ -117,10 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the file; faults of the input end in a message."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    try:
+    with told_by(parser):
         _mine(options)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
 
 
 def _mine(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_internvl.messages import told_by
 from lightning_internvl.report.compare import check_run, write_comparison
 from lightning_internvl.report.write import REPORT, write_report
 
@@ -21,14 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run; of several one page is made")
     parser.add_argument("--to", type=Path, help=f"the file to write; by default RUN/{REPORT}, and of several {COMPARISON}")
     options = parser.parse_args(arguments)
-    try:
+    with told_by(parser):
         if len(options.runs) == 1:
             check_run(options.runs[0])
             page = write_report(options.runs[0], options.to)
         else:
             page = write_comparison(options.runs, options.to or COMPARISON)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
     print(f"report       {page}")
 
 
