@@ -9,7 +9,7 @@ Letters: N places, D width of what a layer reads, H width of what it gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class SolvedConnector(Stage):
     """
 
     swaps_a_part = True
+    teacher: tuple[Any]  # the old parts, a module; in a tuple, so that they are no part of the stage's own weights
 
     def __init__(self, model: VLM, *, layers: slice = slice(None), judge_every: int = 5, **settings: Any) -> None:
         super().__init__(model, **settings)
@@ -69,6 +70,13 @@ class SolvedConnector(Stage):
         """Raises ValueError where processes divide the weights of the connector."""
         if self.is_sharded:
             raise ValueError(f"stages.{self.name} solves layers that each process has whole; choose strategy=ddp for it")
+        self.teacher[0].to(self.device)
+
+    def of_start(self, tensors: Mapping[str, Tensor], name: str, use: str) -> Tensor:
+        """A tensor of an old part. Raises ValueError if the start lacks it, with what it is for."""
+        if name not in tensors:
+            raise ValueError(f"stages.{self.name}: init_from lacks {name}, which {use}")
+        return tensors[name]
 
     # --- steps --------------------------------------------------------------------------------------------------------
 

@@ -3,9 +3,9 @@ what the old tower and connector give for the same pictures at the same places.
 
 Each linear layer of the connector is a ridge regression from what it reads to what the old
 connector's layer gives there: first the first layer, which reads the new tower, then those behind it,
-which start from their old weights and make up for what the layers before could not reach. That features of towers that were
-trained apart are near a linear map from each other: model stitching (Lenc and Vedaldi 2015, section
-4; Bansal et al. 2021).
+which start from their old weights and make up for what the layers before could not reach. That
+features of towers that were trained apart are near a linear map from each other: model stitching
+(Lenc and Vedaldi 2015, section 4; Bansal et al. 2021).
 
 Letters: N squares, T visual tokens of a square, D width of what a layer reads, H width of what it
 gives.
@@ -44,7 +44,7 @@ class TransplantStage(SolvedConnector):
         super().__init__(model, **settings)
         assert old is not None  # `training.transplant` has filled it in
         self.pixels, self.weights_of = old, weights_of
-        self.teacher = (_tower(old, model.decoder.dim),)  # in a tuple: no part of the stage's own weights
+        self.teacher = (_tower(old, model.decoder.dim),)
 
     def start_tensors(
         self, tensors: Mapping[str, Tensor], read: Callable[[str], Mapping[str, Tensor]]
@@ -52,9 +52,7 @@ class TransplantStage(SolvedConnector):
         """The old tower and connector take their weights; the model gets the new tower's, and of the
         connector what stands behind its first linear layer."""
         for name, own in own_tensors(self.teacher[0]).items():
-            if name not in tensors:
-                raise ValueError(f"stages.{self.name}: init_from lacks {name}, which the old connector is made of")
-            own.copy_(tensors[name])
+            own.copy_(self.of_start(tensors, name, "the old connector is made of"))
         first = chain_of(self.model.middleware)[: self.layers[0] + 1]
         fresh = {id(parameter) for module in first for parameter in module.parameters()}
         afresh = {name for name, parameter in self.model.named_parameters() if id(parameter) in fresh}
@@ -62,10 +60,6 @@ class TransplantStage(SolvedConnector):
         own_tower = read(self.weights_of) if self.weights_of else {}
         tower = {name: x for name, x in own_tower.items() if name.startswith("encoder.")}
         return kept | tower, set(tower)
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self.teacher[0].to(self.device)
 
     def wanted(self, pixels: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """What the layer at work reads of the new tower, and what the old connector's layer gives there."""

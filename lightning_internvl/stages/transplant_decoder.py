@@ -40,6 +40,7 @@ class DecoderTransplantStage(SolvedConnector):
             through (configurations). Filled in.
         weights_of: a run, a hand-off, an official checkpoint or a hub id with the weights of the new
             language model; None for one that brings its own. Filled in.
+        temperature: of the nearness to words, see `layers.word_space`.
         settings: of `SolvedConnector`.
 
     Raises:
@@ -63,7 +64,7 @@ class DecoderTransplantStage(SolvedConnector):
             before, tokenizers = compose_model(old, trusted_build)
         self.table = _word_table(before)
         teacher = completed_middleware(trusted_build, old["middleware"], model.encoder, decoder_dim=before.decoder.dim)
-        self.teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple: no part of the stage's own weights
+        self.teacher = (teacher.requires_grad_(False).eval(),)
         words = shared_words(tokenizers["decoder"], build(self.parts["decoder"]["tokenizer"]))
         if len(words) < FEWEST:
             fault = f"the tokenizers of init_from and of the new language model share {len(words)} words, which say too little"
@@ -76,13 +77,10 @@ class DecoderTransplantStage(SolvedConnector):
     ) -> tuple[Mapping[str, Tensor], set[str]]:
         """The old connector takes its weights; the model gets the tower, the new language model, and
         of the connector what stands before its last linear layer."""
-        teacher = self.teacher[0]
-        wanted = {f"middleware.{name}": tensor for name, tensor in own_tensors(teacher).items()}
-        if lost := [name for name in (self.table, *wanted) if name not in tensors]:
-            raise ValueError(f"stages.{self.name}: init_from lacks {lost[0]}, which the old language model reads through")
-        for name, tensor in wanted.items():
-            tensor.copy_(tensors[name])
-        self.words_VH = tensors[self.table][self.old_ids].float()
+        teacher, use = self.teacher[0], "the old language model reads through"
+        self.words_VH = self.of_start(tensors, self.table, use)[self.old_ids].float()
+        for name, own in own_tensors(teacher).items():
+            own.copy_(self.of_start(tensors, f"middleware.{name}", use))
         brought = read(self.weights_of) if self.weights_of else own_tensors(self.model)
         decoder = {name: x for name, x in brought.items() if name.startswith("decoder.")}
         connector = self._carried(teacher, decoder[_word_table(self.model)])
@@ -108,7 +106,6 @@ class DecoderTransplantStage(SolvedConnector):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.teacher[0].to(self.device)
         self.words_VH, self.new_ids = self.words_VH.to(self.device), self.new_ids.to(self.device)
 
     def wanted(self, pixels: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
